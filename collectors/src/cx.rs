@@ -1,0 +1,62 @@
+//! What a collector is given: the clock, the host's root, its cursors, and whether it runs once.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Wall clock, nanoseconds UTC.
+pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// The context of one collector.
+#[derive(Clone)]
+pub struct Cx {
+    /// The host's root: `/`, `/host` in a container, a fixture directory in a test.
+    pub root: PathBuf,
+    /// Wall clock.
+    pub clock: Clock,
+    /// Where the collector's sources were left, by source id.
+    pub cursors: Vec<(String, Vec<u8>)>,
+    /// Give what is there, so many of each source at the most, and end.
+    pub once: Option<usize>,
+}
+
+impl Cx {
+    /// Now, nanoseconds UTC.
+    pub fn now(&self) -> i64 {
+        (self.clock)()
+    }
+
+    /// A path of the host, given as the host sees it (`/etc/hostname`), below the root.
+    pub fn path(&self, host_path: impl AsRef<Path>) -> PathBuf {
+        let host_path = host_path.as_ref();
+        self.root.join(host_path.strip_prefix("/").unwrap_or(host_path))
+    }
+
+    /// A path below the root as the host sees it.
+    pub fn host_path(&self, path: &Path) -> String {
+        match path.strip_prefix(&self.root) {
+            Ok(rest) => format!("/{}", rest.display()),
+            Err(_) => path.display().to_string(),
+        }
+    }
+
+    /// Read a small text file of the host, without the white space around it; absent where it cannot be read or is
+    /// empty.
+    pub fn text(&self, host_path: &str) -> Option<String> {
+        let bytes = std::fs::read(self.path(host_path)).ok()?;
+        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+        (!text.is_empty()).then_some(text)
+    }
+
+    /// Whether the root is this machine's own.
+    pub fn is_this_host(&self) -> bool {
+        self.root == Path::new("/")
+    }
+}
+
+impl std::fmt::Debug for Cx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cx").field("root", &self.root).field("once", &self.once).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,155 @@
+//! Reads the facts. What cannot be read is absent.
+
+use super::virtualization;
+use crate::Cx;
+use jiff::tz::TimeZone;
+use std::collections::BTreeMap;
+use vedette_wire::body::{Cpu, Firmware, Hardware, Host, OperatingSystem};
+
+pub(super) fn read(cx: &Cx) -> Host {
+    let stat = cx.text("/proc/stat").unwrap_or_default();
+    let dmi = |name: &str| cx.text(&format!("/sys/class/dmi/id/{name}")).filter(|text| !is_filler(text));
+    let hostname = cx.text("/proc/sys/kernel/hostname").or_else(|| cx.text("/etc/hostname")).unwrap_or_default();
+    let cpuinfo = cx.text("/proc/cpuinfo").unwrap_or_default();
+    Host {
+        os: operating_system(cx),
+        domain: domain(cx, &hostname),
+        machine_id: cx.text("/etc/machine-id").filter(|id| id != "uninitialized"),
+        boot_id: cx.text("/proc/sys/kernel/random/boot_id"),
+        boot_time: boot_time(&stat),
+        time_zone: Some(time_zone(cx).0),
+        cpu: cpu(cx, &cpuinfo),
+        memory_bytes: memory_bytes(cx),
+        virtualization: virtualization::hypervisor(cx, &cpuinfo),
+        container: virtualization::container(cx),
+        firmware: Firmware { vendor: dmi("bios_vendor"), version: dmi("bios_version"), date: dmi("bios_date") },
+        hardware: Hardware {
+            vendor: dmi("sys_vendor"),
+            product: dmi("product_name"),
+            serial: dmi("product_serial"),
+            uuid: dmi("product_uuid"),
+        },
+        hostname,
+    }
+}
+
+/// What vendors write where they had nothing to say.
+fn is_filler(text: &str) -> bool {
+    ["To Be Filled By O.E.M.", "Not Specified", "System Product Name", "Default string", "None"].contains(&text)
+}
+
+fn operating_system(cx: &Cx) -> OperatingSystem {
+    let text = cx.text("/etc/os-release").or_else(|| cx.text("/usr/lib/os-release")).unwrap_or_default();
+    let release = os_release(&text);
+    let field = |key: &str| release.get(key).filter(|value| !value.is_empty()).cloned();
+    // The architecture is the kernel's, and the kernel is this machine's whatever the root.
+    let architecture = sysinfo::System::cpu_arch();
+    OperatingSystem {
+        name: field("NAME").unwrap_or_else(|| "Linux".to_owned()),
+        id: field("ID"),
+        version: field("VERSION_ID"),
+        build: field("BUILD_ID"),
+        pretty_name: field("PRETTY_NAME"),
+        edition: field("VARIANT"),
+        kernel: cx.text("/proc/sys/kernel/osrelease"),
+        architecture: (!architecture.is_empty()).then_some(architecture),
+    }
+}
+
+/// os-release(5): shell-like assignments, values perhaps quoted.
+fn os_release(text: &str) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    for line in text.lines() {
+        let Some((key, value)) = line.trim().split_once('=') else { continue };
+        if key.starts_with('#') {
+            continue;
+        }
+        let quoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+        let value = quoted.unwrap_or(value);
+        let mut plain = String::with_capacity(value.len());
+        let mut escaped = false;
+        for letter in value.chars() {
+            escaped = letter == '\\' && !escaped;
+            if !escaped {
+                plain.push(letter);
+            }
+        }
+        out.insert(key.to_owned(), plain);
+    }
+    out
+}
+
+/// The part of the host's full name behind its own in `/etc/hosts`, else `domain` or `search` of resolv.conf(5).
+fn domain(cx: &Cx, hostname: &str) -> Option<String> {
+    if let Some((_, domain)) = hostname.split_once('.') {
+        return Some(domain.to_owned());
+    }
+    let hosts = cx.text("/etc/hosts").unwrap_or_default();
+    let full = hosts
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .flat_map(|line| line.split_whitespace().skip(1))
+        .find_map(|name| name.strip_prefix(hostname)?.strip_prefix('.'));
+    if let Some(domain) = full.filter(|_| !hostname.is_empty()) {
+        return Some(domain.to_owned());
+    }
+    let resolv = cx.text("/etc/resolv.conf")?;
+    resolv.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        matches!(words.next(), Some("domain" | "search")).then(|| words.next()).flatten().map(str::to_owned)
+    })
+}
+
+/// `btime` of `/proc/stat`, nanoseconds UTC.
+pub(crate) fn boot_time(stat: &str) -> Option<i64> {
+    let seconds: i64 = stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    seconds.checked_mul(1_000_000_000)
+}
+
+fn memory_bytes(cx: &Cx) -> Option<u64> {
+    let meminfo = cx.text("/proc/meminfo")?;
+    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn cpu(cx: &Cx, cpuinfo: &str) -> Cpu {
+    let field = |line: &str, key: &str| -> Option<String> {
+        let (name, value) = line.split_once(':')?;
+        (name.trim() == key).then(|| value.trim().to_owned())
+    };
+    let logical = cpuinfo.lines().filter_map(|line| field(line, "processor")).count();
+    let mut cores: Vec<(String, String)> = Vec::new();
+    for processor in cpuinfo.split("\n\n") {
+        let find = |key| processor.lines().find_map(|line| field(line, key));
+        if let (Some(socket), Some(core)) = (find("physical id"), find("core id")) {
+            cores.push((socket, core));
+        }
+    }
+    cores.sort_unstable();
+    cores.dedup();
+    // Where cpuinfo names no cores (ARM, some hypervisors), the kernel's own count for this machine.
+    let physical = if cx.is_this_host() { sysinfo::System::physical_core_count().ok() } else { None };
+    let count = |count: usize| u32::try_from(count).ok().filter(|count| *count > 0);
+    Cpu {
+        model: cpuinfo.lines().find_map(|line| field(line, "model name").or_else(|| field(line, "Model"))),
+        logical: count(logical),
+        cores: count(cores.len()).or_else(|| physical.and_then(count)),
+    }
+}
+
+/// The host's IANA time zone: `/etc/timezone`, the link `/etc/localtime`, else UTC.
+pub(crate) fn time_zone(cx: &Cx) -> (String, TimeZone) {
+    let link = std::fs::read_link(cx.path("/etc/localtime")).ok();
+    let from_link = link.and_then(|target| {
+        let target = target.to_string_lossy().into_owned();
+        target.split_once("zoneinfo/").map(|(_, name)| name.to_owned())
+    });
+    let name = from_link.or_else(|| cx.text("/etc/timezone")).unwrap_or_else(|| "UTC".to_owned());
+    match TimeZone::get(&name) {
+        Ok(zone) => (name, zone),
+        Err(_) => (name, TimeZone::UTC),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! `host`: the machine itself, at start and every hour.
+
+mod facts;
+mod virtualization;
+
+use crate::{
+    Cx, Poll,
+    settings::Interval,
+    spec::{self, BuildError, Class, CollectError, Plan, Spec},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use vedette_wire::{Body, record::HostLabel};
+
+pub(crate) use facts::time_zone;
+
+pub(crate) const SPEC: Spec = Spec {
+    id: "host",
+    class: Class::Inventory,
+    kind: "host",
+    summary: "operating system, machine name, hardware, firmware, virtualisation",
+    reads: "/etc/os-release, /etc/machine-id, /etc/localtime, /proc, /sys/class/dmi/id; serial number and UUID as root",
+    check: spec::check::<Settings>,
+    schema: spec::schema::<Settings>,
+    defaults: spec::defaults::<Settings>,
+    build,
+};
+
+/// Settings of `[collectors.host]`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    /// Whether it runs.
+    enabled: bool,
+    /// How often the facts are read.
+    every: Interval,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { enabled: true, every: Interval(Duration::from_secs(3600)) }
+    }
+}
+
+fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
+    let settings: Settings = spec::parse(SPEC.id, table)?;
+    Ok(if settings.enabled { Plan::Poll(settings.every.0, Box::new(Host)) } else { Plan::Off })
+}
+
+struct Host;
+
+impl Poll for Host {
+    fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError> {
+        Ok(vec![facts::read(cx).into()])
+    }
+}
+
+/// What every batch says of the host.
+pub fn label(cx: &Cx) -> HostLabel {
+    let facts = facts::read(cx);
+    HostLabel { hostname: facts.hostname, os_name: facts.os.name, os_version: facts.os.version }
+}

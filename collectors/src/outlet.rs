@@ -1,0 +1,127 @@
+//! The way out of a collector, and the way it is told to look again or to stop.
+
+use crate::CollectError;
+use std::{
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::Duration,
+};
+use vedette_wire::Chunk;
+
+/// Where chunks go: the transport, the screen, or a test's list.
+pub trait Sink: Send + Sync {
+    /// Take a chunk; waits while there is no room.
+    ///
+    /// # Errors
+    /// [`CollectError::Stopped`] where the agent stops before there is room.
+    fn put(&self, chunk: Chunk) -> Result<(), CollectError>;
+
+    /// Report what a collector could not do while it goes on with the rest.
+    fn complain(&self, collector: &'static str, message: String);
+}
+
+#[derive(Debug, Default)]
+struct Flags {
+    stop: bool,
+    woken: bool,
+}
+
+/// Tells a collector to stop. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct StopSignal(Arc<(Mutex<Flags>, Condvar)>);
+
+/// Tells a collector to look again at once. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Waker(StopSignal);
+
+/// Why [`Outlet::wait`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// Stop.
+    Stop,
+    /// Somebody saw something.
+    Look,
+    /// Time has passed.
+    Time,
+}
+
+impl StopSignal {
+    /// Stop.
+    pub fn stop(&self) {
+        self.set(|flags| flags.stop = true);
+    }
+
+    /// Whether it was told.
+    pub fn is_stopped(&self) -> bool {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).stop
+    }
+
+    /// Wait for `most`, or shorter where something is told meanwhile.
+    pub fn wait(&self, most: Duration) -> Wake {
+        let (flags, changed) = &*self.0;
+        let flags = flags.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut flags, _) = changed
+            .wait_timeout_while(flags, most, |flags| !flags.stop && !flags.woken)
+            .unwrap_or_else(PoisonError::into_inner);
+        if flags.stop {
+            Wake::Stop
+        } else if std::mem::take(&mut flags.woken) {
+            Wake::Look
+        } else {
+            Wake::Time
+        }
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Flags)) {
+        let (flags, changed) = &*self.0;
+        change(&mut flags.lock().unwrap_or_else(PoisonError::into_inner));
+        changed.notify_all();
+    }
+}
+
+impl Waker {
+    /// Look again.
+    pub fn wake(&self) {
+        self.0.set(|flags| flags.woken = true);
+    }
+}
+
+/// A collector's outlet.
+pub struct Outlet {
+    sink: Arc<dyn Sink>,
+    signal: StopSignal,
+}
+
+impl Outlet {
+    /// An outlet into a sink.
+    pub fn new(sink: Arc<dyn Sink>, signal: StopSignal) -> Self {
+        Self { sink, signal }
+    }
+
+    /// Hand a chunk over; waits while there is no room.
+    ///
+    /// # Errors
+    /// [`CollectError::Stopped`].
+    pub fn emit(&self, chunk: Chunk) -> Result<(), CollectError> {
+        self.sink.put(chunk)
+    }
+
+    /// Report what could not be done while the collector goes on with the rest.
+    pub fn complain(&self, collector: &'static str, error: &CollectError) {
+        self.sink.complain(collector, error.to_string());
+    }
+
+    /// For whoever sees first that there is something to look at.
+    pub fn waker(&self) -> Waker {
+        Waker(self.signal.clone())
+    }
+
+    /// Wait until something is to be done, `most` at the most.
+    pub fn wait(&self, most: Duration) -> Wake {
+        self.signal.wait(most)
+    }
+
+    /// Whether the collector is to stop.
+    pub fn is_stopped(&self) -> bool {
+        self.signal.is_stopped()
+    }
+}

@@ -1,0 +1,93 @@
+//! `syslog`: the system's log files, whole lines with what was recognised in them.
+
+mod parse;
+
+use crate::{
+    Cx, Outlet,
+    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+    tail::{Line, LineParser, Start, Tailer},
+};
+use jiff::tz::TimeZone;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use vedette_wire::Body;
+
+pub(crate) const SPEC: Spec = Spec {
+    id: "syslog",
+    class: Class::Event,
+    kind: "syslog",
+    summary: "lines of the system's log files",
+    reads: "the files of `paths`; group adm, or CAP_DAC_READ_SEARCH",
+    check: spec::check::<Settings>,
+    schema: spec::schema::<Settings>,
+    defaults: spec::defaults::<Settings>,
+    build,
+};
+
+/// Settings of `[collectors.syslog]`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    /// Whether it runs.
+    enabled: bool,
+    /// Files, as globs. The default is where the distributions' rsyslog and syslog-ng write.
+    paths: Vec<String>,
+    /// Where files that are there at the very first start are begun: `end` or `beginning`.
+    start: Start,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let names = [
+            "syslog",
+            "messages",
+            "auth.log",
+            "secure",
+            "kern.log",
+            "cron",
+            "cron.log",
+            "daemon.log",
+            "maillog",
+            "mail.log",
+            "user.log",
+        ];
+        Self { enabled: true, paths: names.iter().map(|name| format!("/var/log/{name}")).collect(), start: Start::End }
+    }
+}
+
+fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
+    let settings: Settings = spec::parse(SPEC.id, table)?;
+    if !settings.enabled {
+        return Ok(Plan::Off);
+    }
+    for path in &settings.paths {
+        let wrong = |message: String| BuildError { collector: SPEC.id, message };
+        glob::Pattern::new(path).map_err(|err| wrong(format!("paths: {path:?} is not a glob: {err}")))?;
+        if !path.starts_with('/') {
+            return Err(wrong(format!("paths: {path:?} must be absolute, as in \"/var/log/*.log\"")));
+        }
+    }
+    Ok(Plan::Watch(Box::new(Syslog { settings })))
+}
+
+struct Syslog {
+    settings: Settings,
+}
+
+impl Watch for Syslog {
+    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+        let parser = Lines { zone: crate::host::time_zone(cx).1 };
+        let (globs, start) = (self.settings.paths.clone(), self.settings.start);
+        Tailer { collector: SPEC.id, globs, start, parser }.run(cx, outlet)
+    }
+}
+
+struct Lines {
+    zone: TimeZone,
+}
+
+impl LineParser for Lines {
+    fn parse(&mut self, line: &Line<'_>, now: i64) -> Body {
+        Body::Syslog(parse::line(line.bytes, now, &self.zone))
+    }
+}

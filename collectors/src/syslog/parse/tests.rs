@@ -1,0 +1,106 @@
+use super::*;
+use proptest::prelude::*;
+
+/// 2026-11-23T03:21:19Z
+const NOW: i64 = 1_795_404_079_000_000_000;
+
+fn zone() -> TimeZone {
+    TimeZone::fixed(jiff::tz::offset(2))
+}
+
+/// facility.severity, UTC time, host, app, pid, message
+type Expected<'a> = (Option<(u8, u8)>, Option<&'a str>, &'a str, &'a str, &'a str, &'a str);
+
+fn check(text: &str, expected: Expected<'_>) {
+    let parsed = line(text.as_bytes(), NOW, &zone());
+    let pick = |span| parsed.text(span).unwrap_or_default().into_owned();
+    let time = parsed.time.map(|time| jiff::Timestamp::from_nanosecond(time.into()).expect("in range").to_string());
+    let found = (
+        parsed.facility.zip(parsed.severity),
+        time.as_deref(),
+        &*pick(parsed.host),
+        &*pick(parsed.app),
+        &*pick(parsed.pid),
+        &*parsed.message_text(),
+    );
+    assert_eq!(found, expected, "{text}");
+    assert_eq!(parsed.raw, text.as_bytes());
+}
+
+#[test]
+fn formats_that_hosts_write_are_recognised() {
+    check(
+        "<34>1 2026-10-11T22:14:15.003Z web1 su 812 ID47 [a@1 b=\"c]\\\"\"][d e=\"f\"] 'su root' failed",
+        (Some((4, 2)), Some("2026-10-11T22:14:15.003Z"), "web1", "su", "812", "'su root' failed"),
+    );
+    check(
+        "<165>1 2003-08-24T05:14:15.000003-07:00 192.0.2.1 myproc - - - %% It's time.",
+        (Some((20, 5)), Some("2003-08-24T12:14:15.000003Z"), "192.0.2.1", "myproc", "", "%% It's time."),
+    );
+    check("<13>1 - - - - - -", (Some((1, 5)), None, "", "", "", "<13>1 - - - - - -"));
+    check(
+        "<34>Oct 11 22:14:15 mymachine su: 'su root' failed for lonvick on /dev/pts/8",
+        (
+            Some((4, 2)),
+            Some("2026-10-11T20:14:15Z"),
+            "mymachine",
+            "su",
+            "",
+            "'su root' failed for lonvick on /dev/pts/8",
+        ),
+    );
+    check(
+        "Nov  3 22:14:15 web1 sshd[812]: Server listening",
+        (None, Some("2026-11-03T20:14:15Z"), "web1", "sshd", "812", "Server listening"),
+    );
+    check(
+        "2026-11-23T03:21:19.123456+00:00 web1 systemd[1]: Started a thing.",
+        (None, Some("2026-11-23T03:21:19.123456Z"), "web1", "systemd", "1", "Started a thing."),
+    );
+    check(
+        "2026-11-23T05:21:19 web1 kernel: [    0.000000] Linux version",
+        (None, Some("2026-11-23T03:21:19Z"), "web1", "kernel", "", "[    0.000000] Linux version"),
+    );
+    check("Nov 23 05:21:19 web1 no tag here", (None, Some("2026-11-23T03:21:19Z"), "web1", "", "", "no tag here"));
+    check("<13>just text", (Some((1, 5)), None, "", "", "", "just text"));
+}
+
+#[test]
+fn what_is_not_syslog_is_kept_whole() {
+    for text in ["", "hello", "<", "<999>x", "<>x", "12345", "2026-13-45T99:99:99Z x", "Feb 30", "<1"] {
+        let parsed = line(text.as_bytes(), NOW, &zone());
+        assert_eq!((parsed.raw.as_slice(), parsed.app, parsed.time), (text.as_bytes(), None, None), "{text}");
+    }
+}
+
+#[test]
+fn a_time_without_a_year_gets_the_one_nearest_before_tomorrow() {
+    check("Dec 31 23:59:59 h a: m", (None, Some("2025-12-31T21:59:59Z"), "h", "a", "", "m"));
+    check("Nov 24 04:00:00 h a: m", (None, Some("2026-11-24T02:00:00Z"), "h", "a", "", "m"));
+    check("Feb 29 04:00:00 h a: m", (None, None, "", "", "", "Feb 29 04:00:00 h a: m"));
+    assert_eq!(line(b"Jan  1 00:00:00 h a: m", NOW, &zone()).inferred, Inferred::YearAndZone);
+}
+
+#[test]
+fn structured_data_without_an_end_does_not_hide_the_line() {
+    let parsed = line(b"<13>1 2026-10-11T22:14:15Z h a - - [broken message", NOW, &zone());
+    assert_eq!(parsed.structured_data, None);
+    assert_eq!(parsed.message_text(), "[broken message");
+}
+
+proptest! {
+    #[test]
+    fn no_line_makes_it_panic_and_every_span_is_inside(raw in prop::collection::vec(any::<u8>(), 0..200), now: i64) {
+        let parsed = line(&raw, now, &zone());
+        for Span(from, to) in
+            [parsed.host, parsed.app, parsed.pid, parsed.message_id, parsed.structured_data, parsed.message].into_iter().flatten()
+        {
+            prop_assert!(from <= to && to as usize <= raw.len());
+        }
+    }
+
+    #[test]
+    fn near_misses_do_not_panic(text in "(<[0-9]{0,4}>)?(1 )?([A-Z][a-z]{2} [ 0-9]{2} [0-9:]{8}|[0-9T:.+-]{10,35})? ?[a-z0-9\\[\\]: \"\\\\=-]{0,60}") {
+        line(text.as_bytes(), NOW, &zone());
+    }
+}

@@ -1,0 +1,186 @@
+//! One file: reading it in blocks, cutting lines, knowing its cursor.
+
+use super::cursor::{BEFORE_BYTES, Cursor};
+use std::{
+    io,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+use vedette_wire::Position;
+
+/// Bytes read at once.
+const BLOCK_BYTES: usize = 256 << 10;
+/// A longer line goes as parts.
+pub(crate) const LINE_BYTES_MAX: usize = 1 << 20;
+
+/// A line without its end.
+#[derive(Debug)]
+pub(crate) struct Line<'a> {
+    /// Its bytes, without `\n` or `\r\n`.
+    pub(crate) bytes: &'a [u8],
+    /// Its bytes in the file, with its end.
+    pub(crate) position: Position,
+}
+
+/// An open file and where it is read.
+#[derive(Debug)]
+pub(crate) struct File {
+    file: std::fs::File,
+    device: u64,
+    inode: u64,
+    generation: i64,
+    /// Start of the first line not handed over.
+    offset: u64,
+    before: Vec<u8>,
+    /// What was read behind `offset`: an unfinished line.
+    pending: Vec<u8>,
+}
+
+impl File {
+    /// Open a file that is read for the first time, at an offset.
+    pub(crate) fn open(path: &Path, offset: u64, now: i64) -> io::Result<Self> {
+        // O_NONBLOCK: a FIFO put in the place of the file must not hang the collector.
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC).bits().cast_signed())
+            .open(path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        }
+        let mut file = Self {
+            file,
+            device: meta.dev(),
+            inode: meta.ino(),
+            generation: now,
+            offset,
+            before: Vec::new(),
+            pending: Vec::new(),
+        };
+        file.before = file.read_before()?;
+        Ok(file)
+    }
+
+    /// Open a file where a cursor left it; absent where it is not the file that it was.
+    pub(crate) fn resume(path: &Path, cursor: &Cursor) -> io::Result<Option<Self>> {
+        let mut file = Self::open(path, cursor.offset, cursor.generation)?;
+        let same =
+            (file.device, file.inode) == cursor.key() && file.before == cursor.before && !file.was_truncated()?;
+        file.before.clone_from(&cursor.before);
+        Ok(same.then_some(file))
+    }
+
+    /// The cursor as it stands.
+    pub(crate) fn cursor(&self, path: &str) -> Cursor {
+        Cursor {
+            device: self.device,
+            inode: self.inode,
+            generation: self.generation,
+            path: path.to_owned(),
+            offset: self.offset,
+            before: self.before.clone(),
+        }
+    }
+
+    fn read_before(&self) -> io::Result<Vec<u8>> {
+        let length = self.offset.min(BEFORE_BYTES as u64);
+        let mut before = vec![0; length as usize];
+        match self.file.read_exact_at(&mut before, self.offset - length) {
+            Ok(()) => Ok(before),
+            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// The file is shorter than the cursor, or other bytes stand before it.
+    pub(crate) fn was_truncated(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.len() < self.offset || self.read_before()? != self.before)
+    }
+
+    /// Begin again at the beginning, as another source.
+    pub(crate) fn restart(&mut self, now: i64) {
+        self.offset = 0;
+        self.generation = now.max(self.generation + 1);
+        self.before.clear();
+        self.pending.clear();
+    }
+
+    /// Move to where the last so many lines begin, within one line's limit.
+    pub(crate) fn seek_to_last_lines(&mut self, lines: usize) {
+        let end = self.file.metadata().map_or(0, |meta| meta.len());
+        let from = end.saturating_sub(LINE_BYTES_MAX as u64);
+        let mut tail = vec![0; (end - from) as usize];
+        if self.file.read_exact_at(&mut tail, from).is_err() {
+            return;
+        }
+        let body = tail.strip_suffix(b"\n").unwrap_or(&tail);
+        let cut = memchr::memrchr_iter(b'\n', body).nth(lines.saturating_sub(1));
+        let cut = cut.or_else(|| if from == 0 { None } else { memchr::memchr(b'\n', body) });
+        self.offset = cut.map_or(from, |at| from + at as u64 + 1);
+        self.before = self.read_before().unwrap_or_default();
+        self.pending.clear();
+    }
+
+    /// Read on, up to about `bytes_max`, and hand each whole line to `take`. True where there may be more.
+    ///
+    /// The cursor advances over whole lines only; an unfinished last line waits for its end. A line that is longer
+    /// than [`LINE_BYTES_MAX`] goes as parts of that length.
+    pub(crate) fn read(&mut self, bytes_max: usize, mut take: impl FnMut(Line<'_>)) -> io::Result<bool> {
+        let mut taken = 0;
+        loop {
+            let had = self.pending.len();
+            self.pending.resize(had + BLOCK_BYTES, 0);
+            let got = self.file.read_at(&mut self.pending[had..], self.offset + had as u64);
+            self.pending.truncate(had + *got.as_ref().unwrap_or(&0));
+            let got = got?;
+            let used = self.cut_lines(had, &mut take);
+            taken += used;
+            if got < BLOCK_BYTES {
+                if self.pending.is_empty() {
+                    // An idle file keeps no memory.
+                    self.pending = Vec::new();
+                }
+                return Ok(false);
+            }
+            if taken >= bytes_max {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Cut what is pending into lines; the first `searched` bytes hold no line end.
+    fn cut_lines(&mut self, searched: usize, take: &mut impl FnMut(Line<'_>)) -> usize {
+        let mut start = 0;
+        let mut give = |from: usize, to: usize, next: usize, offset: u64| {
+            let bytes = &self.pending[from..to];
+            let bytes = if next > to { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
+            take(Line { bytes, position: Position(offset + from as u64, offset + next as u64) });
+        };
+        for end in memchr::memchr_iter(b'\n', &self.pending[searched..]) {
+            let end = searched + end;
+            while end - start > LINE_BYTES_MAX {
+                give(start, start + LINE_BYTES_MAX, start + LINE_BYTES_MAX, self.offset);
+                start += LINE_BYTES_MAX;
+            }
+            give(start, end, end + 1, self.offset);
+            start = end + 1;
+        }
+        while self.pending.len() - start >= LINE_BYTES_MAX {
+            give(start, start + LINE_BYTES_MAX, start + LINE_BYTES_MAX, self.offset);
+            start += LINE_BYTES_MAX;
+        }
+        if start == 0 {
+            return 0;
+        }
+        let kept = start.saturating_sub(BEFORE_BYTES);
+        if start >= BEFORE_BYTES {
+            self.before.clear();
+        }
+        self.before.extend_from_slice(&self.pending[kept..start]);
+        let surplus = self.before.len().saturating_sub(BEFORE_BYTES);
+        self.before.drain(..surplus);
+        self.pending.drain(..start);
+        self.offset += start as u64;
+        start
+    }
+}

@@ -1,0 +1,230 @@
+use super::*;
+use crate::{Sink, StopSignal};
+use std::{
+    io::Write,
+    sync::{Mutex, atomic::AtomicI64, atomic::Ordering},
+};
+use vedette_wire::{Body, Position, body::Syslog};
+
+/// Keeps what is emitted, and the cursors as the queue would.
+#[derive(Default)]
+struct Kept {
+    lines: Mutex<Vec<(String, Position, String)>>,
+    cursors: Mutex<BTreeMap<String, Vec<u8>>>,
+    complaints: Mutex<Vec<String>>,
+}
+
+impl Sink for Kept {
+    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+        for (entry, body) in chunk.records() {
+            let Body::Syslog(line) = rmp_serde::from_slice(body).expect("a body") else { panic!("not a line") };
+            let text = String::from_utf8_lossy(&line.raw).into_owned();
+            self.lines.lock().expect("lock").push((chunk.source.id.clone(), entry.position, text));
+        }
+        let mut cursors = self.cursors.lock().expect("lock");
+        for id in &chunk.forget {
+            cursors.remove(id);
+        }
+        if let Some(cursor) = chunk.cursor {
+            cursors.insert(chunk.source.id.clone(), cursor);
+        }
+        Ok(())
+    }
+
+    fn complain(&self, _: &'static str, message: String) {
+        self.complaints.lock().expect("lock").push(message);
+    }
+}
+
+struct Raw;
+impl LineParser for Raw {
+    fn parse(&mut self, line: &Line<'_>, _: i64) -> Body {
+        Body::Syslog(Syslog { raw: line.bytes.to_vec(), ..Syslog::default() })
+    }
+}
+
+struct Running {
+    kept: Arc<Kept>,
+    signal: StopSignal,
+    thread: Option<std::thread::JoinHandle<Result<(), CollectError>>>,
+}
+
+impl Running {
+    fn texts(&self) -> Vec<String> {
+        self.kept.lines.lock().expect("lock").iter().map(|(_, _, text)| text.clone()).collect()
+    }
+
+    /// Wait until so many lines are there; a watchdog ends a test that would wait for ever.
+    fn until(&self, count: usize) -> Vec<String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.texts().len() < count && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.texts()
+    }
+
+    fn stop(mut self) -> Arc<Kept> {
+        self.signal.stop();
+        self.thread.take().expect("runs").join().expect("no panic").expect("no error");
+        Arc::clone(&self.kept)
+    }
+}
+
+static CLOCK: AtomicI64 = AtomicI64::new(1);
+
+fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
+    let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
+    let cx =
+        Cx { root: dir.to_owned(), clock: Arc::new(|| CLOCK.fetch_add(1, Ordering::Relaxed)), cursors, once: None };
+    let signal = StopSignal::default();
+    let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start: from, parser: Raw };
+    let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
+    let thread = std::thread::spawn(move || tailer.run(&cx, &outlet));
+    Running { kept, signal, thread: Some(thread) }
+}
+
+fn append(path: &Path, text: &str) {
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).expect("opens");
+    file.write_all(text.as_bytes()).expect("writes");
+}
+
+#[test]
+fn it_starts_at_the_end_and_goes_on_after_a_restart_without_loss_or_repeat() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "old 1\nold 2\n");
+    let running = start(dir.path(), "/*.log", Start::End, Arc::default());
+    while !running.kept.cursors.lock().expect("lock").contains_key(SCANNED) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    append(&log, "new 1\nnew 2\nhalf");
+    assert_eq!(running.until(2), ["new 1", "new 2"]);
+    let kept = running.stop();
+    append(&log, " line\nwhile down\n");
+    append(&dir.path().join("b.log"), "a file made while down\n");
+    let running = start(dir.path(), "/*.log", Start::End, kept);
+    let mut texts = running.until(5);
+    texts[2..].sort();
+    assert_eq!(texts, ["new 1", "new 2", "a file made while down", "half line", "while down"]);
+    running.stop();
+}
+
+#[test]
+fn a_renamed_file_is_read_to_its_end_and_the_new_one_from_its_beginning() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "1\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    assert_eq!(running.until(1), ["1"]);
+    let mut writer = std::fs::OpenOptions::new().append(true).open(&log).expect("opens");
+    std::fs::rename(&log, dir.path().join("a.log.1")).expect("renames");
+    writer.write_all(b"2\n").expect("writes");
+    append(&log, "3\n");
+    writer.write_all(b"4\n").expect("writes");
+    let mut texts = running.until(4);
+    texts.sort();
+    assert_eq!(texts, ["1", "2", "3", "4"]);
+    running.stop();
+}
+
+#[test]
+fn a_file_renamed_out_of_the_glob_while_the_agent_is_down_is_read_to_its_end() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "1\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    running.until(1);
+    let kept = running.stop();
+    append(&log, "2\n");
+    std::fs::rename(&log, dir.path().join("a.log.1")).expect("renames");
+    append(&log, "3\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let mut texts = running.until(3);
+    texts.sort();
+    assert_eq!(texts, ["1", "2", "3"]);
+    running.stop();
+}
+
+#[test]
+fn a_truncated_file_is_another_source_even_when_it_has_grown_past_the_cursor() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "first 1\nfirst 2\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    running.until(2);
+    let kept = running.stop();
+    // copytruncate while down, and the writer is already past where the cursor stood.
+    std::fs::OpenOptions::new().write(true).truncate(true).open(&log).expect("truncates");
+    append(&log, "second, longer than the first two lines\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    assert_eq!(running.until(3)[2], "second, longer than the first two lines");
+    let kept = running.stop();
+    let lines = kept.lines.lock().expect("lock");
+    assert_ne!(lines[0].0, lines[2].0, "the source id changed with the content");
+    assert_eq!(lines[2].1, Position(0, 40));
+}
+
+#[test]
+fn positions_tile_the_file() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "one\r\n\ntwo\0\n");
+    let mut expected = 0;
+    for number in 0..20_000 {
+        append(&log, &format!("line {number}\n"));
+    }
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    running.until(20_003);
+    let kept = running.stop();
+    let lines = kept.lines.lock().expect("lock");
+    for (_, position, _) in lines.iter() {
+        assert_eq!(position.0, expected);
+        expected = position.1;
+    }
+    assert_eq!(expected, std::fs::metadata(&log).expect("is there").len());
+    assert_eq!(lines[0].2, "one");
+}
+
+#[test]
+fn a_line_beyond_the_limit_goes_as_parts_and_memory_stays_bounded() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, &"x".repeat(5 * file::LINE_BYTES_MAX / 2));
+    append(&log, "\nnext\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    let texts = running.until(4);
+    let lengths: Vec<usize> = texts.iter().map(String::len).collect();
+    assert_eq!(lengths, [file::LINE_BYTES_MAX, file::LINE_BYTES_MAX, file::LINE_BYTES_MAX / 2, 4]);
+    running.stop();
+}
+
+#[test]
+fn once_gives_the_last_lines_and_ends() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    for number in 0..300 {
+        append(&log, &format!("{number}\n"));
+    }
+    let kept = Arc::new(Kept::default());
+    let cx = Cx { root: dir.path().to_owned(), clock: Arc::new(|| 1), cursors: Vec::new(), once: Some(100) };
+    let mut tailer = Tailer { collector: "syslog", globs: vec!["/a.log".to_owned()], start: Start::End, parser: Raw };
+    let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
+    tailer.run(&cx, &outlet).expect("ends");
+    let lines = kept.lines.lock().expect("lock");
+    assert_eq!((lines.len(), lines[0].2.as_str(), lines[99].2.as_str()), (100, "200", "299"));
+}
+
+#[test]
+fn what_is_no_file_is_left_alone() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    std::fs::create_dir(dir.path().join("dir.log")).expect("makes");
+    std::os::unix::fs::symlink("nowhere", dir.path().join("dangling.log")).expect("links");
+    append(&dir.path().join("a.log"), "1\n");
+    std::fs::hard_link(dir.path().join("a.log"), dir.path().join("b.log")).expect("links");
+    std::os::unix::fs::symlink("a.log", dir.path().join("c.log")).expect("links");
+    let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
+    running.until(1);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(running.texts(), ["1"], "one file, however many names");
+    running.stop();
+}

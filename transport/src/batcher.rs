@@ -1,0 +1,154 @@
+//! Chunks become batches: records of one lane under one policy revision, sealed by size or by age.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use vedette_wire::{
+    Chunk, Compression, Header, Ledger, OrganizationId, Source, SourceRef, codec, geo::WorkspaceGeo, record::HostLabel,
+};
+
+/// When a batch is sealed.
+#[derive(Debug, Clone)]
+pub struct BatchLimits {
+    /// Encoded records in bytes, before compression.
+    pub bytes_max: usize,
+    /// Number of records.
+    pub records_max: usize,
+    /// Age of the first record in the batch.
+    pub age_max: Duration,
+    /// How it is compressed.
+    pub compression: Compression,
+}
+
+/// What every batch of this agent carries in its header.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    /// Organization, from the certificate.
+    pub organization: OrganizationId,
+    /// Agent, from the key.
+    pub agent: vedette_wire::AgentId,
+    /// Workspace geography.
+    pub geo: WorkspaceGeo,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// The host.
+    pub host: HostLabel,
+    /// Policy revision in force.
+    pub policy_revision: u64,
+}
+
+/// The batch that is being filled.
+#[derive(Debug, Default)]
+pub(crate) struct Open {
+    records: Vec<u8>,
+    count: u32,
+    sources: Vec<(Arc<Source>, u64)>,
+    since: Option<Instant>,
+    /// Cursors to keep, by (collector, source id); `None` deletes.
+    pub(crate) cursors: BTreeMap<(&'static str, String), Option<Vec<u8>>>,
+    /// What to add to the ledger.
+    pub(crate) ledger: Ledger,
+}
+
+impl Open {
+    /// Take a chunk in. The caller splits by policy revision.
+    pub(crate) fn add(&mut self, chunk: Chunk) {
+        self.since.get_or_insert_with(Instant::now);
+        let collector = chunk.source.collector;
+        self.ledger.emit(collector, chunk.entries.len() as u64);
+        for &(reason, count) in &chunk.dropped {
+            self.ledger.emit(collector, count);
+            self.ledger.drop(collector, reason, count);
+        }
+        if !chunk.entries.is_empty() {
+            let source = self.source(&chunk.source);
+            for (entry, body) in chunk.records() {
+                codec::append_record(source, entry.observed, entry.position, body, &mut self.records);
+                self.count += 1;
+                let reached = &mut self.sources[source as usize].1;
+                *reached = (*reached).max(entry.position.1);
+            }
+        }
+        for id in chunk.forget {
+            self.cursors.insert((collector, id), None);
+        }
+        if let Some(cursor) = chunk.cursor {
+            self.cursors.insert((collector, chunk.source.id.clone()), Some(cursor));
+        }
+    }
+
+    fn source(&mut self, source: &Arc<Source>) -> u32 {
+        let known = self.sources.iter().rposition(|(known, _)| Arc::ptr_eq(known, source) || known == source);
+        let index = known.unwrap_or_else(|| {
+            self.sources.push((Arc::clone(source), 0));
+            self.sources.len() - 1
+        });
+        u32::try_from(index).expect("fewer sources than records")
+    }
+
+    /// Whether a chunk must go into the next batch.
+    pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
+        self.records.len() >= limits.bytes_max || self.count as usize >= limits.records_max
+    }
+
+    /// When the batch is to be sealed whatever its size.
+    pub(crate) fn deadline(&self, limits: &BatchLimits) -> Option<Instant> {
+        self.since.map(|since| since + limits.age_max)
+    }
+
+    /// Neither records nor cursors nor counts.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.since.is_none()
+    }
+
+    /// Cursors and counts alone: nothing to send.
+    pub(crate) fn has_records(&self) -> bool {
+        self.count > 0
+    }
+
+    /// The header of this batch; sequence, epoch and what else the queue knows are filled in by the caller.
+    pub(crate) fn header(&self, stamp: &Stamp, lane: vedette_wire::Lane, sealed: i64) -> Header {
+        Header {
+            version: vedette_wire::FORMAT_VERSION,
+            organization: stamp.organization,
+            agent: stamp.agent,
+            lane,
+            epoch: vedette_wire::Epoch(0),
+            seq: 0,
+            sealed,
+            geo: stamp.geo,
+            policy_revision: stamp.policy_revision,
+            agent_version: stamp.agent_version.clone(),
+            host: stamp.host.clone(),
+            sources: self
+                .sources
+                .iter()
+                .map(|(source, reached)| SourceRef {
+                    collector: source.collector.to_owned(),
+                    id: source.id.clone(),
+                    name: source.name.clone(),
+                    reached: *reached,
+                })
+                .collect(),
+            records: self.count,
+            ledger: Ledger::default(),
+            lowest_held: 0,
+            predecessor: None,
+        }
+    }
+
+    /// Encoded records.
+    pub(crate) fn records(&self) -> &[u8] {
+        &self.records
+    }
+
+    /// Empty it, keeping the memory for the next batch up to `bytes_max`.
+    pub(crate) fn clear(&mut self, limits: &BatchLimits) {
+        let mut records = std::mem::take(&mut self.records);
+        records.clear();
+        records.shrink_to(limits.bytes_max);
+        *self = Open { records, ..Open::default() };
+    }
+}

@@ -1,0 +1,205 @@
+//! A lane: intake, batcher thread, queue and sender put together.
+
+use crate::{
+    BatchLimits, Intake, Post, Queue, QueueError, Stamp,
+    batcher::Open,
+    intake::Next,
+    queue::QueueStats,
+    sender::{Sender, SenderStatus},
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+use tokio::sync::{Notify, watch};
+use vedette_wire::Ledger;
+
+/// How often a full queue or a failing disk is tried again.
+const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
+
+/// What a lane is made of.
+pub struct LaneConfig {
+    /// Its queue, open.
+    pub queue: Queue,
+    /// When a batch is sealed.
+    pub limits: BatchLimits,
+    /// What every header carries; a new value closes the open batch.
+    pub stamp: watch::Receiver<Stamp>,
+    /// Bytes that may wait before the batcher.
+    pub intake_bytes_max: usize,
+    /// Wall clock, nanoseconds UTC.
+    pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
+    /// Where batches go; absent, they stay in the queue.
+    pub post: Option<Arc<dyn Post>>,
+}
+
+/// State of a lane.
+#[derive(Debug, Clone, Default)]
+pub struct LaneStatus {
+    /// The queue.
+    pub queue: QueueStats,
+    /// The sender.
+    pub sender: SenderStatus,
+    /// Counters since the epoch began.
+    pub ledger: Ledger,
+}
+
+/// A running lane.
+#[derive(Debug)]
+pub struct Lane {
+    intake: Intake,
+    queue: Arc<Queue>,
+    status: Arc<Mutex<SenderStatus>>,
+    batcher: Option<JoinHandle<()>>,
+    sender: Option<tokio::task::JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Lane {
+    /// Start the batcher's thread, and the sender on the current tokio runtime.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn start(config: LaneConfig) -> std::io::Result<Self> {
+        let LaneConfig { queue, limits, stamp, intake_bytes_max, now, post } = config;
+        let queue = Arc::new(queue);
+        let intake = Intake::new(intake_bytes_max);
+        let committed = Arc::new(Notify::new());
+        let status = Arc::new(Mutex::new(SenderStatus::default()));
+        let (stop, stopped) = watch::channel(false);
+        let batcher = Batcher {
+            intake: intake.clone(),
+            queue: Arc::clone(&queue),
+            limits,
+            stamp,
+            now,
+            committed: Arc::clone(&committed),
+        };
+        let batcher =
+            std::thread::Builder::new().name(format!("queue-{}", queue.lane())).spawn(move || batcher.run())?;
+        let sender = Sender { queue: Arc::clone(&queue), committed, status: Arc::clone(&status), stop: stopped };
+        let sender = post.map(|post| tokio::spawn(sender.run(post)));
+        Ok(Self { intake, queue, status, batcher: Some(batcher), sender, stop })
+    }
+
+    /// Where collectors hand chunks over.
+    pub fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    /// The queue, for cursors.
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
+    /// State now.
+    pub fn status(&self) -> LaneStatus {
+        LaneStatus {
+            queue: self.queue.stats(),
+            sender: self.status.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            ledger: self.queue.ledger(),
+        }
+    }
+
+    /// Make what was handed over durable, and stop. Does not wait for the network: what is not delivered stays on
+    /// disk. Deliveries get `grace` to empty the queue where it is nearly empty.
+    pub async fn stop(mut self, grace: Duration) {
+        self.intake.close();
+        if let Some(batcher) = self.batcher.take() {
+            let joined = tokio::task::spawn_blocking(move || batcher.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("the batcher ended unexpectedly");
+            }
+        }
+        let Some(sender) = self.sender.take() else { return };
+        let until = tokio::time::Instant::now() + grace;
+        while self.queue.stats().batches > 0 && tokio::time::Instant::now() < until && !sender.is_finished() {
+            if self.status.lock().unwrap_or_else(PoisonError::into_inner).last_error.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.stop.send_replace(true);
+        if sender.await.is_err() {
+            tracing::error!("the sender ended unexpectedly");
+        }
+    }
+}
+
+struct Batcher {
+    intake: Intake,
+    queue: Arc<Queue>,
+    limits: BatchLimits,
+    stamp: watch::Receiver<Stamp>,
+    now: Arc<dyn Fn() -> i64 + Send + Sync>,
+    committed: Arc<Notify>,
+}
+
+impl Batcher {
+    fn run(mut self) {
+        let mut open = Open::default();
+        let mut stamp = self.stamp.borrow_and_update().clone();
+        loop {
+            let next = self.intake.take(open.deadline(&self.limits));
+            if self.stamp.has_changed().unwrap_or(false) {
+                // Records of one revision share a batch: close the open one under the old stamp.
+                self.commit(&mut open, &stamp);
+                stamp = self.stamp.borrow_and_update().clone();
+            }
+            match next {
+                Next::Chunk(chunk) => {
+                    open.add(*chunk);
+                    if open.is_full(&self.limits) {
+                        self.commit(&mut open, &stamp);
+                    }
+                }
+                Next::Nothing | Next::Flush => self.commit(&mut open, &stamp),
+                Next::Closed => {
+                    self.commit(&mut open, &stamp);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Try until it is durable. While it cannot be, the intake fills and sources wait. When the agent stops meanwhile,
+    /// the batch is given up with its cursors: sources that can be read again are read again from the old ones.
+    fn commit(&self, open: &mut Open, stamp: &Stamp) {
+        if open.is_empty() {
+            return;
+        }
+        let mut said = false;
+        loop {
+            let header = open.header(stamp, self.queue.lane(), (self.now)());
+            match self.queue.commit(open, header, self.limits.compression) {
+                Ok(()) => {
+                    if said {
+                        tracing::info!(lane = %self.queue.lane(), "the queue takes batches again");
+                    }
+                    self.committed.notify_one();
+                    break;
+                }
+                Err(err) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(lane = %self.queue.lane(), error = %err, "sources wait for the queue");
+                    }
+                    if self.intake.is_closed() {
+                        tracing::warn!(lane = %self.queue.lane(), error = %describe(&err),
+                            "stopped before the last batch could be queued; it is read again at the next start");
+                        break;
+                    }
+                    self.intake.pause(TRY_AGAIN_EVERY);
+                }
+            }
+        }
+        open.clear(&self.limits);
+    }
+}
+
+fn describe(error: &QueueError) -> String {
+    format!("{error}: {}", crate::post::root_cause(error))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+use super::*;
+use crate::queue::tests_support::{chunk, stamp};
+use vedette_wire::{Compression, Lane as LaneName, codec, frame};
+
+fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, watch::Sender<Stamp>) {
+    let (stamps, stamp) = watch::channel(stamp());
+    let lane = Lane::start(LaneConfig {
+        queue: Queue::open(dir, LaneName::Records, bytes_max, 7).expect("opens").0,
+        limits: BatchLimits { bytes_max: 1 << 20, records_max: 10_000, age_max, compression: Compression::Gzip },
+        stamp,
+        intake_bytes_max: 1 << 20,
+        now: Arc::new(|| 1),
+        post: None,
+    })
+    .expect("starts");
+    (lane, stamps)
+}
+
+fn headers(queue: &Queue) -> Vec<(u64, u32)> {
+    let mut out = Vec::new();
+    let mut after = 0;
+    while let Some((seq, bytes)) = queue.next_after(after).expect("reads") {
+        let (head, sealed) = frame::parse(&bytes).expect("whole");
+        let plain = codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
+        let header = codec::decode(&plain).expect("decodes").header;
+        out.push((header.policy_revision, header.records));
+        after = seq;
+    }
+    out
+}
+
+#[tokio::test]
+async fn what_was_handed_over_is_durable_after_a_stop_without_network() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
+    for at in 0..5 {
+        lane.intake().put(chunk(at, "cursor")).expect("open");
+    }
+    lane.stop(Duration::ZERO).await;
+    let queue = Queue::open(dir.path(), LaneName::Records, 1 << 30, 8).expect("opens").0;
+    assert_eq!(headers(&queue), [(1, 5)]);
+    assert_eq!(queue.cursors("test").expect("reads").len(), 1);
+}
+
+#[tokio::test]
+async fn a_new_policy_revision_closes_the_open_batch() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
+    lane.intake().put(chunk(0, "c")).expect("open");
+    while lane.intake().bytes() > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    stamps.send_modify(|stamp| stamp.policy_revision = 2);
+    lane.intake().put(chunk(1, "c")).expect("open");
+    let queue = Arc::clone(lane.queue());
+    lane.stop(Duration::ZERO).await;
+    assert_eq!(headers(&queue), [(1, 1), (2, 1)]);
+}
+
+#[tokio::test]
+async fn a_full_queue_makes_sources_wait_and_a_stop_does_not_hang() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::ZERO, 64);
+    let intake = lane.intake().clone();
+    let source = std::thread::spawn(move || {
+        let mut taken = 0;
+        while intake.put(chunk(taken, "c")).is_ok() {
+            taken += 1;
+        }
+        taken
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(lane.status().queue.batches, 0, "nothing fits below 64 bytes");
+    assert!(!source.is_finished(), "the source waits");
+    let queue = Arc::clone(lane.queue());
+    tokio::time::timeout(Duration::from_secs(5), lane.stop(Duration::ZERO)).await.expect("stops in time");
+    assert!(source.join().expect("no panic") > 0);
+    assert!(queue.cursors("test").expect("reads").is_empty(), "no cursor of a record that is not on disk");
+}

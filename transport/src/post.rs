@@ -1,0 +1,126 @@
+//! Posting a batch: the seam between the sender's state machine and HTTP.
+
+use crate::outcome::{self, Outcome};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
+use vedette_wire::{
+    frame,
+    reply::{Ack, Problem},
+};
+
+/// What the sender posts through: HTTPS, or a fake on a paused clock.
+pub trait Post: Send + Sync + 'static {
+    /// Post one frame and say what came of it.
+    fn post(&self, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>>;
+}
+
+/// `PUT /v1/{lane}/{epoch}/{seq}` over HTTPS with the agent's certificate.
+#[derive(Debug, Clone)]
+pub struct HttpPost {
+    client: reqwest::Client,
+    /// Without a slash at the end.
+    base: String,
+}
+
+/// A reply body larger than this is not read further.
+const REPLY_BYTES_MAX: usize = 64 << 10;
+
+impl HttpPost {
+    /// Post to a workspace, `https://host:port`, through a client made by [`crate::tls::client`].
+    pub fn new(client: reqwest::Client, workspace: &str) -> Self {
+        Self { client, base: workspace.trim_end_matches('/').to_owned() }
+    }
+
+    async fn put(&self, bytes: Vec<u8>) -> Outcome {
+        let (head, sealed_bytes) = match frame::parse_head(&bytes) {
+            Ok((head, length)) => (head, length),
+            Err(err) => return Outcome::Quarantine { code: "frame".to_owned(), why: err.to_string() },
+        };
+        let mut sealed = bytes;
+        sealed.drain(..frame::HEAD_BYTES);
+        if sealed.len() != sealed_bytes || frame::sha256(&sealed) != head.digest {
+            let why = "the batch was damaged on disk".to_owned();
+            return Outcome::Quarantine { code: "frame".to_owned(), why };
+        }
+        let url = format!("{}/v1/{}/{}/{}", self.base, head.key.lane, head.key.epoch, head.key.seq);
+        let sent = self
+            .client
+            .put(url)
+            .header("content-type", "application/vnd.vedette.batch")
+            .header("content-encoding", head.compression.name())
+            // RFC 9530
+            .header("content-digest", format!("sha-256=:{}:", BASE64_STANDARD.encode(head.digest)))
+            .body(sealed)
+            .send()
+            .await;
+        match sent {
+            Ok(response) => judge(response).await,
+            Err(err) => Outcome::Retry { after: None, why: root_cause(&err) },
+        }
+    }
+}
+
+impl Post for HttpPost {
+    fn post(&self, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+        Box::pin(self.put(frame))
+    }
+}
+
+async fn judge(mut response: reqwest::Response) -> Outcome {
+    let status = response.status();
+    let retry_after = response
+        .headers()
+        .get("retry-after")
+        .and_then(|value| parse_retry_after(value.to_str().ok()?, SystemTime::now()));
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= REPLY_BYTES_MAX => body.extend_from_slice(&chunk),
+            Ok(Some(_)) | Ok(None) => break,
+            Err(err) => return Outcome::Retry { after: None, why: root_cause(&err) },
+        }
+    }
+    if !status.is_success() {
+        return outcome::of_status(status.as_u16(), serde_json::from_slice::<Problem>(&body).ok(), retry_after);
+    }
+    match serde_json::from_slice::<Ack>(&body) {
+        Ok(ack) => Outcome::Done { duplicate: ack.duplicate, policy_revision: ack.policy_revision },
+        // Something that is no workspace answered 200: the batch is not known to be landed.
+        Err(err) => Outcome::Retry { after: None, why: format!("{status} with a body that is no reply: {err}") },
+    }
+}
+
+/// `Retry-After` (RFC 9110 §10.2.3): seconds, or an HTTP date.
+fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    match value.trim().parse::<u64>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).ok(),
+    }
+}
+
+/// The last error of the chain tells most: `connection refused`, `certificate expired`.
+pub fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        assert_eq!(parse_retry_after("120", now), Some(Duration::from_secs(120)));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:39 GMT", now), Some(Duration::from_secs(2)));
+        assert_eq!(parse_retry_after("Sun, 06 Nov 1994 08:49:30 GMT", now), None);
+        assert_eq!(parse_retry_after("soon", now), None);
+    }
+}

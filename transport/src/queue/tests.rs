@@ -1,0 +1,145 @@
+use super::tests_support::{chunk_of, stamp};
+use super::*;
+use crate::batcher::BatchLimits;
+use std::time::Duration;
+
+fn open_with(text: &str, cursor: &str) -> Open {
+    let mut open = Open::default();
+    open.add(chunk_of(text, 0, cursor));
+    open
+}
+
+fn commit(queue: &Queue, text: &str, cursor: &str) -> Result<(), QueueError> {
+    let open = open_with(text, cursor);
+    let header = open.header(&stamp(), queue.lane(), 77);
+    queue.commit(&open, header, Compression::Zstd)
+}
+
+fn queue(dir: &Path) -> Queue {
+    Queue::open(dir, Lane::Records, 1 << 30, 42).expect("opens").0
+}
+
+#[test]
+fn batch_cursor_and_ledger_come_back_together() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    {
+        let queue = queue(dir.path());
+        commit(&queue, "one", "c1").expect("commits");
+        commit(&queue, "two", "c2").expect("commits");
+    }
+    let queue = queue(dir.path());
+    assert_eq!(queue.cursors("test").expect("reads"), [("file".to_owned(), b"c2".to_vec())]);
+    assert_eq!(queue.ledger().0["test"].emitted, 2);
+    let (seq, frame) = queue.next_after(1).expect("reads").expect("there is a second batch");
+    assert_eq!(seq, 2);
+    let (head, sealed) = frame::parse(&frame).expect("the frame is whole");
+    let plain = codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
+    let batch = codec::decode(&plain).expect("decodes");
+    assert_eq!(batch.header.key(), head.key);
+    assert_eq!((batch.header.seq, batch.header.lowest_held), (2, 1));
+    assert_eq!(batch.header.ledger.0["test"].emitted, 2);
+    assert_eq!(batch.header.sources[0].reached, 3);
+    let stats = queue.stats();
+    assert_eq!((stats.batches, stats.oldest_sealed), (2, Some(77)));
+}
+
+#[test]
+fn a_delivered_batch_is_gone_and_sequences_go_on_without_holes() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    for text in ["one", "two", "three"] {
+        commit(&queue, text, "c").expect("commits");
+    }
+    queue.delete(1).expect("deletes");
+    queue.delete(1).expect("deleting twice is no error");
+    assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(2));
+    queue.quarantine(2, "shape", "no good").expect("moves");
+    assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));
+    queue.delete(3).expect("deletes");
+    let stats = queue.stats();
+    assert_eq!((stats.batches, stats.bytes, stats.oldest_sealed), (0, 0, None));
+    commit(&queue, "four", "c").expect("commits");
+    assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(4));
+}
+
+#[test]
+fn the_file_stays_below_the_quota_and_the_refused_batch_is_not_counted() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let limit = 8 << 20;
+    let queue = Queue::open(dir.path(), Lane::Records, limit, 42).expect("opens").0;
+    let mut random = 1_u64;
+    let mut noise = || {
+        let mut text = String::new();
+        while text.len() < 200_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            text.push_str(&format!("{random:x}"));
+        }
+        text
+    };
+    let mut stored = 0;
+    let refused = loop {
+        match commit(&queue, &noise(), "c") {
+            Ok(()) => stored += 1,
+            Err(err) => break err,
+        }
+        assert!(stored < 1000);
+    };
+    assert!(matches!(refused, QueueError::Full { .. }), "{refused}");
+    assert!(stored > 10, "{stored}");
+    assert_eq!(queue.ledger().0["test"].emitted, stored);
+    assert!(queue.stats().file_bytes <= limit, "{:?}", queue.stats());
+    queue.delete(1).expect("deletes");
+    commit(&queue, &noise(), "c").expect("there is room again");
+}
+
+#[test]
+fn a_second_agent_is_told_that_the_queue_is_in_use() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let _first = queue(dir.path());
+    let second = Queue::open(dir.path(), Lane::Records, 1 << 30, 43);
+    assert!(matches!(second, Err(QueueError::InUse { .. })), "{second:?}");
+}
+
+#[test]
+fn a_damaged_queue_is_moved_aside_and_a_new_epoch_begins() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    commit(&queue(dir.path()), "one", "c").expect("commits");
+    std::fs::write(dir.path().join("records.redb"), vec![0xa5; 100_000]).expect("writes");
+    let (queue, aside) = Queue::open(dir.path(), Lane::Records, 1 << 30, 43).expect("opens");
+    assert!(aside.expect("it was moved").exists());
+    assert_eq!(queue.epoch(), Epoch(43));
+    commit(&queue, "two", "c").expect("commits");
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_made_is_named() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").expect("writes");
+    let refused = Queue::open(&file.join("state"), Lane::Records, 1 << 30, 43).expect_err("it is below a file");
+    assert!(matches!(&refused, QueueError::Directory { .. }), "{refused}");
+    assert!(refused.to_string().contains("state"), "{refused}");
+}
+
+#[test]
+fn a_newer_format_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    {
+        let queue = queue(dir.path());
+        queue.write(Durability::Immediate, |tx| put(&mut tx.open_table(META)?, "format", FORMAT + 1)).expect("writes");
+    }
+    let refused = Queue::open(dir.path(), Lane::Records, 1 << 30, 43).expect_err("newer");
+    assert!(matches!(refused, QueueError::Newer { .. }), "{refused}");
+    assert!(dir.path().join("records.redb").exists());
+}
+
+#[test]
+fn a_batch_is_full_by_size_or_by_count() {
+    let limits =
+        BatchLimits { bytes_max: 100, records_max: 2, age_max: Duration::ZERO, compression: Compression::Zstd };
+    assert!(!open_with("short", "c").is_full(&limits));
+    assert!(open_with(&"long".repeat(50), "c").is_full(&limits));
+    let mut two = open_with("a", "c");
+    two.add(chunk_of("b", 1, "c"));
+    assert!(two.is_full(&limits));
+}

@@ -1,0 +1,30 @@
+//! Chunks and stamps for the tests of this crate.
+
+use crate::Stamp;
+use std::sync::Arc;
+use vedette_wire::{AgentId, Body, Chunk, OrganizationId, Position, Source, body::Syslog, geo::WorkspaceGeo};
+
+pub(crate) fn stamp() -> Stamp {
+    Stamp {
+        organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
+        agent: AgentId([1; 16]),
+        geo: WorkspaceGeo::Europe,
+        agent_version: "0.1.0".to_owned(),
+        host: Default::default(),
+        policy_revision: 1,
+    }
+}
+
+/// One line of a file, from `at` on.
+pub(crate) fn chunk_of(text: &str, at: u64, cursor: &str) -> Chunk {
+    let source = Arc::new(Source { collector: "test", id: "file".to_owned(), name: None });
+    let mut chunk = Chunk::new(source);
+    let body = Body::Syslog(Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() });
+    chunk.push(5, Position(at, at + text.len() as u64), &body);
+    chunk.cursor = Some(cursor.as_bytes().to_vec());
+    chunk
+}
+
+pub(crate) fn chunk(at: u64, cursor: &str) -> Chunk {
+    chunk_of("a line", at * 6, cursor)
+}

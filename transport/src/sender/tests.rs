@@ -1,0 +1,129 @@
+use crate::{
+    BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Stamp,
+    queue::tests_support::{chunk, stamp},
+};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{sync::watch, time::Instant};
+use vedette_wire::{Compression, Lane as LaneName, frame};
+
+/// Answers from a script, then `Done`; remembers when which sequence came.
+#[derive(Default)]
+struct Script {
+    answers: Mutex<VecDeque<Outcome>>,
+    seen: Mutex<Vec<(Instant, u64)>>,
+}
+
+impl Post for Script {
+    fn post(&self, bytes: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+        let seq = frame::parse(&bytes).expect("frames are whole").0.key.seq;
+        self.seen.lock().expect("lock").push((Instant::now(), seq));
+        let answer = self.answers.lock().expect("lock").pop_front();
+        let done = Outcome::Done { duplicate: false, policy_revision: 9 };
+        Box::pin(async move { answer.unwrap_or(done) })
+    }
+}
+
+fn retry(after: Option<u64>) -> Outcome {
+    Outcome::Retry { after: after.map(Duration::from_secs), why: "no".to_owned() }
+}
+
+fn lane(dir: &std::path::Path, post: Arc<Script>) -> Lane {
+    let (_, stamp): (_, watch::Receiver<Stamp>) = watch::channel(stamp());
+    Lane::start(LaneConfig {
+        queue: Queue::open(dir, LaneName::Records, 1 << 30, 7).expect("opens").0,
+        limits: BatchLimits {
+            bytes_max: 1,
+            records_max: 1,
+            age_max: Duration::from_millis(10),
+            compression: Compression::Zstd,
+        },
+        stamp,
+        intake_bytes_max: 1 << 20,
+        now: Arc::new(|| 1),
+        post: Some(post),
+    })
+    .expect("starts")
+}
+
+async fn drained(lane: &Lane) {
+    while lane.status().queue.batches > 0 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}
+
+async fn committed(lane: &Lane, count: u64) {
+    let ledger = || lane.status().ledger.0.get("test").map_or(0, |counters| counters.emitted);
+    while ledger() < count {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_outage_loses_nothing_and_every_batch_arrives_once_in_the_end() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script::default());
+    // At the full pause of 30 s this is more than 24 h of failures.
+    post.answers.lock().expect("lock").extend(std::iter::repeat_n(retry(None), 6000));
+    let lane = lane(dir.path(), Arc::clone(&post));
+    for at in 0..20 {
+        lane.intake().put(chunk(at, "c")).expect("open");
+    }
+    committed(&lane, 20).await;
+    let start = Instant::now();
+    drained(&lane).await;
+    assert!(start.elapsed() > Duration::from_secs(3600 * 20), "{:?}", start.elapsed());
+    let status = lane.status();
+    assert_eq!((status.sender.delivered, status.sender.last_error, status.sender.policy_revision), (20, None, Some(9)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_endpoint_rests_as_long_as_it_asked() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script::default());
+    post.answers.lock().expect("lock").push_back(retry(Some(600)));
+    let lane = lane(dir.path(), Arc::clone(&post));
+    lane.intake().put(chunk(0, "c")).expect("open");
+    committed(&lane, 1).await;
+    drained(&lane).await;
+    let seen = post.seen.lock().expect("lock").clone();
+    assert_eq!(seen.iter().map(|(_, seq)| *seq).collect::<Vec<_>>(), [1, 1]);
+    assert!(seen[1].0 - seen[0].0 >= Duration::from_secs(600), "{:?}", seen[1].0 - seen[0].0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poison_batch_goes_to_quarantine_and_the_next_flows() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script::default());
+    let poison = Outcome::Quarantine { code: "shape".to_owned(), why: "no batch".to_owned() };
+    post.answers.lock().expect("lock").push_back(poison);
+    let lane = lane(dir.path(), Arc::clone(&post));
+    lane.intake().put(chunk(0, "c")).expect("open");
+    lane.intake().put(chunk(1, "c")).expect("open");
+    committed(&lane, 2).await;
+    drained(&lane).await;
+    let status = lane.status();
+    assert_eq!((status.sender.delivered, status.sender.quarantined), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_identity_keeps_the_batch() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script::default());
+    let refused = Outcome::Identity { why: "revoked".to_owned() };
+    post.answers.lock().expect("lock").extend(std::iter::repeat_n(refused, 60));
+    let lane = lane(dir.path(), Arc::clone(&post));
+    lane.intake().put(chunk(0, "c")).expect("open");
+    committed(&lane, 1).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let status = lane.status();
+    assert_eq!((status.queue.batches, status.sender.last_error.as_deref()), (1, Some("revoked")));
+    let posts = post.seen.lock().expect("lock").len();
+    assert!((2..=12).contains(&posts), "asked {posts} times in ten minutes");
+    drained(&lane).await;
+}

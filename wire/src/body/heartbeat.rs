@@ -1,0 +1,107 @@
+//! The agent is alive: OCSF 5001 Device Inventory Info, activity 1 Log.
+
+use super::{Kind, Observation, Place};
+use crate::{
+    column::{Column, Value, at, integer, list, text, time},
+    ocsf::{Class, Event, milliseconds},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// State of the agent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Heartbeat {
+    /// Version of the agent.
+    pub version: String,
+    /// Policy revision in force.
+    pub policy_revision: u64,
+    /// Endpoint in use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Size of the queue's file in bytes.
+    pub queue_bytes: u64,
+    /// Batches not yet delivered.
+    pub queue_batches: u64,
+    /// When the oldest batch not yet delivered was sealed, nanoseconds UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_unsent: Option<i64>,
+    /// Resident memory in bytes (`VmRSS`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_bytes: Option<u64>,
+    /// State of each collector.
+    pub collectors: Vec<CollectorHealth>,
+}
+
+/// State of a collector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectorHealth {
+    /// Its id.
+    pub id: String,
+    /// `running`, `absent`, `failing`, `disabled`.
+    pub state: String,
+    /// Records emitted since the epoch began.
+    pub emitted: u64,
+    /// Records dropped since the epoch began.
+    pub dropped: u64,
+    /// Why it is not running, or the last error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+const COLUMNS: &[Column] = &[
+    text("version", "version of the agent"),
+    integer("policy_revision", "policy revision in force"),
+    text("endpoint", "endpoint in use"),
+    integer("queue_bytes", "size of the queue's file in bytes"),
+    integer("queue_batches", "batches not yet delivered"),
+    time("oldest_unsent", "when the oldest batch not yet delivered was sealed"),
+    integer("rss_bytes", "resident memory in bytes"),
+    text("collectors", "state of each collector, JSON list"),
+];
+
+impl Observation for Heartbeat {
+    const KIND: Kind = Kind {
+        name: "heartbeat",
+        view: "heartbeats",
+        help: "the agent is alive, at start and each minute",
+        classes: &[Class::DeviceInventoryInfo],
+        columns: COLUMNS,
+    };
+
+    fn activity(&self) -> u8 {
+        1
+    }
+
+    fn render(&self, event: &mut Event) {
+        event.set_in(
+            "device",
+            "agent_list",
+            json!([{"name": "Vedette", "vendor_name": "Vedette", "version": self.version, "type_id": 6,
+                    "policies": [{"name": "collection", "version": self.policy_revision.to_string()}]}]),
+        );
+        for (name, value) in [
+            ("endpoint", json!(self.endpoint)),
+            ("queue_bytes", json!(self.queue_bytes)),
+            ("queue_batches", json!(self.queue_batches)),
+            ("oldest_unsent", json!(self.oldest_unsent.map(milliseconds))),
+            ("rss_bytes", json!(self.rss_bytes)),
+            ("collectors", json!(self.collectors)),
+        ] {
+            event.set_in("unmapped", name, value);
+        }
+    }
+
+    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+        vec![
+            self.version.as_str().into(),
+            self.policy_revision.into(),
+            self.endpoint.as_ref().into(),
+            self.queue_bytes.into(),
+            self.queue_batches.into(),
+            at(self.oldest_unsent),
+            self.rss_bytes.into(),
+            list(&self.collectors),
+        ]
+    }
+}

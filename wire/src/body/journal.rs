@@ -1,0 +1,203 @@
+//! An entry of the systemd journal: OCSF 0 Base Event, or 3002 Authentication where it tells of a log-in.
+
+use super::{
+    Kind, Observation, Place, login,
+    syslog::{facility_name, severity_name},
+};
+use crate::{
+    column::{Column, Value, boolean, integer, text},
+    ocsf::{Class, Event, object, severity_of_syslog},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::{borrow::Cow, collections::BTreeMap};
+
+/// The fields that matter for security (systemd.journal-fields(7)); the others are in `more`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Journal {
+    /// `MESSAGE`; invalid UTF-8 is replaced by U+FFFD.
+    pub message: String,
+    /// `__REALTIME_TIMESTAMP`, nanoseconds UTC.
+    pub time: i64,
+    /// `__CURSOR`.
+    pub cursor: String,
+    /// `PRIORITY`, 0 to 7.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u8>,
+    /// `SYSLOG_FACILITY`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub facility: Option<u8>,
+    /// `SYSLOG_IDENTIFIER`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identifier: Option<String>,
+    /// `_SYSTEMD_UNIT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// `_TRANSPORT`: `kernel`, `syslog`, `journal`, `stdout`, `audit`, `driver`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<String>,
+    /// `_PID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// `_UID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// `_GID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// `_COMM`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub comm: Option<String>,
+    /// `_EXE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exe: Option<String>,
+    /// `_CMDLINE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmd_line: Option<String>,
+    /// `_AUDIT_SESSION`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_session: Option<u32>,
+    /// `_AUDIT_LOGINUID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login_uid: Option<u32>,
+    /// `_HOSTNAME`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// `_BOOT_ID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// `MESSAGE_ID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<String>,
+    /// Every other field that the entry has.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub more: BTreeMap<String, String>,
+}
+
+const COLUMNS: &[Column] = &[
+    text("message", "`MESSAGE`"),
+    text("severity", "`PRIORITY` as keyword"),
+    text("facility", "`SYSLOG_FACILITY` as keyword"),
+    text("app", "`SYSLOG_IDENTIFIER`, or `_COMM`"),
+    text("unit", "`_SYSTEMD_UNIT`"),
+    text("transport", "`_TRANSPORT`"),
+    text("pid", "`_PID`"),
+    integer("user_id", "`_UID`"),
+    integer("group_id", "`_GID`"),
+    text("comm", "`_COMM`"),
+    text("path", "`_EXE`"),
+    text("cmd_line", "`_CMDLINE`"),
+    integer("audit_session", "`_AUDIT_SESSION`"),
+    integer("login_uid", "`_AUDIT_LOGINUID`"),
+    text("log_hostname", "`_HOSTNAME`"),
+    text("boot_id", "`_BOOT_ID`"),
+    text("message_id", "`MESSAGE_ID`"),
+    text("cursor", "`__CURSOR`"),
+    text("fields", "every other field of the entry, JSON object"),
+    text("login_user", "user of the log-in that the entry tells of"),
+    text("login_source", "address that the log-in came from"),
+    boolean("login_success", "whether it succeeded"),
+];
+
+impl Journal {
+    fn app(&self) -> Option<&str> {
+        self.identifier.as_deref().or(self.comm.as_deref())
+    }
+
+    fn login(&self) -> Option<login::Login> {
+        login::recognise(self.app()?, &self.message)
+    }
+}
+
+impl Observation for Journal {
+    const KIND: Kind = Kind {
+        name: "journal",
+        view: "journal",
+        help: "entries of the systemd journal",
+        classes: &[Class::BaseEvent, Class::Authentication],
+        columns: COLUMNS,
+    };
+
+    fn class(&self) -> Class {
+        if self.login().is_some() { Class::Authentication } else { Class::BaseEvent }
+    }
+
+    fn activity(&self) -> u8 {
+        self.login().map_or(0, |login| login.activity)
+    }
+
+    fn time(&self) -> Option<i64> {
+        Some(self.time)
+    }
+
+    fn severity(&self) -> u8 {
+        severity_of_syslog(self.priority)
+    }
+
+    fn message(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(&self.message))
+    }
+
+    fn render(&self, event: &mut Event) {
+        event.set_in("metadata", "log_name", self.facility.and_then(facility_name));
+        event.set_in("metadata", "log_level", self.priority.and_then(severity_name));
+        event.set_in("metadata", "log_provider", self.app());
+        event.set_in("metadata", "event_code", self.message_id.clone());
+        event.set_in("metadata", "original_event_uid", self.cursor.as_str());
+        if let Some(login) = self.login() {
+            login.render(event);
+        }
+        let process = object([
+            ("pid", json!(self.pid)),
+            ("name", json!(self.comm)),
+            ("path", json!(self.exe)),
+            ("cmd_line", json!(self.cmd_line)),
+            ("user", json!(self.uid.map(|uid| json!({"uid": uid.to_string()})))),
+        ]);
+        if self.pid.is_some() {
+            event.set_in("actor", "process", process);
+        }
+        for (name, value) in [
+            ("unit", json!(self.unit)),
+            ("transport", json!(self.transport)),
+            ("gid", json!(self.gid)),
+            ("audit_session", json!(self.audit_session)),
+            ("login_uid", json!(self.login_uid)),
+            ("boot_id", json!(self.boot_id)),
+            ("log_hostname", json!(self.hostname)),
+            ("fields", json!(self.more)),
+        ] {
+            event.set_in("unmapped", name, value);
+        }
+    }
+
+    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+        let login = self.login();
+        let more = (!self.more.is_empty()).then(|| serde_json::to_string(&self.more).unwrap_or_default());
+        vec![
+            self.message.as_str().into(),
+            self.priority.and_then(severity_name).into(),
+            self.facility.and_then(facility_name).into(),
+            self.app().into(),
+            self.unit.as_ref().into(),
+            self.transport.as_ref().into(),
+            self.pid.map(|pid| pid.to_string()).into(),
+            self.uid.into(),
+            self.gid.into(),
+            self.comm.as_ref().into(),
+            self.exe.as_ref().into(),
+            self.cmd_line.as_ref().into(),
+            self.audit_session.into(),
+            self.login_uid.into(),
+            self.hostname.as_ref().into(),
+            self.boot_id.as_ref().into(),
+            self.message_id.as_ref().into(),
+            self.cursor.as_str().into(),
+            more.into(),
+            login.as_ref().map(|login| login.user.clone()).into(),
+            login.as_ref().and_then(|login| login.source.clone()).into(),
+            login.as_ref().map(|login| login.success).into(),
+        ]
+    }
+}

@@ -1,0 +1,116 @@
+//! The agent's own life: OCSF 6002 Application Lifecycle, and 6008 Application Error where a collector fails.
+
+use super::{Kind, Observation, Place};
+use crate::{
+    column::{Column, Value, text},
+    ocsf::{Class, Event},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::borrow::Cow;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LifecycleEvent {
+    /// The agent started.
+    Start,
+    /// The agent stops.
+    Stop,
+    /// The configuration in force, at start and when it changes.
+    Configuration,
+    /// A collector failed or is missing a right.
+    CollectorError,
+    /// A collector works again.
+    CollectorRecovered,
+}
+
+/// An event in the life of the agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lifecycle {
+    /// What happened.
+    pub event: LifecycleEvent,
+    /// A line for people.
+    pub message: String,
+    /// Version of the agent.
+    pub version: String,
+    /// The collector that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collector: Option<String>,
+    /// SHA-256 of the effective configuration, hex, in a configuration record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<String>,
+}
+
+const COLUMNS: &[Column] = &[
+    text("event", "`start`, `stop`, `configuration`, `collector_error` or `collector_recovered`"),
+    text("message", "a line for people"),
+    text("version", "version of the agent"),
+    text("about", "the collector that it is about"),
+    text("configuration", "SHA-256 of the effective configuration"),
+];
+
+impl Lifecycle {
+    fn event_name(&self) -> &'static str {
+        match self.event {
+            LifecycleEvent::Start => "start",
+            LifecycleEvent::Stop => "stop",
+            LifecycleEvent::Configuration => "configuration",
+            LifecycleEvent::CollectorError => "collector_error",
+            LifecycleEvent::CollectorRecovered => "collector_recovered",
+        }
+    }
+}
+
+impl Observation for Lifecycle {
+    const KIND: Kind = Kind {
+        name: "lifecycle",
+        view: "lifecycle",
+        help: "start, stop and configuration of the agent, and errors of its collectors",
+        classes: &[Class::ApplicationLifecycle, Class::ApplicationError],
+        columns: COLUMNS,
+    };
+
+    fn class(&self) -> Class {
+        match self.event {
+            LifecycleEvent::CollectorError => Class::ApplicationError,
+            _ => Class::ApplicationLifecycle,
+        }
+    }
+
+    fn activity(&self) -> u8 {
+        match self.event {
+            LifecycleEvent::Start => 3,
+            LifecycleEvent::Stop => 4,
+            LifecycleEvent::CollectorError => 1,
+            LifecycleEvent::Configuration | LifecycleEvent::CollectorRecovered => 99,
+        }
+    }
+
+    fn severity(&self) -> u8 {
+        if self.event == LifecycleEvent::CollectorError { 3 } else { 1 }
+    }
+
+    fn message(&self) -> Option<Cow<'_, str>> {
+        Some(Cow::Borrowed(&self.message))
+    }
+
+    fn render(&self, event: &mut Event) {
+        if self.class() == Class::ApplicationLifecycle {
+            event.set("app", json!({"name": "Vedette", "vendor_name": "Vedette", "version": self.version}));
+        }
+        event.set_in("unmapped", "event", self.event_name());
+        event.set_in("unmapped", "about", self.collector.clone());
+        event.set_in("unmapped", "configuration", self.configuration.clone());
+    }
+
+    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+        vec![
+            self.event_name().into(),
+            self.message.as_str().into(),
+            self.version.as_str().into(),
+            self.collector.as_ref().into(),
+            self.configuration.as_ref().into(),
+        ]
+    }
+}

@@ -1,0 +1,268 @@
+//! A process: OCSF 5040 Live Evidence Info in a snapshot, 1007 Process Activity when it started, ended or changed.
+
+use super::{Change, Kind, Observation, Place, Snapshot, snapshot};
+use crate::{
+    column::{Column, Value, at, boolean, integer, list, text, time},
+    ocsf::{Class, Event, milliseconds, object},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// A process as `/proc/PID` shows it (proc(5)). What could not be read is absent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// What the record says of it.
+    pub change: Change,
+    /// The snapshot that the record is part of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
+    /// Stays unique when the pid is used again: boot id, pid and start time in clock ticks.
+    pub uid: String,
+    /// Process id in the host's namespace.
+    pub pid: u32,
+    /// Parent's process id; 0 for init and kthreadd.
+    pub ppid: u32,
+    /// `comm`.
+    pub name: String,
+    /// Executable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The executable's file is gone from the path.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub deleted: bool,
+    /// Command line; invalid UTF-8 is replaced by U+FFFD.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Real user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Principal>,
+    /// Real group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Principal>,
+    /// Start, nanoseconds UTC, exact to one clock tick.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<i64>,
+    /// Working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// Session id (setsid(2)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<u32>,
+    /// Control group path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// Container id, from the control group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// Namespaces (namespaces(7)).
+    #[serde(default)]
+    pub namespaces: Namespaces,
+    /// It is a kernel thread.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kernel: bool,
+    /// State letter of proc(5): `R`, `S`, `D`, `Z`, `T`, `t`, `I`, `X`.
+    pub state: char,
+}
+
+/// A user or a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Principal {
+    /// Number.
+    pub id: u32,
+    /// Name; absent where the number has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Inode numbers of a process's namespaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Namespaces {
+    /// Mount namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mnt: Option<u64>,
+    /// Process id namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u64>,
+    /// Network namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub net: Option<u64>,
+    /// User namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<u64>,
+}
+
+const COLUMNS: &[Column] = &[
+    snapshot::CHANGE,
+    snapshot::SNAPSHOT,
+    snapshot::SNAPSHOT_COUNT,
+    text("process_uid", "id that stays unique when the pid is used again"),
+    integer("pid", "process id"),
+    integer("ppid", "parent's process id"),
+    text("name", "`comm` of proc(5)"),
+    text("cmd_line", "command line, arguments joined by spaces"),
+    text("args", "command line as a JSON list"),
+    text("path", "executable"),
+    boolean("path_deleted", "the executable's file is gone"),
+    text("user", "real user's name, or its number where it has none"),
+    integer("user_id", "real user id"),
+    text("group", "real group's name, or its number where it has none"),
+    integer("group_id", "real group id"),
+    time("started", "when it started"),
+    text("state", "sleeping, running, disk_sleep, stopped, traced, zombie, idle, dead; `ended` in an end record"),
+    text("cwd", "working directory"),
+    integer("session_id", "session id"),
+    text("cgroup", "control group path"),
+    text("container_id", "container id"),
+    integer("namespace_mnt", "mount namespace"),
+    integer("namespace_pid", "process id namespace"),
+    integer("namespace_net", "network namespace"),
+    integer("namespace_user", "user namespace"),
+    boolean("kernel_thread", "it is a kernel thread"),
+];
+
+impl Process {
+    fn state_name(&self) -> &'static str {
+        if self.change == Change::End {
+            return "ended";
+        }
+        match self.state {
+            'R' => "running",
+            'S' => "sleeping",
+            'D' => "disk_sleep",
+            'T' => "stopped",
+            't' => "traced",
+            'Z' => "zombie",
+            'I' => "idle",
+            'X' | 'x' => "dead",
+            _ => "unknown",
+        }
+    }
+
+    fn cmd_line(&self) -> Option<String> {
+        (!self.args.is_empty()).then(|| self.args.join(" "))
+    }
+
+    fn to_ocsf(&self) -> serde_json::Value {
+        let file = self.path.as_deref().map(|path| {
+            object([
+                ("name", json!(path.rsplit('/').next())),
+                ("path", json!(path)),
+                ("type_id", json!(1)),
+                ("is_deleted", if self.deleted { json!(true) } else { json!(null) }),
+            ])
+        });
+        object([
+            ("pid", json!(self.pid)),
+            ("uid", json!(self.uid)),
+            ("name", json!(self.name)),
+            ("cmd_line", json!(self.cmd_line())),
+            ("path", json!(self.path)),
+            ("file", json!(file)),
+            ("created_time", json!(self.started.map(milliseconds))),
+            ("user", principal(self.user.as_ref())),
+            ("parent_process", json!({"pid": self.ppid})),
+            ("working_directory", json!(self.cwd)),
+            ("session", json!(self.session.map(|id| json!({"uid": id.to_string()})))),
+        ])
+    }
+}
+
+fn principal(who: Option<&Principal>) -> serde_json::Value {
+    json!(who.map(|who| object([("uid", json!(who.id.to_string())), ("name", json!(who.name))])))
+}
+
+fn name_or_number(who: Option<&Principal>) -> Value<'_> {
+    match who {
+        None => Value::Null,
+        Some(Principal { name: Some(name), .. }) => name.into(),
+        Some(Principal { id, .. }) => id.to_string().into(),
+    }
+}
+
+impl Observation for Process {
+    const KIND: Kind = Kind {
+        name: "process",
+        view: "processes",
+        help: "processes: a full snapshot every hour, between them what started, ended or changed",
+        classes: &[Class::LiveEvidenceInfo, Class::ProcessActivity],
+        columns: COLUMNS,
+    };
+
+    fn class(&self) -> Class {
+        match self.change {
+            Change::Snapshot => Class::LiveEvidenceInfo,
+            Change::Start | Change::Change | Change::End => Class::ProcessActivity,
+        }
+    }
+
+    fn activity(&self) -> u8 {
+        match self.change {
+            Change::Snapshot | Change::Start => 1,
+            Change::End => 2,
+            Change::Change => 99,
+        }
+    }
+
+    fn time(&self) -> Option<i64> {
+        if self.change == Change::Start { self.started } else { None }
+    }
+
+    fn render(&self, event: &mut Event) {
+        if self.change == Change::Snapshot {
+            event.set("query_result_id", 1);
+            event.set("query_evidence", json!({"query_type_id": 10, "process": self.to_ocsf()}));
+        } else {
+            event.set("process", self.to_ocsf());
+            event.set("actor", json!({"process": {"pid": self.ppid}}));
+            if self.change == Change::Change {
+                event.set("activity_name", "Change");
+            }
+        }
+        let namespaces = &self.namespaces;
+        for (name, value) in [
+            ("snapshot", json!(self.snapshot)),
+            ("args", json!(self.args)),
+            ("group", principal(self.group.as_ref())),
+            ("cgroup", json!(self.cgroup)),
+            ("container_id", json!(self.container)),
+            ("namespaces", json!(namespaces)),
+            ("state", json!(self.state_name())),
+            ("kernel_thread", if self.kernel { json!(true) } else { json!(null) }),
+        ] {
+            event.set_in("unmapped", name, value);
+        }
+    }
+
+    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+        let namespaces = &self.namespaces;
+        vec![
+            self.change.name().into(),
+            snapshot::id(self.snapshot.as_ref()),
+            snapshot::count(self.snapshot.as_ref()),
+            self.uid.as_str().into(),
+            self.pid.into(),
+            self.ppid.into(),
+            self.name.as_str().into(),
+            self.cmd_line().into(),
+            list(&self.args),
+            self.path.as_ref().into(),
+            self.deleted.into(),
+            name_or_number(self.user.as_ref()),
+            self.user.as_ref().map(|user| user.id).into(),
+            name_or_number(self.group.as_ref()),
+            self.group.as_ref().map(|group| group.id).into(),
+            at(self.started),
+            self.state_name().into(),
+            self.cwd.as_ref().into(),
+            self.session.into(),
+            self.cgroup.as_ref().into(),
+            self.container.as_ref().into(),
+            namespaces.mnt.into(),
+            namespaces.pid.into(),
+            namespaces.net.into(),
+            namespaces.user.into(),
+            self.kernel.into(),
+        ]
+    }
+}

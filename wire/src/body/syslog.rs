@@ -1,0 +1,195 @@
+//! A line of a log file, with what was recognised in it as spans: OCSF 0 Base Event, or 3002 Authentication where the
+//! line tells of a log-in.
+//!
+//! The line travels once. `<13>1 2026-11-23T03:21:19.5Z web1 sshd 812 - - Accepted …` is `raw`; `host` is the span
+//! of `web1` in it, and so on. The workspace renders the fields.
+
+use super::{Kind, Observation, Place, login};
+use crate::{
+    column::{Column, Value, boolean, integer, text},
+    ocsf::{Class, Event, severity_of_syslog},
+};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// Half-open byte range in the raw line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Span(pub u32, pub u32);
+
+/// What the line's own time stamp did not say and the host supplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Inferred {
+    /// Nothing: the line has a full time with zone.
+    #[default]
+    Nothing,
+    /// The zone.
+    Zone,
+    /// Year and zone (RFC 3164).
+    YearAndZone,
+}
+
+impl Inferred {
+    fn is_nothing(&self) -> bool {
+        *self == Inferred::Nothing
+    }
+}
+
+/// One line. Field names are short: there are thousands in a batch.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Syslog {
+    /// The line as it was, without its line end.
+    #[serde(with = "serde_bytes")]
+    pub raw: Vec<u8>,
+    /// Original time, nanoseconds UTC.
+    #[serde(rename = "ts", skip_serializing_if = "Option::is_none")]
+    pub time: Option<i64>,
+    /// What of the time the host supplied.
+    #[serde(rename = "inf", skip_serializing_if = "Inferred::is_nothing")]
+    pub inferred: Inferred,
+    /// Facility number, RFC 5424 §6.2.1; only where the line carries a PRI.
+    #[serde(rename = "fac", skip_serializing_if = "Option::is_none")]
+    pub facility: Option<u8>,
+    /// Severity number, RFC 5424 §6.2.1; only where the line carries a PRI.
+    #[serde(rename = "sev", skip_serializing_if = "Option::is_none")]
+    pub severity: Option<u8>,
+    /// Host that the line names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<Span>,
+    /// Application.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app: Option<Span>,
+    /// Process id, as the line has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<Span>,
+    /// RFC 5424 MSGID.
+    #[serde(rename = "mid", skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<Span>,
+    /// RFC 5424 structured data.
+    #[serde(rename = "sd", skip_serializing_if = "Option::is_none")]
+    pub structured_data: Option<Span>,
+    /// The message; absent where the whole line is the message.
+    #[serde(rename = "msg", skip_serializing_if = "Option::is_none")]
+    pub message: Option<Span>,
+}
+
+const COLUMNS: &[Column] = &[
+    text("log_hostname", "host that the line names"),
+    text("facility", "facility keyword; null where the line carries no PRI"),
+    text("severity", "severity keyword; null where the line carries no PRI"),
+    text("app", "application"),
+    text("pid", "process id, as the line has it"),
+    text("message_id", "RFC 5424 MSGID"),
+    text("structured_data", "RFC 5424 structured data"),
+    text("message", "the message; the whole line where nothing was recognised"),
+    text("raw", "the line as it was; invalid UTF-8 is replaced by U+FFFD, the landed batch has the bytes"),
+    text("file", "path of the file"),
+    integer("file_offset", "offset of the line's first byte"),
+    text("time_inferred", "what of the time the host supplied: `zone`, `year_and_zone`"),
+    text("login_user", "user of the log-in that the line tells of"),
+    text("login_source", "address that the log-in came from"),
+    boolean("login_success", "whether it succeeded"),
+];
+
+const FACILITIES: [&str; 24] = [
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
+    "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+];
+const SEVERITIES: [&str; 8] = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
+
+/// Keyword of a facility number (RFC 5424 §6.2.1, syslog(3)).
+pub(super) fn facility_name(number: u8) -> Option<&'static str> {
+    FACILITIES.get(usize::from(number)).copied()
+}
+
+/// Keyword of a severity number (RFC 5424 §6.2.1, syslog(3)).
+pub(super) fn severity_name(number: u8) -> Option<&'static str> {
+    SEVERITIES.get(usize::from(number)).copied()
+}
+
+impl Syslog {
+    /// The text of a span; absent where the span is absent or outside the line.
+    pub fn text(&self, span: Option<Span>) -> Option<Cow<'_, str>> {
+        let Span(start, end) = span?;
+        self.raw.get(start as usize..end as usize).map(String::from_utf8_lossy)
+    }
+
+    /// The message, or the whole line.
+    pub fn message_text(&self) -> Cow<'_, str> {
+        self.text(self.message).unwrap_or_else(|| String::from_utf8_lossy(&self.raw))
+    }
+
+    fn login(&self) -> Option<login::Login> {
+        login::recognise(&self.text(self.app)?, &self.message_text())
+    }
+}
+
+impl Observation for Syslog {
+    const KIND: Kind = Kind {
+        name: "syslog",
+        view: "syslog",
+        help: "lines of the system's log files",
+        classes: &[Class::BaseEvent, Class::Authentication],
+        columns: COLUMNS,
+    };
+
+    fn class(&self) -> Class {
+        if self.login().is_some() { Class::Authentication } else { Class::BaseEvent }
+    }
+
+    fn activity(&self) -> u8 {
+        self.login().map_or(0, |login| login.activity)
+    }
+
+    fn time(&self) -> Option<i64> {
+        self.time
+    }
+
+    fn severity(&self) -> u8 {
+        severity_of_syslog(self.severity)
+    }
+
+    fn message(&self) -> Option<Cow<'_, str>> {
+        Some(self.message_text())
+    }
+
+    fn render(&self, event: &mut Event) {
+        event.set("raw_data", String::from_utf8_lossy(&self.raw).into_owned());
+        event.set_in("metadata", "log_name", self.facility.and_then(facility_name));
+        event.set_in("metadata", "log_level", self.severity.and_then(severity_name));
+        event.set_in("metadata", "log_provider", self.text(self.app).map(Cow::into_owned));
+        event.set_in("metadata", "event_code", self.text(self.message_id).map(Cow::into_owned));
+        event.set_in("unmapped", "log_hostname", self.text(self.host).map(Cow::into_owned));
+        event.set_in("unmapped", "procid", self.text(self.pid).map(Cow::into_owned));
+        event.set_in("unmapped", "structured_data", self.text(self.structured_data).map(Cow::into_owned));
+        if let Some(login) = self.login() {
+            login.render(event);
+        }
+    }
+
+    fn row<'a>(&'a self, place: &Place<'a>) -> Vec<Value<'a>> {
+        let login = self.login();
+        vec![
+            self.text(self.host).into(),
+            self.facility.and_then(facility_name).into(),
+            self.severity.and_then(severity_name).into(),
+            self.text(self.app).into(),
+            self.text(self.pid).into(),
+            self.text(self.message_id).into(),
+            self.text(self.structured_data).into(),
+            self.message_text().into(),
+            String::from_utf8_lossy(&self.raw).into(),
+            place.source_name.into(),
+            place.position.0.into(),
+            match self.inferred {
+                Inferred::Nothing => Value::Null,
+                Inferred::Zone => "zone".into(),
+                Inferred::YearAndZone => "year_and_zone".into(),
+            },
+            login.as_ref().map(|login| login.user.clone()).into(),
+            login.as_ref().and_then(|login| login.source.clone()).into(),
+            login.as_ref().map(|login| login.success).into(),
+        ]
+    }
+}

@@ -1,0 +1,40 @@
+//! A record of a kind that this build does not know, kept whole: OCSF 0 Base Event.
+
+use super::{Kind, Observation, Place};
+use crate::{
+    column::{Column, Value, text},
+    ocsf::{Class, Event},
+};
+use serde::{Deserialize, Serialize};
+
+/// The record as it came.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unknown {
+    /// MessagePack of the record.
+    #[serde(with = "serde_bytes")]
+    pub raw: Vec<u8>,
+}
+
+const COLUMNS: &[Column] = &[text("raw", "MessagePack of the record, hex")];
+
+impl Observation for Unknown {
+    const KIND: Kind = Kind {
+        name: "unknown",
+        view: "unknown",
+        help: "records of a newer agent, of a kind that this workspace does not know",
+        classes: &[Class::BaseEvent],
+        columns: COLUMNS,
+    };
+
+    fn activity(&self) -> u8 {
+        0
+    }
+
+    fn render(&self, event: &mut Event) {
+        event.set("raw_data", hex::encode(&self.raw));
+    }
+
+    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+        vec![hex::encode(&self.raw).into()]
+    }
+}

@@ -1,0 +1,77 @@
+//! A chunk: encoded bodies of one source on their way from a collector to the queue.
+//!
+//! Bodies are encoded where they are made, so that what waits in memory is bytes that can be counted, and so that the
+//! transport never sees a body.
+
+use crate::{Body, Position, Reason, codec};
+use std::sync::Arc;
+
+/// A source, as its collector names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// Collector that reads it.
+    pub collector: &'static str,
+    /// Identity of the source.
+    pub id: String,
+    /// What a person calls it: a path.
+    pub name: Option<String>,
+}
+
+/// The envelope of one body in a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// When it was observed, nanoseconds UTC.
+    pub observed: i64,
+    /// Where it was read.
+    pub position: Position,
+    /// End of its body in [`Chunk::bodies`]; it begins where the one before ends.
+    pub end: usize,
+}
+
+/// Records of one source with what must be made durable in the same transaction.
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    /// Where the records come from.
+    pub source: Arc<Source>,
+    /// Encoded bodies, one behind the other.
+    pub bodies: Vec<u8>,
+    /// Their envelopes.
+    pub entries: Vec<Entry>,
+    /// Where to go on after a restart, in the collector's own format; kept under the source's id.
+    pub cursor: Option<Vec<u8>>,
+    /// Cursors of sources of this collector that are gone, by id.
+    pub forget: Vec<String>,
+    /// Records that the collector could not ship, counted as emitted and dropped.
+    pub dropped: Vec<(Reason, u64)>,
+}
+
+impl Chunk {
+    /// An empty chunk.
+    pub fn new(source: Arc<Source>) -> Self {
+        Self { source, bodies: Vec::new(), entries: Vec::new(), cursor: None, forget: Vec::new(), dropped: Vec::new() }
+    }
+
+    /// Add a record.
+    pub fn push(&mut self, observed: i64, position: Position, body: &Body) {
+        codec::append_body(body, &mut self.bodies);
+        self.entries.push(Entry { observed, position, end: self.bodies.len() });
+    }
+
+    /// Bytes that it occupies in memory, about.
+    pub fn weight(&self) -> usize {
+        self.bodies.capacity()
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.cursor.as_ref().map_or(0, Vec::capacity)
+            + 256
+    }
+
+    /// The records with their bodies' bytes.
+    pub fn records(&self) -> impl Iterator<Item = (Entry, &[u8])> {
+        let mut start = 0;
+        self.entries.iter().map(move |entry| {
+            let body = &self.bodies[start..entry.end];
+            start = entry.end;
+            (*entry, body)
+        })
+    }
+}

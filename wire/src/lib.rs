@@ -1,0 +1,27 @@
+//! Every type that leaves a Vedette process: records, batches, replies and their codec. No I/O, no clock, no async.
+//!
+//! A *body* is what a collector saw; a [`Record`] is a body with its envelope; a [`Batch`] is records with a
+//! [`Header`]. A batch is encoded ([`codec`]) and compressed once, and lies on disk and in the landing store as a
+//! [`frame`]. Each kind of body lives in one file under [`body`]: its struct, its OCSF 1.8.0 rendering, its columns.
+
+pub mod body;
+pub mod chunk;
+pub mod codec;
+pub mod column;
+pub mod frame;
+pub mod geo;
+pub mod id;
+pub mod ledger;
+pub mod ocsf;
+pub mod record;
+pub mod reply;
+
+pub use body::Body;
+pub use chunk::{Chunk, Source};
+pub use codec::Compression;
+pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
+pub use ledger::{Ledger, Reason};
+pub use record::{Batch, Header, Position, Record, SourceRef};
+
+/// Version of the batch format; a receiver refuses another major version with code `version`.
+pub const FORMAT_VERSION: u16 = 1;

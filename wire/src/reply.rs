@@ -1,0 +1,71 @@
+//! What agent and workspace say to each other besides batches, as JSON.
+
+use crate::{AgentId, OrganizationId, geo::WorkspaceGeo};
+use serde::{Deserialize, Serialize};
+
+/// Reply to a batch that is durably landed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ack {
+    /// The batch had landed before.
+    pub duplicate: bool,
+    /// The organization's policy revision in force.
+    pub policy_revision: u64,
+    /// What the workspace accepts.
+    pub limits: Limits,
+}
+
+/// What the workspace accepts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Largest sealed batch in bytes.
+    pub batch_bytes_max: u64,
+    /// Largest batch in bytes when decompressed.
+    pub plain_bytes_max: u64,
+}
+
+/// Problem details (RFC 9457) with a stable `code`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: u16,
+    /// Stable word for programs: `version`, `shape`, `identity`, `geo`, …
+    pub code: String,
+    /// One line for people.
+    pub title: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// `POST /v1/enroll`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrollRequest {
+    /// One-time token, as `vedette-workspace token new` printed it.
+    pub token: String,
+    /// Certificate signing request (RFC 2986), PEM, signed by the agent's own key.
+    pub csr: String,
+    /// Name of the host, for the list of agents.
+    pub hostname: String,
+    /// `/etc/machine-id`, hashed by the agent; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// Version of the agent.
+    pub version: String,
+}
+
+/// Reply to an enrollment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrollReply {
+    /// Organization that the token belongs to.
+    pub organization: OrganizationId,
+    /// Its name, a label.
+    pub organization_name: String,
+    /// The agent, by its public key.
+    pub agent: AgentId,
+    /// Client certificate, PEM.
+    pub certificate: String,
+    /// Geography of the workspace.
+    pub geo: WorkspaceGeo,
+    /// Policy revision in force.
+    pub policy_revision: u64,
+}

@@ -1,0 +1,213 @@
+//! The wire format and the OCSF rendering, tried on one sample of every record.
+
+mod samples;
+
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, path::Path};
+use vedette_wire::{
+    Batch, Body, Compression, Record,
+    body::{KINDS, Place},
+    codec::{self, DecodeError},
+    column::ColumnType,
+    frame::{self, FrameHead},
+    ocsf::{self, Class, Origin},
+};
+
+fn encode(record: &Record, into: &mut Vec<u8>) {
+    let mut body = Vec::new();
+    codec::append_body(&record.body, &mut body);
+    codec::append_record(record.source, record.observed, record.position, &body, into);
+}
+
+#[test]
+fn a_record_written_in_two_steps_is_the_record_serialized() {
+    for record in samples::batch().records {
+        let mut bytes = Vec::new();
+        encode(&record, &mut bytes);
+        assert_eq!(bytes, rmp_serde::to_vec_named(&record).expect("records serialize"));
+    }
+}
+
+fn encoded_records(batch: &Batch) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for record in &batch.records {
+        encode(record, &mut bytes);
+    }
+    bytes
+}
+
+#[test]
+fn a_batch_survives_sealing_with_each_codec() {
+    let batch = samples::batch();
+    for compression in [Compression::Zstd, Compression::Gzip] {
+        let sealed = codec::seal(&batch.header, &encoded_records(&batch), compression).expect("seals");
+        let plain = codec::decompress(&sealed, compression, 1 << 20).expect("decompresses");
+        assert_eq!(codec::decode(&plain).expect("decodes"), batch);
+    }
+}
+
+#[test]
+fn a_decompression_bomb_is_refused() {
+    let batch = samples::batch();
+    let sealed = codec::seal(&batch.header, &vec![0; 4 << 20], Compression::Zstd).expect("seals");
+    assert!(sealed.len() < 10_000);
+    let refused = codec::decompress(&sealed, Compression::Zstd, 1 << 20);
+    assert!(matches!(refused, Err(DecodeError::TooLarge { limit: 1_048_576 })), "{refused:?}");
+}
+
+#[test]
+fn a_header_of_another_version_is_named() {
+    let mut batch = samples::batch();
+    batch.header.version = 9;
+    let sealed = codec::seal(&batch.header, &[], Compression::Zstd).expect("seals");
+    let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20).expect("decompresses");
+    assert!(matches!(codec::decode_header(&plain), Err(DecodeError::Version { found: 9 })));
+}
+
+#[test]
+fn a_cut_batch_is_an_error_at_every_length() {
+    let batch = samples::batch();
+    let sealed = codec::seal(&batch.header, &encoded_records(&batch), Compression::Zstd).expect("seals");
+    let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20).expect("decompresses");
+    for length in 0..plain.len() {
+        assert!(codec::decode(&plain[..length]).is_err(), "cut at {length}");
+    }
+}
+
+#[test]
+fn a_record_of_an_unknown_kind_is_kept_whole_and_does_not_hide_the_next() {
+    let batch = samples::batch();
+    let mut bytes = Vec::new();
+    let alien = json!({"s": 0, "t": 1, "p": [3, 4], "b": {"hologram": {"depth": 7}}});
+    rmp_serde::encode::write_named(&mut bytes, &alien).expect("serializes");
+    let alien_bytes = bytes.clone();
+    encode(&batch.records[0], &mut bytes);
+    let mut header = batch.header.clone();
+    header.records = 2;
+    let sealed = codec::seal(&header, &bytes, Compression::Zstd).expect("seals");
+    let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20).expect("decompresses");
+    let decoded = codec::decode(&plain).expect("decodes");
+    let Body::Unknown(unknown) = &decoded.records[0].body else { panic!("{:?}", decoded.records[0]) };
+    assert_eq!(unknown.raw, alien_bytes);
+    assert_eq!((decoded.records[0].position.0, decoded.records[0].position.1), (3, 4));
+    assert_eq!(decoded.records[1], batch.records[0]);
+}
+
+/// The golden batch was written by the first release of the format. Were it not decoded to the same values, agents
+/// and workspaces of different releases would not understand each other.
+#[test]
+fn the_golden_batch_is_still_read() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/batch-v1.zst");
+    let batch = samples::batch();
+    if std::env::var_os("VEDETTE_WRITE_GOLDEN").is_some() {
+        let sealed = codec::seal(&batch.header, &encoded_records(&batch), Compression::Zstd).expect("seals");
+        std::fs::write(&path, sealed).expect("golden file is writable");
+    }
+    let sealed = std::fs::read(&path).expect("golden file is there");
+    let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20).expect("decompresses");
+    assert_eq!(codec::decode(&plain).expect("decodes"), batch);
+}
+
+fn frame_of(sealed: &[u8]) -> (FrameHead, Vec<u8>) {
+    let head = FrameHead {
+        key: samples::batch().header.key(),
+        compression: Compression::Gzip,
+        sealed: 5,
+        records: 6,
+        digest: frame::sha256(sealed),
+    };
+    let bytes = frame::build(&head, sealed);
+    (head, bytes)
+}
+
+#[test]
+fn any_flipped_bit_of_a_frame_is_noticed() {
+    let (head, bytes) = frame_of(b"sealed bytes");
+    assert_eq!(frame::parse(&bytes), Ok((head, &b"sealed bytes"[..])));
+    for bit in 0..bytes.len() * 8 {
+        let mut broken = bytes.clone();
+        broken[bit / 8] ^= 1 << (bit % 8);
+        assert!(frame::parse(&broken).is_err(), "bit {bit}");
+    }
+    for length in 0..bytes.len() {
+        assert!(frame::parse(&bytes[..length]).is_err(), "cut at {length}");
+    }
+}
+
+fn schema(class: Class) -> jsonschema::Validator {
+    let all: Value = serde_json::from_str(include_str!("ocsf/ocsf-1.8.0.json")).expect("the vendored schema is JSON");
+    let name = match class {
+        Class::BaseEvent => "base_event",
+        Class::ProcessActivity => "process_activity",
+        Class::Authentication => "authentication",
+        Class::DeviceInventoryInfo => "inventory_info",
+        Class::LiveEvidenceInfo => "evidence_info",
+        Class::ApplicationLifecycle => "application_lifecycle",
+        Class::ApplicationError => "application_error",
+    };
+    let mut schema = all["classes"][name].clone();
+    schema["$defs"] = all["$defs"].clone();
+    jsonschema::validator_for(&schema).expect("the vendored schema compiles")
+}
+
+#[test]
+fn every_record_renders_to_valid_ocsf() {
+    let batch = samples::batch();
+    let mut reached = BTreeSet::new();
+    let mut errors = Vec::new();
+    for (index, record) in batch.records.iter().enumerate() {
+        let event = ocsf::render(&Origin::in_batch(&batch.header, index, record), record);
+        let class = record.body.class();
+        for err in schema(class).iter_errors(&event) {
+            errors.push(format!("{index} {class:?} {}: {err}", err.instance_path()));
+        }
+        reached.insert(class);
+    }
+    assert!(errors.is_empty(), "{errors:#?}");
+    assert_eq!(reached, BTreeSet::from(Class::ALL), "a sample for every class");
+}
+
+#[test]
+fn the_schema_check_would_notice_a_wrong_attribute() {
+    let batch = samples::batch();
+    let record = &batch.records[0];
+    let mut event = ocsf::render(&Origin::in_batch(&batch.header, 0, record), record);
+    event["bogus"] = json!(1);
+    assert!(!schema(record.body.class()).is_valid(&event));
+}
+
+#[test]
+fn every_row_fits_the_columns_of_its_kind() {
+    let batch = samples::batch();
+    for record in &batch.records {
+        let kind = record.body.kind();
+        let place = Place { source_name: Some("/var/log/syslog"), position: record.position };
+        let row = record.body.row(&place);
+        assert_eq!(row.len(), kind.columns.len(), "{}", kind.name);
+        for (value, column) in row.iter().zip(kind.columns) {
+            use vedette_wire::column::Value;
+            let fits = match (value, column.ty) {
+                (Value::Null, _)
+                | (Value::Text(_), ColumnType::Text)
+                | (Value::Integer(_), ColumnType::Integer)
+                | (Value::Boolean(_), ColumnType::Boolean)
+                | (Value::Time(_), ColumnType::Time) => true,
+                _ => false,
+            };
+            assert!(fits, "{}.{}: {value:?}", kind.name, column.name);
+        }
+        assert!(kind.classes.contains(&record.body.class()), "{} lists its classes", kind.name);
+    }
+}
+
+#[test]
+fn columns_of_one_name_have_one_type_in_a_table() {
+    for class in Class::ALL {
+        let kinds = KINDS.iter().filter(|kind| kind.classes.contains(&class));
+        let mut seen = std::collections::BTreeMap::new();
+        for column in kinds.flat_map(|kind| kind.columns).chain(vedette_wire::column::COMMON) {
+            let ty = *seen.entry(column.name).or_insert(column.ty);
+            assert_eq!(ty, column.ty, "{}.{}", class.table(), column.name);
+        }
+    }
+}
