@@ -1,1 +1,141 @@
-//! stub
+//! What has landed, as tables: one Delta table per organization and OCSF class, partitioned by day, and SQL over both
+//! what is materialised and what has just landed.
+//!
+//! A commit names the landed keys that it holds. Whoever materialises or queries is told by the control store up to
+//! which version each table is known to hold everything, and reads the names in the commits behind it: after a crash
+//! in the middle, no batch is written twice and none is left out.
+
+mod columns;
+mod query;
+mod render;
+mod table;
+
+pub use columns::{TableColumns, tables};
+pub use query::{Limits, Output, QueryError};
+pub use render::{Format, reference, render};
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+use vedette_wire::{Batch, OrganizationId, ocsf::Class};
+
+/// A batch that has landed.
+#[derive(Debug, Clone)]
+pub struct Landed {
+    /// Its landing key.
+    pub key: String,
+    /// Day of the partition: the day it was sealed, `YYYY-MM-DD`.
+    pub day: String,
+    /// When it landed, nanoseconds UTC.
+    pub landed: i64,
+    /// What it holds.
+    pub batch: Batch,
+}
+
+/// Up to which version each table is known to hold every batch that is marked as materialised, by table name.
+pub type Versions = BTreeMap<String, u64>;
+
+/// Why tables cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    /// Delta Lake failed.
+    #[error("table {table} cannot be used")]
+    Table {
+        /// The table's directory.
+        table: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<deltalake_core::DeltaTableError>,
+    },
+    /// The disk failed.
+    #[error("{path} cannot be written")]
+    Disk {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Rows could not be built.
+    #[error("rows cannot be built: {0}")]
+    Rows(String),
+}
+
+/// The tables of all organizations, below one directory.
+#[derive(Debug, Clone)]
+pub struct Lake {
+    root: PathBuf,
+}
+
+impl Lake {
+    /// Tables below `root`, an absolute path.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    fn table_dir(&self, organization: OrganizationId, class: Class) -> PathBuf {
+        self.root.join(organization.to_string()).join(class.table())
+    }
+
+    /// The directory of one organization's tables.
+    pub fn organization_dir(&self, organization: OrganizationId) -> PathBuf {
+        self.root.join(organization.to_string())
+    }
+
+    /// Write batches of one organization to its tables; the caller holds the organization's lease.
+    ///
+    /// # Errors
+    /// [`LakeError`]; what was written stays, and is found by its names when the same batches come again.
+    pub async fn materialise(
+        &self,
+        organization: OrganizationId,
+        batches: &[Landed],
+        known: &Versions,
+    ) -> Result<Versions, LakeError> {
+        let mut versions = known.clone();
+        for class in Class::ALL {
+            let holds = |landed: &&Landed| landed.batch.records.iter().any(|record| record.body.class() == class);
+            let wanted: Vec<&Landed> = batches.iter().filter(holds).collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            let dir = self.table_dir(organization, class);
+            let table = table::open_or_create(&dir, class).await?;
+            let from = known.get(class.table()).copied().unwrap_or(0);
+            let held: BTreeSet<String> = table::keys_since(&table, &dir, from).await?.into_iter().collect();
+            let fresh: Vec<&Landed> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
+            let table = if fresh.is_empty() {
+                table
+            } else {
+                let rows = columns::rows(class, &fresh)?;
+                let keys: Vec<&str> = fresh.iter().map(|landed| landed.key.as_str()).collect();
+                table::append(table, &dir, rows, &keys).await?
+            };
+            versions.insert(class.table().to_owned(), table.version().unwrap_or(0));
+        }
+        Ok(versions)
+    }
+
+    /// Merge the small files of an organization's tables.
+    ///
+    /// # Errors
+    /// [`LakeError`].
+    pub async fn compact(&self, organization: OrganizationId) -> Result<(), LakeError> {
+        for class in Class::ALL {
+            let dir = self.table_dir(organization, class);
+            if let Some(table) = table::open(&dir).await? {
+                table::compact(table, &dir).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a directory is a Delta table.
+pub(crate) fn is_table(dir: &Path) -> bool {
+    dir.join("_delta_log").is_dir()
+}
+
+#[cfg(test)]
+mod tests;

@@ -106,7 +106,7 @@ const COLUMNS: &[Column] = &[
     boolean("path_deleted", "the executable's file is gone"),
     text("user", "real user's name, or its number where it has none"),
     integer("user_id", "real user id"),
-    text("group", "real group's name, or its number where it has none"),
+    text("group_name", "real group's name, or its number where it has none"),
     integer("group_id", "real group id"),
     time("started", "when it started"),
     text("state", "sleeping, running, disk_sleep, stopped, traced, zombie, idle, dead; `ended` in an end record"),

@@ -1,0 +1,170 @@
+//! Columns of the tables, and rows from records.
+
+use crate::{LakeError, Landed};
+use datafusion::arrow::{
+    array::{
+        ArrayRef, BooleanBuilder, Int64Builder, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondBuilder,
+    },
+    datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit},
+};
+use std::{collections::BTreeMap, sync::Arc};
+use vedette_wire::{
+    body::{KINDS, Place},
+    column::{COMMON, Column, ColumnType, Value},
+    ocsf::{Class, Origin},
+};
+
+/// Partition column, last in every table.
+pub(crate) const DAY: &str = "day";
+
+/// A table as `docs/tables.md` shows it.
+#[derive(Debug, Clone)]
+pub struct TableColumns {
+    /// OCSF class.
+    pub class: Class,
+    /// Columns in order, without the partition column.
+    pub columns: Vec<Column>,
+}
+
+/// Every table.
+pub fn tables() -> Vec<TableColumns> {
+    Class::ALL.into_iter().map(|class| TableColumns { class, columns: columns(class) }).collect()
+}
+
+/// The common columns and those of every kind that renders to the class.
+pub(crate) fn columns(class: Class) -> Vec<Column> {
+    let mut out: Vec<Column> = COMMON.to_vec();
+    for column in KINDS.iter().filter(|kind| kind.classes.contains(&class)).flat_map(|kind| kind.columns) {
+        if out.iter().all(|known| known.name != column.name) {
+            out.push(*column);
+        }
+    }
+    out
+}
+
+pub(crate) fn schema(class: Class) -> SchemaRef {
+    let mut fields: Vec<Field> = columns(class).iter().map(|column| field(column.name, column.ty)).collect();
+    fields.push(Field::new(DAY, DataType::Utf8, true));
+    Arc::new(Schema::new(fields))
+}
+
+fn field(name: &str, ty: ColumnType) -> Field {
+    let ty = match ty {
+        ColumnType::Text => DataType::Utf8,
+        ColumnType::Integer => DataType::Int64,
+        ColumnType::Boolean => DataType::Boolean,
+        ColumnType::Time => DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+    };
+    Field::new(name, ty, true)
+}
+
+enum Builder {
+    Text(StringBuilder),
+    Integer(Int64Builder),
+    Boolean(BooleanBuilder),
+    Time(TimestampMicrosecondBuilder),
+}
+
+impl Builder {
+    fn new(ty: ColumnType) -> Self {
+        match ty {
+            ColumnType::Text => Builder::Text(StringBuilder::new()),
+            ColumnType::Integer => Builder::Integer(Int64Builder::new()),
+            ColumnType::Boolean => Builder::Boolean(BooleanBuilder::new()),
+            ColumnType::Time => Builder::Time(TimestampMicrosecondBuilder::new().with_timezone("UTC")),
+        }
+    }
+
+    /// A value of another type than the column's is absent; the wire's own tests rule it out.
+    fn push(&mut self, value: &Value<'_>) {
+        match (self, value) {
+            (Builder::Text(builder), Value::Text(text)) => builder.append_value(text),
+            (Builder::Integer(builder), Value::Integer(number)) => builder.append_value(*number),
+            (Builder::Boolean(builder), Value::Boolean(truth)) => builder.append_value(*truth),
+            (Builder::Time(builder), Value::Time(nanoseconds)) => builder.append_value(nanoseconds.div_euclid(1000)),
+            (Builder::Text(builder), _) => builder.append_null(),
+            (Builder::Integer(builder), _) => builder.append_null(),
+            (Builder::Boolean(builder), _) => builder.append_null(),
+            (Builder::Time(builder), _) => builder.append_null(),
+        }
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        match self {
+            Builder::Text(builder) => Arc::new(builder.finish()),
+            Builder::Integer(builder) => Arc::new(builder.finish()),
+            Builder::Boolean(builder) => Arc::new(builder.finish()),
+            Builder::Time(builder) => Arc::new(builder.finish()),
+        }
+    }
+}
+
+/// The rows of one class, a record batch for each day.
+pub(crate) fn rows(class: Class, batches: &[&Landed]) -> Result<Vec<RecordBatch>, LakeError> {
+    let columns = columns(class);
+    let mut days: BTreeMap<&str, (usize, Vec<Builder>)> = BTreeMap::new();
+    // Where each kind's columns stand in the table.
+    let mut places: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
+    for landed in batches {
+        let (count, builders) = days
+            .entry(&landed.day)
+            .or_insert_with(|| (0, columns.iter().map(|column| Builder::new(column.ty)).collect()));
+        for (index, record) in landed.batch.records.iter().enumerate() {
+            if record.body.class() != class {
+                continue;
+            }
+            let kind = record.body.kind();
+            let places = places.entry(kind.name).or_insert_with(|| {
+                let find = |name| columns.iter().position(|column| column.name == name);
+                kind.columns.iter().filter_map(|column| find(column.name)).collect()
+            });
+            let header = &landed.batch.header;
+            let origin = Origin::in_batch(header, index, record);
+            let common = common(landed, &origin, record);
+            let mut row: Vec<&Value<'_>> = vec![&Value::Null; columns.len()];
+            for (place, value) in common.iter().enumerate() {
+                row[place] = value;
+            }
+            let own = record.body.row(&Place { source_name: origin.source_name, position: record.position });
+            for (place, value) in places.iter().zip(&own) {
+                row[*place] = value;
+            }
+            for (builder, value) in builders.iter_mut().zip(row) {
+                builder.push(value);
+            }
+            *count += 1;
+        }
+    }
+    let schema = schema(class);
+    days.into_iter()
+        .filter(|(_, (count, _))| *count > 0)
+        .map(|(day, (count, builders))| {
+            let mut arrays: Vec<ArrayRef> = builders.into_iter().map(|mut builder| builder.finish()).collect();
+            arrays.push(Arc::new(StringArray::from(vec![day; count])));
+            RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(|err| LakeError::Rows(err.to_string()))
+        })
+        .collect()
+}
+
+/// The values of [`COMMON`], in its order.
+fn common<'a>(landed: &'a Landed, origin: &Origin<'a>, record: &'a vedette_wire::Record) -> [Value<'a>; COMMON.len()] {
+    let header = &landed.batch.header;
+    let body = &record.body;
+    [
+        header.organization.to_string().into(),
+        header.agent.to_string().into(),
+        origin.collector.into(),
+        header.lane.name().into(),
+        header.epoch.to_string().into(),
+        header.seq.into(),
+        Value::Integer(origin.index as i64),
+        Value::Time(body.time().unwrap_or(record.observed)),
+        Value::Time(record.observed),
+        Value::Time(landed.landed),
+        body.kind().name.into(),
+        header.host.hostname.as_str().into(),
+        body.class().uid().into(),
+        body.activity().into(),
+        body.severity().into(),
+    ]
+}

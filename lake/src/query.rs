@@ -1,0 +1,195 @@
+//! SQL over one organization's tables: what is materialised and what has just landed, read-only and within limits.
+
+use crate::{
+    Lake, LakeError, Landed, Versions,
+    columns::{self, DAY},
+    table,
+};
+use datafusion::{
+    arrow::{datatypes::SchemaRef, record_batch::RecordBatch},
+    catalog::TableProvider,
+    datasource::MemTable,
+    error::DataFusionError,
+    execution::{
+        memory_pool::{FairSpillPool, TrackConsumersPool},
+        runtime_env::{RuntimeEnv, RuntimeEnvBuilder},
+    },
+    prelude::{DataFrame, Expr, SQLOptions, SessionConfig, SessionContext, col, lit},
+};
+use deltalake_core::{
+    DeltaTable,
+    delta_datafusion::{DeltaScanConfig, DeltaScanNext},
+};
+use futures::StreamExt;
+use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Duration};
+use vedette_wire::{OrganizationId, body::KINDS, column::COMMON, ocsf::Class};
+
+/// What one query may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Rows in the answer.
+    pub rows_max: usize,
+    /// Wall clock.
+    pub time_max: Duration,
+    /// Memory of the query's operators in bytes; beyond it they spill to disk.
+    pub memory_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { rows_max: 1_000_000, time_max: Duration::from_secs(60), memory_max: 512 << 20 }
+    }
+}
+
+/// The answer.
+#[derive(Debug)]
+pub struct Output {
+    /// Its columns.
+    pub schema: SchemaRef,
+    /// Its rows.
+    pub batches: Vec<RecordBatch>,
+    /// There were more rows than allowed.
+    pub cut: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The SQL is wrong, not allowed, or failed.
+    #[error("{0}")]
+    Sql(String),
+    /// It took too long.
+    #[error("the query took longer than {0:?}; narrow it by time or agent")]
+    Timeout(Duration),
+    /// The tables failed.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+}
+
+impl From<DataFusionError> for QueryError {
+    fn from(err: DataFusionError) -> Self {
+        QueryError::Sql(err.strip_backtrace())
+    }
+}
+
+impl Lake {
+    /// Run one SQL statement. `fresh` are the batches that were not marked as materialised when `known` was read.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub async fn query(
+        &self,
+        organization: OrganizationId,
+        sql: &str,
+        fresh: &[Landed],
+        known: &Versions,
+        limits: Limits,
+    ) -> Result<Output, QueryError> {
+        let context = session(limits)?;
+        for class in Class::ALL {
+            let rows = self.rows_of(&context, organization, class, fresh, known).await?;
+            context.register_table(class.table(), rows.into_view())?;
+        }
+        register_views(&context).await?;
+        // On a task of its own: an operator that does not yield must not keep the clock from being looked at.
+        let sql = sql.to_owned();
+        let mut work = tokio::spawn(async move { collect(&context, &sql, limits.rows_max).await });
+        match tokio::time::timeout(limits.time_max, &mut work).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(err)) => Err(QueryError::Sql(format!("the query ended unexpectedly: {err}"))),
+            Err(_) => {
+                work.abort();
+                Err(QueryError::Timeout(limits.time_max))
+            }
+        }
+    }
+
+    /// The table at its newest version, and behind it the landed batches that this version does not hold.
+    async fn rows_of(
+        &self,
+        context: &SessionContext,
+        organization: OrganizationId,
+        class: Class,
+        fresh: &[Landed],
+        known: &Versions,
+    ) -> Result<DataFrame, QueryError> {
+        let dir = self.table_dir(organization, class);
+        let table = table::open(&dir).await?;
+        let held: BTreeSet<String> = match &table {
+            None => BTreeSet::new(),
+            Some(table) => {
+                let from = known.get(class.table()).copied().unwrap_or(0);
+                table::keys_since(table, &dir, from).await?.into_iter().collect()
+            }
+        };
+        let fresh: Vec<&Landed> = fresh.iter().filter(|landed| !held.contains(&landed.key)).collect();
+        let memory = MemTable::try_new(columns::schema(class), vec![columns::rows(class, &fresh)?])?;
+        let memory = context.read_table(Arc::new(memory))?;
+        let Some(table) = table else { return Ok(memory) };
+        let table = context.read_table(provider(&table, &dir)?)?;
+        Ok(table.union_by_name(memory)?)
+    }
+}
+
+/// The table with plain strings, so that its columns have the types of [`columns::schema`].
+fn provider(table: &DeltaTable, dir: &std::path::Path) -> Result<Arc<dyn TableProvider>, QueryError> {
+    let config =
+        DeltaScanConfig { wrap_partition_values: false, schema_force_view_types: false, ..DeltaScanConfig::new() };
+    let failed = |source| LakeError::Table { table: dir.to_owned(), source: Box::new(source) };
+    let snapshot = table.snapshot().map_err(failed)?.snapshot().clone();
+    Ok(Arc::new(DeltaScanNext::new(snapshot, config)?))
+}
+
+fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
+    let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory_max), NonZeroUsize::MIN);
+    let runtime: Arc<RuntimeEnv> = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
+    let mut config = SessionConfig::new().with_information_schema(true);
+    let options = config.options_mut();
+    options.execution.parquet.schema_force_view_types = false;
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.time_zone = Some("UTC".to_owned());
+    let context = SessionContext::new_with_config_rt(config, runtime);
+    // A table function that makes rows out of nothing is a way to use up memory and time.
+    context.deregister_udtf("generate_series");
+    context.deregister_udtf("range");
+    Ok(context)
+}
+
+/// A view for each kind: the common columns and its own, over every table that its records can be in.
+async fn register_views(context: &SessionContext) -> Result<(), DataFusionError> {
+    for kind in KINDS {
+        let names: Vec<&str> = COMMON.iter().chain(kind.columns).map(|column| column.name).chain([DAY]).collect();
+        let mut view: Option<DataFrame> = None;
+        for class in kind.classes {
+            let own: Vec<Expr> = names.iter().map(|name| col(format!("\"{name}\""))).collect();
+            let rows = context.table(class.table()).await?.filter(col("kind").eq(lit(kind.name)))?.select(own)?;
+            view = Some(match view {
+                None => rows,
+                Some(view) => view.union_by_name(rows)?,
+            });
+        }
+        if let Some(view) = view {
+            context.register_table(kind.view, view.into_view())?;
+        }
+    }
+    Ok(())
+}
+
+async fn collect(context: &SessionContext, sql: &str, rows_max: usize) -> Result<Output, QueryError> {
+    let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let frame = context.sql_with_options(sql, read_only).await?;
+    let schema = Arc::clone(frame.schema().inner());
+    let mut stream = frame.execute_stream().await?;
+    let (mut batches, mut rows, mut cut) = (Vec::new(), 0, false);
+    while let Some(batch) = stream.next().await {
+        let batch = batch?;
+        if rows + batch.num_rows() > rows_max {
+            batches.push(batch.slice(0, rows_max - rows));
+            cut = true;
+            break;
+        }
+        rows += batch.num_rows();
+        batches.push(batch);
+    }
+    Ok(Output { schema, batches, cut })
+}

@@ -1,0 +1,177 @@
+use super::*;
+use datafusion::arrow::array::{AsArray, RecordBatch};
+use std::time::Duration;
+use vedette_wire::{
+    AgentId, Body, Epoch, Header, Lane, Position, Record, SourceRef,
+    body::{Change, LifecycleEvent, Syslog},
+    geo::WorkspaceGeo,
+};
+
+const T0: i64 = 1_795_404_079_123_456_789;
+
+fn organization(last: u8) -> OrganizationId {
+    let mut id = [1; 16];
+    id[15] = last;
+    OrganizationId(uuid_from(id))
+}
+
+fn uuid_from(bytes: [u8; 16]) -> vedette_wire::id::Uuid {
+    vedette_wire::id::Uuid::from_bytes(bytes)
+}
+
+fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
+    let records: Vec<Record> = (0..)
+        .zip(bodies)
+        .map(|(at, body)| Record { source: 0, observed: T0, position: Position(at * 10, at * 10 + 10), body })
+        .collect();
+    let header = Header {
+        version: 1,
+        organization,
+        agent: AgentId([2; 16]),
+        lane: Lane::Records,
+        epoch: Epoch(3),
+        seq,
+        sealed: T0,
+        geo: WorkspaceGeo::Europe,
+        policy_revision: 1,
+        agent_version: "0.1.0".to_owned(),
+        host: vedette_wire::record::HostLabel { hostname: "web1".to_owned(), ..Default::default() },
+        sources: vec![SourceRef {
+            collector: "syslog".to_owned(),
+            id: "f".to_owned(),
+            name: Some("/var/log/syslog".to_owned()),
+            reached: 1,
+        }],
+        records: records.len() as u32,
+        ledger: Default::default(),
+        lowest_held: 1,
+        predecessor: None,
+    };
+    Landed { key: format!("key-{seq}"), day: "2026-11-23".to_owned(), landed: T0, batch: Batch { header, records } }
+}
+
+fn line(text: &str) -> Body {
+    Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() }.into()
+}
+
+fn start() -> Body {
+    vedette_wire::body::Lifecycle {
+        event: LifecycleEvent::Start,
+        message: "started".to_owned(),
+        version: "0.1.0".to_owned(),
+        collector: None,
+        configuration: None,
+    }
+    .into()
+}
+
+fn session(change: Change) -> Body {
+    vedette_wire::body::Session {
+        change,
+        snapshot: None,
+        id: "1".to_owned(),
+        user: "alice".to_owned(),
+        user_id: None,
+        terminal: None,
+        display: None,
+        remote_host: None,
+        since: None,
+        service: None,
+        class: None,
+        source: "logind".to_owned(),
+        leader: None,
+    }
+    .into()
+}
+
+fn texts(batches: &[RecordBatch]) -> Vec<String> {
+    let mut out: Vec<String> = batches
+        .iter()
+        .flat_map(|batch| {
+            let column = batch.column(0).as_string::<i32>();
+            (0..batch.num_rows()).map(|row| column.value(row).to_owned()).collect::<Vec<_>>()
+        })
+        .collect();
+    out.sort();
+    out
+}
+
+async fn ask(lake: &Lake, org: OrganizationId, sql: &str, fresh: &[Landed], known: &Versions) -> Vec<String> {
+    let output = lake.query(org, sql, fresh, known, Limits::default()).await.expect(sql);
+    assert!(!output.cut);
+    texts(&output.batches)
+}
+
+const LINES: &str = "SELECT raw FROM syslog";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_is_seen_once_before_while_and_after_it_is_materialised() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let one = vec![landed(org, 1, vec![line("a"), start()]), landed(org, 2, vec![line("b")])];
+    let nothing = Versions::new();
+    assert_eq!(ask(&lake, org, LINES, &one, &nothing).await, ["a", "b"]);
+    let known = lake.materialise(org, &one, &nothing).await.expect("writes");
+    // The marks in the control store are not there yet: the commits' names tell.
+    assert_eq!(ask(&lake, org, LINES, &one, &nothing).await, ["a", "b"]);
+    assert_eq!(ask(&lake, org, LINES, &[], &known).await, ["a", "b"]);
+    // A crash before the marks: the same batches come again, with one more.
+    let mut again = one.clone();
+    again.push(landed(org, 3, vec![line("c")]));
+    let known = lake.materialise(org, &again, &nothing).await.expect("writes");
+    assert_eq!(ask(&lake, org, LINES, &[], &known).await, ["a", "b", "c"]);
+    let fresh = [landed(org, 4, vec![line("d")])];
+    assert_eq!(ask(&lake, org, LINES, &fresh, &known).await, ["a", "b", "c", "d"]);
+    lake.compact(org).await.expect("compacts");
+    assert_eq!(ask(&lake, org, LINES, &fresh, &known).await, ["a", "b", "c", "d"]);
+    assert_eq!(ask(&lake, org, "SELECT event FROM lifecycle", &[], &known).await, ["start"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_view_reaches_over_every_table_that_its_kind_is_in() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let bodies = vec![session(Change::Snapshot), session(Change::End)];
+    let known = lake.materialise(org, &[landed(org, 1, bodies)], &Versions::new()).await.expect("writes");
+    assert_eq!(ask(&lake, org, "SELECT change FROM sessions", &[], &known).await, ["end", "snapshot"]);
+    assert_eq!(ask(&lake, org, "SELECT user FROM authentication", &[], &known).await, ["alice"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_organization_sees_nothing_of_another() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let lake = Lake::new(dir.path());
+    let (mine, theirs) = (organization(1), organization(2));
+    let known = lake.materialise(mine, &[landed(mine, 1, vec![line("mine")])], &Versions::new()).await.expect("writes");
+    lake.materialise(theirs, &[landed(theirs, 1, vec![line("theirs")])], &Versions::new()).await.expect("writes");
+    assert_eq!(ask(&lake, mine, LINES, &[], &known).await, ["mine"]);
+    let path = lake.table_dir(theirs, Class::BaseEvent);
+    for sql in [
+        format!("SELECT * FROM '{}'", path.display()),
+        format!("SELECT * FROM \"{theirs}\".base_event"),
+        format!("CREATE EXTERNAL TABLE x STORED AS PARQUET LOCATION '{}'", path.display()),
+        format!("COPY (SELECT 1) TO '{}/x.csv'", dir.path().display()),
+        "SET datafusion.execution.batch_size = 1".to_owned(),
+        "CREATE VIEW v AS SELECT 1".to_owned(),
+        "SELECT * FROM generate_series(1, 10)".to_owned(),
+        "SELECT 1; SELECT 2".to_owned(),
+    ] {
+        let refused = lake.query(mine, &sql, &[], &known, Limits::default()).await;
+        assert!(matches!(refused, Err(QueryError::Sql(_))), "{sql}: {refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_cut_and_end_a_query() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let lines: Vec<Body> = (0..1000).map(|number| line(&number.to_string())).collect();
+    let fresh = [landed(org, 1, lines)];
+    let few = Limits { rows_max: 7, ..Limits::default() };
+    let output = lake.query(org, LINES, &fresh, &Versions::new(), few).await.expect("answers");
+    assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (7, true));
+    let short = Limits { time_max: Duration::from_millis(200), ..Limits::default() };
+    let slow = "SELECT count(*) FROM syslog a, syslog b, syslog c WHERE a.raw || b.raw || c.raw = 'x'";
+    let refused = lake.query(org, slow, &fresh, &Versions::new(), short).await;
+    assert!(matches!(refused, Err(QueryError::Timeout(_))), "{refused:?}");
+}

@@ -1,0 +1,129 @@
+//! The workspace's certificate authority: its own certificate, the server's, and those of agents.
+
+use anyhow::{Context, Result};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+};
+use std::{fs, io::Write, net::IpAddr, os::unix::fs::OpenOptionsExt, path::Path};
+use time::{Duration, OffsetDateTime};
+use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
+
+/// Life of the authority's own certificate.
+const CA_DAYS: i64 = 3650;
+/// Life of the server's certificate.
+const SERVER_DAYS: i64 = 825;
+/// Life of an agent's certificate.
+const AGENT_DAYS: i64 = 90;
+/// Clocks of hosts are not all right.
+const SKEW: Duration = Duration::hours(1);
+
+/// The authority, ready to sign.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Authority")
+    }
+}
+
+fn params(days: i64) -> CertificateParams {
+    let now = OffsetDateTime::now_utc();
+    let mut params = CertificateParams::default();
+    params.not_before = now - SKEW;
+    params.not_after = now + Duration::days(days);
+    params.distinguished_name = DistinguishedName::new();
+    params
+}
+
+/// Make the authority and the server's certificate in `dir`: `ca.pem`, `ca.key`, `server.pem`, `server.key`.
+pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
+    let key = KeyPair::generate()?;
+    let mut ca = params(CA_DAYS);
+    ca.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo} {}", uuid::Uuid::now_v7()));
+    ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = ca.self_signed(&key)?;
+    write_private(&dir.join("ca.key"), key.serialize_pem().as_bytes())?;
+    write_public(&dir.join("ca.pem"), certificate.pem().as_bytes())?;
+    let authority = Authority::load(dir)?;
+    authority.issue_server(dir, geo, names)
+}
+
+impl Authority {
+    /// Load the authority of a workspace.
+    pub(crate) fn load(dir: &Path) -> Result<Self> {
+        let read = |name: &str| fs::read_to_string(dir.join(name)).with_context(|| format!("{}/{name}", dir.display()));
+        let key = KeyPair::from_pem(&read("ca.key")?).context("ca.key holds no key")?;
+        let issuer = Issuer::from_ca_cert_pem(&read("ca.pem")?, key).context("ca.pem holds no certificate")?;
+        Ok(Self { issuer })
+    }
+
+    fn issue_server(&self, dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
+        let key = KeyPair::generate()?;
+        let mut server = params(SERVER_DAYS);
+        server.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo}"));
+        server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        server.use_authority_key_identifier_extension = true;
+        for name in names {
+            server.subject_alt_names.push(match name.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into().with_context(|| format!("{name} is no DNS name"))?),
+            });
+        }
+        server.subject_alt_names.push(SanType::URI(geo.uri().try_into()?));
+        let certificate = server.signed_by(&key, &self.issuer)?;
+        write_private(&dir.join("server.key"), key.serialize_pem().as_bytes())?;
+        write_public(&dir.join("server.pem"), certificate.pem().as_bytes())
+    }
+
+    /// The agent that a signing request is from; its signature is checked.
+    ///
+    /// # Errors
+    /// Where it is no PKCS #10 request or is not signed by its own key.
+    pub(crate) fn read_request(pem: &str) -> Result<(CertificateSigningRequestParams, AgentId)> {
+        let request = CertificateSigningRequestParams::from_pem(pem)?;
+        let agent = AgentId::of_public_key(&request.public_key.subject_public_key_info());
+        Ok((request, agent))
+    }
+
+    /// Sign an agent's request. Of the request only the key is taken; the names are ours.
+    pub(crate) fn sign_agent(
+        &self,
+        mut request: CertificateSigningRequestParams,
+        organization: OrganizationId,
+        agent: AgentId,
+    ) -> Result<String> {
+        let mut params = params(AGENT_DAYS);
+        params.distinguished_name.push(DnType::OrganizationName, organization.to_string());
+        params.distinguished_name.push(DnType::CommonName, agent.to_string());
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        request.params = params;
+        Ok(request.signed_by(&self.issuer)?.pem())
+    }
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, bytes, 0o600)
+}
+
+fn write_public(path: &Path, bytes: &[u8]) -> Result<()> {
+    write(path, bytes, 0o644)
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    Ok(())
+}

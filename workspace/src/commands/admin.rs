@@ -1,0 +1,137 @@
+//! `init`, `org`, `token`, `agents`.
+
+use super::print;
+use crate::{
+    ca,
+    cli::{Format, Tier},
+    control::{AgentRow, Control},
+    landing::Landing,
+    now,
+};
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
+use vedette_wire::geo::WorkspaceGeo;
+
+/// An agent that was not heard of for so long is silent.
+const SILENT_AFTER_NS: i64 = 10 * 60 * 1_000_000_000;
+
+pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))?;
+    if dir.join("ca.pem").exists() {
+        bail!("{} holds a workspace already; choose another directory", dir.display());
+    }
+    if names.is_empty() {
+        names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        let uname = rustix::system::uname();
+        let hostname = uname.nodename().to_string_lossy();
+        if !names.contains(&hostname.to_string()) && !hostname.is_empty() && hostname != "(none)" {
+            names.insert(0, hostname.into_owned());
+        }
+    }
+    ca::create(dir, geo, &names)?;
+    Landing::open(&dir.join("landing"))?;
+    Control::create(dir, geo).await?;
+    tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace made; agents need its ca.pem");
+    Ok(())
+}
+
+pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Result<()> {
+    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
+        bail!("an organization's name has 1 to 200 characters, none of them control characters");
+    }
+    let tier = match tier {
+        Tier::Free => "free",
+        Tier::Standard => "standard",
+    };
+    let id = Control::open(dir).await?.add_organization(name, tier, now()).await?;
+    print(format!("{id}\n").as_bytes())
+}
+
+pub(super) async fn new_token(dir: &Path, org: &str, uses: u32, hours: u32) -> Result<()> {
+    if uses == 0 || hours == 0 {
+        bail!("a token needs at least one use and one hour");
+    }
+    let control = Control::open(dir).await?;
+    let organization = control.organization(org).await?;
+    let mut secret = [0_u8; 32];
+    let provider = rustls::crypto::CryptoProvider::get_default().expect("main installs it");
+    provider.secure_random.fill(&mut secret).map_err(|_| anyhow::anyhow!("no randomness"))?;
+    let token = format!("vdt_{}", hex::encode(secret));
+    let expires = now() + i64::from(hours) * 3600 * 1_000_000_000;
+    control.add_token(&organization, &token_digest(&token), uses, now(), expires).await?;
+    print(format!("{token}\n").as_bytes())
+}
+
+/// What is kept of a token.
+pub(crate) fn token_digest(token: &str) -> String {
+    hex::encode(Sha256::digest(token.trim().as_bytes()))
+}
+
+pub(super) async fn agents(dir: &Path, org: &str, format: Format) -> Result<()> {
+    let control = Control::open(dir).await?;
+    let organization = control.organization(org).await?;
+    let now = now();
+    let rows = control.agents(organization.id).await?;
+    let mut out = String::new();
+    if format != Format::Json {
+        let head = ["agent", "hostname", "enrolled", "last_seen", "state", "version", "policy_revision"];
+        out.push_str(&line(&head.map(str::to_owned), format));
+    }
+    for row in rows {
+        let state = state(&row, now);
+        let (enrolled, seen) = (rfc3339(row.enrolled), row.last_seen.map(rfc3339));
+        if format == Format::Json {
+            let object = json!({"agent": row.agent, "hostname": row.hostname, "enrolled": enrolled, "last_seen": seen,
+                "state": state, "version": row.version, "policy_revision": row.policy_revision});
+            out.push_str(&format!("{object}\n"));
+        } else {
+            let revision = row.policy_revision.to_string();
+            let seen = seen.unwrap_or_else(|| "never".to_owned());
+            out.push_str(&line(
+                &[row.agent, row.hostname, enrolled, seen, state.to_owned(), row.version, revision],
+                format,
+            ));
+        }
+    }
+    print(out.as_bytes())
+}
+
+fn state(row: &AgentRow, now: i64) -> &'static str {
+    match row.last_seen {
+        _ if row.revoked.is_some() => "revoked",
+        None => "never seen",
+        Some(seen) if now - seen > SILENT_AFTER_NS => "silent",
+        Some(_) => "active",
+    }
+}
+
+fn line(cells: &[String; 7], format: Format) -> String {
+    if format == Format::Csv {
+        let quoted: Vec<String> = cells.iter().map(|cell| format!("\"{}\"", cell.replace('"', "\"\""))).collect();
+        return quoted.join(",") + "\n";
+    }
+    let [agent, hostname, enrolled, seen, state, version, revision] = cells;
+    format!("{agent:<32}  {hostname:<20}  {enrolled:<20}  {seen:<20}  {state:<10}  {version:<8}  {revision}\n")
+}
+
+/// RFC 3339 to the second, with `Z`.
+fn rfc3339(nanoseconds: i64) -> String {
+    let time = time::OffsetDateTime::from_unix_timestamp(nanoseconds.div_euclid(1_000_000_000))
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
+}

@@ -1,0 +1,61 @@
+//! The commands.
+
+mod admin;
+
+pub(crate) use admin::token_digest;
+
+#[cfg(feature = "lake")]
+mod query;
+mod serve;
+
+use crate::cli::{Arguments, Command, Org, Token};
+use anyhow::Result;
+use clap::CommandFactory;
+use std::io::{self, Write};
+
+/// Run one command.
+pub(crate) async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Init { dir, geo, names } => admin::init(&dir, geo, names).await,
+        Command::Serve { dir, listen, address_file, batches_per_second } => {
+            serve::serve(&dir, listen, address_file.as_deref(), batches_per_second).await
+        }
+        Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
+        Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,
+        Command::Agents { org, dir, format } => admin::agents(&dir, &org, format).await,
+        #[cfg(feature = "lake")]
+        Command::Query { org, dir, sql, format, rows_max, seconds_max } => {
+            let limits = vedette_lake::Limits {
+                rows_max,
+                time_max: std::time::Duration::from_secs(seconds_max),
+                ..vedette_lake::Limits::default()
+            };
+            query::query(&dir, &org, &sql, format, limits).await
+        }
+        #[cfg(not(feature = "lake"))]
+        Command::Query { .. } => anyhow::bail!("this build has no query engine; build it with the feature `lake`"),
+        Command::Completions { shell } => {
+            let mut command = Arguments::command();
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "vedette-workspace", &mut script);
+            print(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
+            print(&page)
+        }
+        #[cfg(feature = "lake")]
+        Command::TablesReference => print(query::tables_reference().as_bytes()),
+        #[cfg(not(feature = "lake"))]
+        Command::TablesReference => Ok(()),
+    }
+}
+
+/// Write to stdout; a reader that has seen enough (`| head`) is no error.
+fn print(bytes: &[u8]) -> Result<()> {
+    match io::stdout().lock().write_all(bytes) {
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}

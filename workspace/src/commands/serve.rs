@@ -1,0 +1,75 @@
+//! `serve`: receive from agents, and materialise what has landed.
+
+use crate::{
+    ca::Authority,
+    control::Control,
+    landing::Landing,
+    now,
+    receive::{self, Receiver},
+};
+use anyhow::{Context, Result};
+use std::{net::SocketAddr, num::NonZeroU32, path::Path, sync::Arc};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+pub(super) async fn serve(
+    dir: &Path,
+    listen: SocketAddr,
+    address_file: Option<&Path>,
+    batches_per_second: NonZeroU32,
+) -> Result<()> {
+    let dir = std::path::absolute(dir)?;
+    let control = Control::open(&dir).await?;
+    let landing = Landing::open(&dir.join("landing"))?;
+    reconcile(&control, &landing).await?;
+    let receiver = Arc::new(Receiver::new(
+        control.clone(),
+        landing.clone(),
+        Authority::load(&dir)?,
+        control.geo().await?,
+        batches_per_second,
+    ));
+    let tls = receive::tls_config(&dir)?;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    if let Some(path) = address_file {
+        // Renamed into place: a reader sees the whole address or none.
+        let part = path.with_extension("part");
+        std::fs::File::create(&part)
+            .and_then(|mut file| std::io::Write::write_all(&mut file, address.to_string().as_bytes()))?;
+        std::fs::rename(&part, path)?;
+    }
+    let (stop, stopped) = watch::channel(false);
+    #[cfg(feature = "lake")]
+    let materialiser = crate::materialise::start(control, landing, &dir, stopped.clone())?;
+    tracing::info!(%address, "receiving");
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let serving = tokio::spawn(receive::serve(listener, tls, receiver, stopped));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping");
+    stop.send_replace(true);
+    serving.await?;
+    #[cfg(feature = "lake")]
+    tokio::task::spawn_blocking(move || materialiser.join())
+        .await?
+        .map_err(|_| anyhow::anyhow!("the materialiser panicked"))?;
+    Ok(())
+}
+
+/// Find what landed and is not noted: the note is written behind the object, and may have been lost with the power.
+async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
+    let mut found = 0;
+    for (key, organization, day, bytes) in landing.list().await? {
+        found += u64::from(control.note_found(&key, &organization, &day, bytes, now()).await?);
+    }
+    if found > 0 {
+        tracing::info!(found, "landed batches that were not noted");
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Tokens and agents.
+
+use super::{Control, Organization};
+use anyhow::Result;
+use serde::Serialize;
+use vedette_wire::{AgentId, OrganizationId};
+
+/// Why a token does not enroll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TokenError {
+    /// Never given out here.
+    #[error("the token is not known to this workspace; make one with `vedette-workspace token new`")]
+    Unknown,
+    /// Too old.
+    #[error("the token has expired; make a new one with `vedette-workspace token new`")]
+    Expired,
+    /// Used up.
+    #[error("the token has been used already; make a new one with `vedette-workspace token new`")]
+    Used,
+}
+
+/// What an agent brings to its enrollment.
+#[derive(Debug)]
+pub(crate) struct Enrollment<'a> {
+    pub(crate) agent: AgentId,
+    pub(crate) hostname: &'a str,
+    pub(crate) machine: Option<&'a str>,
+    pub(crate) version: &'a str,
+}
+
+/// An agent as `vedette-workspace agents` shows it.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+pub(crate) struct AgentRow {
+    #[sqlx(rename = "id")]
+    pub(crate) agent: String,
+    pub(crate) hostname: String,
+    pub(crate) enrolled: i64,
+    pub(crate) last_seen: Option<i64>,
+    pub(crate) version: String,
+    pub(crate) policy_revision: i64,
+    #[serde(skip)]
+    pub(crate) revoked: Option<i64>,
+}
+
+impl Control {
+    /// Keep a new token's digest.
+    pub(crate) async fn add_token(
+        &self,
+        organization: &Organization,
+        digest: &str,
+        uses: u32,
+        now: i64,
+        expires: i64,
+    ) -> Result<()> {
+        sqlx::query("INSERT INTO tokens (digest, organization, created, expires, uses_left) VALUES (?, ?, ?, ?, ?)")
+            .bind(digest)
+            .bind(organization.id.to_string())
+            .bind(now)
+            .bind(expires)
+            .bind(uses)
+            .execute(&self.pool)
+            .await?;
+        self.audit(now, "token new", &format!("{} uses {uses}", organization.name)).await
+    }
+
+    /// Use a token up and note the agent, in one transaction.
+    pub(crate) async fn enroll(
+        &self,
+        digest: &str,
+        enrollment: &Enrollment<'_>,
+        now: i64,
+    ) -> Result<Result<Organization, TokenError>> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let token: Option<(String, i64, i64)> =
+            sqlx::query_as("SELECT organization, expires, uses_left FROM tokens WHERE digest = ?")
+                .bind(digest)
+                .fetch_optional(&mut *tx)
+                .await?;
+        let organization = match token {
+            None => return Ok(Err(TokenError::Unknown)),
+            Some((_, expires, _)) if expires <= now => return Ok(Err(TokenError::Expired)),
+            Some((_, _, uses)) if uses <= 0 => return Ok(Err(TokenError::Used)),
+            Some((organization, _, _)) => organization,
+        };
+        sqlx::query("UPDATE tokens SET uses_left = uses_left - 1 WHERE digest = ?")
+            .bind(digest)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query(
+            "INSERT INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled)
+             VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6)
+             ON CONFLICT (organization, id) DO UPDATE SET hostname = ?3, machine = ?4, version = ?5, enrolled = ?6",
+        )
+        .bind(&organization)
+        .bind(enrollment.agent.to_string())
+        .bind(enrollment.hostname)
+        .bind(enrollment.machine)
+        .bind(enrollment.version)
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+        let (name, revision): (String, i64) =
+            sqlx::query_as("SELECT name, policy_revision FROM organizations WHERE id = ?")
+                .bind(&organization)
+                .fetch_one(&mut *tx)
+                .await?;
+        tx.commit().await?;
+        self.audit(now, "agent enroll", &format!("{name} {}", enrollment.agent)).await?;
+        Ok(Ok(Organization { id: organization.parse()?, name, policy_revision: revision.cast_unsigned() }))
+    }
+
+    /// The policy revision in force for an agent that may deliver; absent for one that may not.
+    pub(crate) async fn admit(&self, organization: OrganizationId, agent: AgentId) -> Result<Option<u64>> {
+        let revision: Option<i64> = sqlx::query_scalar(
+            "SELECT o.policy_revision FROM agents a JOIN organizations o ON o.id = a.organization
+             WHERE a.organization = ? AND a.id = ? AND a.revoked IS NULL",
+        )
+        .bind(organization.to_string())
+        .bind(agent.to_string())
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(revision.map(i64::cast_unsigned))
+    }
+
+    /// The agents of an organization, oldest first.
+    pub(crate) async fn agents(&self, organization: OrganizationId) -> Result<Vec<AgentRow>> {
+        let rows = sqlx::query_as(
+            "SELECT id, hostname, enrolled, last_seen, version, policy_revision, revoked FROM agents
+             WHERE organization = ? ORDER BY enrolled",
+        )
+        .bind(organization.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows)
+    }
+}

@@ -1,0 +1,132 @@
+//! What has landed and is not materialised yet.
+
+use super::Control;
+use anyhow::Result;
+use std::collections::BTreeMap;
+use vedette_wire::{Header, OrganizationId};
+
+/// A landed batch that is not materialised.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Pending {
+    pub(crate) key: String,
+    pub(crate) day: String,
+    pub(crate) landed: i64,
+    pub(crate) bytes: i64,
+}
+
+/// The batches that are not marked as materialised, and the versions up to which tables hold those that are.
+#[derive(Debug, Clone)]
+pub(crate) struct Undecided {
+    pub(crate) pending: Vec<Pending>,
+    pub(crate) versions: BTreeMap<String, u64>,
+}
+
+impl Control {
+    /// Note a landed batch and that its agent was seen. A repeat changes nothing.
+    pub(crate) async fn note_landed(
+        &self,
+        key: &str,
+        day: &str,
+        bytes: usize,
+        header: &Header,
+        now: i64,
+    ) -> Result<()> {
+        let organization = header.organization.to_string();
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("INSERT OR IGNORE INTO landed (key, organization, day, landed, bytes) VALUES (?, ?, ?, ?, ?)")
+            .bind(key)
+            .bind(&organization)
+            .bind(day)
+            .bind(now)
+            .bind(bytes as i64)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query(
+            "UPDATE agents SET last_seen = ?, version = ?, policy_revision = ?, hostname = ?
+             WHERE organization = ? AND id = ?",
+        )
+        .bind(now)
+        .bind(&header.agent_version)
+        .bind(header.policy_revision.cast_signed())
+        .bind(&header.host.hostname)
+        .bind(&organization)
+        .bind(header.agent.to_string())
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Note a batch found in the landing store at the start.
+    pub(crate) async fn note_found(
+        &self,
+        key: &str,
+        organization: &str,
+        day: &str,
+        bytes: u64,
+        now: i64,
+    ) -> Result<bool> {
+        let done =
+            sqlx::query("INSERT OR IGNORE INTO landed (key, organization, day, landed, bytes) VALUES (?, ?, ?, ?, ?)")
+                .bind(key)
+                .bind(organization)
+                .bind(day)
+                .bind(now)
+                .bind(bytes.cast_signed())
+                .execute(&self.pool)
+                .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Oldest first, `most` at the most, as of one moment.
+    pub(crate) async fn undecided(&self, organization: OrganizationId, most: u32) -> Result<Undecided> {
+        let mut tx = self.pool.begin().await?;
+        let pending = sqlx::query_as(
+            "SELECT key, day, landed, bytes FROM landed WHERE organization = ? AND state = 0 ORDER BY landed LIMIT ?",
+        )
+        .bind(organization.to_string())
+        .bind(most)
+        .fetch_all(&mut *tx)
+        .await?;
+        let versions: Vec<(String, i64)> =
+            sqlx::query_as("SELECT name, version FROM table_versions WHERE organization = ?")
+                .bind(organization.to_string())
+                .fetch_all(&mut *tx)
+                .await?;
+        let versions = versions.into_iter().map(|(name, version)| (name, version.cast_unsigned())).collect();
+        Ok(Undecided { pending, versions })
+    }
+
+    /// Mark batches as materialised, and the versions that hold them, in one transaction.
+    pub(crate) async fn mark_materialised(
+        &self,
+        organization: OrganizationId,
+        keys: &[String],
+        undecodable: &[String],
+        versions: &BTreeMap<String, u64>,
+    ) -> Result<()> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for (state, keys) in [(1, keys), (2, undecodable)] {
+            for key in keys {
+                sqlx::query("UPDATE landed SET state = ? WHERE key = ?")
+                    .bind(state)
+                    .bind(key)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+        }
+        for (name, version) in versions {
+            sqlx::query(
+                "INSERT INTO table_versions (organization, name, version) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (organization, name) DO UPDATE SET version = max(version, ?3)",
+            )
+            .bind(organization.to_string())
+            .bind(name)
+            .bind(version.cast_signed())
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}

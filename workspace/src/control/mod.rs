@@ -1,0 +1,152 @@
+//! Control: organizations, tokens, agents, what has landed, leases. SQL in one file beside the data.
+//!
+//! `serve` and the commands open the same database at the same time (WAL, with a busy timeout).
+
+mod agents;
+mod landed;
+
+pub(crate) use agents::{AgentRow, Enrollment, TokenError};
+pub(crate) use landed::{Pending, Undecided};
+
+use anyhow::{Context, Result, anyhow, bail};
+use sqlx::{
+    SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use std::{path::Path, time::Duration};
+use vedette_wire::{OrganizationId, geo::WorkspaceGeo};
+
+/// The control store of a workspace.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    pool: SqlitePool,
+}
+
+/// An organization.
+#[derive(Debug, Clone)]
+pub(crate) struct Organization {
+    pub(crate) id: OrganizationId,
+    pub(crate) name: String,
+    pub(crate) policy_revision: u64,
+}
+
+impl Control {
+    /// Make the control store of a new workspace.
+    pub(crate) async fn create(dir: &Path, geo: WorkspaceGeo) -> Result<Self> {
+        let control = Self::connect(dir, true).await?;
+        sqlx::query("INSERT INTO settings (name, value) VALUES ('geo', ?)")
+            .bind(geo.name())
+            .execute(&control.pool)
+            .await
+            .context("this directory already holds a workspace")?;
+        Ok(control)
+    }
+
+    /// Open the control store of an existing workspace.
+    pub(crate) async fn open(dir: &Path) -> Result<Self> {
+        if !dir.join("control.sqlite").exists() {
+            bail!(
+                "{} holds no workspace; make one with `vedette-workspace init --dir {} --geo GEO`",
+                dir.display(),
+                dir.display()
+            );
+        }
+        Self::connect(dir, false).await
+    }
+
+    async fn connect(dir: &Path, create: bool) -> Result<Self> {
+        let path = dir.join("control.sqlite");
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(create)
+            .journal_mode(SqliteJournalMode::Wal)
+            // What an ack promises is in the landing store; a row lost with the power is found there at the start.
+            .synchronous(SqliteSynchronous::Normal)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(20));
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options)
+            .await
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        sqlx::migrate!("./migrations")
+            .run(&pool)
+            .await
+            .with_context(|| format!("cannot bring {} up to date", path.display()))?;
+        Ok(Self { pool })
+    }
+
+    /// Geography of the workspace.
+    pub(crate) async fn geo(&self) -> Result<WorkspaceGeo> {
+        let geo: String =
+            sqlx::query_scalar("SELECT value FROM settings WHERE name = 'geo'").fetch_one(&self.pool).await?;
+        Ok(geo.parse()?)
+    }
+
+    /// Add an organization.
+    pub(crate) async fn add_organization(&self, name: &str, tier: &str, now: i64) -> Result<OrganizationId> {
+        let id = OrganizationId::from_uuid(uuid::Uuid::now_v7());
+        let done = sqlx::query("INSERT INTO organizations (id, name, tier, created) VALUES (?, ?, ?, ?)")
+            .bind(id.to_string())
+            .bind(name)
+            .bind(tier)
+            .bind(now)
+            .execute(&self.pool)
+            .await;
+        match done {
+            Err(sqlx::Error::Database(err)) if err.is_unique_violation() => {
+                bail!("there is an organization {name:?} already; choose another name")
+            }
+            other => other.map(drop)?,
+        }
+        self.audit(now, "organization add", &format!("{name} {tier} {id}")).await?;
+        Ok(id)
+    }
+
+    /// The organization with a name.
+    pub(crate) async fn organization(&self, name: &str) -> Result<Organization> {
+        let row: Option<(String, String, i64)> =
+            sqlx::query_as("SELECT id, name, policy_revision FROM organizations WHERE name = ?")
+                .bind(name)
+                .fetch_optional(&self.pool)
+                .await?;
+        let (id, name, revision) = row.ok_or_else(|| {
+            anyhow!("there is no organization {name:?}; add it with `vedette-workspace org add {name} --tier TIER`")
+        })?;
+        Ok(Organization { id: id.parse()?, name, policy_revision: revision.cast_unsigned() })
+    }
+
+    /// Every organization's id.
+    pub(crate) async fn organization_ids(&self) -> Result<Vec<OrganizationId>> {
+        let ids: Vec<String> = sqlx::query_scalar("SELECT id FROM organizations").fetch_all(&self.pool).await?;
+        ids.iter().map(|id| Ok(id.parse()?)).collect()
+    }
+
+    pub(crate) async fn audit(&self, now: i64, action: &str, detail: &str) -> Result<()> {
+        sqlx::query("INSERT INTO audit_log (time, action, detail) VALUES (?, ?, ?)")
+            .bind(now)
+            .bind(action)
+            .bind(detail)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Take or renew a lease until `expires`; false where another holder has it.
+    pub(crate) async fn lease(&self, name: &str, holder: &str, now: i64, expires: i64) -> Result<bool> {
+        let done = sqlx::query(
+            "INSERT INTO leases (name, holder, expires) VALUES (?1, ?2, ?4)
+             ON CONFLICT (name) DO UPDATE SET holder = ?2, expires = ?4 WHERE holder = ?2 OR expires < ?3",
+        )
+        .bind(name)
+        .bind(holder)
+        .bind(now)
+        .bind(expires)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! The landing store: immutable frames under deterministic keys, created only if absent, durable before the ack.
+
+use anyhow::{Context, Result};
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::LocalFileSystem, path::Path as Key};
+use std::{path::Path, sync::Arc};
+use vedette_wire::{Batch, Header, codec, frame, geo::WorkspaceGeo};
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Landed {
+    /// It is there now.
+    New,
+    /// The same bytes were there before.
+    Duplicate,
+    /// Other bytes are there under its key.
+    Conflict,
+}
+
+/// The landing store of a workspace.
+#[derive(Debug, Clone)]
+pub(crate) struct Landing {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl Landing {
+    /// The store in a directory, which is made where it is missing. Writes are fsynced, file and directory.
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let store = LocalFileSystem::new_with_prefix(dir)?.with_fsync(true);
+        Ok(Self { store: Arc::new(store) })
+    }
+
+    /// `geo/organization/day/agent/lane/epoch/seq`; the day is the one it was sealed on.
+    pub(crate) fn key(geo: WorkspaceGeo, header: &Header) -> (String, String) {
+        let day = day_of(header.sealed);
+        let key = header.key();
+        let path = format!("{geo}/{}/{day}/{}/{}/{}/{:020}", key.organization, key.agent, key.lane, key.epoch, key.seq);
+        (path, day)
+    }
+
+    /// Put a frame under its key if nothing is there.
+    pub(crate) async fn land(&self, key: &str, frame: Vec<u8>, digest: &[u8; 32]) -> Result<Landed> {
+        let key = Key::from(key);
+        match self.store.put_opts(&key, PutPayload::from(frame), PutMode::Create.into()).await {
+            Ok(_) => Ok(Landed::New),
+            Err(object_store::Error::AlreadyExists { .. }) => {
+                let there = self.store.get_range(&key, 0..frame::HEAD_BYTES as u64).await?;
+                let (head, _) = frame::parse_head(&there).with_context(|| format!("landed object {key}"))?;
+                Ok(if head.digest == *digest { Landed::Duplicate } else { Landed::Conflict })
+            }
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Read a landed batch.
+    pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<Batch> {
+        let bytes = self.store.get(&Key::from(key)).await?.bytes().await?;
+        let decode = move || -> Result<Batch> {
+            let (head, sealed) = frame::parse(&bytes)?;
+            let plain = codec::decompress(sealed, head.compression, plain_bytes_max)?;
+            Ok(codec::decode(&plain)?)
+        };
+        tokio::task::spawn_blocking(decode).await?
+    }
+
+    /// Every object: key, organization, day, size.
+    pub(crate) async fn list(&self) -> Result<Vec<(String, String, String, u64)>> {
+        let mut found = Vec::new();
+        let mut objects = self.store.list(None);
+        while let Some(object) = objects.try_next().await? {
+            let key = object.location.to_string();
+            let mut parts = key.split('/').skip(1).map(str::to_owned);
+            if let (Some(organization), Some(day)) = (parts.next(), parts.next()) {
+                found.push((key.clone(), organization, day, object.size));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// `YYYY-MM-DD` of nanoseconds UTC.
+fn day_of(nanoseconds: i64) -> String {
+    let date = time::OffsetDateTime::from_unix_timestamp(nanoseconds.div_euclid(1_000_000_000))
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+        .date();
+    format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+}

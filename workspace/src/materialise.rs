@@ -1,0 +1,126 @@
+//! Writes landed batches into tables, in the background and at lower priority.
+
+use crate::{control::Control, landing::Landing, now, receive::PLAIN_BYTES_MAX};
+use anyhow::Result;
+use std::{path::Path, thread::JoinHandle, time::Duration};
+use tokio::sync::watch;
+use vedette_lake::{Lake, Landed};
+use vedette_wire::OrganizationId;
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Batches wait so long for company: each commit makes a file.
+const WAIT_NS: i64 = 30_000_000_000;
+/// Sealed bytes that are enough for a commit.
+const ENOUGH_BYTES: i64 = 4 << 20;
+/// Batches in one commit at the most.
+const BATCHES_MAX: u32 = 512;
+/// Sealed bytes in one commit at the most: decoded and as rows they are some twenty times that.
+const BYTES_MAX: i64 = 8 << 20;
+/// Commits until the small files are merged.
+const COMPACT_EVERY: u32 = 60;
+const LEASE_NS: i64 = 60_000_000_000;
+
+struct Materialiser {
+    control: Control,
+    landing: Landing,
+    lake: Lake,
+    holder: String,
+    commits: u32,
+}
+
+/// Start the materialiser on a thread with a runtime of its own.
+pub(crate) fn start(
+    control: Control,
+    landing: Landing,
+    dir: &Path,
+    stop: watch::Receiver<bool>,
+) -> Result<JoinHandle<()>> {
+    let holder = uuid::Uuid::now_v7().to_string();
+    let mut materialiser = Materialiser { control, landing, lake: Lake::new(dir.join("tables")), holder, commits: 0 };
+    let lower = || {
+        // Of a thread, on Linux (setpriority(2), "C library/kernel differences"): receiving goes first.
+        if let Err(err) = rustix::process::nice(10) {
+            tracing::debug!(error = %err, "materialising at normal priority");
+        }
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).on_thread_start(lower).enable_all().build()?;
+    let thread = std::thread::Builder::new().name("materialise".to_owned()).spawn(move || {
+        let work = runtime.spawn(async move { materialiser.run(stop).await });
+        if runtime.block_on(work).is_err() {
+            tracing::error!("materialising ended unexpectedly; restart the workspace");
+        }
+    })?;
+    Ok(thread)
+}
+
+impl Materialiser {
+    async fn run(&mut self, mut stop: watch::Receiver<bool>) {
+        loop {
+            let more = match self.round().await {
+                Ok(more) => more,
+                Err(err) => {
+                    tracing::error!(error = format!("{err:#}"), "materialising failed; tried again");
+                    false
+                }
+            };
+            let pause = if more { Duration::ZERO } else { LOOK_EVERY };
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// True where there is more to do at once.
+    async fn round(&mut self) -> Result<bool> {
+        let mut more = false;
+        for organization in self.control.organization_ids().await? {
+            more |= self.organization(organization).await?;
+        }
+        Ok(more)
+    }
+
+    async fn organization(&mut self, organization: OrganizationId) -> Result<bool> {
+        let undecided = self.control.undecided(organization, BATCHES_MAX).await?;
+        let Some(oldest) = undecided.pending.first() else { return Ok(false) };
+        let bytes: i64 = undecided.pending.iter().map(|pending| pending.bytes).sum();
+        if now() - oldest.landed < WAIT_NS && bytes < ENOUGH_BYTES {
+            return Ok(false);
+        }
+        let lease = format!("materialise/{organization}");
+        if !self.control.lease(&lease, &self.holder, now(), now() + LEASE_NS).await? {
+            return Ok(false);
+        }
+        let (mut taken, mut landed, mut undecodable) = (0, Vec::new(), Vec::new());
+        for pending in undecided.pending {
+            if taken > 0 && taken + pending.bytes > BYTES_MAX {
+                break;
+            }
+            taken += pending.bytes;
+            match self.landing.read(&pending.key, PLAIN_BYTES_MAX).await {
+                Ok(batch) => {
+                    landed.push(Landed { key: pending.key, day: pending.day, landed: pending.landed, batch });
+                }
+                Err(err) => {
+                    tracing::error!(
+                        key = pending.key,
+                        error = format!("{err:#}"),
+                        "landed batch cannot be decoded; left as it is"
+                    );
+                    undecodable.push(pending.key);
+                }
+            }
+        }
+        let versions = self.lake.materialise(organization, &landed, &undecided.versions).await?;
+        let keys: Vec<String> = landed.into_iter().map(|landed| landed.key).collect();
+        self.control.mark_materialised(organization, &keys, &undecodable, &versions).await?;
+        tracing::debug!(%organization, batches = keys.len(), "materialised");
+        self.commits += 1;
+        if self.commits.is_multiple_of(COMPACT_EVERY) {
+            self.lake.compact(organization).await?;
+        }
+        Ok(taken >= ENOUGH_BYTES)
+    }
+}

@@ -1,0 +1,115 @@
+//! `PUT /v1/{lane}/{epoch}/{seq}`: check, land, note, acknowledge.
+
+use super::{PLAIN_BYTES_MAX, Peer, Receiver, limits, problem::Refusal};
+use crate::{
+    landing::{Landed, Landing},
+    now,
+};
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{Path, State, rejection::BytesRejection},
+    http::{HeaderMap, StatusCode, header},
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use std::sync::Arc;
+use vedette_wire::{
+    Compression, Header,
+    codec::{self, DecodeError},
+    frame::{self, FrameHead},
+    reply::Ack,
+};
+
+pub(super) async fn put(
+    State(receiver): State<Arc<Receiver>>,
+    Extension(peer): Extension<Option<Peer>>,
+    Path((lane, epoch, seq)): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Ack>, Refusal> {
+    let peer = peer.ok_or_else(|| {
+        Refusal::new(StatusCode::UNAUTHORIZED, "certificate", "no client certificate").detail("run `vedette enroll`")
+    })?;
+    let revision =
+        receiver.control.admit(peer.organization, peer.agent).await.map_err(|err| Refusal::internal(&err))?;
+    let Some(policy_revision) = revision else {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this agent is not admitted")
+            .detail("it is unknown here or revoked; enroll it again"));
+    };
+    if receiver.batches.check_key(&peer.organization).is_err() {
+        return Err(
+            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
+        );
+    }
+    let body = body.map_err(|err| match err.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", "the batch is too large"),
+        _ => Refusal::new(StatusCode::REQUEST_TIMEOUT, "body", "the request ended too early"),
+    })?;
+    let compression = compression(&headers)?;
+    let permit = receiver.at_once.acquire().await.expect("never closed");
+    let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
+    let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
+    let (header, frame, digest) = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
+    let (key, day) = Landing::key(receiver.geo, &header);
+    let bytes = frame.len();
+    let landed = receiver.landing.land(&key, frame, &digest).await.map_err(|err| Refusal::internal(&err))?;
+    drop(permit);
+    if landed == Landed::Conflict {
+        tracing::error!(key, "a batch came twice with different content");
+        return Err(Refusal::new(StatusCode::CONFLICT, "conflict", "another batch has landed under this key"));
+    }
+    // Also for a repeat: the first time may have ended between landing and noting.
+    let noted = receiver.control.note_landed(&key, &day, bytes, &header, now()).await;
+    noted.map_err(|err| Refusal::internal(&err))?;
+    Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: limits() }))
+}
+
+fn compression(headers: &HeaderMap) -> Result<Compression, Refusal> {
+    let name = headers.get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or("");
+    Compression::from_name(name).ok_or_else(|| {
+        Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", "the batch must be compressed with zstd or gzip")
+    })
+}
+
+/// Everything that can be checked without storing; CPU work, off the async threads.
+fn check(
+    sealed: &[u8],
+    compression: Compression,
+    headers: &HeaderMap,
+    peer: Peer,
+    geo: vedette_wire::geo::WorkspaceGeo,
+    url: &str,
+) -> Result<(Header, Vec<u8>, [u8; 32]), Refusal> {
+    let digest = frame::sha256(sealed);
+    let expected = format!("sha-256=:{}:", BASE64_STANDARD.encode(digest));
+    if headers.get("content-digest").is_none_or(|value| value.as_bytes() != expected.as_bytes()) {
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "digest", "Content-Digest does not match the body"));
+    }
+    let shape = |err: DecodeError| match err {
+        DecodeError::Version { .. } => Refusal::new(StatusCode::BAD_REQUEST, "version", err.to_string())
+            .detail("this workspace is of another major release than the agent"),
+        DecodeError::TooLarge { .. } => Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", err.to_string()),
+        _ => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.to_string()),
+    };
+    let plain = codec::decompress(sealed, compression, PLAIN_BYTES_MAX).map_err(shape)?;
+    let (header, _) = codec::decode_header(&plain).map_err(shape)?;
+    if (header.organization, header.agent) != (peer.organization, peer.agent) {
+        return Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "identity",
+            "the batch names another organization or agent than the certificate",
+        ));
+    }
+    if header.geo != geo {
+        return Err(Refusal::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "geo",
+            format!("the batch is for geography {}, this workspace is in {geo}", header.geo),
+        ));
+    }
+    if format!("{}/{}/{}", header.lane, header.epoch, header.seq) != url {
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "key", "the batch names another key than the path"));
+    }
+    let head = FrameHead { key: header.key(), compression, sealed: header.sealed, records: header.records, digest };
+    Ok((header, frame::build(&head, sealed), digest))
+}

@@ -1,0 +1,47 @@
+//! `POST /v1/enroll`: a token and a signing request for a certificate.
+
+use super::{Receiver, problem::Refusal};
+use crate::{ca::Authority, commands::token_digest, control::Enrollment, now};
+use axum::{Json, extract::State, extract::rejection::JsonRejection, http::StatusCode};
+use std::sync::Arc;
+use vedette_wire::reply::{EnrollReply, EnrollRequest};
+
+pub(super) async fn enroll(
+    State(receiver): State<Arc<Receiver>>,
+    request: Result<Json<EnrollRequest>, JsonRejection>,
+) -> Result<Json<EnrollReply>, Refusal> {
+    if receiver.enrollments.check().is_err() {
+        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments").retry_after(10));
+    }
+    let Json(request) =
+        request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
+    let (signing, agent) = Authority::read_request(&request.csr).map_err(|err| {
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "csr", format!("the signing request is not valid: {err:#}"))
+    })?;
+    let enrollment = Enrollment {
+        agent,
+        hostname: &request.hostname,
+        machine: request.machine.as_deref(),
+        version: &request.version,
+    };
+    let organization = receiver
+        .control
+        .enroll(&token_digest(&request.token), &enrollment, now())
+        .await
+        .map_err(|err| Refusal::internal(&err))?
+        .map_err(|err| {
+            tracing::warn!(%agent, hostname = request.hostname, error = %err, "enrollment refused");
+            Refusal::new(StatusCode::FORBIDDEN, "token", err.to_string())
+        })?;
+    let certificate =
+        receiver.authority.sign_agent(signing, organization.id, agent).map_err(|err| Refusal::internal(&err))?;
+    tracing::info!(%agent, hostname = request.hostname, organization = organization.name, "enrolled");
+    Ok(Json(EnrollReply {
+        organization: organization.id,
+        organization_name: organization.name,
+        agent,
+        certificate,
+        geo: receiver.geo,
+        policy_revision: organization.policy_revision,
+    }))
+}

@@ -1,0 +1,83 @@
+//! Receive: TLS with client certificates, HTTP/1.1 and 2, and the two requests that agents make.
+//!
+//! A batch is acknowledged only when it lies durably in the landing store and is noted in control.
+
+mod batch;
+mod enroll;
+mod problem;
+mod tls;
+
+pub(crate) use tls::{config as tls_config, serve};
+
+use crate::{ca::Authority, control::Control, landing::Landing};
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{get, post, put},
+};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use std::{num::NonZeroU32, sync::Arc};
+use tokio::sync::Semaphore;
+use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo, reply::Limits};
+
+/// Largest sealed batch.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+/// Largest batch when decompressed.
+pub(crate) const PLAIN_BYTES_MAX: usize = 128 << 20;
+/// Batches that are being checked and landed at the same time: a bound on memory.
+const LANDING_AT_ONCE: usize = 16;
+/// Enrollments a minute, over all tokens: guessing a token is hopeless and shall not be cheap either.
+const ENROLLMENTS_PER_MINUTE: u32 = 600;
+
+/// Whom a client certificate names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) organization: OrganizationId,
+    pub(crate) agent: AgentId,
+}
+
+/// What the handlers share.
+pub(crate) struct Receiver {
+    control: Control,
+    landing: Landing,
+    authority: Authority,
+    geo: WorkspaceGeo,
+    batches: DefaultKeyedRateLimiter<OrganizationId>,
+    enrollments: governor::DefaultDirectRateLimiter,
+    at_once: Semaphore,
+}
+
+impl Receiver {
+    pub(crate) fn new(
+        control: Control,
+        landing: Landing,
+        authority: Authority,
+        geo: WorkspaceGeo,
+        batches_per_second: NonZeroU32,
+    ) -> Self {
+        let enrollments = NonZeroU32::new(ENROLLMENTS_PER_MINUTE).expect("not zero");
+        Self {
+            control,
+            landing,
+            authority,
+            geo,
+            batches: RateLimiter::keyed(Quota::per_second(batches_per_second)),
+            enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
+            at_once: Semaphore::new(LANDING_AT_ONCE),
+        }
+    }
+}
+
+fn limits() -> Limits {
+    Limits { batch_bytes_max: BATCH_BYTES_MAX as u64, plain_bytes_max: PLAIN_BYTES_MAX as u64 }
+}
+
+fn router(receiver: Arc<Receiver>) -> Router {
+    Router::new()
+        .route("/v1/{lane}/{epoch}/{seq}", put(batch::put))
+        .route("/v1/enroll", post(enroll::enroll))
+        .route("/livez", get(|| async { "ok\n" }))
+        .fallback(problem::not_found)
+        .layer(DefaultBodyLimit::max(BATCH_BYTES_MAX))
+        .with_state(receiver)
+}
