@@ -1,6 +1,7 @@
 //! What a collector is given: the clock, the host's root, its cursors, and whether it runs once.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,6 +18,8 @@ pub struct Cx {
     pub clock: Clock,
     /// Where the collector's sources were left, by source id.
     pub cursors: Vec<(String, Vec<u8>)>,
+    /// Collectors that the configuration switches on: two that would observe the same agree on one.
+    pub enabled: BTreeSet<&'static str>,
     /// Give what is there, so many of each source at the most, and end.
     pub once: Option<usize>,
 }

@@ -23,6 +23,8 @@ pub trait Sink: Send + Sync {
 struct Flags {
     stop: bool,
     woken: bool,
+    /// Signals that stop with this one.
+    children: Vec<StopSignal>,
 }
 
 /// Tells a collector to stop. Cheap to clone.
@@ -45,9 +47,27 @@ pub enum Wake {
 }
 
 impl StopSignal {
-    /// Stop.
+    /// Stop, with every child.
     pub fn stop(&self) {
-        self.set(|flags| flags.stop = true);
+        let mut children = Vec::new();
+        self.set(|flags| {
+            flags.stop = true;
+            children.append(&mut flags.children);
+        });
+        for child in children {
+            child.stop();
+        }
+    }
+
+    /// A signal that stops with this one and is woken by itself.
+    pub fn child(&self) -> Self {
+        let child = Self::default();
+        let stopped = self.is_stopped();
+        self.set(|flags| flags.children.push(child.clone()));
+        if stopped {
+            child.stop();
+        }
+        child
     }
 
     /// Whether it was told.

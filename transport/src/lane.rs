@@ -102,6 +102,11 @@ impl Lane {
         }
     }
 
+    /// Take nothing more; what is in is still made durable.
+    pub fn close(&self) {
+        self.intake.close();
+    }
+
     /// Make what was handed over durable, and stop. Does not wait for the network: what is not delivered stays on
     /// disk. Deliveries get `grace` to empty the queue where it is nearly empty.
     pub async fn stop(mut self, grace: Duration) {

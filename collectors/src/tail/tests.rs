@@ -75,7 +75,7 @@ static CLOCK: AtomicI64 = AtomicI64::new(1);
 fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
     let cx =
-        Cx { root: dir.to_owned(), clock: Arc::new(|| CLOCK.fetch_add(1, Ordering::Relaxed)), cursors, once: None };
+        Cx { root: dir.to_owned(), clock: Arc::new(|| CLOCK.fetch_add(1, Ordering::Relaxed)), cursors, enabled: Default::default(), once: None };
     let signal = StopSignal::default();
     let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start: from, parser: Raw };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
@@ -206,7 +206,13 @@ fn once_gives_the_last_lines_and_ends() {
         append(&log, &format!("{number}\n"));
     }
     let kept = Arc::new(Kept::default());
-    let cx = Cx { root: dir.path().to_owned(), clock: Arc::new(|| 1), cursors: Vec::new(), once: Some(100) };
+    let cx = Cx {
+        root: dir.path().to_owned(),
+        clock: Arc::new(|| 1),
+        cursors: Vec::new(),
+        enabled: Default::default(),
+        once: Some(100),
+    };
     let mut tailer = Tailer { collector: "syslog", globs: vec!["/a.log".to_owned()], start: Start::End, parser: Raw };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
     tailer.run(&cx, &outlet).expect("ends");

@@ -6,7 +6,6 @@ mod agents;
 mod landed;
 
 pub(crate) use agents::{AgentRow, Enrollment, TokenError};
-pub(crate) use landed::{Pending, Undecided};
 
 use anyhow::{Context, Result, anyhow, bail};
 use sqlx::{

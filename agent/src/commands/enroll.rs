@@ -1,0 +1,154 @@
+//! `vedette enroll`: a key made here, signed there.
+
+use crate::{
+    config::{self, Resolved},
+    exit::Exit,
+    identity::{Enrollment, IdentityDir},
+    run::{VERSION, context},
+};
+use anyhow::{Context, anyhow, bail};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
+use sha2::{Digest, Sha256};
+use std::{io::Read, path::Path};
+use url::Url;
+use vedette_transport::{
+    post::root_cause,
+    tls::{self, ClientSettings},
+};
+use vedette_wire::{
+    AgentId,
+    reply::{EnrollReply, EnrollRequest, Problem},
+};
+
+pub(super) async fn enroll(
+    config: &Resolved,
+    workspace: &str,
+    ca: &Path,
+    token_file: &Path,
+    again: bool,
+) -> Result<(), Exit> {
+    let url = config::parse_workspace_url(workspace).map_err(Exit::config)?;
+    if let Some(stated) = &config.workspace_url
+        && *stated != url
+    {
+        return Err(Exit::config(format!("workspace.url: the configuration says {stated}, --workspace says {url}")));
+    }
+    let identity = IdentityDir::new(&config.identity_dir);
+    if let Some(there) = identity.enrollment()?
+        && !again
+    {
+        let at = there.workspace;
+        return Err(anyhow!("already enrolled as {} at {at}; use --again to replace it", there.agent).into());
+    }
+    let ca_pem = tls::read_ca(ca)?;
+    let token = read_token(token_file)?;
+    identity.create()?;
+    let key = key(&identity)?;
+    let request = EnrollRequest {
+        token,
+        csr: signing_request(&key)?,
+        hostname: vedette_collectors::host_label(&context(config, Vec::new())).hostname,
+        machine: machine(config),
+        version: VERSION.to_owned(),
+    };
+    let client = tls::client(&ClientSettings {
+        ca_pem: ca_pem.clone(),
+        proxy: config.proxy.clone(),
+        geo: config.workspace_geo,
+        ..ClientSettings::default()
+    })?;
+    let reply = ask(&client, &url, ca, &request).await?;
+    if reply.agent != AgentId::of_public_key(&key.subject_public_key_info()) {
+        return Err(anyhow!("the workspace answered for another agent; enroll again").into());
+    }
+    identity.write("ca.pem", &ca_pem)?;
+    identity.write("cert.pem", reply.certificate.as_bytes())?;
+    let enrollment = Enrollment {
+        organization: reply.organization,
+        organization_name: reply.organization_name,
+        agent: reply.agent,
+        workspace: url.as_str().trim_end_matches('/').to_owned(),
+        geo: reply.geo,
+        policy_revision: reply.policy_revision,
+    };
+    identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
+    tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
+        "enrolled; start the agent with `vedette run`");
+    Ok(())
+}
+
+fn read_token(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    if path == Path::new("-") {
+        std::io::stdin().read_to_string(&mut text).context("cannot read the token from stdin")?;
+    } else {
+        text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read the token file {}", path.display()))?;
+    }
+    let token = text.trim();
+    if token.is_empty() {
+        bail!("{} holds no token; write there what `vedette-workspace token new` printed", path.display());
+    }
+    Ok(token.to_owned())
+}
+
+/// The key that is there, or a new one (P-256, RFC 5480), on disk before anybody hears of it.
+fn key(identity: &IdentityDir) -> anyhow::Result<KeyPair> {
+    let path = identity.path("key.pem");
+    if path.exists() {
+        let pem = String::from_utf8(identity.read("key.pem")?)?;
+        return KeyPair::from_pem(&pem)
+            .with_context(|| format!("{} holds no key; move it away to make a new one", path.display()));
+    }
+    let key = KeyPair::generate()?;
+    identity.write("key.pem", key.serialize_pem().as_bytes())?;
+    Ok(key)
+}
+
+/// The names in it are the workspace's to give.
+fn signing_request(key: &KeyPair) -> anyhow::Result<String> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(key)?.pem()?)
+}
+
+/// machine-id(5) asks not to show the id itself: a hash that is ours alone tells machines apart as well.
+fn machine(config: &Resolved) -> Option<String> {
+    let id = context(config, Vec::new()).text("/etc/machine-id")?;
+    Some(hex::encode(&Sha256::digest(format!("vedette machine {id}"))[..16]))
+}
+
+async fn ask(client: &reqwest::Client, url: &Url, ca: &Path, request: &EnrollRequest) -> anyhow::Result<EnrollReply> {
+    let response = client
+        .post(url.join("/v1/enroll")?)
+        .json(request)
+        .send()
+        .await
+        .map_err(|err| anyhow!("{}", explain(&root_cause(&err), url, ca)))?;
+    let status = response.status();
+    let body = response.bytes().await.context("the workspace's answer ended too early")?;
+    if status.is_success() {
+        return serde_json::from_slice(&body)
+            .with_context(|| format!("{url} answered, but not as a workspace; check --workspace"));
+    }
+    match serde_json::from_slice::<Problem>(&body) {
+        Ok(problem) => bail!("the workspace refused: {}", problem.title),
+        Err(_) => bail!("{url} answered {status}, but not as a workspace; check --workspace"),
+    }
+}
+
+/// What to do about a connection that failed.
+fn explain(cause: &str, url: &Url, ca: &Path) -> String {
+    let advice = if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
+        format!("its certificate was not signed by the CA in {}; use the ca.pem of that workspace", ca.display())
+    } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
+        "its certificate is for other names; use one of them, or make the workspace with `init --name`".to_owned()
+    } else if cause.contains("Expired") || cause.contains("NotValidYet") {
+        "its certificate is not valid now; check the clocks of both machines".to_owned()
+    } else if cause.contains("refused") {
+        "nothing listens there; is `vedette-workspace serve` running?".to_owned()
+    } else {
+        "check the address and the network between".to_owned()
+    };
+    format!("cannot enroll at {url}: {cause}: {advice}")
+}

@@ -1,0 +1,95 @@
+//! The commands.
+
+mod enroll;
+mod once;
+mod status;
+
+use crate::{
+    cli::{Arguments, Command, ConfigArguments, Page},
+    config::{self, Resolved, Sources},
+    exit::Exit,
+    run,
+};
+use clap::CommandFactory;
+use std::io::{self, Write};
+
+/// Run one command.
+pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
+    match arguments.command {
+        Command::Enroll { config, workspace, ca, token_file, again } => {
+            let config = load(config)?;
+            start_log(&config);
+            runtime()?.block_on(enroll::enroll(&config, &workspace, &ca, &token_file, again))
+        }
+        Command::Run { config } => {
+            let config = load(config)?;
+            start_log(&config);
+            let runtime = runtime()?;
+            let done = runtime.block_on(run::run(config));
+            // A collector that hangs in the kernel is left behind.
+            runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+            done
+        }
+        Command::Once { config, set, collectors, format } => {
+            let config = config::load(&Sources::of_process(config, set))?;
+            start_log(&config);
+            once::once(&config, &collectors, format)
+        }
+        Command::Check { config } => {
+            let path = config.config.display().to_string();
+            load(config)?;
+            print(format!("{path}: ok\n").as_bytes())
+        }
+        Command::Status { config, json } => status::status(&load(config)?, json),
+        Command::Version { json: false } => print(format!("vedette {}\n", run::VERSION).as_bytes()),
+        Command::Version { json: true } => {
+            let version = serde_json::json!({"version": run::VERSION, "batch_format": vedette_wire::FORMAT_VERSION,
+                "ocsf": "1.8.0", "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)});
+            print(format!("{version}\n").as_bytes())
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "vedette", &mut script);
+            print(&script)
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
+            print(&page)
+        }
+        Command::Reference { page } => print(
+            match page {
+                Page::Configuration => config::configuration_page(),
+                Page::Default => config::default_file(),
+                Page::Collectors => config::collectors_page(),
+            }
+            .as_bytes(),
+        ),
+    }
+}
+
+fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
+    config::load(&Sources::of_process(Some(arguments.config), arguments.set))
+}
+
+/// One thread: what waits for the network waits here, what waits for the disk has threads of its own.
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()
+}
+
+fn start_log(config: &Resolved) {
+    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(config.log_level).with_target(false);
+    if config.log_json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+}
+
+/// Write to stdout; a reader that has seen enough (`| head`) is no error.
+fn print(bytes: &[u8]) -> Result<(), Exit> {
+    match io::stdout().lock().write_all(bytes) {
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}

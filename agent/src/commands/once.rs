@@ -1,0 +1,176 @@
+//! `vedette once`: what the collectors see, on stdout, without enrollment, disk or network.
+
+use super::print;
+use crate::{
+    cli::OnceFormat,
+    config::Resolved,
+    exit::Exit,
+    run::{VERSION, chunk_of, context, positions_source},
+};
+use serde_json::json;
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+};
+use vedette_collectors::{CollectError, Cx, Outlet, Plan, REGISTRY, Sink, StopSignal};
+use vedette_wire::{
+    Body, Chunk, Record,
+    body::Place,
+    column::Value,
+    ocsf::{self, Origin},
+    record::HostLabel,
+};
+
+/// Records of each source of a watching collector at the most.
+const LAST: usize = 100;
+
+#[derive(Default)]
+struct Collected {
+    chunks: Mutex<Vec<Chunk>>,
+    complaints: Mutex<Vec<(&'static str, String)>>,
+}
+
+impl Sink for Collected {
+    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        Ok(())
+    }
+
+    fn complain(&self, collector: &'static str, message: String) {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push((collector, message));
+    }
+}
+
+pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> Result<(), Exit> {
+    for id in wanted {
+        if vedette_collectors::find(id).is_none() {
+            let known: Vec<&str> = REGISTRY.iter().map(|spec| spec.id).collect();
+            return Err(anyhow::anyhow!("there is no collector {id}; there are {}", known.join(", ")).into());
+        }
+    }
+    let cx = Cx { once: Some(LAST), ..context(config, Vec::new()) };
+    let host = vedette_collectors::host_label(&cx);
+    let mut out = String::new();
+    for plan in &config.collectors {
+        if wanted.is_empty() && !plan.enabled || !wanted.is_empty() && !wanted.iter().any(|id| id == plan.spec.id) {
+            continue;
+        }
+        let mut settings = plan.settings.clone();
+        if !wanted.is_empty() {
+            settings.insert("enabled".to_owned(), true.into());
+        }
+        let collected = Arc::new(Collected::default());
+        let outcome = collect(plan.spec, settings, &cx, &collected);
+        render(&mut out, plan.spec.id, &host, &collected, outcome.err(), format);
+    }
+    print(out.as_bytes())
+}
+
+fn collect(
+    spec: &'static vedette_collectors::Spec,
+    settings: toml::Table,
+    cx: &Cx,
+    collected: &Arc<Collected>,
+) -> Result<(), String> {
+    let sink: Arc<dyn Sink> = Arc::clone(collected) as Arc<dyn Sink>;
+    match (spec.build)(settings, cx).map_err(|err| err.to_string())? {
+        Plan::Off => Err("switched off".to_owned()),
+        Plan::Absent(why) => Err(why),
+        Plan::Poll(_, mut poll) => {
+            let bodies = poll.poll(cx).map_err(|err| err.to_string())?;
+            let chunk = chunk_of(&positions_source(spec.id), &mut 0, bodies, cx.now());
+            sink.put(chunk).map_err(|err| err.to_string())
+        }
+        Plan::Watch(mut watch) => {
+            let mut outlet = Outlet::new(sink, StopSignal::default());
+            watch.watch(cx, &mut outlet).map_err(|err| err.to_string())
+        }
+    }
+}
+
+fn render(
+    out: &mut String,
+    id: &'static str,
+    host: &HostLabel,
+    collected: &Collected,
+    error: Option<String>,
+    format: OnceFormat,
+) {
+    let chunks = collected.chunks.lock().unwrap_or_else(PoisonError::into_inner);
+    let complaints = collected.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+    let records: usize = chunks.iter().map(|chunk| chunk.entries.len()).sum();
+    if format == OnceFormat::Table {
+        let _ = writeln!(out, "\n{id}: {records} records");
+    }
+    for why in error.iter().chain(complaints.iter().map(|(_, why)| why)) {
+        match format {
+            OnceFormat::Table => drop(writeln!(out, "  {why}")),
+            // On stdout every line is a record; this goes where logs go.
+            _ => tracing::warn!(collector = id, "{why}"),
+        }
+    }
+    let mut index = 0;
+    for chunk in chunks.iter() {
+        for (entry, bytes) in chunk.records() {
+            let Ok(body) = rmp_serde::from_slice::<Body>(bytes) else { continue };
+            let record = Record { source: 0, observed: entry.observed, position: entry.position, body };
+            let source_name = chunk.source.name.as_deref();
+            match format {
+                OnceFormat::Ocsf => {
+                    let origin = Origin {
+                        organization: None,
+                        agent: None,
+                        batch: None,
+                        agent_version: VERSION,
+                        host,
+                        collector: id,
+                        source_name,
+                        index,
+                    };
+                    let _ = writeln!(out, "{}", ocsf::render(&origin, &record));
+                }
+                OnceFormat::Json => {
+                    let row = row(&record, source_name);
+                    let mut object = json!({"collector": id, "kind": record.body.kind().name});
+                    object.as_object_mut().expect("it is one").extend(row);
+                    let _ = writeln!(out, "{object}");
+                }
+                OnceFormat::Table => {
+                    let cells: Vec<String> = row(&record, source_name)
+                        .into_iter()
+                        .filter(|(name, value)| !value.is_null() && !name.starts_with("snapshot"))
+                        .map(|(name, value)| {
+                            format!("{name}={}", value.as_str().map_or(value.to_string(), str::to_owned))
+                        })
+                        .collect();
+                    let _ = writeln!(out, "  {}", cells.join(" "));
+                }
+            }
+            index += 1;
+        }
+    }
+}
+
+/// The columns that a view would show.
+fn row(record: &Record, source_name: Option<&str>) -> serde_json::Map<String, serde_json::Value> {
+    let place = Place { source_name, position: record.position };
+    let mut out = serde_json::Map::new();
+    out.insert("time".to_owned(), time(record.body.time().unwrap_or(record.observed)));
+    for (column, value) in record.body.kind().columns.iter().zip(record.body.row(&place)) {
+        let value = match value {
+            Value::Null => json!(null),
+            Value::Text(text) => json!(text),
+            Value::Integer(number) => json!(number),
+            Value::Boolean(truth) => json!(truth),
+            Value::Time(nanoseconds) => time(nanoseconds),
+        };
+        out.insert(column.name.to_owned(), value);
+    }
+    out
+}
+
+/// RFC 3339 with `Z`, to the microsecond.
+fn time(nanoseconds: i64) -> serde_json::Value {
+    let timestamp = jiff::Timestamp::from_microsecond(nanoseconds.div_euclid(1000));
+    timestamp.map_or(json!(null), |timestamp| json!(format!("{timestamp:.6}")))
+}

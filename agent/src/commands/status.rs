@@ -1,0 +1,58 @@
+//! `vedette status`.
+
+use super::print;
+use crate::{
+    config::Resolved,
+    exit::Exit,
+    run::status::{self, Report},
+};
+use anyhow::Context;
+use std::fmt::Write as _;
+
+pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
+    let report = status::ask(&config.state_dir).with_context(|| {
+        format!("cannot ask the agent in {}; run this as its user or as root", config.state_dir.display())
+    })?;
+    let Some(report) = report else {
+        return Err(Exit::NotRunning(format!("no agent runs with state directory {}", config.state_dir.display())));
+    };
+    if json {
+        return print(format!("{}\n", serde_json::to_string(&report)?).as_bytes());
+    }
+    print(table(&report).as_bytes())
+}
+
+fn table(report: &Report) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<14} {value}");
+    };
+    line("agent", &report.agent);
+    line("organization", &format!("{} ({})", report.organization_name, report.organization));
+    line("endpoint", &report.endpoint);
+    line("policy", &format!("revision {}", report.policy_revision));
+    let oldest = report.queue.oldest_unsent_seconds;
+    let oldest = oldest.map_or_else(String::new, |seconds| format!(", the oldest for {seconds:.0} s"));
+    line("queue", &format!("{} batches wait in {} KiB{oldest}", report.queue.batches, report.queue.bytes >> 10));
+    let delivery = match &report.delivery.last_error {
+        None => format!("{} batches since the start", report.delivery.delivered),
+        Some(error) => format!("failing: {error}"),
+    };
+    line("delivery", &delivery);
+    line("memory", &report.rss_bytes.map_or_else(|| "unknown".to_owned(), |bytes| format!("{} KiB", bytes >> 10)));
+    let _ =
+        writeln!(out, "\n{:<14} {:<10} {:<9} {:>10} {:>8}  why", "collector", "class", "state", "emitted", "dropped");
+    for collector in &report.collectors {
+        let _ = writeln!(
+            out,
+            "{:<14} {:<10} {:<9} {:>10} {:>8}  {}",
+            collector.id,
+            collector.class,
+            collector.state,
+            collector.emitted,
+            collector.dropped,
+            collector.last_error.as_deref().unwrap_or("")
+        );
+    }
+    out
+}

@@ -1,0 +1,236 @@
+//! Layers of the configuration, each checked by itself so that every message names file and line:
+//! `--set` over environment (`VEDETTE_SECTION__KEY`) over `conf.d/*.toml` over the file over the defaults.
+
+use super::{Config, Resolved, SECTIONS};
+use crate::exit::Exit;
+use serde::de::IntoDeserializer;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+/// Where layers are taken from.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    /// The file; absent for the defaults alone.
+    pub(crate) file: Option<PathBuf>,
+    /// `VEDETTE_…` variables.
+    pub(crate) environment: Vec<(String, String)>,
+    /// `--set KEY=VALUE`.
+    pub(crate) set: Vec<String>,
+}
+
+impl Sources {
+    /// The process's environment and what the command line says. The only place that reads the environment.
+    #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
+    pub(crate) fn of_process(file: Option<PathBuf>, set: Vec<String>) -> Self {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name.starts_with(PREFIX))
+            .collect();
+        Self { file, environment, set }
+    }
+}
+
+const PREFIX: &str = "VEDETTE_";
+
+/// Where each key was set, as `file:line` or the name of a variable.
+pub(super) type Origins = BTreeMap<String, String>;
+
+/// Load, check and resolve.
+///
+/// # Errors
+/// [`Exit::Config`] with every problem of every layer.
+pub(crate) fn load(sources: &Sources) -> Result<Resolved, Exit> {
+    let mut problems = Vec::new();
+    let mut merged = toml::Table::new();
+    let mut origins = Origins::new();
+    for layer in layers(sources, &mut problems) {
+        layer.check(&mut problems, &mut origins);
+        if let Ok(table) = layer.text.parse::<toml::Table>() {
+            merge(&mut merged, table);
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Exit::Config(problems));
+    }
+    let config: Config = merged.try_into().map_err(|err: toml::de::Error| Exit::config(err.message()))?;
+    Resolved::from_config(config, &origins).map_err(Exit::Config)
+}
+
+/// One layer as TOML text.
+struct Layer {
+    /// A file's path, or what stands in front of a message.
+    name: String,
+    /// Messages name the line in it.
+    is_file: bool,
+    text: String,
+}
+
+fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
+    let mut out = Vec::new();
+    if let Some(file) = &sources.file {
+        for path in [file.clone()].into_iter().chain(conf_d(file)) {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => out.push(Layer { name: path.display().to_string(), is_file: true, text }),
+                Err(err) => problems.push(format!("{}: cannot be read: {err}", path.display())),
+            }
+        }
+    }
+    let mut environment = sources.environment.clone();
+    environment.sort();
+    for (name, value) in environment {
+        let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+        out.push(Layer {
+            name: format!("environment variable {name}"),
+            is_file: false,
+            text: assignment(&key, &value),
+        });
+    }
+    for setting in &sources.set {
+        match setting.split_once('=') {
+            Some((key, value)) => out.push(Layer {
+                name: format!("--set {key}"),
+                is_file: false,
+                text: assignment(key.trim(), value.trim()),
+            }),
+            None => problems.push(format!("--set {setting}: write KEY=VALUE, as in transport.compression=gzip")),
+        }
+    }
+    out
+}
+
+/// `conf.d/*.toml` beside the file, in name order.
+fn conf_d(file: &Path) -> Vec<PathBuf> {
+    let dir = file.parent().unwrap_or(Path::new(".")).join("conf.d");
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// A value that is TOML is taken as such (`true`, `5`, `["a"]`), anything else as a string.
+fn assignment(key: &str, value: &str) -> String {
+    let as_toml = format!("{key} = {value}");
+    if as_toml.parse::<toml::Table>().is_ok() {
+        return as_toml;
+    }
+    format!("{key} = {}", toml::Value::String(value.to_owned()))
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+            (_, value) => drop(into.insert(key, value)),
+        }
+    }
+}
+
+impl Layer {
+    fn check(&self, problems: &mut Vec<String>, origins: &mut Origins) {
+        let table = match DeTable::parse(&self.text) {
+            Ok(table) => table,
+            Err(err) => return problems.push(self.say(err.span(), err.message())),
+        };
+        for (key, value) in table.into_inner() {
+            self.note(key.get_ref(), &value, origins);
+            if key.get_ref() == "collectors" {
+                self.check_collectors(value, problems);
+                continue;
+            }
+            match SECTIONS.iter().find(|section| section.name == key.get_ref().as_ref()) {
+                Some(section) => self.check_one(section.check, value, problems),
+                None => {
+                    let known = SECTIONS.iter().map(|section| section.name).chain(["collectors"]);
+                    problems.push(self.say(Some(key.span()), &unknown("section", key.get_ref(), known)));
+                }
+            }
+        }
+    }
+
+    fn check_collectors(&self, value: Spanned<DeValue<'_>>, problems: &mut Vec<String>) {
+        let span = value.span();
+        let DeValue::Table(collectors) = value.into_inner() else {
+            return problems
+                .push(self.say(Some(span), "`collectors` holds a table for each collector: [collectors.ID]"));
+        };
+        for (id, settings) in collectors {
+            match vedette_collectors::find(id.get_ref()) {
+                Some(spec) => self.check_one(spec.check, settings, problems),
+                None => {
+                    let known = vedette_collectors::REGISTRY.iter().map(|spec| spec.id);
+                    problems.push(self.say(Some(id.span()), &unknown("collector", id.get_ref(), known)));
+                }
+            }
+        }
+    }
+
+    fn check_one(
+        &self,
+        check: fn(toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error>,
+        value: Spanned<DeValue<'_>>,
+        problems: &mut Vec<String>,
+    ) {
+        let span = value.span();
+        if let Err(err) = check(value.into_deserializer()) {
+            problems.push(self.say(err.span().or(Some(span)), &nearest_field(err.message())));
+        }
+    }
+
+    /// Remember where each key is set, for what is found out later.
+    fn note(&self, path: &str, value: &Spanned<DeValue<'_>>, origins: &mut Origins) {
+        origins.insert(path.to_owned(), self.place(Some(value.span())));
+        if let DeValue::Table(table) = value.get_ref() {
+            for (key, value) in table {
+                self.note(&format!("{path}.{}", key.get_ref()), value, origins);
+            }
+        }
+    }
+
+    fn place(&self, span: Option<std::ops::Range<usize>>) -> String {
+        let Some(span) = span.filter(|_| self.is_file) else { return self.name.clone() };
+        let line = self.text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1;
+        format!("{}:{line}", self.name)
+    }
+
+    fn say(&self, span: Option<std::ops::Range<usize>>, message: &str) -> String {
+        format!("{}: {message}", self.place(span))
+    }
+}
+
+fn unknown(what: &str, found: &str, known: impl Iterator<Item = &'static str> + Clone) -> String {
+    match nearest(found, known.clone()) {
+        Some(near) => format!("unknown {what} `{found}`; did you mean `{near}`?"),
+        None => format!("unknown {what} `{found}`; there are {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|name| (strsim::jaro_winkler(found, name), name))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+/// serde's `unknown field `x`, expected one of `a`, `b`` with the nearest right one.
+fn nearest_field(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(found) = quoted.next().filter(|_| message.starts_with("unknown field")) else {
+        return message.to_owned();
+    };
+    let known: Vec<&str> = quoted.collect();
+    match nearest(found, known.iter().copied()) {
+        Some(near) => format!("unknown key `{found}`; did you mean `{near}`?"),
+        None => format!("unknown key `{found}`; there are {}", known.join(", ")),
+    }
+}

@@ -1,0 +1,172 @@
+//! The configuration as it is written. What it resolves to is [`resolved::Resolved`].
+
+mod layers;
+mod reference;
+mod resolved;
+
+pub(crate) use layers::{Sources, load};
+pub(crate) use reference::{collectors_page, configuration_page, default_file};
+pub(crate) use resolved::{Resolved, parse_url as parse_workspace_url};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use vedette_collectors::settings::{Bytes, Interval};
+use vedette_wire::Compression;
+
+/// The whole configuration; every section has defaults.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) workspace: Workspace,
+    pub(crate) identity: Identity,
+    pub(crate) state: State,
+    pub(crate) host: Host,
+    pub(crate) transport: Transport,
+    pub(crate) limits: Limits,
+    pub(crate) log: Log,
+    pub(crate) collectors: BTreeMap<String, toml::Table>,
+}
+
+/// Where data goes. `vedette enroll` notes all of it; what is stated here as well must agree.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Workspace {
+    /// Address of the workspace, `https://host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) url: Option<String>,
+    /// The workspace's CA certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Geography of the workspace: `united-states`, `europe`, `asia-pacific` or `australia`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) geo: Option<String>,
+    /// HTTP proxy towards the workspace, `http://host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy: Option<String>,
+}
+
+/// Who this agent is.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Identity {
+    /// Directory of key, certificate and enrollment; only `vedette enroll` writes there.
+    pub(crate) dir: PathBuf,
+}
+
+/// What survives a restart.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct State {
+    /// Directory of the queue and of the status socket.
+    pub(crate) dir: PathBuf,
+}
+
+/// The machine that is observed.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Host {
+    /// Its root: `/`, or where a container mounts it.
+    pub(crate) root: PathBuf,
+}
+
+/// How records are batched, kept and sent.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Transport {
+    /// Codec of batches: `zstd` or `gzip`.
+    #[schemars(with = "String")]
+    pub(crate) compression: Compression,
+    /// Records of a batch in bytes before compression, 64KiB to 8MiB.
+    pub(crate) batch_bytes_max: Bytes,
+    /// Records of a batch, 1 to 1000000.
+    pub(crate) batch_records_max: u32,
+    /// Age of the first record at which a batch is sealed, 50ms to 5m.
+    pub(crate) batch_age_max: Interval,
+    /// Size of the queue's file; when it is reached, sources wait. At least 16MiB.
+    pub(crate) queue_bytes_max: Bytes,
+}
+
+/// What the agent may take of the machine.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// Resident memory (VmRSS); at least 32MiB.
+    pub(crate) memory_max: Bytes,
+}
+
+/// What the agent says of itself on stderr.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Log {
+    /// Least severe messages: `error`, `warn`, `info`, `debug` or `trace`.
+    pub(crate) level: String,
+    /// `text` or `json`.
+    pub(crate) format: String,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self { dir: "/var/lib/vedette/identity".into() }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { dir: "/var/lib/vedette/state".into() }
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { root: "/".into() }
+    }
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Self {
+            compression: Compression::Zstd,
+            batch_bytes_max: Bytes(1 << 20),
+            batch_records_max: 100_000,
+            batch_age_max: Interval(Duration::from_secs(1)),
+            queue_bytes_max: Bytes(1 << 30),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_max: Bytes(64 << 20) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: "text".to_owned() }
+    }
+}
+
+/// A section of the file: its name, how it is checked, and what the reference says of it.
+pub(crate) struct Section {
+    pub(crate) name: &'static str,
+    pub(crate) check: fn(toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error>,
+    pub(crate) schema: fn() -> schemars::Schema,
+    pub(crate) defaults: fn() -> toml::Table,
+}
+
+macro_rules! sections {
+    ($($name:literal $section:ty),*) => {
+        /// Every section but `[collectors.…]`, which the registry describes.
+        pub(crate) const SECTIONS: &[Section] = &[$(Section {
+            name: $name,
+            check: |value| <$section>::deserialize(value).map(drop),
+            schema: || schemars::schema_for!($section),
+            defaults: || toml::Table::try_from(<$section>::default()).expect("sections are tables"),
+        }),*];
+    };
+}
+sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" Limits, "log" Log);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,183 @@
+//! What the configuration resolves to: values that were checked against each other and can be used as they are.
+
+use super::{Config, layers::Origins};
+use sha2::{Digest, Sha256};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use url::Url;
+use vedette_collectors::{Cx, REGISTRY, Spec};
+use vedette_transport::BatchLimits;
+use vedette_wire::geo::WorkspaceGeo;
+
+/// A collector and its settings.
+#[derive(Debug, Clone)]
+pub(crate) struct CollectorPlan {
+    pub(crate) spec: &'static Spec,
+    pub(crate) settings: toml::Table,
+    /// The settings say that it runs.
+    pub(crate) enabled: bool,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone)]
+pub(crate) struct Resolved {
+    pub(crate) workspace_url: Option<Url>,
+    pub(crate) workspace_ca: Option<PathBuf>,
+    pub(crate) workspace_geo: Option<WorkspaceGeo>,
+    pub(crate) proxy: Option<String>,
+    pub(crate) identity_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) batches: BatchLimits,
+    pub(crate) queue_bytes_max: u64,
+    pub(crate) memory_max: u64,
+    pub(crate) log_level: tracing::Level,
+    pub(crate) log_json: bool,
+    pub(crate) collectors: Vec<CollectorPlan>,
+    /// SHA-256 of what was written, hex: tells one configuration from another.
+    pub(crate) digest: String,
+}
+
+struct Checker<'a> {
+    origins: &'a Origins,
+    problems: Vec<String>,
+}
+
+impl Checker<'_> {
+    fn wrong(&mut self, key: &str, message: &str) {
+        // A key that no layer sets has its section's place, or none.
+        let section = key.rsplit_once('.').map_or(key, |(section, _)| section);
+        let place = self.origins.get(key).or_else(|| self.origins.get(section));
+        self.problems.push(match place {
+            Some(place) => format!("{place}: {key}: {message}"),
+            None => format!("{key}: {message}"),
+        });
+    }
+
+    fn within<T: PartialOrd>(&mut self, key: &str, value: T, range: std::ops::RangeInclusive<T>, text: &str) {
+        if !range.contains(&value) {
+            self.wrong(key, &format!("must be {text}"));
+        }
+    }
+
+    fn absolute(&mut self, key: &str, path: &std::path::Path) {
+        if !path.is_absolute() {
+            self.wrong(key, &format!("{} must be an absolute path", path.display()));
+        }
+    }
+}
+
+impl Resolved {
+    /// Check the values against each other.
+    ///
+    /// # Errors
+    /// A line for each problem.
+    pub(super) fn from_config(config: Config, origins: &Origins) -> Result<Self, Vec<String>> {
+        let mut check = Checker { origins, problems: Vec::new() };
+        let digest = hex::encode(Sha256::digest(toml::to_string(&config).unwrap_or_default()));
+        let workspace_url = config
+            .workspace
+            .url
+            .as_deref()
+            .and_then(|url| parse_url(url).map_err(|message| check.wrong("workspace.url", &message)).ok());
+        let workspace_geo = config.workspace.geo.as_deref().and_then(|geo| {
+            geo.parse()
+                .map_err(|err: vedette_wire::geo::UnknownGeo| check.wrong("workspace.geo", &err.to_string()))
+                .ok()
+        });
+        if let Some(proxy) = &config.workspace.proxy
+            && !Url::parse(proxy).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        {
+            check.wrong("workspace.proxy", "must be http://host:port");
+        }
+        let (identity_dir, state_dir, root) = (config.identity.dir, config.state.dir, config.host.root);
+        check.absolute("identity.dir", &identity_dir);
+        check.absolute("state.dir", &state_dir);
+        check.absolute("host.root", &root);
+        let transport = config.transport;
+        check.within("transport.batch_bytes_max", transport.batch_bytes_max.0, 64 << 10..=8 << 20, "64KiB to 8MiB");
+        check.within("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
+        let ages = Duration::from_millis(50)..=Duration::from_secs(300);
+        check.within("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
+        check.within("transport.queue_bytes_max", transport.queue_bytes_max.0, 16 << 20..=u64::MAX, "at least 16MiB");
+        check.within("limits.memory_max", config.limits.memory_max.0, 32 << 20..=u64::MAX, "at least 32MiB");
+        let log_level = config.log.level.parse().unwrap_or_else(|_| {
+            check.wrong("log.level", "must be error, warn, info, debug or trace");
+            tracing::Level::INFO
+        });
+        if !matches!(config.log.format.as_str(), "text" | "json") {
+            check.wrong("log.format", "must be text or json");
+        }
+        let collectors = collectors(&config.collectors, &root, &mut check);
+        if !check.problems.is_empty() {
+            return Err(check.problems);
+        }
+        Ok(Self {
+            workspace_url,
+            workspace_ca: config.workspace.ca,
+            workspace_geo,
+            proxy: config.workspace.proxy,
+            identity_dir,
+            state_dir,
+            root,
+            batches: BatchLimits {
+                bytes_max: transport.batch_bytes_max.0 as usize,
+                records_max: transport.batch_records_max as usize,
+                age_max: transport.batch_age_max.0,
+                compression: transport.compression,
+            },
+            queue_bytes_max: transport.queue_bytes_max.0,
+            memory_max: config.limits.memory_max.0,
+            log_level,
+            log_json: config.log.format == "json",
+            collectors,
+            digest,
+        })
+    }
+
+    /// Ids of the collectors that are switched on.
+    pub(crate) fn enabled(&self) -> std::collections::BTreeSet<&'static str> {
+        self.collectors.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect()
+    }
+}
+
+/// `https://host:port` without anything behind it.
+pub(crate) fn parse_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|err| format!("{text:?} is no URL ({err}); write https://host:port"))?;
+    if url.scheme() != "https" || !url.has_host() {
+        return Err(format!("{text:?} must be https://host:port; data is sent over TLS only"));
+    }
+    if url.path() != "/" || url.query().is_some() || !url.username().is_empty() {
+        return Err(format!("{text:?} must be https://host:port and nothing more"));
+    }
+    Ok(url)
+}
+
+fn collectors(
+    written: &BTreeMap<String, toml::Table>,
+    root: &std::path::Path,
+    check: &mut Checker<'_>,
+) -> Vec<CollectorPlan> {
+    let plans: Vec<CollectorPlan> = REGISTRY
+        .iter()
+        .map(|spec| {
+            let settings = written.get(spec.id).cloned().unwrap_or_default();
+            let enabled = settings.get("enabled").or((spec.defaults)().get("enabled")).and_then(toml::Value::as_bool);
+            CollectorPlan { spec, settings, enabled: enabled.unwrap_or(true) }
+        })
+        .collect();
+    let cx = Cx {
+        root: root.to_owned(),
+        clock: std::sync::Arc::new(crate::now),
+        cursors: Vec::new(),
+        enabled: plans.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect(),
+        once: None,
+    };
+    for plan in &plans {
+        if let Err(err) = (plan.spec.build)(plan.settings.clone(), &cx) {
+            // `paths: …`: the key that it is about stands first.
+            let key = err.message.split(':').next().unwrap_or_default();
+            check.wrong(&format!("collectors.{}.{key}", plan.spec.id), &err.message);
+        }
+    }
+    plans
+}

@@ -1,0 +1,109 @@
+//! Who this agent is: files in `[identity] dir`, written by `vedette enroll` alone.
+//!
+//! `key.pem` (0600), `cert.pem`, `ca.pem`, and last `enrollment.json`, which says that the others are whole.
+
+use crate::{config::Resolved, exit::Exit};
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
+
+/// What enrollment noted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Enrollment {
+    pub(crate) organization: OrganizationId,
+    pub(crate) organization_name: String,
+    pub(crate) agent: AgentId,
+    pub(crate) workspace: String,
+    pub(crate) geo: WorkspaceGeo,
+    pub(crate) policy_revision: u64,
+}
+
+/// The identity directory.
+#[derive(Debug, Clone)]
+pub(crate) struct IdentityDir(PathBuf);
+
+impl IdentityDir {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.path(name);
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// Make the directory, for the agent's user alone.
+    pub(crate) fn create(&self) -> Result<()> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
+        made.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
+    }
+
+    /// Write a file whole: beside it, fsynced, renamed, the directory fsynced.
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (path, part) = (self.path(name), self.path(&format!(".{name}.part")));
+        let write = || -> std::io::Result<()> {
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&part, &path)?;
+            fs::File::open(&self.0)?.sync_all()
+        };
+        write().with_context(|| format!("cannot write {}; check its owner", path.display()))
+    }
+
+    /// What enrollment noted; absent before it.
+    pub(crate) fn enrollment(&self) -> Result<Option<Enrollment>> {
+        let path = self.path("enrollment.json");
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let parsed = serde_json::from_slice(&bytes);
+                parsed.map(Some).with_context(|| format!("{} is damaged; run `vedette enroll --again`", path.display()))
+            }
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(err).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// What enrollment noted, held against what the configuration states.
+    pub(crate) fn enrolled(&self, config: &Resolved) -> Result<Enrollment, Exit> {
+        let Some(enrollment) = self.enrollment()? else {
+            return Err(Exit::NotEnrolled(format!(
+                "not enrolled: {} does not exist; run `vedette enroll`",
+                self.path("enrollment.json").display()
+            )));
+        };
+        let differs = |what: &str, stated: &str, noted: &str| {
+            Exit::config(format!(
+                "workspace.{what}: the configuration says {stated}, the enrollment says {noted}; change the \
+                 configuration, or run `vedette enroll --again`"
+            ))
+        };
+        if let Some(url) = &config.workspace_url
+            && url.as_str().trim_end_matches('/') != enrollment.workspace
+        {
+            return Err(differs("url", url.as_str(), &enrollment.workspace));
+        }
+        if let Some(geo) = config.workspace_geo
+            && geo != enrollment.geo
+        {
+            return Err(differs("geo", geo.name(), enrollment.geo.name()));
+        }
+        if let Some(ca) = &config.workspace_ca {
+            let stated = fs::read(ca).map_err(|err| Exit::config(format!("workspace.ca: {}: {err}", ca.display())))?;
+            if stated != self.read("ca.pem")? {
+                return Err(differs("ca", &ca.display().to_string(), "another certificate"));
+            }
+        }
+        Ok(enrollment)
+    }
+}

@@ -1,0 +1,81 @@
+//! What each collector is doing, for status and heartbeat.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use vedette_collectors::Class;
+
+/// State of a collector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CollectorState {
+    /// Being started.
+    Starting,
+    /// It observes.
+    Running,
+    /// The host has nothing to observe.
+    Absent,
+    /// It failed and is tried again.
+    Failing,
+    /// It does not come back from the host.
+    Stuck,
+    /// Settings or policy say off.
+    Disabled,
+}
+
+impl CollectorState {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CollectorState::Starting => "starting",
+            CollectorState::Running => "running",
+            CollectorState::Absent => "absent",
+            CollectorState::Failing => "failing",
+            CollectorState::Stuck => "stuck",
+            CollectorState::Disabled => "disabled",
+        }
+    }
+}
+
+/// One line of the board.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    pub(crate) class: Class,
+    pub(crate) state: CollectorState,
+    /// Why it is not running, or what it could not do last.
+    pub(crate) why: Option<String>,
+}
+
+/// Every collector's line, in the registry's order of addition.
+#[derive(Debug, Default)]
+pub(crate) struct Board(Mutex<BTreeMap<&'static str, Line>>);
+
+impl Board {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn add(&self, id: &'static str, class: Class) {
+        self.lock().insert(id, Line { class, state: CollectorState::Starting, why: None });
+    }
+
+    /// Set a state; true where it is another than before.
+    pub(crate) fn set(&self, id: &str, state: CollectorState, why: Option<String>) -> bool {
+        let mut lines = self.lock();
+        let Some(line) = lines.get_mut(id) else { return false };
+        let changed = line.state != state;
+        line.state = state;
+        line.why = why;
+        changed
+    }
+
+    /// Note what a collector could not do while it goes on.
+    pub(crate) fn complain(&self, id: &str, why: String) {
+        if let Some(line) = self.lock().get_mut(id) {
+            line.why = Some(why);
+        }
+    }
+
+    pub(crate) fn lines(&self) -> Vec<(&'static str, Line)> {
+        self.lock().iter().map(|(id, line)| (*id, line.clone())).collect()
+    }
+}

@@ -1,0 +1,220 @@
+//! Runs one collector on a thread of its own: ticker with jitter, deadline, panic isolation, restart with backoff, stop.
+
+use super::{Board, CollectorState, QueueSink};
+use crate::now;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use vedette_collectors::{Cx, Outlet, Plan, Poll, Sink, Spec, StopSignal, Wake, Watch};
+use vedette_transport::Queue;
+use vedette_wire::{Body, Chunk, Position, Source, body::LifecycleEvent};
+
+/// The first pause after a failure; it doubles.
+const BACKOFF_BASE: Duration = Duration::from_secs(1);
+/// No pause is longer.
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How often a source that the host lacks is looked for.
+const ABSENT_EVERY: Duration = Duration::from_secs(300);
+/// A poll that has not come back after this is shown as stuck.
+const POLL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// One collector and what it needs.
+pub(crate) struct Runner {
+    pub(crate) spec: &'static Spec,
+    pub(crate) settings: toml::Table,
+    pub(crate) cx: Cx,
+    pub(crate) sink: Arc<QueueSink>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) stop: StopSignal,
+}
+
+/// How a round ended.
+enum End {
+    Stopped,
+    Absent(String),
+    Failed(String),
+}
+
+/// A source whose positions are a running number; another in each run of the agent.
+pub(crate) fn positions_source(collector: &'static str) -> Arc<Source> {
+    Arc::new(Source { collector, id: format!("run:{:016x}", fastrand::u64(..)), name: None })
+}
+
+impl Runner {
+    /// Start its thread.
+    pub(crate) fn start(mut self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(self.spec.id.to_owned()).stack_size(512 << 10).spawn(move || self.run())
+    }
+
+    /// Wait for all to end, a bounded time: one that hangs in the kernel must not keep the agent from stopping.
+    pub(crate) async fn join_all(threads: Vec<JoinHandle<()>>, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        for thread in threads {
+            while !thread.is_finished() && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if !thread.is_finished() {
+                tracing::warn!(collector = thread.thread().name(), "did not stop in time; left behind");
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        let id = self.spec.id;
+        let mut failures = 0_u32;
+        loop {
+            let began = Instant::now();
+            let end = match catch_unwind(AssertUnwindSafe(|| self.round())) {
+                Ok(end) => end,
+                Err(panic) => End::Failed(format!("panicked: {}", panic_text(&*panic))),
+            };
+            let pause = match end {
+                End::Stopped => return,
+                End::Absent(why) => {
+                    tracing::debug!(collector = id, why, "nothing to observe");
+                    self.board.set(id, CollectorState::Absent, Some(why));
+                    ABSENT_EVERY
+                }
+                End::Failed(why) => {
+                    // A long good time ends a row of failures.
+                    failures = if began.elapsed() > BACKOFF_MAX { 1 } else { failures + 1 };
+                    if self.board.set(id, CollectorState::Failing, Some(why.clone())) {
+                        tracing::error!(collector = id, error = why, "collector failed; it is tried again");
+                        self.sink.lifecycle(LifecycleEvent::CollectorError, id, why);
+                    }
+                    BACKOFF_BASE.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX)
+                }
+            };
+            if self.rest(pause) {
+                return;
+            }
+            // Where its sources were left may have moved on.
+            if let Ok(cursors) = self.queue.cursors(id) {
+                self.cx.cursors = cursors;
+            }
+        }
+    }
+
+    /// True where it is time to stop.
+    fn rest(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.stop.wait(left) {
+                Wake::Stop => return true,
+                Wake::Look if !left.is_zero() => {}
+                Wake::Look | Wake::Time => return false,
+            }
+        }
+    }
+
+    fn round(&mut self) -> End {
+        match (self.spec.build)(self.settings.clone(), &self.cx) {
+            Err(err) => End::Failed(err.to_string()),
+            Ok(Plan::Off) => End::Absent("switched off".to_owned()),
+            Ok(Plan::Absent(why)) => End::Absent(why),
+            Ok(Plan::Poll(every, poll)) => self.poll(every, poll),
+            Ok(Plan::Watch(watch)) => self.watch(watch),
+        }
+    }
+
+    fn watch(&mut self, mut watch: Box<dyn Watch>) -> End {
+        self.running();
+        let sink: Arc<dyn Sink> = Arc::clone(&self.sink) as Arc<dyn Sink>;
+        let mut outlet = Outlet::new(sink, self.stop.clone());
+        let ended = watch.watch(&self.cx, &mut outlet);
+        self.ended(ended)
+    }
+
+    fn poll(&mut self, every: Duration, mut poll: Box<dyn Poll>) -> End {
+        let source = positions_source(self.spec.id);
+        let mut next = 0;
+        loop {
+            let watchdog = Watchdog::start(self.spec.id, &self.board);
+            let polled = poll.poll(&self.cx);
+            drop(watchdog);
+            let bodies = match polled {
+                Ok(bodies) => bodies,
+                Err(err) => return self.ended(Err(err)),
+            };
+            self.running();
+            let chunk = chunk_of(&source, &mut next, bodies, now());
+            if !chunk.entries.is_empty()
+                && let Err(err) = self.sink.put(chunk)
+            {
+                return self.ended(Err(err));
+            }
+            // A tenth to either side: machines that were started together do not poll together.
+            if self.rest(every.mul_f64(0.9 + 0.2 * fastrand::f64())) {
+                return End::Stopped;
+            }
+        }
+    }
+
+    fn running(&self) {
+        let was_failing =
+            self.board.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
+        self.board.set(self.spec.id, CollectorState::Running, None);
+        if was_failing {
+            self.sink.lifecycle(LifecycleEvent::CollectorRecovered, self.spec.id, "works again".to_owned());
+        }
+    }
+
+    fn ended(&self, ended: Result<(), vedette_collectors::CollectError>) -> End {
+        use vedette_collectors::CollectError::{Absent, Stopped};
+        match ended {
+            Ok(()) | Err(Stopped) => End::Stopped,
+            Err(Absent(why)) => End::Absent(why),
+            Err(err) => End::Failed(err.to_string()),
+        }
+    }
+}
+
+/// Bodies of one poll with running positions.
+pub(crate) fn chunk_of(source: &Arc<Source>, next: &mut u64, bodies: Vec<Body>, observed: i64) -> Chunk {
+    let mut chunk = Chunk::new(Arc::clone(source));
+    for body in bodies {
+        chunk.push(observed, Position(*next, *next + 1), &body);
+        *next += 1;
+    }
+    chunk
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+/// Shows a poll as stuck that does not come back; a thread cannot be ended from outside.
+struct Watchdog(StopSignal);
+
+impl Watchdog {
+    fn start(id: &'static str, board: &Arc<Board>) -> Self {
+        let (signal, board) = (StopSignal::default(), Arc::clone(board));
+        let dog = signal.clone();
+        let watch = move || {
+            if dog.wait(POLL_DEADLINE) == Wake::Time {
+                let why = format!("has not come back from the host for {} s", POLL_DEADLINE.as_secs());
+                tracing::error!(collector = id, "{why}");
+                board.set(id, CollectorState::Stuck, Some(why));
+            }
+        };
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {
+            tracing::warn!(collector = id, error = %err, "polling without a deadline");
+        }
+        Self(signal)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! Where collectors' chunks go when the agent runs: into the transport's intake.
+
+use super::{Board, own::OwnRecords};
+use std::sync::Arc;
+use vedette_collectors::{CollectError, Sink};
+use vedette_transport::Intake;
+use vedette_wire::{Chunk, body::LifecycleEvent};
+
+/// Hands chunks to the transport, and complaints to the board and the organization.
+#[derive(Debug)]
+pub(crate) struct QueueSink {
+    intake: Intake,
+    board: Arc<Board>,
+    own: Arc<OwnRecords>,
+}
+
+impl QueueSink {
+    pub(crate) fn new(intake: Intake, board: Arc<Board>, own: Arc<OwnRecords>) -> Self {
+        Self { intake, board, own }
+    }
+
+    /// A collector failed, or works again.
+    pub(crate) fn lifecycle(&self, event: LifecycleEvent, collector: &'static str, message: String) {
+        self.own.lifecycle(event, message, Some(collector), None);
+    }
+}
+
+impl Sink for QueueSink {
+    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+        self.intake.put(chunk).map_err(|_| CollectError::Stopped)
+    }
+
+    fn complain(&self, collector: &'static str, message: String) {
+        self.board.complain(collector, message.clone());
+        self.lifecycle(LifecycleEvent::CollectorError, collector, message);
+    }
+}

@@ -1,0 +1,164 @@
+//! Status over a unix socket in the state directory: whoever may open the directory may ask.
+
+use super::{Board, VERSION, socket_name};
+use crate::{identity::Enrollment, now};
+use serde::{Deserialize, Serialize};
+use std::{
+    io::{self, Read},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{io::AsyncWriteExt, net::UnixListener, task::JoinHandle};
+use vedette_transport::Lane;
+use vedette_wire::body::CollectorHealth;
+
+/// What `vedette status --json` prints.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) version: String,
+    pub(crate) agent: String,
+    pub(crate) organization: String,
+    pub(crate) organization_name: String,
+    pub(crate) workspace: String,
+    pub(crate) endpoint: String,
+    pub(crate) policy_revision: u64,
+    pub(crate) collectors: Vec<Collector>,
+    pub(crate) queue: QueueReport,
+    pub(crate) delivery: Delivery,
+    pub(crate) rss_bytes: Option<u64>,
+    #[serde(skip)]
+    pub(crate) oldest_sealed: Option<i64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Collector {
+    pub(crate) id: String,
+    pub(crate) class: String,
+    pub(crate) state: String,
+    pub(crate) emitted: u64,
+    pub(crate) dropped: u64,
+    pub(crate) last_error: Option<String>,
+}
+
+impl Collector {
+    pub(crate) fn health(self) -> CollectorHealth {
+        let Self { id, state, emitted, dropped, last_error, .. } = self;
+        CollectorHealth { id, state, emitted, dropped, why: last_error }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct QueueReport {
+    /// Size of the file.
+    pub(crate) bytes: u64,
+    pub(crate) batches: u64,
+    pub(crate) oldest_unsent_seconds: Option<f64>,
+    pub(crate) quarantined: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Delivery {
+    pub(crate) delivered: u64,
+    pub(crate) last_error: Option<String>,
+}
+
+/// What a report is made from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) enrollment: Enrollment,
+    pub(crate) board: Arc<Board>,
+    pub(crate) lane: Arc<Lane>,
+    pub(crate) policy_revision: u64,
+}
+
+impl Source {
+    pub(crate) fn report(&self) -> Report {
+        let lane = self.lane.status();
+        let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
+        let collectors = self.board.lines().into_iter().map(|(id, line)| Collector {
+            id: id.to_owned(),
+            class: format!("{:?}", line.class).to_lowercase(),
+            state: line.state.name().to_owned(),
+            emitted: counters(id).emitted,
+            dropped: counters(id).dropped_total(),
+            last_error: line.why,
+        });
+        Report {
+            version: VERSION.to_owned(),
+            agent: self.enrollment.agent.to_string(),
+            organization: self.enrollment.organization.to_string(),
+            organization_name: self.enrollment.organization_name.clone(),
+            workspace: self.enrollment.workspace.clone(),
+            endpoint: self.enrollment.workspace.clone(),
+            policy_revision: self.policy_revision,
+            collectors: collectors.collect(),
+            queue: QueueReport {
+                bytes: lane.queue.file_bytes,
+                batches: lane.queue.batches,
+                oldest_unsent_seconds: lane.queue.oldest_sealed.map(|sealed| (now() - sealed).max(0) as f64 / 1e9),
+                quarantined: lane.sender.quarantined,
+            },
+            delivery: Delivery { delivered: lane.sender.delivered, last_error: lane.sender.last_error },
+            rss_bytes: rss_bytes(),
+            oldest_sealed: lane.queue.oldest_sealed,
+        }
+    }
+}
+
+/// Resident memory (`VmRSS` of `/proc/self/status`).
+pub(crate) fn rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// A path to the socket that is short enough for `sun_path` (unix(7), 108 bytes), however deep the directory is.
+fn short_path(dir: &std::fs::File) -> PathBuf {
+    Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(socket_name())
+}
+
+/// Answer each connection with one report.
+pub(crate) fn serve(state_dir: &Path, source: Source) -> io::Result<JoinHandle<()>> {
+    let dir = std::fs::File::open(state_dir)?;
+    let path = short_path(&dir);
+    // The queue's lock says that no other agent runs here: a socket that is there is left from one that ended.
+    match std::fs::remove_file(&path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    drop(dir);
+    Ok(tokio::spawn(async move {
+        loop {
+            let Ok((mut socket, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            let report = serde_json::to_vec(&source.report()).expect("reports serialize");
+            drop(tokio::time::timeout(Duration::from_secs(2), socket.write_all(&report)).await);
+        }
+    }))
+}
+
+/// Ask the agent that runs with this state directory; absent where none runs.
+pub(crate) fn ask(state_dir: &Path) -> io::Result<Option<Report>> {
+    let dir = match std::fs::File::open(state_dir) {
+        Ok(dir) => dir,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(err) => return Err(err),
+    };
+    let mut socket = match std::os::unix::net::UnixStream::connect(short_path(&dir)) {
+        Ok(socket) => socket,
+        Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(err) => return Err(err),
+    };
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut bytes = Vec::new();
+    socket.read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other)
+}
