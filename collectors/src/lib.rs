@@ -4,9 +4,14 @@
 //! shapes: a [`Poll`] is asked at intervals, a [`Watch`] owns a loop. What is the same for all (ticker, jitter,
 //! deadline, panic isolation, restart, stop) lives in the agent's runner.
 
+mod addresses;
+mod crash_dumps;
 mod cx;
 mod host;
+mod journal;
 mod outlet;
+mod processes;
+mod sessions;
 pub mod settings;
 mod spec;
 mod syslog;
@@ -18,7 +23,8 @@ pub use outlet::{Outlet, Sink, StopSignal, Wake, Waker};
 pub use spec::{BuildError, Class, CollectError, Plan, Poll, Spec, Watch};
 
 /// Every collector, in the order of the reference page.
-pub static REGISTRY: &[Spec] = &[host::SPEC, syslog::SPEC];
+pub static REGISTRY: &[Spec] =
+    &[host::SPEC, processes::SPEC, addresses::SPEC, sessions::SPEC, syslog::SPEC, journal::SPEC, crash_dumps::SPEC];
 
 /// The collector with this id.
 pub fn find(id: &str) -> Option<&'static Spec> {

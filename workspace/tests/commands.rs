@@ -81,7 +81,8 @@ fn an_empty_workspace_answers_with_no_rows() {
     stdout(&run(&["init", "--geo", "europe"], &dir));
     stdout(&run(&["org", "add", "acme", "--tier", "free"], &dir));
     assert_eq!(stdout(&run(&["query", "--org", "acme", "SELECT * FROM syslog", "--format", "json"], &dir)), "");
-    let count = stdout(&run(&["query", "--org", "acme", "SELECT count(*) AS n FROM processes", "--format", "json"], &dir));
+    let count =
+        stdout(&run(&["query", "--org", "acme", "SELECT count(*) AS n FROM processes", "--format", "json"], &dir));
     assert_eq!(count, "{\"n\":0}\n");
     assert_eq!(stdout(&run(&["agents", "--org", "acme", "--format", "json"], &dir)), "");
 }

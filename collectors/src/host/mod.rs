@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use vedette_wire::{Body, record::HostLabel};
 
-pub(crate) use facts::time_zone;
+pub(crate) use facts::{boot_time, time_zone};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "host",

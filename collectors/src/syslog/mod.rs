@@ -34,6 +34,8 @@ struct Settings {
     paths: Vec<String>,
     /// Where files that are there at the very first start are begun: `end` or `beginning`.
     start: Start,
+    /// Read the default files also where the journal collector reads the same entries.
+    beside_journal: bool,
 }
 
 impl Default for Settings {
@@ -51,11 +53,16 @@ impl Default for Settings {
             "mail.log",
             "user.log",
         ];
-        Self { enabled: true, paths: names.iter().map(|name| format!("/var/log/{name}")).collect(), start: Start::End }
+        Self {
+            enabled: true,
+            paths: names.iter().map(|name| format!("/var/log/{name}")).collect(),
+            start: Start::End,
+            beside_journal: false,
+        }
     }
 }
 
-fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled {
         return Ok(Plan::Off);
@@ -66,6 +73,17 @@ fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
         if !path.starts_with('/') {
             return Err(wrong(format!("paths: {path:?} must be absolute, as in \"/var/log/*.log\"")));
         }
+    }
+    // What rsyslog writes to the default files it has from the journal, where there is one; and the journal says more.
+    let default_files = settings.paths == Settings::default().paths;
+    if default_files
+        && !settings.beside_journal
+        && cx.enabled.contains("journal")
+        && crate::journal::directory(cx).is_some()
+    {
+        let why = "the journal collector reads the same entries with more fields; set beside_journal = true, or paths, to \
+                   read files as well";
+        return Ok(Plan::Absent(why.to_owned()));
     }
     Ok(Plan::Watch(Box::new(Syslog { settings })))
 }

@@ -74,8 +74,13 @@ static CLOCK: AtomicI64 = AtomicI64::new(1);
 
 fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
-    let cx =
-        Cx { root: dir.to_owned(), clock: Arc::new(|| CLOCK.fetch_add(1, Ordering::Relaxed)), cursors, enabled: Default::default(), once: None };
+    let cx = Cx {
+        root: dir.to_owned(),
+        clock: Arc::new(|| CLOCK.fetch_add(1, Ordering::Relaxed)),
+        cursors,
+        enabled: Default::default(),
+        once: None,
+    };
     let signal = StopSignal::default();
     let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start: from, parser: Raw };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());

@@ -1,0 +1,148 @@
+//! `addresses`: every interface with its addresses, at start, every hour, and at once when the kernel tells of a
+//! change (rtnetlink(7)).
+
+mod rtnetlink;
+
+use crate::{
+    Cx, Outlet,
+    settings::Interval,
+    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+};
+use rtnetlink::Rtnetlink;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use vedette_wire::{
+    Body, Chunk, Position, Source,
+    body::{Address, Change, Snapshot},
+};
+
+pub(crate) const SPEC: Spec = Spec {
+    id: "addresses",
+    class: Class::Inventory,
+    kind: "address",
+    summary: "network interfaces and their addresses, on change at once",
+    reads: "rtnetlink, /etc/resolv.conf",
+    check: spec::check::<Settings>,
+    schema: spec::schema::<Settings>,
+    defaults: spec::defaults::<Settings>,
+    build,
+};
+
+/// The kernel is listened to in pieces of this length, to see a stop.
+const LISTEN: Duration = Duration::from_secs(1);
+/// Changes of one burst are taken together.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// Settings of `[collectors.addresses]`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    /// Whether it runs.
+    enabled: bool,
+    /// How often everything is sent; changes are sent at once.
+    every: Interval,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { enabled: true, every: Interval(Duration::from_secs(3600)) }
+    }
+}
+
+fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
+    let settings: Settings = spec::parse(SPEC.id, table)?;
+    Ok(if settings.enabled { Plan::Watch(Box::new(Addresses { every: settings.every.0 })) } else { Plan::Off })
+}
+
+struct Addresses {
+    every: Duration,
+}
+
+/// Interface index and address.
+type Key = (u32, Option<String>);
+
+impl Watch for Addresses {
+    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+        let failed = |err| CollectError::read("rtnetlink", err);
+        let kernel = Rtnetlink::open().map_err(failed)?;
+        let source = Arc::new(Source { collector: SPEC.id, id: format!("run:{:x}", cx.now()), name: None });
+        let mut known: BTreeMap<Key, Address> = BTreeMap::new();
+        let (mut position, mut snapshot_at) = (0, None::<Instant>);
+        loop {
+            let now = read(cx, &kernel).map_err(failed)?;
+            let full = snapshot_at.is_none_or(|at| at.elapsed() >= self.every);
+            let changes = if full { snapshot(&now, cx.now()) } else { changes(&known, &now) };
+            if full {
+                snapshot_at = Some(Instant::now());
+            }
+            known = now;
+            let mut chunk = Chunk::new(Arc::clone(&source));
+            for address in changes {
+                chunk.push(cx.now(), Position(position, position + 1), &Body::from(address));
+                position += 1;
+            }
+            if !chunk.entries.is_empty() {
+                outlet.emit(chunk)?;
+            }
+            if cx.once.is_some() {
+                return Ok(());
+            }
+            loop {
+                if outlet.is_stopped() {
+                    return Ok(());
+                }
+                if kernel.changed(LISTEN).map_err(failed)? {
+                    std::thread::sleep(GATHER);
+                    kernel.drain();
+                    break;
+                }
+                if snapshot_at.is_some_and(|at| at.elapsed() >= self.every) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn read(cx: &Cx, kernel: &Rtnetlink) -> std::io::Result<BTreeMap<Key, Address>> {
+    let dns = name_servers(&cx.text("/etc/resolv.conf").unwrap_or_default());
+    let mut out = BTreeMap::new();
+    for mut address in kernel.addresses()? {
+        address.dns.clone_from(&dns);
+        out.insert((address.interface_index, address.address.clone()), address);
+    }
+    Ok(out)
+}
+
+/// `nameserver` lines of resolv.conf(5).
+fn name_servers(text: &str) -> Vec<String> {
+    let server = |line: &str| line.trim().strip_prefix("nameserver")?.split_whitespace().next().map(str::to_owned);
+    text.lines().filter_map(server).collect()
+}
+
+fn snapshot(now: &BTreeMap<Key, Address>, time: i64) -> Vec<Address> {
+    let snapshot = Snapshot { id: format!("addresses/{time}"), count: now.len() as u32 };
+    now.values().map(|address| Address { snapshot: Some(snapshot.clone()), ..address.clone() }).collect()
+}
+
+fn changes(known: &BTreeMap<Key, Address>, now: &BTreeMap<Key, Address>) -> Vec<Address> {
+    let ended = known.iter().filter(|(key, _)| !now.contains_key(*key));
+    let ended = ended.map(|(_, address)| Address { change: Change::End, ..address.clone() });
+    let rest = now.iter().filter_map(|(key, address)| {
+        let change = match known.get(key) {
+            None => Change::Start,
+            Some(before) if before != address => Change::Change,
+            Some(_) => return None,
+        };
+        Some(Address { change, ..address.clone() })
+    });
+    ended.chain(rest).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+use super::*;
+use crate::{Sink, StopSignal};
+use proptest::prelude::*;
+use std::{process::Command, sync::Mutex};
+
+#[derive(Default)]
+struct Kept {
+    crashes: Mutex<Vec<Crash>>,
+    cursor: Mutex<Vec<(String, Vec<u8>)>>,
+}
+
+impl Sink for Kept {
+    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+        for (_, body) in chunk.records() {
+            let Body::Crash(crash) = rmp_serde::from_slice(body).expect("a body") else { panic!("no crash") };
+            self.crashes.lock().expect("lock").push(crash);
+        }
+        *self.cursor.lock().expect("lock") = vec![(chunk.source.id.clone(), chunk.cursor.expect("has one"))];
+        Ok(())
+    }
+
+    fn complain(&self, _: &'static str, message: String) {
+        panic!("{message}");
+    }
+}
+
+/// One look below a root, with the cursor of the last.
+fn look(root: &Path, paths: &[&str], kept: &Arc<Kept>) -> Vec<Crash> {
+    let cx = Cx {
+        root: root.to_owned(),
+        clock: Arc::new(|| i64::MAX),
+        cursors: kept.cursor.lock().expect("lock").clone(),
+        enabled: Default::default(),
+        once: Some(100),
+    };
+    let settings = Settings { paths: paths.iter().map(|path| (*path).to_owned()).collect(), ..Settings::default() };
+    let mut outlet = Outlet::new(Arc::clone(kept) as Arc<dyn Sink>, StopSignal::default());
+    CrashDumps { settings }.watch(&cx, &mut outlet).expect("looks");
+    std::mem::take(&mut *kept.crashes.lock().expect("lock"))
+}
+
+fn put(root: &Path, path: &str, bytes: &[u8]) {
+    let path = root.join(path);
+    std::fs::create_dir_all(path.parent().expect("has one")).expect("makes");
+    std::fs::write(path, bytes).expect("writes");
+}
+
+#[test]
+fn a_core_of_this_kernel_tells_process_signal_and_executable() {
+    let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+    if pattern.trim() != "core" {
+        println!("skipped: kernel.core_pattern is {:?}, not a core in the working directory", pattern.trim());
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temp dir");
+    let script = "ulimit -c unlimited; exec sh -c 'kill -SEGV $$'";
+    let mut child = Command::new("/bin/bash").args(["-c", script]).current_dir(dir.path()).spawn().expect("runs");
+    let pid = child.id();
+    child.wait().expect("ends");
+    let kept = Arc::new(Kept::default());
+    let crashes = look(dir.path(), &["/core*"], &kept);
+    let [crash] = crashes.as_slice() else { panic!("{crashes:?}") };
+    assert_eq!((crash.pid, crash.signal, crash.process.as_deref()), (Some(pid), Some(11), Some("sh")));
+    assert!(crash.path.as_deref().is_some_and(|path| path.contains("sh")), "{crash:?}");
+    assert_eq!(crash.cmd_line.as_deref(), Some("sh -c kill -SEGV $$"));
+    let file = std::fs::read_dir(dir.path()).expect("lists").next().expect("one").expect("reads").path();
+    let sum = Command::new("sha256sum").arg(&file).output().expect("runs");
+    assert_eq!(crash.sha256.as_deref(), String::from_utf8_lossy(&sum.stdout).split(' ').next());
+    assert!(!crash.truncated);
+    assert!(look(dir.path(), &["/core*"], &kept).is_empty(), "each once, also after a restart");
+    let bytes = std::fs::read(&file).expect("reads");
+    put(dir.path(), "core.cut", &bytes[..bytes.len() / 2]);
+    let cut = look(dir.path(), &["/core*"], &kept);
+    assert!(cut.len() == 1 && cut[0].truncated, "{cut:?}");
+}
+
+#[test]
+fn dumps_of_each_system_are_found_with_what_it_notes() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let name = "var/lib/systemd/coredump/core.my.app.1000.0123456789abcdef0123456789abcdef.812.1795404079123456.zst";
+    put(dir.path(), name, b"\x28\xb5\x2f\xfd");
+    put(
+        dir.path(),
+        "var/crash/_usr_bin_app.0.crash",
+        b"ProblemType: Crash\nExecutablePath: /usr/bin/app\nProcCmdline: app -x\nSignal: 6\nCoreDump: base64\n H4s\n",
+    );
+    put(dir.path(), "var/crash/202611230321/vmcore", b"KDUMP");
+    put(dir.path(), "var/crash/notes.txt", b"no dump");
+    put(dir.path(), "cores/README", b"no dump either");
+    put(dir.path(), "var/lib/dpkg/info/app.list", b"/.\n/usr/bin/app\n");
+    put(dir.path(), "var/lib/dpkg/status", b"Package: other\nVersion: 9\n\nPackage: app\nStatus: ok\nVersion: 1.2-3\n");
+    let kept = Arc::new(Kept::default());
+    let mut crashes = look(dir.path(), &["/cores/*"], &kept);
+    crashes.sort_by(|a, b| a.format.cmp(&b.format));
+    let [apport, kdump, systemd] = crashes.as_slice() else { panic!("{crashes:#?}") };
+    assert_eq!((apport.format.as_str(), apport.signal, apport.process.as_deref()), ("apport", Some(6), Some("app")));
+    assert_eq!(apport.package.as_deref(), Some("app 1.2-3"));
+    assert_eq!((kdump.format.as_str(), kdump.process.as_deref()), ("kdump", Some("kernel")));
+    assert_eq!((systemd.process.as_deref(), systemd.pid, systemd.user_id), (Some("my.app"), Some(812), Some(1000)));
+    assert_eq!(systemd.time, Some(1_795_404_079_123_456_000));
+}
+
+#[test]
+fn numbers_that_lie_do_no_harm() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let mut head = vec![0_u8; 200];
+    head[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    head[16] = 4;
+    head[32..40].copy_from_slice(&64_u64.to_le_bytes());
+    head[54..56].copy_from_slice(&56_u16.to_le_bytes());
+    head[56..58].copy_from_slice(&u16::MAX.to_le_bytes());
+    head[64..68].copy_from_slice(&4_u32.to_le_bytes());
+    head[72..80].copy_from_slice(&u64::MAX.to_le_bytes());
+    head[96..104].copy_from_slice(&u64::MAX.to_le_bytes());
+    put(dir.path(), "core", &head);
+    head[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
+    put(dir.path(), "core2", &head);
+    let crashes = look(dir.path(), &["/core*"], &Arc::new(Kept::default()));
+    assert_eq!(crashes.len(), 2);
+    assert!(crashes[0].truncated);
+}
+
+proptest! {
+    #[test]
+    fn no_notes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400), kind in prop::sample::select(vec![1_u32, 3, 0x4649_4c45])) {
+        let mut crash = Crash::default();
+        elf::read_notes(&bytes, &mut crash);
+        let mut note = Vec::new();
+        note.extend_from_slice(&4_u32.to_le_bytes());
+        note.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        note.extend_from_slice(&kind.to_le_bytes());
+        note.extend_from_slice(b"CORE");
+        note.extend_from_slice(&bytes);
+        elf::read_notes(&note, &mut crash);
+    }
+}

@@ -1,0 +1,130 @@
+//! The Journal Export Format (<https://systemd.io/JOURNAL_EXPORT_FORMATS/>).
+//!
+//! ```text
+//! __CURSOR=s=…;i=4ece7;b=…          a text field: NAME=value
+//! MESSAGE                           a binary field: NAME, the length as 64-bit little-endian, the bytes
+//! \x0f\0\0\0\0\0\0\0two\nlines of it
+//!                                   an empty line ends the entry
+//! ```
+
+use std::collections::BTreeMap;
+use vedette_wire::body::Journal;
+
+/// An entry larger than this is left out; journald itself allows 768 MiB a field.
+const ENTRY_BYTES_MAX: usize = 4 << 20;
+/// A field's value is cut here.
+const VALUE_BYTES_MAX: usize = 256 << 10;
+
+/// One entry, as far as it is read.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    pub(super) cursor: String,
+    fields: BTreeMap<String, String>,
+}
+
+/// Takes bytes as they come and gives whole entries.
+#[derive(Debug, Default)]
+pub(super) struct Parser {
+    pending: Vec<u8>,
+    entry: Entry,
+    /// Bytes of a value that is too large and is passed over.
+    skip: u64,
+}
+
+impl Parser {
+    pub(super) fn push(&mut self, bytes: &[u8], mut give: impl FnMut(Entry)) {
+        self.pending.extend_from_slice(bytes);
+        let mut at = 0;
+        while let Some(next) = self.step(at, &mut give) {
+            at = next;
+        }
+        self.pending.drain(..at);
+    }
+
+    /// One field or end of entry; absent where more bytes are needed.
+    fn step(&mut self, at: usize, give: &mut impl FnMut(Entry)) -> Option<usize> {
+        let rest = &self.pending[at..];
+        if self.skip > 0 {
+            let skipped = rest.len().min(usize::try_from(self.skip).unwrap_or(usize::MAX));
+            self.skip -= skipped as u64;
+            return (skipped > 0).then_some(at + skipped);
+        }
+        let end = memchr::memchr(b'\n', rest)?;
+        if end == 0 {
+            let entry = std::mem::take(&mut self.entry);
+            if !entry.cursor.is_empty() {
+                give(entry);
+            }
+            return Some(at + 1);
+        }
+        let line = &rest[..end];
+        if let Some(equals) = memchr::memchr(b'=', line) {
+            self.entry.set(&line[..equals], &line[equals + 1..]);
+            return Some(at + end + 1);
+        }
+        let length = rest.get(end + 1..end + 9)?;
+        let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
+        let start = end + 9;
+        if length > ENTRY_BYTES_MAX as u64 {
+            self.entry.set(line, b"(left out: too large)");
+            // The value and the newline behind it.
+            self.skip = length.saturating_add(1);
+            return Some(at + start);
+        }
+        let value = rest.get(start..start + length as usize)?;
+        // The newline behind the value.
+        rest.get(start + length as usize)?;
+        self.entry.set(line, value);
+        Some(at + start + length as usize + 1)
+    }
+}
+
+impl Entry {
+    fn set(&mut self, name: &[u8], value: &[u8]) {
+        let name = String::from_utf8_lossy(name);
+        let value = String::from_utf8_lossy(&value[..value.len().min(VALUE_BYTES_MAX)]).into_owned();
+        if name == "__CURSOR" {
+            self.cursor = value;
+        } else {
+            // A field may occur more than once; the first counts, the others are kept beside it.
+            match self.fields.get_mut(&*name) {
+                None => drop(self.fields.insert(name.into_owned(), value)),
+                Some(there) => {
+                    there.push('\n');
+                    there.push_str(&value);
+                }
+            }
+        }
+    }
+
+    pub(super) fn into_body(mut self) -> Journal {
+        let mut take = |name: &str| self.fields.remove(name);
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<u32>().ok());
+        let time = take("__REALTIME_TIMESTAMP").and_then(|text| text.parse::<i64>().ok()?.checked_mul(1000));
+        let body = Journal {
+            message: take("MESSAGE").unwrap_or_default(),
+            time: time.unwrap_or_default(),
+            cursor: self.cursor,
+            priority: take("PRIORITY").and_then(|text| text.parse().ok()),
+            facility: take("SYSLOG_FACILITY").and_then(|text| text.parse().ok()),
+            identifier: take("SYSLOG_IDENTIFIER"),
+            unit: take("_SYSTEMD_UNIT"),
+            transport: take("_TRANSPORT"),
+            pid: number(take("_PID")),
+            uid: number(take("_UID")),
+            gid: number(take("_GID")),
+            comm: take("_COMM"),
+            exe: take("_EXE"),
+            cmd_line: take("_CMDLINE"),
+            audit_session: number(take("_AUDIT_SESSION")),
+            login_uid: number(take("_AUDIT_LOGINUID")),
+            hostname: take("_HOSTNAME"),
+            boot_id: take("_BOOT_ID"),
+            message_id: take("MESSAGE_ID"),
+            more: BTreeMap::new(),
+        };
+        // Addresses of the entry, which the cursor says as well.
+        self.fields.retain(|name, _| !name.starts_with("__"));
+        Journal { more: self.fields, ..body }
+    }
+}

@@ -1,0 +1,244 @@
+//! `journal`: the systemd journal, through `journalctl --output=export` as a child (docs/adr/0001-journal.md).
+//!
+//! An entry's place is the sequence number in its cursor: `s=ID;i=HEX;b=…` (systemd.journal-fields(7), "Address
+//! Fields"). The cursor is made durable with the entries before it; after a restart `--after-cursor` goes on there.
+
+mod export;
+
+use crate::{
+    Cx, Outlet,
+    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+};
+use export::{Entry, Parser};
+use rustix::event::{PollFd, PollFlags, poll};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    io::{self, Read},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+use vedette_wire::{Body, Chunk, Position, Source};
+
+pub(crate) const SPEC: Spec = Spec {
+    id: "journal",
+    class: Class::Event,
+    kind: "journal",
+    summary: "entries of the systemd journal with their trusted fields",
+    reads: "/var/log/journal or /run/log/journal, by journalctl; group systemd-journal",
+    check: spec::check::<Settings>,
+    schema: spec::schema::<Settings>,
+    defaults: spec::defaults::<Settings>,
+    build,
+};
+
+/// Bytes read from the child at once.
+const BLOCK_BYTES: usize = 64 << 10;
+/// The child is listened to in pieces of this length, to see a stop.
+const LISTEN: Duration = Duration::from_secs(1);
+/// Source id under which the place is kept before the first entry.
+const BEGIN: &str = "begin";
+
+/// Settings of `[collectors.journal]`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    /// Whether it runs.
+    enabled: bool,
+    /// Where the journal is begun at the very first start: `end` or `beginning`.
+    start: crate::tail::Start,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { enabled: true, start: crate::tail::Start::End }
+    }
+}
+
+/// Where journals lie, persistent first.
+const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
+
+/// The directory that holds a journal; absent where the host keeps none.
+pub(crate) fn directory(cx: &Cx) -> Option<PathBuf> {
+    DIRECTORIES.iter().map(|dir| cx.path(dir)).find(|dir| {
+        let machines = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+        machines.into_iter().any(|machine| {
+            let files = std::fs::read_dir(machine.path()).into_iter().flatten().filter_map(Result::ok);
+            files.into_iter().any(|file| file.path().extension().is_some_and(|extension| extension == "journal"))
+        })
+    })
+}
+
+fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
+    let settings: Settings = spec::parse(SPEC.id, table)?;
+    if !settings.enabled {
+        return Ok(Plan::Off);
+    }
+    if directory(cx).is_none() {
+        return Ok(Plan::Absent(format!("this host keeps no journal in {} or {}", DIRECTORIES[0], DIRECTORIES[1])));
+    }
+    Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
+}
+
+struct Journal {
+    start: crate::tail::Start,
+}
+
+impl Watch for Journal {
+    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+        let mut place =
+            cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
+        if place.is_none() && self.start == crate::tail::Start::End && cx.once.is_none() {
+            place = last_cursor(cx)?;
+            if let Some(cursor) = &place {
+                // A restart before the first entry must not begin at a later end.
+                let mut begin = Chunk::new(source(BEGIN));
+                begin.cursor = Some(cursor.clone().into_bytes());
+                outlet.emit(begin)?;
+            }
+        }
+        let mut arguments: Vec<String> = Vec::new();
+        match (cx.once, &place) {
+            (Some(lines), _) => arguments.push(format!("--lines={lines}")),
+            (None, Some(cursor)) => {
+                arguments.extend(["--follow".to_owned(), "--no-tail".to_owned(), format!("--after-cursor={cursor}")]);
+            }
+            (None, None) => arguments.extend(["--follow".to_owned(), "--no-tail".to_owned()]),
+        }
+        let mut child = Running(journalctl(cx, &arguments)?);
+        let result = follow(cx, outlet, &mut child.0);
+        if cx.once.is_none() && result.is_ok() && !outlet.is_stopped() {
+            let said = child.last_words();
+            return Err(CollectError::read("the journal", io::Error::other(format!("journalctl ended: {said}"))));
+        }
+        result
+    }
+}
+
+/// Ends the child whatever happens.
+struct Running(Child);
+
+impl Running {
+    fn last_words(&mut self) -> String {
+        drop(self.0.kill());
+        let mut said = String::new();
+        if let Some(stderr) = &mut self.0.stderr {
+            drop(stderr.take(4096).read_to_string(&mut said));
+        }
+        said.trim().to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn source(id: &str) -> Arc<Source> {
+    Arc::new(Source { collector: SPEC.id, id: id.to_owned(), name: None })
+}
+
+fn journalctl(cx: &Cx, arguments: &[String]) -> Result<Child, CollectError> {
+    let mut command = Command::new("journalctl");
+    command.args(["--output=export", "--all", "--quiet", "--no-pager"]);
+    if let Some(directory) = directory(cx) {
+        command.arg(format!("--directory={}", directory.display()));
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.spawn().map_err(|err| match err.kind() {
+        io::ErrorKind::NotFound => CollectError::Absent(
+            "there is a journal but no journalctl to read it with; install systemd's journalctl (in the container \
+             image: package systemd)"
+                .to_owned(),
+        ),
+        _ => CollectError::read("the journal", err),
+    })
+}
+
+/// The cursor of the newest entry; absent in an empty journal.
+fn last_cursor(cx: &Cx) -> Result<Option<String>, CollectError> {
+    let child = journalctl(cx, &["--lines=1".to_owned()])?;
+    let output = child.wait_with_output().map_err(|err| CollectError::read("the journal", err))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(CollectError::read("the journal", io::Error::other(said)));
+    }
+    let mut last = None;
+    Parser::default().push(&output.stdout, |entry| last = Some(entry.cursor().to_owned()));
+    Ok(last)
+}
+
+fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child) -> Result<(), CollectError> {
+    let failed = |err| CollectError::read("the journal", err);
+    let mut stdout = child.stdout.take().expect("it is piped");
+    let (mut parser, mut block) = (Parser::default(), vec![0; BLOCK_BYTES]);
+    let mut current: Option<Arc<Source>> = None;
+    loop {
+        if outlet.is_stopped() {
+            return Ok(());
+        }
+        if !readable(&stdout).map_err(failed)? {
+            continue;
+        }
+        let got = stdout.read(&mut block).map_err(failed)?;
+        if got == 0 {
+            return Ok(());
+        }
+        let now = cx.now();
+        let mut chunks: Vec<Chunk> = Vec::new();
+        parser.push(&block[..got], |entry| {
+            let (id, seqnum) = place_of_parts(entry.cursor());
+            let id = format!("journal:{id}");
+            if current.as_ref().is_none_or(|source| source.id != id) {
+                let forget = current.take().map(|source| source.id.clone()).into_iter().chain([BEGIN.to_owned()]);
+                let source = current.insert(source(&id));
+                chunks.push(Chunk { forget: forget.collect(), ..Chunk::new(Arc::clone(source)) });
+            }
+            let source = current.as_ref().expect("set above");
+            if chunks.last().is_none_or(|chunk| !Arc::ptr_eq(&chunk.source, source)) {
+                chunks.push(Chunk::new(Arc::clone(source)));
+            }
+            let chunk = chunks.last_mut().expect("pushed above");
+            chunk.cursor = Some(entry.cursor().as_bytes().to_vec());
+            chunk.push(now, Position(seqnum, seqnum + 1), &Body::from(entry.into_body()));
+        });
+        for chunk in chunks {
+            outlet.emit(chunk)?;
+        }
+    }
+}
+
+fn readable(stdout: &ChildStdout) -> io::Result<bool> {
+    let timeout = rustix::time::Timespec::try_from(LISTEN).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(stdout, PollFlags::IN)], Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// Sequence number id and sequence number of a cursor.
+fn place_of_parts(cursor: &str) -> (&str, u64) {
+    let part = |key: &str| cursor.split(';').find_map(|part| part.strip_prefix(key));
+    let seqnum = part("i=").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
+    (part("s=").unwrap_or("unknown"), seqnum)
+}
+
+#[expect(clippy::ptr_arg, reason = "a key function for an iterator of String")]
+fn place_of(cursor: &String) -> u64 {
+    place_of_parts(cursor).1
+}
+
+impl Entry {
+    fn cursor(&self) -> &str {
+        &self.cursor
+    }
+}
+
+#[cfg(test)]
+mod tests;

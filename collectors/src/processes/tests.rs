@@ -1,0 +1,161 @@
+use super::*;
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+fn collector() -> Processes {
+    Processes { known: HashMap::new(), snapshot_every: Duration::from_secs(3600), snapshot_at: None }
+}
+
+fn this_host() -> Cx {
+    Cx { root: "/".into(), clock: Arc::new(|| 1), cursors: Vec::new(), enabled: Default::default(), once: None }
+}
+
+fn poll(collector: &mut Processes) -> Vec<Process> {
+    let bodies = collector.poll(&this_host()).expect("reads /proc");
+    bodies
+        .into_iter()
+        .map(|body| if let Body::Process(process) = body { process } else { panic!("{body:?}") })
+        .collect()
+}
+
+fn of(processes: &[Process], pid: u32) -> Vec<&Process> {
+    processes.iter().filter(|process| process.pid == pid).collect()
+}
+
+struct Sleeper(Child);
+
+impl Sleeper {
+    /// A shell that runs `script` behind a line on stdin.
+    fn new(script: &str) -> Self {
+        let script = format!("read line; {script}");
+        Self(Command::new("/bin/sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().expect("sh runs"))
+    }
+
+    fn go(&mut self) {
+        use std::io::Write;
+        self.0.stdin.as_mut().expect("piped").write_all(b"\n").expect("it reads");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn the_snapshot_is_whole_and_this_process_is_in_it() {
+    let processes = poll(&mut collector());
+    let me = of(&processes, std::process::id());
+    assert_eq!(me.len(), 1);
+    let me = me[0];
+    assert_eq!(me.path.as_deref().map(Path::new), std::env::current_exe().ok().as_deref());
+    assert_eq!(me.args, std::env::args().collect::<Vec<_>>());
+    assert_eq!(me.cwd.as_deref().map(Path::new), std::env::current_dir().ok().as_deref());
+    assert_eq!(me.user.as_ref().map(|user| user.id), Some(rustix::process::getuid().as_raw()));
+    assert!(!me.kernel && me.namespaces.mnt.is_some());
+    let count = me.snapshot.as_ref().expect("in a snapshot").count;
+    assert_eq!(count as usize, processes.len());
+    assert!(processes.iter().any(|process| process.pid == 1));
+}
+
+#[test]
+fn start_exec_under_the_same_pid_and_end_are_noticed_once() {
+    let mut collector = collector();
+    poll(&mut collector);
+    let mut child = Sleeper::new("exec /bin/sleep 60");
+    let pid = child.0.id();
+    let after = poll(&mut collector);
+    let started = of(&after, pid);
+    assert_eq!(started.iter().map(|process| process.change).collect::<Vec<_>>(), [Change::Start]);
+    assert_eq!(started[0].ppid, std::process::id());
+    assert!(of(&poll(&mut collector), pid).is_empty(), "nothing changed");
+    child.go();
+    let after = poll(&mut collector);
+    let changed = of(&after, pid);
+    assert_eq!(changed.iter().map(|process| process.change).collect::<Vec<_>>(), [Change::Change]);
+    assert_eq!(changed[0].args, ["/bin/sleep", "60"]);
+    drop(child);
+    let after = poll(&mut collector);
+    let ended = of(&after, pid);
+    assert_eq!(ended.iter().map(|process| process.change).collect::<Vec<_>>(), [Change::End]);
+    assert_eq!(ended[0].args, ["/bin/sleep", "60"]);
+    assert!(of(&poll(&mut collector), pid).is_empty());
+}
+
+#[test]
+fn an_exec_of_the_same_program_is_noticed() {
+    let mut collector = collector();
+    let mut child = Sleeper::new("exec /bin/sh -c 'read line'");
+    let pid = child.0.id();
+    poll(&mut collector);
+    child.go();
+    let after = poll(&mut collector);
+    let changed = of(&after, pid);
+    assert_eq!(changed.iter().map(|process| process.change).collect::<Vec<_>>(), [Change::Change]);
+    assert_eq!(changed[0].args, ["/bin/sh", "-c", "read line"]);
+}
+
+#[test]
+fn the_full_state_can_be_rebuilt_from_snapshot_and_changes() {
+    let mut collector = collector();
+    let mut state: BTreeMap<u32, String> = BTreeMap::new();
+    let mut children: Vec<Sleeper> = Vec::new();
+    for round in 0..6 {
+        for process in poll(&mut collector) {
+            match process.change {
+                Change::End => {
+                    if state.get(&process.pid) == Some(&process.uid) {
+                        state.remove(&process.pid);
+                    }
+                }
+                _ => drop(state.insert(process.pid, process.uid)),
+            }
+        }
+        let alive: Vec<u32> = children.iter().map(|child| child.0.id()).collect();
+        for pid in &alive {
+            assert!(state.contains_key(pid), "round {round}: {pid} is missing");
+        }
+        if round % 2 == 0 {
+            children.push(Sleeper::new("exec /bin/sleep 60"));
+        } else {
+            let pid = children[0].0.id();
+            drop(children.remove(0));
+            let after = poll(&mut collector);
+            assert_eq!(of(&after, pid)[0].change, Change::End);
+            state.remove(&pid);
+        }
+    }
+}
+
+#[test]
+fn a_fixture_without_processes_gives_none_and_broken_ones_are_left_out() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    for (path, text) in [
+        ("proc/stat", "btime 5\n"),
+        ("proc/7/stat", "7 (a) b) (c) S 1 7 9 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 300 0 0 0 1 2 3\n"),
+        ("proc/7/status", "Uid:\t0\t0\t0\t0\n"),
+        ("proc/8/stat", "8 (truncated"),
+        ("proc/9/stat", ""),
+        ("proc/self/stat", "7 (no) S 1"),
+        ("etc/passwd", "root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/root:/bin/sh\n"),
+    ] {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("has one")).expect("makes");
+        std::fs::write(path, text).expect("writes");
+    }
+    let cx = Cx { root: dir.path().to_owned(), ..this_host() };
+    let bodies = collector().poll(&cx).expect("reads");
+    let [Body::Process(process)] = bodies.as_slice() else { panic!("{bodies:?}") };
+    assert_eq!((process.pid, process.name.as_str(), process.ppid), (7, "a) b) (c", 1));
+    assert_eq!(process.session, Some(9));
+    assert_eq!(process.user.as_ref().and_then(|user| user.name.as_deref()), Some("root"));
+    assert!(process.started.expect("has a start") > 5_000_000_000);
+    assert_eq!((process.path.as_ref(), process.cwd.as_ref()), (None, None));
+}
