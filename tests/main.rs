@@ -1,1 +1,11 @@
-//! stub
+//! What crosses crates: the two binaries together, bad input from end to end, the house rules, real hosts.
+
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable, and tests ask for their own variables")]
+#![expect(clippy::print_stdout, reason = "a skipped test says why")]
+
+mod bad_input;
+mod main_job;
+mod reference;
+mod support;
+mod systemd_host;
+mod tidy;

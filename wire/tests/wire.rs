@@ -1,5 +1,7 @@
 //! The wire format and the OCSF rendering, tried on one sample of every record.
 
+#![expect(clippy::disallowed_methods, reason = "the golden file is written on request")]
+
 mod samples;
 
 use serde_json::{Value, json};
@@ -186,14 +188,14 @@ fn every_row_fits_the_columns_of_its_kind() {
         assert_eq!(row.len(), kind.columns.len(), "{}", kind.name);
         for (value, column) in row.iter().zip(kind.columns) {
             use vedette_wire::column::Value;
-            let fits = match (value, column.ty) {
+            let fits = matches!(
+                (value, column.ty),
                 (Value::Null, _)
-                | (Value::Text(_), ColumnType::Text)
-                | (Value::Integer(_), ColumnType::Integer)
-                | (Value::Boolean(_), ColumnType::Boolean)
-                | (Value::Time(_), ColumnType::Time) => true,
-                _ => false,
-            };
+                    | (Value::Text(_), ColumnType::Text)
+                    | (Value::Integer(_), ColumnType::Integer)
+                    | (Value::Boolean(_), ColumnType::Boolean)
+                    | (Value::Time(_), ColumnType::Time)
+            );
             assert!(fits, "{}.{}: {value:?}", kind.name, column.name);
         }
         assert!(kind.classes.contains(&record.body.class()), "{} lists its classes", kind.name);

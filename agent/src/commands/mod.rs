@@ -11,7 +11,7 @@ use crate::{
     run,
 };
 use clap::CommandFactory;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// Run one command.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {

@@ -1,3 +1,5 @@
+#![expect(clippy::print_stdout, reason = "a skipped test says why")]
+
 use super::*;
 use std::{collections::BTreeSet, process::Command};
 

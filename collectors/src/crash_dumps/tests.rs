@@ -1,3 +1,6 @@
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+#![expect(clippy::print_stdout, reason = "a skipped test says why")]
+
 use super::*;
 use crate::{Sink, StopSignal};
 use proptest::prelude::*;

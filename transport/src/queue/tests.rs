@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+
 use super::tests_support::{chunk_of, stamp};
 use super::*;
 use crate::batcher::BatchLimits;

@@ -5,7 +5,9 @@
 mod agents;
 mod landed;
 
-pub(crate) use agents::{AgentRow, Enrollment, TokenError};
+#[cfg(test)]
+pub(crate) use agents::TokenError;
+pub(crate) use agents::{AgentRow, Enrollment};
 
 use anyhow::{Context, Result, anyhow, bail};
 use sqlx::{

@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+
 use super::*;
 use std::{path::Path, sync::Arc};
 

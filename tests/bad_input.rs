@@ -1,0 +1,181 @@
+//! Bad input, from end to end: each a message that says what to do.
+
+use crate::support::{World, eventually, refusal};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+fn agent_log(world: &World) -> String {
+    fs::read_to_string(world.path("agent.log")).unwrap_or_default()
+}
+
+#[test]
+fn typos_in_the_configuration_are_named_with_file_line_and_the_nearest_right_word() {
+    let world = World::new();
+    let config = world.path("vedette.toml");
+    for (text, line, expected) in [
+        ("[trasport]\n", 1, "did you mean `transport`?"),
+        ("\n[transport]\ncompresion = \"zstd\"\n", 3, "did you mean `compression`?"),
+        ("[transport]\n\nbatch_bytes_max = \"1MB\"\n", 3, "\"64MiB\""),
+        ("[transport]\nbatch_bytes_max = \"1TiB\"\n", 2, "64KiB to 8MiB"),
+        ("[collectors.sylog]\n", 1, "did you mean `syslog`?"),
+        ("[collectors.syslog]\npats = []\n", 2, "did you mean `paths`?"),
+        ("[collectors.syslog]\nenabled = \"yes\"\n", 2, "boolean"),
+        ("[collectors.syslog]\nstart = \"middle\"\n", 2, "`end`"),
+        ("[collectors.syslog]\npaths = [\"log/*.log\"]\n", 2, "must be absolute"),
+        ("[collectors.processes]\nevery = \"often\"\n", 2, "\"60s\""),
+        ("[workspace]\nurl = \"http://workspace\"\n", 2, "https://"),
+        ("[workspace]\ngeo = \"mars\"\n", 2, "asia-pacific"),
+        ("[limits]\nmemory_max = \"1MiB\"\n", 2, "at least 32MiB"),
+        ("[log]\nlevel = \"loud\"\n", 2, "debug"),
+        ("[state]\ndir = \"state\"\n", 2, "absolute"),
+        ("a = = b\n", 1, ""),
+    ] {
+        fs::write(&config, text).expect("writes");
+        let said = refusal(&world.vedette(&["check"]), 78);
+        let place = format!("{}:{line}: ", config.display());
+        assert!(said.contains(&place) && said.contains(expected), "{text:?}: {said}");
+        assert_eq!(refusal(&world.vedette(&["run"]), 78), said, "`run` says the same");
+    }
+    fs::remove_file(&config).expect("removes");
+    let said = refusal(&world.vedette(&["check"]), 78);
+    assert!(said.contains("cannot be read"), "{said}");
+}
+
+#[test]
+fn layers_go_over_each_other_in_their_order_and_name_themselves() {
+    let world = World::new();
+    let check = |variables: &[(&str, &str)], set: &[&str]| {
+        let mut command = Command::new(crate::support::VEDETTE);
+        command.args(["check", "--config"]).arg(world.path("vedette.toml")).envs(variables.iter().copied());
+        command.args(set.iter().flat_map(|set| ["--set", set]));
+        command.output().expect("runs")
+    };
+    let said = refusal(&check(&[("VEDETTE_TRANSPORT__BATCH_BYTES_MAX", "1B")], &[]), 78);
+    assert!(said.contains("environment variable VEDETTE_TRANSPORT__BATCH_BYTES_MAX"), "{said}");
+    let both = check(&[("VEDETTE_TRANSPORT__BATCH_BYTES_MAX", "1B")], &["transport.batch_bytes_max=2MiB"]);
+    assert!(both.status.success(), "the flag goes over the environment");
+    fs::create_dir(world.path("conf.d")).expect("makes");
+    fs::write(world.path("conf.d/10-a.toml"), "[transport]\nbatch_age_max = \"1h\"\n").expect("writes");
+    let said = refusal(&check(&[], &[]), 78);
+    assert!(said.contains("conf.d/10-a.toml:2: "), "{said}");
+    fs::write(world.path("conf.d/20-b.toml"), "[transport]\nbatch_age_max = \"2s\"\n").expect("writes");
+    assert!(check(&[], &[]).status.success(), "the later file goes over the earlier");
+    let said = refusal(&check(&[("VEDETTE_COLLECTORS__SYSLOG__PATHS", "[\"x\"]")], &[]), 78);
+    assert!(said.contains("must be absolute"), "{said}");
+}
+
+#[test]
+fn enrollment_says_what_is_wrong_and_leaves_nothing_half_done() {
+    let world = World::new();
+    let ca = world.path("workspace/ca.pem");
+    let missing = refusal(&world.vedette(&["run"]), 3);
+    assert!(missing.contains("vedette enroll"), "{missing}");
+
+    let other = World::new();
+    let said = refusal(&world.enroll_with(&world.url(), &other.path("workspace/ca.pem"), &world.token("t1")), 1);
+    assert!(said.contains("was not signed by the CA in") && said.contains("use the ca.pem"), "{said}");
+    let said = refusal(&world.enroll_with(&world.url(), Path::new("/etc/hostname"), &world.token("t2")), 1);
+    assert!(said.contains("no usable certificate") || said.contains("no PEM certificate"), "{said}");
+    let said = refusal(&world.enroll_with("https://127.0.0.1:1", &ca, &world.token("t3")), 1);
+    assert!(said.contains("is `vedette-workspace serve` running?"), "{said}");
+    let said = refusal(&world.enroll_with("http://127.0.0.1:1", &ca, &world.token("t4")), 78);
+    assert!(said.contains("over TLS only"), "{said}");
+    fs::write(world.path("empty"), "").expect("writes");
+    let said = refusal(&world.enroll_with(&world.url(), &ca, &world.path("empty")), 1);
+    assert!(said.contains("token new"), "{said}");
+    fs::write(world.path("wrong"), "vdt_00").expect("writes");
+    let said = refusal(&world.enroll_with(&world.url(), &ca, &world.path("wrong")), 1);
+    assert!(said.contains("not known"), "{said}");
+    assert!(!world.path("identity/enrollment.json").exists());
+
+    let token = world.token("token");
+    assert!(world.enroll_with(&world.url(), &ca, &token).status.success());
+    let said = refusal(&world.enroll_with(&world.url(), &ca, &token), 1);
+    assert!(said.contains("--again"), "{said}");
+    other.write_config("");
+    let said = refusal(&other.enroll_with(&world.url(), &ca, &token), 1);
+    assert!(said.contains("used already"), "{said}");
+    let mode = fs::metadata(world.path("identity/key.pem")).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    world.write_config("\n[workspace]\nurl = \"https://elsewhere:8443\"\n");
+    let said = refusal(&world.vedette(&["run"]), 78);
+    assert!(said.contains("workspace.url") && said.contains("elsewhere"), "{said}");
+    world.write_config("\n[workspace]\ngeo = \"australia\"\n");
+    let said = refusal(&world.vedette(&["run"]), 78);
+    assert!(said.contains("workspace.geo"), "{said}");
+}
+
+#[test]
+fn a_server_certificate_for_another_name_is_refused() {
+    let world = World::with_names(&["workspace.example.net"]);
+    let said = refusal(&world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &world.token("t")), 1);
+    assert!(said.contains("its certificate is for other names"), "{said}");
+}
+
+#[test]
+fn an_expired_token_is_refused() {
+    let world = World::new();
+    let token = world.token("token");
+    // The token's hour has passed: in the control store, since a test does not wait.
+    let sql = "UPDATE tokens SET expires = 1";
+    let done = Command::new("python3")
+        .args(["-c", "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit()"])
+        .arg(world.path("workspace/control.sqlite"))
+        .arg(sql)
+        .status();
+    if !done.is_ok_and(|status| status.success()) {
+        println!("skipped: there is no python3 to age the token with");
+        return;
+    }
+    let said = refusal(&world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &token), 1);
+    assert!(said.contains("expired"), "{said}");
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_written_is_named() {
+    let world = World::new();
+    world.enroll();
+    fs::write(world.path("state"), "a file where a directory should be").expect("writes");
+    let said = refusal(&world.vedette(&["run"]), 1);
+    assert!(said.contains("state") && said.contains("check that the directory exists"), "{said}");
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_reported_and_the_others_are_read() {
+    let world = World::new();
+    // Root reads everything, so the unreadable thing is not a file at all.
+    let fifo = Command::new("mkfifo").arg(world.path("log/pipe.log")).status();
+    assert!(fifo.is_ok_and(|status| status.success()));
+    let looped = world.path("log/loop.log");
+    std::os::unix::fs::symlink(&looped, &looped).expect("links");
+    world.append("a.log", "readable\n");
+    if rustix::process::getuid().as_raw() != 0 {
+        world.append("secret.log", "x\n");
+        fs::set_permissions(world.path("log/secret.log"), fs::Permissions::from_mode(0)).expect("sets");
+    }
+    world.enroll();
+    let _agent = world.run();
+    eventually("the readable file's line", || (world.count("syslog") == 1).then_some(()));
+    if rustix::process::getuid().as_raw() != 0 {
+        eventually("the complaint", || {
+            let status = world.status();
+            let syslog = status["collectors"].as_array()?.iter().find(|collector| collector["id"] == "syslog")?.clone();
+            syslog["last_error"]
+                .as_str()
+                .filter(|why| why.contains("secret.log") && why.contains("group adm"))
+                .map(|_| ())
+        });
+    }
+}
+
+#[test]
+fn a_second_agent_and_a_missing_one_are_told_apart() {
+    let world = World::new();
+    let said = refusal(&world.vedette(&["status"]), 4);
+    assert!(said.contains("no agent runs"), "{said}");
+    world.enroll();
+    let _agent = world.run();
+    eventually("the first agent's start", || world.vedette(&["status"]).status.success().then_some(()));
+    let said = refusal(&world.vedette(&["run"]), 1);
+    assert!(said.contains("in use by another process"), "{said}\n{}", agent_log(&world));
+}

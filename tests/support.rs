@@ -1,0 +1,211 @@
+//! A workspace and an agent in a temporary directory, as real processes.
+
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+/// The agent's binary.
+pub(crate) const VEDETTE: &str = env!("CARGO_BIN_EXE_vedette");
+
+/// The workspace's binary beside it; built when a single package's tests were asked for.
+pub(crate) fn workspace_binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let path = Path::new(VEDETTE).with_file_name("vedette-workspace");
+        if !path.exists() {
+            let status = Command::new(env!("CARGO"))
+                .args(["test", "--workspace", "--no-run", "--quiet"])
+                .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+                .status();
+            assert!(status.is_ok_and(|status| status.success()), "vedette-workspace can be built");
+        }
+        path
+    })
+}
+
+/// Wait until something is so; a watchdog ends a test that would wait for ever.
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A process that is ended by its own id.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("log opens");
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("starts"))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// SIGTERM; returns how long it took to end well.
+    pub(crate) fn terminate(&mut self) -> Duration {
+        let began = Instant::now();
+        let killed = Command::new("kill").arg(self.0.id().to_string()).status();
+        assert!(killed.is_ok_and(|status| status.success()));
+        let status = eventually("the end of a process", || self.0.try_wait().expect("can be waited for"));
+        assert!(status.success(), "{status}");
+        began.elapsed()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.0.kill().expect("can be killed");
+        self.0.wait().expect("can be waited for");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// A workspace with one organization, and room for one agent.
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) serve: Option<Process>,
+}
+
+pub(crate) const ORG: &str = "acme";
+
+impl World {
+    /// A workspace that is made and serves.
+    pub(crate) fn new() -> Self {
+        Self::with_names(&[])
+    }
+
+    /// The same with a server certificate for other names.
+    pub(crate) fn with_names(names: &[&str]) -> Self {
+        let mut world = Self { dir: tempfile::tempdir().expect("temp dir"), serve: None };
+        let mut init = vec!["init", "--geo", "europe"];
+        init.extend(names.iter().flat_map(|name| ["--name", name]));
+        world.workspace(&init);
+        world.workspace(&["org", "add", ORG, "--tier", "free"]);
+        fs::create_dir(world.path("log")).expect("makes");
+        world.write_config("");
+        world.serve("127.0.0.1:0");
+        world
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The agent's configuration, with something behind it.
+    pub(crate) fn write_config(&self, more: &str) {
+        let dir = self.dir.path().display();
+        let text = format!(
+            "[identity]\ndir = \"{dir}/identity\"\n\n[state]\ndir = \"{dir}/state\"\n\n\
+             [collectors.syslog]\npaths = [\"{dir}/log/*.log\"]\nstart = \"beginning\"\n{more}"
+        );
+        fs::write(self.path("vedette.toml"), text).expect("writes");
+    }
+
+    /// Serve, at an address or a free port.
+    pub(crate) fn serve(&mut self, listen: &str) {
+        let address = self.path("address");
+        drop(fs::remove_file(&address));
+        let mut command = Command::new(workspace_binary());
+        command.args(["serve", "--listen", listen, "--dir"]).arg(self.path("workspace"));
+        command.arg("--address-file").arg(&address);
+        self.serve = Some(Process::start(&mut command, &self.path("workspace.log")));
+        eventually("the workspace's address", || fs::read_to_string(&address).ok());
+    }
+
+    pub(crate) fn address(&self) -> String {
+        fs::read_to_string(self.path("address")).expect("the workspace serves")
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}", self.address())
+    }
+
+    pub(crate) fn workspace_output(&self, arguments: &[&str]) -> Output {
+        let dir = self.path("workspace");
+        Command::new(workspace_binary()).args(arguments).arg("--dir").arg(dir).output().expect("runs")
+    }
+
+    /// Run a command of the workspace that must succeed.
+    pub(crate) fn workspace(&self, arguments: &[&str]) -> String {
+        let output = self.workspace_output(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Ask in SQL.
+    pub(crate) fn query(&self, sql: &str) -> Vec<Value> {
+        let answer = self.workspace(&["query", "--log", "error", "--org", ORG, "--format", "json", sql]);
+        answer.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+    }
+
+    pub(crate) fn count(&self, from: &str) -> u64 {
+        self.query(&format!("SELECT count(*) AS n FROM {from}"))[0]["n"].as_u64().expect("a number")
+    }
+
+    /// A new token in a file.
+    pub(crate) fn token(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, self.workspace(&["token", "new", "--org", ORG])).expect("writes");
+        path
+    }
+
+    pub(crate) fn vedette(&self, arguments: &[&str]) -> Output {
+        let config = self.path("vedette.toml");
+        Command::new(VEDETTE).args(arguments).arg("--config").arg(config).output().expect("runs")
+    }
+
+    /// Enroll with given parts.
+    pub(crate) fn enroll_with(&self, url: &str, ca: &Path, token: &Path) -> Output {
+        let (ca, token) = (ca.display().to_string(), token.display().to_string());
+        self.vedette(&["enroll", "--workspace", url, "--ca", &ca, "--token-file", &token])
+    }
+
+    /// Enroll as it should be.
+    pub(crate) fn enroll(&self) {
+        let output = self.enroll_with(&self.url(), &self.path("workspace/ca.pem"), &self.token("token"));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    pub(crate) fn run(&self) -> Process {
+        let mut command = Command::new(VEDETTE);
+        command.args(["run", "--config"]).arg(self.path("vedette.toml"));
+        Process::start(&mut command, &self.path("agent.log"))
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let output = self.vedette(&["status", "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("one object")
+    }
+
+    pub(crate) fn append(&self, name: &str, text: &str) {
+        use std::io::Write;
+        let path = self.path("log").join(name);
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(path).expect("opens");
+        file.write_all(text.as_bytes()).expect("writes");
+    }
+}
+
+/// Standard error of a command that must fail with a code.
+pub(crate) fn refusal(output: &Output, code: i32) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}{}", String::from_utf8_lossy(&output.stdout));
+    said
+}

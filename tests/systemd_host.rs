@@ -1,0 +1,181 @@
+//! A booted systemd host: sessions of logind, the journal, and dumps of systemd-coredump, with the real services.
+//!
+//! The host is a Debian root file system under an overlay, run by systemd-nspawn with a network of its own. It needs
+//! root and what `.ci/prepare-host` installs; elsewhere it says why it was skipped.
+
+use crate::support::{VEDETTE, eventually, workspace_binary};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+/// Where `.ci/prepare-host` puts the root file system.
+fn root_file_system() -> Option<PathBuf> {
+    let stated = std::env::var_os("VEDETTE_TEST_HOST").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/vedette/host-bookworm"));
+    stated.or_else(home).filter(|dir| dir.join(".complete").exists())
+}
+
+/// A booted host; gone when dropped.
+struct Host {
+    dir: tempfile::TempDir,
+    nspawn: Child,
+    /// Its systemd's process id out here.
+    init: String,
+}
+
+impl Host {
+    fn boot(base: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("temp dir");
+        for name in ["upper", "work", "root"] {
+            fs::create_dir(dir.path().join(name)).expect("makes");
+        }
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let options = format!("lowerdir={},upperdir={},workdir={}", base.display(), path("upper"), path("work"));
+        let root = path("root");
+        let mounted = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, &root]).status();
+        assert!(mounted.is_ok_and(|status| status.success()), "the overlay can be mounted");
+        let opt = Path::new(&root).join("opt");
+        for binary in [Path::new(VEDETTE), workspace_binary()] {
+            fs::copy(binary, opt.join(binary.file_name().expect("has a name"))).expect("copies");
+        }
+        let boot = format!(
+            "mount -t tmpfs tmpfs /run; exec systemd-nspawn --quiet --register=no --keep-unit -D {root} \
+             --machine=vedette-test --private-network -b"
+        );
+        let console = fs::File::create(dir.path().join("console")).expect("makes");
+        let nspawn = Command::new("unshare")
+            .args(["-m", "sh", "-c", &boot])
+            .stdin(Stdio::null())
+            .stdout(console.try_clone().expect("clones"))
+            .stderr(console)
+            .spawn()
+            .expect("unshare runs");
+        let mut host = Self { dir, nspawn, init: String::new() };
+        host.init = eventually("the host's init", || {
+            let children = format!("/proc/{0}/task/{0}/children", host.nspawn.id());
+            let text = fs::read_to_string(children).ok()?;
+            text.split_whitespace().next().map(str::to_owned)
+        });
+        eventually("the host's boot", || {
+            let state = host.run("systemctl is-system-running");
+            let state = String::from_utf8_lossy(&state.stdout).trim().to_owned();
+            matches!(state.as_str(), "running" | "degraded").then_some(())
+        });
+        host
+    }
+
+    /// Run a shell line in it, half a minute at the most.
+    fn run(&self, script: &str) -> Output {
+        Command::new("nsenter")
+            .args(["-t", &self.init, "-a", "timeout", "30", "sh", "-c", script])
+            .stdin(Stdio::null())
+            .output()
+            .expect("nsenter runs")
+    }
+
+    fn must(&self, script: &str) -> String {
+        let output = self.run(script);
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn query(&self, sql: &str) -> Vec<Value> {
+        let sql = sql.replace('\'', "'\\''");
+        let script =
+            format!("/opt/vedette-workspace query --log error --org acme --dir /var/lib/ws --format json '{sql}'");
+        self.must(&script).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if !self.init.is_empty() {
+            drop(Command::new("kill").args(["-9", &self.init]).status());
+        }
+        drop(self.nspawn.wait());
+        drop(Command::new("umount").args(["-l", &self.dir.path().join("root").display().to_string()]).status());
+    }
+}
+
+const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\ndir = \"/var/lib/vedette/state\"\n\
+    [collectors.sessions]\nevery = \"1s\"\n[collectors.crash_dumps]\nevery = \"1s\"\n";
+
+#[test]
+fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
+    if rustix::process::getuid().as_raw() != 0 {
+        println!("skipped: booting a host needs root");
+        return;
+    }
+    let Some(base) = root_file_system() else {
+        println!("skipped: there is no root file system to boot; .ci/run prepares one");
+        return;
+    };
+    let host = Host::boot(&base);
+    host.must("useradd -m alice && mkdir -p /var/lib/vedette");
+    host.must("systemd-run --unit=alice su -l alice -c 'sleep 1000'");
+    host.must(&format!("printf '{}' > /var/lib/vedette/vedette.toml", CONFIG.replace('\n', "\\n")));
+    host.must("/opt/vedette-workspace init --dir /var/lib/ws --geo europe");
+    host.must("/opt/vedette-workspace org add acme --tier free --dir /var/lib/ws");
+    host.must("/opt/vedette-workspace token new --org acme --dir /var/lib/ws > /var/lib/token");
+    host.must("systemd-run --unit=ws /opt/vedette-workspace serve --dir /var/lib/ws --listen 127.0.0.1:8443");
+    let enroll = "/opt/vedette enroll --config /var/lib/vedette/vedette.toml --workspace https://127.0.0.1:8443 \
+                  --ca /var/lib/ws/ca.pem --token-file /var/lib/token";
+    eventually("the enrollment", || host.run(enroll).status.success().then_some(()));
+    host.must("systemd-run --unit=vedette /opt/vedette run --config /var/lib/vedette/vedette.toml");
+    eventually("the session", || {
+        let rows = host.query("SELECT \"user\", service, session_source FROM sessions WHERE change = 'snapshot'");
+        rows.iter().any(|row| row["user"] == "alice" && row["session_source"] == "logind").then_some(())
+    });
+
+    // Written and asked for over and over, with a restart of the agent between: each once.
+    for round in 0..3 {
+        host.must(&format!("for n in 1 2 3 4 5; do logger -t probe round {round} line $n; done"));
+        if round == 1 {
+            host.must("systemctl kill --signal=KILL vedette; systemctl reset-failed vedette");
+            host.must("logger -t probe while down");
+            host.must("systemd-run --unit=vedette2 /opt/vedette run --config /var/lib/vedette/vedette.toml");
+        }
+    }
+    eventually("the journal's lines", || {
+        let row = &host.query("SELECT count(*) AS n, count(DISTINCT message) AS d FROM journal WHERE app = 'probe'")[0];
+        let (all, distinct) = (row["n"].as_u64()?, row["d"].as_u64()?);
+        assert!(all <= 16, "a line was repeated");
+        (all == 16 && distinct == 16).then_some(())
+    });
+    let probe = &host.query("SELECT transport, user_id, comm, severity, facility FROM journal WHERE app = 'probe'")[0];
+    assert_eq!(
+        (&probe["transport"], &probe["user_id"], &probe["comm"]),
+        (&"syslog".into(), &0.into(), &"logger".into())
+    );
+    assert_eq!((&probe["severity"], &probe["facility"]), (&"notice".into(), &"user".into()));
+    // rsyslog runs as well and writes the same lines to /var/log/syslog: they are not read twice, and status says why.
+    assert!(host.must("cat /var/log/syslog").contains("while down"));
+    assert_eq!(host.query("SELECT count(*) AS n FROM syslog")[0]["n"], 0);
+    let status = host.must("/opt/vedette status --config /var/lib/vedette/vedette.toml");
+    let said = status.lines().find(|line| line.starts_with("syslog")).expect("has a line");
+    assert!(said.contains("absent") && said.contains("journal collector"), "{said}");
+
+    // The kernel's core_pattern is the machine's; systemd-coredump is called as the kernel would, on a live process.
+    host.must(
+        "sleep 1000 & pid=$!; head -c 100000 /dev/zero | /lib/systemd/systemd-coredump $pid 0 0 11 $(date +%s) \
+         18446744073709551615 h1",
+    );
+    let crash = eventually("the dump", || {
+        host.query("SELECT process, signal, path, format, sha256, file FROM crashes").into_iter().next()
+    });
+    assert_eq!((&crash["process"], &crash["signal"]), (&"sleep".into(), &"SIGSEGV".into()));
+    assert_eq!((&crash["path"], &crash["format"]), (&"/usr/bin/sleep".into(), &"systemd-coredump".into()));
+    let file = crash["file"].as_str().expect("text");
+    let sum = host.must(&format!("sha256sum '{file}'"));
+    assert_eq!(crash["sha256"].as_str(), sum.split(' ').next());
+
+    host.must("systemctl stop alice");
+    eventually("the log-out", || {
+        let rows =
+            host.query("SELECT login.\"user\" FROM authentication AS login WHERE kind = 'session' AND activity_id = 2");
+        rows.iter().any(|row| row["user"] == "alice").then_some(())
+    });
+}

@@ -1,0 +1,132 @@
+//! The house rules, enforced: the architecture's arrows, module docs, file length, nothing unfinished.
+
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Lines that one file may have.
+const LINES_MAX: usize = 500;
+
+fn root() -> PathBuf {
+    fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).expect("the repository is there")
+}
+
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs: Vec<PathBuf> =
+        ["wire", "collectors", "transport", "agent", "workspace", "lake", "tests"].map(|dir| root().join(dir)).into();
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).expect("lists").filter_map(Result::ok) {
+            let path = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    assert!(found.len() > 50, "the sources are found");
+    found
+}
+
+/// Dependencies among our own packages, dev-dependencies included.
+fn arrows() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let name = |value: &Value| value["name"].as_str().expect("a name").to_owned();
+    let mut out = BTreeMap::new();
+    for package in metadata["packages"].as_array().expect("a list") {
+        let dependencies = package["dependencies"].as_array().expect("a list").iter().map(name);
+        out.insert(name(package), dependencies.collect());
+    }
+    out
+}
+
+#[test]
+fn the_arrows_of_the_architecture_hold() {
+    let arrows = arrows();
+    let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("vedette-wire", &[][..]),
+        ("vedette-collectors", &["vedette-wire"][..]),
+        ("vedette-transport", &["vedette-wire"][..]),
+        ("vedette-lake", &["vedette-wire"][..]),
+        ("vedette-workspace", &["vedette-wire", "vedette-lake"][..]),
+        ("vedette-agent", &["vedette-wire", "vedette-collectors", "vedette-transport"][..]),
+    ]);
+    assert_eq!(arrows.keys().map(String::as_str).collect::<Vec<_>>(), allowed.keys().copied().collect::<Vec<_>>());
+    for (package, dependencies) in &arrows {
+        let ours = dependencies.iter().filter(|name| name.starts_with("vedette-"));
+        for dependency in ours {
+            assert!(allowed[package.as_str()].contains(&dependency.as_str()), "{package} -> {dependency}");
+        }
+    }
+    // Collectors never see the network, wire has neither I/O nor async, and only lake knows its engines.
+    let forbidden: [(&str, &[&str]); 5] = [
+        ("vedette-wire", &["tokio", "reqwest", "tracing", "redb"]),
+        ("vedette-collectors", &["reqwest", "rustls", "tokio", "redb", "hyper"]),
+        ("vedette-transport", &["sysinfo", "notify"]),
+        ("vedette-agent", &["redb", "datafusion", "deltalake-core", "object_store", "sqlx"]),
+        ("vedette-workspace", &["datafusion", "deltalake-core"]),
+    ];
+    for (package, names) in forbidden {
+        for name in names {
+            assert!(!arrows[package].contains(*name), "{package} -> {name}");
+        }
+    }
+}
+
+#[test]
+fn wire_has_no_clock_and_no_files() {
+    for path in sources().into_iter().filter(|path| path.starts_with(root().join("wire/src"))) {
+        let text = fs::read_to_string(&path).expect("reads");
+        for word in ["SystemTime", "Instant::now", "std::fs", "std::net", "std::env", "std::thread", "now_v7()"] {
+            assert!(!text.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn transport_never_sees_a_body() {
+    for path in sources().into_iter().filter(|path| path.starts_with(root().join("transport/src"))) {
+        if path.to_string_lossy().contains("tests") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("reads");
+        for word in ["Body", "wire::body", "codec::decode"] {
+            assert!(!text.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_fits() {
+    for path in sources() {
+        let text = fs::read_to_string(&path).expect("reads");
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{}: {lines} lines are more than {LINES_MAX}", path.display());
+        let is_tests = path.file_name().is_some_and(|name| name == "tests.rs");
+        assert!(is_tests || text.starts_with("//!"), "{} has no module doc", path.display());
+    }
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    let words = ["todo", "unimplemented", "#[ignore", "FIXME"].map(|word| match word {
+        "todo" | "unimplemented" => format!("{word}!("),
+        other => other.to_owned(),
+    });
+    for path in sources().into_iter().filter(|path| !path.ends_with("tests/tidy.rs")) {
+        let text = fs::read_to_string(&path).expect("reads");
+        for word in &words {
+            assert!(!text.contains(word), "{}: {word}", path.display());
+        }
+    }
+}
