@@ -13,9 +13,8 @@ use std::{
 
 /// Where `.ci/prepare-host` puts the root file system.
 fn root_file_system() -> Option<PathBuf> {
-    let stated = std::env::var_os("VEDETTE_TEST_HOST").map(PathBuf::from);
-    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/vedette/host-bookworm"));
-    stated.or_else(home).filter(|dir| dir.join(".complete").exists())
+    let dir = PathBuf::from(std::env::var_os("HOME")?).join(".cache/vedette/host-bookworm");
+    dir.join(".complete").exists().then_some(dir)
 }
 
 /// A booted host; gone when dropped.
@@ -160,7 +159,7 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
 
     // The kernel's core_pattern is the machine's; systemd-coredump is called as the kernel would, on a live process.
     host.must(
-        "sleep 1000 & pid=$!; head -c 100000 /dev/zero | /lib/systemd/systemd-coredump $pid 0 0 11 $(date +%s) \
+        "sleep 1000 >/dev/null 2>&1 & pid=$!; head -c 100000 /dev/zero | /lib/systemd/systemd-coredump $pid 0 0 11 $(date +%s) \
          18446744073709551615 h1",
     );
     let crash = eventually("the dump", || {
@@ -171,6 +170,18 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let file = crash["file"].as_str().expect("text");
     let sum = host.must(&format!("sha256sum '{file}'"));
     assert_eq!(crash["sha256"].as_str(), sum.split(' ').next());
+
+    // The kernel tells of a change, at once; the next full look is an hour away.
+    host.must("ip link add probe0 type dummy && ip addr add 198.51.100.7/24 dev probe0");
+    eventually("the new address", || {
+        let rows = host.query("SELECT change, prefix, interface_kind FROM addresses WHERE address = '198.51.100.7'");
+        let row = rows.first()?;
+        assert_eq!(
+            (&row["change"], &row["prefix"], &row["interface_kind"]),
+            (&"start".into(), &24.into(), &"dummy".into())
+        );
+        Some(())
+    });
 
     host.must("systemctl stop alice");
     eventually("the log-out", || {

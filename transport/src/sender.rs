@@ -92,11 +92,15 @@ impl Sender {
             let after = again.map_or(work.taken, |seq| seq - 1);
             let queue = Arc::clone(&self.queue);
             let found = tokio::task::spawn_blocking(move || queue.next_after(after)).await;
-            let Some((seq, frame)) = found.expect("reading does not panic")? else { return Ok(()) };
-            match again {
-                Some(again) => work.again.remove(&again),
-                None => true,
-            };
+            let found = found.expect("reading does not panic")?;
+            if let Some(again) = again {
+                work.again.remove(&again);
+                if found.as_ref().is_none_or(|(seq, _)| *seq != again) {
+                    // It is not in the queue any more.
+                    continue;
+                }
+            }
+            let Some((seq, frame)) = found else { return Ok(()) };
             work.taken = work.taken.max(seq);
             let post = Arc::clone(post);
             work.posting.spawn(async move { (seq, post.post(frame).await) });

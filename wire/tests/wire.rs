@@ -101,7 +101,7 @@ fn a_record_of_an_unknown_kind_is_kept_whole_and_does_not_hide_the_next() {
 fn the_golden_batch_is_still_read() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/batch-v1.zst");
     let batch = samples::batch();
-    if std::env::var_os("VEDETTE_WRITE_GOLDEN").is_some() {
+    if std::env::var_os("WRITE_GOLDEN").is_some() {
         let sealed = codec::seal(&batch.header, &encoded_records(&batch), Compression::Zstd).expect("seals");
         std::fs::write(&path, sealed).expect("golden file is writable");
     }

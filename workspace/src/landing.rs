@@ -64,11 +64,14 @@ impl Landing {
         tokio::task::spawn_blocking(decode).await?
     }
 
-    /// Every object: key, organization, day, size.
-    pub(crate) async fn list(&self) -> Result<Vec<(String, String, String, u64)>> {
+    /// Every object written at `since` (seconds UTC) or later: key, organization, day, size.
+    pub(crate) async fn list(&self, since: i64) -> Result<Vec<(String, String, String, u64)>> {
         let mut found = Vec::new();
         let mut objects = self.store.list(None);
         while let Some(object) = objects.try_next().await? {
+            if object.last_modified.timestamp() < since {
+                continue;
+            }
             let key = object.location.to_string();
             let mut parts = key.split('/').skip(1).map(str::to_owned);
             if let (Some(organization), Some(day)) = (parts.next(), parts.next()) {

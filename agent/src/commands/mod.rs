@@ -78,7 +78,11 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 fn start_log(config: &Resolved) {
-    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(config.log_level).with_target(false);
+    let log = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(config.log_level)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal());
     if config.log_json {
         log.json().init();
     } else {

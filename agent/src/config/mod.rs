@@ -167,6 +167,3 @@ macro_rules! sections {
     };
 }
 sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" Limits, "log" Log);
-
-#[cfg(test)]
-mod tests;

@@ -109,7 +109,8 @@ impl Watch for Journal {
             (None, None) => arguments.extend(["--follow".to_owned(), "--no-tail".to_owned()]),
         }
         let mut child = Running(journalctl(cx, &arguments)?);
-        let result = follow(cx, outlet, &mut child.0);
+        let earlier = cx.cursors.iter().map(|(id, _)| id.clone()).chain([BEGIN.to_owned()]).collect();
+        let result = follow(cx, outlet, &mut child.0, earlier);
         if cx.once.is_none() && result.is_ok() && !outlet.is_stopped() {
             let said = child.last_words();
             return Err(CollectError::read("the journal", io::Error::other(format!("journalctl ended: {said}"))));
@@ -173,7 +174,8 @@ fn last_cursor(cx: &Cx) -> Result<Option<String>, CollectError> {
     Ok(last)
 }
 
-fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child) -> Result<(), CollectError> {
+/// `earlier` are the ids under which places were kept: only the newest counts, the others are forgotten.
+fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>) -> Result<(), CollectError> {
     let failed = |err| CollectError::read("the journal", err);
     let mut stdout = child.stdout.take().expect("it is piped");
     let (mut parser, mut block) = (Parser::default(), vec![0; BLOCK_BYTES]);
@@ -195,9 +197,10 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child) -> Result<(), CollectErro
             let (id, seqnum) = place_of_parts(entry.cursor());
             let id = format!("journal:{id}");
             if current.as_ref().is_none_or(|source| source.id != id) {
-                let forget = current.take().map(|source| source.id.clone()).into_iter().chain([BEGIN.to_owned()]);
+                earlier.extend(current.take().map(|source| source.id.clone()));
+                let forget = earlier.drain(..).filter(|earlier| *earlier != id).collect();
                 let source = current.insert(source(&id));
-                chunks.push(Chunk { forget: forget.collect(), ..Chunk::new(Arc::clone(source)) });
+                chunks.push(Chunk { forget, ..Chunk::new(Arc::clone(source)) });
             }
             let source = current.as_ref().expect("set above");
             if chunks.last().is_none_or(|chunk| !Arc::ptr_eq(&chunk.source, source)) {

@@ -3,6 +3,7 @@
 use super::{BATCHES, CACHE_BYTES, CURSORS, FORMAT, META, QUARANTINE, Queue, QueueError, put};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable};
 use std::{
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicU64},
 };
@@ -19,7 +20,8 @@ impl Queue {
     pub fn open(dir: &Path, lane: Lane, bytes_max: u64, random: u64) -> Result<(Self, Option<PathBuf>), QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         let writable = || -> std::io::Result<()> {
-            std::fs::create_dir_all(dir)?;
+            // What it holds is for the agent alone.
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
             tempfile_probe(dir)
         };
         writable().map_err(|source| QueueError::Directory { path: dir.to_owned(), source })?;

@@ -162,7 +162,7 @@ impl Observation for Host {
     const KIND: Kind = Kind {
         name: "host",
         view: "hosts",
-        help: "facts of the machine, at start and when they change",
+        help: "facts of the machine, at start and every hour",
         classes: &[Class::DeviceInventoryInfo],
         columns: COLUMNS,
     };

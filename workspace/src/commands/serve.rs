@@ -62,10 +62,15 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// How far before the newest note the landing store is looked through.
+const RECONCILE_SECONDS: i64 = 3600;
+
 /// Find what landed and is not noted: the note is written behind the object, and may have been lost with the power.
 async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
+    // SQLite loses the last transactions at the most: what landed well before the newest note is noted.
+    let since = control.last_landed().await?.map_or(i64::MIN, |newest| newest / 1_000_000_000 - RECONCILE_SECONDS);
     let mut found = 0;
-    for (key, organization, day, bytes) in landing.list().await? {
+    for (key, organization, day, bytes) in landing.list(since).await? {
         found += u64::from(control.note_found(&key, &organization, &day, bytes, now()).await?);
     }
     if found > 0 {

@@ -57,6 +57,11 @@ impl Control {
         Ok(())
     }
 
+    /// When the newest noted batch landed, nanoseconds UTC.
+    pub(crate) async fn last_landed(&self) -> Result<Option<i64>> {
+        Ok(sqlx::query_scalar("SELECT max(landed) FROM landed").fetch_one(&self.pool).await?)
+    }
+
     /// Note a batch found in the landing store at the start.
     pub(crate) async fn note_found(
         &self,

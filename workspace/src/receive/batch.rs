@@ -1,18 +1,18 @@
 //! `PUT /v1/{lane}/{epoch}/{seq}`: check, land, note, acknowledge.
 
-use super::{PLAIN_BYTES_MAX, Peer, Receiver, limits, problem::Refusal};
+use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, Receiver, limits, problem::Refusal};
 use crate::{
     landing::{Landed, Landing},
     now,
 };
 use axum::{
     Extension, Json,
-    body::Bytes,
-    extract::{Path, State, rejection::BytesRejection},
+    body::{Body, Bytes},
+    extract::{Path, State},
     http::{HeaderMap, StatusCode, header},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use vedette_wire::{
     Compression, Header,
     codec::{self, DecodeError},
@@ -20,12 +20,15 @@ use vedette_wire::{
     reply::Ack,
 };
 
+/// A body that has not come whole after this is given up.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 pub(super) async fn put(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
     Path((lane, epoch, seq)): Path<(String, String, String)>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Result<Json<Ack>, Refusal> {
     let peer = peer.ok_or_else(|| {
         Refusal::new(StatusCode::UNAUTHORIZED, "certificate", "no client certificate").detail("run `vedette enroll`")
@@ -41,12 +44,10 @@ pub(super) async fn put(
             Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
         );
     }
-    let body = body.map_err(|err| match err.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", "the batch is too large"),
-        _ => Refusal::new(StatusCode::REQUEST_TIMEOUT, "body", "the request ended too early"),
-    })?;
     let compression = compression(&headers)?;
+    // Only now, when the peer is admitted, is the body read, and only so many bodies at a time.
     let permit = receiver.at_once.acquire().await.expect("never closed");
+    let body = read(body).await?;
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
     let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
     let (header, frame, digest) = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
@@ -62,6 +63,22 @@ pub(super) async fn put(
     let noted = receiver.control.note_landed(&key, &day, bytes, &header, now()).await;
     noted.map_err(|err| Refusal::internal(&err))?;
     Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: limits() }))
+}
+
+/// The body, whole, within limits of size and time.
+async fn read(body: Body) -> Result<Bytes, Refusal> {
+    let read = axum::body::to_bytes(body, BATCH_BYTES_MAX);
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(err)) if is_too_large(&err) => {
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", "the batch is too large"))
+        }
+        _ => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "body", "the request ended too early or took too long")),
+    }
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
 }
 
 fn compression(headers: &HeaderMap) -> Result<Compression, Refusal> {

@@ -6,6 +6,9 @@ use axum::{Json, extract::State, extract::rejection::JsonRejection, http::Status
 use std::sync::Arc;
 use vedette_wire::reply::{EnrollReply, EnrollRequest};
 
+/// A host name has 64 characters at the most on Linux (gethostname(2)); others have longer ones.
+const FIELD_BYTES_MAX: usize = 255;
+
 pub(super) async fn enroll(
     State(receiver): State<Arc<Receiver>>,
     request: Result<Json<EnrollRequest>, JsonRejection>,
@@ -15,6 +18,14 @@ pub(super) async fn enroll(
     }
     let Json(request) =
         request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
+    let fields = [&request.hostname, &request.version, request.machine.as_ref().unwrap_or(&request.version)];
+    if fields.iter().any(|field| field.len() > FIELD_BYTES_MAX || field.chars().any(char::is_control)) {
+        return Err(Refusal::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "shape",
+            "host name, version or machine is not valid",
+        ));
+    }
     let (signing, agent) = Authority::read_request(&request.csr).map_err(|err| {
         Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "csr", format!("the signing request is not valid: {err:#}"))
     })?;

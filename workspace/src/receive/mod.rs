@@ -22,6 +22,8 @@ use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo, reply::Limits};
 
 /// Largest sealed batch.
 const BATCH_BYTES_MAX: usize = 16 << 20;
+/// Largest enrollment request; whoever sends it is not known yet.
+const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
 /// Largest batch when decompressed.
 pub(crate) const PLAIN_BYTES_MAX: usize = 128 << 20;
 /// Batches that are being checked and landed at the same time: a bound on memory.
@@ -75,9 +77,8 @@ fn limits() -> Limits {
 fn router(receiver: Arc<Receiver>) -> Router {
     Router::new()
         .route("/v1/{lane}/{epoch}/{seq}", put(batch::put))
-        .route("/v1/enroll", post(enroll::enroll))
+        .route("/v1/enroll", post(enroll::enroll).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/livez", get(|| async { "ok\n" }))
         .fallback(problem::not_found)
-        .layer(DefaultBodyLimit::max(BATCH_BYTES_MAX))
         .with_state(receiver)
 }

@@ -1,1 +1,158 @@
+use super::*;
+use crate::run::own::OwnRecords;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use vedette_collectors::{BuildError, Class, CollectError};
+use vedette_transport::{BatchLimits, Lane, LaneConfig, Stamp};
+use vedette_wire::{
+    AgentId, Compression, OrganizationId,
+    body::{Syslog, Unknown},
+    geo::WorkspaceGeo,
+};
 
+struct Running {
+    _dir: tempfile::TempDir,
+    _runtime: tokio::runtime::Runtime,
+    lane: Lane,
+    board: Arc<Board>,
+    stop: StopSignal,
+    thread: JoinHandle<()>,
+}
+
+/// A runner with this way to build its collector.
+fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
+    let spec: &'static Spec = Box::leak(Box::new(Spec {
+        id: "probe",
+        class: Class::Event,
+        kind: "syslog",
+        summary: "",
+        reads: "",
+        check: |_| Ok(()),
+        schema: || schemars::Schema::default(),
+        defaults: toml::Table::new,
+        build,
+    }));
+    let dir = tempfile::tempdir().expect("temp dir");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("builds");
+    let (_, stamp) = tokio::sync::watch::channel(Stamp {
+        organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
+        agent: AgentId([1; 16]),
+        geo: WorkspaceGeo::Europe,
+        agent_version: String::new(),
+        host: Default::default(),
+        policy_revision: 1,
+    });
+    let lane = {
+        let _inside = runtime.enter();
+        Lane::start(LaneConfig {
+            queue: Queue::open(dir.path(), vedette_wire::Lane::Records, 1 << 30, 7).expect("opens").0,
+            limits: BatchLimits {
+                bytes_max: 1 << 20,
+                records_max: 1000,
+                age_max: Duration::from_millis(10),
+                compression: Compression::Zstd,
+            },
+            stamp,
+            intake_bytes_max: 1 << 20,
+            now: Arc::new(|| 1),
+            post: None,
+        })
+        .expect("starts")
+    };
+    let board = Arc::new(Board::default());
+    board.add("probe", Class::Event);
+    let own = Arc::new(OwnRecords::new(lane.intake().clone()));
+    let stop = StopSignal::default();
+    let runner = Runner {
+        spec,
+        settings: toml::Table::new(),
+        cx: Cx {
+            root: "/".into(),
+            clock: Arc::new(|| 1),
+            cursors: Vec::new(),
+            enabled: Default::default(),
+            once: None,
+        },
+        sink: Arc::new(QueueSink::new(lane.intake().clone(), Arc::clone(&board), own)),
+        queue: Arc::clone(lane.queue()),
+        board: Arc::clone(&board),
+        stop: stop.child(),
+    };
+    let thread = runner.start().expect("starts");
+    Running { _dir: dir, _runtime: runtime, lane, board, stop, thread }
+}
+
+impl Running {
+    /// Wait until the board and the ledger say so.
+    fn until(&self, state: CollectorState, emitted: u64) -> Option<String> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let line = self.board.lines()[0].1.clone();
+            let count = self.lane.status().ledger.0.get("probe").map_or(0, |counters| counters.emitted);
+            if line.state == state && count >= emitted {
+                return line.why;
+            }
+            assert!(Instant::now() < deadline, "{line:?} {count}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn stop(self) {
+        self.stop.stop();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.thread.is_finished() {
+            assert!(Instant::now() < deadline, "it stops at once");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+struct Ticks(&'static AtomicUsize);
+
+impl Poll for Ticks {
+    fn poll(&mut self, _: &Cx) -> Result<Vec<Body>, CollectError> {
+        match self.0.fetch_add(1, Ordering::SeqCst) {
+            0 => Ok(vec![Syslog::default().into()]),
+            1 => panic!("a bug in a collector"),
+            _ => Ok(vec![Unknown { raw: Vec::new() }.into()]),
+        }
+    }
+}
+
+#[test]
+fn a_panic_is_shown_and_the_collector_is_started_again() {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let running = start(|_, _| Ok(Plan::Poll(Duration::from_millis(5), Box::new(Ticks(&COUNT)))));
+    let why = running.until(CollectorState::Failing, 1).expect("says why");
+    assert!(why.contains("a bug in a collector"), "{why}");
+    running.until(CollectorState::Running, 3);
+    let agent = || running.lane.status().ledger.0.get("agent").map_or(0, |counters| counters.emitted);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while agent() < 2 {
+        assert!(Instant::now() < deadline, "error and recovery are records");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.stop();
+}
+
+#[test]
+fn a_source_that_is_absent_says_why_and_a_stop_is_at_once() {
+    let running = start(|_, _| Ok(Plan::Absent("no such thing here".to_owned())));
+    assert_eq!(running.until(CollectorState::Absent, 0).as_deref(), Some("no such thing here"));
+    running.stop();
+}
+
+struct Waits;
+
+impl Watch for Waits {
+    fn watch(&mut self, _: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+        while outlet.wait(Duration::from_secs(60)) != Wake::Stop {}
+        Ok(())
+    }
+}
+
+#[test]
+fn a_watch_is_told_to_stop() {
+    let running = start(|_, _| Ok(Plan::Watch(Box::new(Waits))));
+    running.until(CollectorState::Running, 0);
+    running.stop();
+}

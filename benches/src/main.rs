@@ -1,0 +1,158 @@
+//! Measures what `docs/performance.md` holds, with the release binaries beside it.
+//!
+//! ```text
+//! vedette-bench generate FILE MIB          a syslog file, always the same: 200 to 250 bytes a line
+//! vedette-bench catch-up FILE [zstd|gzip]  the floor and the agent on the same file, in one run
+//! vedette-bench idle SECONDS               memory and processor time with every collector on
+//! vedette-bench start [RUNS]               from start to the first record landed
+//! vedette-bench processes COUNT            processor time of a snapshot and of a look at which nothing changed
+//! ```
+
+#![expect(clippy::print_stdout, reason = "figures are printed")]
+#![expect(clippy::disallowed_methods, reason = "scratch files need not be durable")]
+
+mod floor;
+mod generate;
+mod world;
+
+use anyhow::{Context, Result, bail};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use world::{World, cpu_seconds};
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["generate", file, mib] => generate::generate(Path::new(file), mib.parse::<u64>()? << 20),
+        ["catch-up", file] => catch_up(Path::new(file), "zstd"),
+        ["catch-up", file, codec @ ("zstd" | "gzip")] => catch_up(Path::new(file), codec),
+        ["idle", seconds] => idle(Duration::from_secs(seconds.parse()?)),
+        ["processes", count] => processes(count.parse()?),
+        ["start"] => start(5),
+        ["start", runs] => start(runs.parse()?),
+        _ => bail!(
+            "usage: vedette-bench generate FILE MIB | catch-up FILE [zstd|gzip] | idle SECONDS | start [RUNS] | processes COUNT"
+        ),
+    }
+}
+
+fn catch_up(file: &Path, codec: &str) -> Result<()> {
+    let file = std::fs::canonicalize(file).context("make it with `vedette-bench generate`")?;
+    let bytes = std::fs::metadata(&file)?.len();
+    let gib = bytes as f64 / f64::from(1 << 30);
+    let floor = floor::floor(&file)?;
+    println!("file          {:.2} GiB, {} lines", gib, floor.lines);
+    println!(
+        "floor         {:.2} CPU-s/GiB (read, split, zstd-1), {} bytes compressed",
+        floor.cpu_seconds / gib,
+        floor.compressed
+    );
+    let config = format!(
+        "[collectors.syslog]\npaths = [{file:?}]\nstart = \"beginning\"\n[transport]\ncompression = \"{codec}\"\n"
+    );
+    let world = World::new(&config)?;
+    let began = Instant::now();
+    let agent = world.run()?;
+    let mut rss_max = 0;
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let Some(status) = world.status()? else { continue };
+        rss_max = rss_max.max(status["rss_bytes"].as_u64().unwrap_or(0));
+        let collectors = status["collectors"].as_array().cloned().unwrap_or_default();
+        let emitted =
+            collectors.iter().find(|collector| collector["id"] == "syslog").and_then(|c| c["emitted"].as_u64());
+        if emitted >= Some(floor.lines) && status["queue"]["batches"] == 0 {
+            break;
+        }
+        if began.elapsed() > Duration::from_secs(1800) {
+            bail!("not landed after half an hour: {status}");
+        }
+    }
+    let (wall, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds(agent.id())?);
+    println!("to landed     {:.1} MB/s, {wall:.1} s ({codec})", bytes as f64 / 1e6 / wall);
+    println!("agent         {:.2} CPU-s/GiB, {:.2} x floor", cpu / gib, cpu / floor.cpu_seconds);
+    println!("workspace     {:.2} CPU-s/GiB, materialising included", world.serve_cpu_seconds()? / gib);
+    println!("agent VmRSS   {:.1} MiB at most", rss_max as f64 / f64::from(1 << 20));
+    Ok(())
+}
+
+fn idle(length: Duration) -> Result<()> {
+    let world = World::new("")?;
+    let agent = world.run()?;
+    std::thread::sleep(Duration::from_secs(60));
+    let status = world.status()?.context("the agent runs")?;
+    println!("VmRSS after 60 s   {:.1} MiB", status["rss_bytes"].as_u64().unwrap_or(0) as f64 / f64::from(1 << 20));
+    let (began, before) = (Instant::now(), cpu_seconds(agent.id())?);
+    std::thread::sleep(length);
+    let (after, wall) = (cpu_seconds(agent.id())?, began.elapsed().as_secs_f64());
+    println!("CPU over {wall:.0} s     {:.3} % of a core", (after - before) / wall * 100.0);
+    let status = world.status()?.context("the agent runs")?;
+    println!("VmRSS at the end   {:.1} MiB", status["rss_bytes"].as_u64().unwrap_or(0) as f64 / f64::from(1 << 20));
+    Ok(())
+}
+
+fn start(runs: usize) -> Result<()> {
+    let mut seconds: Vec<f64> = Vec::new();
+    for _ in 0..runs {
+        let world = World::new("")?;
+        let began = Instant::now();
+        let _agent = world.run()?;
+        while !landed(&world.landing())? {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    println!(
+        "start to first record landed   {:.2} s (median of {runs}; {:.2} to {:.2})",
+        seconds[runs / 2],
+        seconds[0],
+        seconds[runs - 1]
+    );
+    Ok(())
+}
+
+/// The agent with the processes collector alone, on a machine with so many sleepers.
+fn processes(count: usize) -> Result<()> {
+    let mut sleepers = Vec::with_capacity(count);
+    for _ in 0..count {
+        sleepers.push(world::sleeper()?);
+    }
+    let others = ["host", "addresses", "sessions", "syslog", "journal", "crash_dumps"];
+    let mut config: String = others.iter().map(|id| format!("[collectors.{id}]\nenabled = false\n")).collect();
+    // The first look, at the start, is the snapshot; the next ones come after 10 s give or take a tenth.
+    config.push_str("[collectors.processes]\nevery = \"10s\"\n");
+    let world = World::new(&config)?;
+    let idle = World::new(&config.replace("[collectors.processes]", "[collectors.processes]\nenabled = false"))?;
+    let (agent, without) = (world.run()?, idle.run()?);
+    std::thread::sleep(Duration::from_secs(8));
+    let snapshot = cpu_seconds(agent.id())? - cpu_seconds(without.id())?;
+    let before = (cpu_seconds(agent.id())?, cpu_seconds(without.id())?);
+    let looks = 6;
+    std::thread::sleep(Duration::from_secs(10 * looks));
+    let after = (cpu_seconds(agent.id())?, cpu_seconds(without.id())?);
+    let look = ((after.0 - before.0) - (after.1 - before.1)) / looks as f64;
+    println!("{count} processes beside this machine's own");
+    println!("full snapshot, encoded, queued and sent   {:.0} ms CPU", snapshot * 1000.0);
+    println!("a look at which nothing changed           {:.0} ms CPU (mean of {looks})", look * 1000.0);
+    Ok(())
+}
+
+/// Whether any object is below a directory.
+fn landed(dir: &Path) -> Result<bool> {
+    let mut dirs: Vec<PathBuf> = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if !path.to_string_lossy().contains('#') {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
