@@ -189,9 +189,12 @@ impl World {
         Process::start(&mut command, &self.path("agent.log"))
     }
 
+    /// Status of the agent, once it answers.
     pub(crate) fn status(&self) -> Value {
-        let output = self.vedette(&["status", "--json"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = eventually("an answer of the agent", || {
+            let output = self.vedette(&["status", "--json"]);
+            output.status.success().then_some(output)
+        });
         serde_json::from_slice(&output.stdout).expect("one object")
     }
 
