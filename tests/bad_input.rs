@@ -151,7 +151,7 @@ fn a_log_that_cannot_be_read_is_reported_and_the_others_are_read() {
     world.append("a.log", "readable\n");
     if rustix::process::getuid().as_raw() != 0 {
         world.append("secret.log", "x\n");
-        fs::set_permissions(world.path("log/secret.log"), fs::Permissions::from_mode(0)).expect("sets");
+        fs::set_permissions(world.path("log/secret.log"), fs::Permissions::from_mode(0o000)).expect("sets");
     }
     world.enroll();
     let _agent = world.run();

@@ -53,10 +53,12 @@ impl Host {
             .spawn()
             .expect("unshare runs");
         let mut host = Self { dir, nspawn, init: String::new() };
+        // The shell's `mount` is a child for a moment as well.
         host.init = eventually("the host's init", || {
-            let children = format!("/proc/{0}/task/{0}/children", host.nspawn.id());
-            let text = fs::read_to_string(children).ok()?;
-            text.split_whitespace().next().map(str::to_owned)
+            let is_init = |pid: &String| {
+                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "systemd")
+            };
+            host.children().into_iter().find(is_init)
         });
         eventually("the host's boot", || {
             let state = host.run("systemctl is-system-running");
@@ -64,6 +66,11 @@ impl Host {
             matches!(state.as_str(), "running" | "degraded").then_some(())
         });
         host
+    }
+
+    fn children(&self) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.nspawn.id())).unwrap_or_default();
+        text.split_whitespace().map(str::to_owned).collect()
     }
 
     /// Run a shell line in it, half a minute at the most.
@@ -91,9 +98,10 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if !self.init.is_empty() {
-            drop(Command::new("kill").args(["-9", &self.init]).status());
+        for child in self.children() {
+            drop(Command::new("kill").args(["-9", &child]).status());
         }
+        drop(self.nspawn.kill());
         drop(self.nspawn.wait());
         drop(Command::new("umount").args(["-l", &self.dir.path().join("root").display().to_string()]).status());
     }

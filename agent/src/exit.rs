@@ -7,6 +7,8 @@ use std::process::ExitCode;
 pub(crate) enum Exit {
     /// Anything else.
     Failure(anyhow::Error),
+    /// The command line names something that is not there.
+    Usage(String),
     /// `vedette enroll` has not been run.
     NotEnrolled(String),
     /// There is no running agent to ask.
@@ -34,6 +36,10 @@ impl Exit {
             Exit::Failure(error) => {
                 eprintln!("vedette: {error:#}");
                 ExitCode::FAILURE
+            }
+            Exit::Usage(what) => {
+                eprintln!("vedette: {what}");
+                ExitCode::from(2)
             }
             Exit::NotEnrolled(what) => {
                 eprintln!("vedette: {what}");

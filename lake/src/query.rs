@@ -150,8 +150,10 @@ fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
     options.execution.time_zone = Some("UTC".to_owned());
     let context = SessionContext::new_with_config_rt(config, runtime);
     // A table function that makes rows out of nothing is a way to use up memory and time.
-    context.deregister_udtf("generate_series");
-    context.deregister_udtf("range");
+    for name in ["generate_series", "range"] {
+        context.deregister_udtf(name);
+        context.deregister_udf(name);
+    }
     Ok(context)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::{Output, tables};
 use datafusion::arrow::{
+    array::RecordBatch,
     csv::WriterBuilder as CsvWriter,
     error::ArrowError,
     json::{LineDelimitedWriter, WriterBuilder, writer::LineDelimited},
@@ -41,6 +42,8 @@ pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
         Format::Csv => {
             let mut out = Vec::new();
             let mut writer = CsvWriter::new().with_header(true).build(&mut out);
+            // With no rows the head is written all the same.
+            writer.write(&RecordBatch::new_empty(output.schema.clone()))?;
             for batch in batches {
                 writer.write(batch)?;
             }

@@ -52,7 +52,7 @@ pub(crate) async fn open_or_create(dir: &Path, class: Class) -> Result<DeltaTabl
         .as_ref()
         .try_into_kernel()
         .map_err(|err| LakeError::Rows(format!("the schema of {} is no Delta schema: {err}", class.table())))?;
-    CreateBuilder::new()
+    let table = CreateBuilder::new()
         .with_location(dir.to_string_lossy())
         .with_save_mode(SaveMode::Ignore)
         .with_columns(schema.fields().cloned())
@@ -60,7 +60,9 @@ pub(crate) async fn open_or_create(dir: &Path, class: Class) -> Result<DeltaTabl
         // Commits are read back for their keys' names.
         .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
         .await
-        .map_err(failed(dir))
+        .map_err(failed(dir))?;
+    make_durable(&table, dir).await?;
+    Ok(table)
 }
 
 /// Append rows in one commit that names the keys they come from, and have it durable.
@@ -118,6 +120,8 @@ async fn make_durable(table: &DeltaTable, dir: &Path) -> Result<(), LakeError> {
     let log = dir.join("_delta_log");
     let mut files = vec![log.join(format!("{version:020}.json"))];
     let mut dirs = BTreeSet::from([log, dir.to_owned()]);
+    // The organization's directory and the one that holds it may be new as well.
+    dirs.extend(dir.ancestors().skip(1).take(2).map(Path::to_owned));
     for action in actions(table, dir, version).await? {
         if let Action::Add(add) = action {
             let path = dir.join(percent_decode(&add.path));

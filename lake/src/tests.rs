@@ -154,6 +154,7 @@ async fn one_organization_sees_nothing_of_another() {
         "SET datafusion.execution.batch_size = 1".to_owned(),
         "CREATE VIEW v AS SELECT 1".to_owned(),
         "SELECT * FROM generate_series(1, 10)".to_owned(),
+        "SELECT unnest(range(1, 5))".to_owned(),
         "SELECT 1; SELECT 2".to_owned(),
     ] {
         let refused = lake.query(mine, &sql, &[], &known, Limits::default()).await;

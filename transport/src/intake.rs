@@ -18,6 +18,10 @@ struct State {
     bytes: usize,
     closed: bool,
     flush: bool,
+    /// Chunks put in, taken out, and made durable, ever.
+    put: u64,
+    taken: u64,
+    settled: u64,
 }
 
 #[derive(Debug)]
@@ -68,6 +72,7 @@ impl Intake {
             return Err(Stopped);
         }
         state.bytes += weight;
+        state.put += 1;
         state.chunks.push_back(chunk);
         self.0.changed.notify_all();
         Ok(())
@@ -79,9 +84,28 @@ impl Intake {
         self.0.changed.notify_all();
     }
 
-    /// Have what is in made durable without waiting for a full batch.
-    pub fn flush(&self) {
-        self.lock().flush = true;
+    /// Wait until everything put in so far is durable; whoever then reads cursors finds those of all of it.
+    ///
+    /// # Errors
+    /// [`Stopped`] where the transport ends before that.
+    pub fn wait_durable(&self) -> Result<(), Stopped> {
+        let mut state = self.lock();
+        let wanted = state.put;
+        while state.settled < wanted {
+            if state.closed {
+                return Err(Stopped);
+            }
+            state.flush = true;
+            self.0.changed.notify_all();
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
+    /// What was taken out is durable.
+    pub(crate) fn settle(&self) {
+        let mut state = self.lock();
+        state.settled = state.taken;
         self.0.changed.notify_all();
     }
 
@@ -100,6 +124,7 @@ impl Intake {
         loop {
             if let Some(chunk) = state.chunks.pop_front() {
                 state.bytes -= chunk.weight();
+                state.taken += 1;
                 self.0.changed.notify_all();
                 return Next::Chunk(Box::new(chunk));
             }

@@ -149,17 +149,23 @@ impl Batcher {
             let next = self.intake.take(open.deadline(&self.limits));
             if self.stamp.has_changed().unwrap_or(false) {
                 // Records of one revision share a batch: close the open one under the old stamp.
-                self.commit(&mut open, &stamp);
+                if !self.commit(&mut open, &stamp) {
+                    return;
+                }
                 stamp = self.stamp.borrow_and_update().clone();
             }
             match next {
                 Next::Chunk(chunk) => {
                     open.add(*chunk);
-                    if open.is_full(&self.limits) {
-                        self.commit(&mut open, &stamp);
+                    if open.is_full(&self.limits) && !self.commit(&mut open, &stamp) {
+                        return;
                     }
                 }
-                Next::Nothing | Next::Flush => self.commit(&mut open, &stamp),
+                Next::Nothing | Next::Flush => {
+                    if !self.commit(&mut open, &stamp) {
+                        return;
+                    }
+                }
                 Next::Closed => {
                     self.commit(&mut open, &stamp);
                     return;
@@ -169,10 +175,12 @@ impl Batcher {
     }
 
     /// Try until it is durable. While it cannot be, the intake fills and sources wait. When the agent stops meanwhile,
-    /// the batch is given up with its cursors: sources that can be read again are read again from the old ones.
-    fn commit(&self, open: &mut Open, stamp: &Stamp) {
+    /// the batch is given up with its cursors: sources that can be read again are read again from the old ones. False
+    /// then: nothing behind it may be committed, since a later cursor of the same source would pass over it.
+    fn commit(&self, open: &mut Open, stamp: &Stamp) -> bool {
         if open.is_empty() {
-            return;
+            self.intake.settle();
+            return true;
         }
         let mut said = false;
         loop {
@@ -183,7 +191,9 @@ impl Batcher {
                         tracing::info!(lane = %self.queue.lane(), "the queue takes batches again");
                     }
                     self.committed.notify_one();
-                    break;
+                    open.clear(&self.limits);
+                    self.intake.settle();
+                    return true;
                 }
                 Err(err) => {
                     if !std::mem::replace(&mut said, true) {
@@ -192,13 +202,12 @@ impl Batcher {
                     if self.intake.is_closed() {
                         tracing::warn!(lane = %self.queue.lane(), error = %describe(&err),
                             "stopped before the last batch could be queued; it is read again at the next start");
-                        break;
+                        return false;
                     }
                     self.intake.pause(TRY_AGAIN_EVERY);
                 }
             }
         }
-        open.clear(&self.limits);
     }
 }
 

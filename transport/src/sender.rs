@@ -56,6 +56,8 @@ struct Work {
     again: BTreeSet<u64>,
     /// The last sequence taken from the queue.
     taken: u64,
+    /// The last sequence posted.
+    probed: u64,
     /// Failures in a row.
     failures: u32,
     /// The endpoint rests until then.
@@ -66,8 +68,14 @@ impl Sender {
     /// Send until told to stop. Batches in flight then are sent again after the next start.
     pub(crate) async fn run(self, post: Arc<dyn Post>) {
         let mut stop = self.stop.clone();
-        let mut work =
-            Work { posting: JoinSet::new(), again: BTreeSet::new(), taken: 0, failures: 0, rests_until: None };
+        let mut work = Work {
+            posting: JoinSet::new(),
+            again: BTreeSet::new(),
+            taken: 0,
+            probed: 0,
+            failures: 0,
+            rests_until: None,
+        };
         loop {
             if let Err(err) = self.fill(&mut work, &post).await {
                 self.failed(&mut work, None, PAUSE, &err.to_string());
@@ -88,7 +96,8 @@ impl Sender {
     async fn fill(&self, work: &mut Work, post: &Arc<dyn Post>) -> Result<(), QueueError> {
         let room = if work.failures > 0 { 1 } else { IN_FLIGHT_MAX };
         while work.rests_until.is_none() && work.posting.len() < room {
-            let again = work.again.first().copied();
+            // In turn: one batch that is never taken must not stand before all others.
+            let again = work.again.range(work.probed + 1..).next().or(work.again.first()).copied();
             let after = again.map_or(work.taken, |seq| seq - 1);
             let queue = Arc::clone(&self.queue);
             let found = tokio::task::spawn_blocking(move || queue.next_after(after)).await;
@@ -101,6 +110,7 @@ impl Sender {
                 }
             }
             let Some((seq, frame)) = found else { return Ok(()) };
+            work.probed = seq;
             work.taken = work.taken.max(seq);
             let post = Arc::clone(post);
             work.posting.spawn(async move { (seq, post.post(frame).await) });
@@ -148,6 +158,8 @@ impl Sender {
         };
         if let Err(err) = stored {
             tracing::error!(seq, error = %err, "the queue cannot be updated; the batch is sent again");
+            work.again.insert(seq);
+            self.failed(work, None, PAUSE, &err.to_string());
         }
     }
 

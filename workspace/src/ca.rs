@@ -13,8 +13,8 @@ use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
 const CA_DAYS: i64 = 3650;
 /// Life of the server's certificate.
 const SERVER_DAYS: i64 = 825;
-/// Life of an agent's certificate.
-const AGENT_DAYS: i64 = 90;
+/// Life of an agent's certificate. Long, until agents renew theirs by themselves.
+const AGENT_DAYS: i64 = 825;
 /// Clocks of hosts are not all right.
 const SKEW: Duration = Duration::hours(1);
 
@@ -40,6 +40,8 @@ fn params(days: i64) -> CertificateParams {
 
 /// Make the authority and the server's certificate in `dir`: `ca.pem`, `ca.key`, `server.pem`, `server.key`.
 pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
+    // Before anything is written: a workspace is made whole or not at all.
+    let names: Vec<SanType> = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?;
     let key = KeyPair::generate()?;
     let mut ca = params(CA_DAYS);
     ca.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo} {}", uuid::Uuid::now_v7()));
@@ -52,6 +54,13 @@ pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<
     authority.issue_server(dir, geo, names)
 }
 
+fn subject_alt_name(name: &str) -> Result<SanType> {
+    Ok(match name.parse::<IpAddr>() {
+        Ok(address) => SanType::IpAddress(address),
+        Err(_) => SanType::DnsName(name.try_into().with_context(|| format!("--name {name:?} is no DNS name"))?),
+    })
+}
+
 impl Authority {
     /// Load the authority of a workspace.
     pub(crate) fn load(dir: &Path) -> Result<Self> {
@@ -61,19 +70,14 @@ impl Authority {
         Ok(Self { issuer })
     }
 
-    fn issue_server(&self, dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
+    fn issue_server(&self, dir: &Path, geo: WorkspaceGeo, names: Vec<SanType>) -> Result<()> {
         let key = KeyPair::generate()?;
         let mut server = params(SERVER_DAYS);
         server.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo}"));
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         server.use_authority_key_identifier_extension = true;
-        for name in names {
-            server.subject_alt_names.push(match name.parse::<IpAddr>() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName(name.as_str().try_into().with_context(|| format!("{name} is no DNS name"))?),
-            });
-        }
+        server.subject_alt_names = names;
         server.subject_alt_names.push(SanType::URI(geo.uri().try_into()?));
         let certificate = server.signed_by(&key, &self.issuer)?;
         write_private(&dir.join("server.key"), key.serialize_pem().as_bytes())?;

@@ -17,6 +17,17 @@ pub(crate) enum Landed {
     Conflict,
 }
 
+/// Why a landed batch cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// The store failed.
+    #[error("the landing store cannot be read")]
+    Store(#[from] object_store::Error),
+    /// What is there is not what was landed.
+    #[error("the landed object is damaged")]
+    Damaged(#[source] anyhow::Error),
+}
+
 /// The landing store of a workspace.
 #[derive(Debug, Clone)]
 pub(crate) struct Landing {
@@ -54,14 +65,17 @@ impl Landing {
     }
 
     /// Read a landed batch.
-    pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<Batch> {
+    ///
+    /// # Errors
+    /// [`ReadError::Store`] may pass; [`ReadError::Damaged`] will not.
+    pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<Batch, ReadError> {
         let bytes = self.store.get(&Key::from(key)).await?.bytes().await?;
         let decode = move || -> Result<Batch> {
             let (head, sealed) = frame::parse(&bytes)?;
             let plain = codec::decompress(sealed, head.compression, plain_bytes_max)?;
             Ok(codec::decode(&plain)?)
         };
-        tokio::task::spawn_blocking(decode).await?
+        tokio::task::spawn_blocking(decode).await.expect("decoding does not panic").map_err(ReadError::Damaged)
     }
 
     /// Every object written at `since` (seconds UTC) or later: key, organization, day, size.

@@ -1,6 +1,11 @@
 //! Writes landed batches into tables, in the background and at lower priority.
 
-use crate::{control::Control, landing::Landing, now, receive::PLAIN_BYTES_MAX};
+use crate::{
+    control::Control,
+    landing::{Landing, ReadError},
+    now,
+    receive::PLAIN_BYTES_MAX,
+};
 use anyhow::Result;
 use std::{path::Path, thread::JoinHandle, time::Duration};
 use tokio::sync::watch;
@@ -77,7 +82,13 @@ impl Materialiser {
     async fn round(&mut self) -> Result<bool> {
         let mut more = false;
         for organization in self.control.organization_ids().await? {
-            more |= self.organization(organization).await?;
+            match self.organization(organization).await {
+                Ok(there_is) => more |= there_is,
+                // The others' data does not wait for one organization's trouble.
+                Err(err) => {
+                    tracing::error!(%organization, error = format!("{err:#}"), "materialising failed; tried again");
+                }
+            }
         }
         Ok(more)
     }
@@ -103,12 +114,10 @@ impl Materialiser {
                 Ok(batch) => {
                     landed.push(Landed { key: pending.key, day: pending.day, landed: pending.landed, batch });
                 }
-                Err(err) => {
-                    tracing::error!(
-                        key = pending.key,
-                        error = format!("{err:#}"),
-                        "landed batch cannot be decoded; left as it is"
-                    );
+                Err(err @ ReadError::Store(_)) => return Err(err.into()),
+                Err(ReadError::Damaged(err)) => {
+                    let error = format!("{err:#}");
+                    tracing::error!(key = pending.key, error, "landed batch is damaged; left as it is");
                     undecodable.push(pending.key);
                 }
             }

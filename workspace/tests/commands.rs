@@ -59,6 +59,8 @@ fn what_is_wrong_is_said_with_what_to_do() {
     assert!(none.contains("vedette-workspace init"), "{none}");
     let geo = refusal(&run(&["init", "--geo", "mars"], &dir));
     assert!(geo.contains("asia-pacific"), "{geo}");
+    let name = refusal(&run(&["init", "--geo", "europe", "--name", "n\u{e9}"], &dir));
+    assert!(name.contains("is no DNS name"), "{name}");
     stdout(&run(&["init", "--geo", "europe"], &dir));
     let org = refusal(&run(&["token", "new", "--org", "nobody"], &dir));
     assert!(org.contains("org add nobody"), "{org}");

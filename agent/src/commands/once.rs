@@ -45,7 +45,7 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
     for id in wanted {
         if vedette_collectors::find(id).is_none() {
             let known: Vec<&str> = REGISTRY.iter().map(|spec| spec.id).collect();
-            return Err(anyhow::anyhow!("there is no collector {id}; there are {}", known.join(", ")).into());
+            return Err(Exit::Usage(format!("there is no collector {id}; there are {}", known.join(", "))));
         }
     }
     let cx = Cx { once: Some(LAST), ..context(config, Vec::new()) };

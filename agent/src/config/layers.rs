@@ -30,7 +30,8 @@ impl Sources {
     pub(crate) fn of_process(file: Option<PathBuf>, set: Vec<String>) -> Self {
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name.starts_with(PREFIX))
+            // Kubernetes sets VEDETTE_…_SERVICE_HOST for a service of that name: only SECTION__KEY is a setting.
+            .filter(|(name, _)| name.starts_with(PREFIX) && name.contains("__"))
             .collect();
         Self { file, environment, set }
     }

@@ -144,6 +144,10 @@ fn start_lane(config: &Resolved, identity: &IdentityDir, enrollment: &Enrollment
     if let Some(path) = aside {
         tracing::error!(path = %path.display(), "a damaged queue was moved aside; what it held is not sent");
     }
+    let foreign = queue.quarantine_foreign(enrollment.organization, enrollment.agent).map_err(describe)?;
+    if foreign > 0 {
+        tracing::error!(batches = foreign, "batches of an earlier enrollment were left; they are in quarantine");
+    }
     let host = vedette_collectors::host_label(&context(config, Vec::new()));
     // Nothing changes the stamp yet; the sender is kept so that the receiver stays open.
     let (_, stamp) = watch::channel(Stamp {

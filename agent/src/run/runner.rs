@@ -92,9 +92,17 @@ impl Runner {
             if self.rest(pause) {
                 return;
             }
-            // Where its sources were left may have moved on.
-            if let Ok(cursors) = self.queue.cursors(id) {
-                self.cx.cursors = cursors;
+            // Where its sources were left has moved on, and what it handed over last may not be durable yet.
+            if self.sink.wait_durable().is_err() {
+                return;
+            }
+            match self.queue.cursors(id) {
+                Ok(cursors) => self.cx.cursors = cursors,
+                Err(err) => {
+                    tracing::error!(collector = id, error = %err, "cursors cannot be read; the collector stays down");
+                    self.board.set(id, CollectorState::Failing, Some(err.to_string()));
+                    return;
+                }
             }
         }
     }

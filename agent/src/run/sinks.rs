@@ -19,6 +19,11 @@ impl QueueSink {
         Self { intake, board, own }
     }
 
+    /// Wait until everything handed over so far is durable.
+    pub(crate) fn wait_durable(&self) -> Result<(), CollectError> {
+        self.intake.wait_durable().map_err(|_| CollectError::Stopped)
+    }
+
     /// A collector failed, or works again.
     pub(crate) fn lifecycle(&self, event: LifecycleEvent, collector: &'static str, message: String) {
         self.own.lifecycle(event, message, Some(collector), None);

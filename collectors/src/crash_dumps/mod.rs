@@ -17,7 +17,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -38,6 +38,8 @@ pub(crate) const SPEC: Spec = Spec {
 
 /// A file that was changed so recently may still be written.
 const SETTLED_NS: i64 = 2_000_000_000;
+/// A larger file is reported without its digest: it may be sparse, and made to keep the agent busy.
+const DIGEST_BYTES_MAX: u64 = 64 << 30;
 /// Dumps that are remembered at the most; older ones are forgotten when their files are gone.
 const REMEMBERED_MAX: usize = 10_000;
 
@@ -98,7 +100,8 @@ impl Watch for CrashDumps {
         loop {
             let mut there = BTreeSet::new();
             for (path, format) in formats::candidates(cx, &self.settings.paths) {
-                let Ok(meta) = std::fs::metadata(&path) else { continue };
+                // Not through a link: a directory of dumps may be everybody's to write to.
+                let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
                 let identity = (meta.dev(), meta.ino(), meta.len(), meta.mtime());
                 there.insert(identity);
                 let modified = meta.mtime().saturating_mul(1_000_000_000);
@@ -106,7 +109,9 @@ impl Watch for CrashDumps {
                 if reported.dumps.contains(&identity) || !meta.is_file() || meta.len() == 0 || unsettled {
                     continue;
                 }
-                match describe(cx, &path, format) {
+                match describe(cx, outlet, &path, format) {
+                    // Not told half: it is looked at again after the next start.
+                    Ok(Some(_)) if outlet.is_stopped() => return Ok(()),
                     Ok(Some(crash)) => {
                         let mut chunk = Chunk::new(Arc::clone(&source));
                         let at = reported.count;
@@ -142,8 +147,9 @@ impl Watch for CrashDumps {
 }
 
 /// What the dump tells; absent where it is none.
-fn describe(cx: &Cx, path: &Path, format: formats::Format) -> io::Result<Option<Crash>> {
-    let mut file = File::open(path)?;
+fn describe(cx: &Cx, outlet: &Outlet, path: &Path, format: formats::Format) -> io::Result<Option<Crash>> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let mut file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let meta = file.metadata()?;
     let mut crash = Crash {
         file: cx.host_path(path),
@@ -156,18 +162,24 @@ fn describe(cx: &Cx, path: &Path, format: formats::Format) -> io::Result<Option<
         return Ok(None);
     }
     crash.package = crash.path.as_deref().and_then(|executable| formats::package(cx, executable)).or(crash.package);
-    crash.sha256 = Some(digest(&mut file)?);
+    if meta.len() <= DIGEST_BYTES_MAX {
+        crash.sha256 = digest(outlet, &mut file)?;
+    }
     Ok(Some(crash))
 }
 
-fn digest(file: &mut File) -> io::Result<String> {
+/// Absent where the agent stops meanwhile.
+fn digest(outlet: &Outlet, file: &mut File) -> io::Result<Option<String>> {
     let mut hash = Sha256::new();
     let mut block = vec![0; 256 << 10];
     io::Seek::rewind(file)?;
     loop {
+        if outlet.is_stopped() {
+            return Ok(None);
+        }
         let got = file.read(&mut block)?;
         if got == 0 {
-            return Ok(hex::encode(hash.finalize()));
+            return Ok(Some(hex::encode(hash.finalize())));
         }
         hash.update(&block[..got]);
     }

@@ -72,6 +72,18 @@ pub(crate) fn directory(cx: &Cx) -> Option<PathBuf> {
     })
 }
 
+/// Whether this agent can read the host's journal: there is one, it may be opened, and there is a journalctl.
+pub(crate) fn is_readable(cx: &Cx) -> bool {
+    let Some(dir) = directory(cx) else { return false };
+    let machines = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let mut files = machines.flat_map(|machine| std::fs::read_dir(machine.path()).into_iter().flatten());
+    let opens = files.any(|file| file.is_ok_and(|file| std::fs::File::open(file.path()).is_ok()));
+    opens
+        && ["/usr/bin", "/bin", "/usr/local/bin"]
+            .iter()
+            .any(|dir| std::path::Path::new(dir).join("journalctl").exists())
+}
+
 fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled {

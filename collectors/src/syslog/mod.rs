@@ -76,11 +76,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     }
     // What rsyslog writes to the default files it has from the journal, where there is one; and the journal says more.
     let default_files = settings.paths == Settings::default().paths;
-    if default_files
-        && !settings.beside_journal
-        && cx.enabled.contains("journal")
-        && crate::journal::directory(cx).is_some()
-    {
+    if default_files && !settings.beside_journal && cx.enabled.contains("journal") && crate::journal::is_readable(cx) {
         let why = "the journal collector reads the same entries with more fields; set beside_journal = true, or paths, to \
                    read files as well";
         return Ok(Plan::Absent(why.to_owned()));

@@ -64,9 +64,9 @@ impl File {
     /// Open a file where a cursor left it; absent where it is not the file that it was.
     pub(crate) fn resume(path: &Path, cursor: &Cursor) -> io::Result<Option<Self>> {
         let mut file = Self::open(path, cursor.offset, cursor.generation)?;
-        let same =
-            (file.device, file.inode) == cursor.key() && file.before == cursor.before && !file.was_truncated()?;
-        file.before.clone_from(&cursor.before);
+        let same = file.inode == cursor.inode && file.before == cursor.before && !file.was_truncated()?;
+        // The source keeps its name, also where the device has another number now.
+        file.device = cursor.device;
         Ok(same.then_some(file))
     }
 

@@ -30,7 +30,9 @@ const SCAN_EVERY: Duration = Duration::from_secs(5);
 /// Events of one burst are taken together.
 const GATHER: Duration = Duration::from_millis(25);
 /// A rotated file is let go when it has not grown for so long.
-const LET_GO_AFTER: Duration = Duration::from_secs(60);
+const LET_GO_AFTER: Duration = Duration::from_secs(600);
+/// A file of an earlier run that is not found (its file system may not be mounted yet) is looked for so long.
+const LOOK_FOR_LOST: Duration = Duration::from_secs(600);
 /// A chunk is handed over at this size.
 const CHUNK_BYTES: usize = 128 << 10;
 /// Source id of the marker that says that the first scan is behind us.
@@ -73,13 +75,24 @@ struct Followed {
     complained: bool,
 }
 
+/// How a file was found.
+#[derive(Clone, Copy)]
+struct Found {
+    /// By a glob under its name.
+    listed: bool,
+    /// It was there before its glob was scanned for the first time, and such files are begun at their end.
+    from_end: bool,
+}
+
 struct State {
     files: BTreeMap<(u64, u64), Followed>,
     /// Cursors of earlier runs whose files have not been found yet.
     orphans: BTreeMap<(u64, u64), Cursor>,
-    /// The first scan ever is done: what appears from now on is new.
-    scanned: bool,
-    refused: BTreeSet<PathBuf>,
+    /// Globs that were scanned before: what appears in them from now on is new.
+    scanned: BTreeSet<String>,
+    /// Files that cannot be opened, and whether they are to be begun at their end once they can.
+    refused: BTreeMap<PathBuf, bool>,
+    since: Instant,
 }
 
 impl<P: LineParser> Tailer<P> {
@@ -93,13 +106,19 @@ impl<P: LineParser> Tailer<P> {
                 .filter_map(|(id, bytes)| Cursor::decode(id, bytes))
                 .map(|c| (c.key(), c))
                 .collect(),
-            scanned: cx.cursors.iter().any(|(id, _)| id == SCANNED),
-            refused: BTreeSet::new(),
+            scanned: cx
+                .cursors
+                .iter()
+                .find(|(id, _)| id == SCANNED)
+                .and_then(|(_, globs)| rmp_serde::from_slice(globs).ok())
+                .unwrap_or_default(),
+            refused: BTreeMap::new(),
+            since: Instant::now(),
         };
         let mut watches = Watches::new(outlet.waker());
         let mut scan_at = Instant::now();
         loop {
-            if Instant::now() >= scan_at {
+            if watches.take_changed() || Instant::now() >= scan_at {
                 self.scan(cx, outlet, &mut state, &mut watches)?;
                 scan_at = Instant::now() + SCAN_EVERY;
             }
@@ -114,14 +133,8 @@ impl<P: LineParser> Tailer<P> {
                 }
                 continue;
             }
-            match outlet.wait(LOOK_EVERY) {
-                Wake::Stop => return Ok(()),
-                Wake::Look => {
-                    if watches.take_changed() {
-                        scan_at = Instant::now();
-                    }
-                }
-                Wake::Time => {}
+            if outlet.wait(LOOK_EVERY) == Wake::Stop {
+                return Ok(());
             }
         }
     }
@@ -131,12 +144,13 @@ impl<P: LineParser> Tailer<P> {
         for followed in state.files.values_mut() {
             followed.listed = false;
         }
-        for pattern in &self.globs {
-            let pattern = cx.path(pattern);
+        for glob in &self.globs {
+            let pattern = cx.path(glob);
             watches.add(&pattern);
             let Ok(paths) = glob::glob(&pattern.to_string_lossy()) else { continue };
             for path in paths.filter_map(Result::ok) {
-                self.take_in(cx, outlet, state, &path, true)?;
+                let from_end = !state.scanned.contains(glob) && self.start == Start::End && cx.once.is_none();
+                self.take_in(cx, outlet, state, &path, Found { listed: true, from_end })?;
             }
         }
         // A file that was being read may have been renamed out of the globs while the agent was down.
@@ -144,15 +158,16 @@ impl<P: LineParser> Tailer<P> {
             match cursor.find_renamed(cx) {
                 Some(path) => {
                     state.orphans.insert(cursor.key(), cursor);
-                    self.take_in(cx, outlet, state, &path, false)?;
+                    self.take_in(cx, outlet, state, &path, Found { listed: false, from_end: false })?;
                 }
+                None if state.since.elapsed() < LOOK_FOR_LOST => drop(state.orphans.insert(cursor.key(), cursor)),
                 None => self.forget(outlet, &cursor)?,
             }
         }
-        if !state.scanned {
-            state.scanned = true;
+        if self.globs.iter().any(|glob| !state.scanned.contains(glob)) {
+            state.scanned.extend(self.globs.iter().cloned());
             let mut chunk = Chunk::new(self.source(SCANNED, None));
-            chunk.cursor = Some(Vec::new());
+            chunk.cursor = Some(rmp_serde::to_vec(&state.scanned).expect("a set of strings serializes"));
             outlet.emit(chunk)?;
         }
         Ok(())
@@ -175,7 +190,7 @@ impl<P: LineParser> Tailer<P> {
         outlet: &Outlet,
         state: &mut State,
         path: &Path,
-        listed: bool,
+        found: Found,
     ) -> Result<(), CollectError> {
         let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
         if !meta.is_file() {
@@ -183,29 +198,31 @@ impl<P: LineParser> Tailer<P> {
         }
         let key = (meta.dev(), meta.ino());
         if let Some(followed) = state.files.get_mut(&key) {
-            followed.listed |= listed;
+            followed.listed |= found.listed;
             return Ok(());
         }
         let host_path = cx.host_path(path);
-        let opened = match state.orphans.remove(&key) {
-            Some(cursor) => {
-                let resumed = File::resume(path, &cursor);
-                if let Ok(None) = resumed {
+        // Device numbers may change over a reboot (btrfs, overlayfs, NFS): path, inode and content tell as well.
+        let moved = || state.orphans.iter().find(|(known, cursor)| known.1 == key.1 && cursor.path == host_path);
+        let known = if state.orphans.contains_key(&key) { Some(key) } else { moved().map(|(known, _)| *known) };
+        let from_end = state.refused.get(path).copied().unwrap_or(found.from_end);
+        let opened = match known.and_then(|known| state.orphans.get(&known)).cloned() {
+            Some(cursor) => match File::resume(path, &cursor) {
+                Ok(None) => {
                     // Another file under a reused inode, or truncated: what it was is gone.
                     self.forget(outlet, &cursor)?;
-                    File::open(path, 0, cx.now()).map(Some)
-                } else {
-                    resumed
+                    File::open(path, 0, cx.now())
                 }
-            }
-            None => {
-                let from_end = !state.scanned && self.start == Start::End && cx.once.is_none();
-                let at = if from_end { meta.len() } else { 0 };
-                File::open(path, at, cx.now()).map(Some)
-            }
+                Ok(Some(file)) => Ok(file),
+                Err(err) => Err(err),
+            },
+            None => File::open(path, if from_end { meta.len() } else { 0 }, cx.now()),
         };
         match opened {
-            Ok(Some(mut file)) => {
+            Ok(mut file) => {
+                if let Some(known) = known {
+                    state.orphans.remove(&known);
+                }
                 if let Some(lines) = cx.once {
                     file.seek_to_last_lines(lines);
                 }
@@ -215,12 +232,11 @@ impl<P: LineParser> Tailer<P> {
                 first.cursor = Some(file.cursor(source.name.as_deref().unwrap_or_default()).encode());
                 outlet.emit(first)?;
                 state.refused.remove(path);
-                let followed = Followed { file, source, listed, grew: Instant::now(), complained: false };
+                let followed = Followed { file, source, listed: found.listed, grew: Instant::now(), complained: false };
                 state.files.insert(key, followed);
             }
-            Ok(None) => {}
             Err(err) => {
-                if state.refused.insert(path.to_owned()) {
+                if state.refused.insert(path.to_owned(), from_end).is_none() {
                     let err = CollectError::read(host_path, err);
                     tracing::warn!(collector = self.collector, error = %err, "file is left out until it can be read");
                     outlet.complain(self.collector, &err);

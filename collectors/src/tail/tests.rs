@@ -115,6 +115,51 @@ fn it_starts_at_the_end_and_goes_on_after_a_restart_without_loss_or_repeat() {
 }
 
 #[test]
+fn a_glob_that_is_added_later_begins_at_the_end_too() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    append(&dir.path().join("a.log"), "old a\n");
+    append(&dir.path().join("b.txt"), "old b\n");
+    let running = start(dir.path(), "/*.log", Start::End, Arc::default());
+    while !running.kept.cursors.lock().expect("lock").contains_key(SCANNED) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let kept = running.stop();
+    let scans = kept.cursors.lock().expect("lock")[SCANNED].clone();
+    let running = start(dir.path(), "/*.txt", Start::End, kept);
+    while running.kept.cursors.lock().expect("lock")[SCANNED] == scans {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    append(&dir.path().join("b.txt"), "new b\n");
+    assert_eq!(running.until(1), ["new b"]);
+    running.stop();
+}
+
+#[test]
+fn a_file_whose_device_has_another_number_is_recognised_by_path_inode_and_content() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "1\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    running.until(1);
+    let kept = running.stop();
+    {
+        let mut cursors = kept.cursors.lock().expect("lock");
+        let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one file");
+        let mut cursor = Cursor::decode(id, bytes).expect("a cursor");
+        let id = id.clone();
+        cursors.remove(&id);
+        cursor.device += 1;
+        cursors.insert(cursor.id(), cursor.encode());
+    }
+    append(&log, "2\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    assert_eq!(running.until(2), ["1", "2"]);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(running.texts(), ["1", "2"]);
+    running.stop();
+}
+
+#[test]
 fn a_renamed_file_is_read_to_its_end_and_the_new_one_from_its_beginning() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");

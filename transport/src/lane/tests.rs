@@ -78,3 +78,33 @@ async fn a_full_queue_makes_sources_wait_and_a_stop_does_not_hang() {
     assert!(source.join().expect("no panic") > 0);
     assert!(queue.cursors("test").expect("reads").is_empty(), "no cursor of a record that is not on disk");
 }
+
+#[tokio::test]
+async fn whoever_waits_for_durability_finds_the_cursor_of_all_that_was_put_in() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
+    for at in 0..20 {
+        lane.intake().put(chunk(at, &format!("cursor {at}"))).expect("open");
+    }
+    let intake = lane.intake().clone();
+    tokio::task::spawn_blocking(move || intake.wait_durable()).await.expect("no panic").expect("becomes durable");
+    let cursors = lane.queue().cursors("test").expect("reads");
+    assert_eq!(cursors, [("file".to_owned(), b"cursor 19".to_vec())]);
+}
+
+#[tokio::test]
+async fn behind_a_batch_that_was_given_up_nothing_is_committed() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    // Room for a small batch, not for the large one before it.
+    let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 10);
+    let noise: String = (0..2000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
+    lane.intake().put(crate::queue::tests_support::chunk_of(&noise, 0, "behind large")).expect("open");
+    let flushing = lane.intake().clone();
+    let waiting = tokio::task::spawn_blocking(move || flushing.wait_durable());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    lane.intake().put(crate::queue::tests_support::chunk_of("small", 1 << 20, "behind small")).expect("open");
+    let queue = Arc::clone(lane.queue());
+    lane.stop(Duration::ZERO).await;
+    assert!(waiting.await.expect("no panic").is_err());
+    assert!(queue.cursors("test").expect("reads").is_empty());
+}

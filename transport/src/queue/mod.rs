@@ -21,7 +21,7 @@ use std::{
     },
 };
 use vedette_wire::{
-    Compression, Epoch, Header, Lane, Ledger, codec,
+    AgentId, Compression, Epoch, Header, Lane, Ledger, OrganizationId, codec,
     frame::{self, FrameHead},
     record::Predecessor,
 };
@@ -231,6 +231,25 @@ impl Queue {
         let mut reason = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
         reason.push(0);
         self.remove(seq, Some(reason))
+    }
+
+    /// Put batches that were sealed for another organization or agent into quarantine: the workspace would refuse them
+    /// for ever. They are the oldest; with none of them this looks at one batch.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`].
+    pub fn quarantine_foreign(&self, organization: OrganizationId, agent: AgentId) -> Result<u64, QueueError> {
+        let mut moved = 0;
+        while let Some((seq, bytes)) = self.next_after(0)? {
+            match frame::parse_head(&bytes) {
+                Ok((head, _)) if (head.key.organization, head.key.agent) != (organization, agent) => {
+                    self.quarantine(seq, "identity", "sealed for another enrollment")?;
+                    moved += 1;
+                }
+                _ => break,
+            }
+        }
+        Ok(moved)
     }
 
     fn remove(&self, seq: u64, quarantine: Option<Vec<u8>>) -> Result<(), QueueError> {

@@ -95,6 +95,21 @@ fn the_file_stays_below_the_quota_and_the_refused_batch_is_not_counted() {
 }
 
 #[test]
+fn batches_of_an_earlier_enrollment_do_not_stand_before_those_of_this_one() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    commit(&queue, "old", "c").expect("commits");
+    commit(&queue, "old", "c").expect("commits");
+    let other = vedette_wire::AgentId([9; 16]);
+    let open = open_with("new", "c");
+    let header = open.header(&crate::Stamp { agent: other, ..stamp() }, queue.lane(), 77);
+    queue.commit(&open, header, Compression::Zstd).expect("commits");
+    assert_eq!(queue.quarantine_foreign(stamp().organization, other).expect("moves"), 2);
+    assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));
+    assert_eq!(queue.quarantine_foreign(stamp().organization, other).expect("moves"), 0);
+}
+
+#[test]
 fn a_second_agent_is_told_that_the_queue_is_in_use() {
     let dir = tempfile::tempdir().expect("temp dir");
     let _first = queue(dir.path());

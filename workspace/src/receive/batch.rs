@@ -12,6 +12,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http_body_util::BodyExt as _;
 use std::{sync::Arc, time::Duration};
 use vedette_wire::{
     Compression, Header,
@@ -21,7 +22,9 @@ use vedette_wire::{
 };
 
 /// A body that has not come whole after this is given up.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_secs(110);
+/// A body that is not wanted is passed over for so long.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn put(
     State(receiver): State<Arc<Receiver>>,
@@ -30,24 +33,19 @@ pub(super) async fn put(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Ack>, Refusal> {
-    let peer = peer.ok_or_else(|| {
-        Refusal::new(StatusCode::UNAUTHORIZED, "certificate", "no client certificate").detail("run `vedette enroll`")
-    })?;
-    let revision =
-        receiver.control.admit(peer.organization, peer.agent).await.map_err(|err| Refusal::internal(&err))?;
-    let Some(policy_revision) = revision else {
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this agent is not admitted")
-            .detail("it is unknown here or revoked; enroll it again"));
+    let admitted = admit(&receiver, peer, &headers).await;
+    let (peer, policy_revision, compression) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            drain(body).await;
+            return Err(refusal);
+        }
     };
-    if receiver.batches.check_key(&peer.organization).is_err() {
-        return Err(
-            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
-        );
-    }
-    let compression = compression(&headers)?;
-    // Only now, when the peer is admitted, is the body read, and only so many bodies at a time.
-    let permit = receiver.at_once.acquire().await.expect("never closed");
+    // Only now, when the peer is admitted, is the body read; a slow one does not keep others from landing.
+    let reading = receiver.reading.acquire().await.expect("never closed");
     let body = read(body).await?;
+    let permit = receiver.at_once.acquire().await.expect("never closed");
+    drop(reading);
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
     let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
     let (header, frame, digest) = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
@@ -63,6 +61,44 @@ pub(super) async fn put(
     let noted = receiver.control.note_landed(&key, &day, bytes, &header, now()).await;
     noted.map_err(|err| Refusal::internal(&err))?;
     Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: limits() }))
+}
+
+/// What is known before the body is read.
+async fn admit(
+    receiver: &Receiver,
+    peer: Option<Peer>,
+    headers: &HeaderMap,
+) -> Result<(Peer, u64, Compression), Refusal> {
+    let peer = peer.ok_or_else(|| {
+        Refusal::new(StatusCode::UNAUTHORIZED, "certificate", "no client certificate").detail("run `vedette enroll`")
+    })?;
+    let revision =
+        receiver.control.admit(peer.organization, peer.agent).await.map_err(|err| Refusal::internal(&err))?;
+    let Some(policy_revision) = revision else {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this agent is not admitted")
+            .detail("it is unknown here or revoked; enroll it again"));
+    };
+    if receiver.batches.check_key(&peer.organization).is_err() {
+        return Err(
+            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
+        );
+    }
+    let compression = compression(headers)?;
+    Ok((peer, policy_revision, compression))
+}
+
+/// Pass over a body that is not wanted, within bounds: a client that is still sending may not see the answer.
+async fn drain(mut body: Body) {
+    let passing = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes > BATCH_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    drop(tokio::time::timeout(DRAIN_TIMEOUT, passing).await);
 }
 
 /// The body, whole, within limits of size and time.
@@ -109,7 +145,8 @@ fn check(
         _ => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.to_string()),
     };
     let plain = codec::decompress(sealed, compression, PLAIN_BYTES_MAX).map_err(shape)?;
-    let (header, _) = codec::decode_header(&plain).map_err(shape)?;
+    // Whole: what is acknowledged can be read back.
+    let header = codec::decode(&plain).map_err(shape)?.header;
     if (header.organization, header.agent) != (peer.organization, peer.agent) {
         return Err(Refusal::new(
             StatusCode::FORBIDDEN,

@@ -28,6 +28,8 @@ const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
 pub(crate) const PLAIN_BYTES_MAX: usize = 128 << 20;
 /// Batches that are being checked and landed at the same time: a bound on memory.
 const LANDING_AT_ONCE: usize = 16;
+/// Bodies of admitted peers that are read at the same time.
+const READING_AT_ONCE: usize = 256;
 /// Enrollments a minute, over all tokens: guessing a token is hopeless and shall not be cheap either.
 const ENROLLMENTS_PER_MINUTE: u32 = 600;
 
@@ -46,6 +48,7 @@ pub(crate) struct Receiver {
     geo: WorkspaceGeo,
     batches: DefaultKeyedRateLimiter<OrganizationId>,
     enrollments: governor::DefaultDirectRateLimiter,
+    reading: Semaphore,
     at_once: Semaphore,
 }
 
@@ -65,6 +68,7 @@ impl Receiver {
             geo,
             batches: RateLimiter::keyed(Quota::per_second(batches_per_second)),
             enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
+            reading: Semaphore::new(READING_AT_ONCE),
             at_once: Semaphore::new(LANDING_AT_ONCE),
         }
     }

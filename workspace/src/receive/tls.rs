@@ -62,14 +62,17 @@ pub(crate) async fn serve(
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut open = tokio::task::JoinSet::new();
     loop {
-        let permit = Arc::clone(&connections).acquire_owned().await.expect("never closed");
+        let accept = async {
+            let permit = Arc::clone(&connections).acquire_owned().await.expect("never closed");
+            listener.accept().await.map(|(socket, _)| (socket, permit))
+        };
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept => accepted,
             Some(_) = open.join_next() => continue,
         };
         match accepted {
-            Ok((socket, _)) => {
+            Ok((socket, permit)) => {
                 let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
                 open.spawn(async move {
                     connection(socket, acceptor, router, stop).await;
