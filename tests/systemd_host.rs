@@ -40,6 +40,10 @@ impl Host {
         for binary in [Path::new(VEDETTE), workspace_binary()] {
             fs::copy(binary, opt.join(binary.file_name().expect("has a name"))).expect("copies");
         }
+        // kernel.core_pattern is the machine's, not the container's: the host must not set it at its boot.
+        let sysctl = Path::new(&root).join("etc/sysctl.d/50-coredump.conf");
+        fs::create_dir_all(sysctl.parent().expect("has one")).expect("makes");
+        std::os::unix::fs::symlink("/dev/null", sysctl).expect("links");
         let boot = format!(
             "mount -t tmpfs tmpfs /run; exec systemd-nspawn --quiet --register=no --keep-unit -D {root} \
              --machine=vedette-test --private-network -b"
@@ -120,6 +124,8 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
         println!("skipped: there is no root file system to boot; .ci/run prepares one");
         return;
     };
+    let core_pattern = || fs::read_to_string("/proc/sys/kernel/core_pattern").expect("reads");
+    let before = core_pattern();
     let host = Host::boot(&base);
     host.must("useradd -m alice && mkdir -p /var/lib/vedette");
     host.must("systemd-run --unit=alice su -l alice -c 'sleep 1000'");
@@ -197,4 +203,6 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
             host.query("SELECT login.\"user\" FROM authentication AS login WHERE kind = 'session' AND activity_id = 2");
         rows.iter().any(|row| row["user"] == "alice").then_some(())
     });
+    drop(host);
+    assert_eq!(core_pattern(), before, "the machine is as it was");
 }
