@@ -22,9 +22,20 @@ fn typos_in_the_configuration_are_named_with_file_line_and_the_nearest_right_wor
         ("[collectors.syslog]\nstart = \"middle\"\n", 2, "`end`"),
         ("[collectors.syslog]\npaths = [\"log/*.log\"]\n", 2, "must be absolute"),
         ("[collectors.processes]\nevery = \"often\"\n", 2, "\"60s\""),
+        ("[collectors.processes]\nevery = \"0s\"\n", 2, "at least 1s"),
+        ("[collectors.processes]\nsnapshot_every = \"1ms\"\n", 2, "at least 1s"),
         ("[workspace]\nurl = \"http://workspace\"\n", 2, "https://"),
         ("[workspace]\ngeo = \"mars\"\n", 2, "asia-pacific"),
         ("[limits]\nmemory_max = \"1MiB\"\n", 2, "at least 32MiB"),
+        (
+            "[transport]\nbatch_bytes_max = \"8MiB\"\n\n[limits]\nmemory_max = \"32MiB\"\n",
+            5,
+            "too little for batches of 8MiB",
+        ),
+        ("[transport]\nbatch_bytes_max = \"8MiB\"\nqueue_bytes_max = \"64MiB\"\n", 3, "at least 16 × batch_bytes_max"),
+        ("[workspace]\n\nca = \"/no/such/ca.pem\"\n", 3, "use the workspace's ca.pem"),
+        ("[host]\nroot = \"/no/such/root\"\n", 2, "is not a directory"),
+        ("transport = 5\n", 1, "must be a section"),
         ("[log]\nlevel = \"loud\"\n", 2, "debug"),
         ("[state]\ndir = \"state\"\n", 2, "absolute"),
         ("a = = b\n", 1, ""),
@@ -51,6 +62,13 @@ fn layers_go_over_each_other_in_their_order_and_name_themselves() {
     };
     let said = refusal(&check(&[("VEDETTE_TRANSPORT__BATCH_BYTES_MAX", "1B")], &[]), 78);
     assert!(said.contains("environment variable VEDETTE_TRANSPORT__BATCH_BYTES_MAX"), "{said}");
+    let near = refusal(&check(&[("VEDETTE_TRANSPORT_COMPRESSION", "gzip")], &[]), 78);
+    assert!(near.contains("did you mean VEDETTE_TRANSPORT__COMPRESSION?"), "{near}");
+    let kubernetes =
+        [("VEDETTE_SERVICE_HOST", "10.0.0.1"), ("VEDETTE_HOST_SERVICE_HOST", "10.0.0.1"), ("VEDETTE_PORT", "x")];
+    assert!(check(&kubernetes, &[]).status.success(), "variables of a service of that name are none of ours");
+    let secret = refusal(&check(&[], &["workspace.proxy=http://user:secret@proxy:3128"]), 78);
+    assert!(secret.contains("list of processes") && !secret.contains("secret@"), "{secret}");
     let both = check(&[("VEDETTE_TRANSPORT__BATCH_BYTES_MAX", "1B")], &["transport.batch_bytes_max=2MiB"]);
     assert!(both.status.success(), "the flag goes over the environment");
     fs::create_dir(world.path("conf.d")).expect("makes");
@@ -117,13 +135,7 @@ fn an_expired_token_is_refused() {
     let world = World::new();
     let token = world.token("token");
     // The token's hour has passed: in the control store, since a test does not wait.
-    let sql = "UPDATE tokens SET expires = 1";
-    let done = Command::new("python3")
-        .args(["-c", "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit()"])
-        .arg(world.path("workspace/control.sqlite"))
-        .arg(sql)
-        .status();
-    if !done.is_ok_and(|status| status.success()) {
+    if !world.control_sql("UPDATE tokens SET expires = 1") {
         println!("skipped: there is no python3 to age the token with");
         return;
     }
@@ -143,29 +155,27 @@ fn a_state_directory_that_cannot_be_written_is_named() {
 #[test]
 fn a_log_that_cannot_be_read_is_reported_and_the_others_are_read() {
     let world = World::new();
-    // Root reads everything, so the unreadable thing is not a file at all.
     let fifo = Command::new("mkfifo").arg(world.path("log/pipe.log")).status();
     assert!(fifo.is_ok_and(|status| status.success()));
     let looped = world.path("log/loop.log");
     std::os::unix::fs::symlink(&looped, &looped).expect("links");
     world.append("a.log", "readable\n");
-    if rustix::process::getuid().as_raw() != 0 {
-        world.append("secret.log", "x\n");
-        fs::set_permissions(world.path("log/secret.log"), fs::Permissions::from_mode(0o000)).expect("sets");
-    }
+    world.append("secret.log", "x\n");
+    fs::set_permissions(world.path("log/secret.log"), fs::Permissions::from_mode(0o000)).expect("sets");
     world.enroll();
-    let _agent = world.run();
+    let _agent = world.run_unprivileged();
     eventually("the readable file's line", || (world.count("syslog") == 1).then_some(()));
-    if rustix::process::getuid().as_raw() != 0 {
-        eventually("the complaint", || {
-            let status = world.status();
-            let syslog = status["collectors"].as_array()?.iter().find(|collector| collector["id"] == "syslog")?.clone();
-            syslog["last_error"]
-                .as_str()
-                .filter(|why| why.contains("secret.log") && why.contains("group adm"))
-                .map(|_| ())
-        });
-    }
+    let why = eventually("the complaint", || world.last_error("syslog"));
+    assert!(why.contains("secret.log") && why.contains("group adm"), "{why}");
+    eventually("the record of it", || {
+        (world.count("lifecycle WHERE event = 'collector_error' AND about = 'syslog'") == 1).then_some(())
+    });
+    fs::set_permissions(world.path("log/secret.log"), fs::Permissions::from_mode(0o644)).expect("sets");
+    eventually("the other file's line", || (world.count("syslog") == 2).then_some(()));
+    eventually("that it is over", || {
+        (world.count("lifecycle WHERE event = 'collector_recovered' AND about = 'syslog'") == 1).then_some(())
+    });
+    assert_eq!(world.last_error("syslog"), None);
 }
 
 #[test]

@@ -5,7 +5,10 @@
 
 mod bad_input;
 mod main_job;
+mod proxy;
+mod receive;
 mod reference;
+mod rights;
 mod support;
 mod systemd_host;
 mod tidy;

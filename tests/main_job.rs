@@ -55,7 +55,8 @@ fn every_kind_arrives_and_agrees_with_the_machine() {
     let stopping = agent.terminate();
     assert!(stopping < Duration::from_secs(5), "{stopping:?}");
     eventually("the stop's record", || {
-        let events = world.query("SELECT event FROM lifecycle ORDER BY time");
+        // A machine may hold what even root may not see, which is told.
+        let events = world.query("SELECT event FROM lifecycle WHERE event <> 'collector_error' ORDER BY time");
         let events: Vec<&str> = events.iter().filter_map(|row| row["event"].as_str()).collect();
         (events == ["start", "configuration", "stop"]).then_some(())
     });

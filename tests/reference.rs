@@ -27,6 +27,48 @@ fn the_packaged_default_file_is_a_valid_configuration() {
 }
 
 #[test]
+fn completions_and_man_page_are_whole() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(VEDETTE).args(arguments).output().expect("runs");
+        assert!(output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell]);
+        assert!(["enroll", "once", "status"].iter().all(|word| script.contains(word)), "{shell}");
+    }
+    let man = run(&["man"]);
+    assert!(man.starts_with(".ie") && man.contains("vedette") && man.contains("enroll"), "{man}");
+    let version: serde_json::Value = serde_json::from_str(&run(&["version", "--json"])).expect("one object");
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+}
+
+/// Whatever this machine holds, against the official schema.
+#[test]
+fn once_gives_valid_ocsf_on_this_machine() {
+    let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../wire/tests/ocsf/ocsf-1.8.0.json");
+    let schema = std::fs::read_to_string(schema).expect("the vendored schema is there");
+    let schema: serde_json::Value = serde_json::from_str(&schema).expect("it is JSON");
+    let mut validators = std::collections::BTreeMap::new();
+    for class in schema["classes"].as_object().expect("classes by name").values() {
+        let mut class = class.clone();
+        class["$defs"] = schema["$defs"].clone();
+        let uid = class["properties"]["class_uid"]["const"].as_u64().expect("a number");
+        validators.insert(uid, jsonschema::validator_for(&class).expect("compiles"));
+    }
+    let output = Command::new(VEDETTE).args(["once", "--format", "ocsf"]).output().expect("runs");
+    let mut checked = std::collections::BTreeSet::new();
+    for line in String::from_utf8(output.stdout).expect("UTF-8").lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("one object a line");
+        let uid = event["class_uid"].as_u64().expect("a number");
+        let errors: Vec<String> = validators[&uid].iter_errors(&event).map(|err| err.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}: {line}");
+        checked.insert(uid);
+    }
+    assert!(checked.contains(&5001) && checked.contains(&5040), "{checked:?}");
+}
+
+#[test]
 fn once_prints_one_object_a_line_and_needs_nothing() {
     for format in ["ocsf", "json"] {
         let output = Command::new(VEDETTE)

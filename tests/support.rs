@@ -12,20 +12,48 @@ use std::{
 /// The agent's binary.
 pub(crate) const VEDETTE: &str = env!("CARGO_BIN_EXE_vedette");
 
-/// The workspace's binary beside it; built when a single package's tests were asked for.
+/// The workspace's binary beside it; built, in the same profile, where it is absent or older than its sources: when a
+/// single package's tests were asked for.
 pub(crate) fn workspace_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let path = Path::new(VEDETTE).with_file_name("vedette-workspace");
-        if !path.exists() {
-            let status = Command::new(env!("CARGO"))
+        let release = VEDETTE.contains("/release/").then_some("--release");
+        if !path.exists() || is_older_than_its_sources(&path) {
+            let mut cargo = Command::new(env!("CARGO"));
+            // What cargo set for this test would make it build everything again.
+            for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_")) {
+                cargo.env_remove(name);
+            }
+            for name in ["CARGO", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "LD_LIBRARY_PATH", "OUT_DIR"] {
+                cargo.env_remove(name);
+            }
+            let status = cargo
                 .args(["test", "--workspace", "--no-run", "--quiet"])
+                .args(release)
                 .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
                 .status();
             assert!(status.is_ok_and(|status| status.success()), "vedette-workspace can be built");
         }
         path
     })
+}
+
+/// Whether a source file of the workspace, tests aside, was changed behind the binary.
+fn is_older_than_its_sources(binary: &Path) -> bool {
+    let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let (built, root) = (changed(binary), Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let mut dirs: Vec<PathBuf> = ["wire/src", "lake/src", "workspace/src"].map(|dir| root.join(dir)).into();
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
+            if path.is_dir() {
+                dirs.push(path);
+            } else if !path.ends_with("tests.rs") && changed(&path) > built {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Wait until something is so; a watchdog ends a test that would wait for ever.
@@ -120,11 +148,28 @@ impl World {
 
     /// Serve, at an address or a free port.
     pub(crate) fn serve(&mut self, listen: &str) {
+        self.serve_with(listen, &[]);
+    }
+
+    /// Serve with more arguments.
+    pub(crate) fn serve_with(&mut self, listen: &str, more: &[&str]) {
+        self.serve_under(&[], listen, more);
+    }
+
+    /// Serve as an argument of another program.
+    pub(crate) fn serve_under(&mut self, program: &[&str], listen: &str, more: &[&str]) {
         let address = self.path("address");
         drop(fs::remove_file(&address));
-        let mut command = Command::new(workspace_binary());
+        let mut command = match program {
+            [] => Command::new(workspace_binary()),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(workspace_binary());
+                command
+            }
+        };
         command.args(["serve", "--listen", listen, "--dir"]).arg(self.path("workspace"));
-        command.arg("--address-file").arg(&address);
+        command.arg("--address-file").arg(&address).args(more);
         self.serve = Some(Process::start(&mut command, &self.path("workspace.log")));
         eventually("the workspace's address", || fs::read_to_string(&address).ok());
     }
@@ -159,6 +204,14 @@ impl World {
         self.query(&format!("SELECT count(*) AS n FROM {from}"))[0]["n"].as_u64().expect("a number")
     }
 
+    /// Change the control store behind the workspace's back; false where there is no python3 for it.
+    pub(crate) fn control_sql(&self, sql: &str) -> bool {
+        let script = "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit()";
+        let store = self.path("workspace/control.sqlite");
+        let done = Command::new("python3").args(["-c", script]).arg(store).arg(sql).status();
+        done.is_ok_and(|status| status.success())
+    }
+
     /// A new token in a file.
     pub(crate) fn token(&self, name: &str) -> PathBuf {
         let path = self.path(name);
@@ -187,6 +240,36 @@ impl World {
         let mut command = Command::new(VEDETTE);
         command.args(["run", "--config"]).arg(self.path("vedette.toml"));
         Process::start(&mut command, &self.path("agent.log"))
+    }
+
+    /// Run the agent as nobody: as root, everything can be read.
+    pub(crate) fn run_unprivileged(&self) -> Process {
+        if rustix::process::getuid().as_raw() != 0 {
+            return self.run();
+        }
+        let (binary, nobody) = (self.path("vedette"), 65_534);
+        fs::copy(VEDETTE, &binary).expect("copies");
+        // Not the logs: which of them it may read is the test's affair.
+        fs::create_dir_all(self.path("state")).expect("makes");
+        for path in [self.dir.path().to_owned(), self.path("state"), self.path("identity")] {
+            let names = fs::read_dir(&path).expect("lists").filter_map(|entry| Some(entry.ok()?.path()));
+            let files = names.filter(|path| path.is_file());
+            for path in files.chain([path.clone()]) {
+                std::os::unix::fs::chown(path, Some(nobody), Some(nobody)).expect("root may");
+            }
+        }
+        let mut command = Command::new(binary);
+        command.args(["run", "--config"]).arg(self.path("vedette.toml"));
+        std::os::unix::process::CommandExt::uid(&mut command, nobody);
+        std::os::unix::process::CommandExt::gid(&mut command, nobody);
+        Process::start(&mut command, &self.path("agent.log"))
+    }
+
+    /// What a collector could not do.
+    pub(crate) fn last_error(&self, id: &str) -> Option<String> {
+        let status = self.status();
+        let found = status["collectors"].as_array()?.iter().find(|collector| collector["id"] == id)?;
+        found["last_error"].as_str().map(str::to_owned)
     }
 
     /// Status of the agent, once it answers.

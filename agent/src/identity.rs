@@ -11,7 +11,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
-use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
+use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo};
 
 /// What enrollment noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub(crate) struct Enrollment {
     pub(crate) workspace: String,
     pub(crate) geo: WorkspaceGeo,
     pub(crate) policy_revision: u64,
+    /// What the workspace asked for; an acknowledgement may ask for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) compression: Option<Compression>,
 }
 
 /// The identity directory.

@@ -5,6 +5,7 @@
 //! vedette-bench catch-up FILE [zstd|gzip]  the floor and the agent on the same file, in one run
 //! vedette-bench idle SECONDS               memory and processor time with every collector on
 //! vedette-bench start [RUNS]               from start to the first record landed
+//! vedette-bench answer [RUNS]              from a line appended to its row in an answer of `query`
 //! vedette-bench processes COUNT            processor time of a snapshot and of a look at which nothing changed
 //! ```
 
@@ -31,10 +32,13 @@ fn main() -> Result<()> {
         ["catch-up", file, codec @ ("zstd" | "gzip")] => catch_up(Path::new(file), codec),
         ["idle", seconds] => idle(Duration::from_secs(seconds.parse()?)),
         ["processes", count] => processes(count.parse()?),
+        ["answer"] => answer(20),
+        ["answer", runs] => answer(runs.parse()?),
         ["start"] => start(5),
         ["start", runs] => start(runs.parse()?),
         _ => bail!(
-            "usage: vedette-bench generate FILE MIB | catch-up FILE [zstd|gzip] | idle SECONDS | start [RUNS] | processes COUNT"
+            "usage: vedette-bench generate FILE MIB | catch-up FILE [zstd|gzip] | idle SECONDS | start [RUNS] | answer \
+             [RUNS] | processes COUNT"
         ),
     }
 }
@@ -105,14 +109,51 @@ fn start(runs: usize) -> Result<()> {
         }
         seconds.push(began.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    println!(
-        "start to first record landed   {:.2} s (median of {runs}; {:.2} to {:.2})",
-        seconds[runs / 2],
-        seconds[0],
-        seconds[runs - 1]
-    );
+    spread("start to first record landed", seconds);
     Ok(())
+}
+
+/// At default settings, each line by itself; an answer takes a whole run of `vedette-workspace query`.
+fn answer(runs: usize) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let log = dir.path().join("a.log");
+    let world = World::new(&format!("[collectors.syslog]\npaths = [{log:?}]\n"))?;
+    let _agent = world.run()?;
+    let (mut seconds, mut asking) = (Vec::new(), Vec::new());
+    for run in 0..=runs {
+        // At any moment of the agent's own rhythm.
+        std::thread::sleep(Duration::from_millis(fastrand::u64(500..2500)));
+        let line = format!("<13>1 2026-11-25T00:00:00Z h bench - - - line {run}\n");
+        std::io::Write::write_all(
+            &mut std::fs::File::options().append(true).create(true).open(&log)?,
+            line.as_bytes(),
+        )?;
+        let began = Instant::now();
+        loop {
+            let asked = Instant::now();
+            let rows = world.query(&format!("SELECT 1 FROM syslog WHERE message = 'line {run}'"))?;
+            asking.push(asked.elapsed().as_secs_f64());
+            if !rows.is_empty() {
+                break;
+            }
+            if began.elapsed() > Duration::from_secs(60) {
+                bail!("line {run} is not answered for");
+            }
+        }
+        // The first is the agent's start.
+        if run > 0 {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    spread("line appended to answered", seconds);
+    spread("of that, one `query`", asking);
+    Ok(())
+}
+
+fn spread(what: &str, mut seconds: Vec<f64>) {
+    seconds.sort_by(f64::total_cmp);
+    let (runs, last) = (seconds.len(), seconds.len() - 1);
+    println!("{what:<30} {:.2} s (median of {runs}; {:.2} to {:.2})", seconds[runs / 2], seconds[0], seconds[last]);
 }
 
 /// The agent with the processes collector alone, on a machine with so many sleepers.

@@ -115,6 +115,18 @@ impl World {
         Ok(if output.status.success() { Some(serde_json::from_slice(&output.stdout)?) } else { None })
     }
 
+    /// One JSON object a row.
+    pub(crate) fn query(&self, sql: &str) -> Result<String> {
+        let output = Command::new(binary("vedette-workspace")?)
+            .args(["query", "--log", "error", "--org", "bench", "--format", "json", sql, "--dir"])
+            .arg(self.dir.path().join("workspace"))
+            .output()?;
+        if !output.status.success() {
+            bail!("{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     pub(crate) fn serve_cpu_seconds(&self) -> Result<f64> {
         cpu_seconds(self.serve.id())
     }

@@ -17,6 +17,9 @@ pub trait Sink: Send + Sync {
 
     /// Report what a collector could not do while it goes on with the rest.
     fn complain(&self, collector: &'static str, message: String);
+
+    /// What it complained of last is over.
+    fn recovered(&self, _collector: &'static str) {}
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +131,11 @@ impl Outlet {
     /// Report what could not be done while the collector goes on with the rest.
     pub fn complain(&self, collector: &'static str, error: &CollectError) {
         self.sink.complain(collector, error.to_string());
+    }
+
+    /// What was reported last is over.
+    pub fn recovered(&self, collector: &'static str) {
+        self.sink.recovered(collector);
     }
 
     /// For whoever sees first that there is something to look at.

@@ -1,6 +1,6 @@
 //! What a collector is: its entry in the registry, and its two shapes.
 
-use crate::{Cx, Outlet};
+use crate::{Cx, Outlet, settings::Interval};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 use vedette_wire::Body;
@@ -72,6 +72,11 @@ pub trait Poll: Send {
     /// # Errors
     /// [`CollectError`]; the runner reports it and asks again at the next interval.
     fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError>;
+
+    /// A right that it lacks, and what to do about it; reported when it changes, while it goes on with the rest.
+    fn complaint(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A collector that owns a loop, on a thread of its own.
@@ -133,6 +138,17 @@ pub(crate) fn schema<S: schemars::JsonSchema>() -> schemars::Schema {
 
 pub(crate) fn defaults<S: Default + Serialize>() -> toml::Table {
     toml::Table::try_from(S::default()).expect("settings are tables")
+}
+
+/// The shortest interval at which anything is looked at.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// An interval that is not so short that the collector does nothing else.
+pub(crate) fn interval(collector: &'static str, key: &str, interval: Interval) -> Result<Duration, BuildError> {
+    if interval.0 < INTERVAL_MIN {
+        return Err(BuildError { collector, message: format!("{key}: must be at least 1s") });
+    }
+    Ok(interval.0)
 }
 
 /// Settings from a checked table.

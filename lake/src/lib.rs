@@ -6,11 +6,13 @@
 //! in the middle, no batch is written twice and none is left out.
 
 mod columns;
+mod fresh;
 mod query;
 mod render;
 mod table;
 
 pub use columns::{TableColumns, tables};
+pub use fresh::{Fresh, Landing};
 pub use query::{Limits, Output, QueryError};
 pub use render::{Format, reference, render};
 

@@ -1,14 +1,9 @@
 //! SQL over one organization's tables: what is materialised and what has just landed, read-only and within limits.
 
-use crate::{
-    Lake, LakeError, Landed, Versions,
-    columns::{self, DAY},
-    table,
-};
+use crate::{Fresh, Lake, LakeError, Landing, Versions, columns::DAY, fresh, table};
 use datafusion::{
     arrow::{datatypes::SchemaRef, record_batch::RecordBatch},
     catalog::TableProvider,
-    datasource::MemTable,
     error::DataFusionError,
     execution::{
         memory_pool::{FairSpillPool, TrackConsumersPool},
@@ -31,7 +26,7 @@ pub struct Limits {
     pub rows_max: usize,
     /// Wall clock.
     pub time_max: Duration,
-    /// Memory of the query's operators in bytes; beyond it they spill to disk.
+    /// Memory of the query's operators in bytes, beyond which they spill to disk, and of the answer.
     pub memory_max: usize,
 }
 
@@ -61,6 +56,9 @@ pub enum QueryError {
     /// It took too long.
     #[error("the query took longer than {0:?}; narrow it by time or agent")]
     Timeout(Duration),
+    /// It needs more memory than it may have, and cannot spill to disk.
+    #[error("the query needs more than {0} bytes of memory; narrow it by time or agent")]
+    Memory(usize),
     /// The tables failed.
     #[error(transparent)]
     Lake(#[from] LakeError),
@@ -73,7 +71,8 @@ impl From<DataFusionError> for QueryError {
 }
 
 impl Lake {
-    /// Run one SQL statement. `fresh` are the batches that were not marked as materialised when `known` was read.
+    /// Run one SQL statement. `fresh` are the batches that were not marked as materialised when `known` was read; they
+    /// are read from `landing` as the query comes to them.
     ///
     /// # Errors
     /// [`QueryError`].
@@ -81,21 +80,25 @@ impl Lake {
         &self,
         organization: OrganizationId,
         sql: &str,
-        fresh: &[Landed],
+        fresh: &[Fresh],
+        landing: &Arc<dyn Landing>,
         known: &Versions,
         limits: Limits,
     ) -> Result<Output, QueryError> {
         let context = session(limits)?;
         for class in Class::ALL {
-            let rows = self.rows_of(&context, organization, class, fresh, known).await?;
+            let rows = self.rows_of(&context, organization, class, (fresh, landing), known).await?;
             context.register_table(class.table(), rows.into_view())?;
         }
         register_views(&context).await?;
         // On a task of its own: an operator that does not yield must not keep the clock from being looked at.
         let sql = sql.to_owned();
-        let mut work = tokio::spawn(async move { collect(&context, &sql, limits.rows_max).await });
+        let mut work = tokio::spawn(async move { collect(&context, &sql, limits).await });
         match tokio::time::timeout(limits.time_max, &mut work).await {
-            Ok(Ok(answer)) => answer,
+            Ok(Ok(Err(err))) if matches!(err.find_root(), DataFusionError::ResourcesExhausted(_)) => {
+                Err(QueryError::Memory(limits.memory_max))
+            }
+            Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(err)) => Err(QueryError::Sql(format!("the query ended unexpectedly: {err}"))),
             Err(_) => {
                 work.abort();
@@ -110,7 +113,7 @@ impl Lake {
         context: &SessionContext,
         organization: OrganizationId,
         class: Class,
-        fresh: &[Landed],
+        (fresh, landing): (&[Fresh], &Arc<dyn Landing>),
         known: &Versions,
     ) -> Result<DataFrame, QueryError> {
         let dir = self.table_dir(organization, class);
@@ -122,12 +125,11 @@ impl Lake {
                 table::keys_since(table, &dir, from).await?.into_iter().collect()
             }
         };
-        let fresh: Vec<&Landed> = fresh.iter().filter(|landed| !held.contains(&landed.key)).collect();
-        let memory = MemTable::try_new(columns::schema(class), vec![columns::rows(class, &fresh)?])?;
-        let memory = context.read_table(Arc::new(memory))?;
-        let Some(table) = table else { return Ok(memory) };
+        let fresh: Vec<&Fresh> = fresh.iter().filter(|fresh| !held.contains(&fresh.key)).collect();
+        let fresh = context.read_table(Arc::new(fresh::table(class, &fresh, landing)?))?;
+        let Some(table) = table else { return Ok(fresh) };
         let table = context.read_table(provider(&table, &dir)?)?;
-        Ok(table.union_by_name(memory)?)
+        Ok(table.union_by_name(fresh)?)
     }
 }
 
@@ -149,8 +151,18 @@ fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
     options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.time_zone = Some("UTC".to_owned());
     let context = SessionContext::new_with_config_rt(config, runtime);
-    // A table function that makes rows out of nothing is a way to use up memory and time.
-    for name in ["generate_series", "range"] {
+    // What makes much out of nothing is a way to use up memory that no operator accounts for.
+    for name in [
+        "generate_series",
+        "range",
+        "repeat",
+        "array_repeat",
+        "list_repeat",
+        "lpad",
+        "rpad",
+        "array_resize",
+        "list_resize",
+    ] {
         context.deregister_udtf(name);
         context.deregister_udf(name);
     }
@@ -177,14 +189,22 @@ async fn register_views(context: &SessionContext) -> Result<(), DataFusionError>
     Ok(())
 }
 
-async fn collect(context: &SessionContext, sql: &str, rows_max: usize) -> Result<Output, QueryError> {
+async fn collect(
+    context: &SessionContext,
+    sql: &str,
+    Limits { rows_max, memory_max, .. }: Limits,
+) -> Result<Output, DataFusionError> {
     let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let frame = context.sql_with_options(sql, read_only).await?;
     let schema = Arc::clone(frame.schema().inner());
     let mut stream = frame.execute_stream().await?;
-    let (mut batches, mut rows, mut cut) = (Vec::new(), 0, false);
+    let (mut batches, mut rows, mut bytes, mut cut) = (Vec::new(), 0, 0, false);
     while let Some(batch) = stream.next().await {
         let batch = batch?;
+        bytes += batch.get_array_memory_size();
+        if bytes > memory_max {
+            return Err(DataFusionError::ResourcesExhausted("the answer".to_owned()));
+        }
         if rows + batch.num_rows() > rows_max {
             batches.push(batch.slice(0, rows_max - rows));
             cut = true;

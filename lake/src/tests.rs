@@ -96,8 +96,41 @@ fn texts(batches: &[RecordBatch]) -> Vec<String> {
     out
 }
 
+/// Landed batches in memory, and how many of them were read.
+#[derive(Debug, Default)]
+struct InMemory(std::collections::BTreeMap<String, Batch>, std::sync::atomic::AtomicUsize);
+
+impl Landing for InMemory {
+    fn read<'a>(&'a self, key: &'a str) -> futures::future::BoxFuture<'a, Result<Option<Batch>, String>> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Box::pin(async move {
+            match key {
+                "key-away" => Err("the store is away".to_owned()),
+                key => Ok(self.0.get(key).cloned()),
+            }
+        })
+    }
+}
+
+async fn query(
+    lake: &Lake,
+    org: OrganizationId,
+    sql: &str,
+    fresh: &[Landed],
+    known: &Versions,
+    limits: Limits,
+) -> Result<Output, QueryError> {
+    let landing = InMemory(fresh.iter().map(|l| (l.key.clone(), l.batch.clone())).collect(), Default::default());
+    let landing: std::sync::Arc<dyn Landing> = std::sync::Arc::new(landing);
+    lake.query(org, sql, &unread(fresh), &landing, known, limits).await
+}
+
+fn unread(landed: &[Landed]) -> Vec<Fresh> {
+    landed.iter().map(|l| Fresh { key: l.key.clone(), day: l.day.clone(), landed: l.landed }).collect()
+}
+
 async fn ask(lake: &Lake, org: OrganizationId, sql: &str, fresh: &[Landed], known: &Versions) -> Vec<String> {
-    let output = lake.query(org, sql, fresh, known, Limits::default()).await.expect(sql);
+    let output = query(lake, org, sql, fresh, known, Limits::default()).await.expect(sql);
     assert!(!output.cut);
     texts(&output.batches)
 }
@@ -155,9 +188,12 @@ async fn one_organization_sees_nothing_of_another() {
         "CREATE VIEW v AS SELECT 1".to_owned(),
         "SELECT * FROM generate_series(1, 10)".to_owned(),
         "SELECT unnest(range(1, 5))".to_owned(),
+        "SELECT length(repeat('x', 1500000000))".to_owned(),
+        "SELECT array_length(array_repeat(1, 200000000))".to_owned(),
+        "SELECT lpad('x', 1500000000)".to_owned(),
         "SELECT 1; SELECT 2".to_owned(),
     ] {
-        let refused = lake.query(mine, &sql, &[], &known, Limits::default()).await;
+        let refused = query(&lake, mine, &sql, &[], &known, Limits::default()).await;
         assert!(matches!(refused, Err(QueryError::Sql(_))), "{sql}: {refused:?}");
     }
 }
@@ -169,8 +205,57 @@ async fn limits_cut_and_end_a_query() {
     let lines: Vec<Body> = (0..1000).map(|number| line(&number.to_string())).collect();
     let fresh = [landed(org, 1, lines)];
     let few = Limits { rows_max: 7, ..Limits::default() };
-    let output = lake.query(org, LINES, &fresh, &Versions::new(), few).await.expect("answers");
+    let output = query(&lake, org, LINES, &fresh, &Versions::new(), few).await.expect("answers");
     assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (7, true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_that_needs_too_much_memory_is_given_up() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let lines: Vec<Body> = (0..20_000).map(|number| line(&format!("{number:0>200}"))).collect();
+    let little = Limits { memory_max: 100_000, ..Limits::default() };
+    let wide = query(&lake, org, LINES, &[landed(org, 1, lines.clone())], &Versions::new(), little).await;
+    assert!(matches!(wide, Err(QueryError::Memory(100_000))), "the answer counts as well: {wide:?}");
+    let join = "SELECT count(*) FROM syslog a JOIN syslog b ON a.raw = b.raw";
+    let refused = query(&lake, org, join, &[landed(org, 1, lines)], &Versions::new(), little).await;
+    assert!(matches!(refused, Err(QueryError::Memory(100_000))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn landed_batches_are_read_when_the_query_comes_to_them() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let many = landed(org, 1, (0..9000).map(|number| line(&number.to_string())).collect());
+    let mut stored = InMemory::default();
+    let fresh: Vec<Fresh> = (1..=40)
+        .map(|seq| Fresh { key: format!("key-{seq}"), ..unread(std::slice::from_ref(&many))[0].clone() })
+        .collect();
+    stored.0.extend(fresh.iter().map(|fresh| (fresh.key.clone(), many.batch.clone())));
+    let stored = std::sync::Arc::new(stored);
+    let landing: std::sync::Arc<dyn Landing> = stored.clone();
+    let (few, known) = (Limits { rows_max: 5, ..Limits::default() }, Versions::new());
+    let output = lake.query(org, LINES, &fresh, &landing, &known, few).await.expect("answers");
+    assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (5, true));
+    // Of two tables, each in four parts, and a little ahead.
+    let read = stored.1.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(read < 60, "{read} of 80 reads were made for five rows");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_batch_is_left_out_and_a_store_that_is_away_is_no_answer() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org, known) = (Lake::new(dir.path()), organization(1), Versions::new());
+    let all = [landed(org, 1, vec![line("a"), line("b")])];
+    let landing = InMemory(all.iter().map(|l| (l.key.clone(), l.batch.clone())).collect(), Default::default());
+    let landing: std::sync::Arc<dyn Landing> = std::sync::Arc::new(landing);
+    let mut fresh = unread(&all);
+    fresh.push(Fresh { key: "key-damaged".to_owned(), ..fresh[0].clone() });
+    let whole = lake.query(org, LINES, &fresh, &landing, &known, Limits::default()).await.expect("answers");
+    assert_eq!(texts(&whole.batches), ["a", "b"]);
+    fresh.push(Fresh { key: "key-away".to_owned(), ..fresh[0].clone() });
+    let refused = lake.query(org, LINES, &fresh, &landing, &known, Limits::default()).await;
+    assert!(matches!(&refused, Err(QueryError::Sql(why)) if why.contains("the store is away")), "{refused:?}");
 }
 
 #[test]
@@ -182,7 +267,7 @@ fn a_query_that_takes_too_long_is_given_up() {
         let fresh = [landed(org, 1, (0..300).map(|number| line(&number.to_string())).collect())];
         let short = Limits { time_max: Duration::from_millis(200), ..Limits::default() };
         let slow = "SELECT count(*) FROM syslog a, syslog b, syslog c WHERE a.raw || b.raw || c.raw = 'x'";
-        lake.query(org, slow, &fresh, &Versions::new(), short).await
+        query(&lake, org, slow, &fresh, &Versions::new(), short).await
     });
     // An operator may not yield for long: nobody waits for it.
     runtime.shutdown_background();

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 use vedette_wire::{
-    Chunk, Compression, Header, Ledger, OrganizationId, Source, SourceRef, codec, geo::WorkspaceGeo, record::HostLabel,
+    Chunk, Compression, Header, Ledger, OrganizationId, Reason, Source, SourceRef, codec, geo::WorkspaceGeo,
+    record::HostLabel,
 };
 
 /// When a batch is sealed.
@@ -44,6 +45,8 @@ pub struct Stamp {
 pub(crate) struct Open {
     records: Vec<u8>,
     count: u32,
+    /// Records by collector.
+    counts: BTreeMap<&'static str, u64>,
     sources: Vec<(Arc<Source>, u64)>,
     since: Option<Instant>,
     /// Cursors to keep, by (collector, source id); `None` deletes.
@@ -63,6 +66,7 @@ impl Open {
             self.ledger.drop(collector, reason, count);
         }
         if !chunk.entries.is_empty() {
+            *self.counts.entry(collector).or_default() += chunk.entries.len() as u64;
             let source = self.source(&chunk.source);
             for (entry, body) in chunk.records() {
                 codec::append_record(source, entry.observed, entry.position, body, &mut self.records);
@@ -88,7 +92,22 @@ impl Open {
         u32::try_from(index).expect("fewer sources than records")
     }
 
-    /// Whether a chunk must go into the next batch.
+    /// Whether a chunk of so many bytes must go into the next batch.
+    pub(crate) fn is_full_for(&self, bytes: usize, limits: &BatchLimits) -> bool {
+        self.count > 0 && self.records.len() + bytes > limits.bytes_max
+    }
+
+    /// Give up the records, which will never fit, and count them; cursors and other counts stay.
+    pub(crate) fn drop_records(&mut self) {
+        for (collector, count) in std::mem::take(&mut self.counts) {
+            self.ledger.drop(collector, Reason::Oversize, count);
+        }
+        self.records = Vec::new();
+        self.sources.clear();
+        self.count = 0;
+    }
+
+    /// Whether it is to be sealed now.
     pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
         self.records.len() >= limits.bytes_max || self.count as usize >= limits.records_max
     }

@@ -28,6 +28,8 @@ pub struct LaneConfig {
     pub stamp: watch::Receiver<Stamp>,
     /// Bytes that may wait before the batcher.
     pub intake_bytes_max: usize,
+    /// Bytes of batches that may be in flight; one goes whatever its size.
+    pub in_flight_bytes_max: usize,
     /// Wall clock, nanoseconds UTC.
     pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
     /// Where batches go; absent, they stay in the queue.
@@ -43,6 +45,8 @@ pub struct LaneStatus {
     pub sender: SenderStatus,
     /// Counters since the epoch began.
     pub ledger: Ledger,
+    /// Why sources wait; absent while the queue takes batches.
+    pub waiting: Option<String>,
 }
 
 /// A running lane.
@@ -51,6 +55,7 @@ pub struct Lane {
     intake: Intake,
     queue: Arc<Queue>,
     status: Arc<Mutex<SenderStatus>>,
+    waiting: Arc<Mutex<Option<String>>>,
     batcher: Option<JoinHandle<()>>,
     sender: Option<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -62,12 +67,13 @@ impl Lane {
     /// # Errors
     /// Where no thread can be started.
     pub fn start(config: LaneConfig) -> std::io::Result<Self> {
-        let LaneConfig { queue, limits, stamp, intake_bytes_max, now, post } = config;
+        let LaneConfig { queue, limits, stamp, intake_bytes_max, in_flight_bytes_max, now, post } = config;
         let queue = Arc::new(queue);
         let intake = Intake::new(intake_bytes_max);
         let committed = Arc::new(Notify::new());
         let status = Arc::new(Mutex::new(SenderStatus::default()));
         let (stop, stopped) = watch::channel(false);
+        let waiting = Arc::default();
         let batcher = Batcher {
             intake: intake.clone(),
             queue: Arc::clone(&queue),
@@ -75,12 +81,20 @@ impl Lane {
             stamp,
             now,
             committed: Arc::clone(&committed),
+            sender: Arc::clone(&status),
+            waiting: Arc::clone(&waiting),
         };
         let batcher =
             std::thread::Builder::new().name(format!("queue-{}", queue.lane())).spawn(move || batcher.run())?;
-        let sender = Sender { queue: Arc::clone(&queue), committed, status: Arc::clone(&status), stop: stopped };
+        let sender = Sender {
+            queue: Arc::clone(&queue),
+            in_flight_bytes_max,
+            committed,
+            status: Arc::clone(&status),
+            stop: stopped,
+        };
         let sender = post.map(|post| tokio::spawn(sender.run(post)));
-        Ok(Self { intake, queue, status, batcher: Some(batcher), sender, stop })
+        Ok(Self { intake, queue, status, waiting, batcher: Some(batcher), sender, stop })
     }
 
     /// Where collectors hand chunks over.
@@ -99,7 +113,14 @@ impl Lane {
             queue: self.queue.stats(),
             sender: self.status.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ledger: self.queue.ledger(),
+            waiting: self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
+    }
+
+    /// Whether a part of it ended though nobody stopped it: a defect, after which nothing is queued or nothing is sent.
+    pub fn is_broken(&self) -> bool {
+        self.batcher.as_ref().is_some_and(JoinHandle::is_finished)
+            || self.sender.as_ref().is_some_and(tokio::task::JoinHandle::is_finished)
     }
 
     /// Take nothing more; what is in is still made durable.
@@ -139,6 +160,8 @@ struct Batcher {
     stamp: watch::Receiver<Stamp>,
     now: Arc<dyn Fn() -> i64 + Send + Sync>,
     committed: Arc<Notify>,
+    sender: Arc<Mutex<SenderStatus>>,
+    waiting: Arc<Mutex<Option<String>>>,
 }
 
 impl Batcher {
@@ -156,6 +179,9 @@ impl Batcher {
             }
             match next {
                 Next::Chunk(chunk) => {
+                    if open.is_full_for(chunk.bodies.len(), &self.limits) && !self.commit(&mut open, &stamp) {
+                        return;
+                    }
                     open.add(*chunk);
                     if open.is_full(&self.limits) && !self.commit(&mut open, &stamp) {
                         return;
@@ -174,6 +200,10 @@ impl Batcher {
         }
     }
 
+    fn waits(&self, why: Option<String>) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// Try until it is durable. While it cannot be, the intake fills and sources wait. When the agent stops meanwhile,
     /// the batch is given up with its cursors: sources that can be read again are read again from the old ones. False
     /// then: nothing behind it may be committed, since a later cursor of the same source would pass over it.
@@ -185,19 +215,26 @@ impl Batcher {
         let mut said = false;
         loop {
             let header = open.header(stamp, self.queue.lane(), (self.now)());
-            match self.queue.commit(open, header, self.limits.compression) {
+            let asked = self.sender.lock().unwrap_or_else(PoisonError::into_inner).compression;
+            match self.queue.commit(open, header, asked.unwrap_or(self.limits.compression)) {
                 Ok(()) => {
                     if said {
                         tracing::info!(lane = %self.queue.lane(), "the queue takes batches again");
+                        self.waits(None);
                     }
                     self.committed.notify_one();
                     open.clear(&self.limits);
                     self.intake.settle();
                     return true;
                 }
+                Err(err @ QueueError::TooLarge { .. }) => {
+                    tracing::error!(lane = %self.queue.lane(), error = %err, "records dropped and counted");
+                    open.drop_records();
+                }
                 Err(err) => {
                     if !std::mem::replace(&mut said, true) {
-                        tracing::warn!(lane = %self.queue.lane(), error = %err, "sources wait for the queue");
+                        tracing::warn!(lane = %self.queue.lane(), error = %describe(&err), "sources wait for the queue");
+                        self.waits(Some(describe(&err)));
                     }
                     if self.intake.is_closed() {
                         tracing::warn!(lane = %self.queue.lane(), error = %describe(&err),
@@ -212,7 +249,10 @@ impl Batcher {
 }
 
 fn describe(error: &QueueError) -> String {
-    format!("{error}: {}", crate::post::root_cause(error))
+    match std::error::Error::source(error) {
+        None => error.to_string(),
+        Some(_) => format!("{error}: {}", crate::post::root_cause(error)),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What each answer of the workspace means for the batch that was posted. The table of `docs/delivery.md`.
 
 use std::time::Duration;
-use vedette_wire::reply::Problem;
+use vedette_wire::{Compression, reply::Problem};
 
 /// What to do with the batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Outcome {
         duplicate: bool,
         /// The organization's policy revision in force.
         policy_revision: u64,
+        /// Codec that the workspace asks for; absent, the agent's own setting holds.
+        compression: Option<Compression>,
     },
     /// Try again for ever, not before `after`.
     Retry {

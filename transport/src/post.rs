@@ -88,7 +88,11 @@ async fn judge(mut response: reqwest::Response) -> Outcome {
         return outcome::of_status(status.as_u16(), serde_json::from_slice::<Problem>(&body).ok(), retry_after);
     }
     match serde_json::from_slice::<Ack>(&body) {
-        Ok(ack) => Outcome::Done { duplicate: ack.duplicate, policy_revision: ack.policy_revision },
+        Ok(ack) => Outcome::Done {
+            duplicate: ack.duplicate,
+            policy_revision: ack.policy_revision,
+            compression: ack.limits.compression,
+        },
         // Something that is no workspace answered 200: the batch is not known to be landed.
         Err(err) => Outcome::Retry { after: None, why: format!("{status} with a body that is no reply: {err}") },
     }

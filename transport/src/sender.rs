@@ -3,7 +3,7 @@
 //! Nothing has a retry budget: a batch is tried until it is landed, quarantined or purged. After a failure the whole
 //! endpoint rests, with full jitter and at least as long as `Retry-After` says, and is then probed with one batch.
 
-use crate::{Outcome, Post, Queue, QueueError};
+use crate::{Outcome, Post, Queue, QueueError, queue::Found};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -14,6 +14,7 @@ use tokio::{
     task::JoinSet,
     time::Instant,
 };
+use vedette_wire::Compression;
 
 /// Requests in flight at the most.
 const IN_FLIGHT_MAX: usize = 4;
@@ -21,6 +22,8 @@ const IN_FLIGHT_MAX: usize = 4;
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
 /// No pause is drawn from more than this.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// `Retry-After` is honoured up to this: what is between may say a year, and the workspace must be found again.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// Pause after an answer that time alone does not cure.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -37,12 +40,16 @@ pub struct SenderStatus {
     pub last_error: Option<String>,
     /// Policy revision that the workspace told last.
     pub policy_revision: Option<u64>,
+    /// Codec that the workspace asked for last; absent, the agent's own setting holds.
+    pub compression: Option<Compression>,
 }
 
 /// The sender's parts, put together by [`crate::Lane`].
 #[derive(Debug)]
 pub(crate) struct Sender {
     pub(crate) queue: Arc<Queue>,
+    /// Bytes of frames in flight at the most; one goes whatever its size.
+    pub(crate) in_flight_bytes_max: usize,
     /// Told when a batch is committed.
     pub(crate) committed: Arc<Notify>,
     pub(crate) status: Arc<Mutex<SenderStatus>>,
@@ -51,7 +58,9 @@ pub(crate) struct Sender {
 
 /// What is in hand.
 struct Work {
-    posting: JoinSet<(u64, Outcome)>,
+    posting: JoinSet<(u64, usize, Outcome)>,
+    /// Bytes of the frames in flight.
+    bytes: usize,
     /// Sequences to post again, before new ones.
     again: BTreeSet<u64>,
     /// The last sequence taken from the queue.
@@ -70,6 +79,7 @@ impl Sender {
         let mut stop = self.stop.clone();
         let mut work = Work {
             posting: JoinSet::new(),
+            bytes: 0,
             again: BTreeSet::new(),
             taken: 0,
             probed: 0,
@@ -99,39 +109,48 @@ impl Sender {
             // In turn: one batch that is never taken must not stand before all others.
             let again = work.again.range(work.probed + 1..).next().or(work.again.first()).copied();
             let after = again.map_or(work.taken, |seq| seq - 1);
+            let left = self.in_flight_bytes_max.saturating_sub(work.bytes);
+            let bytes_max = if work.posting.is_empty() { usize::MAX } else { left };
             let queue = Arc::clone(&self.queue);
-            let found = tokio::task::spawn_blocking(move || queue.next_after(after)).await;
+            let found = tokio::task::spawn_blocking(move || queue.next_within(after, bytes_max)).await;
             let found = found.expect("reading does not panic")?;
-            if let Some(again) = again {
+            if let Some(again) = again
+                && found.seq() != Some(again)
+            {
+                // It is not in the queue any more.
                 work.again.remove(&again);
-                if found.as_ref().is_none_or(|(seq, _)| *seq != again) {
-                    // It is not in the queue any more.
-                    continue;
-                }
+                continue;
             }
-            let Some((seq, frame)) = found else { return Ok(()) };
+            let Found::Batch(seq, frame) = found else { return Ok(()) };
+            work.again.remove(&seq);
             work.probed = seq;
             work.taken = work.taken.max(seq);
-            let post = Arc::clone(post);
-            work.posting.spawn(async move { (seq, post.post(frame).await) });
+            let (post, bytes) = (Arc::clone(post), frame.len());
+            work.bytes += bytes;
+            work.posting.spawn(async move { (seq, bytes, post.post(frame).await) });
         }
         Ok(())
     }
 
-    async fn settle(&self, work: &mut Work, done: Result<(u64, Outcome), tokio::task::JoinError>) {
+    async fn settle(&self, work: &mut Work, done: Result<(u64, usize, Outcome), tokio::task::JoinError>) {
         let (seq, outcome) = match done {
-            Ok(done) => done,
+            Ok((seq, bytes, outcome)) => {
+                work.bytes -= bytes;
+                (seq, outcome)
+            }
             Err(err) => {
-                // A panic in the client: the sequence is unknown, so begin again from the lowest.
+                // A panic in the client: the sequence is unknown, so begin again from the lowest with nothing in flight.
                 tracing::error!(error = %err, "posting ended unexpectedly");
-                work.taken = 0;
+                work.posting.shutdown().await;
+                (work.bytes, work.taken) = (0, 0);
+                self.failed(work, None, PAUSE, "posting ended unexpectedly");
                 return;
             }
         };
         let queue = Arc::clone(&self.queue);
         let stored = match outcome {
-            Outcome::Done { policy_revision, .. } => {
-                self.succeeded(work, policy_revision);
+            Outcome::Done { policy_revision, compression, .. } => {
+                self.succeeded(work, policy_revision, compression);
                 blocking(move || queue.delete(seq)).await
             }
             Outcome::Quarantine { code, why } => {
@@ -163,7 +182,7 @@ impl Sender {
         }
     }
 
-    fn succeeded(&self, work: &mut Work, policy_revision: u64) {
+    fn succeeded(&self, work: &mut Work, policy_revision: u64, compression: Option<Compression>) {
         if work.failures > 0 {
             tracing::info!("delivery works again");
         }
@@ -172,6 +191,7 @@ impl Sender {
             status.delivered += 1;
             status.last_error = None;
             status.policy_revision = Some(policy_revision);
+            status.compression = compression;
         });
     }
 
@@ -180,7 +200,7 @@ impl Sender {
             tracing::warn!(error = why, "delivery fails; batches wait on disk");
         }
         work.failures = work.failures.saturating_add(1);
-        work.rests_until = Some(Instant::now() + pause.max(after.unwrap_or_default()));
+        work.rests_until = Some(Instant::now() + pause.max(after.unwrap_or_default().min(RETRY_AFTER_MAX)));
         self.update(|status| status.last_error = Some(why.to_owned()));
     }
 

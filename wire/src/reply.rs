@@ -1,6 +1,6 @@
 //! What agent and workspace say to each other besides batches, as JSON.
 
-use crate::{AgentId, OrganizationId, geo::WorkspaceGeo};
+use crate::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo};
 use serde::{Deserialize, Serialize};
 
 /// Reply to a batch that is durably landed.
@@ -21,6 +21,9 @@ pub struct Limits {
     pub batch_bytes_max: u64,
     /// Largest batch in bytes when decompressed.
     pub plain_bytes_max: u64,
+    /// Codec that it asks for in later batches; absent, the agent's own setting holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }
 
 /// Problem details (RFC 9457) with a stable `code`.
@@ -68,4 +71,7 @@ pub struct EnrollReply {
     pub geo: WorkspaceGeo,
     /// Policy revision in force.
     pub policy_revision: u64,
+    /// Codec that the workspace asks for; absent, the agent's own setting holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
 }

@@ -57,8 +57,19 @@ pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<
 fn subject_alt_name(name: &str) -> Result<SanType> {
     Ok(match name.parse::<IpAddr>() {
         Ok(address) => SanType::IpAddress(address),
+        Err(_) if !is_dns_name(name) => anyhow::bail!("--name {name:?} is no DNS name"),
         Err(_) => SanType::DnsName(name.try_into().with_context(|| format!("--name {name:?} is no DNS name"))?),
     })
+}
+
+/// Letters, digits, hyphens and dots; a wildcard may stand for the first label (RFC 1123 §2.1, RFC 6125 §6.4.3).
+fn is_dns_name(name: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.strip_prefix("*.").unwrap_or(name).split('.').all(label)
 }
 
 impl Authority {

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf};
-use vedette_wire::geo::WorkspaceGeo;
+use vedette_wire::{Compression, geo::WorkspaceGeo};
 
 /// Receives, segregates, stores and serves what Vedette agents send.
 #[derive(Debug, Parser)]
@@ -43,6 +43,9 @@ pub(crate) enum Command {
         /// Batches a second that one organization may send.
         #[arg(long, default_value_t = std::num::NonZeroU32::new(1000).expect("not zero"))]
         batches_per_second: std::num::NonZeroU32,
+        /// Codec that agents are asked to use; without it each goes by its own configuration.
+        #[arg(long)]
+        compression: Option<Codec>,
     },
     /// Organizations.
     #[command(subcommand)]
@@ -120,10 +123,10 @@ pub(crate) enum Token {
         #[arg(long)]
         dir: PathBuf,
         /// How many agents may enroll with it.
-        #[arg(long, default_value_t = 1)]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
         /// Hours until it expires.
-        #[arg(long, default_value_t = 24)]
+        #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=87_600))]
         hours: u32,
     },
 }
@@ -132,6 +135,21 @@ pub(crate) enum Token {
 pub(crate) enum Tier {
     Free,
     Standard,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Codec {
+    Zstd,
+    Gzip,
+}
+
+impl From<Codec> for Compression {
+    fn from(codec: Codec) -> Self {
+        match codec {
+            Codec::Zstd => Compression::Zstd,
+            Codec::Gzip => Compression::Gzip,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -122,6 +122,10 @@ impl Materialiser {
                 }
             }
         }
+        // Reading may have taken long: the commit is made by whoever holds the lease now.
+        if !self.control.lease(&lease, &self.holder, now(), now() + LEASE_NS).await? {
+            return Ok(false);
+        }
         let versions = self.lake.materialise(organization, &landed, &undecided.versions).await?;
         let keys: Vec<String> = landed.into_iter().map(|landed| landed.key).collect();
         self.control.mark_materialised(organization, &keys, &undecodable, &versions).await?;

@@ -59,12 +59,18 @@ fn what_is_wrong_is_said_with_what_to_do() {
     assert!(none.contains("vedette-workspace init"), "{none}");
     let geo = refusal(&run(&["init", "--geo", "mars"], &dir));
     assert!(geo.contains("asia-pacific"), "{geo}");
-    let name = refusal(&run(&["init", "--geo", "europe", "--name", "n\u{e9}"], &dir));
-    assert!(name.contains("is no DNS name"), "{name}");
+    for name in ["n\u{e9}", "a b", "", "a..b", "*"] {
+        let said = refusal(&run(&["init", "--geo", "europe", "--name", name], &dir));
+        assert!(said.contains("is no DNS name"), "{name}: {said}");
+    }
     stdout(&run(&["init", "--geo", "europe"], &dir));
     let org = refusal(&run(&["token", "new", "--org", "nobody"], &dir));
     assert!(org.contains("org add nobody"), "{org}");
     stdout(&run(&["org", "add", "acme", "--tier", "free"], &dir));
+    for hours in ["0", "4294967295"] {
+        let hours = refusal(&run(&["token", "new", "--org", "acme", "--hours", hours], &dir));
+        assert!(hours.contains("1..=87600"), "{hours}");
+    }
     for (sql, word) in [
         ("SELEC 1", "SELEC"),
         ("SELECT * FROM nowhere", "nowhere"),

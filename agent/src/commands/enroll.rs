@@ -70,6 +70,7 @@ pub(super) async fn enroll(
         workspace: url.as_str().trim_end_matches('/').to_owned(),
         geo: reply.geo,
         policy_revision: reply.policy_revision,
+        compression: reply.compression,
     };
     identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,

@@ -5,7 +5,7 @@ use crate::{
     cli::OnceFormat,
     config::Resolved,
     exit::Exit,
-    run::{VERSION, chunk_of, context, positions_source},
+    run::{VERSION, chunks_of, context, positions_source},
 };
 use serde_json::json;
 use std::{
@@ -48,7 +48,12 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
             return Err(Exit::Usage(format!("there is no collector {id}; there are {}", known.join(", "))));
         }
     }
-    let cx = Cx { once: Some(LAST), ..context(config, Vec::new()) };
+    let mut cx = Cx { once: Some(LAST), ..context(config, Vec::new()) };
+    if !wanted.is_empty() {
+        // A collector that is asked for does not stand back for another that is not.
+        cx.enabled.retain(|id| wanted.iter().any(|wanted| wanted == id));
+    }
+    let cx = cx;
     let host = vedette_collectors::host_label(&cx);
     let mut out = String::new();
     for plan in &config.collectors {
@@ -78,8 +83,13 @@ fn collect(
         Plan::Absent(why) => Err(why),
         Plan::Poll(_, mut poll) => {
             let bodies = poll.poll(cx).map_err(|err| err.to_string())?;
-            let chunk = chunk_of(&positions_source(spec.id), &mut 0, bodies, cx.now());
-            sink.put(chunk).map_err(|err| err.to_string())
+            if let Some(why) = poll.complaint() {
+                sink.complain(spec.id, why);
+            }
+            for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, cx.now()) {
+                sink.put(chunk).map_err(|err| err.to_string())?;
+            }
+            Ok(())
         }
         Plan::Watch(mut watch) => {
             let mut outlet = Outlet::new(sink, StopSignal::default());

@@ -34,6 +34,16 @@ fn table(report: &Report) -> String {
     let oldest = report.queue.oldest_unsent_seconds;
     let oldest = oldest.map_or_else(String::new, |seconds| format!(", the oldest for {seconds:.0} s"));
     line("queue", &format!("{} batches wait in {} KiB{oldest}", report.queue.batches, report.queue.bytes >> 10));
+    if let Some(why) = &report.queue.waiting {
+        line("", &format!("sources wait: {why}"));
+    }
+    let aside = &report.queue.quarantine;
+    if aside.batches + aside.dropped > 0 {
+        line(
+            "quarantine",
+            &format!("{} batches in {} KiB, {} gave way", aside.batches, aside.bytes >> 10, aside.dropped),
+        );
+    }
     let delivery = match &report.delivery.last_error {
         None => format!("{} batches since the start", report.delivery.delivered),
         Some(error) => format!("failing: {error}"),

@@ -20,6 +20,8 @@ pub(crate) struct Sources {
     pub(crate) file: Option<PathBuf>,
     /// `VEDETTE_…` variables.
     pub(crate) environment: Vec<(String, String)>,
+    /// Names that begin as ours do without being any.
+    pub(crate) near_misses: Vec<String>,
     /// `--set KEY=VALUE`.
     pub(crate) set: Vec<String>,
 }
@@ -28,12 +30,12 @@ impl Sources {
     /// The process's environment and what the command line says. The only place that reads the environment.
     #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
     pub(crate) fn of_process(file: Option<PathBuf>, set: Vec<String>) -> Self {
-        let environment = std::env::vars_os()
+        let ours = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            // Kubernetes sets VEDETTE_…_SERVICE_HOST for a service of that name: only SECTION__KEY is a setting.
-            .filter(|(name, _)| name.starts_with(PREFIX) && name.contains("__"))
-            .collect();
-        Self { file, environment, set }
+            .filter(|(name, _)| name.starts_with(PREFIX));
+        // Kubernetes sets VEDETTE_…_SERVICE_HOST for a service of that name: only SECTION__KEY is a setting.
+        let (environment, others): (Vec<_>, Vec<_>) = ours.partition(|(name, _)| name.contains("__"));
+        Self { file, environment, near_misses: others.into_iter().map(|(name, _)| name).collect(), set }
     }
 }
 
@@ -78,12 +80,22 @@ fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
         for path in [file.clone()].into_iter().chain(conf_d(file)) {
             match std::fs::read_to_string(&path) {
                 Ok(text) => out.push(Layer { name: path.display().to_string(), is_file: true, text }),
+                Err(err) if err.kind() == std::io::ErrorKind::InvalidData => {
+                    problems.push(format!("{}: is not UTF-8; save it as UTF-8 text", path.display()));
+                }
                 Err(err) => problems.push(format!("{}: cannot be read: {err}", path.display())),
             }
         }
     }
     let mut environment = sources.environment.clone();
     environment.sort();
+    for name in &sources.near_misses {
+        let key = name[PREFIX.len()..].to_lowercase();
+        problems.extend(
+            missed(&key)
+                .map(|right| format!("environment variable {name}: not a setting; did you mean {PREFIX}{right}?")),
+        );
+    }
     for (name, value) in environment {
         let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
         out.push(Layer {
@@ -116,6 +128,16 @@ fn conf_d(file: &Path) -> Vec<PathBuf> {
         .collect();
     paths.sort();
     paths
+}
+
+/// `transport_compression`: a setting but for its one underscore, as `TRANSPORT__COMPRESSION`.
+fn missed(key: &str) -> Option<String> {
+    SECTIONS.iter().find_map(|section| {
+        let key = key.strip_prefix(section.name)?.strip_prefix('_')?;
+        let schema = (section.schema)();
+        schema.as_value()["properties"].get(key)?;
+        Some(format!("{}__{}", section.name, key).to_uppercase())
+    })
 }
 
 /// A value that is TOML is taken as such (`true`, `5`, `["a"]`), anything else as a string.
@@ -225,6 +247,9 @@ fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a 
 
 /// serde's `unknown field `x`, expected one of `a`, `b`` with the nearest right one.
 fn nearest_field(message: &str) -> String {
+    if let Some(name) = message.split("expected struct ").nth(1) {
+        return format!("must be a section, as in [{}]", name.to_lowercase());
+    }
     let mut quoted = message.split('`').skip(1).step_by(2);
     let Some(found) = quoted.next().filter(|_| message.starts_with("unknown field")) else {
         return message.to_owned();

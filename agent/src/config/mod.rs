@@ -6,7 +6,7 @@ mod resolved;
 
 pub(crate) use layers::{Sources, load};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
-pub(crate) use resolved::{Resolved, parse_url as parse_workspace_url};
+pub(crate) use resolved::{BASELINE_BYTES, Memory, Resolved, parse_url as parse_workspace_url};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -83,7 +83,7 @@ pub(crate) struct Transport {
     pub(crate) batch_records_max: u32,
     /// Age of the first record at which a batch is sealed, 50ms to 5m.
     pub(crate) batch_age_max: Interval,
-    /// Size of the queue's file; when it is reached, sources wait. At least 16MiB.
+    /// Size of the queue's file; when it is reached, sources wait. At least 16MiB, and 16 batches.
     pub(crate) queue_bytes_max: Bytes,
 }
 

@@ -4,7 +4,7 @@ use super::{Config, layers::Origins};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
-use vedette_collectors::{Cx, REGISTRY, Spec};
+use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
 use vedette_transport::BatchLimits;
 use vedette_wire::geo::WorkspaceGeo;
 
@@ -17,8 +17,36 @@ pub(crate) struct CollectorPlan {
     pub(crate) enabled: bool,
 }
 
+/// Resident memory of the agent before it collects, measured (docs/performance.md).
+pub(crate) const BASELINE_BYTES: u64 = 12 << 20;
+
+/// How `memory_max` is divided, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Memory {
+    /// Chunks that wait for the batcher.
+    pub(crate) intake: usize,
+    /// Sealed batches on their way.
+    pub(crate) in_flight: usize,
+}
+
+/// Bytes between collectors and queue, however much memory there is.
+const INTAKE_BYTES_MAX: u64 = 8 << 20;
+
+impl Memory {
+    /// Baseline and the batch that is being made come first; of the rest, waiting chunks get a quarter and batches in
+    /// flight a quarter. Those are there twice, as read from the queue and as written to the connection; the last
+    /// quarter is what collectors hold while they look, and what the allocator keeps. Absent where less than 1 MiB is
+    /// left for each.
+    pub(crate) fn plan(memory_max: u64, baseline: u64, batch_bytes_max: u64) -> Option<Self> {
+        // The open batch, its sealed form, its frame, and the frame once more in the database's pages.
+        let quarter = memory_max.saturating_sub(baseline + 4 * batch_bytes_max) / 4;
+        let plan = Self { intake: quarter.min(INTAKE_BYTES_MAX) as usize, in_flight: quarter as usize };
+        (quarter >= 1 << 20).then_some(plan)
+    }
+}
+
 /// The configuration in force.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Resolved {
     pub(crate) workspace_url: Option<Url>,
     pub(crate) workspace_ca: Option<PathBuf>,
@@ -100,6 +128,34 @@ impl Resolved {
         check.within("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
         check.within("transport.queue_bytes_max", transport.queue_bytes_max.0, 16 << 20..=u64::MAX, "at least 16MiB");
         check.within("limits.memory_max", config.limits.memory_max.0, 32 << 20..=u64::MAX, "at least 32MiB");
+        if let Some(ca) = config.workspace.ca.as_ref().filter(|ca| !ca.is_file()) {
+            check.wrong("workspace.ca", &format!("{} is not there; use the workspace's ca.pem", ca.display()));
+        }
+        if root.is_absolute() && !root.is_dir() {
+            check.wrong("host.root", &format!("{} is not a directory; mount the host's root there", root.display()));
+        }
+        if let Some(proxy) = &config.workspace.proxy
+            && origins.get("workspace.proxy").is_some_and(|place| place.starts_with("--set"))
+            && Url::parse(proxy).is_ok_and(|url| url.password().is_some())
+        {
+            let message = "a password is visible in the list of processes; write it in a file of conf.d";
+            check.wrong("workspace.proxy", message);
+        }
+        // Of the quota two fifths are batches, each with its space in the database rounded up.
+        let queue_least = 16 * transport.batch_bytes_max.0;
+        if transport.queue_bytes_max.0 < queue_least {
+            let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
+            check.wrong("transport.queue_bytes_max", &message);
+        }
+        if Memory::plan(config.limits.memory_max.0, BASELINE_BYTES, transport.batch_bytes_max.0).is_none() {
+            let message = format!(
+                "{} are too little for batches of {}; the agent itself takes {}",
+                config.limits.memory_max,
+                transport.batch_bytes_max,
+                Bytes(BASELINE_BYTES)
+            );
+            check.wrong("limits.memory_max", &message);
+        }
         let log_level = config.log.level.parse().unwrap_or_else(|_| {
             check.wrong("log.level", "must be error, warn, info, debug or trace");
             tracing::Level::INFO

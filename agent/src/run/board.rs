@@ -75,6 +75,13 @@ impl Board {
         }
     }
 
+    /// What it could not do is over.
+    pub(crate) fn recovered(&self, id: &str) {
+        if let Some(line) = self.lock().get_mut(id) {
+            line.why = None;
+        }
+    }
+
     pub(crate) fn lines(&self) -> Vec<(&'static str, Line)> {
         self.lock().iter().map(|(id, line)| (*id, line.clone())).collect()
     }

@@ -7,11 +7,11 @@ mod sinks;
 pub(crate) mod status;
 
 pub(crate) use board::{Board, CollectorState};
-pub(crate) use runner::{Runner, chunk_of, positions_source};
+pub(crate) use runner::{Runner, chunks_of, positions_source};
 pub(crate) use sinks::QueueSink;
 
 use crate::{
-    config::Resolved,
+    config::{BASELINE_BYTES, Memory, Resolved},
     exit::Exit,
     identity::{Enrollment, IdentityDir},
     now,
@@ -33,14 +33,16 @@ use vedette_wire::{Lane as LaneName, body::LifecycleEvent};
 
 /// How often the agent says that it is alive.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
+/// Why the agent ends by itself.
+const BROKEN: &str = "a part of the transport ended unexpectedly";
+/// How often the transport is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// What is left of the 5 s that a stop may take after collectors and batcher have ended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 /// Collectors that do not end in this time are left behind.
 const COLLECTORS_GRACE: Duration = Duration::from_secs(2);
 /// The record of the stop waits so long for room.
 const STOP_RECORD_GRACE: Duration = Duration::from_millis(500);
-/// Bytes between collectors and queue, however much memory there is.
-const INTAKE_BYTES_MAX: u64 = 8 << 20;
 
 /// The version of this build.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -79,6 +81,7 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
             queue: Arc::clone(lane.queue()),
             board: Arc::clone(&board),
             stop: stop.child(),
+            deadline: runner::POLL_DEADLINE,
         };
         runners.push(runner.start().context("cannot start a collector's thread")?);
     }
@@ -96,12 +99,17 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut beat = tokio::time::interval(HEARTBEAT_EVERY);
+    let (mut beat, mut look) = (tokio::time::interval(HEARTBEAT_EVERY), tokio::time::interval(LOOK_EVERY));
     let reason = loop {
         tokio::select! {
+            _ = look.tick() => {
+                if status.lane.is_broken() {
+                    break BROKEN;
+                }
+            }
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
-            _ = beat.tick() => own.heartbeat(&status),
+            _ = beat.tick() => own.heartbeat(|| status.heartbeat()),
         }
     };
     tracing::info!(reason, "stopping");
@@ -118,6 +126,10 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
         Ok(lane) => lane.stop(DELIVERY_GRACE).await,
         // A status request is still being answered: end without the grace, everything is handed over already.
         Err(lane) => lane.close(),
+    }
+    if reason == BROKEN {
+        // Whoever supervises the agent starts it again.
+        return Err(anyhow::anyhow!("{BROKEN}; see the log, and report this").into());
     }
     Ok(())
 }
@@ -158,33 +170,22 @@ fn start_lane(config: &Resolved, identity: &IdentityDir, enrollment: &Enrollment
         host,
         policy_revision: enrollment.policy_revision,
     });
+    // Measured where it is more than what `check` reckons with; then the least is what is left.
+    let baseline = status::rss_bytes().unwrap_or(0).max(BASELINE_BYTES);
+    let memory = Memory::plan(config.memory_max, baseline, config.batches.bytes_max as u64);
+    let memory = memory.unwrap_or(Memory { intake: 1 << 20, in_flight: 1 << 20 });
+    let mut limits = config.batches.clone();
+    limits.compression = enrollment.compression.unwrap_or(limits.compression);
     let lane = Lane::start(LaneConfig {
         queue,
-        limits: config.batches.clone(),
+        limits,
         stamp,
-        intake_bytes_max: intake_bytes(config)?,
+        intake_bytes_max: memory.intake,
+        in_flight_bytes_max: memory.in_flight,
         now: Arc::new(now),
         post: Some(Arc::new(HttpPost::new(client, &enrollment.workspace))),
     })?;
     Ok(lane)
-}
-
-/// What `memory_max` leaves for waiting chunks: a quarter of what is above the measured baseline, since a chunk's
-/// bytes are there once more in the open batch, sealed, and on their way.
-fn intake_bytes(config: &Resolved) -> Result<usize, Exit> {
-    let baseline = status::rss_bytes().unwrap_or(0);
-    // The open batch, its sealed form, and four of those in flight.
-    let fixed = 4 * config.batches.bytes_max as u64;
-    let left = config.memory_max.saturating_sub(baseline + fixed) / 4;
-    if left < 1 << 20 {
-        return Err(Exit::config(format!(
-            "limits.memory_max: {} MiB are too little for batches of {} KiB; the agent takes {} MiB before it collects",
-            config.memory_max >> 20,
-            config.batches.bytes_max >> 10,
-            baseline >> 20,
-        )));
-    }
-    Ok(left.min(INTAKE_BYTES_MAX) as usize)
 }
 
 fn describe(error: QueueError) -> Exit {

@@ -1,10 +1,10 @@
 //! The agent's own records: heartbeat and lifecycle.
 
-use super::{VERSION, positions_source, status};
+use super::{VERSION, positions_source};
 use crate::now;
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use tokio::{runtime::Handle, task::JoinHandle};
 use vedette_transport::Intake;
@@ -22,15 +22,18 @@ pub(crate) struct OwnRecords {
     intake: Intake,
     source: Arc<Source>,
     next: AtomicU64,
+    /// A heartbeat waits for room.
+    beating: Arc<AtomicBool>,
 }
 
 impl OwnRecords {
     pub(crate) fn new(intake: Intake) -> Self {
-        Self { intake, source: positions_source(AGENT), next: AtomicU64::new(0) }
+        Self { intake, source: positions_source(AGENT), next: AtomicU64::new(0), beating: Arc::default() }
     }
 
-    /// Hand a record over. The intake may be full: a caller on the async thread gets a task that waits instead of it.
-    fn emit(&self, body: impl Into<Body>) -> Option<JoinHandle<()>> {
+    /// Hand a record over, and then do `done`. The intake may be full: a caller on the async thread gets a task that
+    /// waits instead of it.
+    fn emit(&self, body: impl Into<Body>, done: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
         let at = self.next.fetch_add(1, Ordering::Relaxed);
         let mut chunk = Chunk::new(Arc::clone(&self.source));
         chunk.push(now(), Position(at, at + 1), &body.into());
@@ -39,6 +42,7 @@ impl OwnRecords {
             if let Err(err) = intake.put(chunk) {
                 tracing::debug!(error = %err, "a record of the agent itself comes too late");
             }
+            done();
         };
         if Handle::try_current().is_ok() {
             return Some(tokio::task::spawn_blocking(put));
@@ -56,20 +60,39 @@ impl OwnRecords {
         configuration: Option<String>,
     ) -> Option<JoinHandle<()>> {
         let collector = collector.map(str::to_owned);
-        self.emit(Lifecycle { event, message, version: VERSION.to_owned(), collector, configuration })
+        self.emit(Lifecycle { event, message, version: VERSION.to_owned(), collector, configuration }, || {})
     }
 
-    pub(crate) fn heartbeat(&self, source: &status::Source) {
-        let report = source.report();
-        self.emit(Heartbeat {
-            version: VERSION.to_owned(),
-            policy_revision: report.policy_revision,
-            endpoint: Some(report.endpoint),
-            queue_bytes: report.queue.bytes,
-            queue_batches: report.queue.batches,
-            oldest_unsent: report.oldest_sealed,
-            rss_bytes: report.rss_bytes,
-            collectors: report.collectors.into_iter().map(status::Collector::health).collect(),
+    /// One heartbeat waits at the most: while the queue is full for hours, tasks that wait must not take the threads
+    /// that the sender needs to empty it.
+    pub(crate) fn heartbeat(&self, make: impl FnOnce() -> Heartbeat) {
+        if self.beating.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let beating = Arc::clone(&self.beating);
+        self.emit(make(), move || beating.store(false, Ordering::Release));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn heartbeats_that_find_no_room_do_not_use_up_the_threads() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(2).build();
+        let runtime = runtime.expect("builds");
+        let intake = Intake::new(1);
+        let own = OwnRecords::new(intake.clone());
+        own.lifecycle(LifecycleEvent::Start, String::new(), None, None);
+        runtime.block_on(async {
+            for _ in 0..10 {
+                own.heartbeat(Heartbeat::default);
+            }
+            let other = tokio::task::spawn_blocking(|| ());
+            tokio::time::timeout(Duration::from_secs(5), other).await.expect("a thread is free").expect("no panic");
         });
+        intake.close();
     }
 }

@@ -19,7 +19,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// How often a source that the host lacks is looked for.
 const ABSENT_EVERY: Duration = Duration::from_secs(300);
 /// A poll that has not come back after this is shown as stuck.
-const POLL_DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const POLL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// One collector and what it needs.
 pub(crate) struct Runner {
@@ -30,6 +30,8 @@ pub(crate) struct Runner {
     pub(crate) queue: Arc<Queue>,
     pub(crate) board: Arc<Board>,
     pub(crate) stop: StopSignal,
+    /// [`POLL_DEADLINE`], or a test's.
+    pub(crate) deadline: Duration,
 }
 
 /// How a round ended.
@@ -131,7 +133,7 @@ impl Runner {
     }
 
     fn watch(&mut self, mut watch: Box<dyn Watch>) -> End {
-        self.running();
+        self.running(None);
         let sink: Arc<dyn Sink> = Arc::clone(&self.sink) as Arc<dyn Sink>;
         let mut outlet = Outlet::new(sink, self.stop.clone());
         let ended = watch.watch(&self.cx, &mut outlet);
@@ -140,21 +142,28 @@ impl Runner {
 
     fn poll(&mut self, every: Duration, mut poll: Box<dyn Poll>) -> End {
         let source = positions_source(self.spec.id);
-        let mut next = 0;
+        let (mut next, mut complaint) = (0, None);
         loop {
-            let watchdog = Watchdog::start(self.spec.id, &self.board);
+            let watchdog = Watchdog::start(self.spec.id, &self.board, self.deadline);
             let polled = poll.poll(&self.cx);
             drop(watchdog);
             let bodies = match polled {
                 Ok(bodies) => bodies,
                 Err(err) => return self.ended(Err(err)),
             };
-            self.running();
-            let chunk = chunk_of(&source, &mut next, bodies, now());
-            if !chunk.entries.is_empty()
-                && let Err(err) = self.sink.put(chunk)
+            let complains = poll.complaint();
+            self.running(complains.clone());
+            if complains != complaint
+                && let Some(why) = &complains
             {
-                return self.ended(Err(err));
+                tracing::warn!(collector = self.spec.id, why, "sees only a part");
+                self.sink.lifecycle(LifecycleEvent::CollectorError, self.spec.id, why.clone());
+            }
+            complaint = complains;
+            for chunk in chunks_of(&source, &mut next, bodies, now()) {
+                if let Err(err) = self.sink.put(chunk) {
+                    return self.ended(Err(err));
+                }
             }
             // A tenth to either side: machines that were started together do not poll together.
             if self.rest(every.mul_f64(0.9 + 0.2 * fastrand::f64())) {
@@ -163,10 +172,11 @@ impl Runner {
         }
     }
 
-    fn running(&self) {
+    /// `why` is what it cannot do all the same.
+    fn running(&self, why: Option<String>) {
         let was_failing =
             self.board.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
-        self.board.set(self.spec.id, CollectorState::Running, None);
+        self.board.set(self.spec.id, CollectorState::Running, why);
         if was_failing {
             self.sink.lifecycle(LifecycleEvent::CollectorRecovered, self.spec.id, "works again".to_owned());
         }
@@ -182,14 +192,28 @@ impl Runner {
     }
 }
 
-/// Bodies of one poll with running positions.
-pub(crate) fn chunk_of(source: &Arc<Source>, next: &mut u64, bodies: Vec<Body>, observed: i64) -> Chunk {
-    let mut chunk = Chunk::new(Arc::clone(source));
-    for body in bodies {
-        chunk.push(observed, Position(*next, *next + 1), &body);
-        *next += 1;
-    }
-    chunk
+/// A chunk of a poll is handed over at this size, so that waiting chunks are bounded and a batch is not one chunk.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// Bodies of one poll with running positions, encoded as the chunks are taken.
+pub(crate) fn chunks_of(
+    source: &Arc<Source>,
+    next: &mut u64,
+    bodies: Vec<Body>,
+    observed: i64,
+) -> impl Iterator<Item = Chunk> {
+    let mut bodies = bodies.into_iter();
+    std::iter::from_fn(move || {
+        let mut chunk = Chunk::new(Arc::clone(source));
+        for body in bodies.by_ref() {
+            chunk.push(observed, Position(*next, *next + 1), &body);
+            *next += 1;
+            if chunk.bodies.len() >= CHUNK_BYTES {
+                break;
+            }
+        }
+        (!chunk.entries.is_empty()).then_some(chunk)
+    })
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -201,12 +225,12 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 struct Watchdog(StopSignal);
 
 impl Watchdog {
-    fn start(id: &'static str, board: &Arc<Board>) -> Self {
+    fn start(id: &'static str, board: &Arc<Board>, deadline: Duration) -> Self {
         let (signal, board) = (StopSignal::default(), Arc::clone(board));
         let dog = signal.clone();
         let watch = move || {
-            if dog.wait(POLL_DEADLINE) == Wake::Time {
-                let why = format!("has not come back from the host for {} s", POLL_DEADLINE.as_secs());
+            if dog.wait(deadline) == Wake::Time {
+                let why = format!("has not come back from the host for {deadline:?}");
                 tracing::error!(collector = id, "{why}");
                 board.set(id, CollectorState::Stuck, Some(why));
             }

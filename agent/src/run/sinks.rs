@@ -39,4 +39,9 @@ impl Sink for QueueSink {
         self.board.complain(collector, message.clone());
         self.lifecycle(LifecycleEvent::CollectorError, collector, message);
     }
+
+    fn recovered(&self, collector: &'static str) {
+        self.board.recovered(collector);
+        self.lifecycle(LifecycleEvent::CollectorRecovered, collector, "works again".to_owned());
+    }
 }

@@ -12,7 +12,7 @@ use std::{
 };
 use tokio::{io::AsyncWriteExt, net::UnixListener, task::JoinHandle};
 use vedette_transport::Lane;
-use vedette_wire::body::CollectorHealth;
+use vedette_wire::body::{CollectorHealth, Heartbeat};
 
 /// What `vedette status --json` prints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ pub(crate) struct Collector {
 }
 
 impl Collector {
-    pub(crate) fn health(self) -> CollectorHealth {
+    fn health(self) -> CollectorHealth {
         let Self { id, state, emitted, dropped, last_error, .. } = self;
         CollectorHealth { id, state, emitted, dropped, why: last_error }
     }
@@ -55,12 +55,25 @@ pub(crate) struct QueueReport {
     pub(crate) bytes: u64,
     pub(crate) batches: u64,
     pub(crate) oldest_unsent_seconds: Option<f64>,
-    pub(crate) quarantined: u64,
+    /// Why sources wait for it.
+    pub(crate) waiting: Option<String>,
+    pub(crate) quarantine: QuarantineReport,
+}
+
+/// Batches that the workspace will never take.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct QuarantineReport {
+    pub(crate) batches: u64,
+    pub(crate) bytes: u64,
+    /// Gave way to newer ones.
+    pub(crate) dropped: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Delivery {
     pub(crate) delivered: u64,
+    /// Deleted since policy forbids them.
+    pub(crate) purged: u64,
     pub(crate) last_error: Option<String>,
 }
 
@@ -98,11 +111,36 @@ impl Source {
                 bytes: lane.queue.file_bytes,
                 batches: lane.queue.batches,
                 oldest_unsent_seconds: lane.queue.oldest_sealed.map(|sealed| (now() - sealed).max(0) as f64 / 1e9),
-                quarantined: lane.sender.quarantined,
+                waiting: lane.waiting,
+                quarantine: QuarantineReport {
+                    batches: lane.queue.quarantine.batches,
+                    bytes: lane.queue.quarantine.bytes,
+                    dropped: lane.queue.quarantine.dropped,
+                },
             },
-            delivery: Delivery { delivered: lane.sender.delivered, last_error: lane.sender.last_error },
+            delivery: Delivery {
+                delivered: lane.sender.delivered,
+                purged: lane.sender.purged,
+                last_error: lane.sender.last_error,
+            },
             rss_bytes: rss_bytes(),
             oldest_sealed: lane.queue.oldest_sealed,
+        }
+    }
+
+    pub(crate) fn heartbeat(&self) -> Heartbeat {
+        let report = self.report();
+        Heartbeat {
+            version: report.version,
+            policy_revision: report.policy_revision,
+            endpoint: Some(report.endpoint),
+            queue_bytes: report.queue.bytes,
+            queue_batches: report.queue.batches,
+            oldest_unsent: report.oldest_sealed,
+            rss_bytes: report.rss_bytes,
+            waiting: report.queue.waiting,
+            quarantined: report.queue.quarantine.batches,
+            collectors: report.collectors.into_iter().map(Collector::health).collect(),
         }
     }
 }

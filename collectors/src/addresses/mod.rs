@@ -56,7 +56,8 @@ impl Default for Settings {
 
 fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
-    Ok(if settings.enabled { Plan::Watch(Box::new(Addresses { every: settings.every.0 })) } else { Plan::Off })
+    let every = spec::interval(SPEC.id, "every", settings.every)?;
+    Ok(if settings.enabled { Plan::Watch(Box::new(Addresses { every })) } else { Plan::Off })
 }
 
 struct Addresses {

@@ -53,23 +53,35 @@ pub(super) fn candidates(cx: &Cx, paths: &[String]) -> Vec<(PathBuf, Format)> {
         .collect()
 }
 
-/// An absolute kernel.core_pattern as a glob: `/var/cores/core.%e.%p` is `/var/cores/core.*.*` (core(5)).
+/// An absolute kernel.core_pattern as a glob.
 fn core_pattern(cx: &Cx) -> Option<String> {
-    let pattern = cx.text("/proc/sys/kernel/core_pattern").filter(|pattern| pattern.starts_with('/'))?;
+    glob_of(&cx.text("/proc/sys/kernel/core_pattern")?)
+}
+
+/// `/var/cores/core.%e.%p` is `/var/cores/core.*.*` (core(5)); absent for a pipe or a relative name.
+pub(super) fn glob_of(pattern: &str) -> Option<String> {
+    if !pattern.starts_with('/') {
+        return None;
+    }
     let mut glob = String::new();
     let mut letters = pattern.chars();
     while let Some(letter) = letters.next() {
         match letter {
             '%' => match letters.next() {
                 Some('%') => glob.push('%'),
+                // Two of them side by side are one: `**` is another thing.
+                _ if glob.ends_with('*') => {}
                 _ => glob.push('*'),
             },
-            '*' | '?' | '[' => glob.push_str(&format!("[{letter}]")),
+            '*' | '?' | '[' | ']' => glob.push_str(&format!("[{letter}]")),
             other => glob.push(other),
         }
     }
     // core_uses_pid puts the pid behind the name.
-    (!glob.contains("**")).then(|| format!("{glob}*"))
+    if !glob.ends_with('*') {
+        glob.push('*');
+    }
+    Some(glob)
 }
 
 /// Fill in what the dump tells; false where it is none.

@@ -66,6 +66,7 @@ fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
     if !settings.enabled {
         return Ok(Plan::Off);
     }
+    spec::interval(SPEC.id, "every", settings.every)?;
     for path in &settings.paths {
         let message = match glob::Pattern::new(path) {
             Err(err) => format!("paths: {path:?} is not a glob: {err}"),

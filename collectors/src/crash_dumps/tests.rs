@@ -104,6 +104,29 @@ fn dumps_of_each_system_are_found_with_what_it_notes() {
 }
 
 #[test]
+fn cores_are_found_where_an_absolute_core_pattern_puts_them() {
+    for (pattern, expected) in [
+        ("/var/cores/core.%e.%p", Some("/var/cores/core.*.*")),
+        ("/cores/%e%p", Some("/cores/*")),
+        ("/cores/%e.%p.core", Some("/cores/*.*.core*")),
+        ("/cores/100%%[x]-core", Some("/cores/100%[[]x[]]-core*")),
+        ("|/usr/lib/systemd/systemd-coredump %P", None),
+        ("core", None),
+    ] {
+        let glob = formats::glob_of(pattern);
+        assert_eq!(glob.as_deref(), expected, "{pattern}");
+        assert!(glob.is_none_or(|glob| glob::Pattern::new(&glob).is_ok()), "{pattern}");
+    }
+    let dir = tempfile::tempdir().expect("temp dir");
+    put(dir.path(), "proc/sys/kernel/core_pattern", b"/cores/core.%e.%p\n");
+    let mut core = vec![0_u8; 200];
+    core[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    core[16] = 4;
+    put(dir.path(), "cores/core.app.812", &core);
+    assert_eq!(look(dir.path(), &[], &Arc::new(Kept::default())).len(), 1);
+}
+
+#[test]
 fn numbers_that_lie_do_no_harm() {
     let dir = tempfile::tempdir().expect("temp dir");
     let mut head = vec![0_u8; 200];

@@ -48,7 +48,9 @@ fn operating_system(cx: &Cx) -> OperatingSystem {
         name: field("NAME").unwrap_or_else(|| "Linux".to_owned()),
         id: field("ID"),
         version: field("VERSION_ID"),
-        build: field("BUILD_ID"),
+        // Debian has no BUILD_ID; its point release stands in a file of its own.
+        build: field("BUILD_ID")
+            .or_else(|| cx.text("/etc/debian_version").filter(|_| release.get("ID").is_some_and(|id| id == "debian"))),
         pretty_name: field("PRETTY_NAME"),
         edition: field("VARIANT"),
         kernel: cx.text("/proc/sys/kernel/osrelease"),

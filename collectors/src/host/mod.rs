@@ -45,14 +45,26 @@ impl Default for Settings {
 
 fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
-    Ok(if settings.enabled { Plan::Poll(settings.every.0, Box::new(Host)) } else { Plan::Off })
+    let every = spec::interval(SPEC.id, "every", settings.every)?;
+    Ok(if settings.enabled { Plan::Poll(every, Box::new(Host::default())) } else { Plan::Off })
 }
 
-struct Host;
+#[derive(Default)]
+struct Host {
+    /// Serial number and UUID are there, but not for this user.
+    refused: bool,
+}
 
 impl Poll for Host {
     fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError> {
+        let serial = std::fs::File::open(cx.path("/sys/class/dmi/id/product_serial"));
+        self.refused = serial.is_err_and(|err| err.kind() == std::io::ErrorKind::PermissionDenied);
         Ok(vec![facts::read(cx).into()])
+    }
+
+    fn complaint(&self) -> Option<String> {
+        let why = "serial number and UUID of the machine cannot be read; give the agent CAP_DAC_READ_SEARCH";
+        self.refused.then(|| why.to_owned())
     }
 }
 

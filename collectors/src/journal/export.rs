@@ -10,16 +10,21 @@
 use std::collections::BTreeMap;
 use vedette_wire::body::Journal;
 
-/// An entry larger than this is left out; journald itself allows 768 MiB a field.
-const ENTRY_BYTES_MAX: usize = 4 << 20;
-/// A field's value is cut here.
+/// A field's value is cut here, and noted as cut; journald itself allows 768 MiB a field.
 const VALUE_BYTES_MAX: usize = 256 << 10;
+/// Bytes of an entry's values; what is beyond is cut.
+const ENTRY_BYTES_MAX: usize = 512 << 10;
+/// journald allows 64 bytes for a field's name.
+const NAME_BYTES_MAX: usize = 1 << 10;
+/// Name of the field that names those that were cut.
+const CUT: &str = "VEDETTE_CUT";
 
 /// One entry, as far as it is read.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     pub(super) cursor: String,
     fields: BTreeMap<String, String>,
+    bytes: usize,
 }
 
 /// Takes bytes as they come and gives whole entries.
@@ -27,8 +32,12 @@ pub(super) struct Entry {
 pub(super) struct Parser {
     pending: Vec<u8>,
     entry: Entry,
-    /// Bytes of a value that is too large and is passed over.
+    /// Bytes of a binary value that is too large and is passed over.
     skip: u64,
+    /// A text value that is too large is passed over to its end.
+    skip_line: bool,
+    /// Bytes of `pending` that hold no line end.
+    searched: usize,
 }
 
 impl Parser {
@@ -39,6 +48,7 @@ impl Parser {
             at = next;
         }
         self.pending.drain(..at);
+        self.searched = self.searched.saturating_sub(at);
     }
 
     /// One field or end of entry; absent where more bytes are needed.
@@ -49,7 +59,26 @@ impl Parser {
             self.skip -= skipped as u64;
             return (skipped > 0).then_some(at + skipped);
         }
-        let end = memchr::memchr(b'\n', rest)?;
+        // Where the last look ended: a long line that comes in small pieces is looked through once.
+        let from = self.searched.saturating_sub(at).min(rest.len());
+        let Some(end) = memchr::memchr(b'\n', &rest[from..]) else {
+            if self.skip_line {
+                return (!rest.is_empty()).then_some(self.pending.len());
+            }
+            if rest.len() > VALUE_BYTES_MAX + NAME_BYTES_MAX
+                && let Some(equals) = memchr::memchr(b'=', &rest[..NAME_BYTES_MAX])
+            {
+                self.entry.set(&rest[..equals], &rest[equals + 1..]);
+                self.skip_line = true;
+                return Some(self.pending.len());
+            }
+            self.searched = self.pending.len();
+            return None;
+        };
+        let end = from + end;
+        if std::mem::take(&mut self.skip_line) {
+            return Some(at + end + 1);
+        }
         if end == 0 {
             let entry = std::mem::take(&mut self.entry);
             if !entry.cursor.is_empty() {
@@ -65,8 +94,12 @@ impl Parser {
         let length = rest.get(end + 1..end + 9)?;
         let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
         let start = end + 9;
-        if length > ENTRY_BYTES_MAX as u64 {
-            self.entry.set(line, b"(left out: too large)");
+        if length > VALUE_BYTES_MAX as u64 {
+            let there = rest.get(start..)?;
+            // Its beginning is kept; the rest is passed over when it is there.
+            let kept = there.get(..VALUE_BYTES_MAX)?;
+            self.entry.cut(line);
+            self.entry.set(line, kept);
             // The value and the newline behind it.
             self.skip = length.saturating_add(1);
             return Some(at + start);
@@ -80,9 +113,25 @@ impl Parser {
 }
 
 impl Entry {
+    fn cut(&mut self, name: &[u8]) {
+        let cut = self.fields.entry(CUT.to_owned()).or_default();
+        if cut.len() < NAME_BYTES_MAX {
+            if !cut.is_empty() {
+                cut.push(' ');
+            }
+            cut.push_str(&String::from_utf8_lossy(name));
+        }
+    }
+
     fn set(&mut self, name: &[u8], value: &[u8]) {
+        let room = VALUE_BYTES_MAX.min(ENTRY_BYTES_MAX - self.bytes.min(ENTRY_BYTES_MAX));
+        if value.len() > room {
+            self.cut(name);
+        }
+        let value = &value[..value.len().min(room)];
+        self.bytes += name.len() + value.len();
         let name = String::from_utf8_lossy(name);
-        let value = String::from_utf8_lossy(&value[..value.len().min(VALUE_BYTES_MAX)]).into_owned();
+        let value = String::from_utf8_lossy(value).into_owned();
         if name == "__CURSOR" {
             self.cursor = value;
         } else {

@@ -159,8 +159,9 @@ fn source(id: &str) -> Arc<Source> {
 fn journalctl(cx: &Cx, arguments: &[String]) -> Result<Child, CollectError> {
     let mut command = Command::new("journalctl");
     command.args(["--output=export", "--all", "--quiet", "--no-pager"]);
-    if let Some(directory) = directory(cx) {
-        command.arg(format!("--directory={}", directory.display()));
+    // It reads the persistent and the volatile journal, whichever there are and whenever one becomes the other.
+    if !cx.is_this_host() {
+        command.arg(format!("--root={}", cx.root.display()));
     }
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     command.spawn().map_err(|err| match err.kind() {

@@ -27,16 +27,41 @@ fn text_and_binary_fields_are_read_however_the_bytes_come() {
     }
 }
 
-#[test]
-fn a_value_that_is_too_large_is_passed_over_and_the_next_entry_is_read() {
-    let mut bytes = b"__CURSOR=s=ab;i=1;b=c\nMESSAGE=before\nCOREDUMP\n".to_vec();
-    let large = 5_u64 << 20;
-    bytes.extend_from_slice(&large.to_le_bytes());
-    bytes.extend(std::iter::repeat_n(b'x', large as usize));
-    bytes.extend_from_slice(b"\n\n__CURSOR=s=ab;i=2;b=c\nMESSAGE=after\n\n");
+/// An entry with a large value in it, in pieces as a pipe gives them.
+fn with_large(field: &[u8], value: impl Iterator<Item = u8>) -> Vec<Body5> {
+    let mut bytes = b"__CURSOR=s=ab;i=1;b=c\nMESSAGE=before\n".to_vec();
+    bytes.extend_from_slice(field);
+    bytes.extend(value);
+    bytes.extend_from_slice(b"\n_PID=7\n\n__CURSOR=s=ab;i=2;b=c\nMESSAGE=after\n\n");
     let pieces: Vec<&[u8]> = bytes.chunks(70_000).collect();
-    let messages: Vec<String> = parse(&pieces).into_iter().map(|entry| entry.message).collect();
-    assert_eq!(messages, ["before", "after"]);
+    parse(&pieces)
+}
+
+#[test]
+fn a_value_that_is_too_large_is_cut_and_noted_and_the_next_entry_is_read() {
+    let large = 5_u64 << 20;
+    let binary = [b"COREDUMP\n".as_slice(), &large.to_le_bytes()].concat();
+    for field in [binary.as_slice(), b"COREDUMP="] {
+        let entries = with_large(field, std::iter::repeat_n(b'x', large as usize));
+        let messages: Vec<&str> = entries.iter().map(|entry| entry.message.as_str()).collect();
+        assert_eq!(messages, ["before", "after"]);
+        assert_eq!((entries[0].pid, entries[0].more["VEDETTE_CUT"].as_str()), (Some(7), "COREDUMP"));
+        assert_eq!(entries[0].more["COREDUMP"].len(), 256 << 10);
+        assert!(!entries[1].more.contains_key("VEDETTE_CUT"));
+    }
+}
+
+#[test]
+fn an_entry_of_many_large_values_stays_within_its_limit() {
+    let mut bytes = b"__CURSOR=s=ab;i=1;b=c\n".to_vec();
+    for number in 0..20 {
+        bytes.extend_from_slice(format!("FIELD{number}={}\n", "x".repeat(200_000)).as_bytes());
+    }
+    bytes.push(b'\n');
+    let entry = &parse(&[&bytes])[0];
+    let kept: usize = entry.more.values().map(String::len).sum();
+    assert!(kept < 600 << 10, "{kept}");
+    assert!(entry.more["VEDETTE_CUT"].starts_with("FIELD2 FIELD3"), "{}", entry.more["VEDETTE_CUT"]);
 }
 
 #[test]

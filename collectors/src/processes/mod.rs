@@ -4,6 +4,7 @@
 //! changed: the start time that it is another process, the memory layout that there was an exec under the same pid,
 //! the parent that it was orphaned; the owner of the directory that it changed its user. Only then the rest is read.
 
+mod accounts;
 mod read;
 mod stat;
 
@@ -12,7 +13,8 @@ use crate::{
     settings::Interval,
     spec::{self, BuildError, Class, CollectError, Plan, Spec},
 };
-use read::{Accounts, Reader};
+use accounts::Accounts;
+use read::Reader;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stat::Stat;
@@ -69,8 +71,9 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     if !cx.path("/proc/stat").exists() {
         return Ok(Plan::Absent("there is no /proc below the host's root".to_owned()));
     }
-    let collector = Processes { known: HashMap::new(), snapshot_every: settings.snapshot_every.0, snapshot_at: None };
-    Ok(Plan::Poll(settings.every.0, Box::new(collector)))
+    let every = spec::interval(SPEC.id, "every", settings.every)?;
+    let snapshot_every = spec::interval(SPEC.id, "snapshot_every", settings.snapshot_every)?;
+    Ok(Plan::Poll(every, Box::new(Processes { snapshot_every, ..Processes::default() })))
 }
 
 /// What is remembered of a process.
@@ -82,18 +85,27 @@ struct Known {
     sent: Box<[u8]>,
 }
 
+#[derive(Default)]
 struct Processes {
     known: HashMap<u32, Known>,
+    accounts: Accounts,
     snapshot_every: Duration,
     snapshot_at: Option<Instant>,
+    /// There was a process that could not be looked into.
+    refused: bool,
 }
 
 impl Poll for Processes {
     fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError> {
-        let mut reader = Reader::new(cx, Accounts::read(cx))?;
         let full = self.snapshot_at.is_none_or(|at| at.elapsed() >= self.snapshot_every);
-        let mut before = std::mem::take(&mut self.known);
-        let mut out: Vec<Process> = Vec::new();
+        self.accounts.refresh(cx);
+        if full {
+            self.accounts.forget();
+        }
+        let mut reader = Reader::new(cx, &self.accounts)?;
+        // What changed since the last look is told also when a snapshot is due; before the first there is none.
+        let (tell, mut before) = (self.snapshot_at.is_some(), std::mem::take(&mut self.known));
+        let (mut out, mut all): (Vec<Process>, Vec<Process>) = Default::default();
         let entries = std::fs::read_dir(cx.path("/proc")).map_err(|err| CollectError::read("/proc", err))?;
         for entry in entries.filter_map(Result::ok) {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -103,37 +115,70 @@ impl Poll for Processes {
             let owner = meta.uid();
             let known = before.remove(&pid).filter(|known| {
                 let same = known.stat.is_same_process(&stat);
-                if !same && !full {
+                if !same {
                     out.extend(ended(&known.sent));
                 }
                 same
             });
             let change = match known {
-                _ if full => Change::Snapshot,
-                None => Change::Start,
+                None => Some(Change::Start),
                 Some(known) if known.stat.looks_the_same(&stat) && known.owner == owner => {
-                    self.known.insert(pid, known);
-                    continue;
+                    if !full {
+                        self.known.insert(pid, known);
+                        continue;
+                    }
+                    None
                 }
-                Some(_) => Change::Change,
+                Some(_) => Some(Change::Change),
             };
-            let Some(process) = reader.process(pid, &stat, change) else { continue };
-            let sent = rmp_serde::to_vec_named(&process).expect("a process has string keys and known lengths");
-            self.known.insert(pid, Known { stat, owner, sent: sent.into() });
-            out.push(process);
+            let Some(process) = reader.process(pid, &stat, change.unwrap_or(Change::Snapshot)) else { continue };
+            self.known.insert(pid, Known { stat, owner, sent: kept(&process) });
+            if full {
+                all.push(Process { change: Change::Snapshot, ..process.clone() });
+            }
+            if change.is_some() && tell {
+                out.push(process);
+            }
         }
+        self.refused |= reader.was_refused();
         if full {
             self.snapshot_at = Some(Instant::now());
             let id = format!("{}/{}", reader.boot(), cx.now());
-            let count = u32::try_from(out.len()).unwrap_or(u32::MAX);
-            for process in &mut out {
+            let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
+            for process in &mut all {
                 process.snapshot = Some(Snapshot { id: id.clone(), count });
             }
-        } else {
-            out.extend(before.values().filter_map(|known| ended(&known.sent)));
         }
+        out.extend(before.values().filter_map(|known| ended(&known.sent)));
+        out.append(&mut all);
         Ok(out.into_iter().map(Body::from).collect())
     }
+
+    fn complaint(&self) -> Option<String> {
+        let todo = match read::may_ptrace() {
+            false => "give the agent CAP_SYS_PTRACE",
+            // ptrace(2): also with it, not of a process that has more capabilities, or is in an outer user namespace.
+            true => "they have capabilities that the agent has not",
+        };
+        self.refused
+            .then(|| format!("executable, working directory and namespaces of some processes cannot be read; {todo}"))
+    }
+}
+
+/// Bytes of arguments that are remembered of a process.
+const REMEMBERED_ARGS_BYTES: usize = 1 << 10;
+
+/// What is remembered of a process for its end: of a long command line the beginning, since a machine may have thousands.
+fn kept(process: &Process) -> Box<[u8]> {
+    let mut left = REMEMBERED_ARGS_BYTES;
+    let fits = |argument: &&String| {
+        left = left.saturating_sub(argument.len());
+        left > 0
+    };
+    let args: Vec<String> = process.args.iter().take_while(fits).cloned().collect();
+    let args_cut = process.args_cut || args.len() < process.args.len();
+    let kept = Process { args, args_cut, ..process.clone() };
+    rmp_serde::to_vec_named(&kept).expect("a process has string keys and known lengths").into()
 }
 
 /// The last that was known, as an end.

@@ -1,57 +1,39 @@
 //! Reads the rest of a process. What cannot be read is absent.
 
-use super::stat::Stat;
+use super::{accounts::Accounts, stat::Stat};
 use crate::{CollectError, Cx};
-use rustix::fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat};
-use std::{collections::HashMap, io::Read, os::fd::OwnedFd};
-use vedette_wire::body::{Change, Namespaces, Principal, Process};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat},
+    io::Errno,
+};
+use std::{io::Read, os::fd::OwnedFd};
+use vedette_wire::body::{Change, Namespaces, Process};
 
-/// Names of users and groups, passwd(5) and group(5).
-pub(super) struct Accounts {
-    users: HashMap<u32, String>,
-    groups: HashMap<u32, String>,
-}
-
-impl Accounts {
-    pub(super) fn read(cx: &Cx) -> Self {
-        let table = |path: &str| {
-            let text = cx.text(path).unwrap_or_default();
-            // name:password:id:…; the first name of a number counts, as for getpwuid(3).
-            text.lines()
-                .rev()
-                .filter_map(|line| {
-                    let mut fields = line.split(':');
-                    let (name, id) = (fields.next()?, fields.nth(1)?);
-                    Some((id.parse().ok()?, name.to_owned()))
-                })
-                .collect()
-        };
-        Self { users: table("/etc/passwd"), groups: table("/etc/group") }
-    }
-
-    fn user(&self, id: u32) -> Principal {
-        Principal { id, name: self.users.get(&id).cloned() }
-    }
-
-    fn group(&self, id: u32) -> Principal {
-        Principal { id, name: self.groups.get(&id).cloned() }
-    }
-}
-
-pub(super) struct Reader {
+pub(super) struct Reader<'a> {
     proc: OwnedFd,
-    accounts: Accounts,
+    accounts: &'a Accounts,
+    /// ptrace(2) would refuse us a process: the link to its executable cannot be read.
+    refused: bool,
     boot: String,
     boot_time: Option<i64>,
     ticks_per_second: u64,
     buffer: Vec<u8>,
 }
 
-/// A command line longer than this is cut.
-const ARGS_BYTES_MAX: usize = 128 << 10;
+/// Whether this process has CAP_SYS_PTRACE, bit 19 of its effective capabilities (capabilities(7), proc(5)).
+pub(super) fn may_ptrace() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    effective.is_some_and(|effective| effective & (1 << 19) != 0)
+}
 
-impl Reader {
-    pub(super) fn new(cx: &Cx, accounts: Accounts) -> Result<Self, CollectError> {
+/// A command line longer than this is cut; any user may start processes with 2 MiB of it (execve(2)).
+const ARGS_BYTES_MAX: usize = 16 << 10;
+/// Nothing else that is read of a process is larger.
+const FILE_BYTES_MAX: usize = 64 << 10;
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(cx: &Cx, accounts: &'a Accounts) -> Result<Self, CollectError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open(cx.path("/proc"), flags, Mode::empty())
             .map_err(|err| CollectError::read("/proc", err.into()))?;
@@ -59,6 +41,7 @@ impl Reader {
         Ok(Self {
             proc,
             accounts,
+            refused: false,
             boot: boot_id.split('-').next().unwrap_or_default().to_owned(),
             boot_time: crate::host::boot_time(&cx.text("/proc/stat").unwrap_or_default()),
             ticks_per_second: rustix::param::clock_ticks_per_second(),
@@ -71,21 +54,36 @@ impl Reader {
         &self.boot
     }
 
+    /// Whether there was a process that this user may not look into.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refused
+    }
+
     pub(super) fn stat(&mut self, pid: u32) -> Option<Stat> {
-        Stat::parse(self.file(pid, "stat")?)
+        let mut stat = Stat::parse(self.file(pid, "stat")?)?;
+        // Without the right to see the memory layout, the command line is what tells of an exec.
+        if stat.is_masked() {
+            stat.set_layout(self.file(pid, "cmdline").unwrap_or_default());
+        }
+        Some(stat)
     }
 
     fn file(&mut self, pid: u32, name: &str) -> Option<&[u8]> {
         let path = format!("{pid}/{name}");
         let file = openat(&self.proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         self.buffer.clear();
-        let read = std::fs::File::from(file).take(ARGS_BYTES_MAX as u64).read_to_end(&mut self.buffer);
+        let read = std::fs::File::from(file).take(FILE_BYTES_MAX as u64).read_to_end(&mut self.buffer);
         read.ok().map(|_| self.buffer.as_slice())
     }
 
-    fn link(&self, pid: u32, name: &str) -> Option<String> {
-        let target = readlinkat(&self.proc, format!("{pid}/{name}"), Vec::new()).ok()?;
-        Some(String::from_utf8_lossy(target.as_bytes()).into_owned())
+    fn link(&mut self, pid: u32, name: &str) -> Option<String> {
+        match readlinkat(&self.proc, format!("{pid}/{name}"), Vec::new()) {
+            Ok(target) => Some(String::from_utf8_lossy(target.as_bytes()).into_owned()),
+            Err(err) => {
+                self.refused |= matches!(err, Errno::ACCESS | Errno::PERM);
+                None
+            }
+        }
     }
 
     /// The inode is the namespace's number (namespaces(7)).
@@ -102,7 +100,9 @@ impl Reader {
             // Real, effective, saved, file system.
             status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
         };
-        let args = self.file(pid, "cmdline").map(arguments).unwrap_or_default();
+        let cmdline = self.file(pid, "cmdline").unwrap_or_default();
+        let cut = cmdline.len() > ARGS_BYTES_MAX;
+        let args = arguments(&cmdline[..cmdline.len().min(ARGS_BYTES_MAX)]);
         let cgroup = self.file(pid, "cgroup").and_then(cgroup_path);
         let path = if stat.kernel { None } else { self.link(pid, "exe") };
         let deleted = path.as_deref().is_some_and(|path| path.ends_with(" (deleted)"));
@@ -118,6 +118,7 @@ impl Reader {
             path,
             deleted,
             args,
+            args_cut: cut,
             user: id("Uid:").map(|id| self.accounts.user(id)),
             group: id("Gid:").map(|id| self.accounts.group(id)),
             started: self.boot_time.and_then(|boot| boot.checked_add(i64::try_from(since_boot).ok()?)),

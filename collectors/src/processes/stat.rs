@@ -17,9 +17,10 @@ pub(super) struct Stat {
     pub(super) kernel: bool,
     /// Field 22, clock ticks since boot.
     pub(super) start_ticks: u64,
-    /// Fields 26 to 28 and 45 to 51, the memory layout: another after every exec. Zero for whom ptrace(2) would
-    /// refuse.
+    /// Fields 26 to 28 and 45 to 51, the memory layout: another after every exec.
     layout: u64,
+    /// Field 26 is 1: the memory layout is not shown to whom ptrace(2) would refuse (fs/proc/array.c).
+    masked: bool,
 }
 
 const PF_KTHREAD: u64 = 0x0020_0000;
@@ -32,7 +33,7 @@ impl Stat {
         let name = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned().into_boxed_str();
         let rest = std::str::from_utf8(text.get(close + 2..)?).ok()?;
         let (mut ppid, mut session, mut flags, mut start_ticks, mut layout) = (None, None, None, None, 0_u64);
-        let mut state = None;
+        let (mut state, mut masked) = (None, false);
         // The first of `rest` is field 3.
         for (field, word) in (3..).zip(rest.split_ascii_whitespace()) {
             match field {
@@ -42,6 +43,7 @@ impl Stat {
                 6 => session = Some(word.parse().unwrap_or(0)),
                 9 => flags = word.parse::<u64>().ok(),
                 22 => start_ticks = word.parse().ok(),
+                26 if word == "1" => masked = true,
                 26..=28 | 45..=51 => layout = mix(layout, word.parse().unwrap_or(0)),
                 _ => {}
             }
@@ -54,7 +56,18 @@ impl Stat {
             kernel: flags? & PF_KTHREAD != 0,
             start_ticks: start_ticks?,
             layout,
+            masked,
         })
+    }
+
+    /// The memory layout could not be seen.
+    pub(super) fn is_masked(&self) -> bool {
+        self.masked
+    }
+
+    /// Something else that is another after an exec.
+    pub(super) fn set_layout(&mut self, bytes: &[u8]) {
+        self.layout = bytes.iter().fold(0, |hash, byte| mix(hash, u64::from(*byte)));
     }
 
     /// Not another process under a pid that was used again.

@@ -9,7 +9,7 @@ use std::{
 };
 
 fn collector() -> Processes {
-    Processes { known: HashMap::new(), snapshot_every: Duration::from_secs(3600), snapshot_at: None }
+    Processes { snapshot_every: Duration::from_secs(3600), ..Processes::default() }
 }
 
 fn this_host() -> Cx {
@@ -102,6 +102,39 @@ fn an_exec_of_the_same_program_is_noticed() {
     let changed = of(&after, pid);
     assert_eq!(changed.iter().map(|process| process.change).collect::<Vec<_>>(), [Change::Change]);
     assert_eq!(changed[0].args, ["/bin/sh", "-c", "read line"]);
+}
+
+#[test]
+fn what_started_or_ended_just_before_a_snapshot_is_told_as_well() {
+    let mut collector = Processes { snapshot_every: Duration::ZERO, ..Processes::default() };
+    let first = poll(&mut collector);
+    assert!(first.iter().all(|process| process.change == Change::Snapshot), "before the first look nothing changed");
+    let child = Sleeper::new("exec /bin/sleep 60");
+    let pid = child.0.id();
+    let changes = |processes: &[Process]| of(processes, pid).iter().map(|process| process.change).collect::<Vec<_>>();
+    let after = poll(&mut collector);
+    assert_eq!(changes(&after), [Change::Start, Change::Snapshot]);
+    let count = of(&after, pid)[1].snapshot.as_ref().expect("in a snapshot").count as usize;
+    assert_eq!(count, after.iter().filter(|process| process.change == Change::Snapshot).count());
+    drop(child);
+    assert_eq!(changes(&poll(&mut collector)), [Change::End]);
+}
+
+#[test]
+fn a_very_long_command_line_is_cut_and_says_so() {
+    let long = "x".repeat(100_000);
+    let child =
+        Command::new("/bin/sh").args(["-c", "read line", &long]).stdin(Stdio::piped()).spawn().expect("sh runs");
+    let child = Sleeper(child);
+    let mut collector = collector();
+    let seen = poll(&mut collector);
+    let process = of(&seen, child.0.id())[0].clone();
+    assert!(process.args_cut && process.args[1..3] == ["-c", "read line"], "{:?}", &process.args[..3]);
+    assert!(process.args.iter().map(String::len).sum::<usize>() <= 16 << 10);
+    let pid = child.0.id();
+    drop(child);
+    let ended = of(&poll(&mut collector), pid)[0].clone();
+    assert_eq!((ended.change, ended.args_cut, ended.args.len()), (Change::End, true, 3));
 }
 
 #[test]

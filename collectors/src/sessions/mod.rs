@@ -62,7 +62,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     if !cx.path(LOGIND).is_dir() && !UTMP.iter().any(|path| cx.path(path).is_file()) {
         return Ok(Plan::Absent(format!("this host has neither {LOGIND} (logind) nor {} (utmp)", UTMP[0])));
     }
-    Ok(Plan::Poll(settings.every.0, Box::new(Sessions::default())))
+    Ok(Plan::Poll(spec::interval(SPEC.id, "every", settings.every)?, Box::new(Sessions::default())))
 }
 
 #[derive(Default)]
@@ -73,15 +73,10 @@ struct Sessions {
 
 impl Poll for Sessions {
     fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError> {
-        let mut now = read(cx)?;
+        let now = read(cx)?;
         let mut out = Vec::new();
-        if self.snapshot_at.is_none_or(|at| at.elapsed() >= SNAPSHOT_EVERY) {
-            self.snapshot_at = Some(Instant::now());
-            let snapshot = Snapshot { id: format!("sessions/{}", cx.now()), count: now.len() as u32 };
-            for session in now.values_mut() {
-                out.push(Session { snapshot: Some(snapshot.clone()), ..session.clone() });
-            }
-        } else {
+        // What changed is told also when a snapshot is due; before the first look nothing did.
+        if self.snapshot_at.is_some() {
             for (id, session) in &now {
                 if !self.known.contains_key(id) {
                     out.push(Session { change: Change::Start, ..session.clone() });
@@ -92,6 +87,11 @@ impl Poll for Sessions {
                     out.push(Session { change: Change::End, ..session.clone() });
                 }
             }
+        }
+        if self.snapshot_at.is_none_or(|at| at.elapsed() >= SNAPSHOT_EVERY) {
+            self.snapshot_at = Some(Instant::now());
+            let snapshot = Snapshot { id: format!("sessions/{}", cx.now()), count: now.len() as u32 };
+            out.extend(now.values().map(|session| Session { snapshot: Some(snapshot.clone()), ..session.clone() }));
         }
         self.known = now;
         Ok(out.into_iter().map(Body::from).collect())

@@ -220,7 +220,9 @@ fn local(utc: i64, zone: &TimeZone) -> i64 {
     let (seconds, nanoseconds) = (utc.div_euclid(1_000_000_000), utc.rem_euclid(1_000_000_000));
     let shifted = jiff::Timestamp::from_second(seconds)
         .and_then(|timestamp| zone.to_timestamp(TimeZone::UTC.to_datetime(timestamp)));
-    shifted.map_or(utc, |timestamp| timestamp.as_second() * 1_000_000_000 + nanoseconds)
+    // At the very end of time the shifted one has no place in 64 bits: then it stays as if it were UTC.
+    let shifted = shifted.ok().and_then(|at| at.as_second().checked_mul(1_000_000_000)?.checked_add(nanoseconds));
+    shifted.unwrap_or(utc)
 }
 
 const MONTHS: [&[u8; 3]; 12] =

@@ -20,6 +20,9 @@ pub(crate) struct Cursor {
     pub(crate) path: String,
     /// Start of the first line not handed over.
     pub(crate) offset: u64,
+    /// When the file was last looked at, nanoseconds UTC: what was written behind that has not been seen.
+    #[serde(default)]
+    pub(crate) seen: i64,
     /// The bytes right before `offset`.
     #[serde(with = "serde_bytes")]
     pub(crate) before: Vec<u8>,

@@ -64,20 +64,26 @@ impl File {
     /// Open a file where a cursor left it; absent where it is not the file that it was.
     pub(crate) fn resume(path: &Path, cursor: &Cursor) -> io::Result<Option<Self>> {
         let mut file = Self::open(path, cursor.offset, cursor.generation)?;
-        let same = file.inode == cursor.inode && file.before == cursor.before && !file.was_truncated()?;
-        // The source keeps its name, also where the device has another number now.
-        file.device = cursor.device;
+        let same = file.before == cursor.before && !file.was_truncated()?;
+        // The source keeps its name, also where the device has another number now, and in a copy.
+        (file.device, file.inode) = (cursor.device, cursor.inode);
         Ok(same.then_some(file))
     }
 
-    /// The cursor as it stands.
-    pub(crate) fn cursor(&self, path: &str) -> Cursor {
+    /// The open file.
+    pub(crate) fn inner(&self) -> &std::fs::File {
+        &self.file
+    }
+
+    /// The cursor as it stands; the file was looked at `seen`.
+    pub(crate) fn cursor(&self, path: &str, seen: i64) -> Cursor {
         Cursor {
             device: self.device,
             inode: self.inode,
             generation: self.generation,
             path: path.to_owned(),
             offset: self.offset,
+            seen,
             before: self.before.clone(),
         }
     }
@@ -92,9 +98,33 @@ impl File {
         }
     }
 
-    /// The file is shorter than the cursor, or other bytes stand before it.
+    /// The file is shorter than what was read, or other bytes stand there.
     pub(crate) fn was_truncated(&self) -> io::Result<bool> {
-        Ok(self.file.metadata()?.len() < self.offset || self.read_before()? != self.before)
+        let read = self.offset + self.pending.len() as u64;
+        if self.file.metadata()?.len() < read || self.read_before()? != self.before {
+            return Ok(true);
+        }
+        // An unfinished line: what comes behind it must not be taken for its end when it is another's.
+        let last = &self.pending[self.pending.len().saturating_sub(BEFORE_BYTES)..];
+        let mut there = vec![0; last.len()];
+        match self.file.read_exact_at(&mut there, read - last.len() as u64) {
+            Ok(()) => Ok(there != last),
+            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Hand over the unfinished last line, which will not be finished.
+    pub(crate) fn take_rest(&mut self, take: impl FnOnce(Line<'_>)) {
+        let rest = std::mem::take(&mut self.pending);
+        if !rest.is_empty() {
+            let position = Position(self.offset, self.offset + rest.len() as u64);
+            take(Line { bytes: &rest, position });
+            self.offset = position.1;
+            let kept = rest.len().saturating_sub(BEFORE_BYTES);
+            self.before.extend_from_slice(&rest[kept..]);
+            self.before.drain(..self.before.len().saturating_sub(BEFORE_BYTES));
+        }
     }
 
     /// Begin again at the beginning, as another source.

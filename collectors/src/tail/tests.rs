@@ -2,6 +2,7 @@ use super::*;
 use crate::{Sink, StopSignal};
 use std::{
     io::Write,
+    path::Path,
     sync::{Mutex, atomic::AtomicI64, atomic::Ordering},
 };
 use vedette_wire::{Body, Position, body::Syslog};
@@ -70,17 +71,17 @@ impl Running {
     }
 }
 
-static CLOCK: AtomicI64 = AtomicI64::new(1);
+/// Never twice the same.
+static TICKS: AtomicI64 = AtomicI64::new(1);
+
+fn clock() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    now.as_nanos() as i64 + TICKS.fetch_add(1, Ordering::Relaxed)
+}
 
 fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
-    let cx = Cx {
-        root: dir.to_owned(),
-        clock: Arc::new(|| CLOCK.fetch_add(1, Ordering::Relaxed)),
-        cursors,
-        enabled: Default::default(),
-        once: None,
-    };
+    let cx = Cx { root: dir.to_owned(), clock: Arc::new(clock), cursors, enabled: Default::default(), once: None };
     let signal = StopSignal::default();
     let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start: from, parser: Raw };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
@@ -212,6 +213,108 @@ fn a_truncated_file_is_another_source_even_when_it_has_grown_past_the_cursor() {
     let lines = kept.lines.lock().expect("lock");
     assert_ne!(lines[0].0, lines[2].0, "the source id changed with the content");
     assert_eq!(lines[2].1, Position(0, 40));
+}
+
+#[test]
+fn generations_that_came_and_went_while_the_agent_was_down_are_read() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = |name: &str| dir.path().join(name);
+    append(&path("a.log.1"), "rotated before the agent ever ran\n");
+    std::thread::sleep(Duration::from_millis(100));
+    append(&path("a.log"), "1\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    running.until(1);
+    let kept = running.stop();
+    append(&path("a.log"), "2\n");
+    std::fs::rename(path("a.log.1"), path("a.log.3")).expect("renames");
+    std::fs::rename(path("a.log"), path("a.log.1")).expect("renames");
+    append(&path("a.log"), "3\n");
+    std::fs::rename(path("a.log.1"), path("a.log.2")).expect("renames");
+    std::fs::rename(path("a.log"), path("a.log.1")).expect("renames");
+    append(&path("a.log"), "4\n");
+    append(&path("a.log.4.gz"), "compressed\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    running.until(4);
+    std::thread::sleep(Duration::from_millis(200));
+    let mut texts = running.texts();
+    texts.sort();
+    assert_eq!(texts, ["1", "2", "3", "4"]);
+    running.stop();
+}
+
+fn copy_and_truncate(log: &Path, copy: &Path) {
+    std::fs::copy(log, copy).expect("copies");
+    std::fs::OpenOptions::new().write(true).open(log).and_then(|file| file.set_len(0)).expect("truncates");
+}
+
+#[test]
+fn what_was_not_read_before_copytruncate_is_read_from_the_copy_as_the_same_source() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "first 1\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    running.until(1);
+    let kept = running.stop();
+    append(&log, "first 2\n");
+    copy_and_truncate(&log, &dir.path().join("a.log.1"));
+    append(&log, "second 1, of a longer line than all before\n");
+    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    running.until(3);
+    // And once more, with the copy's source still known.
+    let kept = running.stop();
+    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    std::thread::sleep(Duration::from_millis(200));
+    let kept = running.stop();
+    let mut lines = kept.lines.lock().expect("lock").clone();
+    lines.sort_by(|a, b| a.2.cmp(&b.2));
+    let texts: Vec<&str> = lines.iter().map(|(_, _, text)| text.as_str()).collect();
+    assert_eq!(texts, ["first 1", "first 2", "second 1, of a longer line than all before"]);
+    assert_eq!((lines[0].0.as_str(), lines[1].1), (lines[1].0.as_str(), Position(8, 16)), "they tile one source");
+    assert_ne!(lines[1].0, lines[2].0);
+}
+
+#[test]
+fn a_copy_that_the_glob_finds_as_well_is_not_read_twice() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (log, copy) = (dir.path().join("a.log"), dir.path().join("a-20261125.log"));
+    append(&log, "1\n2\n");
+    let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
+    running.until(2);
+    std::fs::copy(&log, &copy).expect("copies");
+    std::thread::sleep(Duration::from_millis(300));
+    std::fs::OpenOptions::new().write(true).open(&log).and_then(|file| file.set_len(0)).expect("truncates");
+    append(&log, "3\n");
+    running.until(3);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(running.texts(), ["1", "2", "3"]);
+    // Another file that begins alike is another file.
+    append(&dir.path().join("a-errors.log"), "1\n");
+    append(&log, "4\n");
+    running.until(4);
+    append(&dir.path().join("a-errors.log"), "an error\n");
+    let mut texts = running.until(6);
+    texts[3..].sort();
+    assert_eq!(texts, ["1", "2", "3", "1", "4", "an error"]);
+    let kept = running.stop();
+    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(running.texts().len(), 6, "nor after a restart: {:?}", running.texts());
+    running.stop();
+}
+
+#[test]
+fn an_unfinished_line_is_not_finished_by_another_files_bytes() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "whole\nPARTIAL");
+    let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
+    running.until(1);
+    std::thread::sleep(Duration::from_millis(100));
+    let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(&log).expect("truncates");
+    file.write_all(b"whole\nabcdefghijklmnop\n").expect("writes");
+    let texts = running.until(4);
+    assert_eq!(texts, ["whole", "PARTIAL", "whole", "abcdefghijklmnop"], "what was read of it is kept");
+    running.stop();
 }
 
 #[test]

@@ -9,6 +9,7 @@ fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, wat
         limits: BatchLimits { bytes_max: 1 << 20, records_max: 10_000, age_max, compression: Compression::Gzip },
         stamp,
         intake_bytes_max: 1 << 20,
+        in_flight_bytes_max: 1 << 20,
         now: Arc::new(|| 1),
         post: None,
     })
@@ -61,7 +62,8 @@ async fn a_new_policy_revision_closes_the_open_batch() {
 #[tokio::test]
 async fn a_full_queue_makes_sources_wait_and_a_stop_does_not_hang() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let (lane, _stamps) = start(dir.path(), Duration::ZERO, 64);
+    // Room for a few batches, and nothing is sent.
+    let (lane, _stamps) = start(dir.path(), Duration::ZERO, 256 << 10);
     let intake = lane.intake().clone();
     let source = std::thread::spawn(move || {
         let mut taken = 0;
@@ -70,13 +72,18 @@ async fn a_full_queue_makes_sources_wait_and_a_stop_does_not_hang() {
         }
         taken
     });
+    while lane.status().waiting.is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(lane.status().queue.batches, 0, "nothing fits below 64 bytes");
-    assert!(!source.is_finished(), "the source waits");
+    let batches = lane.status().queue.batches;
+    assert!(batches > 0 && !source.is_finished(), "the source waits");
+    let waiting = lane.status().waiting.expect("says why");
+    assert!(waiting.contains("at its limit"), "{waiting}");
     let queue = Arc::clone(lane.queue());
     tokio::time::timeout(Duration::from_secs(5), lane.stop(Duration::ZERO)).await.expect("stops in time");
-    assert!(source.join().expect("no panic") > 0);
-    assert!(queue.cursors("test").expect("reads").is_empty(), "no cursor of a record that is not on disk");
+    assert!(source.join().expect("no panic") > 1);
+    assert_eq!(headers(&queue).len() as u64, batches, "what is not on disk is read again");
 }
 
 #[tokio::test]
@@ -95,16 +102,56 @@ async fn whoever_waits_for_durability_finds_the_cursor_of_all_that_was_put_in() 
 #[tokio::test]
 async fn behind_a_batch_that_was_given_up_nothing_is_committed() {
     let dir = tempfile::tempdir().expect("temp dir");
-    // Room for a small batch, not for the large one before it.
-    let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 10);
-    let noise: String = (0..2000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
-    lane.intake().put(crate::queue::tests_support::chunk_of(&noise, 0, "behind large")).expect("open");
+    // Room for a large batch and a small one, not for two large ones.
+    let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 128 << 10);
+    let noise: String = (0..4000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
+    for at in 0..2 {
+        let text = format!("{at}{noise}");
+        lane.intake()
+            .put(crate::queue::tests_support::chunk_of(&text, at << 20, &format!("large {at}")))
+            .expect("open");
+        if at == 0 {
+            let durable = lane.intake().clone();
+            tokio::task::spawn_blocking(move || durable.wait_durable()).await.expect("no panic").expect("is taken");
+        }
+    }
     let flushing = lane.intake().clone();
     let waiting = tokio::task::spawn_blocking(move || flushing.wait_durable());
     tokio::time::sleep(Duration::from_millis(100)).await;
-    lane.intake().put(crate::queue::tests_support::chunk_of("small", 1 << 20, "behind small")).expect("open");
+    lane.intake().put(crate::queue::tests_support::chunk_of("small", 3 << 20, "behind small")).expect("open");
     let queue = Arc::clone(lane.queue());
     lane.stop(Duration::ZERO).await;
     assert!(waiting.await.expect("no panic").is_err());
-    assert!(queue.cursors("test").expect("reads").is_empty());
+    assert_eq!(queue.cursors("test").expect("reads")[0].1, b"large 0");
+}
+
+#[tokio::test]
+async fn records_that_never_fit_are_dropped_and_counted_and_the_next_flow() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::from_millis(10), 64 << 10);
+    let noise: String = (0..50_000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
+    lane.intake().put(crate::queue::tests_support::chunk_of(&noise, 0, "behind large")).expect("open");
+    let durable = lane.intake().clone();
+    tokio::task::spawn_blocking(move || durable.wait_durable()).await.expect("no panic").expect("it goes on");
+    lane.intake().put(crate::queue::tests_support::chunk_of("small", 1 << 20, "behind small")).expect("open");
+    let durable = lane.intake().clone();
+    tokio::task::spawn_blocking(move || durable.wait_durable()).await.expect("no panic").expect("it goes on");
+    let status = lane.status();
+    let counters = &status.ledger.0["test"];
+    assert_eq!((counters.emitted, counters.dropped[&vedette_wire::Reason::Oversize]), (2, 1));
+    assert_eq!((status.queue.batches, status.waiting), (1, None));
+    assert_eq!(lane.queue().cursors("test").expect("reads")[0].1, b"behind small");
+}
+
+#[tokio::test]
+async fn a_batch_is_closed_before_a_chunk_that_would_make_it_too_large() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
+    let text = "x".repeat(700 << 10);
+    for at in 0..3 {
+        lane.intake().put(crate::queue::tests_support::chunk_of(&text, at << 20, "c")).expect("open");
+    }
+    let queue = Arc::clone(lane.queue());
+    lane.stop(Duration::ZERO).await;
+    assert_eq!(headers(&queue), [(1, 1), (1, 1), (1, 1)]);
 }

@@ -5,7 +5,7 @@
 //! | `batches` | sequence | frame ([`vedette_wire::frame`]) |
 //! | `quarantine` | sequence | reason as JSON, NUL, frame |
 //! | `cursors` | collector, NUL, source id | the collector's own bytes |
-//! | `meta` | `format`, `epoch`, `next_seq`, `batches`, `bytes`, `ledger`, `predecessor` | little-endian numbers; MessagePack |
+//! | `meta` | `format`, `epoch`, `next_seq`, `batches`, `bytes`, `quarantine_…`, `ledger`, `predecessor` | little-endian numbers; MessagePack |
 //!
 //! A delivered batch is deleted in a transaction of its own. Were that deletion lost in a crash, the batch would be
 //! sent again under the same key, and the workspace would answer `duplicate`.
@@ -72,6 +72,14 @@ pub enum QueueError {
         /// `queue_bytes_max`.
         limit: u64,
     },
+    /// It would not fit into an empty queue either.
+    #[error("a batch of {bytes} bytes never fits into a queue of {limit} bytes; raise [transport] queue_bytes_max")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// `queue_bytes_max`.
+        limit: u64,
+    },
     /// redb or the disk failed.
     #[error("the queue {path} cannot be used")]
     Storage {
@@ -97,6 +105,39 @@ pub struct QueueStats {
     pub batches: u64,
     /// When the oldest of them was sealed, nanoseconds UTC.
     pub oldest_sealed: Option<i64>,
+    /// What will never be accepted.
+    pub quarantine: Quarantine,
+}
+
+/// Batches that will never be accepted, kept aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quarantine {
+    /// How many there are.
+    pub batches: u64,
+    /// Space that they take in the file in bytes; a tenth of the limit at the most.
+    pub bytes: u64,
+    /// How many had to give way to newer ones.
+    pub dropped: u64,
+}
+
+/// What is behind a sequence.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// No batch.
+    Nothing,
+    /// A batch with more bytes than wanted.
+    Larger(u64),
+    /// A batch and its frame.
+    Batch(u64, Vec<u8>),
+}
+
+impl Found {
+    pub(crate) fn seq(&self) -> Option<u64> {
+        match self {
+            Found::Nothing => None,
+            Found::Larger(seq) | Found::Batch(seq, _) => Some(*seq),
+        }
+    }
 }
 
 /// The queue of one lane.
@@ -113,6 +154,7 @@ pub struct Queue {
     next_seq: AtomicU64,
     batches: AtomicU64,
     bytes: AtomicU64,
+    quarantine: Mutex<Quarantine>,
 }
 
 impl Queue {
@@ -129,6 +171,10 @@ impl Queue {
     /// Where the database is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn aside(&self) -> Quarantine {
+        *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counters since the epoch began.
@@ -168,7 +214,12 @@ impl Queue {
         };
         let added = frame.as_ref().map_or(0, |frame| space(frame.len()));
         // redb grows its file by doubling: two fifths of the limit are batches, so that the file stays below it.
-        if added > 0 && self.bytes.load(Ordering::Acquire) + added > self.bytes_max / 5 * 2 {
+        let room = self.bytes_max / 5 * 2;
+        if added > room {
+            return Err(QueueError::TooLarge { bytes: added, limit: self.bytes_max });
+        }
+        let kept = self.bytes.load(Ordering::Acquire) + self.aside().bytes;
+        if added > 0 && kept + added > room {
             return Err(QueueError::Full { limit: self.bytes_max });
         }
         self.write(Durability::Immediate, |tx| {
@@ -207,10 +258,21 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Storage`].
     pub fn next_after(&self, seq: u64) -> Result<Option<(u64, Vec<u8>)>, QueueError> {
+        Ok(match self.next_within(seq, usize::MAX)? {
+            Found::Batch(seq, frame) => Some((seq, frame)),
+            Found::Larger(_) | Found::Nothing => None,
+        })
+    }
+
+    /// The first batch behind `seq`, as its frame where that has `bytes_max` bytes at the most.
+    pub(crate) fn next_within(&self, seq: u64, bytes_max: usize) -> Result<Found, QueueError> {
         let read = || -> Result<_, redb::Error> {
             let table = self.db.begin_read()?.open_table(BATCHES)?;
-            let found = table.range(seq + 1..)?.next().transpose()?;
-            Ok(found.map(|(seq, frame)| (seq.value(), frame.value().to_vec())))
+            Ok(match table.range(seq + 1..)?.next().transpose()? {
+                None => Found::Nothing,
+                Some((seq, frame)) if frame.value().len() > bytes_max => Found::Larger(seq.value()),
+                Some((seq, frame)) => Found::Batch(seq.value(), frame.value().to_vec()),
+            })
         };
         read().map_err(|err| self.failed(err))
     }
@@ -223,7 +285,8 @@ impl Queue {
         self.remove(seq, None)
     }
 
-    /// Move a batch that will never be accepted into quarantine.
+    /// Move a batch that will never be accepted into quarantine, where the oldest give way when they take more than a
+    /// tenth of the limit.
     ///
     /// # Errors
     /// [`QueueError::Storage`].
@@ -256,6 +319,8 @@ impl Queue {
         // A batch that is to be kept must be durable where it goes; a deletion may be lost.
         let durability = if quarantine.is_some() { Durability::Immediate } else { Durability::None };
         let mut length = None;
+        let mut kept_aside = self.aside();
+        let most = self.bytes_max / 10;
         self.write(durability, |tx| {
             let mut batches = tx.open_table(BATCHES)?;
             let Some(frame) = batches.remove(seq)? else { return Ok(()) };
@@ -265,10 +330,23 @@ impl Queue {
             add(&mut meta, "bytes", -space(frame.value().len()).cast_signed())?;
             if let Some(mut kept) = quarantine {
                 kept.extend_from_slice(frame.value());
-                tx.open_table(QUARANTINE)?.insert(seq, kept.as_slice())?;
+                let mut table = tx.open_table(QUARANTINE)?;
+                table.insert(seq, kept.as_slice())?;
+                kept_aside.batches += 1;
+                kept_aside.bytes += space(kept.len());
+                while kept_aside.bytes > most && kept_aside.batches > 1 {
+                    let Some((_, oldest)) = table.pop_first()? else { break };
+                    kept_aside.batches -= 1;
+                    kept_aside.bytes = kept_aside.bytes.saturating_sub(space(oldest.value().len()));
+                    kept_aside.dropped += 1;
+                }
+                put(&mut meta, "quarantine_batches", kept_aside.batches)?;
+                put(&mut meta, "quarantine_bytes", kept_aside.bytes)?;
+                put(&mut meta, "quarantine_dropped", kept_aside.dropped)?;
             }
             Ok(())
         })?;
+        *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner) = kept_aside;
         if let Some(length) = length {
             self.batches.fetch_sub(1, Ordering::AcqRel);
             self.bytes.fetch_sub(length, Ordering::AcqRel);
@@ -333,6 +411,7 @@ impl Queue {
             bytes: self.bytes.load(Ordering::Acquire),
             batches: self.batches.load(Ordering::Acquire),
             oldest_sealed: oldest().ok().flatten(),
+            quarantine: self.aside(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Opening the queue: in constant time, whatever the backlog; a database that cannot be read is moved aside.
 
-use super::{BATCHES, CACHE_BYTES, CURSORS, FORMAT, META, QUARANTINE, Queue, QueueError, put};
+use super::{BATCHES, CACHE_BYTES, CURSORS, FORMAT, META, QUARANTINE, Quarantine, Queue, QueueError, put};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable};
 use std::{
     os::unix::fs::DirBuilderExt,
@@ -79,6 +79,7 @@ fn load(path: &Path, lane: Lane, bytes_max: u64, random: u64) -> Result<Queue, Q
         next_seq: AtomicU64::new(meta.next_seq),
         batches: AtomicU64::new(meta.batches),
         bytes: AtomicU64::new(meta.bytes),
+        quarantine: Mutex::new(meta.quarantine),
     })
 }
 
@@ -107,6 +108,7 @@ struct Meta {
     next_seq: u64,
     batches: u64,
     bytes: u64,
+    quarantine: Quarantine,
     ledger: Ledger,
 }
 
@@ -124,6 +126,11 @@ fn read_meta(db: &Database) -> Result<Meta, redb::Error> {
         next_seq: number("next_seq")?.max(1),
         batches: number("batches")?,
         bytes: number("bytes")?,
+        quarantine: Quarantine {
+            batches: number("quarantine_batches")?,
+            bytes: number("quarantine_bytes")?,
+            dropped: number("quarantine_dropped")?,
+        },
         ledger,
     })
 }

@@ -95,6 +95,22 @@ fn the_file_stays_below_the_quota_and_the_refused_batch_is_not_counted() {
 }
 
 #[test]
+fn quarantine_is_bounded_counted_and_survives_a_restart() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let open = || Queue::open(dir.path(), Lane::Records, 1 << 20, 42).expect("opens").0;
+    {
+        let queue = open();
+        for seq in 1..=100 {
+            commit(&queue, &"noise".repeat(100), "c").expect("commits");
+            queue.quarantine(seq, "shape", "no good").expect("moves");
+        }
+    }
+    let kept = open().stats().quarantine;
+    assert!(kept.bytes <= (1 << 20) / 10 && kept.batches > 10, "{kept:?}");
+    assert_eq!(kept.batches + kept.dropped, 100);
+}
+
+#[test]
 fn batches_of_an_earlier_enrollment_do_not_stand_before_those_of_this_one() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());

@@ -12,20 +12,36 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use vedette_wire::{Compression, Lane as LaneName, frame};
 
-/// Answers from a script, then `Done`; remembers when which sequence came.
+/// Answers from a script, then `Done`; remembers when which sequence came, and how compressed.
 #[derive(Default)]
 struct Script {
     answers: Mutex<VecDeque<Outcome>>,
     seen: Mutex<Vec<(Instant, u64)>>,
+    codecs: Mutex<Vec<Compression>>,
+    /// What is asked for with each `Done`.
+    asks: Option<Compression>,
+    /// How long an answer takes.
+    takes: Duration,
+    in_flight: Mutex<(usize, usize)>,
 }
 
 impl Post for Script {
     fn post(&self, bytes: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
-        let seq = frame::parse(&bytes).expect("frames are whole").0.key.seq;
-        self.seen.lock().expect("lock").push((Instant::now(), seq));
+        let head = frame::parse(&bytes).expect("frames are whole").0;
+        self.seen.lock().expect("lock").push((Instant::now(), head.key.seq));
+        self.codecs.lock().expect("lock").push(head.compression);
         let answer = self.answers.lock().expect("lock").pop_front();
-        let done = Outcome::Done { duplicate: false, policy_revision: 9 };
-        Box::pin(async move { answer.unwrap_or(done) })
+        let done = Outcome::Done { duplicate: false, policy_revision: 9, compression: self.asks };
+        Box::pin(async move {
+            {
+                let mut counts = self.in_flight.lock().expect("lock");
+                counts.0 += 1;
+                counts.1 = counts.1.max(counts.0);
+            }
+            tokio::time::sleep(self.takes).await;
+            self.in_flight.lock().expect("lock").0 -= 1;
+            answer.unwrap_or(done)
+        })
     }
 }
 
@@ -34,9 +50,13 @@ fn retry(after: Option<u64>) -> Outcome {
 }
 
 fn lane(dir: &std::path::Path, post: Arc<Script>) -> Lane {
+    lane_of(dir, LaneName::Records, 1 << 20, post)
+}
+
+fn lane_of(dir: &std::path::Path, name: LaneName, in_flight_bytes_max: usize, post: Arc<Script>) -> Lane {
     let (_, stamp): (_, watch::Receiver<Stamp>) = watch::channel(stamp());
     Lane::start(LaneConfig {
-        queue: Queue::open(dir, LaneName::Records, 1 << 30, 7).expect("opens").0,
+        queue: Queue::open(dir, name, 1 << 30, 7).expect("opens").0,
         limits: BatchLimits {
             bytes_max: 1,
             records_max: 1,
@@ -45,6 +65,7 @@ fn lane(dir: &std::path::Path, post: Arc<Script>) -> Lane {
         },
         stamp,
         intake_bytes_max: 1 << 20,
+        in_flight_bytes_max,
         now: Arc::new(|| 1),
         post: Some(post),
     })
@@ -97,6 +118,20 @@ async fn the_endpoint_rests_as_long_as_it_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_without_end_is_taken_for_an_hour() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script::default());
+    post.answers.lock().expect("lock").push_back(retry(Some(u64::MAX)));
+    let lane = lane(dir.path(), Arc::clone(&post));
+    lane.intake().put(chunk(0, "c")).expect("open");
+    committed(&lane, 1).await;
+    let start = Instant::now();
+    drained(&lane).await;
+    assert!(start.elapsed() < Duration::from_secs(2 * 3600), "{:?}", start.elapsed());
+    assert!(!lane.is_broken());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_poison_batch_goes_to_quarantine_and_the_next_flows() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
@@ -126,4 +161,55 @@ async fn a_refused_identity_keeps_the_batch() {
     let posts = post.seen.lock().expect("lock").len();
     assert!((2..=12).contains(&posts), "asked {posts} times in ten minutes");
     drained(&lane).await;
+}
+
+/// The most posts at the same time with so many bytes allowed in flight.
+async fn at_once(in_flight_bytes_max: usize) -> usize {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script { takes: Duration::from_secs(5), ..Script::default() });
+    let lane = lane_of(dir.path(), LaneName::Records, in_flight_bytes_max, Arc::clone(&post));
+    for at in 0..12 {
+        lane.intake().put(chunk(at, "c")).expect("open");
+    }
+    committed(&lane, 12).await;
+    drained(&lane).await;
+    assert_eq!(lane.status().sender.delivered, 12);
+    post.in_flight.lock().expect("lock").1
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_are_in_flight_as_far_as_their_bytes_allow_and_one_always() {
+    assert_eq!(at_once(1 << 20).await, 4);
+    assert_eq!(at_once(1).await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn later_batches_are_compressed_as_the_workspace_asks() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script { asks: Some(Compression::Gzip), ..Script::default() });
+    let lane = lane(dir.path(), Arc::clone(&post));
+    for at in 0..2 {
+        lane.intake().put(chunk(at, "c")).expect("open");
+        committed(&lane, at + 1).await;
+        drained(&lane).await;
+    }
+    assert_eq!(*post.codecs.lock().expect("lock"), [Compression::Zstd, Compression::Gzip]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_whose_batches_are_not_taken_does_not_delay_the_other() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let stuck = Arc::new(Script { takes: Duration::from_secs(1 << 30), ..Script::default() });
+    let blobs = lane_of(dir.path(), LaneName::Blobs, 1 << 20, stuck);
+    let records = lane(dir.path(), Arc::default());
+    for at in 0..8 {
+        blobs.intake().put(chunk(at, "blob")).expect("open");
+        records.intake().put(chunk(at, "record")).expect("open");
+    }
+    committed(&blobs, 8).await;
+    committed(&records, 8).await;
+    drained(&records).await;
+    assert_eq!((records.status().sender.delivered, blobs.status().queue.batches), (8, 8));
+    assert_eq!(records.queue().cursors("test").expect("reads")[0].1, b"record");
+    assert_eq!(blobs.queue().cursors("test").expect("reads")[0].1, b"blob");
 }

@@ -29,6 +29,11 @@ pub struct Heartbeat {
     /// Resident memory in bytes (`VmRSS`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
+    /// Why sources wait for the queue; absent while it takes batches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// Batches kept aside that the workspace will never take.
+    pub quarantined: u64,
     /// State of each collector.
     pub collectors: Vec<CollectorHealth>,
 }
@@ -57,6 +62,8 @@ const COLUMNS: &[Column] = &[
     integer("queue_batches", "batches not yet delivered"),
     time("oldest_unsent", "when the oldest batch not yet delivered was sealed"),
     integer("rss_bytes", "resident memory in bytes"),
+    text("waiting", "why sources wait for the queue; null while it takes batches"),
+    integer("quarantined", "batches kept aside that the workspace will never take"),
     text("collectors", "state of each collector, JSON list"),
 ];
 
@@ -86,6 +93,8 @@ impl Observation for Heartbeat {
             ("queue_batches", json!(self.queue_batches)),
             ("oldest_unsent", json!(self.oldest_unsent.map(milliseconds))),
             ("rss_bytes", json!(self.rss_bytes)),
+            ("waiting", json!(self.waiting)),
+            ("quarantined", json!(self.quarantined)),
             ("collectors", json!(self.collectors)),
         ] {
             event.set_in("unmapped", name, value);
@@ -101,6 +110,8 @@ impl Observation for Heartbeat {
             self.queue_batches.into(),
             at(self.oldest_unsent),
             self.rss_bytes.into(),
+            self.waiting.as_ref().into(),
+            self.quarantined.into(),
             list(&self.collectors),
         ]
     }

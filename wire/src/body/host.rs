@@ -60,7 +60,7 @@ pub struct OperatingSystem {
     /// `VERSION_ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// `BUILD_ID`.
+    /// `BUILD_ID`, on Debian the point release of `/etc/debian_version`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build: Option<String>,
     /// `PRETTY_NAME`.
@@ -129,7 +129,7 @@ const COLUMNS: &[Column] = &[
     text("domain", "DNS domain"),
     text("os_name", "operating system, `NAME` of os-release(5)"),
     text("os_version", "its version, `VERSION_ID`"),
-    text("os_build", "its build, `BUILD_ID`"),
+    text("os_build", "its build, `BUILD_ID`; on Debian the point release"),
     text("os_pretty_name", "`PRETTY_NAME`"),
     text("os_edition", "`VARIANT`"),
     text("kernel", "kernel release"),

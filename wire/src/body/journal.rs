@@ -105,8 +105,15 @@ impl Journal {
         self.identifier.as_deref().or(self.comm.as_deref())
     }
 
+    /// Anyone may write `SYSLOG_IDENTIFIER=sshd` (logger(1)): the sender counts, as the kernel names it. `_EXE` is missing
+    /// where the sender was gone before journald looked; then it must have been root.
     fn login(&self) -> Option<login::Login> {
-        login::recognise(self.app()?, &self.message)
+        let login = login::recognise(self.app()?, &self.message)?;
+        let is_sender = match &self.exe {
+            Some(exe) => login::is_login_program(exe),
+            None => self.uid == Some(0),
+        };
+        is_sender.then_some(login)
     }
 }
 

@@ -53,6 +53,14 @@ pub fn recognise(app: &str, message: &str) -> Option<Login> {
     }
 }
 
+/// Whether a path is a program of the system that logs users in.
+pub fn is_login_program(path: &str) -> bool {
+    let Some((dir, name)) = path.rsplit_once('/') else { return false };
+    let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/lib/openssh", "/usr/libexec", "/usr/libexec/openssh"];
+    let programs = ["sshd", "sshd-session", "sshd-auth", "sudo", "su", "login", "gdm-session-worker", "lightdm"];
+    system.contains(&dir) && programs.contains(&name)
+}
+
 fn sshd(message: &str) -> Option<Login> {
     let (success, rest) = match message.strip_prefix("Accepted ") {
         Some(rest) => (true, rest),
@@ -129,6 +137,31 @@ mod tests {
         let login = recognise(app, message);
         let found = login.as_ref().map(|l| (l.activity, l.user.as_str(), l.success, l.source.as_deref()));
         assert_eq!(found, expected, "{app}: {message}");
+    }
+
+    #[test]
+    fn only_programs_of_the_system_log_in() {
+        for path in ["/usr/sbin/sshd", "/usr/lib/openssh/sshd-session", "/usr/bin/sudo", "/bin/login"] {
+            assert!(is_login_program(path), "{path}");
+        }
+        for path in ["/usr/bin/logger", "/tmp/sshd", "/home/eve/usr/sbin/sshd", "sshd", "/usr/sbin/../../tmp/sshd"] {
+            assert!(!is_login_program(path), "{path}");
+        }
+        let forged = crate::body::Journal {
+            message: "Accepted password for root from 203.0.113.9 port 1 ssh2".to_owned(),
+            identifier: Some("sshd".to_owned()),
+            comm: Some("sshd".to_owned()),
+            exe: Some("/usr/bin/logger".to_owned()),
+            uid: Some(0),
+            ..crate::body::Journal::default()
+        };
+        let class = |journal: &crate::body::Journal| crate::body::Observation::class(journal);
+        assert_eq!(class(&forged), crate::ocsf::Class::BaseEvent);
+        let gone = crate::body::Journal { exe: None, ..forged.clone() };
+        assert_eq!(class(&gone), crate::ocsf::Class::Authentication);
+        assert_eq!(class(&crate::body::Journal { uid: Some(1000), ..gone }), crate::ocsf::Class::BaseEvent);
+        let real = crate::body::Journal { exe: Some("/usr/sbin/sshd".to_owned()), ..forged };
+        assert_eq!(class(&real), crate::ocsf::Class::Authentication);
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub struct Process {
     /// Command line; invalid UTF-8 is replaced by U+FFFD.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
+    /// The command line was longer than what is in `args`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub args_cut: bool,
     /// Real user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Principal>,
@@ -102,6 +105,7 @@ const COLUMNS: &[Column] = &[
     text("name", "`comm` of proc(5)"),
     text("cmd_line", "command line, arguments joined by spaces"),
     text("args", "command line as a JSON list"),
+    boolean("args_cut", "the command line was longer than the 16 KiB that are kept"),
     text("path", "executable"),
     boolean("path_deleted", "the executable's file is gone"),
     text("user", "real user's name, or its number where it has none"),
@@ -223,6 +227,7 @@ impl Observation for Process {
         for (name, value) in [
             ("snapshot", json!(self.snapshot)),
             ("args", json!(self.args)),
+            ("args_cut", if self.args_cut { json!(true) } else { json!(null) }),
             ("group", principal(self.group.as_ref())),
             ("cgroup", json!(self.cgroup)),
             ("container_id", json!(self.container)),
@@ -246,6 +251,7 @@ impl Observation for Process {
             self.name.as_str().into(),
             self.cmd_line().into(),
             list(&self.args),
+            self.args_cut.into(),
             self.path.as_ref().into(),
             self.deleted.into(),
             name_or_number(self.user.as_ref()),

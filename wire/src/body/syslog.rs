@@ -86,8 +86,9 @@ const COLUMNS: &[Column] = &[
     text("raw", "the line as it was; invalid UTF-8 is replaced by U+FFFD, the landed batch has the bytes"),
     text("file", "path of the file"),
     integer("file_offset", "offset of the line's first byte"),
+    text("original_time", "the time stamp as the line has it, with its zone where it names one"),
     text("time_inferred", "what of the time the host supplied: `zone`, `year_and_zone`"),
-    text("login_user", "user of the log-in that the line tells of"),
+    text("login_user", "user of the log-in that the line tells of; any local user may have such a line written"),
     text("login_source", "address that the log-in came from"),
     boolean("login_success", "whether it succeeded"),
 ];
@@ -118,6 +119,25 @@ impl Syslog {
     /// The message, or the whole line.
     pub fn message_text(&self) -> Cow<'_, str> {
         self.text(self.message).unwrap_or_else(|| String::from_utf8_lossy(&self.raw))
+    }
+
+    /// The time stamp as the line has it: up to the first blank in ISO form, 15 bytes in RFC 3164's.
+    fn original_time(&self) -> Option<Cow<'_, str>> {
+        self.time?;
+        let rest = self.raw.as_slice();
+        let rest = match rest.strip_prefix(b"<") {
+            Some(pri) => {
+                let rest = &pri[pri.iter().position(|byte| *byte == b'>')? + 1..];
+                rest.strip_prefix(b"1 ").unwrap_or(rest)
+            }
+            None => rest,
+        };
+        let length = if rest.first()?.is_ascii_digit() {
+            rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len())
+        } else {
+            15
+        };
+        rest.get(..length).map(String::from_utf8_lossy)
     }
 
     fn login(&self) -> Option<login::Login> {
@@ -160,6 +180,7 @@ impl Observation for Syslog {
         event.set_in("metadata", "log_level", self.severity.and_then(severity_name));
         event.set_in("metadata", "log_provider", self.text(self.app).map(Cow::into_owned));
         event.set_in("metadata", "event_code", self.text(self.message_id).map(Cow::into_owned));
+        event.set_in("metadata", "original_time", self.original_time().map(Cow::into_owned));
         event.set_in("unmapped", "log_hostname", self.text(self.host).map(Cow::into_owned));
         event.set_in("unmapped", "procid", self.text(self.pid).map(Cow::into_owned));
         event.set_in("unmapped", "structured_data", self.text(self.structured_data).map(Cow::into_owned));
@@ -182,6 +203,7 @@ impl Observation for Syslog {
             String::from_utf8_lossy(&self.raw).into(),
             place.source_name.into(),
             place.position.0.into(),
+            self.original_time().into(),
             match self.inferred {
                 Inferred::Nothing => Value::Null,
                 Inferred::Zone => "zone".into(),
@@ -191,5 +213,26 @@ impl Observation for Syslog {
             login.as_ref().and_then(|login| login.source.clone()).into(),
             login.as_ref().map(|login| login.success).into(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_original_time_is_the_text_of_the_line() {
+        for (raw, time, expected) in [
+            ("<34>1 2026-10-11T22:14:15.003+02:00 web1 su - - - x", Some(1), Some("2026-10-11T22:14:15.003+02:00")),
+            ("<34>Oct 11 22:14:15 web1 su: x", Some(1), Some("Oct 11 22:14:15")),
+            ("2026-11-23T03:21:19.123456+00:00 web1 systemd[1]: x", Some(1), Some("2026-11-23T03:21:19.123456+00:00")),
+            ("Nov  3 22:14:15 web1 sshd[812]: x", Some(1), Some("Nov  3 22:14:15")),
+            ("<34>1 - web1 su - - - x", None, None),
+            ("<", Some(1), None),
+            ("Oct", Some(1), None),
+        ] {
+            let line = Syslog { raw: raw.as_bytes().to_vec(), time, ..Syslog::default() };
+            assert_eq!(line.original_time().as_deref(), expected, "{raw}");
+        }
     }
 }

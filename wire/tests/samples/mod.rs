@@ -61,6 +61,7 @@ fn process(change: Change) -> Process {
         path: some("/usr/sbin/nginx"),
         deleted: true,
         args: vec!["nginx".to_owned(), "-g".to_owned(), "daemon off;".to_owned()],
+        args_cut: false,
         user: Some(Principal { id: 33, name: some("www-data") }),
         group: Some(Principal { id: 33, name: None }),
         started: Some(T0),
@@ -185,6 +186,8 @@ fn heartbeat() -> Heartbeat {
         queue_batches: 2,
         oldest_unsent: Some(T0),
         rss_bytes: Some(15 << 20),
+        waiting: None,
+        quarantined: 0,
         collectors: vec![CollectorHealth {
             id: "syslog".to_owned(),
             state: "running".to_owned(),

@@ -1,16 +1,39 @@
 //! `query`: SQL over what is materialised and what has just landed.
 
 use super::print;
-use crate::{cli::Format, control::Control, landing::Landing, receive::PLAIN_BYTES_MAX};
-use anyhow::{Context, Result};
-use std::path::Path;
-use vedette_lake::{Lake, Landed, Limits, Output};
+use crate::{
+    cli::Format,
+    control::Control,
+    landing::{Landing, ReadError},
+    receive::PLAIN_BYTES_MAX,
+};
+use anyhow::{Context, Result, bail};
+use futures::future::BoxFuture;
+use std::{path::Path, sync::Arc};
+use vedette_lake::{Fresh, Lake, Limits, Output};
+use vedette_wire::Batch;
 
-/// Landed batches that one query reads beside the tables at the most.
-const FRESH_MAX: u32 = 20_000;
+/// Landed batches that one query reads beside the tables at the most: a bound on their list, not on their content.
+const FRESH_MAX: u32 = 200_000;
 
-/// Sealed bytes of them at the most: decoded and as rows they are some twenty times that.
-const FRESH_BYTES_MAX: i64 = 64 << 20;
+/// The landing store as queries read it.
+#[derive(Debug)]
+struct Store(Landing);
+
+impl vedette_lake::Landing for Store {
+    fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Batch>, String>> {
+        Box::pin(async move {
+            match self.0.read(key, PLAIN_BYTES_MAX).await {
+                Ok(batch) => Ok(Some(batch)),
+                Err(ReadError::Damaged(err)) => {
+                    tracing::warn!(key, error = format!("{err:#}"), "landed batch is damaged; left out of the answer");
+                    Ok(None)
+                }
+                Err(err @ ReadError::Store(_)) => Err(format!("{:#}", anyhow::Error::new(err))),
+            }
+        })
+    }
+}
 
 pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limits: Limits) -> Result<()> {
     let dir = std::path::absolute(dir)?;
@@ -18,29 +41,19 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
     let organization = control.organization(org).await?;
     let undecided = control.undecided(organization.id, FRESH_MAX).await?;
     if undecided.pending.len() == FRESH_MAX as usize {
-        tracing::warn!("more than {FRESH_MAX} batches are not materialised yet; the newest are left out of the answer");
+        bail!(
+            "more than {FRESH_MAX} batches are not materialised yet, and an answer without the newest would be wrong; \
+             ask again when `serve` has caught up"
+        );
     }
-    let landing = Landing::open(&dir.join("landing"))?;
-    let (mut fresh, mut bytes) = (Vec::with_capacity(undecided.pending.len()), 0);
-    for pending in undecided.pending {
-        bytes += pending.bytes;
-        if bytes > FRESH_BYTES_MAX {
-            tracing::warn!(
-                "more has landed than one query reads beside the tables; the newest is left out of the answer"
-            );
-            break;
-        }
-        match landing.read(&pending.key, PLAIN_BYTES_MAX).await {
-            Ok(batch) => fresh.push(Landed { key: pending.key, day: pending.day, landed: pending.landed, batch }),
-            Err(err) => tracing::warn!(
-                key = pending.key,
-                error = format!("{:#}", anyhow::Error::new(err)),
-                "landed batch cannot be read"
-            ),
-        }
-    }
+    let fresh: Vec<Fresh> = undecided
+        .pending
+        .into_iter()
+        .map(|pending| Fresh { key: pending.key, day: pending.day, landed: pending.landed })
+        .collect();
+    let landing: Arc<dyn vedette_lake::Landing> = Arc::new(Store(Landing::open(&dir.join("landing"))?));
     let lake = Lake::new(dir.join("tables"));
-    let output = lake.query(organization.id, sql, &fresh, &undecided.versions, limits).await?;
+    let output = lake.query(organization.id, sql, &fresh, &landing, &undecided.versions, limits).await?;
     if output.cut {
         tracing::warn!(rows_max = limits.rows_max, "the answer was cut; narrow the query or raise --rows-max");
     }

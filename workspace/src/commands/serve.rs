@@ -14,15 +14,18 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
+use vedette_wire::Compression;
 
 pub(super) async fn serve(
     dir: &Path,
     listen: SocketAddr,
     address_file: Option<&Path>,
     batches_per_second: NonZeroU32,
+    compression: Option<Compression>,
 ) -> Result<()> {
     let dir = std::path::absolute(dir)?;
     let control = Control::open(&dir).await?;
+    let _lock = lock(&dir)?;
     let landing = Landing::open(&dir.join("landing"))?;
     reconcile(&control, &landing).await?;
     let receiver = Arc::new(Receiver::new(
@@ -31,6 +34,7 @@ pub(super) async fn serve(
         Authority::load(&dir)?,
         control.geo().await?,
         batches_per_second,
+        compression,
     ));
     let tls = receive::tls_config(&dir)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
@@ -60,6 +64,19 @@ pub(super) async fn serve(
         .await?
         .map_err(|_| anyhow::anyhow!("the materialiser panicked"))?;
     Ok(())
+}
+
+/// One process serves a directory, as long as the file is open.
+fn lock(dir: &Path) -> Result<std::fs::File> {
+    let path = dir.join("serve.lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            anyhow::bail!("{} is served by another process; stop it, or serve another directory", dir.display())
+        }
+        Err(std::fs::TryLockError::Error(err)) => Err(err).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }
 
 /// How far before the newest note the landing store is looked through.

@@ -1,6 +1,6 @@
 //! `PUT /v1/{lane}/{epoch}/{seq}`: check, land, note, acknowledge.
 
-use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, Receiver, limits, problem::Refusal};
+use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, Receiver, problem::Refusal};
 use crate::{
     landing::{Landed, Landing},
     now,
@@ -41,8 +41,8 @@ pub(super) async fn put(
             return Err(refusal);
         }
     };
-    // Only now, when the peer is admitted, is the body read; a slow one does not keep others from landing.
-    let reading = receiver.reading.acquire().await.expect("never closed");
+    // Only now, when the peer is admitted, is the body read; a slow one does not keep other organizations' from landing.
+    let reading = receiver.reading(peer.organization).await;
     let body = read(body).await?;
     let permit = receiver.at_once.acquire().await.expect("never closed");
     drop(reading);
@@ -60,7 +60,7 @@ pub(super) async fn put(
     // Also for a repeat: the first time may have ended between landing and noting.
     let noted = receiver.control.note_landed(&key, &day, bytes, &header, now()).await;
     noted.map_err(|err| Refusal::internal(&err))?;
-    Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: limits() }))
+    Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: receiver.limits() }))
 }
 
 /// What is known before the body is read.

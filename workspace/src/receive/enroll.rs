@@ -54,5 +54,6 @@ pub(super) async fn enroll(
         certificate,
         geo: receiver.geo,
         policy_revision: organization.policy_revision,
+        compression: receiver.compression,
     }))
 }

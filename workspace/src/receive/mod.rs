@@ -16,9 +16,13 @@ use axum::{
     routing::{get, post, put},
 };
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use std::{num::NonZeroU32, sync::Arc};
-use tokio::sync::Semaphore;
-use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo, reply::Limits};
+use std::{
+    collections::HashMap,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::Limits};
 
 /// Largest sealed batch.
 const BATCH_BYTES_MAX: usize = 16 << 20;
@@ -28,8 +32,8 @@ const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
 pub(crate) const PLAIN_BYTES_MAX: usize = 128 << 20;
 /// Batches that are being checked and landed at the same time: a bound on memory.
 const LANDING_AT_ONCE: usize = 16;
-/// Bodies of admitted peers that are read at the same time.
-const READING_AT_ONCE: usize = 256;
+/// Bodies of one organization that are read at the same time: its slow ones stand before its own alone.
+const READING_AT_ONCE: usize = 64;
 /// Enrollments a minute, over all tokens: guessing a token is hopeless and shall not be cheap either.
 const ENROLLMENTS_PER_MINUTE: u32 = 600;
 
@@ -46,9 +50,11 @@ pub(crate) struct Receiver {
     landing: Landing,
     authority: Authority,
     geo: WorkspaceGeo,
+    /// What agents are asked to compress with.
+    compression: Option<Compression>,
     batches: DefaultKeyedRateLimiter<OrganizationId>,
     enrollments: governor::DefaultDirectRateLimiter,
-    reading: Semaphore,
+    reading: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
     at_once: Semaphore,
 }
 
@@ -59,6 +65,7 @@ impl Receiver {
         authority: Authority,
         geo: WorkspaceGeo,
         batches_per_second: NonZeroU32,
+        compression: Option<Compression>,
     ) -> Self {
         let enrollments = NonZeroU32::new(ENROLLMENTS_PER_MINUTE).expect("not zero");
         Self {
@@ -66,16 +73,30 @@ impl Receiver {
             landing,
             authority,
             geo,
+            compression,
             batches: RateLimiter::keyed(Quota::per_second(batches_per_second)),
             enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
-            reading: Semaphore::new(READING_AT_ONCE),
+            reading: Mutex::default(),
             at_once: Semaphore::new(LANDING_AT_ONCE),
         }
     }
-}
 
-fn limits() -> Limits {
-    Limits { batch_bytes_max: BATCH_BYTES_MAX as u64, plain_bytes_max: PLAIN_BYTES_MAX as u64 }
+    /// A place to read a body of this organization; it waits for one of its own.
+    async fn reading(&self, organization: OrganizationId) -> OwnedSemaphorePermit {
+        let places = {
+            let mut all = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(organization).or_insert_with(|| Arc::new(Semaphore::new(READING_AT_ONCE))))
+        };
+        places.acquire_owned().await.expect("never closed")
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            batch_bytes_max: BATCH_BYTES_MAX as u64,
+            plain_bytes_max: PLAIN_BYTES_MAX as u64,
+            compression: self.compression,
+        }
+    }
 }
 
 fn router(receiver: Arc<Receiver>) -> Router {

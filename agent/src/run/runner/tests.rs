@@ -53,6 +53,7 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
             },
             stamp,
             intake_bytes_max: 1 << 20,
+            in_flight_bytes_max: 1 << 20,
             now: Arc::new(|| 1),
             post: None,
         })
@@ -76,6 +77,7 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
         queue: Arc::clone(lane.queue()),
         board: Arc::clone(&board),
         stop: stop.child(),
+        deadline: Duration::from_millis(50),
     };
     let thread = runner.start().expect("starts");
     Running { _dir: dir, _runtime: runtime, lane, board, stop, thread }
@@ -154,5 +156,39 @@ impl Watch for Waits {
 fn a_watch_is_told_to_stop() {
     let running = start(|_, _| Ok(Plan::Watch(Box::new(Waits))));
     running.until(CollectorState::Running, 0);
+    running.stop();
+}
+
+/// Hangs once, and then lacks a right.
+struct Hangs(std::sync::mpsc::Receiver<()>, bool);
+
+impl Poll for Hangs {
+    fn poll(&mut self, _: &Cx) -> Result<Vec<Body>, CollectError> {
+        if !std::mem::replace(&mut self.1, true) {
+            self.0.recv().expect("the test lets it go");
+        }
+        Ok(Vec::new())
+    }
+
+    fn complaint(&self) -> Option<String> {
+        Some("a right is missing".to_owned())
+    }
+}
+
+#[test]
+fn a_poll_that_does_not_come_back_is_shown_as_stuck_and_a_missing_right_is_told_once() {
+    static GO: std::sync::Mutex<Option<std::sync::mpsc::SyncSender<()>>> = std::sync::Mutex::new(None);
+    let running = start(|_, _| {
+        let (go, wait) = std::sync::mpsc::sync_channel(1);
+        *GO.lock().expect("lock") = Some(go);
+        Ok(Plan::Poll(Duration::from_millis(5), Box::new(Hangs(wait, false))))
+    });
+    let why = running.until(CollectorState::Stuck, 0).expect("says why");
+    assert!(why.contains("has not come back"), "{why}");
+    GO.lock().expect("lock").take().expect("is set").send(()).expect("it waits");
+    assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
+    std::thread::sleep(Duration::from_millis(200));
+    let told = running.lane.status().ledger.0.get("agent").map_or(0, |counters| counters.emitted);
+    assert_eq!(told, 1, "once, not at each look");
     running.stop();
 }

@@ -22,6 +22,7 @@ fn a_fixture_host_is_read_as_it_stands() {
         "etc/os-release",
         "NAME=\"Debian GNU/Linux\"\nID=debian\nVERSION_ID=\"12\"\n# PRETTY_NAME=no\nVARIANT='a \\\"b'\n",
     );
+    put(root, "etc/debian_version", "12.11\n");
     put(root, "etc/machine-id", "0123456789abcdef0123456789abcdef\n");
     put(root, "etc/hosts", "127.0.0.1 localhost\n10.0.0.1 web1.example.net web1\n");
     put(root, "proc/sys/kernel/hostname", "web1\n");
@@ -39,7 +40,7 @@ fn a_fixture_host_is_read_as_it_stands() {
     std::os::unix::fs::symlink("/usr/share/zoneinfo/Europe/Berlin", root.join("etc/localtime")).expect("links");
     let host = read(&cx(root));
     assert_eq!(host.os.name, "Debian GNU/Linux");
-    assert_eq!(host.os.version.as_deref(), Some("12"));
+    assert_eq!((host.os.version.as_deref(), host.os.build.as_deref()), (Some("12"), Some("12.11")));
     assert_eq!((host.os.pretty_name.as_deref(), host.os.edition.as_deref()), (None, Some("a \"b")));
     assert_eq!((host.hostname.as_str(), host.domain.as_deref()), ("web1", Some("example.net")));
     assert_eq!(host.boot_time, Some(1_795_400_000_000_000_000));

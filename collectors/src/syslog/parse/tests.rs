@@ -82,6 +82,24 @@ fn a_time_without_a_year_gets_the_one_nearest_before_tomorrow() {
 }
 
 #[test]
+fn the_end_of_time_does_no_harm_in_any_zone() {
+    for hours in [-12, -5, 0, 5, 14] {
+        let zone = TimeZone::fixed(jiff::tz::offset(hours));
+        for text in [
+            "2262-04-11T23:47:16 h a: x",
+            "2262-04-11T23:47:16-12:00 h a: x",
+            "1677-09-21T00:12:44 h a: x",
+            "9999-12-31T23:59:59 h a: x",
+        ] {
+            for now in [i64::MIN, 0, NOW, i64::MAX] {
+                line(text.as_bytes(), now, &zone);
+                line(b"Dec 31 23:59:59 h a: m", now, &zone);
+            }
+        }
+    }
+}
+
+#[test]
 fn structured_data_without_an_end_does_not_hide_the_line() {
     let parsed = line(b"<13>1 2026-10-11T22:14:15Z h a - - [broken message", NOW, &zone());
     assert_eq!(parsed.structured_data, None);

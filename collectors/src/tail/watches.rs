@@ -1,0 +1,66 @@
+//! Wake-ups: inotify(7) through notify. Only a hint; what there is to read is found by looking.
+
+use crate::Waker;
+use notify::{RecursiveMode, Watcher};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// Watches on the directories of the globs.
+pub(super) struct Watches {
+    watcher: Option<notify::RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    changed: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Watches {
+    pub(super) fn new(waker: Waker) -> Self {
+        let changed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let flag = Arc::clone(&changed);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let listing = match &event {
+                Ok(event) => {
+                    event.need_rescan()
+                        || event.kind.is_create()
+                        || event.kind.is_remove()
+                        || matches!(event.kind, notify::EventKind::Modify(notify::event::ModifyKind::Name(_)))
+                }
+                Err(_) => true,
+            };
+            if let Ok(event) = &event
+                && event.kind.is_access()
+            {
+                return;
+            }
+            if listing {
+                flag.store(true, std::sync::atomic::Ordering::Release);
+            }
+            waker.wake();
+        });
+        let watcher = watcher
+            .inspect_err(|err| tracing::warn!(error = %err, "no file events; files are looked at every second"))
+            .ok();
+        Self { watcher, watched: BTreeSet::new(), changed }
+    }
+
+    /// Watch the directory that a pattern's last part is in, where its name holds no wildcard.
+    pub(super) fn add(&mut self, pattern: &Path) {
+        let (Some(watcher), Some(dir)) = (&mut self.watcher, pattern.parent()) else { return };
+        if self.watched.contains(dir) || dir.to_string_lossy().contains(['*', '?', '[']) || !dir.is_dir() {
+            return;
+        }
+        match watcher.watch(dir, RecursiveMode::NonRecursive) {
+            Ok(()) => drop(self.watched.insert(dir.to_owned())),
+            Err(err) => {
+                tracing::warn!(path = %dir.display(), error = %err, "no events for this directory; it is looked at every second");
+                self.watched.insert(dir.to_owned());
+            }
+        }
+    }
+
+    pub(super) fn take_changed(&self) -> bool {
+        self.changed.swap(false, std::sync::atomic::Ordering::AcqRel)
+    }
+}

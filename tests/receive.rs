@@ -1,0 +1,282 @@
+//! What the workspace checks before it acknowledges, tried with a client of our own and an enrolled agent's identity.
+
+use crate::support::World;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde_json::Value;
+use std::{fs, process::Command};
+use vedette_transport::tls::{self, ClientSettings};
+use vedette_wire::{
+    AgentId, Compression, Epoch, Header, Lane, OrganizationId, Position, SourceRef,
+    body::{Body, Syslog},
+    codec, frame,
+    geo::WorkspaceGeo,
+    record::HostLabel,
+};
+
+/// An agent that is not there: its certificate and what it would say.
+struct Peer {
+    client: reqwest::Client,
+    url: String,
+    header: Header,
+}
+
+/// The client of an agent that looks for a workspace of this geography.
+fn client(world: &World, identity: &str, geo: WorkspaceGeo) -> reqwest::Client {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let read = |name: &str| fs::read(world.path(identity).join(name)).expect("is there after enrollment");
+    let (ca_pem, identity) = (read("ca.pem"), (read("cert.pem"), read("key.pem")));
+    let settings = ClientSettings { ca_pem, identity_pem: Some(identity), geo: Some(geo), proxy: None };
+    tls::client(&settings).expect("builds")
+}
+
+/// What came back.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    http: reqwest::Version,
+    retry_after: Option<String>,
+    body: Value,
+}
+
+impl Answer {
+    fn code(&self) -> (u16, &str) {
+        (self.status, self.body["code"].as_str().unwrap_or(""))
+    }
+}
+
+impl Peer {
+    fn new(world: &World) -> Self {
+        Self::of(world, "identity")
+    }
+
+    /// The agent with this identity directory.
+    fn of(world: &World, identity: &str) -> Self {
+        let enrollment = world.path(identity).join("enrollment.json");
+        let enrollment = fs::read(enrollment).expect("is there after enrollment");
+        let enrollment: Value = serde_json::from_slice(&enrollment).expect("JSON");
+        let id = |key: &str| enrollment[key].as_str().expect("an id").to_owned();
+        let header = Header {
+            version: vedette_wire::FORMAT_VERSION,
+            organization: id("organization").parse().expect("an organization"),
+            agent: id("agent").parse().expect("an agent"),
+            lane: Lane::Records,
+            epoch: Epoch(7),
+            seq: 1,
+            sealed: 1_795_404_079_000_000_000,
+            geo: WorkspaceGeo::Europe,
+            policy_revision: 1,
+            agent_version: "0.1.0".to_owned(),
+            host: HostLabel { hostname: "peer".to_owned(), ..HostLabel::default() },
+            sources: vec![SourceRef { collector: "syslog".into(), id: "f".into(), name: None, reached: 1 }],
+            records: 1,
+            ledger: Default::default(),
+            lowest_held: 1,
+            predecessor: None,
+        };
+        Self { client: client(world, identity, WorkspaceGeo::Europe), url: world.url(), header }
+    }
+
+    /// A batch of one line under a header that differs as told.
+    fn sealed(&self, text: &str, change: impl FnOnce(&mut Header)) -> Vec<u8> {
+        let (mut records, mut body) = (Vec::new(), Vec::new());
+        let line = Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() };
+        codec::append_body(&Body::from(line), &mut body);
+        codec::append_record(0, 1, Position(0, 1), &body, &mut records);
+        let mut header = self.header.clone();
+        change(&mut header);
+        codec::seal(&header, &records, Compression::Zstd).expect("seals")
+    }
+
+    async fn put(&self, path: &str, sealed: Vec<u8>) -> Answer {
+        let digest = BASE64_STANDARD.encode(frame::sha256(&sealed));
+        self.put_with(path, sealed, &digest).await
+    }
+
+    async fn put_with(&self, path: &str, sealed: Vec<u8>, digest: &str) -> Answer {
+        let request = self
+            .client
+            .put(format!("{}/v1/{path}", self.url))
+            .header("content-encoding", "zstd")
+            .header("content-digest", format!("sha-256=:{digest}:"))
+            .body(sealed);
+        let response = request.send().await.expect("is answered");
+        Answer {
+            status: response.status().as_u16(),
+            http: response.version(),
+            retry_after: response.headers().get("retry-after").map(|value| value.to_str().expect("ASCII").to_owned()),
+            body: response.json().await.expect("JSON"),
+        }
+    }
+}
+
+const FIRST: &str = "records/0000000000000007/1";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
+    let world = World::new();
+    world.enroll();
+    let peer = Peer::new(&world);
+    let first = peer.put(FIRST, peer.sealed("one", |_| ())).await;
+    assert_eq!((first.status, first.body["duplicate"].as_bool()), (200, Some(false)), "{first:?}");
+    assert_eq!(first.http, reqwest::Version::HTTP_2, "HTTP/2 is offered and taken");
+    let repeat = peer.put(FIRST, peer.sealed("one", |_| ())).await;
+    assert_eq!((repeat.status, repeat.body["duplicate"].as_bool()), (200, Some(true)), "{repeat:?}");
+    assert_eq!(peer.put(FIRST, peer.sealed("other", |_| ())).await.code(), (409, "conflict"));
+    let blob = peer.put("blobs/0000000000000007/1", peer.sealed("blob", |header| header.lane = Lane::Blobs)).await;
+    assert_eq!(blob.status, 200, "{blob:?}");
+
+    let second = |change: fn(&mut Header)| {
+        peer.sealed("two", |header| {
+            header.seq = 2;
+            change(header);
+        })
+    };
+    let path = "records/0000000000000007/2";
+    for (sealed, expected) in [
+        (second(|header| header.agent = AgentId([9; 16])), (403, "identity")),
+        (second(|header| header.organization = OrganizationId(Default::default())), (403, "identity")),
+        (second(|header| header.geo = WorkspaceGeo::Australia), (421, "geo")),
+        (second(|header| header.version = 9), (400, "version")),
+        (second(|header| header.records = 5), (422, "shape")),
+        (second(|header| header.seq = 3), (422, "key")),
+        (second(|header| header.lane = Lane::Blobs), (422, "key")),
+        (b"no zstd".to_vec(), (422, "shape")),
+        (vec![0; 17 << 20], (413, "size")),
+        // 200 MB of zeros are 7 kB.
+        (codec::seal(&peer.header, &vec![0; 200_000_000], Compression::Zstd).expect("seals"), (413, "size")),
+    ] {
+        let answer = peer.put(path, sealed).await;
+        assert_eq!(answer.code(), expected, "{answer:?}");
+    }
+    let wrong = peer.put_with(path, second(|_| ()), &BASE64_STANDARD.encode([0; 32])).await;
+    assert_eq!(wrong.code(), (422, "digest"));
+    assert_eq!(peer.put(path, second(|_| ())).await.status, 200, "none of that is in its way");
+    assert_eq!(world.count("syslog"), 3, "one, two and the blob lane's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workspace_of_another_geography_is_not_talked_to() {
+    let world = World::new();
+    world.enroll();
+    let peer = Peer { client: client(&world, "identity", WorkspaceGeo::Australia), ..Peer::new(&world) };
+    let request = peer.client.put(format!("{}/v1/{FIRST}", peer.url)).body(peer.sealed("one", |_| ()));
+    let refused = request.send().await.expect_err("the handshake fails");
+    let why = vedette_transport::post::root_cause(&refused);
+    assert!(why.contains("not a workspace of geography australia"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_that_sends_too_much_is_told_when_to_come_again() {
+    let mut world = World::new();
+    world.serve.as_mut().expect("serves").terminate();
+    world.serve_with(&world.address(), &["--batches-per-second", "1"]);
+    world.enroll();
+    let peer = Peer::new(&world);
+    let sealed = peer.sealed("one", |_| ());
+    let mut refused = Vec::new();
+    for _ in 0..5 {
+        let answer = peer.put(FIRST, sealed.clone()).await;
+        if answer.status != 200 {
+            refused.push(answer);
+        }
+    }
+    let first = refused.first().expect("five at once are more than one a second");
+    assert_eq!((first.code(), first.retry_after.as_deref()), ((429, "rate"), Some("1")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_whose_note_was_lost_with_the_power_is_found_at_the_next_start() {
+    let mut world = World::new();
+    world.enroll();
+    let peer = Peer::new(&world);
+    assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
+    let address = world.address();
+    world.serve.as_mut().expect("serves").kill();
+    if !world.control_sql("DELETE FROM landed") {
+        println!("skipped: there is no python3 to take the note away with");
+        return;
+    }
+    assert_eq!(world.count("syslog"), 0, "nothing knows of it");
+    world.serve(&address);
+    assert_eq!(world.count("syslog WHERE raw = 'one'"), 1);
+}
+
+/// An acknowledged batch is on the disk, and so is the directory that names it (fsync(2): "calling fsync() does not
+/// necessarily ensure that the entry in the directory … has also reached disk").
+#[tokio::test(flavor = "multi_thread")]
+async fn object_and_directory_are_synced_before_the_acknowledgement() {
+    if !Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success()) {
+        println!("skipped: there is no strace to watch the system calls with (apt-get install strace)");
+        return;
+    }
+    let mut world = World::new();
+    world.enroll();
+    world.serve.as_mut().expect("serves").terminate();
+    let trace = world.path("trace");
+    let strace = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", trace.to_str().expect("UTF-8")];
+    world.serve_under(&strace, "127.0.0.1:0", &[]);
+    let peer = Peer::new(&world);
+    assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
+    let calls = fs::read_to_string(&trace).expect("strace writes it");
+    let dir = format!("{}/records/0000000000000007", peer.header.agent);
+    let synced: Vec<&str> = calls.lines().filter(|line| line.contains(&dir)).collect();
+    assert!(synced.iter().any(|line| line.contains("0000000000000001")), "the object: {calls}");
+    assert!(synced.iter().any(|line| line.contains(&format!("{dir}>"))), "its directory: {calls}");
+}
+
+/// Bodies that do not come, more of them than are read of one organization at the same time.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_bodies_of_one_organization_do_not_stop_another() {
+    let world = World::new();
+    world.enroll();
+    world.workspace(&["org", "add", "other", "--tier", "free"]);
+    fs::write(world.path("token2"), world.workspace(&["token", "new", "--org", "other"])).expect("writes");
+    let set = format!("identity.dir={}", world.path("identity2").display());
+    let (ca, token) = (world.path("workspace/ca.pem"), world.path("token2"));
+    let (ca, token) = (ca.to_str().expect("UTF-8"), token.to_str().expect("UTF-8"));
+    let enroll = ["enroll", "--workspace", &world.url(), "--ca", ca, "--token-file", token, "--set", &set];
+    assert!(world.vedette(&enroll).status.success());
+    let mut requests = tokio::task::JoinSet::new();
+    for connection in 0..3 {
+        let client = client(&world, "identity", WorkspaceGeo::Europe);
+        for seq in 0..60 {
+            let never = futures::stream::pending::<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>();
+            let request = client
+                .put(format!("{}/v1/records/000000000000000{connection}/{seq}", world.url()))
+                .header("content-encoding", "zstd")
+                .body(reqwest::Body::wrap(http_body_util::StreamBody::new(never)));
+            requests.spawn(request.send());
+        }
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let peer = Peer::of(&world, "identity2");
+    let landing = peer.put(FIRST, peer.sealed("one", |_| ()));
+    let landed = tokio::time::timeout(std::time::Duration::from_secs(10), landing).await.expect("in time");
+    assert_eq!(landed.status, 200, "{landed:?}");
+    assert!(requests.try_join_next().is_none(), "the slow ones are still under way");
+}
+
+#[test]
+fn agents_compress_as_the_workspace_asks() {
+    let mut world = World::new();
+    world.serve.as_mut().expect("serves").terminate();
+    world.serve_with(&world.address(), &["--compression", "gzip"]);
+    world.append("a.log", "a line\n");
+    world.enroll();
+    let _agent = world.run();
+    crate::support::eventually("the line", || (world.count("syslog") == 1).then_some(()));
+    let mut frames = 0;
+    let mut dirs = vec![world.path("workspace/landing")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).expect("lists") {
+            let path = entry.expect("reads").path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if let Ok((head, _)) = frame::parse_head(&fs::read(&path).expect("reads")) {
+                assert_eq!(head.compression, Compression::Gzip, "{}", path.display());
+                frames += 1;
+            }
+        }
+    }
+    assert!(frames > 0);
+}
