@@ -213,7 +213,7 @@ async fn object_and_directory_are_synced_before_the_acknowledgement() {
     world.enroll();
     world.serve.as_mut().expect("serves").terminate();
     let trace = world.path("trace");
-    let strace = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", trace.to_str().expect("UTF-8")];
+    let strace = ["strace", "-D", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", trace.to_str().expect("UTF-8")];
     world.serve_under(&strace, "127.0.0.1:0", &[]);
     let peer = Peer::new(&world);
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);

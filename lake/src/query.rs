@@ -133,7 +133,7 @@ impl Lake {
     }
 }
 
-/// The table with plain strings, so that its columns have the types of [`columns::schema`].
+/// The table with plain strings, so that its columns have the types of [`crate::columns::schema`].
 fn provider(table: &DeltaTable, dir: &std::path::Path) -> Result<Arc<dyn TableProvider>, QueryError> {
     let config =
         DeltaScanConfig { wrap_partition_values: false, schema_force_view_types: false, ..DeltaScanConfig::new() };
