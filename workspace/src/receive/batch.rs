@@ -88,7 +88,7 @@ async fn admit(
 }
 
 /// Pass over a body that is not wanted, within bounds: a client that is still sending may not see the answer.
-async fn drain(mut body: Body) {
+pub(super) async fn drain(mut body: Body) {
     let passing = async {
         let mut bytes = 0;
         while let Some(Ok(frame)) = body.frame().await {

@@ -59,7 +59,8 @@ impl IntoResponse for Refusal {
     }
 }
 
-pub(super) async fn not_found() -> Refusal {
+pub(super) async fn not_found(body: Body) -> Refusal {
+    super::batch::drain(body).await;
     Refusal::new(StatusCode::NOT_FOUND, "path", "there is nothing at this path")
         .detail("check [workspace] url; it is the workspace's address without a path")
 }
