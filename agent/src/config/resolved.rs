@@ -17,7 +17,7 @@ pub(crate) struct CollectorPlan {
     pub(crate) enabled: bool,
 }
 
-/// Resident memory of the agent before it collects, measured (docs/performance.md).
+/// Resident memory that `check` reckons with before the agent collects; `run` takes what it measures where that is more.
 pub(crate) const BASELINE_BYTES: u64 = 12 << 20;
 
 /// How `memory_max` is divided, in bytes.
