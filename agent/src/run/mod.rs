@@ -31,8 +31,6 @@ use vedette_transport::{
 };
 use vedette_wire::{Lane as LaneName, body::LifecycleEvent};
 
-/// How often the agent says that it is alive.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 /// Why the agent ends by itself.
 const BROKEN: &str = "a part of the transport ended unexpectedly";
 /// How often the transport is looked at.
@@ -99,17 +97,21 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (mut beat, mut look) = (tokio::time::interval(HEARTBEAT_EVERY), tokio::time::interval(LOOK_EVERY));
-    let reason = loop {
-        tokio::select! {
-            _ = look.tick() => {
-                if status.lane.is_broken() {
-                    break BROKEN;
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let reason = {
+        let beat = own.beat(|| status.heartbeat());
+        tokio::pin!(beat);
+        loop {
+            tokio::select! {
+                _ = look.tick() => {
+                    if status.lane.is_broken() {
+                        break BROKEN;
+                    }
                 }
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                never = &mut beat => match never {},
             }
-            _ = terminate.recv() => break "SIGTERM",
-            _ = interrupt.recv() => break "SIGINT",
-            _ = beat.tick() => own.heartbeat(|| status.heartbeat()),
         }
     };
     tracing::info!(reason, "stopping");

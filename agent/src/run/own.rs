@@ -2,9 +2,13 @@
 
 use super::{VERSION, positions_source};
 use crate::now;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 use tokio::{runtime::Handle, task::JoinHandle};
 use vedette_transport::Intake;
@@ -13,6 +17,8 @@ use vedette_wire::{
     body::{Heartbeat, Lifecycle, LifecycleEvent},
 };
 
+/// How often a heartbeat goes.
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
 /// The collector's name that they carry.
 const AGENT: &str = "agent";
 
@@ -63,9 +69,18 @@ impl OwnRecords {
         self.emit(Lifecycle { event, message, version: VERSION.to_owned(), collector, configuration }, || {})
     }
 
+    /// A heartbeat now and every minute.
+    pub(crate) async fn beat(&self, make: impl Fn() -> Heartbeat) -> Infallible {
+        let mut ticks = tokio::time::interval(HEARTBEAT_EVERY);
+        loop {
+            ticks.tick().await;
+            self.heartbeat(&make);
+        }
+    }
+
     /// One heartbeat waits at the most: while the queue is full for hours, tasks that wait must not take the threads
     /// that the sender needs to empty it.
-    pub(crate) fn heartbeat(&self, make: impl FnOnce() -> Heartbeat) {
+    fn heartbeat(&self, make: impl FnOnce() -> Heartbeat) {
         if self.beating.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -77,7 +92,6 @@ impl OwnRecords {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn heartbeats_that_find_no_room_do_not_use_up_the_threads() {
@@ -94,5 +108,13 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(5), other).await.expect("a thread is free").expect("no panic");
         });
         intake.close();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_goes_at_start_and_every_minute() {
+        let own = OwnRecords::new(Intake::new(1 << 20));
+        let hour = tokio::time::timeout(Duration::from_secs(3600 - 1), own.beat(Heartbeat::default));
+        hour.await.expect_err("it never ends");
+        assert_eq!(own.next.load(Ordering::Relaxed), 60);
     }
 }

@@ -165,8 +165,7 @@ impl Runner {
                     return self.ended(Err(err));
                 }
             }
-            // A tenth to either side: machines that were started together do not poll together.
-            if self.rest(every.mul_f64(0.9 + 0.2 * fastrand::f64())) {
+            if self.rest(with_jitter(every)) {
                 return End::Stopped;
             }
         }
@@ -190,6 +189,11 @@ impl Runner {
             Err(err) => End::Failed(err.to_string()),
         }
     }
+}
+
+/// A tenth to either side: machines that were started together do not poll together.
+fn with_jitter(every: Duration) -> Duration {
+    every.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
 /// A chunk of a poll is handed over at this size, so that waiting chunks are bounded and a batch is not one chunk.

@@ -5,7 +5,7 @@ mod parse;
 use crate::{
     Cx, Outlet,
     spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
-    tail::{Line, LineParser, Start, Tailer},
+    tail::{Line, LineParser, PATIENCE, Start, Tailer},
 };
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
@@ -92,7 +92,7 @@ impl Watch for Syslog {
     fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
         let parser = Lines { zone: crate::host::time_zone(cx).1 };
         let (globs, start) = (self.settings.paths.clone(), self.settings.start);
-        Tailer { collector: SPEC.id, globs, start, parser }.run(cx, outlet)
+        Tailer { collector: SPEC.id, globs, start, parser, patience: PATIENCE }.run(cx, outlet)
     }
 }
 

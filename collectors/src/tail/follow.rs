@@ -1,7 +1,7 @@
 //! Which files are followed: those of the globs, those that were renamed away, and what rotation left of them.
 
 use super::{
-    Cursor, File, Followed, Found, Key, LOOK_FOR_LOST, LineParser, SCANNED, Start, State, Tailer,
+    Cursor, File, Followed, Found, Key, LineParser, SCANNED, Start, State, Tailer,
     rotation::{self, key},
     watches::Watches,
 };
@@ -93,7 +93,7 @@ impl<P: LineParser> Tailer<P> {
                 continue;
             }
             // Its inode holds something else now, or its file system may not be mounted yet.
-            if renamed.is_none() && state.since.elapsed() < LOOK_FOR_LOST {
+            if renamed.is_none() && state.since.elapsed() < self.patience {
                 state.orphans.insert(cursor.id(), cursor);
             } else {
                 self.forget(outlet, &cursor)?;

@@ -33,10 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const SCAN_EVERY: Duration = Duration::from_secs(5);
 /// Events of one burst are taken together.
 const GATHER: Duration = Duration::from_millis(25);
-/// A rotated file is let go when it has not grown for so long.
-const LET_GO_AFTER: Duration = Duration::from_secs(600);
-/// A file of an earlier run that is not found (its file system may not be mounted yet) is looked for so long.
-const LOOK_FOR_LOST: Duration = Duration::from_secs(600);
+/// The usual [`Tailer::patience`].
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// A chunk is handed over at this size.
 const CHUNK_BYTES: usize = 128 << 10;
 /// Source id of the marker that says that the first scan is behind us.
@@ -65,6 +63,9 @@ pub(crate) struct Tailer<P> {
     pub(crate) globs: Vec<String>,
     pub(crate) start: Start,
     pub(crate) parser: P,
+    /// A rotated file is let go when it has not grown for so long, and a file of an earlier run that is not found (its
+    /// file system may not be mounted yet) is looked for so long.
+    pub(crate) patience: Duration,
 }
 
 /// A file that is followed.
@@ -185,7 +186,7 @@ impl<P: LineParser> Tailer<P> {
                             followed.grew = Instant::now();
                             any = true;
                         }
-                        Read::Nothing if !followed.listed && followed.grew.elapsed() > LET_GO_AFTER => gone.push(*key),
+                        Read::Nothing if !followed.listed && followed.grew.elapsed() > self.patience => gone.push(*key),
                         Read::Nothing => {}
                         Read::Truncated => truncated.push(*key),
                     }

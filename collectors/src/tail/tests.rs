@@ -80,10 +80,14 @@ fn clock() -> i64 {
 }
 
 fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
+    start_patient(dir, glob, from, kept, PATIENCE)
+}
+
+fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience: Duration) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
     let cx = Cx { root: dir.to_owned(), clock: Arc::new(clock), cursors, enabled: Default::default(), once: None };
     let signal = StopSignal::default();
-    let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start: from, parser: Raw };
+    let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start, parser: Raw, patience };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
     let thread = std::thread::spawn(move || tailer.run(&cx, &outlet));
     Running { kept, signal, thread: Some(thread) }
@@ -366,7 +370,8 @@ fn once_gives_the_last_lines_and_ends() {
         enabled: Default::default(),
         once: Some(100),
     };
-    let mut tailer = Tailer { collector: "syslog", globs: vec!["/a.log".to_owned()], start: Start::End, parser: Raw };
+    let (globs, start, patience) = (vec!["/a.log".to_owned()], Start::End, PATIENCE);
+    let mut tailer = Tailer { collector: "syslog", globs, start, parser: Raw, patience };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
     tailer.run(&cx, &outlet).expect("ends");
     let lines = kept.lines.lock().expect("lock");
@@ -385,5 +390,47 @@ fn what_is_no_file_is_left_alone() {
     running.until(1);
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(running.texts(), ["1"], "one file, however many names");
+    running.stop();
+}
+
+/// Wait until so many files have a cursor, besides the marker of the first scan.
+fn files_with_cursors(kept: &Kept, count: usize) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let files = || kept.cursors.lock().expect("lock").keys().filter(|id| *id != SCANNED).count();
+    while files() != count {
+        assert!(Instant::now() < deadline, "{} files have a cursor, not {count}", files());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_rotated_file_that_grows_no_more_is_let_go_with_its_unfinished_line() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "whole\nhalf");
+    let running = start_patient(dir.path(), "/a.log", Start::Beginning, Arc::default(), Duration::from_millis(200));
+    assert_eq!(running.until(1), ["whole"]);
+    std::fs::rename(&log, dir.path().join("gone")).expect("renames");
+    assert_eq!(running.until(2), ["whole", "half"]);
+    files_with_cursors(&running.kept, 0);
+    running.stop();
+}
+
+#[test]
+fn a_file_that_is_gone_after_a_restart_is_looked_for_and_then_forgotten() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lost, other) = (dir.path().join("lost.log"), dir.path().join("other.log"));
+    append(&lost, "line\n");
+    append(&other, "line\n");
+    let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
+    running.until(2);
+    let kept = running.stop();
+    std::fs::remove_file(&lost).expect("removes");
+    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    append(&other, "more\n");
+    running.until(3);
+    files_with_cursors(&running.kept, 2);
+    let running = start_patient(dir.path(), "/*.log", Start::Beginning, running.stop(), Duration::ZERO);
+    files_with_cursors(&running.kept, 1);
     running.stop();
 }

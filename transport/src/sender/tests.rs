@@ -1,3 +1,4 @@
+use super::{BACKOFF_BASE, BACKOFF_MAX, jitter};
 use crate::{
     BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Stamp,
     queue::tests_support::{chunk, stamp},
@@ -212,4 +213,13 @@ async fn a_lane_whose_batches_are_not_taken_does_not_delay_the_other() {
     assert_eq!((records.status().sender.delivered, blobs.status().queue.batches), (8, 8));
     assert_eq!(records.queue().cursors("test").expect("reads")[0].1, b"record");
     assert_eq!(blobs.queue().cursors("test").expect("reads")[0].1, b"blob");
+}
+
+#[test]
+fn pauses_after_failures_are_anything_up_to_a_bound_that_doubles() {
+    for (failures, bound) in [(0, BACKOFF_BASE), (1, BACKOFF_BASE * 2), (100, BACKOFF_MAX)] {
+        let pauses: Vec<Duration> = (0..1000).map(|_| jitter(failures)).collect();
+        assert!(pauses.iter().all(|pause| *pause <= bound));
+        assert!(pauses.iter().any(|pause| *pause < bound / 10) && pauses.iter().any(|pause| *pause > bound * 9 / 10));
+    }
 }

@@ -192,3 +192,10 @@ fn a_poll_that_does_not_come_back_is_shown_as_stuck_and_a_missing_right_is_told_
     assert_eq!(told, 1, "once, not at each look");
     running.stop();
 }
+
+#[test]
+fn polls_are_spread_over_a_tenth_to_either_side() {
+    let pauses: Vec<f64> = (0..1000).map(|_| with_jitter(Duration::from_secs(100)).as_secs_f64()).collect();
+    assert!(pauses.iter().all(|pause| (90.0..=110.0).contains(pause)));
+    assert!(pauses.iter().any(|pause| *pause < 92.0) && pauses.iter().any(|pause| *pause > 108.0));
+}
