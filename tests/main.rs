@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
 mod bad_input;
+mod ledger;
 mod main_job;
 mod proxy;
 mod receive;

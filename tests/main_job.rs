@@ -88,6 +88,12 @@ fn kill_9_and_rotation_lose_and_repeat_nothing() {
     let found = numbers(&world);
     let distinct: BTreeSet<usize> = found.iter().copied().collect();
     assert_eq!((found.len(), distinct), (written, (0..written).collect()));
+    for account in world.ledger() {
+        assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
+        assert_eq!(account["gaps"], serde_json::json!([]), "{account}");
+        let whole = account["collector"] != "syslog" || account["stored"] == written;
+        assert!(whole, "{account}");
+    }
 }
 
 #[test]

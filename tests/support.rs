@@ -200,6 +200,12 @@ impl World {
         answer.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
     }
 
+    /// The workspace's ledger, of every collector.
+    pub(crate) fn ledger(&self) -> Vec<Value> {
+        let accounts = self.workspace(&["ledger", "--org", ORG, "--format", "json"]);
+        accounts.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
+    }
+
     pub(crate) fn count(&self, from: &str) -> u64 {
         self.query(&format!("SELECT count(*) AS n FROM {from}"))[0]["n"].as_u64().expect("a number")
     }

@@ -65,6 +65,22 @@ pub(crate) enum Command {
         #[arg(long, default_value = "table")]
         format: Format,
     },
+    /// What each agent emitted, and what became of it: stored, dropped by reason, in flight, missing, repeated, and each
+    /// gap. Works while `serve` runs.
+    Ledger {
+        /// Name of the organization.
+        #[arg(long)]
+        org: String,
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// One agent alone, by its id.
+        #[arg(long)]
+        agent: Option<String>,
+        /// How to print: json is one object a line, with the gaps; csv has no gaps.
+        #[arg(long, default_value = "table")]
+        format: Format,
+    },
     /// Ask in SQL; works while `serve` runs. Tables and views: docs/tables.md.
     Query {
         /// Name of the organization.

@@ -133,11 +133,14 @@ impl Poll for Processes {
             };
             let Some(process) = reader.process(pid, &stat, change.unwrap_or(Change::Snapshot)) else { continue };
             self.known.insert(pid, Known { stat, owner, sent: kept(&process) });
-            if full {
-                all.push(Process { change: Change::Snapshot, ..process.clone() });
-            }
-            if change.is_some() && tell {
-                out.push(process);
+            match (full, change.is_some() && tell) {
+                (true, true) => {
+                    all.push(Process { change: Change::Snapshot, ..process.clone() });
+                    out.push(process);
+                }
+                (true, false) => all.push(Process { change: Change::Snapshot, ..process }),
+                (false, true) => out.push(process),
+                (false, false) => {}
             }
         }
         self.refused |= reader.was_refused();

@@ -4,9 +4,9 @@ use super::{accounts::Accounts, stat::Stat};
 use crate::{CollectError, Cx};
 use rustix::{
     fs::{AtFlags, Mode, OFlags, openat, readlinkat, statat},
-    io::Errno,
+    io::{Errno, retry_on_intr},
 };
-use std::{io::Read, os::fd::OwnedFd};
+use std::os::fd::OwnedFd;
 use vedette_wire::body::{Change, Namespaces, Process};
 
 pub(super) struct Reader<'a> {
@@ -45,7 +45,7 @@ impl<'a> Reader<'a> {
             boot: boot_id.split('-').next().unwrap_or_default().to_owned(),
             boot_time: crate::host::boot_time(&cx.text("/proc/stat").unwrap_or_default()),
             ticks_per_second: rustix::param::clock_ticks_per_second(),
-            buffer: Vec::with_capacity(4096),
+            buffer: vec![0; 4096],
         })
     }
 
@@ -71,9 +71,16 @@ impl<'a> Reader<'a> {
     fn file(&mut self, pid: u32, name: &str) -> Option<&[u8]> {
         let path = format!("{pid}/{name}");
         let file = openat(&self.proc, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        self.buffer.clear();
-        let read = std::fs::File::from(file).take(FILE_BYTES_MAX as u64).read_to_end(&mut self.buffer);
-        read.ok().map(|_| self.buffer.as_slice())
+        let mut length = 0;
+        loop {
+            let got = retry_on_intr(|| rustix::io::read(&file, &mut self.buffer[length..])).ok()?;
+            length += got;
+            // procfs gives all it has as long as there is room: one read is enough for nearly every file.
+            if got == 0 || length < self.buffer.len() || length >= FILE_BYTES_MAX {
+                return Some(&self.buffer[..length.min(FILE_BYTES_MAX)]);
+            }
+            self.buffer.resize(length * 2, 0);
+        }
     }
 
     fn link(&mut self, pid: u32, name: &str) -> Option<String> {

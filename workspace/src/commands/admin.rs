@@ -118,7 +118,7 @@ fn line(cells: &[String; 7], format: Format) -> String {
 }
 
 /// RFC 3339 to the second, with `Z`.
-fn rfc3339(nanoseconds: i64) -> String {
+pub(crate) fn rfc3339(nanoseconds: i64) -> String {
     let time = time::OffsetDateTime::from_unix_timestamp(nanoseconds.div_euclid(1_000_000_000))
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     let (date, clock) = (time.date(), time.time());

@@ -1,8 +1,9 @@
 //! The commands.
 
 mod admin;
+mod ledger;
 
-pub(crate) use admin::token_digest;
+pub(crate) use admin::{rfc3339, token_digest};
 
 #[cfg(feature = "lake")]
 mod query;
@@ -23,6 +24,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
         Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,
         Command::Agents { org, dir, format } => admin::agents(&dir, &org, format).await,
+        Command::Ledger { org, dir, agent, format } => ledger::ledger(&dir, &org, agent.as_deref(), format).await,
         #[cfg(feature = "lake")]
         Command::Query { org, dir, sql, format, rows_max, seconds_max } => {
             let limits = vedette_lake::Limits {

@@ -3,9 +3,10 @@
 use crate::{
     ca::Authority,
     control::Control,
-    landing::Landing,
+    landing::{Landing, ReadError},
     now,
-    receive::{self, Receiver},
+    receive::{self, PLAIN_BYTES_MAX, Receiver},
+    tiles::Noted,
 };
 use anyhow::{Context, Result};
 use std::{net::SocketAddr, num::NonZeroU32, path::Path, sync::Arc};
@@ -88,7 +89,18 @@ async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
     let since = control.last_landed().await?.map_or(i64::MIN, |newest| newest / 1_000_000_000 - RECONCILE_SECONDS);
     let mut found = 0;
     for (key, organization, day, bytes) in landing.list(since).await? {
-        found += u64::from(control.note_found(&key, &organization, &day, bytes, now()).await?);
+        if control.is_noted(&key).await? {
+            continue;
+        }
+        let noted = match landing.read(&key, PLAIN_BYTES_MAX).await {
+            Ok(batch) => Some(Noted::from(batch)),
+            Err(ReadError::Damaged(err)) => {
+                tracing::error!(key, error = %err, "a landed batch cannot be read; it is not in the ledger");
+                None
+            }
+            Err(ReadError::Store(err)) => return Err(err.into()),
+        };
+        found += u64::from(control.note_found(&key, &organization, &day, bytes, noted.as_ref(), now()).await?);
     }
     if found > 0 {
         tracing::info!(found, "landed batches that were not noted");

@@ -1,9 +1,11 @@
 //! What has landed and is not materialised yet.
 
-use super::Control;
+use super::{Control, ledger};
+use crate::tiles::Noted;
 use anyhow::Result;
+use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
-use vedette_wire::{Header, OrganizationId};
+use vedette_wire::OrganizationId;
 
 /// A landed batch that is not materialised.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -22,25 +24,14 @@ pub(crate) struct Undecided {
 }
 
 impl Control {
-    /// Note a landed batch and that its agent was seen. A repeat changes nothing.
-    pub(crate) async fn note_landed(
-        &self,
-        key: &str,
-        day: &str,
-        bytes: usize,
-        header: &Header,
-        now: i64,
-    ) -> Result<()> {
+    /// Note a landed batch, lay it beside what is there, and note that its agent was seen. A repeat changes no ledger.
+    pub(crate) async fn note_landed(&self, key: &str, day: &str, bytes: usize, noted: &Noted, now: i64) -> Result<()> {
+        let header = &noted.header;
         let organization = header.organization.to_string();
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        sqlx::query("INSERT OR IGNORE INTO landed (key, organization, day, landed, bytes) VALUES (?, ?, ?, ?, ?)")
-            .bind(key)
-            .bind(&organization)
-            .bind(day)
-            .bind(now)
-            .bind(bytes as i64)
-            .execute(&mut *tx)
-            .await?;
+        if insert(&mut tx, key, &organization, day, bytes as u64, now).await? {
+            ledger::note(&mut tx, noted, now).await?;
+        }
         sqlx::query(
             "UPDATE agents SET last_seen = ?, version = ?, policy_revision = ?, hostname = ?
              WHERE organization = ? AND id = ?",
@@ -62,25 +53,30 @@ impl Control {
         Ok(sqlx::query_scalar("SELECT max(landed) FROM landed").fetch_one(&self.pool).await?)
     }
 
-    /// Note a batch found in the landing store at the start.
+    /// Whether a batch is noted.
+    pub(crate) async fn is_noted(&self, key: &str) -> Result<bool> {
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM landed WHERE key = ?").bind(key).fetch_optional(&self.pool).await?;
+        Ok(found.is_some())
+    }
+
+    /// Note a batch found in the landing store at the start; without `noted` it cannot be read.
     pub(crate) async fn note_found(
         &self,
         key: &str,
         organization: &str,
         day: &str,
         bytes: u64,
+        noted: Option<&Noted>,
         now: i64,
     ) -> Result<bool> {
-        let done =
-            sqlx::query("INSERT OR IGNORE INTO landed (key, organization, day, landed, bytes) VALUES (?, ?, ?, ?, ?)")
-                .bind(key)
-                .bind(organization)
-                .bind(day)
-                .bind(now)
-                .bind(bytes.cast_signed())
-                .execute(&self.pool)
-                .await?;
-        Ok(done.rows_affected() > 0)
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let new = insert(&mut tx, key, organization, day, bytes, now).await?;
+        if let Some(noted) = noted.filter(|_| new) {
+            ledger::note(&mut tx, noted, now).await?;
+        }
+        tx.commit().await?;
+        Ok(new)
     }
 
     /// Oldest first, `most` at the most, as of one moment.
@@ -134,4 +130,25 @@ impl Control {
         tx.commit().await?;
         Ok(())
     }
+}
+
+/// False where it is noted already.
+async fn insert(
+    tx: &mut SqliteConnection,
+    key: &str,
+    organization: &str,
+    day: &str,
+    bytes: u64,
+    now: i64,
+) -> Result<bool> {
+    let done =
+        sqlx::query("INSERT OR IGNORE INTO landed (key, organization, day, landed, bytes) VALUES (?, ?, ?, ?, ?)")
+            .bind(key)
+            .bind(organization)
+            .bind(day)
+            .bind(now)
+            .bind(bytes.cast_signed())
+            .execute(tx)
+            .await?;
+    Ok(done.rows_affected() > 0)
 }

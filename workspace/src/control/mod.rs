@@ -4,10 +4,12 @@
 
 mod agents;
 mod landed;
+mod ledger;
 
 #[cfg(test)]
 pub(crate) use agents::TokenError;
 pub(crate) use agents::{AgentRow, Enrollment};
+pub(crate) use ledger::Account;
 
 use anyhow::{Context, Result, anyhow, bail};
 use sqlx::{

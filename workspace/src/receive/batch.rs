@@ -4,6 +4,7 @@ use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, Receiver, problem::Refusal};
 use crate::{
     landing::{Landed, Landing},
     now,
+    tiles::Noted,
 };
 use axum::{
     Extension, Json,
@@ -15,7 +16,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http_body_util::BodyExt as _;
 use std::{sync::Arc, time::Duration};
 use vedette_wire::{
-    Compression, Header,
+    Compression,
     codec::{self, DecodeError},
     frame::{self, FrameHead},
     reply::Ack,
@@ -48,8 +49,8 @@ pub(super) async fn put(
     drop(reading);
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
     let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
-    let (header, frame, digest) = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
-    let (key, day) = Landing::key(receiver.geo, &header);
+    let (noted, frame, digest) = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
+    let (key, day) = Landing::key(receiver.geo, &noted.header);
     let bytes = frame.len();
     let landed = receiver.landing.land(&key, frame, &digest).await.map_err(|err| Refusal::internal(&err))?;
     drop(permit);
@@ -58,7 +59,7 @@ pub(super) async fn put(
         return Err(Refusal::new(StatusCode::CONFLICT, "conflict", "another batch has landed under this key"));
     }
     // Also for a repeat: the first time may have ended between landing and noting.
-    let noted = receiver.control.note_landed(&key, &day, bytes, &header, now()).await;
+    let noted = receiver.control.note_landed(&key, &day, bytes, &noted, now()).await;
     noted.map_err(|err| Refusal::internal(&err))?;
     Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: receiver.limits() }))
 }
@@ -132,7 +133,7 @@ fn check(
     peer: Peer,
     geo: vedette_wire::geo::WorkspaceGeo,
     url: &str,
-) -> Result<(Header, Vec<u8>, [u8; 32]), Refusal> {
+) -> Result<(Noted, Vec<u8>, [u8; 32]), Refusal> {
     let digest = frame::sha256(sealed);
     let expected = format!("sha-256=:{}:", BASE64_STANDARD.encode(digest));
     if headers.get("content-digest").is_none_or(|value| value.as_bytes() != expected.as_bytes()) {
@@ -146,7 +147,8 @@ fn check(
     };
     let plain = codec::decompress(sealed, compression, PLAIN_BYTES_MAX).map_err(shape)?;
     // Whole: what is acknowledged can be read back.
-    let header = codec::decode(&plain).map_err(shape)?.header;
+    let noted = Noted::from(codec::decode(&plain).map_err(shape)?);
+    let header = &noted.header;
     if (header.organization, header.agent) != (peer.organization, peer.agent) {
         return Err(Refusal::new(
             StatusCode::FORBIDDEN,
@@ -165,5 +167,5 @@ fn check(
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "key", "the batch names another key than the path"));
     }
     let head = FrameHead { key: header.key(), compression, sealed: header.sealed, records: header.records, digest };
-    Ok((header, frame::build(&head, sealed), digest))
+    Ok((noted, frame::build(&head, sealed), digest))
 }

@@ -1,0 +1,63 @@
+//! `ledger`.
+
+use super::{print, rfc3339};
+use crate::{
+    cli::Format,
+    control::{Account, Control},
+};
+use anyhow::{Result, bail};
+use std::path::Path;
+
+pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: Format) -> Result<()> {
+    let control = Control::open(dir).await?;
+    let organization = control.organization(org).await?;
+    let accounts = control.ledger(organization.id, agent).await?;
+    if let (Some(agent), []) = (agent, accounts.as_slice()) {
+        bail!("nothing has landed of an agent {agent:?} of {org}; `vedette-workspace agents` lists them");
+    }
+    let mut out = String::new();
+    if format != Format::Json {
+        let head = ["agent", "collector", "emitted", "stored", "dropped", "in_flight", "missing", "repeated"];
+        out.push_str(&line(&head.map(str::to_owned), format));
+    }
+    for account in &accounts {
+        if format == Format::Json {
+            out.push_str(&format!("{}\n", serde_json::to_string(account)?));
+            continue;
+        }
+        out.push_str(&line(&cells(account), format));
+        if format == Format::Table {
+            out.extend(account.gaps.iter().map(|gap| {
+                let (since, until) = (rfc3339(gap.since), rfc3339(gap.until));
+                format!("    gap: {} {} to {} of {}, {since} to {until}\n", gap.what, gap.from, gap.to, gap.of)
+            }));
+        }
+    }
+    print(out.as_bytes())
+}
+
+fn cells(account: &Account) -> [String; 8] {
+    let dropped: Vec<String> = account.dropped.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
+    [
+        account.agent.clone(),
+        account.collector.clone(),
+        account.emitted.to_string(),
+        account.stored.to_string(),
+        if dropped.is_empty() { "0".to_owned() } else { dropped.join(" ") },
+        account.in_flight.to_string(),
+        account.missing.to_string(),
+        account.repeated.to_string(),
+    ]
+}
+
+/// No cell holds a comma or a quote.
+fn line(cells: &[String; 8], format: Format) -> String {
+    if format == Format::Csv {
+        return cells.join(",") + "\n";
+    }
+    let [agent, collector, emitted, stored, dropped, in_flight, missing, repeated] = cells;
+    format!(
+        "{agent:<32}  {collector:<12}  {emitted:>10}  {stored:>10}  {dropped:<10}  {in_flight:>9}  {missing:>7}  \
+         {repeated:>8}\n"
+    )
+}

@@ -1,0 +1,127 @@
+use super::*;
+use vedette_wire::{
+    AgentId, Batch, Epoch as EpochId, Header, Lane, Position, Record, SourceRef, body::Syslog, geo::WorkspaceGeo,
+};
+
+const AGENT: AgentId = AgentId([7; 16]);
+
+async fn control() -> (tempfile::TempDir, Control, OrganizationId) {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let control = Control::create(dir.path(), WorkspaceGeo::Europe).await.expect("makes");
+    let organization = control.add_organization("acme", "free", 1).await.expect("adds");
+    (dir, control, organization)
+}
+
+/// A batch of `syslog` lines at byte ranges, `emitted` lines since the epoch began.
+fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64, positions: &[(u64, u64)]) -> Noted {
+    let mut ledger = Ledger::default();
+    ledger.emit("syslog", emitted);
+    let header = Header {
+        version: 1,
+        organization,
+        agent: AGENT,
+        lane: Lane::Records,
+        epoch: EpochId(5),
+        seq,
+        sealed: 1,
+        geo: WorkspaceGeo::Europe,
+        policy_revision: 1,
+        agent_version: String::new(),
+        host: Default::default(),
+        sources: vec![SourceRef { collector: "syslog".to_owned(), id: "f".to_owned(), name: None, reached: 0 }],
+        records: positions.len() as u32,
+        ledger,
+        lowest_held,
+        predecessor: None,
+    };
+    let record = |&(from, to): &(u64, u64)| Record {
+        source: 0,
+        observed: 1,
+        position: Position(from, to),
+        body: Syslog::default().into(),
+    };
+    Batch { header, records: positions.iter().map(record).collect() }.into()
+}
+
+async fn land(control: &Control, noted: &Noted) {
+    let key = noted.header.key().to_string();
+    control.note_landed(&key, "2026-11-25", 1, noted, noted.header.seq.cast_signed()).await.expect("notes");
+}
+
+/// emitted, stored, in flight, missing, repeated; and the gaps.
+async fn books(
+    control: &Control,
+    organization: OrganizationId,
+) -> ((u64, u64, u64, u64, u64), Vec<(&'static str, u64, u64)>) {
+    let accounts = control.ledger(organization, None).await.expect("adds up");
+    let [a] = accounts.as_slice() else { panic!("{accounts:?}") };
+    let gaps = a.gaps.iter().map(|gap| (gap.what, gap.from, gap.to)).collect();
+    ((a.emitted, a.stored, a.in_flight, a.missing, a.repeated), gaps)
+}
+
+#[tokio::test]
+async fn batches_that_land_in_any_order_close_without_a_gap() {
+    let (_dir, control, org) = control().await;
+    let all = [
+        batch(org, 1, 1, 2, &[(0, 10), (10, 30)]),
+        batch(org, 2, 1, 3, &[(30, 40)]),
+        batch(org, 3, 1, 5, &[(40, 50), (50, 60)]),
+        batch(org, 4, 1, 6, &[(60, 70)]),
+    ];
+    for at in [2, 0, 3, 1] {
+        land(&control, &all[at]).await;
+        land(&control, &all[at]).await;
+    }
+    assert_eq!(books(&control, org).await, ((6, 6, 0, 0, 0), vec![]), "each once, though noted twice");
+}
+
+#[tokio::test]
+async fn a_batch_is_in_flight_while_the_agent_holds_it_and_missing_when_it_does_not() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 2, &[(0, 10), (10, 30)])).await;
+    land(&control, &batch(org, 3, 2, 6, &[(60, 70)])).await;
+    // Three lines between them, in a batch that is held: the hole in the file is theirs.
+    assert_eq!(books(&control, org).await, ((6, 3, 3, 0, 0), vec![]));
+    land(&control, &batch(org, 4, 3, 7, &[(70, 80)])).await;
+    assert_eq!(books(&control, org).await, ((7, 4, 0, 3, 0), vec![("sequences", 2, 3)]));
+    land(&control, &batch(org, 2, 2, 5, &[(30, 40), (40, 50), (50, 60)])).await;
+    assert_eq!(books(&control, org).await, ((7, 7, 0, 0, 0), vec![]), "the gap closes");
+}
+
+#[tokio::test]
+async fn an_epoch_whose_first_batches_did_not_come_is_not_whole() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 3, 3, 6, &[(60, 70)])).await;
+    assert_eq!(books(&control, org).await, ((6, 1, 0, 5, 0), vec![("sequences", 1, 3)]));
+}
+
+#[tokio::test]
+async fn a_tailer_that_skips_lines_shows_though_its_counters_agree() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 2, &[(0, 10), (10, 30)])).await;
+    land(&control, &batch(org, 2, 2, 3, &[(40, 50)])).await;
+    land(&control, &batch(org, 3, 3, 5, &[(50, 60), (65, 70)])).await;
+    assert_eq!(books(&control, org).await, ((5, 5, 0, 2, 0), vec![("positions", 30, 40), ("positions", 60, 65)]));
+}
+
+#[tokio::test]
+async fn a_tailer_that_repeats_lines_shows_though_its_counters_agree() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 3, &[(0, 10), (10, 30), (30, 40)])).await;
+    land(&control, &batch(org, 2, 2, 6, &[(10, 30), (30, 40), (40, 50)])).await;
+    assert_eq!(books(&control, org).await, ((6, 6, 0, 0, 2), vec![]));
+    // Within one batch as well.
+    land(&control, &batch(org, 3, 3, 8, &[(50, 60), (50, 60)])).await;
+    assert_eq!(books(&control, org).await, ((8, 8, 0, 0, 3), vec![]));
+}
+
+#[tokio::test]
+async fn what_was_dropped_is_told_by_reason() {
+    let (_dir, control, org) = control().await;
+    let mut noted = batch(org, 1, 1, 3, &[(0, 10)]);
+    noted.header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 2);
+    land(&control, &noted).await;
+    let accounts = control.ledger(org, Some(&AGENT.to_string())).await.expect("adds up");
+    assert_eq!((accounts[0].dropped["source_overrun"], accounts[0].missing), (2, 0));
+    assert!(control.ledger(org, Some("another")).await.expect("adds up").is_empty());
+}
