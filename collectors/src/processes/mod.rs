@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use stat::Stat;
 use std::{
     collections::HashMap,
-    os::unix::fs::MetadataExt,
     time::{Duration, Instant},
 };
 use vedette_wire::{
@@ -110,9 +109,10 @@ impl Poll for Processes {
         for entry in entries.filter_map(Result::ok) {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             // A process may end at any moment between two reads: then it is gone, which is no error.
-            let Some(stat) = reader.stat(pid) else { continue };
-            let Ok(meta) = entry.metadata() else { continue };
-            let owner = meta.uid();
+            let Some(dir) = reader.open(pid) else { continue };
+            let Some(stat) = reader.stat(&dir) else { continue };
+            let Ok(meta) = rustix::fs::fstat(&dir) else { continue };
+            let owner = meta.st_uid;
             let known = before.remove(&pid).filter(|known| {
                 let same = known.stat.is_same_process(&stat);
                 if !same {
@@ -131,7 +131,7 @@ impl Poll for Processes {
                 }
                 Some(_) => Some(Change::Change),
             };
-            let Some(process) = reader.process(pid, &stat, change.unwrap_or(Change::Snapshot)) else { continue };
+            let Some(process) = reader.process(&dir, pid, &stat, change.unwrap_or(Change::Snapshot)) else { continue };
             self.known.insert(pid, Known { stat, owner, sent: kept(&process) });
             match (full, change.is_some() && tell) {
                 (true, true) => {

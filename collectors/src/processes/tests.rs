@@ -61,7 +61,15 @@ fn the_snapshot_is_whole_and_this_process_is_in_it() {
     assert_eq!(me.args, std::env::args().collect::<Vec<_>>());
     assert_eq!(me.cwd.as_deref().map(Path::new), std::env::current_dir().ok().as_deref());
     assert_eq!(me.user.as_ref().map(|user| user.id), Some(rustix::process::getuid().as_raw()));
-    assert!(!me.kernel && me.namespaces.mnt.is_some());
+    assert!(!me.kernel);
+    let inode = |name: &str| {
+        let meta = std::fs::metadata(format!("/proc/self/ns/{name}")).ok();
+        meta.map(|meta| std::os::unix::fs::MetadataExt::ino(&meta))
+    };
+    assert!(me.namespaces.mnt.is_some());
+    let names = ["mnt", "pid", "net", "user"];
+    let found = [me.namespaces.mnt, me.namespaces.pid, me.namespaces.net, me.namespaces.user];
+    assert_eq!(found, names.map(inode));
     let count = me.snapshot.as_ref().expect("in a snapshot").count;
     assert_eq!(count as usize, processes.len());
     assert!(processes.iter().any(|process| process.pid == 1));
