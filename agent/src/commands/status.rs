@@ -53,6 +53,10 @@ fn table(report: &Report) -> String {
     let _ =
         writeln!(out, "\n{:<14} {:<10} {:<9} {:>10} {:>8}  why", "collector", "class", "state", "emitted", "dropped");
     for collector in &report.collectors {
+        let named = |reason| serde_json::to_string(reason).unwrap_or_default().replace('"', "");
+        let dropped = collector.dropped_by_reason.iter();
+        let dropped = dropped.map(|(reason, count)| format!("dropped {count}: {}", named(reason)));
+        let why: Vec<String> = dropped.chain(collector.last_error.clone()).collect();
         let _ = writeln!(
             out,
             "{:<14} {:<10} {:<9} {:>10} {:>8}  {}",
@@ -61,8 +65,27 @@ fn table(report: &Report) -> String {
             collector.state,
             collector.emitted,
             collector.dropped,
-            collector.last_error.as_deref().unwrap_or("")
+            why.join("; ")
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_was_dropped_is_shown_with_its_reason() {
+        let collector = json!({"id": "syslog", "class": "event", "state": "running", "emitted": 7, "dropped": 3,
+            "dropped_by_reason": {"source_overrun": 2, "oversize": 1}, "last_error": "a file cannot be read"});
+        let report = json!({"version": "0", "agent": "a", "organization": "o", "organization_name": "acme",
+            "workspace": "w", "endpoint": "w", "policy_revision": 1, "collectors": [collector],
+            "queue": {"bytes": 0, "batches": 0, "quarantine": {"batches": 0, "bytes": 0, "dropped": 0}},
+            "delivery": {"delivered": 0, "purged": 0}});
+        let table = table(&serde_json::from_value(report).expect("a report"));
+        let line = table.lines().find(|line| line.starts_with("syslog")).expect("a line");
+        assert!(line.ends_with("dropped 2: source_overrun; dropped 1: oversize; a file cannot be read"), "{line}");
+    }
 }

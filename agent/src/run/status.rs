@@ -4,6 +4,7 @@ use super::{Board, VERSION, socket_name};
 use crate::{identity::Enrollment, now};
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     io::{self, Read},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
@@ -12,7 +13,10 @@ use std::{
 };
 use tokio::{io::AsyncWriteExt, net::UnixListener, task::JoinHandle};
 use vedette_transport::Lane;
-use vedette_wire::body::{CollectorHealth, Heartbeat};
+use vedette_wire::{
+    Reason,
+    body::{CollectorHealth, Heartbeat},
+};
 
 /// What `vedette status --json` prints.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +43,7 @@ pub(crate) struct Collector {
     pub(crate) state: String,
     pub(crate) emitted: u64,
     pub(crate) dropped: u64,
+    pub(crate) dropped_by_reason: BTreeMap<Reason, u64>,
     pub(crate) last_error: Option<String>,
 }
 
@@ -96,6 +101,7 @@ impl Source {
             state: line.state.name().to_owned(),
             emitted: counters(id).emitted,
             dropped: counters(id).dropped_total(),
+            dropped_by_reason: counters(id).dropped,
             last_error: line.why,
         });
         Report {
