@@ -124,7 +124,7 @@ fn the_ledger_is_printed_for_people_and_an_agent_that_is_not_there_is_said() {
     eventually("three lines", || (figures(&account(&world, "syslog")?)[1] == 3).then_some(()));
     let table = world.workspace(&["ledger", "--org", crate::support::ORG]);
     let row = table.lines().find(|line| line.contains(" syslog ")).expect("a row");
-    assert_eq!(row.split_whitespace().skip(1).collect::<Vec<_>>(), ["syslog", "3", "3", "0", "0", "0", "0"]);
+    assert_eq!(row.split_whitespace().skip(1).collect::<Vec<_>>(), ["syslog", "3", "3", "0", "0", "0", "0", "0"]);
     let nobody = world.workspace_output(&["ledger", "--org", crate::support::ORG, "--agent", "nobody"]);
     assert!(!nobody.status.success());
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("vedette-workspace agents"));

@@ -71,6 +71,7 @@ impl Peer {
             records: 1,
             ledger: Default::default(),
             lowest_held: 1,
+            set_aside: Default::default(),
             predecessor: None,
         };
         Self { client: client(world, identity, WorkspaceGeo::Europe), url: world.url(), header }

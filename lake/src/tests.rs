@@ -45,6 +45,7 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
         records: records.len() as u32,
         ledger: Default::default(),
         lowest_held: 1,
+        set_aside: Default::default(),
         predecessor: None,
     };
     Landed { key: format!("key-{seq}"), day: "2026-11-23".to_owned(), landed: T0, batch: Batch { header, records } }

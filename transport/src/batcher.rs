@@ -154,6 +154,7 @@ impl Open {
             records: self.count,
             ledger: Ledger::default(),
             lowest_held: 0,
+            set_aside: Default::default(),
             predecessor: None,
         }
     }

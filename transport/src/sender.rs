@@ -161,7 +161,7 @@ impl Sender {
             Outcome::Purge => {
                 tracing::info!(seq, "policy forbids a batch; purged");
                 self.update(|status| status.purged += 1);
-                blocking(move || queue.delete(seq)).await
+                blocking(move || queue.purge(seq)).await
             }
             Outcome::Retry { after, why } => {
                 work.again.insert(seq);

@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod ocsf;
 pub mod record;
 pub mod reply;
+pub mod set_aside;
 
 pub use body::Body;
 pub use chunk::{Chunk, Source};
@@ -22,6 +23,7 @@ pub use codec::Compression;
 pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
 pub use ledger::{Ledger, Reason};
 pub use record::{Batch, Header, Position, Record, SourceRef};
+pub use set_aside::SetAside;
 
 /// Version of the batch format; a receiver refuses another major version with code `version`.
 pub const FORMAT_VERSION: u16 = 1;

@@ -1,6 +1,6 @@
 //! Records, and the batches that carry them.
 
-use crate::{AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, geo::WorkspaceGeo};
+use crate::{AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, SetAside, geo::WorkspaceGeo};
 use serde::{Deserialize, Serialize};
 
 /// Where in its source a record was read: half-open, in the source's own unit.
@@ -95,6 +95,9 @@ pub struct Header {
     pub ledger: Ledger,
     /// Lowest sequence that the agent still holds: below it and not landed is missing.
     pub lowest_held: u64,
+    /// What it neither delivered nor holds, and why.
+    #[serde(default, skip_serializing_if = "SetAside::is_empty")]
+    pub set_aside: SetAside,
     /// The epoch before; only in an epoch's first batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<Predecessor>,

@@ -16,7 +16,7 @@ CREATE TABLE sequences (
     PRIMARY KEY (organization, agent, lane, epoch, first)
 ) STRICT;
 
--- The newest header of an epoch: its counters, and the lowest sequence that the agent still held.
+-- The newest header of an epoch: its counters, the lowest sequence that the agent still held, and what it set aside.
 CREATE TABLE epochs (
     organization TEXT NOT NULL,
     agent        TEXT NOT NULL,
@@ -25,6 +25,7 @@ CREATE TABLE epochs (
     seq          INTEGER NOT NULL,
     lowest_held  INTEGER NOT NULL,
     counters     TEXT NOT NULL,
+    set_aside    TEXT NOT NULL,
     PRIMARY KEY (organization, agent, lane, epoch)
 ) STRICT;
 

@@ -5,7 +5,7 @@
 //! | `batches` | sequence | frame ([`vedette_wire::frame`]) |
 //! | `quarantine` | sequence | reason as JSON, NUL, frame |
 //! | `cursors` | collector, NUL, source id | the collector's own bytes |
-//! | `meta` | `format`, `epoch`, `next_seq`, `batches`, `bytes`, `quarantine_…`, `ledger`, `predecessor` | little-endian numbers; MessagePack |
+//! | `meta` | `format`, `epoch`, `next_seq`, `batches`, `bytes`, `quarantine_…`, `ledger`, `set_aside`, `predecessor` | little-endian numbers; MessagePack |
 //!
 //! A delivered batch is deleted in a transaction of its own. Were that deletion lost in a crash, the batch would be
 //! sent again under the same key, and the workspace would answer `duplicate`.
@@ -21,9 +21,10 @@ use std::{
     },
 };
 use vedette_wire::{
-    AgentId, Compression, Epoch, Header, Lane, Ledger, OrganizationId, codec,
+    AgentId, Compression, Epoch, Header, Lane, Ledger, OrganizationId, SetAside, codec,
     frame::{self, FrameHead},
     record::Predecessor,
+    set_aside,
 };
 
 use crate::batcher::Open;
@@ -155,6 +156,15 @@ pub struct Queue {
     batches: AtomicU64,
     bytes: AtomicU64,
     quarantine: Mutex<Quarantine>,
+    set_aside: Mutex<SetAside>,
+}
+
+/// Why a batch leaves the queue.
+enum Leaves {
+    Delivered,
+    Purged,
+    /// With what is kept before the frame: the reason.
+    Quarantined(Vec<u8>),
 }
 
 impl Queue {
@@ -175,6 +185,11 @@ impl Queue {
 
     fn aside(&self) -> Quarantine {
         *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What later headers say was set aside.
+    pub(crate) fn set_aside(&self) -> SetAside {
+        self.set_aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counters since the epoch began.
@@ -199,6 +214,7 @@ impl Queue {
             header.seq = seq;
             header.ledger = ledger.clone();
             header.lowest_held = self.lowest_held()?.unwrap_or(seq);
+            header.set_aside = self.set_aside();
             header.predecessor = (seq == 1).then(|| self.predecessor.clone()).flatten();
             let sealed = codec::seal(&header, open.records(), compression).map_err(QueueError::Seal)?;
             let head = FrameHead {
@@ -282,7 +298,15 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Storage`]; the batch is then sent again, and answered `duplicate`.
     pub fn delete(&self, seq: u64) -> Result<(), QueueError> {
-        self.remove(seq, None)
+        self.remove(seq, Leaves::Delivered)
+    }
+
+    /// Delete a batch that the policy forbids.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`]; the batch is then sent again, and refused again.
+    pub fn purge(&self, seq: u64) -> Result<(), QueueError> {
+        self.remove(seq, Leaves::Purged)
     }
 
     /// Move a batch that will never be accepted into quarantine, where the oldest give way when they take more than a
@@ -293,7 +317,7 @@ impl Queue {
     pub fn quarantine(&self, seq: u64, code: &str, why: &str) -> Result<(), QueueError> {
         let mut reason = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
         reason.push(0);
-        self.remove(seq, Some(reason))
+        self.remove(seq, Leaves::Quarantined(reason))
     }
 
     /// Put batches that were sealed for another organization or agent into quarantine: the workspace would refuse them
@@ -315,9 +339,18 @@ impl Queue {
         Ok(moved)
     }
 
-    fn remove(&self, seq: u64, quarantine: Option<Vec<u8>>) -> Result<(), QueueError> {
+    fn remove(&self, seq: u64, leaves: Leaves) -> Result<(), QueueError> {
         // A batch that is to be kept must be durable where it goes; a deletion may be lost.
-        let durability = if quarantine.is_some() { Durability::Immediate } else { Durability::None };
+        let durability = match leaves {
+            Leaves::Quarantined(_) => Durability::Immediate,
+            Leaves::Delivered | Leaves::Purged => Durability::None,
+        };
+        let mut aside = self.set_aside();
+        match leaves {
+            Leaves::Delivered => {}
+            Leaves::Purged => set_aside::add(&mut aside.purged, seq),
+            Leaves::Quarantined(_) => set_aside::add(&mut aside.quarantined, seq),
+        }
         let mut length = None;
         let mut kept_aside = self.aside();
         let most = self.bytes_max / 10;
@@ -328,7 +361,11 @@ impl Queue {
             let mut meta = tx.open_table(META)?;
             add(&mut meta, "batches", -1)?;
             add(&mut meta, "bytes", -space(frame.value().len()).cast_signed())?;
-            if let Some(mut kept) = quarantine {
+            if !matches!(leaves, Leaves::Delivered) {
+                let aside = rmp_serde::to_vec_named(&aside).expect("ranges serialize");
+                meta.insert("set_aside", aside.as_slice())?;
+            }
+            if let Leaves::Quarantined(mut kept) = leaves {
                 kept.extend_from_slice(frame.value());
                 let mut table = tx.open_table(QUARANTINE)?;
                 table.insert(seq, kept.as_slice())?;
@@ -348,6 +385,7 @@ impl Queue {
         })?;
         *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner) = kept_aside;
         if let Some(length) = length {
+            *self.set_aside.lock().unwrap_or_else(PoisonError::into_inner) = aside;
             self.batches.fetch_sub(1, Ordering::AcqRel);
             self.bytes.fetch_sub(length, Ordering::AcqRel);
         }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicU64},
 };
-use vedette_wire::{Epoch, Lane, Ledger};
+use vedette_wire::{Epoch, Lane, Ledger, SetAside};
 
 impl Queue {
     /// Open the queue of a lane in `dir`, or make it. `random` becomes the epoch of a new one.
@@ -80,6 +80,7 @@ fn load(path: &Path, lane: Lane, bytes_max: u64, random: u64) -> Result<Queue, Q
         batches: AtomicU64::new(meta.batches),
         bytes: AtomicU64::new(meta.bytes),
         quarantine: Mutex::new(meta.quarantine),
+        set_aside: Mutex::new(meta.set_aside),
     })
 }
 
@@ -110,6 +111,7 @@ struct Meta {
     bytes: u64,
     quarantine: Quarantine,
     ledger: Ledger,
+    set_aside: SetAside,
 }
 
 fn read_meta(db: &Database) -> Result<Meta, redb::Error> {
@@ -120,7 +122,13 @@ fn read_meta(db: &Database) -> Result<Meta, redb::Error> {
         Some(bytes) => rmp_serde::from_slice(bytes.value())
             .map_err(|err| redb::Error::Corrupted(format!("the ledger cannot be decoded: {err}")))?,
     };
+    let set_aside = match table.get("set_aside")? {
+        None => SetAside::default(),
+        Some(bytes) => rmp_serde::from_slice(bytes.value())
+            .map_err(|err| redb::Error::Corrupted(format!("`set_aside` cannot be decoded: {err}")))?,
+    };
     Ok(Meta {
+        set_aside,
         format: number("format")?,
         epoch: number("epoch")?,
         next_seq: number("next_seq")?.max(1),

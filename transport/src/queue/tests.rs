@@ -176,3 +176,26 @@ fn a_batch_is_full_by_size_or_by_count() {
     two.add(chunk_of("b", 1, "c"));
     assert!(two.is_full(&limits));
 }
+
+#[test]
+fn later_headers_name_what_was_set_aside_also_after_a_restart() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    {
+        let queue = queue(dir.path());
+        for text in ["one", "two", "three"] {
+            commit(&queue, text, "c").expect("commits");
+        }
+        queue.delete(1).expect("deletes");
+        queue.purge(2).expect("purges");
+        queue.quarantine(3, "shape", "why").expect("moves");
+        queue.quarantine(99, "shape", "there is no such batch").expect("does nothing");
+    }
+    let queue = queue(dir.path());
+    commit(&queue, "four", "c").expect("commits");
+    let (_, frame) = queue.next_after(0).expect("reads").expect("there is one");
+    let (head, sealed) = frame::parse(&frame).expect("the frame is whole");
+    let plain = codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
+    let header = codec::decode(&plain).expect("decodes").header;
+    assert_eq!((header.seq, header.lowest_held), (4, 4));
+    assert_eq!(header.set_aside, SetAside { quarantined: vec![(3, 3)], purged: vec![(2, 2)] });
+}

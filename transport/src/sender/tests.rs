@@ -148,6 +148,19 @@ async fn a_poison_batch_goes_to_quarantine_and_the_next_flows() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_that_the_policy_forbids_is_purged_and_said_to_be() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let post = Arc::new(Script::default());
+    post.answers.lock().expect("lock").push_back(Outcome::Purge);
+    let lane = lane(dir.path(), Arc::clone(&post));
+    lane.intake().put(chunk(0, "c")).expect("open");
+    committed(&lane, 1).await;
+    drained(&lane).await;
+    assert_eq!(lane.status().sender.purged, 1);
+    assert_eq!(lane.queue().set_aside().purged, [(1, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_identity_keeps_the_batch() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());

@@ -276,6 +276,7 @@ pub(crate) fn batch() -> Batch {
             records: records.len() as u32,
             ledger,
             lowest_held: 1,
+            set_aside: Default::default(),
             predecessor: Some(Predecessor { epoch: Epoch(1), last_seq: 9 }),
         },
         records,

@@ -17,7 +17,8 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
     }
     let mut out = String::new();
     if format != Format::Json {
-        let head = ["agent", "collector", "emitted", "stored", "dropped", "in_flight", "missing", "repeated"];
+        let head =
+            ["agent", "collector", "emitted", "stored", "dropped", "in_flight", "quarantined", "missing", "repeated"];
         out.push_str(&line(&head.map(str::to_owned), format));
     }
     for account in &accounts {
@@ -36,7 +37,7 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
     print(out.as_bytes())
 }
 
-fn cells(account: &Account) -> [String; 8] {
+fn cells(account: &Account) -> [String; 9] {
     let dropped: Vec<String> = account.dropped.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
     [
         account.agent.clone(),
@@ -45,19 +46,20 @@ fn cells(account: &Account) -> [String; 8] {
         account.stored.to_string(),
         if dropped.is_empty() { "0".to_owned() } else { dropped.join(" ") },
         account.in_flight.to_string(),
+        account.quarantined.to_string(),
         account.missing.to_string(),
         account.repeated.to_string(),
     ]
 }
 
 /// No cell holds a comma or a quote.
-fn line(cells: &[String; 8], format: Format) -> String {
+fn line(cells: &[String; 9], format: Format) -> String {
     if format == Format::Csv {
         return cells.join(",") + "\n";
     }
-    let [agent, collector, emitted, stored, dropped, in_flight, missing, repeated] = cells;
+    let [agent, collector, emitted, stored, dropped, in_flight, quarantined, missing, repeated] = cells;
     format!(
-        "{agent:<32}  {collector:<12}  {emitted:>10}  {stored:>10}  {dropped:<10}  {in_flight:>9}  {missing:>7}  \
+        "{agent:<32}  {collector:<12}  {emitted:>10}  {stored:>10}  {dropped:<10}  {in_flight:>9}  {quarantined:>11}  {missing:>7}  \
          {repeated:>8}\n"
     )
 }

@@ -2,8 +2,8 @@
 //!
 //! Counters that come from an agent agree with themselves even when it is wrong. What is *missing* and what is *repeated*
 //! is therefore found by laying what landed side by side: sequences of an epoch, and positions of a source. A sequence
-//! that has not landed is in flight while the agent still holds it, by the newest header of its epoch; else it is
-//! missing. A hole between positions is missing unless a sequence between its two sides has not landed.
+//! that has not landed is in flight while the agent still holds it, by the newest header of its epoch; set aside
+//! where that header says so; else it is missing. A hole between positions is missing unless a sequence between its two sides has not landed.
 
 use super::Control;
 use crate::tiles::{Noted, Tile};
@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde::Serialize;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
-use vedette_wire::{Ledger, OrganizationId};
+use vedette_wire::{Ledger, OrganizationId, SetAside, set_aside::count as count_in};
 
 /// Records by collector.
 type Counts = BTreeMap<String, u64>;
@@ -25,10 +25,12 @@ pub(crate) struct Account {
     pub(crate) emitted: u64,
     /// Records stored; repeated ones once more each.
     pub(crate) stored: u64,
-    /// Records that the agent dropped, by reason.
+    /// Records that the agent dropped or purged, by reason.
     pub(crate) dropped: BTreeMap<String, u64>,
     /// Records that the agent still holds.
     pub(crate) in_flight: u64,
+    /// Records that the agent keeps in quarantine.
+    pub(crate) quarantined: u64,
     /// Records that are neither stored nor dropped nor held. Of a hole in a file it is not known how many lines it has:
     /// it counts as one.
     pub(crate) missing: u64,
@@ -93,6 +95,7 @@ struct Epoch {
     seq: i64,
     lowest_held: i64,
     counters: String,
+    set_aside: String,
 }
 
 /// Records that a header says were shipped: emitted and not dropped.
@@ -134,9 +137,9 @@ async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Res
     ];
     let seq = header.seq.cast_signed();
     sqlx::query(
-        "INSERT INTO epochs (organization, agent, lane, epoch, seq, lowest_held, counters)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-         ON CONFLICT DO UPDATE SET seq = ?5, lowest_held = ?6, counters = ?7 WHERE seq < ?5",
+        "INSERT INTO epochs (organization, agent, lane, epoch, seq, lowest_held, counters, set_aside)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT DO UPDATE SET seq = ?5, lowest_held = ?6, counters = ?7, set_aside = ?8 WHERE seq < ?5",
     )
     .bind(&ids[0])
     .bind(&ids[1])
@@ -145,6 +148,7 @@ async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Res
     .bind(seq)
     .bind(header.lowest_held.cast_signed())
     .bind(to_json(&header.ledger))
+    .bind(to_json(&header.set_aside))
     .execute(&mut *tx)
     .await?;
     let beside: Vec<Run> = sqlx::query_as(
@@ -286,7 +290,7 @@ impl Control {
         let mut tx = self.pool.begin().await?;
         let id = organization.to_string();
         let epochs: Vec<Epoch> = sqlx::query_as(
-            "SELECT agent, lane, epoch, seq, lowest_held, counters FROM epochs
+            "SELECT agent, lane, epoch, seq, lowest_held, counters, set_aside FROM epochs
              WHERE organization = ?1 AND (?2 IS NULL OR agent = ?2) ORDER BY agent, lane, epoch",
         )
         .bind(&id)
@@ -340,23 +344,50 @@ fn count(books: &mut Books, epoch: &Epoch) -> Result<()> {
     Ok(())
 }
 
-/// Sequences between those that landed: held by the agent, or missing.
+/// What became of sequences that have not landed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Held,
+    Quarantined,
+    Purged,
+    Missing,
+}
+
+/// Of the sequences of one hole; how many records each had is not known, so one word holds for all: the worst.
+fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fate {
+    let (quarantined, purged) = (count_in(&aside.quarantined, from, to), count_in(&aside.purged, from, to));
+    // What is set aside above the lowest held counts once all the same: it is held no more.
+    let below = to.min(lowest_held).saturating_sub(from);
+    let aside_below = count_in(&aside.quarantined, from, to.min(lowest_held.max(from)))
+        + count_in(&aside.purged, from, to.min(lowest_held.max(from)));
+    if below > aside_below {
+        Fate::Missing
+    } else if quarantined + purged < to - from {
+        Fate::Held
+    } else if quarantined > 0 {
+        Fate::Quarantined
+    } else {
+        Fate::Purged
+    }
+}
+
+/// Sequences between those that landed: held by the agent, set aside, or missing.
 fn sequences(books: &mut Books, open: &mut Open, epoch: &Epoch, runs: &[Run]) -> Result<()> {
     let nothing = Run { first: 0, last: 0, since: 0, until: 0, before: String::new(), after: "{}".to_owned() };
+    let aside: SetAside = serde_json::from_str(&epoch.set_aside)?;
     let mut before = &nothing;
     for run in runs {
         let (from, to) = (before.last + 1, run.first);
         if from < to {
             open.push((epoch.lane.clone(), epoch.epoch.clone(), from, to));
-            // What is held and what is missing of one hole is not told apart by counters: by where most of it is.
-            let missing = epoch.lowest_held > from;
+            let fate = fate(epoch.lowest_held.cast_unsigned(), &aside, from.cast_unsigned(), to.cast_unsigned());
             let (was, is): (Counts, Counts) =
                 (serde_json::from_str(&before.after)?, serde_json::from_str(&run.before)?);
             let gap = Gap {
                 what: "sequences",
                 of: format!("{}/{}", epoch.lane, epoch.epoch),
                 from: from.cast_unsigned(),
-                to: to.min(epoch.lowest_held).cast_unsigned(),
+                to: to.min(epoch.lowest_held.max(from + 1)).cast_unsigned(),
                 since: before.until,
                 until: run.since,
             };
@@ -366,11 +397,14 @@ fn sequences(books: &mut Books, open: &mut Open, epoch: &Epoch, runs: &[Run]) ->
                     continue;
                 }
                 let account = books.of(&epoch.agent, &collector);
-                if missing {
-                    account.missing += records;
-                    account.gaps.push(gap.clone());
-                } else {
-                    account.in_flight += records;
+                match fate {
+                    Fate::Held => account.in_flight += records,
+                    Fate::Quarantined => account.quarantined += records,
+                    Fate::Purged => *account.dropped.entry("policy".to_owned()).or_default() += records,
+                    Fate::Missing => {
+                        account.missing += records;
+                        account.gaps.push(gap.clone());
+                    }
                 }
             }
         }

@@ -32,6 +32,7 @@ fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64,
         records: positions.len() as u32,
         ledger,
         lowest_held,
+        set_aside: Default::default(),
         predecessor: None,
     };
     let record = |&(from, to): &(u64, u64)| Record {
@@ -124,4 +125,30 @@ async fn what_was_dropped_is_told_by_reason() {
     let accounts = control.ledger(org, Some(&AGENT.to_string())).await.expect("adds up");
     assert_eq!((accounts[0].dropped["source_overrun"], accounts[0].missing), (2, 0));
     assert!(control.ledger(org, Some("another")).await.expect("adds up").is_empty());
+}
+
+#[tokio::test]
+async fn what_the_agent_set_aside_is_not_missing() {
+    let (_dir, control, org) = control().await;
+    let mut later = batch(org, 5, 4, 9, &[(90, 100)]);
+    later.header.set_aside.quarantined = vec![(2, 2)];
+    later.header.set_aside.purged = vec![(4, 4)];
+    for noted in [batch(org, 1, 1, 1, &[(0, 10)]), batch(org, 3, 3, 5, &[(40, 50)]), later] {
+        land(&control, &noted).await;
+    }
+    let account = control.ledger(org, None).await.expect("adds up").remove(0);
+    assert_eq!((account.stored, account.quarantined, account.dropped["policy"], account.missing), (3, 3, 3, 0));
+    assert!(account.gaps.is_empty());
+}
+
+#[test]
+fn one_word_holds_for_all_sequences_of_a_hole() {
+    let aside = SetAside { quarantined: vec![(3, 4)], purged: vec![(5, 5)] };
+    let of = |lowest_held, from, to| fate(lowest_held, &aside, from, to);
+    assert_eq!(of(9, 3, 5), Fate::Quarantined);
+    assert_eq!(of(9, 5, 6), Fate::Purged);
+    assert_eq!(of(9, 2, 5), Fate::Missing);
+    assert_eq!(of(3, 3, 7), Fate::Held);
+    assert_eq!(of(7, 6, 8), Fate::Missing);
+    assert_eq!(of(2, 6, 8), Fate::Held);
 }

@@ -1,0 +1,74 @@
+//! Sequences that an agent neither delivered nor still sends: without them the workspace would take them for missing.
+
+use serde::{Deserialize, Serialize};
+
+/// No more ranges than this are named; the oldest give way, and then show as missing.
+const RANGES_MAX: usize = 256;
+
+/// First and last sequence.
+pub type Range = (u64, u64);
+
+/// Sequences of an epoch whose batches the agent has set aside, as ranges in ascending order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SetAside {
+    /// Refused by the workspace for good, and put into quarantine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quarantined: Vec<Range>,
+    /// Deleted since the policy forbids them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub purged: Vec<Range>,
+}
+
+impl SetAside {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.quarantined.is_empty() && self.purged.is_empty()
+    }
+}
+
+/// Add a sequence to ranges.
+pub fn add(ranges: &mut Vec<Range>, seq: u64) {
+    let at = ranges.partition_point(|(first, _)| *first <= seq);
+    ranges.insert(at, (seq, seq));
+    ranges.dedup_by(|behind, before| {
+        let joins = behind.0 <= before.1.saturating_add(1);
+        if joins {
+            before.1 = before.1.max(behind.1);
+        }
+        joins
+    });
+    if ranges.len() > RANGES_MAX {
+        ranges.remove(0);
+    }
+}
+
+/// How many sequences from `from` up to, and without, `to` are in the ranges.
+pub fn count(ranges: &[Range], from: u64, to: u64) -> u64 {
+    let inside = |(first, last): &Range| to.min(last.saturating_add(1)).saturating_sub(from.max(*first));
+    ranges.iter().map(inside).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sequences_in_any_order_become_ranges() {
+        let mut ranges = Vec::new();
+        for seq in [5, 1, 2, 9, 4, 5, 3] {
+            add(&mut ranges, seq);
+        }
+        assert_eq!(ranges, [(1, 5), (9, 9)]);
+        assert_eq!((count(&ranges, 0, 100), count(&ranges, 4, 9), count(&ranges, 6, 9)), (6, 2, 0));
+    }
+
+    #[test]
+    fn ranges_are_bounded() {
+        let mut ranges = Vec::new();
+        for seq in 0..1000 {
+            add(&mut ranges, seq * 2);
+        }
+        assert_eq!((ranges.len(), ranges.last()), (RANGES_MAX, Some(&(1998, 1998))));
+    }
+}
