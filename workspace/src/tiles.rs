@@ -3,6 +3,12 @@
 use std::collections::BTreeMap;
 use vedette_wire::{Batch, Header, Position};
 
+/// Each takes a few statements while the control store is locked; ten thousand files with a line each fit.
+const TILES_MAX: usize = 20_000;
+
+/// No sequence, count or position is larger: what SQLite and JSON readers can hold, added up many times.
+const NUMBER_MAX: u64 = 1 << 53;
+
 /// Positions of one source, one behind the other without a hole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tile {
@@ -32,6 +38,31 @@ pub(crate) struct Noted {
 }
 
 impl Noted {
+    /// Whether the ledger can hold it. An agent may be enrolled and send anything all the same.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        let (header, most) = (&self.header, NUMBER_MAX);
+        if !(1..most).contains(&header.seq) || header.lowest_held > most {
+            return Err("the sequence is out of range");
+        }
+        for counters in header.ledger.0.values() {
+            let dropped = counters.dropped.values().try_fold(0_u64, |sum, count| sum.checked_add(*count));
+            if dropped.is_none_or(|dropped| dropped > counters.emitted) || counters.emitted > most {
+                return Err("a collector dropped more than it emitted");
+            }
+        }
+        if self.tiles.len() > TILES_MAX {
+            return Err("the positions of its records have too many holes");
+        }
+        let in_order = |position: &Position| position.0 <= position.1 && position.1 < most;
+        if !self.tiles.iter().all(|tile| tile.positions.iter().all(in_order)) {
+            return Err("a record's position ends before it begins");
+        }
+        Ok(())
+    }
+
     /// Records by collector.
     pub(crate) fn records(&self) -> BTreeMap<&str, u64> {
         let mut out = BTreeMap::new();
@@ -64,5 +95,61 @@ impl From<Batch> for Noted {
             }
         }
         Self { header: batch.header, tiles }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vedette_wire::{AgentId, Epoch, Lane, OrganizationId, Reason, geo::WorkspaceGeo};
+
+    fn noted(positions: &[(u64, u64)]) -> Noted {
+        let header = Header {
+            version: 1,
+            organization: OrganizationId::from_uuid(uuid::Uuid::nil()),
+            agent: AgentId([7; 16]),
+            lane: Lane::Records,
+            epoch: Epoch(5),
+            seq: 1,
+            sealed: 1,
+            geo: WorkspaceGeo::Europe,
+            policy_revision: 1,
+            agent_version: String::new(),
+            host: Default::default(),
+            sources: Vec::new(),
+            records: 0,
+            ledger: Default::default(),
+            lowest_held: 1,
+            set_aside: Default::default(),
+            predecessor: None,
+        };
+        let tile = |&(from, to): &(u64, u64)| Tile {
+            collector: "syslog".to_owned(),
+            source: "f".to_owned(),
+            positions: vec![Position(from, to)],
+        };
+        Noted { header, tiles: positions.iter().map(tile).collect() }
+    }
+
+    #[test]
+    fn what_the_ledger_cannot_hold_is_refused() {
+        assert_eq!(noted(&[(0, 10), (20, 20)]).check(), Ok(()));
+        for positions in [[(10, 5)], [(0, u64::MAX)], [(0, NUMBER_MAX)]] {
+            noted(&positions).check().expect_err("no position");
+        }
+        noted(&vec![(0, 1); TILES_MAX]).check().expect("as many as may be");
+        noted(&vec![(0, 1); TILES_MAX + 1]).check().expect_err("one more");
+        for (seq, lowest_held) in [(0, 1), (NUMBER_MAX, 1), (u64::MAX, 1), (1, u64::MAX)] {
+            let mut noted = noted(&[]);
+            (noted.header.seq, noted.header.lowest_held) = (seq, lowest_held);
+            noted.check().expect_err("no sequence");
+        }
+        for (emitted, dropped, rest) in [(1, 2, 0), (NUMBER_MAX + 1, 0, 0), (5, u64::MAX, 2)] {
+            let mut noted = noted(&[]);
+            noted.header.ledger.emit("syslog", emitted);
+            noted.header.ledger.drop("syslog", Reason::Oversize, dropped);
+            noted.header.ledger.drop("syslog", Reason::Policy, rest);
+            noted.check().expect_err("no counters");
+        }
     }
 }

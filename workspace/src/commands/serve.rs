@@ -93,7 +93,7 @@ async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
             continue;
         }
         let noted = match landing.read(&key, PLAIN_BYTES_MAX).await {
-            Ok(batch) => Some(Noted::from(batch)),
+            Ok(batch) => Some(Noted::from(batch)).filter(|noted| noted.check().is_ok()),
             Err(ReadError::Damaged(err)) => {
                 tracing::error!(key, error = %err, "a landed batch cannot be read; it is not in the ledger");
                 None

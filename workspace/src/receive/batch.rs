@@ -148,6 +148,7 @@ fn check(
     let plain = codec::decompress(sealed, compression, PLAIN_BYTES_MAX).map_err(shape)?;
     // Whole: what is acknowledged can be read back.
     let noted = Noted::from(codec::decode(&plain).map_err(shape)?);
+    noted.check().map_err(|wrong| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong))?;
     let header = &noted.header;
     if (header.organization, header.agent) != (peer.organization, peer.agent) {
         return Err(Refusal::new(
