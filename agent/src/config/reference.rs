@@ -53,7 +53,7 @@ pub(crate) fn configuration_page() -> String {
          TOML. A flag `--set section.key=value` goes over the environment (`VEDETTE_SECTION__KEY`), that over\n\
          `conf.d/*.toml` beside the file in name order, that over the file, that over the defaults below. A value from\n\
          the environment or a flag is read as TOML where it is TOML (`true`, `[\"/var/log/x\"]`), else as a string.\n\
-         Unknown keys are refused. `vedette check --config FILE` names file and line of every problem.\n\n\
+         Unknown keys are refused. `vedette check --config FILE` names file and line of what is wrong, unknown keys first.\n\n\
          Sizes are written `\"512KiB\"`, `\"64MiB\"`, `\"1GiB\"`; intervals `\"500ms\"`, `\"60s\"`, `\"5m\"`, `\"1h\"`.\n",
     );
     for (name, title, keys) in sections() {
