@@ -6,6 +6,9 @@ use vedette_wire::{Batch, Header, Position};
 /// Each takes a few statements while the control store is locked; ten thousand files with a line each fit.
 const TILES_MAX: usize = 20_000;
 
+/// More than there will ever be; each agent has a line in the answer for each.
+const COLLECTORS_MAX: usize = 256;
+
 /// No sequence, count or position is larger: what SQLite and JSON readers can hold, added up many times.
 const NUMBER_MAX: u64 = 1 << 53;
 
@@ -52,6 +55,18 @@ impl Noted {
             if dropped.is_none_or(|dropped| dropped > counters.emitted) || counters.emitted > most {
                 return Err("a collector dropped more than it emitted");
             }
+        }
+        let collectors = header.ledger.0.keys().chain(self.tiles.iter().map(|tile| &tile.collector));
+        let is_name = |id: &String| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+            (1..=64).contains(&id.len()) && id.bytes().all(plain)
+        };
+        if header.ledger.0.len() > COLLECTORS_MAX || !collectors.into_iter().all(is_name) {
+            return Err("a collector's name is no name, or there are too many");
+        }
+        let is_id = |tile: &Tile| tile.source.len() <= 1024 && !tile.source.contains(char::is_control);
+        if !self.tiles.iter().all(is_id) {
+            return Err("a source's id is too long or has control characters");
         }
         if self.tiles.len() > TILES_MAX {
             return Err("the positions of its records have too many holes");
@@ -143,6 +158,16 @@ mod tests {
             let mut noted = noted(&[]);
             (noted.header.seq, noted.header.lowest_held) = (seq, lowest_held);
             noted.check().expect_err("no sequence");
+        }
+        for name in ["", "evil,\u{1b}[31mred\n", &"x".repeat(65)] {
+            let mut noted = noted(&[(0, 1)]);
+            noted.tiles[0].collector = name.to_owned();
+            noted.check().expect_err("no name");
+        }
+        for id in ["a\nb", &"x".repeat(1025)] {
+            let mut noted = noted(&[(0, 1)]);
+            noted.tiles[0].source = id.to_owned();
+            noted.check().expect_err("no id");
         }
         for (emitted, dropped, rest) in [(1, 2, 0), (NUMBER_MAX + 1, 0, 0), (5, u64::MAX, 2)] {
             let mut noted = noted(&[]);

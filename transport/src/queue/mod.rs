@@ -351,10 +351,13 @@ impl Queue {
             Leaves::Purged => set_aside::add(&mut aside.purged, seq),
             Leaves::Quarantined(_) => set_aside::add(&mut aside.quarantined, seq),
         }
+        // Before the batch is gone: a header that is sealed meanwhile must not find it neither held nor set aside.
+        let before =
+            std::mem::replace(&mut *self.set_aside.lock().unwrap_or_else(PoisonError::into_inner), aside.clone());
         let mut length = None;
         let mut kept_aside = self.aside();
         let most = self.bytes_max / 10;
-        self.write(durability, |tx| {
+        let written = self.write(durability, |tx| {
             let mut batches = tx.open_table(BATCHES)?;
             let Some(frame) = batches.remove(seq)? else { return Ok(()) };
             length = Some(space(frame.value().len()));
@@ -382,10 +385,13 @@ impl Queue {
                 put(&mut meta, "quarantine_dropped", kept_aside.dropped)?;
             }
             Ok(())
-        })?;
+        });
+        if length.is_none() || written.is_err() {
+            *self.set_aside.lock().unwrap_or_else(PoisonError::into_inner) = before;
+        }
+        written?;
         *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner) = kept_aside;
         if let Some(length) = length {
-            *self.set_aside.lock().unwrap_or_else(PoisonError::into_inner) = aside;
             self.batches.fetch_sub(1, Ordering::AcqRel);
             self.bytes.fetch_sub(length, Ordering::AcqRel);
         }

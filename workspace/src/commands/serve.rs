@@ -93,7 +93,12 @@ async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
             continue;
         }
         let noted = match landing.read(&key, PLAIN_BYTES_MAX).await {
-            Ok(batch) => Some(Noted::from(batch)).filter(|noted| noted.check().is_ok()),
+            Ok(batch) => {
+                let noted = Noted::from(batch);
+                let checked = noted.check();
+                checked.inspect_err(|wrong| tracing::error!(key, wrong, "a landed batch is not in the ledger")).ok();
+                checked.is_ok().then_some(noted)
+            }
             Err(ReadError::Damaged(err)) => {
                 tracing::error!(key, error = %err, "a landed batch cannot be read; it is not in the ledger");
                 None

@@ -5,6 +5,10 @@
 //! that has not landed is in flight while the agent still holds it, by the newest header of its epoch; set aside
 //! where that header says so; else it is missing. A hole between positions is missing unless a sequence between its two sides has not landed.
 
+mod account;
+
+pub(crate) use account::{Account, Gap};
+
 use super::Control;
 use crate::tiles::{Noted, Tile};
 use anyhow::Result;
@@ -15,50 +19,6 @@ use vedette_wire::{Ledger, OrganizationId, SetAside, set_aside::count as count_i
 
 /// Records by collector.
 type Counts = BTreeMap<String, u64>;
-
-/// One line of `vedette-workspace ledger`.
-#[derive(Debug, Default, PartialEq, Serialize)]
-pub(crate) struct Account {
-    pub(crate) agent: String,
-    pub(crate) collector: String,
-    /// Records that the agent counted, shipped or dropped.
-    pub(crate) emitted: u64,
-    /// Records stored; repeated ones once more each.
-    pub(crate) stored: u64,
-    /// Records that the agent dropped or purged, by reason.
-    pub(crate) dropped: BTreeMap<String, u64>,
-    /// Records that the agent still holds.
-    pub(crate) in_flight: u64,
-    /// Records that the agent keeps in quarantine.
-    pub(crate) quarantined: u64,
-    /// Records that are neither stored nor dropped nor held. Of a hole in a file it is not known how many lines it has:
-    /// it counts as one.
-    pub(crate) missing: u64,
-    /// Records whose positions were stored before.
-    pub(crate) repeated: u64,
-    pub(crate) gaps: Vec<Gap>,
-}
-
-/// What is missing.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Gap {
-    /// `sequences`: batches that never came; `positions`: a hole in what was read of a source.
-    pub(crate) what: &'static str,
-    /// Lane and epoch of the sequences, or the source of the positions.
-    pub(crate) of: String,
-    /// The first sequence or position missing, and just behind the last.
-    pub(crate) from: u64,
-    pub(crate) to: u64,
-    /// When what is before it landed, and what is behind it; nanoseconds UTC.
-    #[serde(serialize_with = "rfc3339")]
-    pub(crate) since: i64,
-    #[serde(serialize_with = "rfc3339")]
-    pub(crate) until: i64,
-}
-
-fn rfc3339<S: serde::Serializer>(nanoseconds: &i64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&crate::commands::rfc3339(*nanoseconds))
-}
 
 /// A row of `sequences`.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -152,7 +112,10 @@ async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Res
     .execute(&mut *tx)
     .await?;
     let beside: Vec<Run> = sqlx::query_as(
-        "DELETE FROM sequences WHERE organization = ? AND agent = ? AND lane = ? AND epoch = ? AND last >= ? AND first <= ?
+        // Runs do not touch: besides those that begin here, only the one before can. So the key's index is enough.
+        "DELETE FROM sequences WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4
+         AND first <= ?6 AND last >= ?5 AND first >= coalesce((SELECT max(first) FROM sequences
+           WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4 AND first < ?5), ?5)
          RETURNING first, last, since, until, before, after",
     )
     .bind(&ids[0])
@@ -206,8 +169,9 @@ async fn lay_positions(tx: &mut SqliteConnection, noted: &Noted, tile: &Tile, no
     let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
     let (start, reached) = (tile.start().cast_signed(), tile.reached().cast_signed());
     let beside: Vec<Stretch> = sqlx::query_as(
-        "DELETE FROM positions WHERE organization = ? AND agent = ? AND collector = ? AND source = ? AND reached >= ?
-         AND start <= ?
+        "DELETE FROM positions WHERE organization = ?1 AND agent = ?2 AND collector = ?3 AND source = ?4
+         AND start <= ?6 AND reached >= ?5 AND start >= coalesce((SELECT max(start) FROM positions
+           WHERE organization = ?1 AND agent = ?2 AND collector = ?3 AND source = ?4 AND start < ?5), ?5)
          RETURNING start, reached, records, since, until, lane, first_epoch, first_seq, last_epoch, last_seq",
     )
     .bind(&organization)
@@ -281,8 +245,18 @@ impl Books {
     }
 }
 
-/// Sequences that have not landed: lane, epoch, first, just behind the last.
-type Open = Vec<(String, String, i64, i64)>;
+/// Sequences that have not landed.
+struct Absent {
+    lane: String,
+    epoch: String,
+    /// The first, and just behind the last.
+    from: i64,
+    to: i64,
+    /// Records that they had.
+    records: Counts,
+}
+
+type Open = Vec<Absent>;
 
 impl Control {
     /// The ledger of an organization, of one agent or of all.
@@ -336,9 +310,10 @@ fn count(books: &mut Books, epoch: &Epoch) -> Result<()> {
     let counters: Ledger = serde_json::from_str(&epoch.counters)?;
     for (collector, counters) in &counters.0 {
         let account = books.of(&epoch.agent, collector);
-        account.emitted += counters.emitted;
+        account.emitted = account.emitted.saturating_add(counters.emitted);
         for (reason, dropped) in &counters.dropped {
-            *account.dropped.entry(to_json(reason).trim_matches('"').to_owned()).or_default() += dropped;
+            let sum = account.dropped.entry(to_json(reason).trim_matches('"').to_owned()).or_default();
+            *sum = sum.saturating_add(*dropped);
         }
     }
     Ok(())
@@ -379,34 +354,46 @@ fn sequences(books: &mut Books, open: &mut Open, epoch: &Epoch, runs: &[Run]) ->
     for run in runs {
         let (from, to) = (before.last + 1, run.first);
         if from < to {
-            open.push((epoch.lane.clone(), epoch.epoch.clone(), from, to));
             let fate = fate(epoch.lowest_held.cast_unsigned(), &aside, from.cast_unsigned(), to.cast_unsigned());
             let (was, is): (Counts, Counts) =
                 (serde_json::from_str(&before.after)?, serde_json::from_str(&run.before)?);
+            let to_missing = to.min(epoch.lowest_held.max(from + 1));
+            let key = |seq: i64| format!("{}/{}/{seq}", epoch.lane, epoch.epoch);
+            // Before an epoch's first batch there is nothing.
+            let landed = if before.last == 0 { run.since } else { before.until };
             let gap = Gap {
                 what: "sequences",
                 of: format!("{}/{}", epoch.lane, epoch.epoch),
                 from: from.cast_unsigned(),
-                to: to.min(epoch.lowest_held.max(from + 1)).cast_unsigned(),
-                since: before.until,
-                until: run.since,
+                to: to_missing.cast_unsigned(),
+                after: key(before.last),
+                before: key(run.first),
+                since: landed.min(run.since),
+                until: landed.max(run.since),
             };
+            let mut absent =
+                Absent { lane: epoch.lane.clone(), epoch: epoch.epoch.clone(), from, to, records: Counts::new() };
             for (collector, shipped) in is {
                 let records = shipped.saturating_sub(was.get(&collector).copied().unwrap_or(0));
                 if records == 0 {
                     continue;
                 }
+                absent.records.insert(collector.clone(), records);
                 let account = books.of(&epoch.agent, &collector);
                 match fate {
-                    Fate::Held => account.in_flight += records,
-                    Fate::Quarantined => account.quarantined += records,
-                    Fate::Purged => *account.dropped.entry("policy".to_owned()).or_default() += records,
+                    Fate::Held => account.in_flight = account.in_flight.saturating_add(records),
+                    Fate::Quarantined => account.quarantined = account.quarantined.saturating_add(records),
+                    Fate::Purged => {
+                        let sum = account.dropped.entry("policy".to_owned()).or_default();
+                        *sum = sum.saturating_add(records);
+                    }
                     Fate::Missing => {
-                        account.missing += records;
+                        account.missing = account.missing.saturating_add(records);
                         account.gaps.push(gap.clone());
                     }
                 }
             }
+            open.push(absent);
         }
         before = run;
     }
@@ -444,10 +431,11 @@ async fn holes(
         for pair in stretches.windows(2) {
             let [before, behind] = pair else { continue };
             let accounted = before.last_epoch == behind.first_epoch
-                && open.iter().any(|(lane, epoch, from, to)| {
-                    (lane, epoch) == (&before.lane, &before.last_epoch)
-                        && *from > before.last_seq
-                        && *to <= behind.first_seq
+                && open.iter().any(|absent| {
+                    (&absent.lane, &absent.epoch) == (&before.lane, &before.last_epoch)
+                        && absent.from > before.last_seq
+                        && absent.to <= behind.first_seq
+                        && absent.records.contains_key(&collector)
                 });
             if accounted {
                 continue;
@@ -455,14 +443,17 @@ async fn holes(
             let account = books.of(agent, &collector);
             // Where each record takes one position, a position is a record: a journal's entry, a poll's body.
             let is_record = before.records >= before.reached - before.start;
-            account.missing += if is_record { (behind.start - before.reached).cast_unsigned() } else { 1 };
+            let records = if is_record { (behind.start - before.reached).cast_unsigned() } else { 1 };
+            account.missing = account.missing.saturating_add(records);
             account.gaps.push(Gap {
                 what: "positions",
                 of: source.clone(),
                 from: before.reached.cast_unsigned(),
                 to: behind.start.cast_unsigned(),
-                since: before.until,
-                until: behind.since,
+                after: format!("{}/{}/{}", before.lane, before.last_epoch, before.last_seq),
+                before: format!("{}/{}/{}", behind.lane, behind.first_epoch, behind.first_seq),
+                since: before.until.min(behind.since),
+                until: before.until.max(behind.since),
             });
         }
     }

@@ -152,3 +152,46 @@ fn one_word_holds_for_all_sequences_of_a_hole() {
     assert_eq!(of(7, 6, 8), Fate::Missing);
     assert_eq!(of(2, 6, 8), Fate::Held);
 }
+
+#[tokio::test]
+async fn a_sequence_that_held_nothing_of_a_collector_does_not_excuse_its_hole() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
+    // Between them sequence 2 is held, and by the counters it has no line.
+    land(&control, &batch(org, 3, 2, 2, &[(20, 30)])).await;
+    assert_eq!(books(&control, org).await, ((2, 2, 0, 1, 0), vec![("positions", 10, 20)]));
+    let gap = control.ledger(org, None).await.expect("adds up").remove(0).gaps.remove(0);
+    assert_eq!((gap.after.as_str(), gap.before.as_str()), ("records/0000000000000005/1", "records/0000000000000005/3"));
+    assert!(gap.since <= gap.until);
+}
+
+#[tokio::test]
+async fn sums_that_a_hostile_agent_made_huge_do_not_stop_the_others_being_printed() {
+    let (_dir, control, org) = control().await;
+    let far = (1 << 53) - 2;
+    let mut noted = batch(org, 1, 1, 1 << 53, &[(0, 1), (far, far + 1)]);
+    let pair = std::mem::take(&mut noted.tiles);
+    for source in 0..2100 {
+        noted.tiles.extend(pair.iter().map(|tile| Tile { source: source.to_string(), ..tile.clone() }));
+    }
+    noted.header.set_aside.purged = vec![(0, u64::MAX); 3];
+    noted.check().expect("it may say so");
+    land(&control, &noted).await;
+    land(&control, &batch(org, 1 << 52, 1, 1 << 53, &[])).await;
+    assert_eq!(books(&control, org).await.0.3, u64::MAX);
+}
+
+#[tokio::test]
+async fn runs_and_stretches_far_apart_merge_with_their_neighbours_alone() {
+    let (_dir, control, org) = control().await;
+    // Every other one first, then the others from behind: each joins two.
+    let one = |seq: u64| batch(org, seq, 1, seq, &[(seq * 10, seq * 10 + 10)]);
+    for seq in (0..50).map(|n| 2 * n + 1).chain((1..50).rev().map(|n| 2 * n)) {
+        land(&control, &one(seq)).await;
+    }
+    assert_eq!(books(&control, org).await, ((99, 99, 0, 0, 0), vec![]));
+    // One that lies in the middle of all, and one that covers many.
+    land(&control, &batch(org, 100, 1, 100, &[(500, 505)])).await;
+    land(&control, &batch(org, 101, 1, 101, &[(5, 900)])).await;
+    assert_eq!(books(&control, org).await.0, (101, 101, 0, 0, 2));
+}
