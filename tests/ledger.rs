@@ -103,6 +103,8 @@ fn a_tailer_that_skips_or_repeats_lines_shows_in_the_ledger() {
         (&gap["what"], &gap["from"], &gap["to"]),
         (&json!("positions"), &json!(10 * LINE_BYTES), &json!(12 * LINE_BYTES))
     );
+    let table = world.workspace(&["ledger", "--org", crate::support::ORG]);
+    assert!(table.contains("gap: positions 510 to 612 of ") && table.contains(", between records/"), "{table}");
     agent.terminate();
 
     move_cursor(&world, -3);

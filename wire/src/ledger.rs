@@ -25,6 +25,21 @@ pub enum Reason {
     Unparseable,
 }
 
+impl Reason {
+    /// As it is written on the wire and shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::QueueFull => "queue_full",
+            Reason::SourceOverrun => "source_overrun",
+            Reason::KernelLoss => "kernel_loss",
+            Reason::Policy => "policy",
+            Reason::Redaction => "redaction",
+            Reason::Oversize => "oversize",
+            Reason::Unparseable => "unparseable",
+        }
+    }
+}
+
 /// Counters of one collector since the epoch began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
@@ -74,5 +89,18 @@ impl Ledger {
             self.0.insert(collector.to_owned(), Counters::default());
         }
         self.0.get_mut(collector).expect("inserted above")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_shown_as_it_is_written() {
+        use Reason::{KernelLoss, Oversize, Policy, QueueFull, Redaction, SourceOverrun, Unparseable};
+        for reason in [QueueFull, SourceOverrun, KernelLoss, Policy, Redaction, Oversize, Unparseable] {
+            assert_eq!(rmp_serde::to_vec(&reason).expect("serializes")[1..], *reason.name().as_bytes());
+        }
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// No more ranges than this are named; the oldest give way, and then show as missing.
-const RANGES_MAX: usize = 256;
+pub const RANGES_MAX: usize = 256;
 
 /// First and last sequence.
 pub type Range = (u64, u64);
@@ -46,7 +46,7 @@ pub fn add(ranges: &mut Vec<Range>, seq: u64) {
 /// How many sequences from `from` up to, and without, `to` are in the ranges.
 pub fn count(ranges: &[Range], from: u64, to: u64) -> u64 {
     let inside = |(first, last): &Range| to.min(last.saturating_add(1)).saturating_sub(from.max(*first));
-    ranges.iter().map(inside).fold(0, u64::saturating_add)
+    ranges.iter().map(inside).sum()
 }
 
 #[cfg(test)]

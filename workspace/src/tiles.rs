@@ -1,7 +1,7 @@
 //! What a batch covers of its sources: the tiles that the ledger lays side by side.
 
 use std::collections::BTreeMap;
-use vedette_wire::{Batch, Header, Position};
+use vedette_wire::{Batch, Header, Position, set_aside::RANGES_MAX};
 
 /// Each takes a few statements while the control store is locked; ten thousand files with a line each fit.
 const TILES_MAX: usize = 20_000;
@@ -55,6 +55,10 @@ impl Noted {
             if dropped.is_none_or(|dropped| dropped > counters.emitted) || counters.emitted > most {
                 return Err("a collector dropped more than it emitted");
             }
+        }
+        let aside = &header.set_aside;
+        if aside.quarantined.len().max(aside.purged.len()) > RANGES_MAX {
+            return Err("more was set aside than a header names");
         }
         let collectors = header.ledger.0.keys().chain(self.tiles.iter().map(|tile| &tile.collector));
         let is_name = |id: &String| {
@@ -169,6 +173,11 @@ mod tests {
             noted.tiles[0].source = id.to_owned();
             noted.check().expect_err("no id");
         }
+        let mut noted_aside = noted(&[]);
+        noted_aside.header.set_aside.purged = vec![(0, u64::MAX); RANGES_MAX];
+        noted_aside.check().expect("as many as may be");
+        noted_aside.header.set_aside.purged.push((0, 1));
+        noted_aside.check().expect_err("one more");
         for (emitted, dropped, rest) in [(1, 2, 0), (NUMBER_MAX + 1, 0, 0), (5, u64::MAX, 2)] {
             let mut noted = noted(&[]);
             noted.header.ledger.emit("syslog", emitted);

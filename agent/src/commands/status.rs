@@ -53,9 +53,8 @@ fn table(report: &Report) -> String {
     let _ =
         writeln!(out, "\n{:<14} {:<10} {:<9} {:>10} {:>8}  why", "collector", "class", "state", "emitted", "dropped");
     for collector in &report.collectors {
-        let named = |reason| serde_json::to_string(reason).unwrap_or_default().replace('"', "");
         let dropped = collector.dropped_by_reason.iter();
-        let dropped = dropped.map(|(reason, count)| format!("dropped {count}: {}", named(reason)));
+        let dropped = dropped.map(|(reason, count)| format!("dropped {count}: {}", reason.name()));
         let why: Vec<String> = dropped.chain(collector.last_error.clone()).collect();
         let _ = writeln!(
             out,

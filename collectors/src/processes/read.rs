@@ -81,7 +81,7 @@ impl<'a> Reader<'a> {
             length += got;
             // procfs gives all it has as long as there is room: one read is enough for nearly every file.
             if got == 0 || length < self.buffer.len() || length >= FILE_BYTES_MAX {
-                return Some(&self.buffer[..length.min(FILE_BYTES_MAX)]);
+                return Some(&self.buffer[..length]);
             }
             self.buffer.resize(length * 2, 0);
         }

@@ -192,6 +192,10 @@ impl Queue {
         self.set_aside.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn say_set_aside(&self, aside: SetAside) {
+        *self.set_aside.lock().unwrap_or_else(PoisonError::into_inner) = aside;
+    }
+
     /// Counters since the epoch began.
     pub fn ledger(&self) -> Ledger {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -345,15 +349,15 @@ impl Queue {
             Leaves::Quarantined(_) => Durability::Immediate,
             Leaves::Delivered | Leaves::Purged => Durability::None,
         };
-        let mut aside = self.set_aside();
+        let before = self.set_aside();
+        let mut aside = before.clone();
         match leaves {
             Leaves::Delivered => {}
             Leaves::Purged => set_aside::add(&mut aside.purged, seq),
             Leaves::Quarantined(_) => set_aside::add(&mut aside.quarantined, seq),
         }
         // Before the batch is gone: a header that is sealed meanwhile must not find it neither held nor set aside.
-        let before =
-            std::mem::replace(&mut *self.set_aside.lock().unwrap_or_else(PoisonError::into_inner), aside.clone());
+        self.say_set_aside(aside.clone());
         let mut length = None;
         let mut kept_aside = self.aside();
         let most = self.bytes_max / 10;
@@ -387,7 +391,7 @@ impl Queue {
             Ok(())
         });
         if length.is_none() || written.is_err() {
-            *self.set_aside.lock().unwrap_or_else(PoisonError::into_inner) = before;
+            self.say_set_aside(before);
         }
         written?;
         *self.quarantine.lock().unwrap_or_else(PoisonError::into_inner) = kept_aside;

@@ -30,7 +30,10 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
         if format == Format::Table {
             out.extend(account.gaps.iter().map(|gap| {
                 let (since, until) = (rfc3339(gap.since), rfc3339(gap.until));
-                format!("    gap: {} {} to {} of {}, {since} to {until}\n", gap.what, gap.from, gap.to, gap.of)
+                format!(
+                    "    gap: {} {} to {} of {}, between {} and {}, landed {since} and {until}\n",
+                    gap.what, gap.from, gap.to, gap.of, gap.after, gap.before
+                )
             }));
         }
     }

@@ -3,7 +3,8 @@
 //! Counters that come from an agent agree with themselves even when it is wrong. What is *missing* and what is *repeated*
 //! is therefore found by laying what landed side by side: sequences of an epoch, and positions of a source. A sequence
 //! that has not landed is in flight while the agent still holds it, by the newest header of its epoch; set aside
-//! where that header says so; else it is missing. A hole between positions is missing unless a sequence between its two sides has not landed.
+//! where that header says so; else it is missing. A hole between positions is missing unless a sequence between its two
+//! sides has not landed and had records of that collector.
 
 mod account;
 
@@ -15,7 +16,7 @@ use anyhow::Result;
 use serde::Serialize;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
-use vedette_wire::{Ledger, OrganizationId, SetAside, set_aside::count as count_in};
+use vedette_wire::{Ledger, OrganizationId, Reason, SetAside, set_aside::count as count_in};
 
 /// Records by collector.
 type Counts = BTreeMap<String, u64>;
@@ -312,7 +313,7 @@ fn count(books: &mut Books, epoch: &Epoch) -> Result<()> {
         let account = books.of(&epoch.agent, collector);
         account.emitted = account.emitted.saturating_add(counters.emitted);
         for (reason, dropped) in &counters.dropped {
-            let sum = account.dropped.entry(to_json(reason).trim_matches('"').to_owned()).or_default();
+            let sum = account.dropped.entry(reason.name().to_owned()).or_default();
             *sum = sum.saturating_add(*dropped);
         }
     }
@@ -328,18 +329,15 @@ enum Fate {
     Missing,
 }
 
-/// Of the sequences of one hole; how many records each had is not known, so one word holds for all: the worst.
+/// Of the sequences of one hole. How many records each had is not known, so one word holds for all: the worst.
 fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fate {
-    let (quarantined, purged) = (count_in(&aside.quarantined, from, to), count_in(&aside.purged, from, to));
-    // What is set aside above the lowest held counts once all the same: it is held no more.
-    let below = to.min(lowest_held).saturating_sub(from);
-    let aside_below = count_in(&aside.quarantined, from, to.min(lowest_held.max(from)))
-        + count_in(&aside.purged, from, to.min(lowest_held.max(from)));
-    if below > aside_below {
+    let set_aside = |to: u64| count_in(&aside.quarantined, from, to) + count_in(&aside.purged, from, to);
+    let held_from = lowest_held.clamp(from, to);
+    if set_aside(held_from) < held_from - from {
         Fate::Missing
-    } else if quarantined + purged < to - from {
+    } else if set_aside(to) < to - from {
         Fate::Held
-    } else if quarantined > 0 {
+    } else if count_in(&aside.quarantined, from, to) > 0 {
         Fate::Quarantined
     } else {
         Fate::Purged
@@ -384,7 +382,7 @@ fn sequences(books: &mut Books, open: &mut Open, epoch: &Epoch, runs: &[Run]) ->
                     Fate::Held => account.in_flight = account.in_flight.saturating_add(records),
                     Fate::Quarantined => account.quarantined = account.quarantined.saturating_add(records),
                     Fate::Purged => {
-                        let sum = account.dropped.entry("policy".to_owned()).or_default();
+                        let sum = account.dropped.entry(Reason::Policy.name().to_owned()).or_default();
                         *sum = sum.saturating_add(records);
                     }
                     Fate::Missing => {

@@ -174,7 +174,7 @@ async fn sums_that_a_hostile_agent_made_huge_do_not_stop_the_others_being_printe
     for source in 0..2100 {
         noted.tiles.extend(pair.iter().map(|tile| Tile { source: source.to_string(), ..tile.clone() }));
     }
-    noted.header.set_aside.purged = vec![(0, u64::MAX); 3];
+    noted.header.set_aside.purged = vec![(0, u64::MAX); vedette_wire::set_aside::RANGES_MAX];
     noted.check().expect("it may say so");
     land(&control, &noted).await;
     land(&control, &batch(org, 1 << 52, 1, 1 << 53, &[])).await;
