@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
-use vedette_transport::{BatchLimits, Lane, LaneConfig, Queue, Stamp};
+use vedette_transport::{BatchLimits, Lane, LaneConfig, Queue, Quota, Stamp};
 use vedette_wire::{AgentId, Chunk, Compression, OrganizationId, Source, geo::WorkspaceGeo, record::HostLabel};
 
 const LINE_BYTES: u64 = 51;
@@ -43,7 +43,8 @@ struct Cursor {
 
 /// Move the cursor of the only file by so many lines, behind the agent's back.
 fn move_cursor(world: &World, by: i64) {
-    let (queue, _) = Queue::open(&world.path("state"), vedette_wire::Lane::Records, 1 << 30, 1).expect("opens");
+    let quota = Quota::bytes(1 << 30);
+    let queue = Queue::open(&world.path("state"), vedette_wire::Lane::Records, quota, 1).expect("opens");
     let file = std::fs::read(world.path("log/a.log")).expect("is there");
     let mut moved = None;
     for (id, bytes) in queue.cursors("syslog").expect("reads") {

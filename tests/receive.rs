@@ -73,6 +73,8 @@ impl Peer {
             lowest_held: 1,
             set_aside: Default::default(),
             predecessor: None,
+            cursors: Vec::new(),
+            split_into: Vec::new(),
         };
         Self { client: client(world, identity, WorkspaceGeo::Europe), url: world.url(), header }
     }

@@ -102,9 +102,11 @@ fn transport_never_sees_a_body() {
             continue;
         }
         let text = fs::read_to_string(&path).expect("reads");
-        for word in ["Body", "wire::body", "codec::decode"] {
+        for word in ["wire::body", "codec::decode("] {
             assert!(!text.contains(word), "{}: {word}", path.display());
         }
+        let mut names = text.split(|letter: char| !letter.is_alphanumeric());
+        assert!(names.all(|name| name != "Body"), "{}", path.display());
     }
 }
 

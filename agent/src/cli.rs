@@ -12,7 +12,7 @@ pub(crate) struct Arguments {
 }
 
 /// Where the configuration comes from.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigArguments {
     /// Configuration file; files in conf.d beside it, environment and --set go over it.
     #[arg(long, default_value = "/etc/vedette/vedette.toml")]
@@ -74,6 +74,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look into the queue, and mend it.
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// Print the version.
     Version {
         /// Print one JSON object.
@@ -93,6 +96,103 @@ pub(crate) enum Command {
         /// Which one.
         page: Page,
     },
+}
+
+/// All but `status` need the agent to be stopped, and say so.
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueCommand {
+    /// How full it is, and what is set aside.
+    Status {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every batch, and compare what is there with what the queue says of itself; exit code 1 where it is damaged.
+    Verify {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put what can be found in a damaged queue that was moved aside into the queue; the agent does it at its start.
+    Salvage {
+        #[command(flatten)]
+        config: ConfigArguments,
+    },
+    /// Write every batch to a directory; the queue stays as it is.
+    Export {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Directory; made where it is missing.
+        #[arg(long)]
+        to: PathBuf,
+        /// Records as JSON lines instead of the sealed frames.
+        #[arg(long)]
+        records: bool,
+    },
+    /// Batches that the workspace will never take as they are.
+    #[command(subcommand)]
+    Quarantine(QuarantineCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QuarantineCommand {
+    /// List them with their reasons.
+    List {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Print one JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the reason and the records of one.
+    Show {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Its slot, from `list`.
+        slot: u64,
+    },
+    /// Put batches back into the queue, to be sent once more.
+    Replay {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Their slots, from `list`.
+        #[arg(required_unless_present = "all")]
+        slots: Vec<u64>,
+        /// All of them.
+        #[arg(long, conflicts_with = "slots")]
+        all: bool,
+    },
+    /// Delete batches for good.
+    Drop {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// Their slots, from `list`.
+        #[arg(required_unless_present = "all")]
+        slots: Vec<u64>,
+        /// All of them.
+        #[arg(long, conflicts_with = "slots")]
+        all: bool,
+    },
+}
+
+impl QueueCommand {
+    /// Where the configuration comes from.
+    pub(crate) fn config(&mut self) -> &mut ConfigArguments {
+        use QuarantineCommand::{Drop, List, Replay, Show};
+        match self {
+            QueueCommand::Status { config, .. }
+            | QueueCommand::Verify { config, .. }
+            | QueueCommand::Salvage { config }
+            | QueueCommand::Export { config, .. }
+            | QueueCommand::Quarantine(
+                List { config, .. } | Show { config, .. } | Replay { config, .. } | Drop { config, .. },
+            ) => config,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

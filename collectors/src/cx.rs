@@ -18,6 +18,8 @@ pub struct Cx {
     pub clock: Clock,
     /// Where the collector's sources were left, by source id.
     pub cursors: Vec<(String, Vec<u8>)>,
+    /// What the workspace has of them, where the cursors came from it.
+    pub stored: Vec<vedette_wire::Stored>,
     /// Collectors that the configuration switches on: two that would observe the same agree on one.
     pub enabled: BTreeSet<&'static str>,
     /// Give what is there, so many of each source at the most, and end.

@@ -47,6 +47,8 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
         lowest_held: 1,
         set_aside: Default::default(),
         predecessor: None,
+        cursors: Vec::new(),
+        split_into: Vec::new(),
     };
     Landed { key: format!("key-{seq}"), day: "2026-11-23".to_owned(), landed: T0, batch: Batch { header, records } }
 }

@@ -156,6 +156,8 @@ impl Open {
             lowest_held: 0,
             set_aside: Default::default(),
             predecessor: None,
+            cursors: Vec::new(),
+            split_into: Vec::new(),
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::{
     BatchLimits, Intake, Post, Queue, QueueError, Stamp,
     batcher::Open,
+    failpoint,
     intake::Next,
     queue::QueueStats,
     sender::{Sender, SenderStatus},
@@ -56,6 +57,7 @@ pub struct Lane {
     queue: Arc<Queue>,
     status: Arc<Mutex<SenderStatus>>,
     waiting: Arc<Mutex<Option<String>>>,
+    committed: Arc<Notify>,
     batcher: Option<JoinHandle<()>>,
     sender: Option<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -89,12 +91,12 @@ impl Lane {
         let sender = Sender {
             queue: Arc::clone(&queue),
             in_flight_bytes_max,
-            committed,
+            committed: Arc::clone(&committed),
             status: Arc::clone(&status),
             stop: stopped,
         };
         let sender = post.map(|post| tokio::spawn(sender.run(post)));
-        Ok(Self { intake, queue, status, waiting, batcher: Some(batcher), sender, stop })
+        Ok(Self { intake, queue, status, waiting, committed, batcher: Some(batcher), sender, stop })
     }
 
     /// Where collectors hand chunks over.
@@ -105,6 +107,11 @@ impl Lane {
     /// The queue, for cursors.
     pub fn queue(&self) -> &Arc<Queue> {
         &self.queue
+    }
+
+    /// Have the sender look into the queue, after something was put there past the batcher.
+    pub fn wake(&self) {
+        self.committed.notify_one();
     }
 
     /// State now.
@@ -179,10 +186,13 @@ impl Batcher {
             }
             match next {
                 Next::Chunk(chunk) => {
+                    failpoint::reached("read");
+                    self.learn();
                     if open.is_full_for(chunk.bodies.len(), &self.limits) && !self.commit(&mut open, &stamp) {
                         return;
                     }
                     open.add(*chunk);
+                    failpoint::reached("batch");
                     if open.is_full(&self.limits) && !self.commit(&mut open, &stamp) {
                         return;
                     }
@@ -197,6 +207,13 @@ impl Batcher {
                     return;
                 }
             }
+        }
+    }
+
+    /// Make batches as the workspace was found to take them.
+    fn learn(&mut self) {
+        if let Some(most) = self.sender.lock().unwrap_or_else(PoisonError::into_inner).batch_bytes_max {
+            self.limits.bytes_max = self.limits.bytes_max.min(most);
         }
     }
 
@@ -226,6 +243,12 @@ impl Batcher {
                     open.clear(&self.limits);
                     self.intake.settle();
                     return true;
+                }
+                Err(err) if err.is_damage() => {
+                    // Sources are read again from where the workspace's end, by an agent that begins again.
+                    tracing::error!(lane = %self.queue.lane(), error = %describe(&err), "the lane ends");
+                    self.intake.close();
+                    return false;
                 }
                 Err(err @ QueueError::TooLarge { .. }) => {
                     tracing::error!(lane = %self.queue.lane(), error = %err, "records dropped and counted");

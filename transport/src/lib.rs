@@ -8,6 +8,7 @@
 //! redb has one writer; the sender is a task.
 
 pub mod batcher;
+pub mod failpoint;
 pub mod intake;
 pub mod lane;
 pub mod outcome;
@@ -21,4 +22,4 @@ pub use intake::{Intake, Stopped};
 pub use lane::{Lane, LaneConfig, LaneStatus};
 pub use outcome::Outcome;
 pub use post::{HttpPost, Post};
-pub use queue::{Queue, QueueError};
+pub use queue::{Queue, QueueError, Quota};

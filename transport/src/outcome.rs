@@ -31,6 +31,21 @@ pub enum Outcome {
     },
     /// Policy forbids it: delete it and count it.
     Purge,
+    /// Another batch has landed under its key: alarm, begin another epoch, and seal it again.
+    Conflict {
+        /// Why, for status and log.
+        why: String,
+    },
+    /// Too large for the workspace, or for what is between: split it.
+    TooLarge {
+        /// Why, for status and log.
+        why: String,
+    },
+    /// It is not what was put into the queue: the queue is damaged.
+    Damaged {
+        /// Why, for status and log.
+        why: String,
+    },
     /// The certificate is not accepted: pause, renew, then try again.
     Renew {
         /// Why, for status and log.
@@ -60,6 +75,8 @@ pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Dura
     };
     match status {
         401 => Outcome::Renew { why },
+        409 => Outcome::Conflict { why },
+        413 => Outcome::TooLarge { why },
         403 => Outcome::Identity { why },
         422 if code == "policy" => Outcome::Purge,
         300..=399 | 421 => Outcome::Misdirected { why },
@@ -83,6 +100,9 @@ mod tests {
             Outcome::Retry { .. } => "retry",
             Outcome::Quarantine { .. } => "quarantine",
             Outcome::Purge => "purge",
+            Outcome::Conflict { .. } => "conflict",
+            Outcome::TooLarge { .. } => "too large",
+            Outcome::Damaged { .. } => "damaged",
             Outcome::Renew { .. } => "renew",
             Outcome::Identity { .. } => "identity",
             Outcome::Misdirected { .. } => "misdirected",
@@ -99,8 +119,8 @@ mod tests {
             (429, "", "retry"),
             (500, "", "retry"),
             (503, "", "retry"),
-            (409, "", "quarantine"),
-            (413, "", "quarantine"),
+            (409, "", "conflict"),
+            (413, "", "too large"),
             (302, "", "misdirected"),
             (421, "geo", "misdirected"),
         ] {

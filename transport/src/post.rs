@@ -9,7 +9,7 @@ use std::{
 };
 use vedette_wire::{
     frame,
-    reply::{Ack, Problem},
+    reply::{Ack, Positions, Problem},
 };
 
 /// What the sender posts through: HTTPS, or a fake on a paused clock.
@@ -29,22 +29,52 @@ pub struct HttpPost {
 /// A reply body larger than this is not read further.
 const REPLY_BYTES_MAX: usize = 64 << 10;
 
+/// A page of positions is not larger.
+const POSITIONS_BYTES_MAX: usize = 64 << 20;
+
 impl HttpPost {
     /// Post to a workspace, `https://host:port`, through a client made by [`crate::tls::client`].
     pub fn new(client: reqwest::Client, workspace: &str) -> Self {
         Self { client, base: workspace.trim_end_matches('/').to_owned() }
     }
 
+    /// A page of what the workspace has stored of this agent's sources, behind a (collector, source id).
+    ///
+    /// # Errors
+    /// Why there is none, for status and log; absent where the workspace is of a release that cannot say.
+    pub async fn positions(&self, behind: Option<(&str, &str)>) -> Result<Option<Positions>, String> {
+        let url = format!("{}/v1/positions", self.base);
+        let mut url = reqwest::Url::parse(&url).map_err(|err| err.to_string())?;
+        if let (Some((collector, source)), Ok(mut path)) = (behind, url.path_segments_mut()) {
+            path.extend([collector, source]);
+        }
+        let mut response = self.client.get(url).send().await.map_err(|err| root_cause(&err))?;
+        let status = response.status();
+        if matches!(status.as_u16(), 404 | 405) {
+            return Ok(None);
+        }
+        if !status.is_success() {
+            return Err(format!("the workspace answered {status}"));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > POSITIONS_BYTES_MAX {
+                return Err(format!("the answer is larger than {POSITIONS_BYTES_MAX} bytes"));
+            }
+        }
+        rmp_serde::from_slice(&body).map(Some).map_err(|err| format!("the answer cannot be decoded: {err}"))
+    }
+
     async fn put(&self, bytes: Vec<u8>) -> Outcome {
         let (head, sealed_bytes) = match frame::parse_head(&bytes) {
             Ok((head, length)) => (head, length),
-            Err(err) => return Outcome::Quarantine { code: "frame".to_owned(), why: err.to_string() },
+            Err(err) => return Outcome::Damaged { why: err.to_string() },
         };
         let mut sealed = bytes;
         sealed.drain(..frame::HEAD_BYTES);
         if sealed.len() != sealed_bytes || frame::sha256(&sealed) != head.digest {
-            let why = "the batch was damaged on disk".to_owned();
-            return Outcome::Quarantine { code: "frame".to_owned(), why };
+            return Outcome::Damaged { why: "a batch was damaged on disk".to_owned() };
         }
         let url = format!("{}/v1/{}/{}/{}", self.base, head.key.lane, head.key.epoch, head.key.seq);
         let sent = self

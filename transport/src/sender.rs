@@ -1,9 +1,12 @@
 //! The sender: takes batches from the queue in order, posts several at a time, and acts on what comes back.
 //!
 //! Nothing has a retry budget: a batch is tried until it is landed, quarantined or purged. After a failure the whole
-//! endpoint rests, with full jitter and at least as long as `Retry-After` says, and is then probed with one batch.
+//! endpoint rests, with full jitter and at least as long as `Retry-After` says, and is then probed with one batch: a
+//! breaker. How many are in flight adapts to the endpoint's latency, from one on ([`window`]).
 
-use crate::{Outcome, Post, Queue, QueueError, queue::Found};
+mod window;
+
+use crate::{Outcome, Post, Queue, QueueError, failpoint, queue::Found};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -15,9 +18,8 @@ use tokio::{
     time::Instant,
 };
 use vedette_wire::Compression;
+use window::Window;
 
-/// Requests in flight at the most.
-const IN_FLIGHT_MAX: usize = 4;
 /// The first pause after a failure is drawn from zero to this.
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
 /// No pause is drawn from more than this.
@@ -36,6 +38,12 @@ pub struct SenderStatus {
     pub quarantined: u64,
     /// Batches purged by policy since the start.
     pub purged: u64,
+    /// Batches that met another under their key since the start.
+    pub conflicts: u64,
+    /// How many may be in flight now.
+    pub in_flight_max: usize,
+    /// Bytes of a batch before compression that the workspace was found to take; absent until one was too large.
+    pub batch_bytes_max: Option<usize>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
     /// Policy revision that the workspace told last.
@@ -58,19 +66,19 @@ pub(crate) struct Sender {
 
 /// What is in hand.
 struct Work {
-    posting: JoinSet<(u64, usize, Outcome)>,
-    /// Bytes of the frames in flight.
+    posting: JoinSet<(u64, usize, Duration, Outcome)>,
+    /// Slots of the batches in flight.
+    in_flight: BTreeSet<u64>,
+    /// Bytes of their frames.
     bytes: usize,
-    /// Sequences to post again, before new ones.
-    again: BTreeSet<u64>,
-    /// The last sequence taken from the queue.
-    taken: u64,
-    /// The last sequence posted.
+    /// The last slot posted while the endpoint fails.
     probed: u64,
     /// Failures in a row.
     failures: u32,
     /// The endpoint rests until then.
     rests_until: Option<Instant>,
+    /// How many may be in flight.
+    window: Window,
 }
 
 impl Sender {
@@ -79,12 +87,12 @@ impl Sender {
         let mut stop = self.stop.clone();
         let mut work = Work {
             posting: JoinSet::new(),
+            in_flight: BTreeSet::new(),
             bytes: 0,
-            again: BTreeSet::new(),
-            taken: 0,
             probed: 0,
             failures: 0,
             rests_until: None,
+            window: Window::default(),
         };
         loop {
             if let Err(err) = self.fill(&mut work, &post).await {
@@ -104,45 +112,47 @@ impl Sender {
 
     /// Post as much as may be in flight: one batch as a probe after a failure.
     async fn fill(&self, work: &mut Work, post: &Arc<dyn Post>) -> Result<(), QueueError> {
-        let room = if work.failures > 0 { 1 } else { IN_FLIGHT_MAX };
+        let room = if work.failures > 0 { 1 } else { work.window.limit() };
         while work.rests_until.is_none() && work.posting.len() < room {
-            // In turn: one batch that is never taken must not stand before all others.
-            let again = work.again.range(work.probed + 1..).next().or(work.again.first()).copied();
-            let after = again.map_or(work.taken, |seq| seq - 1);
             let left = self.in_flight_bytes_max.saturating_sub(work.bytes);
             let bytes_max = if work.posting.is_empty() { usize::MAX } else { left };
-            let queue = Arc::clone(&self.queue);
-            let found = tokio::task::spawn_blocking(move || queue.next_within(after, bytes_max)).await;
-            let found = found.expect("reading does not panic")?;
-            if let Some(again) = again
-                && found.seq() != Some(again)
-            {
-                // It is not in the queue any more.
-                work.again.remove(&again);
-                continue;
-            }
-            let Found::Batch(seq, frame) = found else { return Ok(()) };
-            work.again.remove(&seq);
-            work.probed = seq;
-            work.taken = work.taken.max(seq);
+            // In turn: one batch that is never taken must not stand before all others.
+            let behind = if work.failures > 0 { work.probed } else { 0 };
+            let (queue, except) = (Arc::clone(&self.queue), work.in_flight.clone());
+            let next = move || match queue.next_except(behind, &except, bytes_max)? {
+                Found::Nothing if behind > 0 => queue.next_except(0, &except, bytes_max),
+                found => Ok(found),
+            };
+            let found = tokio::task::spawn_blocking(next).await.expect("reading does not panic")?;
+            let Found::Batch(slot, frame) = found else { return Ok(()) };
+            work.probed = slot;
+            work.in_flight.insert(slot);
             let (post, bytes) = (Arc::clone(post), frame.len());
             work.bytes += bytes;
-            work.posting.spawn(async move { (seq, bytes, post.post(frame).await) });
+            failpoint::reached("post");
+            work.posting.spawn(async move {
+                let began = Instant::now();
+                let outcome = post.post(frame).await;
+                (slot, bytes, began.elapsed(), outcome)
+            });
         }
         Ok(())
     }
 
-    async fn settle(&self, work: &mut Work, done: Result<(u64, usize, Outcome), tokio::task::JoinError>) {
-        let (seq, outcome) = match done {
-            Ok((seq, bytes, outcome)) => {
+    async fn settle(&self, work: &mut Work, done: Result<(u64, usize, Duration, Outcome), tokio::task::JoinError>) {
+        let full = work.posting.len() + 1 >= work.window.limit();
+        let (slot, took, outcome) = match done {
+            Ok((slot, bytes, took, outcome)) => {
                 work.bytes -= bytes;
-                (seq, outcome)
+                work.in_flight.remove(&slot);
+                (slot, took, outcome)
             }
             Err(err) => {
-                // A panic in the client: the sequence is unknown, so begin again from the lowest with nothing in flight.
+                // A panic in the client: whose is unknown, so begin again with nothing in flight.
                 tracing::error!(error = %err, "posting ended unexpectedly");
                 work.posting.shutdown().await;
-                (work.bytes, work.taken) = (0, 0);
+                work.bytes = 0;
+                work.in_flight.clear();
                 self.failed(work, None, PAUSE, "posting ended unexpectedly");
                 return;
             }
@@ -150,36 +160,74 @@ impl Sender {
         let queue = Arc::clone(&self.queue);
         let stored = match outcome {
             Outcome::Done { policy_revision, compression, .. } => {
+                failpoint::reached("landed");
+                work.window.succeeded(took, full, Instant::now());
                 self.succeeded(work, policy_revision, compression);
-                blocking(move || queue.delete(seq)).await
+                let deleted = blocking(move || queue.delete(slot)).await;
+                failpoint::reached("deleted");
+                deleted
             }
             Outcome::Quarantine { code, why } => {
-                tracing::error!(seq, code, error = why, "the workspace does not take a batch; kept in quarantine");
+                tracing::error!(slot, code, error = why, "the workspace does not take a batch; kept in quarantine");
                 self.update(|status| status.quarantined += 1);
-                blocking(move || queue.quarantine(seq, &code, &why)).await
+                blocking(move || queue.quarantine(slot, &code, &why)).await
             }
             Outcome::Purge => {
-                tracing::info!(seq, "policy forbids a batch; purged");
+                tracing::info!(slot, "policy forbids a batch; purged");
                 self.update(|status| status.purged += 1);
-                blocking(move || queue.purge(seq)).await
+                blocking(move || queue.purge(slot)).await
+            }
+            Outcome::Conflict { why } => {
+                tracing::error!(
+                    slot,
+                    error = why,
+                    "another batch has landed under this key; is this agent's identity in use on another machine?"
+                );
+                self.update(|status| status.conflicts += 1);
+                blocking(move || queue.reseal(slot)).await
+            }
+            Outcome::TooLarge { why } => self.split(slot, why).await,
+            Outcome::Damaged { why } => {
+                queue.found_damaged(&why);
+                self.failed(work, None, PAUSE, &why);
+                Ok(())
             }
             Outcome::Retry { after, why } => {
-                work.again.insert(seq);
+                work.window.failed();
                 let pause = jitter(work.failures);
                 self.failed(work, after, pause, &why);
                 Ok(())
             }
             Outcome::Renew { why } | Outcome::Identity { why } | Outcome::Misdirected { why } => {
-                work.again.insert(seq);
-                self.failed(work, None, PAUSE, &why);
+                self.failed(work, None, PAUSE.mul_f64(0.5 + fastrand::f64()), &why);
                 Ok(())
             }
         };
         if let Err(err) = stored {
-            tracing::error!(seq, error = %err, "the queue cannot be updated; the batch is sent again");
-            work.again.insert(seq);
+            tracing::error!(slot, error = %err, "the queue cannot be updated; the batch is sent again");
             self.failed(work, None, PAUSE, &err.to_string());
         }
+    }
+
+    /// Halve a batch, and make no larger ones from now on.
+    async fn split(&self, slot: u64, why: String) -> Result<(), QueueError> {
+        let queue = Arc::clone(&self.queue);
+        let half =
+            tokio::task::spawn_blocking(move || queue.split(slot, &why)).await.expect("the queue does not panic")?;
+        match half {
+            Some(half) => {
+                tracing::warn!(slot, bytes = half, "a batch was too large; split, and later ones are made smaller");
+                self.update(|status| {
+                    let learned = status.batch_bytes_max.map_or(half, |known| known.min(half));
+                    status.batch_bytes_max = Some(learned);
+                });
+            }
+            None => {
+                tracing::error!(slot, "one record alone is too large for the workspace; kept in quarantine");
+                self.update(|status| status.quarantined += 1);
+            }
+        }
+        Ok(())
     }
 
     fn succeeded(&self, work: &mut Work, policy_revision: u64, compression: Option<Compression>) {
@@ -190,17 +238,19 @@ impl Sender {
         self.update(|status| {
             status.delivered += 1;
             status.last_error = None;
+            status.in_flight_max = work.window.limit();
             status.policy_revision = Some(policy_revision);
             status.compression = compression;
         });
     }
 
+    /// The endpoint rests. What it asked for is honoured, and not by all agents to the same moment.
     fn failed(&self, work: &mut Work, after: Option<Duration>, pause: Duration, why: &str) {
         if work.failures == 0 {
             tracing::warn!(error = why, "delivery fails; batches wait on disk");
         }
         work.failures = work.failures.saturating_add(1);
-        work.rests_until = Some(Instant::now() + pause.max(after.unwrap_or_default().min(RETRY_AFTER_MAX)));
+        work.rests_until = Some(Instant::now() + after.unwrap_or_default().min(RETRY_AFTER_MAX) + pause);
         self.update(|status| status.last_error = Some(why.to_owned()));
     }
 

@@ -4,6 +4,7 @@
 //! transport never sees a body.
 
 use crate::{Body, Position, Reason, codec};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// A source, as its collector names it.
@@ -15,6 +16,32 @@ pub struct Source {
     pub id: String,
     /// What a person calls it: a path.
     pub name: Option<String>,
+}
+
+/// Positions of a source that the workspace had when it was asked: what is read of them again is not to be sent again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// Identity of the source.
+    pub id: String,
+    /// Half-open, ascending, apart.
+    pub ranges: Vec<(u64, u64)>,
+    /// A cursor was kept since: it is to be gone on with. Else reading begins anew at the first hole.
+    pub begun: bool,
+}
+
+impl Stored {
+    /// Whether a record that begins here is stored.
+    pub fn has(&self, position: u64) -> bool {
+        let at = self.ranges.partition_point(|(_, to)| *to <= position);
+        self.ranges.get(at).is_some_and(|(from, _)| *from <= position)
+    }
+
+    /// Where the first record is missing of a source that was begun at `begin`; `None` where that is not known, and the
+    /// first that is stored stands for it.
+    pub fn first_hole(&self, begin: Option<u64>) -> Option<u64> {
+        let (from, to) = *self.ranges.first()?;
+        Some(begin.filter(|begin| *begin < from).unwrap_or(to))
+    }
 }
 
 /// The envelope of one body in a chunk.

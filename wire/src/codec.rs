@@ -203,6 +203,22 @@ fn decode_record(bytes: &[u8]) -> Result<(Record, &[u8]), String> {
     Ok((Record { source: envelope.s, observed: envelope.t, position: envelope.p, body }, rest))
 }
 
+/// The source and the end of each encoded record, without decoding bodies.
+///
+/// # Errors
+/// [`DecodeError::Record`].
+pub fn outline(records: &[u8]) -> Result<Vec<(u32, usize)>, DecodeError> {
+    let (mut out, mut at) = (Vec::new(), 0);
+    while at < records.len() {
+        let mut reader = rmp_serde::Deserializer::new(Cursor::new(&records[at..]));
+        let envelope = Envelope::deserialize(&mut reader)
+            .map_err(|err| DecodeError::Record { index: out.len(), message: err.to_string() })?;
+        at += usize::try_from(reader.position()).expect("a position in memory");
+        out.push((envelope.s, at));
+    }
+    Ok(out)
+}
+
 fn behind(bytes: &[u8], position: u64) -> (&[u8], &[u8]) {
     bytes.split_at(usize::try_from(position).expect("a position in memory"))
 }

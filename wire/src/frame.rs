@@ -24,7 +24,8 @@ use sha2::{Digest, Sha256};
 
 /// Length of the frame's head in bytes.
 pub const HEAD_BYTES: usize = 112;
-const MAGIC: &[u8; 4] = b"VDTF";
+/// What a frame begins with.
+pub const MAGIC: &[u8; 4] = b"VDTF";
 const VERSION: u16 = 1;
 
 /// SHA-256 (FIPS 180-4).

@@ -23,6 +23,8 @@ pub enum Reason {
     Oversize,
     /// Could not be decoded at all.
     Unparseable,
+    /// In a batch that was lost with a damaged queue. Where the source can be read again, the record is emitted again.
+    QueueDamaged,
 }
 
 impl Reason {
@@ -36,6 +38,7 @@ impl Reason {
             Reason::Redaction => "redaction",
             Reason::Oversize => "oversize",
             Reason::Unparseable => "unparseable",
+            Reason::QueueDamaged => "queue_damaged",
         }
     }
 }
@@ -98,8 +101,8 @@ mod tests {
 
     #[test]
     fn a_reason_is_shown_as_it_is_written() {
-        use Reason::{KernelLoss, Oversize, Policy, QueueFull, Redaction, SourceOverrun, Unparseable};
-        for reason in [QueueFull, SourceOverrun, KernelLoss, Policy, Redaction, Oversize, Unparseable] {
+        use Reason::{KernelLoss, Oversize, Policy, QueueDamaged, QueueFull, Redaction, SourceOverrun, Unparseable};
+        for reason in [QueueFull, SourceOverrun, KernelLoss, Policy, Redaction, Oversize, Unparseable, QueueDamaged] {
             assert_eq!(rmp_serde::to_vec(&reason).expect("serializes")[1..], *reason.name().as_bytes());
         }
     }

@@ -18,11 +18,11 @@ pub mod reply;
 pub mod set_aside;
 
 pub use body::Body;
-pub use chunk::{Chunk, Source};
+pub use chunk::{Chunk, Source, Stored};
 pub use codec::Compression;
 pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
 pub use ledger::{Ledger, Reason};
-pub use record::{Batch, Header, Position, Record, SourceRef};
+pub use record::{Batch, Header, Position, Predecessor, Record, SourceRef, Told};
 pub use set_aside::SetAside;
 
 /// Version of the batch format; a receiver refuses another major version with code `version`.

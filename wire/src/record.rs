@@ -53,13 +53,34 @@ pub struct HostLabel {
     pub os_version: Option<String>,
 }
 
-/// The epoch before this one, named in an epoch's first batch.
+/// The epoch before this one, as far as the agent knows what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Predecessor {
     /// Its number.
     pub epoch: Epoch,
     /// Last sequence known of it.
     pub last_seq: u64,
+    /// Lowest sequence of it that the agent still holds; absent where it holds none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lowest_held: Option<u64>,
+    /// What it neither delivered nor holds, and why.
+    #[serde(default, skip_serializing_if = "SetAside::is_empty")]
+    pub set_aside: SetAside,
+}
+
+/// Where the agent goes on with a source, in the collector's own format: what it would have to be given back were its
+/// queue lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Collector that reads the source.
+    #[serde(rename = "c")]
+    pub collector: String,
+    /// Identity of the source.
+    #[serde(rename = "i")]
+    pub id: String,
+    /// The cursor; absent where the source is gone.
+    #[serde(rename = "v", default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Vec<u8>>,
 }
 
 /// The head of a batch.
@@ -98,9 +119,15 @@ pub struct Header {
     /// What it neither delivered nor holds, and why.
     #[serde(default, skip_serializing_if = "SetAside::is_empty")]
     pub set_aside: SetAside,
-    /// The epoch before; only in an epoch's first batch.
+    /// The epoch before; absent in an agent's first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<Predecessor>,
+    /// Cursors that changed since the batch before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cursors: Vec<Told>,
+    /// Sequences into which this batch was split since it was too large; it has no records itself then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split_into: Vec<u64>,
 }
 
 impl Header {

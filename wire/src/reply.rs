@@ -40,6 +40,29 @@ pub struct Problem {
     pub detail: Option<String>,
 }
 
+/// A page of `GET /v1/positions`: where the agent goes on when its queue was lost, as MessagePack.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Positions {
+    /// Sources in the order of (collector, id).
+    pub sources: Vec<StoredSource>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+}
+
+/// What the workspace has of one source of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSource {
+    /// Collector that reads it.
+    pub collector: String,
+    /// Its identity.
+    pub id: String,
+    /// The newest cursor that it was told, in the collector's own format.
+    #[serde(with = "serde_bytes")]
+    pub cursor: Vec<u8>,
+    /// Positions that it has stored: half-open, ascending, apart.
+    pub stored: Vec<(u64, u64)>,
+}
+
 /// `POST /v1/enroll`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollRequest {

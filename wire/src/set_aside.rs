@@ -18,12 +18,15 @@ pub struct SetAside {
     /// Deleted since the policy forbids them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub purged: Vec<Range>,
+    /// Lost with a damaged queue, or answered as a conflict; what could be read again was, in another batch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<Range>,
 }
 
 impl SetAside {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.quarantined.is_empty() && self.purged.is_empty()
+        self.quarantined.is_empty() && self.purged.is_empty() && self.lost.is_empty()
     }
 }
 

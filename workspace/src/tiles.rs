@@ -1,13 +1,16 @@
 //! What a batch covers of its sources: the tiles that the ledger lays side by side.
 
 use std::collections::BTreeMap;
-use vedette_wire::{Batch, Header, Position, set_aside::RANGES_MAX};
+use vedette_wire::{Batch, Header, Position, Told, set_aside::RANGES_MAX};
 
 /// Each takes a few statements while the control store is locked; ten thousand files with a line each fit.
 const TILES_MAX: usize = 20_000;
 
 /// More than there will ever be; each agent has a line in the answer for each.
 const COLLECTORS_MAX: usize = 256;
+
+/// A cursor, in the collector's own format.
+const CURSOR_BYTES_MAX: usize = 1 << 20;
 
 /// No sequence, count or position is larger: what SQLite and JSON readers can hold, added up many times.
 const NUMBER_MAX: u64 = 1 << 53;
@@ -56,11 +59,21 @@ impl Noted {
                 return Err("a collector dropped more than it emitted");
             }
         }
-        let aside = &header.set_aside;
-        if aside.quarantined.len().max(aside.purged.len()) > RANGES_MAX {
-            return Err("more was set aside than a header names");
+        let before = header.predecessor.as_ref();
+        for aside in [Some(&header.set_aside), before.map(|before| &before.set_aside)].into_iter().flatten() {
+            if [&aside.quarantined, &aside.purged, &aside.lost].iter().any(|ranges| ranges.len() > RANGES_MAX) {
+                return Err("more was set aside than a header names");
+            }
+        }
+        if before.is_some_and(|before| before.last_seq.max(before.lowest_held.unwrap_or(0)) > most) {
+            return Err("the sequence of the epoch before is out of range");
+        }
+        let is_cursor = |told: &Told| told.cursor.as_ref().is_none_or(|cursor| cursor.len() <= CURSOR_BYTES_MAX);
+        if header.cursors.len() > TILES_MAX || !header.cursors.iter().all(is_cursor) {
+            return Err("a cursor is too large, or there are too many");
         }
         let collectors = header.ledger.0.keys().chain(self.tiles.iter().map(|tile| &tile.collector));
+        let collectors = collectors.chain(header.cursors.iter().map(|told| &told.collector));
         let is_name = |id: &String| {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
             (1..=64).contains(&id.len()) && id.bytes().all(plain)
@@ -68,8 +81,8 @@ impl Noted {
         if header.ledger.0.len() > COLLECTORS_MAX || !collectors.into_iter().all(is_name) {
             return Err("a collector's name is no name, or there are too many");
         }
-        let is_id = |tile: &Tile| tile.source.len() <= 1024 && !tile.source.contains(char::is_control);
-        if !self.tiles.iter().all(is_id) {
+        let mut ids = self.tiles.iter().map(|tile| &tile.source).chain(header.cursors.iter().map(|told| &told.id));
+        if !ids.all(|id| id.len() <= 1024 && !id.contains(char::is_control)) {
             return Err("a source's id is too long or has control characters");
         }
         if self.tiles.len() > TILES_MAX {
@@ -141,6 +154,8 @@ mod tests {
             lowest_held: 1,
             set_aside: Default::default(),
             predecessor: None,
+            cursors: Vec::new(),
+            split_into: Vec::new(),
         };
         let tile = |&(from, to): &(u64, u64)| Tile {
             collector: "syslog".to_owned(),

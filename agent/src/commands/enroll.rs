@@ -47,7 +47,7 @@ pub(super) async fn enroll(
     let request = EnrollRequest {
         token,
         csr: signing_request(&key)?,
-        hostname: vedette_collectors::host_label(&context(config, Vec::new())).hostname,
+        hostname: vedette_collectors::host_label(&context(config, Vec::new(), Vec::new())).hostname,
         machine: machine(config),
         version: VERSION.to_owned(),
     };
@@ -115,7 +115,7 @@ fn signing_request(key: &KeyPair) -> anyhow::Result<String> {
 
 /// machine-id(5) asks not to show the id itself: a hash that is ours alone tells machines apart as well.
 fn machine(config: &Resolved) -> Option<String> {
-    let id = context(config, Vec::new()).text("/etc/machine-id")?;
+    let id = context(config, Vec::new(), Vec::new()).text("/etc/machine-id")?;
     Some(hex::encode(&Sha256::digest(format!("vedette machine {id}"))[..16]))
 }
 

@@ -2,6 +2,7 @@
 
 mod enroll;
 mod once;
+mod queue;
 mod status;
 
 use crate::{
@@ -41,6 +42,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             print(format!("{path}: ok\n").as_bytes())
         }
         Command::Status { config, json } => status::status(&load(config)?, json),
+        Command::Queue(mut command) => {
+            let config = load(command.config().clone())?;
+            start_log(&config);
+            queue::queue(&config, command)
+        }
         Command::Version { json: false } => print(format!("vedette {}\n", run::VERSION).as_bytes()),
         Command::Version { json: true } => {
             let version = serde_json::json!({"version": run::VERSION, "batch_format": vedette_wire::FORMAT_VERSION,

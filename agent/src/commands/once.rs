@@ -48,7 +48,7 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
             return Err(Exit::Usage(format!("there is no collector {id}; there are {}", known.join(", "))));
         }
     }
-    let mut cx = Cx { once: Some(LAST), ..context(config, Vec::new()) };
+    let mut cx = Cx { once: Some(LAST), ..context(config, Vec::new(), Vec::new()) };
     if !wanted.is_empty() {
         // A collector that is asked for does not stand back for another that is not.
         cx.enabled.retain(|id| wanted.iter().any(|wanted| wanted == id));

@@ -6,7 +6,7 @@ mod resolved;
 
 pub(crate) use layers::{Sources, load};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
-pub(crate) use resolved::{BASELINE_BYTES, Memory, Resolved, parse_url as parse_workspace_url};
+pub(crate) use resolved::{BASELINE_BYTES, CollectorPlan, Memory, Resolved, parse_url as parse_workspace_url};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,12 @@ pub(crate) struct Transport {
     pub(crate) batch_age_max: Interval,
     /// Size of the queue's file; when it is reached, sources wait. At least 16MiB, and 16 batches.
     pub(crate) queue_bytes_max: Bytes,
+    /// Percent of its volume that the queue's file may take, 1 to 100; the smaller of both limits holds.
+    pub(crate) queue_volume_percent_max: u8,
+    /// Bytes of the volume that the queue leaves free for others.
+    pub(crate) disk_free_min: Bytes,
+    /// Inodes of the volume below which the queue takes nothing more.
+    pub(crate) inodes_free_min: u64,
 }
 
 /// What the agent may take of the machine.
@@ -131,6 +137,9 @@ impl Default for Transport {
             batch_records_max: 100_000,
             batch_age_max: Interval(Duration::from_secs(1)),
             queue_bytes_max: Bytes(1 << 30),
+            queue_volume_percent_max: 20,
+            disk_free_min: Bytes(128 << 20),
+            inodes_free_min: 1000,
         }
     }
 }

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
 use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
-use vedette_transport::BatchLimits;
+use vedette_transport::{BatchLimits, Quota};
 use vedette_wire::geo::WorkspaceGeo;
 
 /// A collector and its settings.
@@ -56,7 +56,7 @@ pub(crate) struct Resolved {
     pub(crate) state_dir: PathBuf,
     pub(crate) root: PathBuf,
     pub(crate) batches: BatchLimits,
-    pub(crate) queue_bytes_max: u64,
+    pub(crate) quota: Quota,
     pub(crate) memory_max: u64,
     pub(crate) log_level: tracing::Level,
     pub(crate) log_json: bool,
@@ -127,6 +127,7 @@ impl Resolved {
         let ages = Duration::from_millis(50)..=Duration::from_secs(300);
         check.within("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
         check.within("transport.queue_bytes_max", transport.queue_bytes_max.0, 16 << 20..=u64::MAX, "at least 16MiB");
+        check.within("transport.queue_volume_percent_max", transport.queue_volume_percent_max, 1..=100, "1 to 100");
         check.within("limits.memory_max", config.limits.memory_max.0, 32 << 20..=u64::MAX, "at least 32MiB");
         if let Some(ca) = config.workspace.ca.as_ref().filter(|ca| !ca.is_file()) {
             check.wrong("workspace.ca", &format!("{} is not there; use the workspace's ca.pem", ca.display()));
@@ -181,7 +182,12 @@ impl Resolved {
                 age_max: transport.batch_age_max.0,
                 compression: transport.compression,
             },
-            queue_bytes_max: transport.queue_bytes_max.0,
+            quota: Quota {
+                bytes_max: transport.queue_bytes_max.0,
+                volume_share_max: f64::from(transport.queue_volume_percent_max) / 100.0,
+                free_bytes_min: transport.disk_free_min.0,
+                free_inodes_min: transport.inodes_free_min,
+            },
             memory_max: config.limits.memory_max.0,
             log_level,
             log_json: config.log.format == "json",
@@ -225,6 +231,7 @@ fn collectors(
         root: root.to_owned(),
         clock: std::sync::Arc::new(crate::now),
         cursors: Vec::new(),
+        stored: Vec::new(),
         enabled: plans.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect(),
         once: None,
     };

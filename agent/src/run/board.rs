@@ -11,6 +11,8 @@ use vedette_collectors::Class;
 pub(crate) enum CollectorState {
     /// Being started.
     Starting,
+    /// It waits for the workspace to say what it has of its sources.
+    Waiting,
     /// It observes.
     Running,
     /// The host has nothing to observe.
@@ -27,6 +29,7 @@ impl CollectorState {
     pub(crate) fn name(self) -> &'static str {
         match self {
             CollectorState::Starting => "starting",
+            CollectorState::Waiting => "waiting",
             CollectorState::Running => "running",
             CollectorState::Absent => "absent",
             CollectorState::Failing => "failing",

@@ -2,6 +2,7 @@
 
 mod board;
 mod own;
+mod resume;
 mod runner;
 mod sinks;
 pub(crate) mod status;
@@ -11,7 +12,7 @@ pub(crate) use runner::{Runner, chunks_of, positions_source};
 pub(crate) use sinks::QueueSink;
 
 use crate::{
-    config::{BASELINE_BYTES, Memory, Resolved},
+    config::{BASELINE_BYTES, CollectorPlan, Memory, Resolved},
     exit::Exit,
     identity::{Enrollment, IdentityDir},
     now,
@@ -24,17 +25,19 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use vedette_collectors::{Cx, StopSignal};
+use vedette_collectors::{Class, Cx, StopSignal};
 use vedette_transport::{
     HttpPost, Lane, LaneConfig, Queue, QueueError, Stamp,
     tls::{self, ClientSettings},
 };
-use vedette_wire::{Lane as LaneName, body::LifecycleEvent};
+use vedette_wire::{Lane as LaneName, Stored, body::LifecycleEvent};
 
 /// Why the agent ends by itself.
 const BROKEN: &str = "a part of the transport ended unexpectedly";
+/// Why it begins again.
+const DAMAGED: &str = "the queue is damaged";
 /// How often the transport is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is left of the 5 s that a stop may take after collectors and batcher have ended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 /// Collectors that do not end in this time are left behind.
@@ -47,9 +50,25 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Collect and ship until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
+    while run_once(&config).await? == End::Again {
+        tracing::warn!("beginning again with a new queue");
+    }
+    Ok(())
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Stopped,
+    /// The queue was found damaged and moved aside.
+    Again,
+}
+
+async fn run_once(config: &Resolved) -> Result<End, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
-    let enrollment = identity.enrolled(&config)?;
-    let lane = start_lane(&config, &identity, &enrollment)?;
+    let enrollment = identity.enrolled(config)?;
+    let (lane, post) = start_lane(config, &identity, &enrollment)?;
+    let lane = Arc::new(lane);
     let board = Arc::new(Board::default());
     let own = Arc::new(OwnRecords::new(lane.intake().clone()));
     let policy = Policy { revision: enrollment.policy_revision, collect: true };
@@ -63,30 +82,36 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
         None,
         Some(config.digest.clone()),
     );
-    let mut runners = Vec::new();
-    for plan in &config.collectors {
-        board.add(plan.spec.id, plan.spec.class);
-        if !plan.enabled || !policy.allows(plan.spec.class) {
-            board.set(plan.spec.id, CollectorState::Disabled, None);
-            continue;
-        }
-        let cx = context(&config, cursors(&lane, plan.spec.id)?);
+    let start = |plan: &CollectorPlan| -> Result<_, Exit> {
         let runner = Runner {
             spec: plan.spec,
             settings: plan.settings.clone(),
-            cx,
+            cx: context(config, lane.queue().cursors(plan.spec.id)?, lane.queue().stored(plan.spec.id)?),
             sink: Arc::clone(&sink),
             queue: Arc::clone(lane.queue()),
             board: Arc::clone(&board),
             stop: stop.child(),
             deadline: runner::POLL_DEADLINE,
         };
-        runners.push(runner.start().context("cannot start a collector's thread")?);
+        Ok(runner.start().context("cannot start a collector's thread")?)
+    };
+    let (mut runners, mut waiting) = (Vec::new(), Vec::new());
+    for plan in &config.collectors {
+        board.add(plan.spec.id, plan.spec.class);
+        if !plan.enabled || !policy.allows(plan.spec.class) {
+            board.set(plan.spec.id, CollectorState::Disabled, None);
+        } else if resume::is_due(lane.queue()) && plan.spec.class != Class::Inventory {
+            let why = "the queue is new; waits for the workspace to say what it has";
+            board.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
+            waiting.push(plan);
+        } else {
+            runners.push(start(plan)?);
+        }
     }
     let status = status::Source {
         enrollment: enrollment.clone(),
         board: Arc::clone(&board),
-        lane: Arc::new(lane),
+        lane: Arc::clone(&lane),
         policy_revision: policy.revision,
     };
     let socket = status::serve(&config.state_dir, status.clone())
@@ -101,11 +126,23 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
     let reason = {
         let beat = own.beat(|| status.heartbeat());
         tokio::pin!(beat);
+        let resuming = resume::resume(Arc::clone(&lane), post, Arc::clone(&own), config.state_dir.clone());
+        tokio::pin!(resuming);
+        let mut resumed = false;
         loop {
             tokio::select! {
                 _ = look.tick() => {
-                    if status.lane.is_broken() {
+                    if lane.queue().is_damaged() {
+                        break DAMAGED;
+                    }
+                    if lane.is_broken() {
                         break BROKEN;
+                    }
+                }
+                () = &mut resuming, if !resumed => {
+                    resumed = true;
+                    for plan in waiting.drain(..) {
+                        runners.push(start(plan)?);
                     }
                 }
                 _ = terminate.recv() => break "SIGTERM",
@@ -115,54 +152,56 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
         }
     };
     tracing::info!(reason, "stopping");
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    if reason != DAMAGED {
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    }
     stop.stop();
+    if reason == DAMAGED {
+        // Nothing can be made durable any more; who waits for room is let go.
+        lane.close();
+    }
     Runner::join_all(runners, COLLECTORS_GRACE).await;
-    if let Some(handing_over) = own.lifecycle(LifecycleEvent::Stop, format!("stopped by {reason}"), None, None) {
+    if reason != DAMAGED
+        && let Some(handing_over) = own.lifecycle(LifecycleEvent::Stop, format!("stopped by {reason}"), None, None)
+    {
         drop(tokio::time::timeout(STOP_RECORD_GRACE, handing_over).await);
     }
     socket.abort();
     drop(socket.await);
-    let status::Source { lane, .. } = status;
+    drop(status);
     match Arc::try_unwrap(lane) {
         Ok(lane) => lane.stop(DELIVERY_GRACE).await,
         // A status request is still being answered: end without the grace, everything is handed over already.
         Err(lane) => lane.close(),
     }
-    if reason == BROKEN {
+    match reason {
         // Whoever supervises the agent starts it again.
-        return Err(anyhow::anyhow!("{BROKEN}; see the log, and report this").into());
+        BROKEN => Err(anyhow::anyhow!("{BROKEN}; see the log, and report this").into()),
+        DAMAGED => Ok(End::Again),
+        _ => Ok(End::Stopped),
     }
-    Ok(())
 }
 
 /// What a collector is given.
-pub(crate) fn context(config: &Resolved, cursors: Vec<(String, Vec<u8>)>) -> Cx {
-    Cx { root: config.root.clone(), clock: Arc::new(now), cursors, enabled: config.enabled(), once: None }
+pub(crate) fn context(config: &Resolved, cursors: Vec<(String, Vec<u8>)>, stored: Vec<Stored>) -> Cx {
+    Cx { root: config.root.clone(), clock: Arc::new(now), cursors, stored, enabled: config.enabled(), once: None }
 }
 
-fn cursors(lane: &Lane, collector: &str) -> Result<Vec<(String, Vec<u8>)>, Exit> {
-    Ok(lane.queue().cursors(collector)?)
-}
-
-fn start_lane(config: &Resolved, identity: &IdentityDir, enrollment: &Enrollment) -> Result<Lane, Exit> {
+fn start_lane(config: &Resolved, identity: &IdentityDir, enrollment: &Enrollment) -> Result<(Lane, HttpPost), Exit> {
     let client = tls::client(&ClientSettings {
         ca_pem: identity.read("ca.pem")?,
         identity_pem: Some((identity.read("cert.pem")?, identity.read("key.pem")?)),
         geo: Some(enrollment.geo),
         proxy: config.proxy.clone(),
     })?;
-    let random = fastrand::u64(..);
-    let (queue, aside) =
-        Queue::open(&config.state_dir, LaneName::Records, config.queue_bytes_max, random).map_err(describe)?;
-    if let Some(path) = aside {
-        tracing::error!(path = %path.display(), "a damaged queue was moved aside; what it held is not sent");
-    }
-    let foreign = queue.quarantine_foreign(enrollment.organization, enrollment.agent).map_err(describe)?;
+    let post = HttpPost::new(client, &enrollment.workspace);
+    let queue =
+        Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
+    let foreign = queue.own((enrollment.organization, enrollment.agent), fastrand::u64(1..)).map_err(describe)?;
     if foreign > 0 {
         tracing::error!(batches = foreign, "batches of an earlier enrollment were left; they are in quarantine");
     }
-    let host = vedette_collectors::host_label(&context(config, Vec::new()));
+    let host = vedette_collectors::host_label(&context(config, Vec::new(), Vec::new()));
     // Nothing changes the stamp yet; the sender is kept so that the receiver stays open.
     let (_, stamp) = watch::channel(Stamp {
         organization: enrollment.organization,
@@ -185,9 +224,9 @@ fn start_lane(config: &Resolved, identity: &IdentityDir, enrollment: &Enrollment
         intake_bytes_max: memory.intake,
         in_flight_bytes_max: memory.in_flight,
         now: Arc::new(now),
-        post: Some(Arc::new(HttpPost::new(client, &enrollment.workspace))),
+        post: Some(Arc::new(post.clone())),
     })?;
-    Ok(lane)
+    Ok((lane, post))
 }
 
 fn describe(error: QueueError) -> Exit {

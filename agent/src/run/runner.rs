@@ -98,8 +98,8 @@ impl Runner {
             if self.sink.wait_durable().is_err() {
                 return;
             }
-            match self.queue.cursors(id) {
-                Ok(cursors) => self.cx.cursors = cursors,
+            match self.queue.cursors(id).and_then(|cursors| Ok((cursors, self.queue.stored(id)?))) {
+                Ok((cursors, stored)) => (self.cx.cursors, self.cx.stored) = (cursors, stored),
                 Err(err) => {
                     tracing::error!(collector = id, error = %err, "cursors cannot be read; the collector stays down");
                     self.board.set(id, CollectorState::Failing, Some(err.to_string()));

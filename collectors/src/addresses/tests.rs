@@ -4,7 +4,14 @@ use super::*;
 use std::{collections::BTreeSet, process::Command};
 
 fn this_host() -> Cx {
-    Cx { root: "/".into(), clock: Arc::new(|| 1), cursors: Vec::new(), enabled: Default::default(), once: None }
+    Cx {
+        root: "/".into(),
+        clock: Arc::new(|| 1),
+        cursors: Vec::new(),
+        stored: Vec::new(),
+        enabled: Default::default(),
+        once: None,
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn look(root: &Path, paths: &[&str], kept: &Arc<Kept>) -> Vec<Crash> {
         root: root.to_owned(),
         clock: Arc::new(|| i64::MAX),
         cursors: kept.cursor.lock().expect("lock").clone(),
+        stored: Vec::new(),
         enabled: Default::default(),
         once: Some(100),
     };

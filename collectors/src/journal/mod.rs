@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use vedette_wire::{Body, Chunk, Position, Source};
+use vedette_wire::{Body, Chunk, Position, Source, Stored};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "journal",
@@ -103,6 +103,9 @@ impl Watch for Journal {
     fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
         let mut place =
             cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
+        if let Some(again) = place.as_deref().and_then(|place| first_hole(place, &cx.stored)) {
+            place = Some(again);
+        }
         if place.is_none() && self.start == crate::tail::Start::End && cx.once.is_none() {
             place = last_cursor(cx)?;
             if let Some(cursor) = &place {
@@ -221,6 +224,9 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>)
             }
             let chunk = chunks.last_mut().expect("pushed above");
             chunk.cursor = Some(entry.cursor().as_bytes().to_vec());
+            if cx.stored.iter().any(|stored| stored.id == id && stored.has(seqnum)) {
+                return;
+            }
             chunk.push(now, Position(seqnum, seqnum + 1), &Body::from(entry.into_body()));
         });
         for chunk in chunks {
@@ -236,6 +242,15 @@ fn readable(stdout: &ChildStdout) -> io::Result<bool> {
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(err) => Err(err.into()),
     }
+}
+
+/// The cursor of the last entry before the first that the workspace lacks; a sequence number with its id is enough of a
+/// cursor (sd_journal_seek_cursor(3)). Absent where reading goes on at the cursor itself.
+fn first_hole(place: &str, stored: &[Stored]) -> Option<String> {
+    let (id, _) = place_of_parts(place);
+    let stored = stored.iter().find(|stored| stored.id == format!("journal:{id}") && !stored.begun)?;
+    let hole = stored.first_hole(None)?;
+    Some(format!("s={id};i={:x}", hole.saturating_sub(1)))
 }
 
 /// Sequence number id and sequence number of a cursor.

@@ -77,6 +77,7 @@ fn a_host_without_a_journal_says_so() {
         root: dir.path().to_owned(),
         clock: Arc::new(|| 1),
         cursors: Vec::new(),
+        stored: Vec::new(),
         enabled: Default::default(),
         once: None,
     };

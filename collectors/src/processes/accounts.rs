@@ -73,6 +73,7 @@ mod tests {
             root: root.to_owned(),
             clock: std::sync::Arc::new(|| 1),
             cursors: Vec::new(),
+            stored: Vec::new(),
             enabled: Default::default(),
             once: None,
         };

@@ -13,7 +13,14 @@ fn collector() -> Processes {
 }
 
 fn this_host() -> Cx {
-    Cx { root: "/".into(), clock: Arc::new(|| 1), cursors: Vec::new(), enabled: Default::default(), once: None }
+    Cx {
+        root: "/".into(),
+        clock: Arc::new(|| 1),
+        cursors: Vec::new(),
+        stored: Vec::new(),
+        enabled: Default::default(),
+        once: None,
+    }
 }
 
 fn poll(collector: &mut Processes) -> Vec<Process> {

@@ -2,7 +2,8 @@
 
 use crate::Cx;
 use serde::{Deserialize, Serialize};
-use std::{os::unix::fs::MetadataExt, path::PathBuf};
+use std::{os::unix::fs::MetadataExt, path::PathBuf, sync::Arc};
+use vedette_wire::Stored;
 
 /// How many bytes before the cursor are remembered.
 pub(crate) const BEFORE_BYTES: usize = 64;
@@ -20,18 +21,25 @@ pub(crate) struct Cursor {
     pub(crate) path: String,
     /// Start of the first line not handed over.
     pub(crate) offset: u64,
+    /// Offset at which it was begun; absent in cursors of older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) begin: Option<u64>,
     /// When the file was last looked at, nanoseconds UTC: what was written behind that has not been seen.
     #[serde(default)]
     pub(crate) seen: i64,
     /// The bytes right before `offset`.
     #[serde(with = "serde_bytes")]
     pub(crate) before: Vec<u8>,
+    /// What the workspace has of it already.
+    #[serde(skip)]
+    pub(crate) stored: Option<Arc<Stored>>,
 }
 
 impl Cursor {
     /// From what the queue kept; absent for what is no file's cursor.
-    pub(crate) fn decode(id: &str, bytes: &[u8]) -> Option<Self> {
-        let cursor: Self = rmp_serde::from_slice(bytes).ok()?;
+    pub(crate) fn decode(id: &str, bytes: &[u8], stored: &[Stored]) -> Option<Self> {
+        let mut cursor: Self = rmp_serde::from_slice(bytes).ok()?;
+        cursor.stored = stored.iter().find(|stored| stored.id == id).cloned().map(Arc::new);
         (cursor.id() == id).then_some(cursor)
     }
 

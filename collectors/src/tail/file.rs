@@ -5,8 +5,9 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
+    sync::Arc,
 };
-use vedette_wire::Position;
+use vedette_wire::{Position, Stored};
 
 /// Bytes read at once.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -29,6 +30,10 @@ pub(crate) struct File {
     device: u64,
     inode: u64,
     generation: i64,
+    /// Where it was begun.
+    begin: Option<u64>,
+    /// What the workspace has of it already.
+    stored: Option<Arc<Stored>>,
     /// Start of the first line not handed over.
     offset: u64,
     before: Vec<u8>,
@@ -53,6 +58,8 @@ impl File {
             device: meta.dev(),
             inode: meta.ino(),
             generation: now,
+            begin: Some(offset),
+            stored: None,
             offset,
             before: Vec::new(),
             pending: Vec::new(),
@@ -67,6 +74,13 @@ impl File {
         let same = file.before == cursor.before && !file.was_truncated()?;
         // The source keeps its name, also where the device has another number now, and in a copy.
         (file.device, file.inode) = (cursor.device, cursor.inode);
+        file.begin = cursor.begin;
+        file.stored = cursor.stored.clone();
+        if let Some(hole) = cursor.stored.as_ref().filter(|stored| !stored.begun).and_then(|s| s.first_hole(file.begin))
+        {
+            file.offset = hole;
+            file.before = file.read_before()?;
+        }
         Ok(same.then_some(file))
     }
 
@@ -81,10 +95,12 @@ impl File {
             device: self.device,
             inode: self.inode,
             generation: self.generation,
+            begin: self.begin,
             path: path.to_owned(),
             offset: self.offset,
             seen,
             before: self.before.clone(),
+            stored: self.stored.clone(),
         }
     }
 
@@ -131,6 +147,7 @@ impl File {
     pub(crate) fn restart(&mut self, now: i64) {
         self.offset = 0;
         self.generation = now.max(self.generation + 1);
+        (self.begin, self.stored) = (Some(0), None);
         self.before.clear();
         self.pending.clear();
     }
@@ -184,7 +201,10 @@ impl File {
         let mut give = |from: usize, to: usize, next: usize, offset: u64| {
             let bytes = &self.pending[from..to];
             let bytes = if next > to { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
-            take(Line { bytes, position: Position(offset + from as u64, offset + next as u64) });
+            let position = Position(offset + from as u64, offset + next as u64);
+            if self.stored.as_ref().is_none_or(|stored| !stored.has(position.0)) {
+                take(Line { bytes, position });
+            }
         };
         for end in memchr::memchr_iter(b'\n', &self.pending[searched..]) {
             let end = searched + end;

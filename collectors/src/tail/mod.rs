@@ -134,7 +134,7 @@ impl<P: LineParser> Tailer<P> {
             orphans: cx
                 .cursors
                 .iter()
-                .filter_map(|(id, bytes)| Cursor::decode(id, bytes))
+                .filter_map(|(id, bytes)| Cursor::decode(id, bytes, &cx.stored))
                 .map(|c| (c.id(), c))
                 .collect(),
             scanned: cx

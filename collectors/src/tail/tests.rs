@@ -85,7 +85,14 @@ fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
 
 fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience: Duration) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
-    let cx = Cx { root: dir.to_owned(), clock: Arc::new(clock), cursors, enabled: Default::default(), once: None };
+    let cx = Cx {
+        root: dir.to_owned(),
+        clock: Arc::new(clock),
+        cursors,
+        stored: Vec::new(),
+        enabled: Default::default(),
+        once: None,
+    };
     let signal = StopSignal::default();
     let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start, parser: Raw, patience };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
@@ -150,7 +157,7 @@ fn a_file_whose_device_has_another_number_is_recognised_by_path_inode_and_conten
     {
         let mut cursors = kept.cursors.lock().expect("lock");
         let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one file");
-        let mut cursor = Cursor::decode(id, bytes).expect("a cursor");
+        let mut cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
         let id = id.clone();
         cursors.remove(&id);
         cursor.device += 1;
@@ -367,6 +374,7 @@ fn once_gives_the_last_lines_and_ends() {
         root: dir.path().to_owned(),
         clock: Arc::new(|| 1),
         cursors: Vec::new(),
+        stored: Vec::new(),
         enabled: Default::default(),
         once: Some(100),
     };

@@ -1,11 +1,12 @@
 use super::*;
+use crate::Quota;
 use crate::queue::tests_support::{chunk, stamp};
 use vedette_wire::{Compression, Lane as LaneName, codec, frame};
 
 fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, watch::Sender<Stamp>) {
     let (stamps, stamp) = watch::channel(stamp());
     let lane = Lane::start(LaneConfig {
-        queue: Queue::open(dir, LaneName::Records, bytes_max, 7).expect("opens").0,
+        queue: Queue::open(dir, LaneName::Records, Quota::bytes(bytes_max), 7).expect("opens"),
         limits: BatchLimits { bytes_max: 1 << 20, records_max: 10_000, age_max, compression: Compression::Gzip },
         stamp,
         intake_bytes_max: 1 << 20,
@@ -38,7 +39,7 @@ async fn what_was_handed_over_is_durable_after_a_stop_without_network() {
         lane.intake().put(chunk(at, "cursor")).expect("open");
     }
     lane.stop(Duration::ZERO).await;
-    let queue = Queue::open(dir.path(), LaneName::Records, 1 << 30, 8).expect("opens").0;
+    let queue = Queue::open(dir.path(), LaneName::Records, Quota::bytes(1 << 30), 8).expect("opens");
     assert_eq!(headers(&queue), [(1, 5)]);
     assert_eq!(queue.cursors("test").expect("reads").len(), 1);
 }

@@ -1,41 +1,141 @@
 //! Opening the queue: in constant time, whatever the backlog; a database that cannot be read is moved aside.
 
-use super::{BATCHES, CACHE_BYTES, CURSORS, FORMAT, META, QUARANTINE, Quarantine, Queue, QueueError, put};
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable};
+use super::{
+    BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, positions,
+    salvage,
+    store::{Opener, Store, catching},
+};
+use redb::{Database, DatabaseError, ReadableTable};
 use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicU64},
 };
-use vedette_wire::{Epoch, Lane, Ledger, SetAside};
+use vedette_wire::Lane;
+
+/// redb's page cache. Its default of 1 GiB would be most of a small host.
+const CACHE_BYTES: usize = 2 << 20;
 
 impl Queue {
     /// Open the queue of a lane in `dir`, or make it. `random` becomes the epoch of a new one.
     ///
     /// A damaged database is renamed to `<lane>.redb.broken-<epoch>` and a new one is made: the agent starts all the
-    /// same. The second value is the path it was moved to.
+    /// same, and [`salvage`] goes through what was moved.
     ///
     /// # Errors
     /// [`QueueError::InUse`], [`QueueError::Newer`] and [`QueueError::Directory`] say what to do.
-    pub fn open(dir: &Path, lane: Lane, bytes_max: u64, random: u64) -> Result<(Self, Option<PathBuf>), QueueError> {
+    pub fn open(dir: &Path, lane: Lane, quota: Quota, random: u64) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
+        let directory = |source| QueueError::Directory { path: dir.to_owned(), source };
         let writable = || -> std::io::Result<()> {
             // What it holds is for the agent alone.
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-            tempfile_probe(dir)
+            probe(dir)
         };
-        writable().map_err(|source| QueueError::Directory { path: dir.to_owned(), source })?;
-        match load(&path, lane, bytes_max, random) {
+        writable().map_err(directory)?;
+        let begun = dir.join(format!("{lane}.begun"));
+        let empty = std::fs::metadata(&path).map_or(true, |meta| meta.is_file() && meta.len() == 0);
+        let broken = salvage::broken(dir, lane);
+        let resume = match (empty, begun.exists() || !broken.is_empty()) {
+            (true, true) => Resume::Lost,
+            _ => Resume::First,
+        };
+        let opener = |path: PathBuf| move || Database::builder().set_cache_size(CACHE_BYTES).create(&path);
+        let aside = salvage::aside(dir, lane, random);
+        let loaded = match Self::load(Box::new(opener(path.clone())), &path, &aside, lane, (quota, random, resume)) {
             Err(QueueError::Storage { source, .. }) if is_damage(&source) => {
-                let aside = dir.join(format!("{lane}.redb.broken-{:016x}", random));
                 tracing::warn!(path = %path.display(), aside = %aside.display(), error = %source,
                     "queue cannot be read; moved aside, starting with a new one");
-                std::fs::rename(&path, &aside)
-                    .map_err(|source| QueueError::Directory { path: dir.to_owned(), source })?;
-                Ok((load(&path, lane, bytes_max, random)?, Some(aside)))
+                std::fs::rename(&path, &aside).map_err(directory)?;
+                let again = (quota, random, Resume::Lost);
+                Self::load(Box::new(opener(path.clone())), &path, &aside, lane, again)?
             }
-            other => Ok((other?, None)),
+            other => other?,
+        };
+        if !begun.exists() {
+            // That there was a queue is known also when its file is gone.
+            std::fs::File::create(&begun).and_then(|file| file.sync_all()).map_err(directory)?;
         }
+        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(directory)?;
+        Ok(loaded)
+    }
+
+    /// Open it as it is, for a look; nothing is made or moved.
+    ///
+    /// # Errors
+    /// [`QueueError::Absent`], [`QueueError::InUse`], [`QueueError::Storage`].
+    pub fn inspect(dir: &Path, lane: Lane, quota: Quota) -> Result<Self, QueueError> {
+        let path = dir.join(format!("{lane}.redb"));
+        if !path.is_file() {
+            return Err(QueueError::Absent { path });
+        }
+        let aside = salvage::aside(dir, lane, fastrand::u64(..));
+        let from = path.clone();
+        let opener = move || Database::builder().set_cache_size(CACHE_BYTES).open(&from);
+        Self::load(Box::new(opener), &path, &aside, lane, (quota, 0, Resume::Cursors))
+    }
+
+    pub(super) fn load(
+        opener: Opener,
+        path: &Path,
+        aside: &Path,
+        lane: Lane,
+        (quota, random, resume): (Quota, u64, Resume),
+    ) -> Result<Self, QueueError> {
+        let failed = |source: redb::Error| QueueError::Storage { path: path.to_owned(), source: Box::new(source) };
+        let mut in_use = false;
+        let opened = catching(|| {
+            (opener)().map_err(|err| {
+                in_use = matches!(err, DatabaseError::DatabaseAlreadyOpen);
+                err.into()
+            })
+        });
+        if in_use {
+            return Err(QueueError::InUse { path: path.to_owned() });
+        }
+        let db = opened.map_err(failed)?;
+        let prepared = catching(|| {
+            let found = prepare(&db, random, resume)?;
+            if found > FORMAT {
+                return Ok(Err(found));
+            }
+            let meta = Meta::read(&db)?.1.ok_or_else(|| redb::Error::Corrupted("it has no state".to_owned()))?;
+            Ok(Ok((meta, Self::all_cursors(&db)?)))
+        });
+        let (meta, untold): (Meta, Cursors) =
+            prepared.map_err(failed)?.map_err(|found| QueueError::Newer { path: path.to_owned(), found })?;
+        Ok(Self {
+            store: Store::new(db, opener, path, aside.to_owned()),
+            lane,
+            quota,
+            meta: Mutex::new(meta),
+            writing: Mutex::new(()),
+            untold: Mutex::new(untold),
+            resealed: AtomicU64::new(0),
+            split: AtomicU64::new(0),
+        })
+    }
+
+    /// Who seals from now on. Another organization or agent than before begins another epoch, since the workspace
+    /// counts sequences by agent; batches of the one before go into quarantine. Returns how many.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`].
+    pub fn own(&self, owner: Owner, random: u64) -> Result<u64, QueueError> {
+        self.write(redb::Durability::Immediate, |_, meta| {
+            if meta.owner == Some(owner) {
+                return Ok(None);
+            }
+            if meta.owner.is_some() {
+                meta.begin_epoch(random, None);
+                // It is another agent's.
+                meta.predecessor = None;
+                meta.set_aside = Default::default();
+            }
+            meta.owner = Some(owner);
+            Ok(Some(()))
+        })?;
+        self.quarantine_foreign(owner.0, owner.1)
     }
 }
 
@@ -51,94 +151,45 @@ fn is_damage(error: &redb::Error) -> bool {
 }
 
 /// A directory that can be listed but not written is found out here, not at the first commit.
-fn tempfile_probe(dir: &Path) -> std::io::Result<()> {
+fn probe(dir: &Path) -> std::io::Result<()> {
     let probe = dir.join(format!(".probe-{}", std::process::id()));
     std::fs::File::create(&probe)?;
     std::fs::remove_file(&probe)
 }
 
-fn load(path: &Path, lane: Lane, bytes_max: u64, random: u64) -> Result<Queue, QueueError> {
-    let failed = |source: redb::Error| QueueError::Storage { path: path.to_owned(), source: Box::new(source) };
-    let db = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|err| match err {
-        DatabaseError::DatabaseAlreadyOpen => QueueError::InUse { path: path.to_owned() },
-        other => failed(other.into()),
-    })?;
-    prepare(&db, random).map_err(failed)?;
-    let meta = read_meta(&db).map_err(failed)?;
-    if meta.format > FORMAT {
-        return Err(QueueError::Newer { path: path.to_owned(), found: meta.format });
-    }
-    Ok(Queue {
-        db,
-        path: path.to_owned(),
-        lane,
-        epoch: Epoch(meta.epoch),
-        predecessor: None,
-        bytes_max,
-        ledger: Mutex::new(meta.ledger),
-        next_seq: AtomicU64::new(meta.next_seq),
-        batches: AtomicU64::new(meta.batches),
-        bytes: AtomicU64::new(meta.bytes),
-        quarantine: Mutex::new(meta.quarantine),
-        set_aside: Mutex::new(meta.set_aside),
-    })
-}
-
-/// Make the tables and the first numbers where they are missing.
-fn prepare(db: &Database, random: u64) -> Result<(), redb::Error> {
+/// Make tables and state where they are missing, and bring an older format up. Returns the format found.
+fn prepare(db: &Database, random: u64, resume: Resume) -> Result<u64, redb::Error> {
     let tx = db.begin_write()?;
-    {
-        tx.open_table(BATCHES)?;
-        tx.open_table(QUARANTINE)?;
-        tx.open_table(CURSORS)?;
+    let found = {
         let mut meta = tx.open_table(META)?;
-        if meta.get("format")?.is_none() {
-            put(&mut meta, "format", FORMAT)?;
-            put(&mut meta, "epoch", random)?;
-            put(&mut meta, "next_seq", 1)?;
+        let found = match meta.get("format")? {
+            None => 0,
+            Some(format) => u64::from_le_bytes(
+                format
+                    .value()
+                    .try_into()
+                    .map_err(|_| redb::Error::Corrupted("meta `format` is no number".to_owned()))?,
+            ),
+        };
+        if found == 0 {
+            meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
         }
+        found
+    };
+    if found > FORMAT {
+        tx.abort()?;
+        return Ok(found);
+    }
+    tx.open_table(BATCHES)?;
+    tx.open_table(QUARANTINE)?;
+    tx.open_table(CURSORS)?;
+    positions::prepare(&tx)?;
+    salvage::prepare(&tx)?;
+    match found {
+        0 => Meta::new(random, resume).write(&tx)?,
+        1 => Meta::migrate(&tx)?,
+        _ => {}
     }
     tx.commit()?;
-    Ok(())
-}
-
-#[derive(Debug)]
-struct Meta {
-    format: u64,
-    epoch: u64,
-    next_seq: u64,
-    batches: u64,
-    bytes: u64,
-    quarantine: Quarantine,
-    ledger: Ledger,
-    set_aside: SetAside,
-}
-
-fn read_meta(db: &Database) -> Result<Meta, redb::Error> {
-    let table = db.begin_read()?.open_table(META)?;
-    let number = |key: &str| super::number(table.get(key)?.map(|value| value.value().to_vec()), key);
-    let ledger = match table.get("ledger")? {
-        None => Ledger::default(),
-        Some(bytes) => rmp_serde::from_slice(bytes.value())
-            .map_err(|err| redb::Error::Corrupted(format!("the ledger cannot be decoded: {err}")))?,
-    };
-    let set_aside = match table.get("set_aside")? {
-        None => SetAside::default(),
-        Some(bytes) => rmp_serde::from_slice(bytes.value())
-            .map_err(|err| redb::Error::Corrupted(format!("`set_aside` cannot be decoded: {err}")))?,
-    };
-    Ok(Meta {
-        set_aside,
-        format: number("format")?,
-        epoch: number("epoch")?,
-        next_seq: number("next_seq")?.max(1),
-        batches: number("batches")?,
-        bytes: number("bytes")?,
-        quarantine: Quarantine {
-            batches: number("quarantine_batches")?,
-            bytes: number("quarantine_bytes")?,
-            dropped: number("quarantine_dropped")?,
-        },
-        ledger,
-    })
+    Ok(found)
 }

@@ -1,9 +1,12 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
+mod power_cut;
+
 use super::tests_support::{chunk_of, stamp};
 use super::*;
-use crate::batcher::BatchLimits;
+use crate::batcher::{BatchLimits, Open};
 use std::time::Duration;
+use vedette_wire::{Compression, SetAside, codec};
 
 fn open_with(text: &str, cursor: &str) -> Open {
     let mut open = Open::default();
@@ -17,8 +20,12 @@ fn commit(queue: &Queue, text: &str, cursor: &str) -> Result<(), QueueError> {
     queue.commit(&open, header, Compression::Zstd)
 }
 
+fn opened(dir: &Path, bytes_max: u64, random: u64) -> Queue {
+    Queue::open(dir, Lane::Records, Quota::bytes(bytes_max), random).expect("opens")
+}
+
 fn queue(dir: &Path) -> Queue {
-    Queue::open(dir, Lane::Records, 1 << 30, 42).expect("opens").0
+    opened(dir, 1 << 30, 42)
 }
 
 #[test]
@@ -68,7 +75,7 @@ fn a_delivered_batch_is_gone_and_sequences_go_on_without_holes() {
 fn the_file_stays_below_the_quota_and_the_refused_batch_is_not_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let limit = 8 << 20;
-    let queue = Queue::open(dir.path(), Lane::Records, limit, 42).expect("opens").0;
+    let queue = opened(dir.path(), limit, 42);
     let mut random = 1_u64;
     let mut noise = || {
         let mut text = String::new();
@@ -97,7 +104,7 @@ fn the_file_stays_below_the_quota_and_the_refused_batch_is_not_counted() {
 #[test]
 fn quarantine_is_bounded_counted_and_survives_a_restart() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let open = || Queue::open(dir.path(), Lane::Records, 1 << 20, 42).expect("opens").0;
+    let open = || opened(dir.path(), 1 << 20, 42);
     {
         let queue = open();
         for seq in 1..=100 {
@@ -120,16 +127,16 @@ fn batches_of_an_earlier_enrollment_do_not_stand_before_those_of_this_one() {
     let open = open_with("new", "c");
     let header = open.header(&crate::Stamp { agent: other, ..stamp() }, queue.lane(), 77);
     queue.commit(&open, header, Compression::Zstd).expect("commits");
-    assert_eq!(queue.quarantine_foreign(stamp().organization, other).expect("moves"), 2);
+    assert_eq!(queue.own((stamp().organization, other), 5).expect("moves"), 2);
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));
-    assert_eq!(queue.quarantine_foreign(stamp().organization, other).expect("moves"), 0);
+    assert_eq!(queue.own((stamp().organization, other), 6).expect("moves"), 0);
 }
 
 #[test]
 fn a_second_agent_is_told_that_the_queue_is_in_use() {
     let dir = tempfile::tempdir().expect("temp dir");
     let _first = queue(dir.path());
-    let second = Queue::open(dir.path(), Lane::Records, 1 << 30, 43);
+    let second = Queue::open(dir.path(), Lane::Records, Quota::bytes(1 << 30), 43);
     assert!(matches!(second, Err(QueueError::InUse { .. })), "{second:?}");
 }
 
@@ -138,8 +145,8 @@ fn a_damaged_queue_is_moved_aside_and_a_new_epoch_begins() {
     let dir = tempfile::tempdir().expect("temp dir");
     commit(&queue(dir.path()), "one", "c").expect("commits");
     std::fs::write(dir.path().join("records.redb"), vec![0xa5; 100_000]).expect("writes");
-    let (queue, aside) = Queue::open(dir.path(), Lane::Records, 1 << 30, 43).expect("opens");
-    assert!(aside.expect("it was moved").exists());
+    let queue = opened(dir.path(), 1 << 30, 43);
+    assert_eq!(salvage::broken(dir.path(), Lane::Records).len(), 1);
     assert_eq!(queue.epoch(), Epoch(43));
     commit(&queue, "two", "c").expect("commits");
 }
@@ -149,7 +156,8 @@ fn a_state_directory_that_cannot_be_made_is_named() {
     let dir = tempfile::tempdir().expect("temp dir");
     let file = dir.path().join("file");
     std::fs::write(&file, "").expect("writes");
-    let refused = Queue::open(&file.join("state"), Lane::Records, 1 << 30, 43).expect_err("it is below a file");
+    let refused =
+        Queue::open(&file.join("state"), Lane::Records, Quota::bytes(1 << 30), 43).expect_err("it is below a file");
     assert!(matches!(&refused, QueueError::Directory { .. }), "{refused}");
     assert!(refused.to_string().contains("state"), "{refused}");
 }
@@ -159,9 +167,14 @@ fn a_newer_format_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().expect("temp dir");
     {
         let queue = queue(dir.path());
-        queue.write(Durability::Immediate, |tx| put(&mut tx.open_table(META)?, "format", FORMAT + 1)).expect("writes");
+        let newer = (FORMAT + 1).to_le_bytes();
+        let write = |tx: &redb::WriteTransaction, _: &mut Meta| {
+            tx.open_table(META)?.insert("format", newer.as_slice())?;
+            Ok(Some(()))
+        };
+        queue.write(Durability::Immediate, write).expect("writes");
     }
-    let refused = Queue::open(dir.path(), Lane::Records, 1 << 30, 43).expect_err("newer");
+    let refused = Queue::open(dir.path(), Lane::Records, Quota::bytes(1 << 30), 43).expect_err("newer");
     assert!(matches!(refused, QueueError::Newer { .. }), "{refused}");
     assert!(dir.path().join("records.redb").exists());
 }
@@ -197,5 +210,5 @@ fn later_headers_name_what_was_set_aside_also_after_a_restart() {
     let plain = codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
     let header = codec::decode(&plain).expect("decodes").header;
     assert_eq!((header.seq, header.lowest_held), (4, 4));
-    assert_eq!(header.set_aside, SetAside { quarantined: vec![(3, 3)], purged: vec![(2, 2)] });
+    assert_eq!(header.set_aside, SetAside { quarantined: vec![(3, 3)], purged: vec![(2, 2)], lost: Vec::new() });
 }

@@ -28,3 +28,8 @@ pub(crate) fn chunk_of(text: &str, at: u64, cursor: &str) -> Chunk {
 pub(crate) fn chunk(at: u64, cursor: &str) -> Chunk {
     chunk_of("a line", at * 6, cursor)
 }
+
+/// What later headers say was set aside.
+pub(crate) fn set_aside(queue: &super::Queue) -> vedette_wire::SetAside {
+    super::lock(&queue.meta).set_aside.clone()
+}

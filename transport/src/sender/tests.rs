@@ -1,7 +1,7 @@
 use super::{BACKOFF_BASE, BACKOFF_MAX, jitter};
 use crate::{
-    BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Stamp,
-    queue::tests_support::{chunk, stamp},
+    BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Quota, Stamp,
+    queue::tests_support::{chunk, set_aside, stamp},
 };
 use std::{
     collections::VecDeque,
@@ -57,7 +57,7 @@ fn lane(dir: &std::path::Path, post: Arc<Script>) -> Lane {
 fn lane_of(dir: &std::path::Path, name: LaneName, in_flight_bytes_max: usize, post: Arc<Script>) -> Lane {
     let (_, stamp): (_, watch::Receiver<Stamp>) = watch::channel(stamp());
     Lane::start(LaneConfig {
-        queue: Queue::open(dir, name, 1 << 30, 7).expect("opens").0,
+        queue: Queue::open(dir, name, Quota::bytes(1 << 30), 7).expect("opens"),
         limits: BatchLimits {
             bytes_max: 1,
             records_max: 1,
@@ -157,7 +157,7 @@ async fn a_batch_that_the_policy_forbids_is_purged_and_said_to_be() {
     committed(&lane, 1).await;
     drained(&lane).await;
     assert_eq!(lane.status().sender.purged, 1);
-    assert_eq!(lane.queue().set_aside().purged, [(1, 1)]);
+    assert_eq!(set_aside(lane.queue()).purged, [(1, 1)]);
 }
 
 #[tokio::test(start_paused = true)]

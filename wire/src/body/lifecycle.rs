@@ -23,6 +23,8 @@ pub enum LifecycleEvent {
     CollectorError,
     /// A collector works again.
     CollectorRecovered,
+    /// What could be found in a damaged queue.
+    QueueSalvaged,
 }
 
 /// An event in the life of the agent.
@@ -58,6 +60,7 @@ impl Lifecycle {
             LifecycleEvent::Configuration => "configuration",
             LifecycleEvent::CollectorError => "collector_error",
             LifecycleEvent::CollectorRecovered => "collector_recovered",
+            LifecycleEvent::QueueSalvaged => "queue_salvaged",
         }
     }
 }
@@ -83,7 +86,7 @@ impl Observation for Lifecycle {
             LifecycleEvent::Start => 3,
             LifecycleEvent::Stop => 4,
             LifecycleEvent::CollectorError => 1,
-            LifecycleEvent::Configuration | LifecycleEvent::CollectorRecovered => 99,
+            LifecycleEvent::Configuration | LifecycleEvent::CollectorRecovered | LifecycleEvent::QueueSalvaged => 99,
         }
     }
 

@@ -277,7 +277,14 @@ pub(crate) fn batch() -> Batch {
             ledger,
             lowest_held: 1,
             set_aside: Default::default(),
-            predecessor: Some(Predecessor { epoch: Epoch(1), last_seq: 9 }),
+            predecessor: Some(Predecessor {
+                epoch: Epoch(1),
+                last_seq: 9,
+                lowest_held: None,
+                set_aside: Default::default(),
+            }),
+            cursors: Vec::new(),
+            split_into: Vec::new(),
         },
         records,
     }

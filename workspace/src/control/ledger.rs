@@ -16,7 +16,7 @@ use anyhow::Result;
 use serde::Serialize;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
-use vedette_wire::{Ledger, OrganizationId, Reason, SetAside, set_aside::count as count_in};
+use vedette_wire::{Ledger, OrganizationId, Predecessor, Reason, SetAside, set_aside::count as count_in};
 
 /// Records by collector.
 type Counts = BTreeMap<String, u64>;
@@ -57,6 +57,8 @@ struct Epoch {
     lowest_held: i64,
     counters: String,
     set_aside: String,
+    /// What the epoch behind it says became of it.
+    ended: Option<String>,
 }
 
 /// Records that a header says were shipped: emitted and not dropped.
@@ -71,6 +73,8 @@ fn to_json(value: &impl Serialize) -> String {
 /// Lay a batch beside what is there. In the transaction that notes it as landed, so that it is laid once.
 pub(super) async fn note(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Result<()> {
     lay_sequence(tx, noted, now).await?;
+    end_epoch(tx, noted).await?;
+    super::positions::note(tx, noted).await?;
     for tile in &noted.tiles {
         let repeated = lay_positions(tx, noted, tile, now).await?;
         sqlx::query(
@@ -159,6 +163,26 @@ async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Res
     .bind(run.until)
     .bind(run.before)
     .bind(run.after)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Note what a header says of the epoch before its own.
+async fn end_epoch(tx: &mut SqliteConnection, noted: &Noted) -> Result<()> {
+    let header = &noted.header;
+    let Some(before) = &header.predecessor else { return Ok(()) };
+    sqlx::query(
+        "INSERT INTO epochs (organization, agent, lane, epoch, seq, lowest_held, counters, set_aside, ended, ended_seq)
+         VALUES (?1, ?2, ?3, ?4, 0, 0, '{}', '{}', ?5, ?6)
+         ON CONFLICT DO UPDATE SET ended = ?5, ended_seq = ?6 WHERE ended_seq < ?6",
+    )
+    .bind(header.organization.to_string())
+    .bind(header.agent.to_string())
+    .bind(header.lane.name())
+    .bind(before.epoch.to_string())
+    .bind(to_json(before))
+    .bind(header.seq.cast_signed())
     .execute(tx)
     .await?;
     Ok(())
@@ -265,7 +289,7 @@ impl Control {
         let mut tx = self.pool.begin().await?;
         let id = organization.to_string();
         let epochs: Vec<Epoch> = sqlx::query_as(
-            "SELECT agent, lane, epoch, seq, lowest_held, counters, set_aside FROM epochs
+            "SELECT agent, lane, epoch, seq, lowest_held, counters, set_aside, ended FROM epochs
              WHERE organization = ?1 AND (?2 IS NULL OR agent = ?2) ORDER BY agent, lane, epoch",
         )
         .bind(&id)
@@ -326,17 +350,21 @@ enum Fate {
     Held,
     Quarantined,
     Purged,
+    Lost,
     Missing,
 }
 
 /// Of the sequences of one hole. How many records each had is not known, so one word holds for all: the worst.
 fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fate {
-    let set_aside = |to: u64| count_in(&aside.quarantined, from, to) + count_in(&aside.purged, from, to);
+    let all = [&aside.quarantined, &aside.purged, &aside.lost];
+    let set_aside = |to: u64| all.iter().map(|ranges| count_in(ranges, from, to)).sum::<u64>();
     let held_from = lowest_held.clamp(from, to);
     if set_aside(held_from) < held_from - from {
         Fate::Missing
     } else if set_aside(to) < to - from {
         Fate::Held
+    } else if count_in(&aside.lost, from, to) > 0 {
+        Fate::Lost
     } else if count_in(&aside.quarantined, from, to) > 0 {
         Fate::Quarantined
     } else {
@@ -347,15 +375,21 @@ fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fate {
 /// Sequences between those that landed: held by the agent, set aside, or missing.
 fn sequences(books: &mut Books, open: &mut Open, epoch: &Epoch, runs: &[Run]) -> Result<()> {
     let nothing = Run { first: 0, last: 0, since: 0, until: 0, before: String::new(), after: "{}".to_owned() };
-    let aside: SetAside = serde_json::from_str(&epoch.set_aside)?;
+    let mut aside: SetAside = serde_json::from_str(&epoch.set_aside)?;
+    let mut lowest_held = epoch.lowest_held.cast_unsigned();
+    if let Some(ended) = &epoch.ended {
+        let ended: Predecessor = serde_json::from_str(ended)?;
+        lowest_held = ended.lowest_held.unwrap_or(ended.last_seq.saturating_add(1));
+        aside = ended.set_aside;
+    }
     let mut before = &nothing;
     for run in runs {
         let (from, to) = (before.last + 1, run.first);
         if from < to {
-            let fate = fate(epoch.lowest_held.cast_unsigned(), &aside, from.cast_unsigned(), to.cast_unsigned());
+            let fate = fate(lowest_held, &aside, from.cast_unsigned(), to.cast_unsigned());
             let (was, is): (Counts, Counts) =
                 (serde_json::from_str(&before.after)?, serde_json::from_str(&run.before)?);
-            let to_missing = to.min(epoch.lowest_held.max(from + 1));
+            let to_missing = to.min(lowest_held.cast_signed().max(from + 1));
             let key = |seq: i64| format!("{}/{}/{seq}", epoch.lane, epoch.epoch);
             // Before an epoch's first batch there is nothing.
             let landed = if before.last == 0 { run.since } else { before.until };
@@ -381,8 +415,9 @@ fn sequences(books: &mut Books, open: &mut Open, epoch: &Epoch, runs: &[Run]) ->
                 match fate {
                     Fate::Held => account.in_flight = account.in_flight.saturating_add(records),
                     Fate::Quarantined => account.quarantined = account.quarantined.saturating_add(records),
-                    Fate::Purged => {
-                        let sum = account.dropped.entry(Reason::Policy.name().to_owned()).or_default();
+                    Fate::Purged | Fate::Lost => {
+                        let reason = if fate == Fate::Purged { Reason::Policy } else { Reason::QueueDamaged };
+                        let sum = account.dropped.entry(reason.name().to_owned()).or_default();
                         *sum = sum.saturating_add(records);
                     }
                     Fate::Missing => {

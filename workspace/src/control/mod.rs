@@ -5,6 +5,7 @@
 mod agents;
 mod landed;
 mod ledger;
+mod positions;
 
 #[cfg(test)]
 pub(crate) use agents::TokenError;

@@ -70,6 +70,13 @@ async fn admit(
     peer: Option<Peer>,
     headers: &HeaderMap,
 ) -> Result<(Peer, u64, Compression), Refusal> {
+    let (peer, policy_revision) = admitted(receiver, peer).await?;
+    let compression = compression(headers)?;
+    Ok((peer, policy_revision, compression))
+}
+
+/// Who asks, and the policy revision in force; refused where the agent is unknown or its organization sends too much.
+pub(super) async fn admitted(receiver: &Receiver, peer: Option<Peer>) -> Result<(Peer, u64), Refusal> {
     let peer = peer.ok_or_else(|| {
         Refusal::new(StatusCode::UNAUTHORIZED, "certificate", "no client certificate").detail("run `vedette enroll`")
     })?;
@@ -84,8 +91,7 @@ async fn admit(
             Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
         );
     }
-    let compression = compression(headers)?;
-    Ok((peer, policy_revision, compression))
+    Ok((peer, policy_revision))
 }
 
 /// Pass over a body that is not wanted, within bounds: a client that is still sending may not see the answer.

@@ -1,9 +1,10 @@
-//! Receive: TLS with client certificates, HTTP/1.1 and 2, and the two requests that agents make.
+//! Receive: TLS with client certificates, HTTP/1.1 and 2, and the requests that agents make.
 //!
 //! A batch is acknowledged only when it lies durably in the landing store and is noted in control.
 
 mod batch;
 mod enroll;
+mod positions;
 mod problem;
 mod tls;
 
@@ -102,6 +103,8 @@ impl Receiver {
 fn router(receiver: Arc<Receiver>) -> Router {
     Router::new()
         .route("/v1/{lane}/{epoch}/{seq}", put(batch::put))
+        .route("/v1/positions", get(positions::first))
+        .route("/v1/positions/{collector}/{source}", get(positions::behind))
         .route("/v1/enroll", post(enroll::enroll).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/livez", get(|| async { "ok\n" }))
         .fallback(problem::not_found)

@@ -2,7 +2,7 @@ use super::*;
 use crate::run::own::OwnRecords;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vedette_collectors::{BuildError, Class, CollectError};
-use vedette_transport::{BatchLimits, Lane, LaneConfig, Stamp};
+use vedette_transport::{BatchLimits, Lane, LaneConfig, Queue, Quota, Stamp};
 use vedette_wire::{
     AgentId, Compression, OrganizationId,
     body::{Syslog, Unknown},
@@ -44,7 +44,7 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
     let lane = {
         let _inside = runtime.enter();
         Lane::start(LaneConfig {
-            queue: Queue::open(dir.path(), vedette_wire::Lane::Records, 1 << 30, 7).expect("opens").0,
+            queue: Queue::open(dir.path(), vedette_wire::Lane::Records, Quota::bytes(1 << 30), 7).expect("opens"),
             limits: BatchLimits {
                 bytes_max: 1 << 20,
                 records_max: 1000,
@@ -70,6 +70,7 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
             root: "/".into(),
             clock: Arc::new(|| 1),
             cursors: Vec::new(),
+            stored: Vec::new(),
             enabled: Default::default(),
             once: None,
         },

@@ -10,7 +10,14 @@ fn put(root: &Path, path: &str, text: &str) {
 }
 
 fn cx(root: &Path) -> Cx {
-    Cx { root: root.to_owned(), clock: Arc::new(|| 0), cursors: Vec::new(), enabled: Default::default(), once: None }
+    Cx {
+        root: root.to_owned(),
+        clock: Arc::new(|| 0),
+        cursors: Vec::new(),
+        stored: Vec::new(),
+        enabled: Default::default(),
+        once: None,
+    }
 }
 
 #[test]

@@ -34,6 +34,8 @@ fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64,
         lowest_held,
         set_aside: Default::default(),
         predecessor: None,
+        cursors: Vec::new(),
+        split_into: Vec::new(),
     };
     let record = |&(from, to): &(u64, u64)| Record {
         source: 0,
@@ -143,7 +145,7 @@ async fn what_the_agent_set_aside_is_not_missing() {
 
 #[test]
 fn one_word_holds_for_all_sequences_of_a_hole() {
-    let aside = SetAside { quarantined: vec![(3, 4)], purged: vec![(5, 5)] };
+    let aside = SetAside { quarantined: vec![(3, 4)], purged: vec![(5, 5)], lost: Vec::new() };
     let of = |lowest_held, from, to| fate(lowest_held, &aside, from, to);
     assert_eq!(of(9, 3, 5), Fate::Quarantined);
     assert_eq!(of(9, 5, 6), Fate::Purged);

@@ -1,0 +1,246 @@
+//! `vedette queue`: looking into the queue, and mending it, while no agent runs.
+
+use super::print;
+use crate::{
+    cli::{QuarantineCommand, QueueCommand},
+    config::Resolved,
+    exit::Exit,
+    run::status,
+};
+use anyhow::Context;
+use serde_json::json;
+use std::{fmt::Write as _, fs, io::Write as _, os::unix::fs::DirBuilderExt, path::Path};
+use vedette_transport::{Queue, QueueError, queue::salvage};
+use vedette_wire::{Lane, codec, frame};
+
+/// Batches of our own making are never larger when decompressed.
+const PLAIN_BYTES_MAX: usize = 256 << 20;
+
+pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit> {
+    match command {
+        QueueCommand::Status { json, .. } => show_status(config, json),
+        QueueCommand::Verify { json, .. } => verify(&open(config)?, json),
+        QueueCommand::Salvage { .. } => go_through_broken(config),
+        QueueCommand::Export { to, records, .. } => export(&open(config)?, &to, records),
+        QueueCommand::Quarantine(QuarantineCommand::List { json, .. }) => list(&open(config)?, json),
+        QueueCommand::Quarantine(QuarantineCommand::Show { slot, .. }) => show(&open(config)?, slot),
+        QueueCommand::Quarantine(QuarantineCommand::Replay { slots, all, .. }) => {
+            each(&open(config)?, &slots, all, "put back into the queue", Queue::replay)
+        }
+        QueueCommand::Quarantine(QuarantineCommand::Drop { slots, all, .. }) => {
+            each(&open(config)?, &slots, all, "deleted", Queue::drop_quarantined)
+        }
+    }
+}
+
+/// The queue, where no agent has it open.
+fn open(config: &Resolved) -> Result<Queue, Exit> {
+    Queue::inspect(&config.state_dir, Lane::Records, config.quota).map_err(|err| match err {
+        QueueError::InUse { .. } => Exit::Failure(anyhow::anyhow!(
+            "an agent is using the queue in {}; `vedette status` and `vedette queue status` ask it, for anything else stop \
+             it first",
+            config.state_dir.display()
+        )),
+        QueueError::Storage { .. } | QueueError::Damaged { .. } => Exit::Failure(
+            anyhow::Error::new(err)
+                .context("the queue is damaged; the agent moves it aside and salvages it at its next start"),
+        ),
+        other => Exit::Failure(anyhow::Error::new(other)),
+    })
+}
+
+fn broken(config: &Resolved) -> Vec<String> {
+    salvage::broken(&config.state_dir, Lane::Records).iter().map(|path| path.display().to_string()).collect()
+}
+
+fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
+    let running = status::ask(&config.state_dir)
+        .with_context(|| format!("cannot ask the agent in {}", config.state_dir.display()))?;
+    let mut value = match &running {
+        Some(report) => json!({"running": true, "file_bytes": report.queue.bytes, "batches": report.queue.batches,
+            "oldest_unsent_seconds": report.queue.oldest_unsent_seconds, "waiting": report.queue.waiting,
+            "quarantine": report.queue.quarantine}),
+        None => {
+            let queue = open(config)?;
+            let (stats, (lane, next_seq, before)) = (queue.stats(), queue.position());
+            let oldest = stats.oldest_sealed.map(|sealed| (crate::now() - sealed).max(0) as f64 / 1e9);
+            let aside = stats.quarantine;
+            json!({"running": false, "file_bytes": stats.file_bytes, "batches": stats.batches,
+                "oldest_unsent_seconds": oldest, "lane": lane.name(), "epoch": queue.epoch().to_string(),
+                "next_seq": next_seq, "predecessor": before,
+                "quarantine": {"batches": aside.batches, "bytes": aside.bytes, "dropped": aside.dropped}})
+        }
+    };
+    value["damaged_files"] = json!(broken(config));
+    if json {
+        return print(format!("{value}\n").as_bytes());
+    }
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        let _ = writeln!(out, "{name:<14} {text}");
+    };
+    line("agent", if running.is_some() { "running" } else { "not running" }.to_owned());
+    line("file", format!("{} KiB", value["file_bytes"].as_u64().unwrap_or(0) >> 10));
+    let oldest = value["oldest_unsent_seconds"].as_f64().map(|age| format!(", the oldest for {age:.0} s"));
+    line("batches", format!("{}{}", value["batches"], oldest.unwrap_or_default()));
+    if let Some(epoch) = value["epoch"].as_str() {
+        line("epoch", format!("{epoch}, next sequence {}", value["next_seq"]));
+    }
+    let aside = &value["quarantine"];
+    let kib = aside["bytes"].as_u64().unwrap_or(0) >> 10;
+    line(
+        "quarantine",
+        format!("{} batches in {kib} KiB, {} gave way or were deleted", aside["batches"], aside["dropped"]),
+    );
+    for path in broken(config) {
+        line("damaged", format!("{path}; salvaged by the agent, or by `vedette queue salvage`"));
+    }
+    print(out.as_bytes())
+}
+
+fn verify(queue: &Queue, json: bool) -> Result<(), Exit> {
+    let verified = queue.verify()?;
+    let whole = verified.damaged.is_empty() && verified.disagreements.is_empty();
+    if json {
+        let value = json!({"batches": verified.batches, "records": verified.records, "damaged_slots": verified.damaged,
+            "disagreements": verified.disagreements});
+        print(format!("{value}\n").as_bytes())?;
+    } else {
+        let mut out = format!("{} batches of {} records are whole\n", verified.batches, verified.records);
+        for slot in &verified.damaged {
+            let _ = writeln!(out, "the batch in slot {slot} is damaged");
+        }
+        for disagreement in &verified.disagreements {
+            let _ = writeln!(out, "{disagreement}");
+        }
+        print(out.as_bytes())?;
+    }
+    if whole { Ok(()) } else { Err(Exit::Failure(anyhow::anyhow!("the queue is damaged"))) }
+}
+
+fn go_through_broken(config: &Resolved) -> Result<(), Exit> {
+    let paths = salvage::broken(&config.state_dir, Lane::Records);
+    if paths.is_empty() {
+        return print(b"there is no damaged queue\n");
+    }
+    // As at a start of the agent: with none there yet, a new one is made.
+    let queue =
+        Queue::open(&config.state_dir, Lane::Records, config.quota, fastrand::u64(1..)).map_err(|err| match err {
+            QueueError::InUse { .. } => anyhow::anyhow!("an agent is running; it salvages by itself"),
+            other => anyhow::Error::new(other),
+        })?;
+    for path in paths {
+        let found = queue.salvage(&path, |full| !full).map_err(|err| match err {
+            salvage::SalvageError::Stopped => {
+                anyhow::anyhow!("the queue is full; start the agent, which goes on as it delivers")
+            }
+            other => anyhow::Error::new(other),
+        })?;
+        print(
+            format!(
+                "{}: {} batches of {} records put into the queue, {} batches damaged, {} of another enrollment\n",
+                path.display(),
+                found.batches,
+                found.records,
+                found.damaged,
+                found.foreign
+            )
+            .as_bytes(),
+        )?;
+    }
+    Ok(())
+}
+
+/// Every batch as a file of its own: its frame, or its records as JSON lines.
+fn export(queue: &Queue, to: &Path, records: bool) -> Result<(), Exit> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(to);
+    made.with_context(|| format!("cannot make {}", to.display()))?;
+    let (mut slot, mut count) = (0, 0);
+    while let Some((next, bytes)) = queue.next_after(slot)? {
+        slot = next;
+        let path = to.join(format!("{slot:012}.{}", if records { "jsonl" } else { "vdtf" }));
+        let content = if records { json_lines(&bytes).with_context(|| format!("slot {slot}"))? } else { bytes };
+        let mut file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        file.write_all(&content).with_context(|| format!("cannot write {}", path.display()))?;
+        count += 1;
+    }
+    print(format!("{count} batches written to {}\n", to.display()).as_bytes())
+}
+
+/// The records of a frame, one JSON object a line.
+fn json_lines(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let (head, sealed) = frame::parse(bytes)?;
+    let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?;
+    let batch = codec::decode(&plain)?;
+    let mut out = Vec::new();
+    for record in &batch.records {
+        let source = batch.header.sources.get(record.source as usize);
+        let line = json!({"collector": source.map(|source| &source.collector), "source": source.map(|source| &source.id),
+            "position": record.position, "observed": record.observed, "body": record.body});
+        serde_json::to_writer(&mut out, &line)?;
+        out.push(b'\n');
+    }
+    Ok(out)
+}
+
+fn list(queue: &Queue, json: bool) -> Result<(), Exit> {
+    let mut out = String::new();
+    if !json {
+        let _ = writeln!(out, "{:>12} {:>8} {:>8}  {:<44} reason", "slot", "records", "bytes", "key");
+    }
+    queue.quarantined(|kept| {
+        let key = kept.head.as_ref().map(|head| format!("{}/{}/{}", head.key.lane, head.key.epoch, head.key.seq));
+        let records = kept.head.as_ref().map_or(0, |head| head.records);
+        if json {
+            let reason: serde_json::Value = serde_json::from_str(&kept.reason).unwrap_or_default();
+            let line = json!({"slot": kept.slot, "key": key, "records": records, "bytes": kept.frame.len(),
+                "sealed": kept.head.as_ref().map(|head| head.sealed), "reason": reason});
+            let _ = writeln!(out, "{line}");
+        } else {
+            let (key, bytes) = (key.unwrap_or_else(|| "damaged".to_owned()), kept.frame.len());
+            let _ = writeln!(out, "{:>12} {records:>8} {bytes:>8}  {key:<44} {}", kept.slot, kept.reason);
+        }
+        true
+    })?;
+    print(out.as_bytes())
+}
+
+fn show(queue: &Queue, slot: u64) -> Result<(), Exit> {
+    let mut found = None;
+    queue.quarantined(|kept| {
+        let there = kept.slot == slot;
+        if there {
+            found = Some(kept);
+        }
+        !there
+    })?;
+    let kept = found.ok_or_else(|| no_slot(slot))?;
+    print(format!("{}\n", kept.reason).as_bytes())?;
+    print(&json_lines(&kept.frame).context("the batch cannot be decoded")?)
+}
+
+fn no_slot(slot: u64) -> Exit {
+    Exit::Usage(format!("no batch in quarantine has slot {slot}; see `vedette queue quarantine list`"))
+}
+
+fn each(
+    queue: &Queue,
+    slots: &[u64],
+    all: bool,
+    done: &str,
+    act: impl Fn(&Queue, u64) -> Result<bool, QueueError>,
+) -> Result<(), Exit> {
+    let mut wanted = slots.to_vec();
+    if all {
+        queue.quarantined(|kept| {
+            wanted.push(kept.slot);
+            true
+        })?;
+    }
+    for slot in &wanted {
+        if !act(queue, *slot)? {
+            return Err(no_slot(*slot));
+        }
+    }
+    print(format!("{} batches {done}\n", wanted.len()).as_bytes())
+}

@@ -1,0 +1,125 @@
+//! Going on after a queue was lost: what can be found in the damaged one is sent, and then the workspace says what it has
+//! of each source, so that reading goes on there.
+
+use super::own::OwnRecords;
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use vedette_transport::{
+    HttpPost, Lane, Queue,
+    queue::{
+        Resume,
+        salvage::{self, SalvageError},
+    },
+};
+use vedette_wire::{Lane as LaneName, body::LifecycleEvent, reply::StoredSource};
+
+/// A new queue without a sign of an earlier one is most likely the first: the workspace is given so long to say otherwise.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// How often what waits is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The longest pause between two questions.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Ends a salvage that runs on a thread of its own.
+pub(super) struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Whether anything is to be done before sources that can be read again are.
+pub(super) fn is_due(queue: &Queue) -> bool {
+    queue.resume() != Resume::Cursors
+}
+
+/// Go through what was moved aside, and ask the workspace where it is due. Ends when sources may be read.
+pub(super) async fn resume(lane: Arc<Lane>, post: HttpPost, own: Arc<OwnRecords>, state_dir: PathBuf) {
+    let queue = Arc::clone(lane.queue());
+    for path in salvage::broken(&state_dir, LaneName::Records) {
+        salvage_one(&lane, &own, &path).await;
+    }
+    if !is_due(&queue) {
+        return;
+    }
+    let began = Instant::now();
+    while queue.holds_salvaged().unwrap_or(true) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let mut pause = LOOK_EVERY;
+    let sources = loop {
+        match ask(&post).await {
+            Ok(sources) => break sources,
+            Err(why) if queue.resume() == Resume::First && began.elapsed() > FIRST_PATIENCE => {
+                tracing::info!(why, "the workspace did not say what it has; this is taken for the first start");
+                break Vec::new();
+            }
+            Err(why) => tracing::warn!(why, "sources wait for the workspace to say what it has of them"),
+        }
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        pause = (pause * 2).min(if queue.resume() == Resume::First { Duration::from_secs(1) } else { PAUSE_MAX });
+    };
+    let (count, target) = (sources.len(), Arc::clone(&queue));
+    loop {
+        let (target, sources) = (Arc::clone(&target), sources.clone());
+        match tokio::task::spawn_blocking(move || target.resume_at(sources)).await.expect("the queue does not panic") {
+            Ok(()) => break,
+            Err(err) if err.is_damage() => return,
+            Err(err) => tracing::error!(error = %err, "cursors cannot be kept; tried again"),
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    if count > 0 {
+        tracing::info!(sources = count, "sources go on where the workspace's end");
+    }
+}
+
+async fn salvage_one(lane: &Arc<Lane>, own: &OwnRecords, path: &Path) {
+    tracing::info!(path = %path.display(), "going through a damaged queue");
+    let stopped = Arc::new(AtomicBool::new(false));
+    // This future is dropped when the agent stops; the thread must end too.
+    let _stop = Stop(Arc::clone(&stopped));
+    let (worker, file) = (Arc::clone(lane), path.to_owned());
+    let work = move || {
+        worker.queue().salvage(&file, |full| {
+            worker.wake();
+            if full {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            !stopped.load(Ordering::Acquire)
+        })
+    };
+    let message = match tokio::task::spawn_blocking(work).await.expect("salvage does not panic") {
+        Ok(found) => format!(
+            "salvaged {} batches of {} records from a damaged queue; {} batches of {} records were damaged, {} of another \
+             enrollment",
+            found.batches, found.records, found.damaged, found.damaged_records, found.foreign
+        ),
+        Err(SalvageError::Stopped) => return,
+        Err(err) => format!("a damaged queue cannot be gone through: {}", vedette_transport::post::root_cause(&err)),
+    };
+    lane.wake();
+    tracing::warn!(path = %path.display(), "{message}");
+    own.lifecycle(LifecycleEvent::QueueSalvaged, message, None, None);
+}
+
+/// All pages.
+async fn ask(post: &HttpPost) -> Result<Vec<StoredSource>, String> {
+    let mut sources: Vec<StoredSource> = Vec::new();
+    loop {
+        let behind = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
+        let Some(page) = post.positions(behind).await? else { return Ok(Vec::new()) };
+        let more = page.more && !page.sources.is_empty();
+        sources.extend(page.sources);
+        if !more {
+            return Ok(sources);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Sealing a batch and committing it with its cursors and the ledger.
+
+use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, space};
+use crate::{batcher::Open, failpoint};
+use redb::{Durability, WriteTransaction};
+use std::collections::BTreeMap;
+use vedette_wire::{
+    Compression, Epoch, Header, Predecessor, Told, codec,
+    frame::{self, FrameHead},
+};
+
+impl Queue {
+    /// Seal what the batcher holds and commit it with its cursors and the ledger in one transaction, fsynced.
+    ///
+    /// # Errors
+    /// [`QueueError::Full`] and [`QueueError::Floor`] where the quota does not allow it; anything else leaves the queue
+    /// as it was.
+    pub(crate) fn commit(&self, open: &Open, header: Header, compression: Compression) -> Result<(), QueueError> {
+        loop {
+            let meta = lock(&self.meta).clone();
+            let mut ledger = meta.ledger.clone();
+            ledger.add(&open.ledger);
+            let frame = if open.has_records() {
+                failpoint::reached("seal");
+                let mut header = header.clone();
+                self.complete(&mut header, &meta)?;
+                header.ledger = ledger.clone();
+                let changed = &mut lock(&self.untold).clone();
+                changed.extend(
+                    open.cursors
+                        .iter()
+                        .map(|((collector, id), cursor)| (((*collector).to_owned(), id.clone()), cursor.clone())),
+                );
+                header.cursors = told(changed);
+                Some(seal(&header, open.records(), compression)?)
+            } else {
+                None
+            };
+            let added = frame.as_ref().map_or(0, |frame| space(frame.len()));
+            if added > 0 {
+                self.room(added, meta.bytes + meta.quarantine.bytes)?;
+            }
+            failpoint::reached("commit");
+            let done = self.write(Durability::Immediate, |tx, now| {
+                if (now.epoch, now.next_seq) != (meta.epoch, meta.next_seq) {
+                    // It was given to a part of another batch meanwhile.
+                    return Ok(None);
+                }
+                if let Some(frame) = &frame {
+                    append(tx, now, frame)?;
+                }
+                now.ledger = ledger.clone();
+                keep(tx, &open.cursors)
+            })?;
+            if done.is_some() {
+                failpoint::reached("committed");
+                let mut untold = lock(&self.untold);
+                if frame.is_some() {
+                    untold.clear();
+                } else {
+                    untold.extend(
+                        open.cursors
+                            .iter()
+                            .map(|((collector, id), cursor)| (((*collector).to_owned(), id.clone()), cursor.clone())),
+                    );
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// What only the queue knows of a header: key, what is held, what was set aside, and what was before.
+    pub(super) fn complete(&self, header: &mut Header, meta: &Meta) -> Result<(), QueueError> {
+        header.epoch = Epoch(meta.epoch);
+        header.seq = meta.next_seq;
+        header.lowest_held = self.lowest_held(meta.epoch_slot, u64::MAX, meta.epoch)?.unwrap_or(meta.next_seq);
+        header.set_aside = meta.set_aside.clone();
+        header.predecessor = match &meta.predecessor {
+            None => None,
+            Some(before) => {
+                let lowest_held = self.lowest_held(0, meta.epoch_slot, before.epoch.0)?;
+                Some(Predecessor { lowest_held, ..before.clone() })
+            }
+        };
+        Ok(())
+    }
+}
+
+fn told(cursors: &Cursors) -> Vec<Told> {
+    let told = |((collector, id), cursor): (&(String, String), &Option<Vec<u8>>)| Told {
+        collector: collector.clone(),
+        id: id.clone(),
+        cursor: cursor.clone(),
+    };
+    cursors.iter().map(told).collect()
+}
+
+/// Header and encoded records as a frame.
+pub(super) fn seal(header: &Header, records: &[u8], compression: Compression) -> Result<Vec<u8>, QueueError> {
+    let sealed = codec::seal(header, records, compression).map_err(QueueError::Seal)?;
+    let head = FrameHead {
+        key: header.key(),
+        compression,
+        sealed: header.sealed,
+        records: header.records,
+        digest: frame::sha256(&sealed),
+    };
+    Ok(frame::build(&head, &sealed))
+}
+
+/// Put a frame that was sealed under the next sequence behind all others.
+pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8]) -> Result<(), redb::Error> {
+    tx.open_table(BATCHES)?.insert(meta.next_slot, frame)?;
+    meta.next_seq += 1;
+    meta.next_slot += 1;
+    meta.batches += 1;
+    meta.bytes += space(frame.len());
+    Ok(())
+}
+
+/// Keep cursors; what the workspace said of their sources is then begun.
+fn keep(
+    tx: &WriteTransaction,
+    cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>,
+) -> Result<Option<()>, redb::Error> {
+    let mut table = tx.open_table(CURSORS)?;
+    for ((collector, source), cursor) in cursors {
+        let key = format!("{collector}\0{source}");
+        match cursor {
+            Some(cursor) => table.insert(key.as_str(), checked(&key, cursor).as_slice())?,
+            None => table.remove(key.as_str())?,
+        };
+        super::positions::begun(tx, &key, cursor.is_none())?;
+    }
+    Ok(Some(()))
+}

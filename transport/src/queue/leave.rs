@@ -1,0 +1,240 @@
+//! How batches leave the queue: delivered, purged, put into quarantine, or made into others.
+
+use super::{
+    BATCHES, Meta, QUARANTINE, Queue, QueueError,
+    commit::{append, seal},
+    lock,
+    meta::note,
+    space,
+};
+use redb::{Durability, WriteTransaction};
+use std::sync::atomic::Ordering::Relaxed;
+use vedette_wire::{
+    AgentId, Header, Ledger, OrganizationId, codec,
+    frame::{self, FrameHead},
+};
+
+/// Batches of our own making are never larger when decompressed.
+const PLAIN_BYTES_MAX: usize = 256 << 20;
+
+impl Queue {
+    /// Delete a delivered batch.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`]; the batch is then sent again, and answered `duplicate`.
+    pub fn delete(&self, slot: u64) -> Result<(), QueueError> {
+        // A deletion may be lost in a crash.
+        self.write(Durability::None, |tx, meta| Ok(take(tx, meta, slot)?.map(drop)))?;
+        Ok(())
+    }
+
+    /// Delete a batch that the policy forbids.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`]; the batch is then sent again, and refused again.
+    pub fn purge(&self, slot: u64) -> Result<(), QueueError> {
+        self.write(Durability::None, |tx, meta| {
+            let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
+            if let Some(key) = key(&frame) {
+                note(meta, key, |aside| &mut aside.purged);
+            }
+            Ok(Some(()))
+        })?;
+        Ok(())
+    }
+
+    /// Move a batch that will never be accepted into quarantine, where the oldest give way when they take more than a
+    /// tenth of the limit.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`].
+    pub fn quarantine(&self, slot: u64, code: &str, why: &str) -> Result<(), QueueError> {
+        let mut kept = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
+        kept.push(0);
+        let most = self.limit() / 10;
+        self.write(Durability::Immediate, |tx, meta| {
+            let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
+            if let Some(key) = key(&frame) {
+                note(meta, key, |aside| &mut aside.quarantined);
+            }
+            kept.extend_from_slice(&frame);
+            let mut table = tx.open_table(QUARANTINE)?;
+            table.insert(slot, kept.as_slice())?;
+            let aside = &mut meta.quarantine;
+            aside.batches += 1;
+            aside.bytes += space(kept.len());
+            while aside.bytes > most && aside.batches > 1 {
+                let Some((_, oldest)) = table.pop_first()? else { break };
+                aside.batches -= 1;
+                aside.bytes = aside.bytes.saturating_sub(space(oldest.value().len()));
+                aside.dropped += 1;
+            }
+            Ok(Some(()))
+        })?;
+        Ok(())
+    }
+
+    /// Put batches that were sealed for another organization or agent into quarantine: the workspace would refuse them
+    /// for ever. They are the oldest; with none of them this looks at one batch.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`].
+    pub(super) fn quarantine_foreign(&self, organization: OrganizationId, agent: AgentId) -> Result<u64, QueueError> {
+        let mut moved = 0;
+        while let Some((slot, bytes)) = self.next_after(0)? {
+            match frame::parse_head(&bytes) {
+                Ok((head, _)) if (head.key.organization, head.key.agent) != (organization, agent) => {
+                    self.quarantine(slot, "identity", "sealed for another enrollment")?;
+                    moved += 1;
+                }
+                _ => break,
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Another batch has landed under the key of this one: begin another epoch where it is of this one, and seal it
+    /// again. What was salvaged is dropped instead: its sources are read again from where the workspace's end.
+    ///
+    /// # Errors
+    /// [`QueueError`]; nothing is changed then.
+    pub(crate) fn reseal(&self, slot: u64) -> Result<(), QueueError> {
+        if slot < lock(&self.meta).salvaged_below {
+            self.write(Durability::Immediate, |tx, meta| {
+                let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
+                if let Some(key) = key(&frame) {
+                    note(meta, key, |aside| &mut aside.lost);
+                }
+                Ok(Some(()))
+            })?;
+            return Ok(());
+        }
+        let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(()) };
+        let lowest_held = self.lowest_held(0, u64::MAX, head.key.epoch.0)?;
+        self.write(Durability::Immediate, |_, meta| {
+            if meta.epoch == head.key.epoch.0 {
+                meta.begin_epoch(fastrand::u64(1..), lowest_held);
+            }
+            Ok(Some(()))
+        })?;
+        loop {
+            let before = lock(&self.meta).clone();
+            let mut ledger = before.ledger.clone();
+            ledger.add(&counted(&header, &records));
+            self.complete(&mut header, &before)?;
+            header.ledger = ledger.clone();
+            let frame = seal(&header, &records, head.compression)?;
+            let done = self.write(Durability::Immediate, |tx, meta| {
+                if (meta.epoch, meta.next_seq) != (before.epoch, before.next_seq) {
+                    return Ok(None);
+                }
+                if take(tx, meta, slot)?.is_some() {
+                    note(meta, (head.key.epoch.0, head.key.seq), |aside| &mut aside.lost);
+                    append(tx, meta, &frame)?;
+                    meta.ledger = ledger.clone();
+                }
+                Ok(Some(()))
+            })?;
+            if done.is_some() {
+                self.resealed.fetch_add(1, Relaxed);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Split a batch that is too large for the workspace, or for what is between: two halves under new sequences, and
+    /// under its own an empty batch that names them. Returns the bytes of a half before compression; absent where it
+    /// has one record, which is put into quarantine.
+    ///
+    /// # Errors
+    /// [`QueueError`]; nothing is changed then.
+    pub(crate) fn split(&self, slot: u64, why: &str) -> Result<Option<usize>, QueueError> {
+        let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(None) };
+        let outline = codec::outline(&records).unwrap_or_default();
+        if outline.len() < 2 {
+            self.quarantine(slot, "size", why)?;
+            return Ok(None);
+        }
+        let middle = outline.iter().position(|(_, end)| *end >= records.len() / 2).unwrap_or(0);
+        let count = (middle + 1).clamp(1, outline.len() - 1);
+        let cut = outline[count - 1].1;
+        loop {
+            let before = lock(&self.meta).clone();
+            let parts = [(&records[..cut], count, 0), (&records[cut..], outline.len() - count, 1)];
+            let mut frames = Vec::new();
+            for (bytes, count, ahead) in parts {
+                let mut part = Header { cursors: Vec::new(), ..header.clone() };
+                self.complete(&mut part, &before)?;
+                part.seq += ahead;
+                part.ledger = before.ledger.clone();
+                part.records = u32::try_from(count).unwrap_or(u32::MAX);
+                frames.push(seal(&part, bytes, head.compression)?);
+            }
+            let names = vec![before.next_seq, before.next_seq + 1];
+            let empty = seal(&Header { records: 0, split_into: names, ..header.clone() }, &[], head.compression)?;
+            let done = self.write(Durability::Immediate, |tx, meta| {
+                if (meta.epoch, meta.next_seq) != (before.epoch, before.next_seq) {
+                    return Ok(None);
+                }
+                if take(tx, meta, slot)?.is_some() {
+                    tx.open_table(BATCHES)?.insert(slot, empty.as_slice())?;
+                    meta.batches += 1;
+                    meta.bytes += space(empty.len());
+                    for frame in &frames {
+                        append(tx, meta, frame)?;
+                    }
+                }
+                Ok(Some(()))
+            })?;
+            if done.is_some() {
+                self.split.fetch_add(1, Relaxed);
+                return Ok(Some(cut.max(records.len() - cut)));
+            }
+        }
+    }
+
+    /// A batch with its header decoded and its records as bytes.
+    fn open_batch(&self, slot: u64) -> Result<Option<(FrameHead, Header, Vec<u8>)>, QueueError> {
+        let Some((found, bytes)) = self.next_after(slot.saturating_sub(1))? else { return Ok(None) };
+        if found != slot {
+            return Ok(None);
+        }
+        let parts = || {
+            let (head, sealed) = frame::parse(&bytes).ok()?;
+            let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX).ok()?;
+            let (header, records) = codec::decode_header(&plain).ok()?;
+            Some((head, header, records.to_vec()))
+        };
+        let opened = parts();
+        if opened.is_none() {
+            self.found_damaged("a batch cannot be read back");
+        }
+        Ok(opened)
+    }
+}
+
+/// What a batch's records count in the ledger.
+fn counted(header: &Header, records: &[u8]) -> Ledger {
+    let mut ledger = Ledger::default();
+    for (source, _) in codec::outline(records).unwrap_or_default() {
+        if let Some(source) = header.sources.get(source as usize) {
+            ledger.emit(&source.collector, 1);
+        }
+    }
+    ledger
+}
+
+pub(super) fn key(frame: &[u8]) -> Option<(u64, u64)> {
+    frame::parse_head(frame).ok().map(|(head, _)| (head.key.epoch.0, head.key.seq))
+}
+
+/// Take a batch out; absent where there is none.
+pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<Option<Vec<u8>>, redb::Error> {
+    let mut table = tx.open_table(BATCHES)?;
+    let frame = table.remove(slot)?.map(|frame| frame.value().to_vec());
+    if let Some(frame) = &frame {
+        meta.batches = meta.batches.saturating_sub(1);
+        meta.bytes = meta.bytes.saturating_sub(space(frame.len()));
+    }
+    Ok(frame)
+}

@@ -1,0 +1,174 @@
+//! What the database says of itself: one value, read and written whole, so that it never disagrees with itself.
+
+use super::{CURSORS, FORMAT, META, Owner, checked, unchecked};
+use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use vedette_wire::{Ledger, Predecessor, SetAside, set_aside};
+
+/// Batches that will never be accepted, kept aside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// How many there are.
+    pub batches: u64,
+    /// Space that they take in the file in bytes; a tenth of the limit at the most.
+    pub bytes: u64,
+    /// How many had to give way to newer ones.
+    pub dropped: u64,
+}
+
+/// Whether sources that can be read again wait for the workspace to say what it has of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resume {
+    /// No: their cursors are here.
+    #[default]
+    Cursors,
+    /// This database is new, and there is no sign of an earlier one: ask, and do not wait long for the answer.
+    First,
+    /// An earlier one was lost: wait until the workspace has answered.
+    Lost,
+}
+
+/// In the table `meta` under `state`, named MessagePack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Meta {
+    pub(super) epoch: u64,
+    /// Who seals; absent before the first enrollment that was told.
+    pub(super) owner: Option<Owner>,
+    pub(super) next_seq: u64,
+    pub(super) next_slot: u64,
+    /// Batches of this epoch lie in slots from here on.
+    pub(super) epoch_slot: u64,
+    /// What was salvaged lies in slots below.
+    pub(super) salvaged_below: u64,
+    /// The last slot given to what was salvaged.
+    pub(super) last_salvaged: u64,
+    pub(super) predecessor: Option<Predecessor>,
+    pub(super) batches: u64,
+    pub(super) bytes: u64,
+    pub(super) quarantine: Quarantine,
+    pub(super) set_aside: SetAside,
+    pub(super) ledger: Ledger,
+    pub(super) resume: Resume,
+}
+
+impl Meta {
+    /// Of a new database.
+    pub(super) fn new(epoch: u64, resume: Resume) -> Self {
+        // Room below for what is salvaged, which is older.
+        let first = if resume == Resume::Lost { 1 << 32 } else { 1 };
+        Self {
+            epoch,
+            owner: None,
+            next_seq: 1,
+            next_slot: first,
+            epoch_slot: first,
+            salvaged_below: first,
+            last_salvaged: 0,
+            predecessor: None,
+            batches: 0,
+            bytes: 0,
+            quarantine: Quarantine::default(),
+            set_aside: SetAside::default(),
+            ledger: Ledger::default(),
+            resume,
+        }
+    }
+
+    /// Begin another epoch: what is sealed from now on has sequences from 1.
+    pub(super) fn begin_epoch(&mut self, random: u64, lowest_held: Option<u64>) {
+        self.predecessor = (self.next_seq > 1).then(|| Predecessor {
+            epoch: vedette_wire::Epoch(self.epoch),
+            last_seq: self.next_seq - 1,
+            lowest_held,
+            set_aside: std::mem::take(&mut self.set_aside),
+        });
+        self.epoch = random;
+        self.next_seq = 1;
+        self.epoch_slot = self.next_slot;
+        self.ledger = Ledger::default();
+    }
+
+    /// Where it is noted what became of a sequence; absent for epochs before the last.
+    pub(super) fn aside(&mut self, epoch: u64) -> Option<&mut SetAside> {
+        if epoch == self.epoch {
+            return Some(&mut self.set_aside);
+        }
+        self.predecessor.as_mut().filter(|before| before.epoch.0 == epoch).map(|before| &mut before.set_aside)
+    }
+
+    pub(super) fn write(&self, tx: &WriteTransaction) -> Result<(), redb::Error> {
+        let state = rmp_serde::to_vec_named(self).expect("numbers and maps serialize");
+        tx.open_table(META)?.insert("state", checked("state", &state).as_slice())?;
+        Ok(())
+    }
+
+    /// The format of the database, and, where it is the present one, what it says of itself.
+    pub(super) fn read(db: &Database) -> Result<(u64, Option<Self>), redb::Error> {
+        let table = db.begin_read()?.open_table(META)?;
+        let format = number(&table, "format")?;
+        if format != FORMAT {
+            return Ok((format, None));
+        }
+        let stored = table.get("state")?;
+        let stored = stored.ok_or_else(|| redb::Error::Corrupted("it does not say its state".to_owned()))?;
+        let state = rmp_serde::from_slice(unchecked("state", stored.value())?)
+            .map_err(|err| redb::Error::Corrupted(format!("its state cannot be decoded: {err}")))?;
+        Ok((format, Some(state)))
+    }
+
+    /// Format 1 had each number under its own key, cursors without checks, and sequences for slots.
+    pub(super) fn migrate(tx: &WriteTransaction) -> Result<(), redb::Error> {
+        let decoded = |err| redb::Error::Corrupted(format!("the queue of an older release cannot be decoded: {err}"));
+        let mut table = tx.open_table(META)?;
+        let next_seq = number(&table, "next_seq")?.max(1);
+        let mut meta = Self::new(number(&table, "epoch")?, Resume::Cursors);
+        meta.next_seq = next_seq;
+        meta.next_slot = next_seq;
+        meta.batches = number(&table, "batches")?;
+        meta.bytes = number(&table, "bytes")?;
+        meta.quarantine = Quarantine {
+            batches: number(&table, "quarantine_batches")?,
+            bytes: number(&table, "quarantine_bytes")?,
+            dropped: number(&table, "quarantine_dropped")?,
+        };
+        if let Some(ledger) = table.get("ledger")? {
+            meta.ledger = rmp_serde::from_slice(ledger.value()).map_err(decoded)?;
+        }
+        if let Some(aside) = table.get("set_aside")? {
+            meta.set_aside = rmp_serde::from_slice(aside.value()).map_err(decoded)?;
+        }
+        table.retain(|key, _| key == "format")?;
+        table.insert("format", FORMAT.to_le_bytes().as_slice())?;
+        drop(table);
+        let mut cursors = tx.open_table(CURSORS)?;
+        let mut plain = Vec::new();
+        for entry in cursors.iter()? {
+            let (key, cursor) = entry?;
+            plain.push((key.value().to_owned(), cursor.value().to_vec()));
+        }
+        for (key, cursor) in plain {
+            cursors.insert(key.as_str(), checked(&key, &cursor).as_slice())?;
+        }
+        drop(cursors);
+        meta.write(tx)
+    }
+}
+
+/// Note a sequence where its epoch is still told.
+pub(super) fn note(
+    meta: &mut Meta,
+    (epoch, seq): (u64, u64),
+    which: impl FnOnce(&mut SetAside) -> &mut Vec<set_aside::Range>,
+) {
+    if let Some(aside) = meta.aside(epoch) {
+        set_aside::add(which(aside), seq);
+    }
+}
+
+fn number(table: &impl ReadableTable<&'static str, &'static [u8]>, key: &str) -> Result<u64, redb::Error> {
+    let Some(value) = table.get(key)? else { return Ok(0) };
+    let bytes = value.value().try_into();
+    let bytes = bytes.map_err(|_| redb::Error::Corrupted(format!("meta `{key}` is not a number")))?;
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,0 +1,57 @@
+//! How much the queue may take of the volume that it lies on.
+
+use super::{Queue, QueueError};
+
+/// The smaller of a byte cap and a share of the volume, with a floor of what stays free for others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quota {
+    /// Bytes of the file.
+    pub bytes_max: u64,
+    /// Part of the volume, 0 to 1.
+    pub volume_share_max: f64,
+    /// Bytes of the volume that stay free.
+    pub free_bytes_min: u64,
+    /// Inodes of the volume that stay free, where it has a fixed number of them.
+    pub free_inodes_min: u64,
+}
+
+impl Quota {
+    /// Nothing but a byte cap.
+    pub fn bytes(bytes_max: u64) -> Self {
+        Self { bytes_max, volume_share_max: 1.0, free_bytes_min: 0, free_inodes_min: 0 }
+    }
+}
+
+impl Queue {
+    /// The limit of the file in bytes.
+    pub fn limit(&self) -> u64 {
+        let Ok(volume) = rustix::fs::statvfs(self.path()) else { return self.quota.bytes_max };
+        let share = (volume.f_blocks * volume.f_frsize) as f64 * self.quota.volume_share_max;
+        self.quota.bytes_max.min(share as u64)
+    }
+
+    /// Whether a batch may be added that takes so much space.
+    pub(super) fn room(&self, added: u64, kept: u64) -> Result<(), QueueError> {
+        let limit = self.limit();
+        // redb grows its file by doubling: two fifths of the limit are batches, so that the file stays below it.
+        let room = limit / 5 * 2;
+        if added > self.quota.bytes_max / 5 * 2 {
+            return Err(QueueError::TooLarge { bytes: added, limit: self.quota.bytes_max });
+        }
+        if kept + added > room {
+            return Err(QueueError::Full { limit });
+        }
+        // By the same measure: what the file holds without growing may be used down to the last byte of the volume.
+        let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
+        let Ok(volume) = rustix::fs::statvfs(self.path()) else { return Ok(()) };
+        let floor = |free, floor, unit| QueueError::Floor { path: self.path().to_owned(), free, floor, unit };
+        let free = volume.f_bavail * volume.f_frsize;
+        if kept + added > file / 5 * 2 && free < self.quota.free_bytes_min {
+            return Err(floor(free, self.quota.free_bytes_min, "bytes"));
+        }
+        if volume.f_files > 0 && volume.f_favail < self.quota.free_inodes_min {
+            return Err(floor(volume.f_favail, self.quota.free_inodes_min, "inodes"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,369 @@
+//! What can be found in a damaged database is sent from a new one.
+//!
+//! Frames describe and check themselves, so that a scan for their magic finds each that is whole, wherever it lies. The
+//! scan notes where they lie in a table of the new database, by epoch and sequence: a frame may be there twice, and one
+//! whose transaction a crash undid may have the key of another, of which the one that was sealed last counts. Then they
+//! are copied into the queue, in order and within its quota, as they are: under the keys that they have. A frame that
+//! had been delivered before is answered `duplicate`.
+//!
+//! Both passes note how far they came, and go on there after a restart. Memory does not grow with the file.
+
+use super::{BATCHES, Meta, Queue, QueueError, Resume, lock, space};
+use redb::{Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+use vedette_wire::{
+    Epoch, Lane, Predecessor, SetAside,
+    frame::{self, FrameError, HEAD_BYTES, MAGIC},
+    set_aside,
+};
+
+/// Key: epoch, sequence. Value: offset, length of the frame, sealed; little-endian.
+const SALVAGE: TableDefinition<'_, (u64, u64), (u64, u64, i64)> = TableDefinition::new("salvage");
+
+/// Bytes looked through at once.
+const BLOCK_BYTES: usize = 1 << 20;
+/// No batch is larger.
+const FRAME_BYTES_MAX: usize = 64 << 20;
+/// Frames noted, or bytes copied, in one transaction.
+const NOTED_MAX: usize = 1000;
+const COPIED_BYTES_MAX: usize = 4 << 20;
+
+/// What was found in a damaged database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Salvaged {
+    /// Batches put into the queue.
+    pub batches: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Batches whose head was found and whose content is damaged.
+    pub damaged: u64,
+    /// Records in those.
+    pub damaged_records: u64,
+    /// Batches of another enrollment, left.
+    pub foreign: u64,
+}
+
+/// Why salvage does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SalvageError {
+    /// The damaged file cannot be read.
+    #[error("the damaged queue {path} cannot be read")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The new queue cannot be written, or is full for now.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// It was told to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// Where a damaged database is moved.
+pub(super) fn aside(dir: &Path, lane: Lane, random: u64) -> PathBuf {
+    dir.join(format!("{lane}.redb.broken-{random:016x}"))
+}
+
+/// Damaged databases that were moved aside and not gone through yet.
+pub fn broken(dir: &Path, lane: Lane) -> Vec<PathBuf> {
+    let prefix = format!("{lane}.redb.broken-");
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<PathBuf> =
+        paths.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix))).collect();
+    found.sort();
+    found
+}
+
+/// Make the table where it is missing.
+pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
+    tx.open_table(SALVAGE)?;
+    Ok(())
+}
+
+/// A frame that a scan found.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    key: (u64, u64),
+    offset: u64,
+    length: u64,
+    sealed: i64,
+}
+
+impl Queue {
+    /// Go through a damaged database, put what is whole into this queue, and delete the file. `wait` is asked while the
+    /// queue is full, and between steps; false stops.
+    ///
+    /// # Errors
+    /// [`SalvageError`]; the next call goes on where this one ended.
+    pub fn salvage(&self, path: &Path, mut wait: impl FnMut(bool) -> bool) -> Result<Salvaged, SalvageError> {
+        let failed = |source| SalvageError::Read { path: path.to_owned(), source };
+        let mut salvaged = Salvaged::default();
+        let whole = std::fs::symlink_metadata(path).map_err(failed)?;
+        if whole.is_file() {
+            let file = File::open(path).map_err(failed)?;
+            let owner = lock(&self.meta).owner;
+            let mut places = Vec::new();
+            let mut scan = Scan { file: &file, length: whole.len(), offset: 0, block: Vec::new() };
+            while let Some(found) = scan.next().map_err(failed)? {
+                match found {
+                    Hit::Damaged(records) => {
+                        salvaged.damaged += 1;
+                        salvaged.damaged_records += u64::from(records);
+                    }
+                    Hit::Whole(head, offset, length) => {
+                        if owner.is_some_and(|owner| owner != (head.key.organization, head.key.agent))
+                            || head.key.lane != self.lane
+                        {
+                            salvaged.foreign += 1;
+                            continue;
+                        }
+                        let key = (head.key.epoch.0, head.key.seq);
+                        places.push(Place { key, offset, length, sealed: head.sealed });
+                        if places.len() >= NOTED_MAX {
+                            self.note_places(&mut places)?;
+                            if !wait(false) {
+                                return Err(SalvageError::Stopped);
+                            }
+                        }
+                    }
+                }
+            }
+            self.note_places(&mut places)?;
+            self.note_lost()?;
+            self.copy_all(&file, &mut salvaged, &mut wait, failed)?;
+            std::fs::remove_file(path).map_err(failed)?;
+        } else {
+            // A directory in its place is somebody's own.
+            let kept = path.with_file_name(format!(
+                "kept-{}",
+                path.file_name().map_or_else(Default::default, |name| name.to_string_lossy())
+            ));
+            std::fs::rename(path, kept).map_err(failed)?;
+        }
+        Ok(salvaged)
+    }
+
+    fn note_places(&self, places: &mut Vec<Place>) -> Result<(), QueueError> {
+        self.write(Durability::Immediate, |tx, _| {
+            let mut table = tx.open_table(SALVAGE)?;
+            for place in places.iter() {
+                let later = table.get(place.key)?.is_none_or(|other| other.value().2 < place.sealed);
+                if later {
+                    table.insert(place.key, (place.offset, place.length, place.sealed))?;
+                }
+            }
+            Ok(Some(()))
+        })?;
+        places.clear();
+        Ok(())
+    }
+
+    /// Note, for later headers, which sequences of the last epoch were not found.
+    fn note_lost(&self) -> Result<(), QueueError> {
+        let newest = self.read(|db| {
+            let table = db.begin_read()?.open_table(SALVAGE)?;
+            let mut newest: Option<(i64, u64)> = None;
+            for entry in table.iter()? {
+                let (key, place) = entry?;
+                newest = newest.max(Some((place.value().2, key.value().0)));
+            }
+            Ok(newest.map(|(_, epoch)| epoch))
+        })?;
+        let Some(epoch) = newest else { return Ok(()) };
+        let (lost, last_seq) = self.read(|db| {
+            let table = db.begin_read()?.open_table(SALVAGE)?;
+            let (mut lost, mut next) = (Vec::new(), 1);
+            for entry in table.range((epoch, 0)..=(epoch, u64::MAX))? {
+                let seq = entry?.0.value().1;
+                if seq > next {
+                    lost.push((next, seq - 1));
+                    shorten(&mut lost);
+                }
+                next = seq + 1;
+            }
+            Ok((lost, next - 1))
+        })?;
+        self.write(Durability::Immediate, |_, meta| {
+            let known = meta.predecessor.as_ref().is_some_and(|before| before.epoch.0 == epoch);
+            if epoch == meta.epoch || known || meta.resume != Resume::Lost {
+                return Ok(None);
+            }
+            let set_aside = SetAside { lost: lost.clone(), ..SetAside::default() };
+            meta.predecessor = Some(Predecessor { epoch: Epoch(epoch), last_seq, lowest_held: None, set_aside });
+            Ok(Some(()))
+        })?;
+        Ok(())
+    }
+
+    /// Copy what was noted into the queue, the first in the order of epoch and sequence first.
+    fn copy_all(
+        &self,
+        file: &File,
+        salvaged: &mut Salvaged,
+        wait: &mut impl FnMut(bool) -> bool,
+        failed: impl Fn(io::Error) -> SalvageError,
+    ) -> Result<(), SalvageError> {
+        loop {
+            let next: Vec<((u64, u64), (u64, u64, i64))> = self.read(|db| {
+                let table = db.begin_read()?.open_table(SALVAGE)?;
+                if table.is_empty()? {
+                    return Ok(Vec::new());
+                }
+                let (mut out, mut bytes) = (Vec::new(), 0);
+                for entry in table.iter()? {
+                    let (key, place) = entry?;
+                    bytes += place.value().1 as usize;
+                    if !out.is_empty() && bytes > COPIED_BYTES_MAX {
+                        break;
+                    }
+                    out.push((key.value(), place.value()));
+                }
+                Ok(out)
+            })?;
+            if next.is_empty() {
+                return Ok(());
+            }
+            let mut frames = Vec::new();
+            for (key, (offset, length, _)) in next {
+                let mut bytes = vec![0; length as usize];
+                file.read_exact_at(&mut bytes, offset).map_err(&failed)?;
+                // It may have been damaged further since it was found.
+                let whole = frame::parse(&bytes).ok().map(|(head, _)| head.records);
+                frames.push((key, whole, bytes));
+            }
+            let added = frames.iter().map(|(_, _, bytes)| space(bytes.len())).sum();
+            loop {
+                let meta = lock(&self.meta).clone();
+                match self.room(added, meta.bytes + meta.quarantine.bytes) {
+                    Ok(()) => break,
+                    Err(QueueError::TooLarge { .. }) if meta.batches == 0 => break,
+                    Err(_) if wait(true) => {}
+                    Err(_) => return Err(SalvageError::Stopped),
+                }
+            }
+            self.write(Durability::Immediate, |tx, meta| copy(tx, meta, &frames))?;
+            for (_, records, _) in &frames {
+                match records {
+                    Some(records) => {
+                        salvaged.batches += 1;
+                        salvaged.records += u64::from(*records);
+                    }
+                    None => salvaged.damaged += 1,
+                }
+            }
+            if !wait(false) {
+                return Err(SalvageError::Stopped);
+            }
+        }
+    }
+
+    /// Whether everything that was salvaged has been answered.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`].
+    pub fn holds_salvaged(&self) -> Result<bool, QueueError> {
+        let below = lock(&self.meta).salvaged_below;
+        self.read(|db| {
+            let table = db.begin_read()?.open_table(BATCHES)?;
+            Ok(table.range(..below)?.next().transpose()?.is_some())
+        })
+    }
+}
+
+type Copied = ((u64, u64), Option<u32>, Vec<u8>);
+
+fn copy(tx: &WriteTransaction, meta: &mut Meta, frames: &[Copied]) -> Result<Option<()>, redb::Error> {
+    let mut noted = tx.open_table(SALVAGE)?;
+    let mut batches = tx.open_table(BATCHES)?;
+    for (key, whole, bytes) in frames {
+        noted.remove(*key)?;
+        if whole.is_some() {
+            meta.last_salvaged += 1;
+            batches.insert(meta.last_salvaged, bytes.as_slice())?;
+            meta.batches += 1;
+            meta.bytes += space(bytes.len());
+        }
+    }
+    Ok(Some(()))
+}
+
+/// At more ranges than a header names, the two that are nearest become one.
+fn shorten(ranges: &mut Vec<set_aside::Range>) {
+    if ranges.len() > set_aside::RANGES_MAX {
+        let gap = |at: &usize| ranges[*at + 1].0 - ranges[*at].1;
+        if let Some(at) = (0..ranges.len() - 1).min_by_key(gap) {
+            ranges[at].1 = ranges[at + 1].1;
+            ranges.remove(at + 1);
+        }
+    }
+}
+
+enum Hit {
+    Whole(frame::FrameHead, u64, u64),
+    Damaged(u32),
+}
+
+/// Looks for frames from an offset on.
+struct Scan<'a> {
+    file: &'a File,
+    length: u64,
+    offset: u64,
+    block: Vec<u8>,
+}
+
+impl Scan<'_> {
+    fn next(&mut self) -> io::Result<Option<Hit>> {
+        while self.offset < self.length {
+            let wanted = (self.length - self.offset).min(BLOCK_BYTES as u64) as usize;
+            self.block.resize(wanted, 0);
+            self.file.read_exact_at(&mut self.block, self.offset)?;
+            let Some(at) = memchr::memmem::find(&self.block, MAGIC) else {
+                // A magic may lie across the end.
+                let step = wanted.saturating_sub(MAGIC.len() - 1).max(1);
+                self.offset += step as u64;
+                continue;
+            };
+            let offset = self.offset + at as u64;
+            if let Some(hit) = self.frame_at(offset)? {
+                return Ok(Some(hit));
+            }
+            self.offset = offset + 1;
+        }
+        Ok(None)
+    }
+
+    fn frame_at(&mut self, offset: u64) -> io::Result<Option<Hit>> {
+        let mut bytes = vec![0; HEAD_BYTES.min((self.length - offset) as usize)];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        let Ok((head, length)) = frame::parse_head(&bytes) else { return Ok(None) };
+        let whole = HEAD_BYTES as u64 + length as u64;
+        if length > FRAME_BYTES_MAX || offset + whole > self.length {
+            self.offset = offset + 1;
+            return Ok(Some(Hit::Damaged(head.records)));
+        }
+        bytes.resize(HEAD_BYTES + length, 0);
+        self.file.read_exact_at(&mut bytes[HEAD_BYTES..], offset + HEAD_BYTES as u64)?;
+        Ok(Some(match frame::parse(&bytes) {
+            Ok((head, _)) => {
+                self.offset = offset + whole;
+                Hit::Whole(head, offset, whole)
+            }
+            Err(
+                FrameError::DamagedBody | FrameError::Short { .. } | FrameError::NotAFrame | FrameError::DamagedHead,
+            ) => {
+                self.offset = offset + 1;
+                Hit::Damaged(head.records)
+            }
+        }))
+    }
+}

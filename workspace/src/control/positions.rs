@@ -1,0 +1,94 @@
+//! Cursors that agents told, and what is stored of their sources: what an agent is given back when its queue was lost.
+
+use super::Control;
+use crate::tiles::Noted;
+use anyhow::Result;
+use sqlx::SqliteConnection;
+use vedette_wire::{
+    AgentId, OrganizationId,
+    reply::{Positions, StoredSource},
+};
+
+/// Sources in one answer.
+const PAGE: usize = 500;
+/// Ranges of one source, the last; a source of more has holes that are told as missing.
+const RANGES_MAX: i64 = 1000;
+/// Of a source that is gone it is known for so long that it is, nanoseconds: older batches may land later.
+const GONE_NS: i64 = 7 * 86_400 * 1_000_000_000;
+
+/// Note the cursors of a batch, where none that is newer has landed.
+pub(super) async fn note(tx: &mut SqliteConnection, noted: &Noted) -> Result<()> {
+    let header = &noted.header;
+    let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
+    for told in &header.cursors {
+        sqlx::query(
+            "INSERT INTO cursors (organization, agent, collector, source, cursor, epoch, seq, sealed)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT DO UPDATE SET cursor = ?5, epoch = ?6, seq = ?7, sealed = ?8
+             WHERE (epoch = ?6 AND seq < ?7) OR (epoch <> ?6 AND sealed <= ?8)",
+        )
+        .bind(&organization)
+        .bind(&agent)
+        .bind(&told.collector)
+        .bind(&told.id)
+        .bind(told.cursor.as_deref())
+        .bind(header.epoch.to_string())
+        .bind(header.seq.cast_signed())
+        .bind(header.sealed)
+        .execute(&mut *tx)
+        .await?;
+    }
+    if header.cursors.iter().any(|told| told.cursor.is_none()) {
+        sqlx::query("DELETE FROM cursors WHERE organization = ? AND agent = ? AND cursor IS NULL AND sealed < ?")
+            .bind(&organization)
+            .bind(&agent)
+            .bind(header.sealed.saturating_sub(GONE_NS))
+            .execute(tx)
+            .await?;
+    }
+    Ok(())
+}
+
+impl Control {
+    /// A page of an agent's sources behind one, in the order of collector and id.
+    pub(crate) async fn positions(
+        &self,
+        organization: OrganizationId,
+        agent: AgentId,
+        after: (&str, &str),
+    ) -> Result<Positions> {
+        let (organization, agent) = (organization.to_string(), agent.to_string());
+        let mut tx = self.pool.begin().await?;
+        let rows: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
+            "SELECT collector, source, cursor FROM cursors
+             WHERE organization = ? AND agent = ? AND cursor IS NOT NULL AND (collector, source) > (?, ?)
+             ORDER BY collector, source LIMIT ?",
+        )
+        .bind(&organization)
+        .bind(&agent)
+        .bind(after.0)
+        .bind(after.1)
+        .bind(PAGE as i64 + 1)
+        .fetch_all(&mut *tx)
+        .await?;
+        let more = rows.len() > PAGE;
+        let mut sources = Vec::new();
+        for (collector, id, cursor) in rows.into_iter().take(PAGE) {
+            let mut stretches: Vec<(i64, i64)> = sqlx::query_as(
+                "SELECT start, reached FROM positions WHERE organization = ? AND agent = ? AND collector = ? AND source = ?
+                 ORDER BY start DESC LIMIT ?",
+            )
+            .bind(&organization)
+            .bind(&agent)
+            .bind(&collector)
+            .bind(&id)
+            .bind(RANGES_MAX)
+            .fetch_all(&mut *tx)
+            .await?;
+            stretches.reverse();
+            let stored = stretches.iter().map(|(from, to)| (from.cast_unsigned(), to.cast_unsigned())).collect();
+            sources.push(StoredSource { collector, id, cursor, stored });
+        }
+        Ok(Positions { sources, more })
+    }
+}
