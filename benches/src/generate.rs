@@ -38,7 +38,14 @@ const WORDS: [&str; 24] = [
 ];
 
 /// Write at least `bytes` bytes.
-pub(crate) fn generate(path: &Path, bytes: u64) -> Result<()> {
+///
+/// # Errors
+/// Where the file cannot be written.
+/// Write the same lines each time.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn generate(path: &Path, bytes: u64) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(SEED);
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     let (mut written, mut time, mut line) = (0, 0_u64, String::new());

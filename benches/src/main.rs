@@ -13,15 +13,16 @@
 #![expect(clippy::disallowed_methods, reason = "scratch files need not be durable")]
 
 mod floor;
-mod generate;
-mod world;
 
 use anyhow::{Context, Result, bail};
 use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-use world::{World, cpu_seconds};
+use vedette_benches::{
+    generate,
+    world::{self, World, cpu_seconds},
+};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -5,12 +5,18 @@ use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
 };
 
+/// The organization.
+pub const ORG: &str = "bench";
+
 /// User and system time of a process so far, fields 14 and 15 of `/proc/PID/stat`.
-pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+///
+/// # Errors
+/// Where there is no such process.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let rest = stat.rsplit_once(')').context("stat has a name")?.1;
     let field = |at: usize| rest.split_whitespace().nth(at).and_then(|text| text.parse::<f64>().ok());
@@ -19,11 +25,59 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
 }
 
 /// Ended by its own id when dropped.
-pub(crate) struct Process(Child);
+#[derive(Debug)]
+pub struct Process(Child);
 
 impl Process {
-    pub(crate) fn id(&self) -> u32 {
+    /// Start a command with its messages in a file.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
+        Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u32 {
         self.0.id()
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        drop(self.0.kill());
+        self.0.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM, and wait for the end.
+    ///
+    /// # Errors
+    /// Where it does not end in 30 s.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        self.ended(Duration::from_secs(30))?.context("it does not end")
+    }
+
+    /// How it ended, waiting so long.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
+    pub fn ended(&mut self, most: Duration) -> Result<Option<ExitStatus>> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(Some(status));
+            }
+            if began.elapsed() >= most {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -34,12 +88,18 @@ impl Drop for Process {
     }
 }
 
-pub(crate) struct World {
+/// A workspace and a place for an agent.
+#[derive(Debug)]
+pub struct World {
     dir: tempfile::TempDir,
-    serve: Process,
+    serve: Option<Process>,
 }
 
-fn binary(name: &str) -> Result<PathBuf> {
+/// A program beside this one.
+///
+/// # Errors
+/// Where it is not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     if !path.exists() {
         bail!("{} is not there; build it with `cargo build --release --workspace`", path.display());
@@ -49,100 +109,185 @@ fn binary(name: &str) -> Result<PathBuf> {
 
 impl World {
     /// A workspace that serves, and an agent that is enrolled with this behind its configuration.
-    pub(crate) fn new(config: &str) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let at = |name: &str| dir.path().join(name);
-        let workspace = |arguments: &[&str]| -> Result<Vec<u8>> {
-            let output = Command::new(binary("vedette-workspace")?)
-                .args(arguments)
-                .arg("--dir")
-                .arg(at("workspace"))
-                .output()?;
-            if !output.status.success() {
-                bail!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-            }
-            Ok(output.stdout)
-        };
-        workspace(&["init", "--geo", "europe"])?;
-        workspace(&["org", "add", "bench", "--tier", "free"])?;
-        fs::write(at("token"), workspace(&["token", "new", "--org", "bench"])?)?;
-        let text = format!("[identity]\ndir = {:?}\n[state]\ndir = {:?}\n{config}", at("identity"), at("state"));
-        fs::write(at("vedette.toml"), text)?;
-        let serve = start(
-            Command::new(binary("vedette-workspace")?)
-                .args(["serve", "--listen", "127.0.0.1:0", "--dir"])
-                .arg(at("workspace"))
-                .arg("--address-file")
-                .arg(at("address")),
-            &at("workspace.log"),
-        )?;
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn new(config: &str) -> Result<Self> {
+        let world = Self::serving()?;
+        world.configure(config)?;
+        world.enroll(&format!("https://{}", world.address()?))?;
+        Ok(world)
+    }
+
+    /// A workspace that serves, with one organization.
+    ///
+    /// # Errors
+    /// Where a program fails.
+    pub fn serving() -> Result<Self> {
+        let mut world = Self { dir: tempfile::tempdir()?, serve: None };
+        world.workspace(&["init", "--geo", "europe"])?;
+        world.workspace(&["org", "add", ORG, "--tier", "free"])?;
+        fs::write(world.path("token"), world.workspace(&["token", "new", "--org", ORG])?)?;
+        world.serve("127.0.0.1:0")?;
+        Ok(world)
+    }
+
+    /// Something in the scratch directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Write the agent's configuration.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn configure(&self, more: &str) -> Result<()> {
+        let (identity, state) = (self.path("identity"), self.path("state"));
+        let text = format!("[identity]\ndir = {identity:?}\n[state]\ndir = {state:?}\n{more}");
+        Ok(fs::write(self.path("vedette.toml"), text)?)
+    }
+
+    /// Serve at an address, or at a free port.
+    ///
+    /// # Errors
+    /// Where it does not start in 20 s.
+    pub fn serve(&mut self, listen: &str) -> Result<()> {
+        drop(fs::remove_file(self.path("address")));
+        let mut command = Command::new(binary("vedette-workspace")?);
+        command.args(["serve", "--listen", listen, "--dir"]).arg(self.path("workspace"));
+        command.arg("--address-file").arg(self.path("address"));
+        self.serve = Some(Process::start(&mut command, &self.path("workspace.log"))?);
         let began = Instant::now();
-        let address = loop {
-            if let Ok(address) = fs::read_to_string(at("address")) {
-                break address;
-            }
+        while self.address().is_err() {
             if began.elapsed() > Duration::from_secs(20) {
-                bail!("the workspace does not start: {}", fs::read_to_string(at("workspace.log"))?);
+                bail!("the workspace does not start: {}", fs::read_to_string(self.path("workspace.log"))?);
             }
             std::thread::sleep(Duration::from_millis(20));
-        };
+        }
+        Ok(())
+    }
+
+    /// The workspace dies, as by SIGKILL.
+    pub fn stop_serving(&mut self) {
+        self.serve = None;
+    }
+
+    /// Where it serves.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn address(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.path("address"))?)
+    }
+
+    /// Enroll at an address.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub fn enroll(&self, url: &str) -> Result<()> {
+        let (ca, token) = (self.path("workspace/ca.pem"), self.path("token"));
         let enrolled = Command::new(binary("vedette")?)
-            .args(["enroll", "--workspace", &format!("https://{address}"), "--config"])
-            .arg(at("vedette.toml"))
+            .args(["enroll", "--workspace", url, "--config"])
+            .arg(self.path("vedette.toml"))
             .arg("--ca")
-            .arg(at("workspace/ca.pem"))
+            .arg(ca)
             .arg("--token-file")
-            .arg(at("token"))
+            .arg(token)
             .output()?;
         if !enrolled.status.success() {
             bail!("{}", String::from_utf8_lossy(&enrolled.stderr));
         }
-        Ok(Self { dir, serve })
+        Ok(())
     }
 
-    pub(crate) fn run(&self) -> Result<Process> {
-        let config = self.dir.path().join("vedette.toml");
-        start(
-            Command::new(binary("vedette")?).args(["run", "--config"]).arg(config),
-            &self.dir.path().join("agent.log"),
-        )
+    /// Run the agent.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn run(&self) -> Result<Process> {
+        self.run_with(&[])
+    }
+
+    /// Run the agent with variables in its environment.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn run_with(&self, variables: &[(&str, &str)]) -> Result<Process> {
+        let mut command = Command::new(binary("vedette")?);
+        command.args(["run", "--config"]).arg(self.path("vedette.toml")).envs(variables.iter().copied());
+        Process::start(&mut command, &self.path("agent.log"))
+    }
+
+    /// Run a command of the agent.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub fn vedette(&self, arguments: &[&str]) -> Result<Output> {
+        let config = self.path("vedette.toml");
+        Ok(Command::new(binary("vedette")?).args(arguments).arg("--config").arg(config).output()?)
     }
 
     /// The agent's status; absent before it answers.
-    pub(crate) fn status(&self) -> Result<Option<Value>> {
-        let config = self.dir.path().join("vedette.toml");
-        let output = Command::new(binary("vedette")?).args(["status", "--json", "--config"]).arg(config).output()?;
+    ///
+    /// # Errors
+    /// Where the answer cannot be read.
+    pub fn status(&self) -> Result<Option<Value>> {
+        let output = self.vedette(&["status", "--json"])?;
         Ok(if output.status.success() { Some(serde_json::from_slice(&output.stdout)?) } else { None })
     }
 
-    /// One JSON object a row.
-    pub(crate) fn query(&self, sql: &str) -> Result<String> {
-        let output = Command::new(binary("vedette-workspace")?)
-            .args(["query", "--log", "error", "--org", "bench", "--format", "json", sql, "--dir"])
-            .arg(self.dir.path().join("workspace"))
-            .output()?;
+    /// A command of the workspace that must succeed.
+    ///
+    /// # Errors
+    /// What it says.
+    pub fn workspace(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(binary("vedette-workspace")?);
+        let output = command.args(arguments).arg("--dir").arg(self.path("workspace")).output()?;
         if !output.status.success() {
-            bail!("{sql}: {}", String::from_utf8_lossy(&output.stderr));
+            bail!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    pub(crate) fn serve_cpu_seconds(&self) -> Result<f64> {
-        cpu_seconds(self.serve.id())
+    /// One JSON object a row.
+    ///
+    /// # Errors
+    /// What the workspace says.
+    pub fn query(&self, sql: &str) -> Result<Vec<Value>> {
+        rows(&self.workspace(&["query", "--log", "error", "--org", ORG, "--format", "json", sql])?)
     }
 
-    pub(crate) fn landing(&self) -> PathBuf {
-        self.dir.path().join("workspace/landing")
+    /// The ledger, one account for each collector.
+    ///
+    /// # Errors
+    /// What the workspace says.
+    pub fn ledger(&self) -> Result<Vec<Value>> {
+        rows(&self.workspace(&["ledger", "--org", ORG, "--format", "json"])?)
     }
+
+    /// Processor time of the workspace so far.
+    ///
+    /// # Errors
+    /// Where it does not serve.
+    pub fn serve_cpu_seconds(&self) -> Result<f64> {
+        cpu_seconds(self.serve.as_ref().context("it does not serve")?.id())
+    }
+
+    /// Where batches land.
+    pub fn landing(&self) -> PathBuf {
+        self.path("workspace/landing")
+    }
+}
+
+fn rows(text: &str) -> Result<Vec<Value>> {
+    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// A process that does nothing.
-pub(crate) fn sleeper() -> Result<Process> {
+///
+/// # Errors
+/// Where it cannot be started.
+pub fn sleeper() -> Result<Process> {
     let child = Command::new("sleep").arg("600").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     Ok(Process(child))
-}
-
-fn start(command: &mut Command, log: &Path) -> Result<Process> {
-    let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
-    Ok(Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?))
 }

@@ -1,37 +1,24 @@
-//! Named points at which a test has the agent die, as by SIGKILL. Without the feature `failpoints` there are none.
-
-/// The names, in the order in which a record passes them.
-#[cfg(feature = "failpoints")]
-pub const NAMES: [&str; 8] = ["read", "batch", "seal", "commit", "committed", "post", "landed", "deleted"];
+//! Named points at which a test has the agent die, as by SIGKILL. Without the feature `failpoints`, which only tests
+//! build with, there are none: `read`, `batch`, `seal`, `commit`, `committed`, `post`, `landed`, `deleted`, in the order
+//! in which a record passes them. `VEDETTE_FAILPOINT=commit:3` in the environment dies at the third time.
 
 #[cfg(feature = "failpoints")]
-static ARMED: std::sync::Mutex<Option<(String, u64)>> = std::sync::Mutex::new(None);
-
-/// Die when a point is reached for the n-th time, counted from 1.
-///
-/// # Errors
-/// The names, where it is none of them.
-#[cfg(feature = "failpoints")]
-pub fn arm(name: &str, nth: u64) -> Result<(), String> {
-    if !NAMES.contains(&name) {
-        return Err(format!("{name:?} is no failpoint; they are {}", NAMES.join(", ")));
-    }
-    *ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((name.to_owned(), nth));
-    Ok(())
-}
+static ARMED: std::sync::OnceLock<Option<(String, std::sync::atomic::AtomicI64)>> = std::sync::OnceLock::new();
 
 /// A point is reached.
 #[cfg(feature = "failpoints")]
 pub(crate) fn reached(name: &str) {
-    let mut armed = ARMED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some((point, left)) = armed.as_mut()
+    #[expect(clippy::disallowed_methods, reason = "no release build has this")]
+    let armed = ARMED.get_or_init(|| {
+        let wanted = std::env::var("VEDETTE_FAILPOINT").ok()?;
+        let (point, nth) = wanted.split_once(':')?;
+        Some((point.to_owned(), nth.parse::<i64>().ok()?.into()))
+    });
+    if let Some((point, left)) = armed
         && point == name
+        && left.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1
     {
-        *left = left.saturating_sub(1);
-        if *left == 0 {
-            eprintln!("failpoint {name}");
-            drop(rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL));
-        }
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

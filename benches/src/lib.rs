@@ -1,0 +1,8 @@
+//! What benches and the fault campaign share: real processes in a scratch directory, and generators of lines.
+
+#![expect(clippy::disallowed_methods, reason = "scratch files need not be durable")]
+
+pub mod generate;
+pub mod numbered;
+pub mod proxy;
+pub mod world;

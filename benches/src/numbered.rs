@@ -1,0 +1,117 @@
+//! A writer of numbered lines at a rate, with rotation: what arrives is counted by its own numbers.
+
+use anyhow::Result;
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// How a log file is rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// Not at all.
+    Never,
+    /// Renamed, and made anew (logrotate's `create`), after so many lines.
+    Rename(u64),
+    /// Copied, and truncated between two lines (logrotate's `copytruncate`), after so many lines.
+    CopyTruncate(u64),
+}
+
+/// Rotated files that are kept.
+const KEPT: usize = 12;
+/// Lines are written in bursts of this length.
+const BURST: Duration = Duration::from_millis(10);
+
+/// Writes until it is stopped.
+#[derive(Debug)]
+pub struct Writer {
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    thread: JoinHandle<Result<()>>,
+}
+
+/// The line of a number, 200 to 250 bytes, the number first in its message.
+pub fn line(number: u64) -> String {
+    let words = "session opened for user root by (uid=0) from 192.0.2.17 port 51234 ssh2: RSA SHA256:";
+    let pad =
+        &"0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz"[..40 + (number % 32) as usize];
+    format!("<38>1 2026-11-25T10:00:00.000000Z gen sshd {} - - {number:012} {words}{pad}\n", 1000 + number % 9000)
+}
+
+impl Writer {
+    /// Start at a rate in lines a second.
+    pub fn start(path: &Path, rate: u64, rotation: Rotation) -> Self {
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, count, path) = (Arc::clone(&stop), Arc::clone(&written), path.to_owned());
+        let thread = std::thread::spawn(move || write(&path, rate, rotation, &stopped, &count));
+        Self { stop, written, thread }
+    }
+
+    /// Lines so far.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Stop, and say how many lines there were.
+    ///
+    /// # Errors
+    /// Where it could not write.
+    pub fn stop(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().expect("the writer does not panic")?;
+        Ok(self.written.load(Ordering::Acquire))
+    }
+}
+
+fn write(path: &Path, rate: u64, rotation: Rotation, stop: &AtomicBool, written: &AtomicU64) -> Result<()> {
+    let mut file = File::options().create(true).append(true).open(path)?;
+    let (began, mut number, mut rotated) = (Instant::now(), 0, 0);
+    while !stop.load(Ordering::Acquire) {
+        let due = (began.elapsed().as_secs_f64() * rate as f64) as u64;
+        let mut text = String::new();
+        while number < due {
+            text.push_str(&line(number));
+            number += 1;
+        }
+        file.write_all(text.as_bytes())?;
+        written.store(number, Ordering::Release);
+        match rotation {
+            Rotation::Rename(lines) if number - rotated >= lines => {
+                rotated = number;
+                shift(path)?;
+                fs::rename(path, generation(path, 1))?;
+                file = File::options().create(true).append(true).open(path)?;
+            }
+            Rotation::CopyTruncate(lines) if number - rotated >= lines => {
+                rotated = number;
+                shift(path)?;
+                fs::copy(path, generation(path, 1))?;
+                file.set_len(0)?;
+            }
+            _ => {}
+        }
+        std::thread::sleep(BURST);
+    }
+    Ok(())
+}
+
+fn generation(path: &Path, number: usize) -> PathBuf {
+    PathBuf::from(format!("{}.{number}", path.display()))
+}
+
+fn shift(path: &Path) -> Result<()> {
+    for number in (1..KEPT).rev() {
+        let from = generation(path, number);
+        if from.exists() {
+            fs::rename(from, generation(path, number + 1))?;
+        }
+    }
+    Ok(())
+}

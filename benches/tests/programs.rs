@@ -1,0 +1,22 @@
+//! The programs say what they take; lines have the length that the figures speak of.
+
+use std::process::Command;
+use vedette_benches::numbered;
+
+#[test]
+fn what_is_not_known_is_refused() {
+    for program in [env!("CARGO_BIN_EXE_vedette-bench"), env!("CARGO_BIN_EXE_vedette-faults")] {
+        let output = Command::new(program).args(["--nonsense", "x"]).output().expect("runs");
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("usage") || said.contains("tests/faults/run"), "{said}");
+    }
+}
+
+#[test]
+fn numbered_lines_have_200_to_250_bytes() {
+    for number in (0..100_000).step_by(997) {
+        let length = numbered::line(number).len();
+        assert!((200..=250).contains(&length), "{length}");
+    }
+}

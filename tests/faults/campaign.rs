@@ -1,0 +1,292 @@
+//! What every fault has in common: a world, a writer, a proxy, a watch for stalls, and the count at the end.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use vedette_benches::{
+    numbered::{Rotation, Writer},
+    proxy::Proxy,
+    world::{Process, World},
+};
+
+/// Everything that was written must have landed so long after the last fault.
+const CATCH_UP: Duration = Duration::from_secs(240);
+
+/// How the campaign is run.
+#[derive(Debug, Default)]
+pub(crate) struct Campaign {
+    pub(crate) short: bool,
+    /// An agent that was built with failpoints.
+    pub(crate) failpoints: Option<PathBuf>,
+}
+
+impl Campaign {
+    /// One number or the other.
+    pub(crate) fn of<T>(&self, full: T, short: T) -> T {
+        if self.short { short } else { full }
+    }
+}
+
+/// What came of a fault.
+#[derive(Debug, Default)]
+pub(crate) struct Row {
+    pub(crate) times: u64,
+    emitted: u64,
+    stored: u64,
+    dropped: BTreeMap<String, u64>,
+    missing: u64,
+    repeated: u64,
+    stall: Duration,
+    /// Besides, in a word.
+    pub(crate) note: String,
+}
+
+impl Row {
+    pub(crate) fn is_clean(&self) -> bool {
+        self.missing == 0 && self.repeated == 0
+    }
+
+    pub(crate) fn summary(&self, took: Duration) -> String {
+        format!(
+            "{} times, {} emitted, {} stored, {} missing, {} repeated, {:.0} s",
+            self.times,
+            self.emitted,
+            self.stored,
+            self.missing,
+            self.repeated,
+            took.as_secs_f64()
+        )
+    }
+}
+
+/// As it stands in docs/reliability.md.
+pub(crate) fn table(rows: &[(&str, Row)]) -> String {
+    let mut out = String::from(
+        "| fault | times | emitted | stored | dropped | missing | repeated | longest stall | |\n\
+         |---|---:|---:|---:|---|---:|---:|---:|---|\n",
+    );
+    for (name, row) in rows {
+        let dropped: Vec<String> = row.dropped.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        let _ = writeln!(
+            out,
+            "| {name} | {} | {} | {} | {} | {} | {} | {:.1} s | {} |",
+            row.times,
+            row.emitted,
+            row.stored,
+            if dropped.is_empty() { "0".to_owned() } else { dropped.join(", ") },
+            row.missing,
+            row.repeated,
+            row.stall.as_secs_f64(),
+            row.note
+        );
+    }
+    out
+}
+
+/// A running scenario.
+pub(crate) struct Run {
+    pub(crate) world: World,
+    pub(crate) proxy: Proxy,
+    pub(crate) agent: Option<Process>,
+    writer: Option<Writer>,
+    watch: Arc<Watch>,
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    over: AtomicBool,
+    longest: Mutex<Duration>,
+}
+
+/// How a scenario is set up.
+pub(crate) struct Setup<'a> {
+    /// Behind the agent's configuration.
+    pub(crate) config: &'a str,
+    pub(crate) rate: u64,
+    pub(crate) rotation: Rotation,
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self { config: "", rate: 5000, rotation: Rotation::Rename(20_000) }
+    }
+}
+
+impl Run {
+    /// A workspace behind a proxy, an enrolled agent that does not run yet, and a writer that does.
+    pub(crate) fn new(setup: &Setup<'_>) -> Result<Self> {
+        let world = World::serving()?;
+        let log = world.path("log");
+        std::fs::create_dir(&log)?;
+        let paths = log.join("a.log");
+        world
+            .configure(&format!("[collectors.syslog]\npaths = [{paths:?}]\nstart = \"beginning\"\n{}", setup.config))?;
+        let proxy = Proxy::start(world.address()?.parse()?)?;
+        world.enroll(&format!("https://{}", proxy.address()))?;
+        let writer = Writer::start(&paths, setup.rate, setup.rotation);
+        Ok(Self { world, proxy, agent: None, writer: Some(writer), watch: Arc::default() })
+    }
+
+    /// Start the agent.
+    pub(crate) fn start(&mut self) -> Result<()> {
+        self.agent = Some(self.world.run()?);
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        match self.agent.take() {
+            Some(mut agent) => agent.kill(),
+            None => Ok(()),
+        }
+    }
+
+    /// Lines written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.writer.as_ref().map_or(0, Writer::written)
+    }
+
+    /// Wait until the agent answers; how long that took.
+    pub(crate) fn until_status(&self) -> Result<Duration> {
+        let began = Instant::now();
+        while self.world.status()?.is_none() {
+            if began.elapsed() > Duration::from_secs(30) {
+                bail!("the agent does not answer: {}", self.last_words());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(began.elapsed())
+    }
+
+    /// Lines of the writer that the ledger calls stored.
+    pub(crate) fn stored(&self) -> Result<u64> {
+        Ok(syslog(&self.world.ledger()?).map_or(0, |account| number(account, "stored")))
+    }
+
+    /// Wait until as many lines are stored.
+    pub(crate) fn until_stored(&self, lines: u64) -> Result<()> {
+        let began = Instant::now();
+        while self.stored()? < lines {
+            if began.elapsed() > CATCH_UP {
+                bail!("{} of {lines} lines are stored: {}", self.stored()?, self.last_words());
+            }
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let log = std::fs::read_to_string(self.world.path("agent.log")).unwrap_or_default();
+        let from = log.len().saturating_sub(1500);
+        log.get(from..).unwrap_or_default().to_owned()
+    }
+
+    /// Inject, heal, wait until everything has landed, and count.
+    pub(crate) fn judge(mut self, inject: impl FnOnce(&mut Self) -> Result<u64>) -> Result<Row> {
+        let watch = Arc::clone(&self.watch);
+        // The watch asks on a thread of its own, with the world's directory alone.
+        let (dir, watching) = (self.world.path("workspace"), Arc::clone(&watch));
+        let thread = std::thread::spawn(move || watching.run(&dir));
+        let done = inject(&mut self);
+        let counted = done.and_then(|times| {
+            self.proxy.set(vedette_benches::proxy::Mode::Pass);
+            if self.agent.is_none() {
+                self.start()?;
+            }
+            let written = self.writer.take().context("it writes until now")?.stop()?;
+            self.until_stored(written)?;
+            self.count(times, written)
+        });
+        watch.over.store(true, Ordering::Release);
+        thread.join().expect("the watch does not panic");
+        let mut row = counted?;
+        row.stall = *watch.longest.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(row)
+    }
+
+    /// By the writer's numbers through SQL; the ledger must agree, for every collector.
+    fn count(&self, times: u64, written: u64) -> Result<Row> {
+        // What came twice comes behind what came once.
+        std::thread::sleep(Duration::from_secs(3));
+        let rows = self.world.query(
+            "SELECT count(*) AS stored, count(DISTINCT substr(message, 1, 12)) AS numbers, \
+             min(substr(message, 1, 12)) AS low, max(substr(message, 1, 12)) AS high FROM syslog",
+        )?;
+        let answer = rows.first().context("one row")?;
+        let (stored, numbers) = (number(answer, "stored"), number(answer, "numbers"));
+        let mut row = Row {
+            times,
+            emitted: written,
+            stored,
+            missing: written.saturating_sub(numbers),
+            repeated: stored.saturating_sub(numbers),
+            ..Row::default()
+        };
+        let bound = |key: &str| answer[key].as_str().and_then(|text| text.parse::<u64>().ok());
+        if row.missing == 0 && (bound("low"), bound("high")) != (Some(0), written.checked_sub(1)) {
+            bail!("other numbers arrived than were written: {answer}");
+        }
+        for account in self.world.ledger()? {
+            for (reason, count) in account["dropped"].as_object().into_iter().flatten() {
+                *row.dropped.entry(reason.clone()).or_default() += count.as_u64().unwrap_or(0);
+            }
+            let (missing, repeated) = (number(&account, "missing"), number(&account, "repeated"));
+            if missing + repeated > 0 {
+                eprintln!("  ledger: {account}");
+            }
+            if account["collector"] != "syslog" {
+                row.missing += missing;
+                row.repeated += repeated;
+            } else if (missing > 0) != (row.missing > 0) || (repeated > 0) != (row.repeated > 0) {
+                bail!("ledger and SQL disagree: {account}, by SQL {} missing, {} repeated", row.missing, row.repeated);
+            }
+        }
+        if !row.is_clean() {
+            eprintln!("{}", self.last_words());
+        }
+        Ok(row)
+    }
+}
+
+impl Watch {
+    /// The longest time in which nothing was stored.
+    fn run(&self, dir: &std::path::Path) {
+        let (mut last, mut since) = (0, Instant::now());
+        while !self.over.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(500));
+            let Ok(binary) = vedette_benches::world::binary("vedette-workspace") else { return };
+            let asked = std::process::Command::new(binary)
+                .args(["ledger", "--org", vedette_benches::world::ORG, "--format", "json", "--dir"])
+                .arg(dir)
+                .output();
+            let Ok(answer) = asked else { continue };
+            let accounts: Vec<Value> = String::from_utf8_lossy(&answer.stdout)
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect();
+            let stored = syslog(&accounts).map_or(0, |account| number(account, "stored"));
+            if stored > last {
+                let mut longest = self.longest.lock().unwrap_or_else(PoisonError::into_inner);
+                *longest = (*longest).max(since.elapsed());
+                (last, since) = (stored, Instant::now());
+            }
+        }
+    }
+}
+
+fn syslog(accounts: &[Value]) -> Option<&Value> {
+    accounts.iter().find(|account| account["collector"] == "syslog")
+}
+
+pub(crate) fn number(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap_or(0)
+}

@@ -1,0 +1,87 @@
+//! The fault campaign; `tests/faults/run` builds what it needs and starts it.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a table is printed, and progress told")]
+#![expect(clippy::disallowed_methods, reason = "scratch files need not be durable")]
+
+mod campaign;
+mod disk;
+mod files;
+mod kills;
+mod network;
+
+use anyhow::{Result, bail};
+use campaign::{Campaign, Row};
+use std::{path::PathBuf, process::ExitCode};
+
+type Fault = (&'static str, fn(&Campaign) -> Result<Option<Row>>);
+
+/// In the order of the table.
+const FAULTS: &[Fault] = &[
+    ("kill -9 at random moments", kills::at_random),
+    ("kill -9 at each step", kills::at_each_step),
+    ("workspace killed", network::workspace_killed),
+    ("answer lost after landing", network::answers_lost),
+    ("body cut in the middle", network::bodies_cut),
+    ("connections refused", network::refused),
+    ("half-open connections", network::half_open),
+    ("rotation by copy and truncation", files::copy_truncate),
+    ("disk full (ENOSPC)", disk::full),
+    ("free space at the floor", disk::floor),
+    ("bits flipped in the queue", disk::flipped),
+    ("queue truncated", disk::truncated),
+    ("queue emptied", disk::emptied),
+    ("queue zero-filled", disk::zeroed),
+    ("queue deleted", disk::deleted),
+    ("queue replaced by a directory", disk::directory),
+    ("queue in use by a second agent", disk::second_agent),
+    ("queue at its limit", network::overload),
+];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(err) => {
+            eprintln!("faults: {err:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let mut campaign = Campaign::default();
+    let mut only = None;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), arguments.next()) {
+            ("--short", next) => {
+                campaign.short = true;
+                campaign.failpoints = Some(std::env::current_exe()?.with_file_name("vedette"));
+                if next.is_some() {
+                    bail!("--short stands last");
+                }
+            }
+            ("--only", Some(prefix)) => only = Some(prefix),
+            ("--failpoints", Some(path)) => campaign.failpoints = Some(PathBuf::from(path)),
+            (other, _) => bail!("{other:?} is not known; see tests/faults/run"),
+        }
+    }
+    let mut rows = Vec::new();
+    for (name, fault) in FAULTS {
+        if only.as_ref().is_some_and(|prefix| !name.starts_with(prefix.as_str())) {
+            continue;
+        }
+        eprintln!("{name} …");
+        let began = std::time::Instant::now();
+        match fault(&campaign) {
+            Ok(Some(row)) => {
+                eprintln!("  {}", row.summary(began.elapsed()));
+                rows.push((*name, row));
+            }
+            Ok(None) => {}
+            Err(err) => bail!("{name}: {err:#}"),
+        }
+    }
+    println!("{}", campaign::table(&rows));
+    Ok(rows.iter().all(|(_, row)| row.is_clean()))
+}
