@@ -37,12 +37,19 @@ pub struct Writer {
     thread: JoinHandle<Result<()>>,
 }
 
-/// The line of a number, 200 to 250 bytes, the number first in its message.
+/// The line of a number, 200 to 250 bytes, the number first in its message; the fingerprint does not compress.
 pub fn line(number: u64) -> String {
-    let words = "session opened for user root by (uid=0) from 192.0.2.17 port 51234 ssh2: RSA SHA256:";
-    let pad =
-        &"0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz"[..40 + (number % 32) as usize];
-    format!("<38>1 2026-11-25T10:00:00.000000Z gen sshd {} - - {number:012} {words}{pad}\n", 1000 + number % 9000)
+    let mut random = fastrand::Rng::with_seed(number);
+    let fingerprint: String = (0..43).map(|_| random.alphanumeric()).collect();
+    let user = ["root", "deploy", "postgres", "www-data", "backup"][random.usize(..5)];
+    format!(
+        "<38>1 2026-11-25T10:00:00.000000Z gen sshd {} - - {number:012} Accepted publickey for {user} from 192.0.2.{} port \
+         {} ssh2: RSA SHA256:{fingerprint} session {:08x} opened by (uid=0)\n",
+        1000 + number % 9000,
+        random.u8(1..),
+        random.u16(20_000..),
+        random.u32(..),
+    )
 }
 
 impl Writer {
