@@ -107,8 +107,20 @@ pub fn append_body(body: &Body, into: &mut Vec<u8>) {
 /// Where the compressor fails (out of memory).
 pub fn seal(header: &Header, records: &[u8], compression: Compression) -> std::io::Result<Vec<u8>> {
     let head = rmp_serde::to_vec_named(header).map_err(std::io::Error::other)?;
-    let out = Vec::with_capacity(records.len() / 4 + head.len() + 64);
-    let parts = [&u32::try_from(head.len()).map_err(std::io::Error::other)?.to_le_bytes()[..], &head, records];
+    let length = u32::try_from(head.len()).map_err(std::io::Error::other)?.to_le_bytes();
+    compress_parts(&[&length, &head, records], compression)
+}
+
+/// Bytes, compressed.
+///
+/// # Errors
+/// Where the compressor fails (out of memory).
+pub fn compress(bytes: &[u8], compression: Compression) -> std::io::Result<Vec<u8>> {
+    compress_parts(&[bytes], compression)
+}
+
+fn compress_parts(parts: &[&[u8]], compression: Compression) -> std::io::Result<Vec<u8>> {
+    let out = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() / 4 + 256);
     match compression {
         Compression::Zstd => write_all(zstd::stream::Encoder::new(out, 1)?, parts)?.finish(),
         Compression::Gzip => {
@@ -117,7 +129,7 @@ pub fn seal(header: &Header, records: &[u8], compression: Compression) -> std::i
     }
 }
 
-fn write_all<W: Write>(mut to: W, parts: [&[u8]; 3]) -> std::io::Result<W> {
+fn write_all<W: Write>(mut to: W, parts: &[&[u8]]) -> std::io::Result<W> {
     for part in parts {
         to.write_all(part)?;
     }

@@ -31,7 +31,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Frames noted, or bytes copied, in one transaction.
 const NOTED_MAX: usize = 1000;
-const COPIED_BYTES_MAX: usize = 4 << 20;
+const COPIED_BYTES_MAX: u64 = 4 << 20;
 
 /// What was found in a damaged database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -213,6 +213,8 @@ impl Queue {
         wait: &mut impl FnMut(bool) -> bool,
         failed: impl Fn(io::Error) -> SalvageError,
     ) -> Result<(), SalvageError> {
+        // A few at a time, so that a small queue takes some before it is full.
+        let most = COPIED_BYTES_MAX.min(self.limit() / 20);
         loop {
             let next: Vec<((u64, u64), (u64, u64, i64))> = self.read(|db| {
                 let table = db.begin_read()?.open_table(SALVAGE)?;
@@ -222,8 +224,8 @@ impl Queue {
                 let (mut out, mut bytes) = (Vec::new(), 0);
                 for entry in table.iter()? {
                     let (key, place) = entry?;
-                    bytes += place.value().1 as usize;
-                    if !out.is_empty() && bytes > COPIED_BYTES_MAX {
+                    bytes += space(place.value().1 as usize);
+                    if !out.is_empty() && bytes > most {
                         break;
                     }
                     out.push((key.value(), place.value()));
@@ -246,6 +248,7 @@ impl Queue {
                 let meta = lock(&self.meta).clone();
                 match self.room(added, meta.bytes + meta.quarantine.bytes) {
                     Ok(()) => break,
+                    // One that the limit was lowered below since: it goes all the same.
                     Err(QueueError::TooLarge { .. }) if meta.batches == 0 => break,
                     Err(_) if wait(true) => {}
                     Err(_) => return Err(SalvageError::Stopped),

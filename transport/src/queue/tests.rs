@@ -1,6 +1,8 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
+mod golden;
 mod power_cut;
+mod salvaging;
 
 use super::tests_support::{chunk_of, stamp};
 use super::*;

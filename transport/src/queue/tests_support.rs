@@ -33,3 +33,12 @@ pub(crate) fn chunk(at: u64, cursor: &str) -> Chunk {
 pub(crate) fn set_aside(queue: &super::Queue) -> vedette_wire::SetAside {
     super::lock(&queue.meta).set_aside.clone()
 }
+
+impl super::Queue {
+    /// A queue that needs no disk.
+    pub(crate) fn in_memory(opener: super::store::Opener, random: u64) -> Self {
+        let nowhere = std::path::Path::new("/nonexistent/records.redb");
+        let first = (super::Quota::bytes(1 << 30), random, super::Resume::First);
+        Self::load(opener, nowhere, nowhere, vedette_wire::Lane::Records, first).expect("opens")
+    }
+}

@@ -1,0 +1,226 @@
+//! Damaged databases, and what is found in them.
+
+use super::*;
+use crate::queue::salvage::{SalvageError, broken};
+use vedette_wire::{Told, reply::StoredSource};
+
+/// A queue with so many batches of some kilobytes, and where each frame lies in its file.
+fn filled(dir: &Path, batches: usize) -> Vec<(u64, usize)> {
+    {
+        let queue = queue(dir);
+        for number in 0..batches {
+            let mut text = format!("{number}:");
+            let mut random = fastrand::Rng::with_seed(number as u64);
+            text.extend((0..3000).map(|_| random.alphanumeric()));
+            commit(&queue, &text, &number.to_string()).expect("commits");
+        }
+    }
+    let file = std::fs::read(dir.join("records.redb")).expect("reads");
+    let places = memchr::memmem::find_iter(&file, frame::MAGIC).filter_map(|at| {
+        let (head, _) = frame::parse(&file[at..]).ok()?;
+        Some((head.key.seq, at))
+    });
+    let mut places: Vec<(u64, usize)> = places.collect();
+    places.sort_unstable();
+    places.dedup_by_key(|(seq, _)| *seq);
+    places
+}
+
+fn harm(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = dir.join("records.redb");
+    let mut bytes = std::fs::read(&path).expect("reads");
+    change(&mut bytes);
+    std::fs::write(&path, bytes).expect("writes");
+}
+
+fn sequences(queue: &Queue) -> Vec<(u64, u64)> {
+    let (mut slot, mut out) = (0, Vec::new());
+    while let Some((next, frame)) = queue.next_after(slot).expect("reads") {
+        slot = next;
+        let (head, _) = frame::parse(&frame).expect("whole");
+        out.push((head.key.epoch.0, head.key.seq));
+    }
+    out
+}
+
+fn newest_header(queue: &Queue) -> vedette_wire::Header {
+    let (mut slot, mut newest) = (0, None);
+    while let Some((next, frame)) = queue.next_after(slot).expect("reads") {
+        (slot, newest) = (next, Some(frame));
+    }
+    let frame = newest.expect("there is one");
+    let (head, sealed) = frame::parse(&frame).expect("whole");
+    let plain = codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
+    codec::decode_header(&plain).expect("decodes").0
+}
+
+#[test]
+fn what_is_whole_is_found_sent_under_its_own_key_and_the_rest_is_named() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let places = filled(dir.path(), 40);
+    harm(dir.path(), |bytes| {
+        // The database's own pages, and the content of two batches.
+        bytes[..512].fill(0xff);
+        for seq in [7, 23] {
+            let (_, at) = places.iter().find(|(found, _)| *found == seq).expect("it is there");
+            bytes[at + frame::HEAD_BYTES + 100] ^= 4;
+        }
+    });
+    let queue = opened(dir.path(), 1 << 30, 43);
+    assert_eq!((queue.epoch(), queue.resume()), (Epoch(43), Resume::Lost));
+    commit(&queue, "new", "c").expect("it takes batches before anything is salvaged");
+    let path = broken(dir.path(), Lane::Records).pop().expect("it was moved");
+    let found = queue.salvage(&path, |_| true).expect("goes through");
+    assert_eq!((found.batches, found.records, found.foreign), (38, 38, 0));
+    assert!(found.damaged >= 2, "{found:?}");
+    assert!(!path.exists());
+    let there = sequences(&queue);
+    let expected: Vec<(u64, u64)> = (1..=40).filter(|seq| ![7, 23].contains(seq)).map(|seq| (42, seq)).collect();
+    assert_eq!(there[..38], expected);
+    assert_eq!(there[38..], [(43, 1)], "what is older goes first");
+    commit(&queue, "newer", "c").expect("commits");
+    let before = newest_header(&queue).predecessor.expect("it names the epoch before");
+    assert_eq!((before.epoch, before.last_seq, before.lowest_held), (Epoch(42), 40, Some(1)));
+    assert_eq!(before.set_aside.lost, [(7, 7), (23, 23)]);
+    assert!(queue.holds_salvaged().expect("reads"));
+    assert!(queue.verify().expect("reads").disagreements.is_empty());
+}
+
+#[test]
+fn salvage_goes_on_after_a_restart_and_waits_for_room() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    filled(dir.path(), 60);
+    harm(dir.path(), |bytes| bytes[..512].fill(0));
+    let path = {
+        // Room for a part.
+        let queue = opened(dir.path(), 400 << 10, 43);
+        let path = broken(dir.path(), Lane::Records).pop().expect("it was moved");
+        let stopped = queue.salvage(&path, |full| !full);
+        assert!(matches!(stopped, Err(SalvageError::Stopped)), "{stopped:?}");
+        assert!(path.exists());
+        path
+    };
+    let queue = opened(dir.path(), 1 << 30, 44);
+    assert_eq!((queue.epoch(), queue.resume()), (Epoch(43), Resume::Lost), "it is the same new queue");
+    queue.salvage(&path, |_| true).expect("goes through");
+    let mut seqs: Vec<u64> = sequences(&queue).into_iter().map(|(_, seq)| seq).collect();
+    seqs.sort_unstable();
+    seqs.dedup();
+    assert_eq!(seqs, (1..=60).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_flip_in_a_cursor_is_not_believed() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    {
+        let queue = queue(dir.path());
+        commit(&queue, "a line", "this is the cursor").expect("commits");
+    }
+    harm(dir.path(), |bytes| {
+        let found: Vec<usize> = memchr::memmem::find_iter(bytes, b"this is the cursor").collect();
+        for at in found {
+            bytes[at + 3] ^= 1;
+        }
+    });
+    let refused = Queue::open(dir.path(), Lane::Records, Quota::bytes(1 << 30), 43).expect("a new one");
+    assert_eq!((refused.epoch(), refused.resume()), (Epoch(43), Resume::Lost));
+    assert_eq!(broken(dir.path(), Lane::Records).len(), 1);
+}
+
+#[test]
+fn a_queue_that_is_gone_or_empty_is_known_to_have_been_there() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    assert_eq!(opened(dir.path(), 1 << 30, 42).resume(), Resume::First);
+    std::fs::remove_file(dir.path().join("records.redb")).expect("removes");
+    assert_eq!(opened(dir.path(), 1 << 30, 43).resume(), Resume::Lost);
+    std::fs::write(dir.path().join("records.redb"), "").expect("empties");
+    assert_eq!(opened(dir.path(), 1 << 30, 44).resume(), Resume::Lost);
+}
+
+#[test]
+fn headers_tell_cursors_and_what_the_workspace_gives_back_is_kept_until_it_is_begun() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let told = |cursor: &str| Told {
+        collector: "test".to_owned(),
+        id: "file".to_owned(),
+        cursor: Some(cursor.as_bytes().to_vec()),
+    };
+    {
+        let queue = queue(dir.path());
+        let mut alone = open_with("x", "kept without a batch");
+        alone.drop_records();
+        let header = alone.header(&stamp(), queue.lane(), 1);
+        queue.commit(&alone, header, Compression::Zstd).expect("commits");
+    }
+    {
+        let queue = queue(dir.path());
+        let mut other = Open::default();
+        let mut chunk = chunk_of("line", 0, "c");
+        chunk.cursor = None;
+        other.add(chunk);
+        let header = other.header(&stamp(), queue.lane(), 1);
+        queue.commit(&other, header.clone(), Compression::Zstd).expect("commits");
+        assert_eq!(newest_header(&queue).cursors, [told("kept without a batch")]);
+        commit(&queue, "line", "c2").expect("commits");
+        assert_eq!(newest_header(&queue).cursors, [told("c2")]);
+        queue.commit(&other, header, Compression::Zstd).expect("commits");
+        assert_eq!(newest_header(&queue).cursors, [], "each is told once");
+    }
+    std::fs::remove_file(dir.path().join("records.redb")).expect("removes");
+    let again = || opened(dir.path(), 1 << 30, 43);
+    let source = StoredSource {
+        collector: "test".to_owned(),
+        id: "file".to_owned(),
+        cursor: b"c2".to_vec(),
+        stored: vec![(0, 4), (8, 9)],
+    };
+    again().resume_at(vec![source]).expect("kept");
+    let queue = again();
+    assert_eq!(queue.resume(), Resume::Cursors);
+    assert_eq!(queue.cursors("test").expect("reads"), [("file".to_owned(), b"c2".to_vec())]);
+    let stored = queue.stored("test").expect("reads");
+    assert_eq!((stored[0].ranges.clone(), stored[0].begun), (vec![(0, 4), (8, 9)], false));
+    commit(&queue, "line", "c3").expect("commits");
+    assert!(queue.stored("test").expect("reads")[0].begun);
+}
+
+#[test]
+fn another_enrollment_begins_another_epoch() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    let owner = (stamp().organization, stamp().agent);
+    assert_eq!(queue.own(owner, 50).expect("writes"), 0);
+    assert_eq!(queue.epoch(), Epoch(42), "the first is no other");
+    commit(&queue, "old", "c").expect("commits");
+    assert_eq!(queue.own((owner.0, vedette_wire::AgentId([9; 16])), 51).expect("writes"), 1);
+    assert_eq!(queue.epoch(), Epoch(51));
+    let open = open_with("new", "c");
+    let header = open.header(&crate::Stamp { agent: vedette_wire::AgentId([9; 16]), ..stamp() }, queue.lane(), 1);
+    queue.commit(&open, header, Compression::Zstd).expect("commits");
+    let header = newest_header(&queue);
+    assert_eq!((header.seq, header.predecessor, header.set_aside.is_empty()), (1, None, true));
+}
+
+#[test]
+fn the_smaller_of_cap_and_share_holds_and_a_floor_stays_free() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let open = |quota| Queue::open(dir.path(), Lane::Records, quota, 42).expect("opens");
+    let share = Quota { volume_share_max: 1e-12, ..Quota::bytes(1 << 30) };
+    let refused = commit(&open(share), "x", "c").expect_err("no share");
+    assert!(matches!(refused, QueueError::Full { limit } if limit < 1 << 20), "{refused}");
+    let floor = Quota { free_bytes_min: u64::MAX, ..Quota::bytes(1 << 30) };
+    {
+        let queue = open(floor);
+        // What fits into the file as it is may be used.
+        while commit(&queue, &"noise".repeat(1000), "c").is_ok() {}
+        let refused = commit(&queue, "x", "c").expect_err("the floor");
+        assert!(matches!(refused, QueueError::Floor { unit: "bytes", .. }), "{refused}");
+        assert!(queue.stats().batches > 0);
+    }
+    let inodes = Quota { free_inodes_min: u64::MAX, ..Quota::bytes(1 << 30) };
+    match commit(&open(inodes), "x", "c") {
+        Err(refused) => assert!(matches!(refused, QueueError::Floor { unit: "inodes", .. }), "{refused}"),
+        // btrfs and others have no fixed number of them.
+        Ok(()) => assert_eq!(rustix::fs::statvfs(dir.path()).expect("asks").f_files, 0),
+    }
+}
