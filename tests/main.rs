@@ -4,9 +4,11 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
 mod bad_input;
+mod certificates;
 mod ledger;
 mod main_job;
 mod proxy;
+mod queue;
 mod receive;
 mod reference;
 mod rights;

@@ -5,6 +5,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{fs, io::Write, net::IpAddr, os::unix::fs::OpenOptionsExt, path::Path};
 use time::{Duration, OffsetDateTime};
 use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
@@ -81,6 +82,15 @@ impl Authority {
         Ok(Self { issuer })
     }
 
+    /// Make another key and certificate for the server, with these names, or with those that it has.
+    pub(crate) fn renew_server(&self, dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
+        let names: Vec<SanType> = match names {
+            [] => served_names(dir)?,
+            names => names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?,
+        };
+        self.issue_server(dir, geo, names)
+    }
+
     fn issue_server(&self, dir: &Path, geo: WorkspaceGeo, names: Vec<SanType>) -> Result<()> {
         let key = KeyPair::generate()?;
         let mut server = params(SERVER_DAYS);
@@ -123,6 +133,26 @@ impl Authority {
     }
 }
 
+/// Names and addresses in the server's present certificate.
+fn served_names(dir: &Path) -> Result<Vec<SanType>> {
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    let path = dir.join("server.pem");
+    let pem = fs::read(&path).with_context(|| path.display().to_string())?;
+    let der =
+        CertificateDer::from_pem_slice(&pem).with_context(|| format!("{} holds no certificate", path.display()))?;
+    let (_, certificate) = X509Certificate::from_der(&der).context("the server's certificate cannot be read")?;
+    let names = certificate.subject_alternative_name()?.context("the server's certificate has no names")?;
+    let name = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(name) => subject_alt_name(name).ok(),
+        GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+            Ok(four) => Some(SanType::IpAddress(IpAddr::from(four))),
+            Err(_) => Some(SanType::IpAddress(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?))),
+        },
+        _ => None,
+    };
+    Ok(names.value.general_names.iter().filter_map(name).collect())
+}
+
 fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes, 0o600)
 }
@@ -131,14 +161,14 @@ fn write_public(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes, 0o644)
 }
 
+/// Beside it, and renamed: whoever reads finds the one or the other, whole.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .with_context(|| format!("cannot make {}", path.display()))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    Ok(())
+    let part = path.with_added_extension("part");
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }

@@ -29,6 +29,15 @@ pub(crate) enum Command {
         #[arg(long = "name")]
         names: Vec<String>,
     },
+    /// Make another key and certificate for the server; one that runs takes it within a second.
+    Certificate {
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Names and addresses in it [default: those of the present one].
+        #[arg(long = "name")]
+        names: Vec<String>,
+    },
     /// Receive from agents.
     Serve {
         /// Directory of the workspace.
@@ -43,6 +52,9 @@ pub(crate) enum Command {
         /// Batches a second that one organization may send.
         #[arg(long, default_value_t = std::num::NonZeroU32::new(1000).expect("not zero"))]
         batches_per_second: std::num::NonZeroU32,
+        /// Largest sealed batch in bytes that is taken; agents split what is larger.
+        #[arg(long, default_value_t = crate::receive::BATCH_BYTES_MAX)]
+        batch_bytes_max: usize,
         /// Codec that agents are asked to use; without it each goes by its own configuration.
         #[arg(long)]
         compression: Option<Codec>,

@@ -2,6 +2,7 @@
 
 mod board;
 mod own;
+mod post;
 mod resume;
 mod runner;
 mod sinks;
@@ -20,16 +21,14 @@ use crate::{
 };
 use anyhow::Context;
 use own::OwnRecords;
+use post::Reloading;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 use vedette_collectors::{Class, Cx, StopSignal};
-use vedette_transport::{
-    HttpPost, Lane, LaneConfig, Queue, QueueError, Stamp,
-    tls::{self, ClientSettings},
-};
+use vedette_transport::{Lane, LaneConfig, Post, Queue, QueueError, Stamp};
 use vedette_wire::{Lane as LaneName, Stored, body::LifecycleEvent};
 
 /// Why the agent ends by itself.
@@ -187,14 +186,12 @@ pub(crate) fn context(config: &Resolved, cursors: Vec<(String, Vec<u8>)>, stored
     Cx { root: config.root.clone(), clock: Arc::new(now), cursors, stored, enabled: config.enabled(), once: None }
 }
 
-fn start_lane(config: &Resolved, identity: &IdentityDir, enrollment: &Enrollment) -> Result<(Lane, HttpPost), Exit> {
-    let client = tls::client(&ClientSettings {
-        ca_pem: identity.read("ca.pem")?,
-        identity_pem: Some((identity.read("cert.pem")?, identity.read("key.pem")?)),
-        geo: Some(enrollment.geo),
-        proxy: config.proxy.clone(),
-    })?;
-    let post = HttpPost::new(client, &enrollment.workspace);
+fn start_lane(
+    config: &Resolved,
+    identity: &IdentityDir,
+    enrollment: &Enrollment,
+) -> Result<(Lane, Arc<Reloading>), Exit> {
+    let post = Arc::new(Reloading::new(identity, enrollment, config.proxy.clone())?);
     let queue =
         Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
     let foreign = queue.own((enrollment.organization, enrollment.agent), fastrand::u64(1..)).map_err(describe)?;
@@ -224,7 +221,7 @@ fn start_lane(config: &Resolved, identity: &IdentityDir, enrollment: &Enrollment
         intake_bytes_max: memory.intake,
         in_flight_bytes_max: memory.in_flight,
         now: Arc::new(now),
-        post: Some(Arc::new(post.clone())),
+        post: Some(Arc::clone(&post) as Arc<dyn Post>),
     })?;
     Ok((lane, post))
 }

@@ -1,7 +1,7 @@
 //! Going on after a queue was lost: what can be found in the damaged one is sent, and then the workspace says what it has
 //! of each source, so that reading goes on there.
 
-use super::own::OwnRecords;
+use super::{own::OwnRecords, post::Reloading};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -41,7 +41,7 @@ pub(super) fn is_due(queue: &Queue) -> bool {
 }
 
 /// Go through what was moved aside, and ask the workspace where it is due. Ends when sources may be read.
-pub(super) async fn resume(lane: Arc<Lane>, post: HttpPost, own: Arc<OwnRecords>, state_dir: PathBuf) {
+pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRecords>, state_dir: PathBuf) {
     let queue = Arc::clone(lane.queue());
     for path in salvage::broken(&state_dir, LaneName::Records) {
         salvage_one(&lane, &own, &path).await;
@@ -55,7 +55,7 @@ pub(super) async fn resume(lane: Arc<Lane>, post: HttpPost, own: Arc<OwnRecords>
     }
     let mut pause = LOOK_EVERY;
     let sources = loop {
-        match ask(&post).await {
+        match ask(&post.current()).await {
             Ok(sources) => break sources,
             Err(why) if queue.resume() == Resume::First && began.elapsed() > FIRST_PATIENCE => {
                 tracing::info!(why, "the workspace did not say what it has; this is taken for the first start");

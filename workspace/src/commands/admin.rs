@@ -41,6 +41,13 @@ pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>) 
     Ok(())
 }
 
+pub(super) async fn renew_certificate(dir: &Path, names: &[String]) -> Result<()> {
+    let geo = Control::open(dir).await?.geo().await?;
+    ca::Authority::load(dir)?.renew_server(dir, geo, names)?;
+    tracing::info!(dir = %dir.display(), "the server has another certificate");
+    Ok(())
+}
+
 pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Result<()> {
     if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
         bail!("an organization's name has 1 to 200 characters, none of them control characters");

@@ -18,8 +18,10 @@ use std::io::{self, Write};
 pub(crate) async fn run(command: Command) -> Result<()> {
     match command {
         Command::Init { dir, geo, names } => admin::init(&dir, geo, names).await,
-        Command::Serve { dir, listen, address_file, batches_per_second, compression } => {
-            serve::serve(&dir, listen, address_file.as_deref(), batches_per_second, compression.map(Into::into)).await
+        Command::Certificate { dir, names } => admin::renew_certificate(&dir, &names).await,
+        Command::Serve { dir, listen, address_file, batches_per_second, batch_bytes_max, compression } => {
+            let taken = (batches_per_second, batch_bytes_max, compression.map(Into::into));
+            serve::serve(&dir, listen, address_file.as_deref(), taken).await
         }
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
         Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,

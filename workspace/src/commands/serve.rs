@@ -21,8 +21,7 @@ pub(super) async fn serve(
     dir: &Path,
     listen: SocketAddr,
     address_file: Option<&Path>,
-    batches_per_second: NonZeroU32,
-    compression: Option<Compression>,
+    (batches_per_second, batch_bytes_max, compression): (NonZeroU32, usize, Option<Compression>),
 ) -> Result<()> {
     let dir = std::path::absolute(dir)?;
     let control = Control::open(&dir).await?;
@@ -36,6 +35,7 @@ pub(super) async fn serve(
         control.geo().await?,
         batches_per_second,
         compression,
+        batch_bytes_max,
     ));
     let tls = receive::tls_config(&dir)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
@@ -52,7 +52,7 @@ pub(super) async fn serve(
     let materialiser = crate::materialise::start(control, landing, &dir, stopped.clone())?;
     tracing::info!(%address, "receiving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let serving = tokio::spawn(receive::serve(listener, tls, receiver, stopped));
+    let serving = tokio::spawn(receive::serve(listener, dir.clone(), tls, receiver, stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

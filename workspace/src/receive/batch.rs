@@ -44,7 +44,7 @@ pub(super) async fn put(
     };
     // Only now, when the peer is admitted, is the body read; a slow one does not keep other organizations' from landing.
     let reading = receiver.reading(peer.organization).await;
-    let body = read(body).await?;
+    let body = read(body, receiver.batch_bytes_max).await?;
     let permit = receiver.at_once.acquire().await.expect("never closed");
     drop(reading);
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
@@ -109,8 +109,8 @@ pub(super) async fn drain(mut body: Body) {
 }
 
 /// The body, whole, within limits of size and time.
-async fn read(body: Body) -> Result<Bytes, Refusal> {
-    let read = axum::body::to_bytes(body, BATCH_BYTES_MAX);
+async fn read(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
+    let read = axum::body::to_bytes(body, bytes_max);
     match tokio::time::timeout(BODY_TIMEOUT, read).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(err)) if is_too_large(&err) => {

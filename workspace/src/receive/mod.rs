@@ -26,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::Limits};
 
 /// Largest sealed batch.
-const BATCH_BYTES_MAX: usize = 16 << 20;
+pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Largest enrollment request; whoever sends it is not known yet.
 const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
 /// Largest batch when decompressed.
@@ -53,6 +53,7 @@ pub(crate) struct Receiver {
     geo: WorkspaceGeo,
     /// What agents are asked to compress with.
     compression: Option<Compression>,
+    batch_bytes_max: usize,
     batches: DefaultKeyedRateLimiter<OrganizationId>,
     enrollments: governor::DefaultDirectRateLimiter,
     reading: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
@@ -67,6 +68,7 @@ impl Receiver {
         geo: WorkspaceGeo,
         batches_per_second: NonZeroU32,
         compression: Option<Compression>,
+        batch_bytes_max: usize,
     ) -> Self {
         let enrollments = NonZeroU32::new(ENROLLMENTS_PER_MINUTE).expect("not zero");
         Self {
@@ -75,6 +77,7 @@ impl Receiver {
             authority,
             geo,
             compression,
+            batch_bytes_max,
             batches: RateLimiter::keyed(Quota::per_second(batches_per_second)),
             enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
             reading: Mutex::default(),
@@ -93,7 +96,7 @@ impl Receiver {
 
     fn limits(&self) -> Limits {
         Limits {
-            batch_bytes_max: BATCH_BYTES_MAX as u64,
+            batch_bytes_max: self.batch_bytes_max as u64,
             plain_bytes_max: PLAIN_BYTES_MAX as u64,
             compression: self.compression,
         }

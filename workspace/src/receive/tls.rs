@@ -14,7 +14,12 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -26,6 +31,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Open connections at the most.
 const CONNECTIONS_MAX: usize = 10_000;
+/// How often the files of certificates are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Requests under way at a stop get so long.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -50,15 +57,27 @@ pub(crate) fn config(dir: &Path) -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// Accept until told to stop; then requests under way get a little time.
+/// The files that a configuration is made of, as they are on disk.
+fn stamps(dir: &Path) -> [Option<(u64, i64, i64, u64)>; 3] {
+    ["ca.pem", "server.pem", "server.key"].map(|name| {
+        let meta = std::fs::metadata(dir.join(name)).ok()?;
+        Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
+    })
+}
+
+/// Accept until told to stop; then requests under way get a little time. Certificates are read again when they change:
+/// new connections get the new ones.
 pub(crate) async fn serve(
     listener: TcpListener,
+    dir: PathBuf,
     tls: Arc<ServerConfig>,
     receiver: Arc<Receiver>,
     mut stop: watch::Receiver<bool>,
 ) {
     let router = router(receiver);
-    let acceptor = TlsAcceptor::from(tls);
+    let mut acceptor = TlsAcceptor::from(tls);
+    let (mut known, mut look) = (stamps(&dir), tokio::time::interval(LOOK_EVERY));
+    let mut complained = known;
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut open = tokio::task::JoinSet::new();
     loop {
@@ -70,6 +89,24 @@ pub(crate) async fn serve(
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = accept => accepted,
             Some(_) = open.join_next() => continue,
+            _ = look.tick() => {
+                let now = stamps(&dir);
+                if now != known {
+                    match config(&dir) {
+                        Ok(tls) => {
+                            tracing::info!("certificates were read again");
+                            (acceptor, known) = (TlsAcceptor::from(tls), now);
+                        }
+                        // Half of it may be written: it is looked at again.
+                        Err(err) if complained != now => {
+                            tracing::warn!(error = format!("{err:#}"), "new certificates cannot be used; the old ones stay");
+                            complained = now;
+                        }
+                        Err(_) => {}
+                    }
+                }
+                continue;
+            }
         };
         match accepted {
             Ok((socket, permit)) => {

@@ -1,0 +1,102 @@
+//! The way to the workspace, with certificates that are read again when they change on disk.
+
+use crate::{
+    exit::Exit,
+    identity::{Enrollment, IdentityDir},
+};
+use std::{
+    future::Future,
+    os::unix::fs::MetadataExt,
+    pin::Pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use vedette_transport::{
+    HttpPost, Outcome, Post,
+    tls::{self, ClientSettings},
+};
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What a client is made of.
+const FILES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
+
+/// Inode, modification time and size of each.
+type Stamps = [Option<(u64, i64, i64, u64)>; FILES.len()];
+
+/// Posts with the certificate that is on disk; the old one is used on while the new one cannot be.
+pub(super) struct Reloading {
+    identity: IdentityDir,
+    enrollment: Enrollment,
+    proxy: Option<String>,
+    state: Mutex<State>,
+}
+
+struct State {
+    post: HttpPost,
+    stamps: Stamps,
+    looked: Instant,
+    /// Files that could not be used, said once.
+    refused: Stamps,
+}
+
+impl Reloading {
+    pub(super) fn new(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<String>) -> Result<Self, Exit> {
+        let stamps = stamps(identity);
+        let post = client(identity, enrollment, proxy.clone())?;
+        let state = Mutex::new(State { post, stamps, looked: Instant::now(), refused: stamps });
+        Ok(Self { identity: identity.clone(), enrollment: enrollment.clone(), proxy, state })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The client of now.
+    pub(super) fn current(&self) -> HttpPost {
+        let mut state = self.lock();
+        if state.looked.elapsed() >= LOOK_EVERY {
+            state.looked = Instant::now();
+            let now = stamps(&self.identity);
+            if now != state.stamps {
+                match client(&self.identity, &self.enrollment, self.proxy.clone()) {
+                    Ok(post) => {
+                        tracing::info!("certificates were read again");
+                        (state.post, state.stamps) = (post, now);
+                    }
+                    // Half of it may be written: it is looked at again.
+                    Err(why) if state.refused != now => {
+                        tracing::warn!(?why, "new certificates cannot be used; the old ones stay");
+                        state.refused = now;
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        state.post.clone()
+    }
+}
+
+impl Post for Reloading {
+    fn post(&self, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+        let current = self.current();
+        Box::pin(async move { current.post(frame).await })
+    }
+}
+
+fn stamps(identity: &IdentityDir) -> Stamps {
+    FILES.map(|name| {
+        let meta = std::fs::metadata(identity.path(name)).ok()?;
+        Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
+    })
+}
+
+fn client(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<String>) -> Result<HttpPost, Exit> {
+    let client = tls::client(&ClientSettings {
+        ca_pem: identity.read("ca.pem")?,
+        identity_pem: Some((identity.read("cert.pem")?, identity.read("key.pem")?)),
+        geo: Some(enrollment.geo),
+        proxy,
+    })?;
+    Ok(HttpPost::new(client, &enrollment.workspace))
+}
