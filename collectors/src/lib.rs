@@ -15,6 +15,7 @@ mod sessions;
 pub mod settings;
 mod spec;
 mod syslog;
+mod syslog_listener;
 mod tail;
 
 pub use cx::{Clock, Cx};
@@ -23,8 +24,16 @@ pub use outlet::{Outlet, Sink, StopSignal, Wake, Waker};
 pub use spec::{BuildError, Class, CollectError, Plan, Poll, Spec, Watch};
 
 /// Every collector, in the order of the reference page.
-pub static REGISTRY: &[Spec] =
-    &[host::SPEC, processes::SPEC, addresses::SPEC, sessions::SPEC, syslog::SPEC, journal::SPEC, crash_dumps::SPEC];
+pub static REGISTRY: &[Spec] = &[
+    host::SPEC,
+    processes::SPEC,
+    addresses::SPEC,
+    sessions::SPEC,
+    syslog::SPEC,
+    syslog_listener::SPEC,
+    journal::SPEC,
+    crash_dumps::SPEC,
+];
 
 /// The collector with this id.
 pub fn find(id: &str) -> Option<&'static Spec> {

@@ -1,6 +1,6 @@
 //! The way out of a collector, and the way it is told to look again or to stop.
 
-use crate::CollectError;
+use crate::{Class, CollectError};
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
@@ -14,6 +14,14 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// [`CollectError::Stopped`] where the agent stops before there is room.
     fn put(&self, chunk: Chunk) -> Result<(), CollectError>;
+
+    /// Take a chunk of a source that cannot wait: where there is no room, the lowest class is dropped first and counted.
+    ///
+    /// # Errors
+    /// [`CollectError::Stopped`] where the agent has stopped.
+    fn offer(&self, chunk: Chunk, _class: Class) -> Result<(), CollectError> {
+        self.put(chunk)
+    }
 
     /// Report what a collector could not do while it goes on with the rest.
     fn complain(&self, collector: &'static str, message: String);
@@ -126,6 +134,14 @@ impl Outlet {
     /// [`CollectError::Stopped`].
     pub fn emit(&self, chunk: Chunk) -> Result<(), CollectError> {
         self.sink.put(chunk)
+    }
+
+    /// Hand over a chunk of a source that cannot wait.
+    ///
+    /// # Errors
+    /// [`CollectError::Stopped`].
+    pub fn offer(&self, chunk: Chunk, class: Class) -> Result<(), CollectError> {
+        self.sink.offer(chunk, class)
     }
 
     /// Report what could not be done while the collector goes on with the rest.

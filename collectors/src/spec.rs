@@ -5,8 +5,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 use vedette_wire::Body;
 
-/// Policy speaks in classes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// Policy speaks in classes. In the order in which they are dropped where sources cannot wait for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
     /// State of the machine.

@@ -41,6 +41,7 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
             id: "f".to_owned(),
             name: Some("/var/log/syslog".to_owned()),
             reached: 1,
+            skipped: Vec::new(),
         }],
         records: records.len() as u32,
         ledger: Default::default(),

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vedette_wire::{
-    Chunk, Compression, Header, Ledger, OrganizationId, Reason, Source, SourceRef, codec, geo::WorkspaceGeo,
+    Chunk, Compression, Header, Ledger, OrganizationId, Position, Reason, Source, SourceRef, codec, geo::WorkspaceGeo,
     record::HostLabel,
 };
 
@@ -40,6 +40,17 @@ pub struct Stamp {
     pub policy_revision: u64,
 }
 
+/// A source in the batch that is being filled.
+#[derive(Debug)]
+struct OpenSource {
+    source: Arc<Source>,
+    /// Positions of its records, from the first to just behind the last, and how many they are.
+    from: u64,
+    reached: u64,
+    records: u64,
+    skipped: Vec<(u64, u64, u64)>,
+}
+
 /// The batch that is being filled.
 #[derive(Debug, Default)]
 pub(crate) struct Open {
@@ -47,7 +58,7 @@ pub(crate) struct Open {
     count: u32,
     /// Records by collector.
     counts: BTreeMap<&'static str, u64>,
-    sources: Vec<(Arc<Source>, u64)>,
+    sources: Vec<OpenSource>,
     since: Option<Instant>,
     /// Cursors to keep, by (collector, source id); `None` deletes.
     pub(crate) cursors: BTreeMap<(&'static str, String), Option<Vec<u8>>>,
@@ -61,18 +72,24 @@ impl Open {
         self.since.get_or_insert_with(Instant::now);
         let collector = chunk.source.collector;
         self.ledger.emit(collector, chunk.entries.len() as u64);
-        for &(reason, count) in &chunk.dropped {
-            self.ledger.emit(collector, count);
-            self.ledger.drop(collector, reason, count);
+        for dropped in &chunk.dropped {
+            self.ledger.emit(collector, dropped.count);
+            self.ledger.drop(collector, dropped.reason, dropped.count);
+            if let Some(Position(from, to)) = dropped.positions {
+                let at = self.source(&chunk.source);
+                self.sources[at as usize].skipped.push((from, to, dropped.count));
+            }
         }
         if !chunk.entries.is_empty() {
             *self.counts.entry(collector).or_default() += chunk.entries.len() as u64;
-            let source = self.source(&chunk.source);
+            let at = self.source(&chunk.source);
             for (entry, body) in chunk.records() {
-                codec::append_record(source, entry.observed, entry.position, body, &mut self.records);
+                codec::append_record(at, entry.observed, entry.position, body, &mut self.records);
                 self.count += 1;
-                let reached = &mut self.sources[source as usize].1;
-                *reached = (*reached).max(entry.position.1);
+                let source = &mut self.sources[at as usize];
+                source.from = source.from.min(entry.position.0);
+                source.reached = source.reached.max(entry.position.1);
+                source.records += 1;
             }
         }
         for id in chunk.forget {
@@ -84,9 +101,10 @@ impl Open {
     }
 
     fn source(&mut self, source: &Arc<Source>) -> u32 {
-        let known = self.sources.iter().rposition(|(known, _)| Arc::ptr_eq(known, source) || known == source);
-        let index = known.unwrap_or_else(|| {
-            self.sources.push((Arc::clone(source), 0));
+        let same = |known: &OpenSource| Arc::ptr_eq(&known.source, source) || known.source == *source;
+        let index = self.sources.iter().rposition(same).unwrap_or_else(|| {
+            let source = Arc::clone(source);
+            self.sources.push(OpenSource { source, from: u64::MAX, reached: 0, records: 0, skipped: Vec::new() });
             self.sources.len() - 1
         });
         u32::try_from(index).expect("fewer sources than records")
@@ -103,7 +121,12 @@ impl Open {
             self.ledger.drop(collector, Reason::Oversize, count);
         }
         self.records = Vec::new();
-        self.sources.clear();
+        for source in &mut self.sources {
+            if source.records > 0 {
+                source.skipped.push((source.from, source.reached, source.records));
+            }
+            (source.from, source.reached, source.records) = (u64::MAX, 0, 0);
+        }
         self.count = 0;
     }
 
@@ -122,9 +145,9 @@ impl Open {
         self.since.is_none()
     }
 
-    /// Cursors and counts alone: nothing to send.
+    /// Records, or positions that have none: else there are cursors and counts alone, and nothing to send.
     pub(crate) fn has_records(&self) -> bool {
-        self.count > 0
+        self.count > 0 || self.sources.iter().any(|source| !source.skipped.is_empty())
     }
 
     /// The header of this batch; sequence, epoch and what else the queue knows are filled in by the caller.
@@ -144,11 +167,12 @@ impl Open {
             sources: self
                 .sources
                 .iter()
-                .map(|(source, reached)| SourceRef {
-                    collector: source.collector.to_owned(),
-                    id: source.id.clone(),
-                    name: source.name.clone(),
-                    reached: *reached,
+                .map(|open| SourceRef {
+                    collector: open.source.collector.to_owned(),
+                    id: open.source.id.clone(),
+                    name: open.source.name.clone(),
+                    reached: open.reached,
+                    skipped: open.skipped.clone(),
                 })
                 .collect(),
             records: self.count,

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use vedette_wire::Chunk;
+use vedette_wire::{Chunk, Reason};
 
 /// The transport has stopped; what was handed over last is not durable, and its source has not been told so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -14,7 +14,8 @@ pub struct Stopped;
 
 #[derive(Debug, Default)]
 struct State {
-    chunks: VecDeque<Chunk>,
+    /// With the rank of their class, where their source cannot wait.
+    chunks: VecDeque<(Chunk, Option<u8>)>,
     bytes: usize,
     closed: bool,
     flush: bool,
@@ -73,7 +74,54 @@ impl Intake {
         }
         state.bytes += weight;
         state.put += 1;
-        state.chunks.push_back(chunk);
+        state.chunks.push_back((chunk, None));
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    /// Hand over a chunk of a source that cannot wait: where there is no room, chunks of such sources are given up, the
+    /// lowest rank first and this one last of its own, and counted as `queue_full`.
+    ///
+    /// # Errors
+    /// [`Stopped`] where the transport has ended.
+    pub fn offer(&self, mut chunk: Chunk, rank: u8) -> Result<(), Stopped> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Stopped);
+        }
+        let full = |state: &State, weight: usize| state.bytes > 0 && state.bytes + weight > self.0.bytes_max;
+        while full(&state, chunk.weight()) {
+            let lower =
+                |(chunk, other): &(Chunk, Option<u8>)| other.filter(|other| *other < rank && !chunk.entries.is_empty());
+            let victim = state.chunks.iter().enumerate().filter_map(|(at, entry)| Some((lower(entry)?, at))).min();
+            let Some((_, at)) = victim else { break };
+            let (given_up, _) = &mut state.chunks[at];
+            let before = given_up.weight();
+            given_up.give_up(Reason::QueueFull);
+            let after = given_up.weight();
+            state.bytes = state.bytes + after - before;
+        }
+        if full(&state, chunk.weight()) {
+            chunk.give_up(Reason::QueueFull);
+            // What was given up before it says the same: one chunk for all.
+            let same = state
+                .chunks
+                .iter_mut()
+                .map(|(other, _)| other)
+                .rfind(|other| other.entries.is_empty() && other.source == chunk.source && other.cursor.is_none());
+            if let (Some(other), [lost]) = (same, chunk.dropped.as_slice())
+                && let Some(last) = other.dropped.last_mut()
+                && let (Some(before), Some(behind)) = (&mut last.positions, lost.positions)
+                && (before.1, last.reason) == (behind.0, lost.reason)
+            {
+                before.1 = behind.1;
+                last.count += lost.count;
+                return Ok(());
+            }
+        }
+        state.bytes += chunk.weight();
+        state.put += 1;
+        state.chunks.push_back((chunk, Some(rank)));
         self.0.changed.notify_all();
         Ok(())
     }
@@ -122,7 +170,7 @@ impl Intake {
     pub(crate) fn take(&self, deadline: Option<Instant>) -> Next {
         let mut state = self.lock();
         loop {
-            if let Some(chunk) = state.chunks.pop_front() {
+            if let Some((chunk, _)) = state.chunks.pop_front() {
                 state.bytes -= chunk.weight();
                 state.taken += 1;
                 self.0.changed.notify_all();
@@ -155,36 +203,4 @@ impl Intake {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use vedette_wire::Source;
-
-    fn chunk(bytes: usize) -> Chunk {
-        let source = Arc::new(Source { collector: "test", id: "a".to_owned(), name: None });
-        Chunk { bodies: vec![0; bytes], ..Chunk::new(source) }
-    }
-
-    #[test]
-    fn a_full_intake_makes_the_source_wait_until_there_is_room() {
-        let intake = Intake::new(1000);
-        intake.put(chunk(500)).expect("open");
-        let other = intake.clone();
-        let waiting = std::thread::spawn(move || other.put(chunk(500)));
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(!waiting.is_finished(), "the second chunk waits");
-        assert!(matches!(intake.take(None), Next::Chunk(_)));
-        assert_eq!(waiting.join().expect("no panic"), Ok(()));
-    }
-
-    #[test]
-    fn closing_wakes_those_who_wait_and_keeps_what_is_in() {
-        let intake = Intake::new(10);
-        intake.put(chunk(500)).expect("one chunk always fits");
-        let other = intake.clone();
-        let waiting = std::thread::spawn(move || other.put(chunk(500)));
-        intake.close();
-        assert_eq!(waiting.join().expect("no panic"), Err(Stopped));
-        assert!(matches!(intake.take(None), Next::Chunk(_)));
-        assert!(matches!(intake.take(None), Next::Closed));
-    }
-}
+mod tests;

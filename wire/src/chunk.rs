@@ -68,8 +68,19 @@ pub struct Chunk {
     pub cursor: Option<Vec<u8>>,
     /// Cursors of sources of this collector that are gone, by id.
     pub forget: Vec<String>,
-    /// Records that the collector could not ship, counted as emitted and dropped.
-    pub dropped: Vec<(Reason, u64)>,
+    /// Records that could not be shipped, counted as emitted and dropped.
+    pub dropped: Vec<Dropped>,
+}
+
+/// Records of a source that are not shipped, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// Why.
+    pub reason: Reason,
+    /// How many; 1 where it is not known how many lines there were.
+    pub count: u64,
+    /// Their positions, half-open: there is no record, and none is missing. Absent where they had none.
+    pub positions: Option<Position>,
 }
 
 impl Chunk {
@@ -89,7 +100,18 @@ impl Chunk {
         self.bodies.capacity()
             + self.entries.capacity() * size_of::<Entry>()
             + self.cursor.as_ref().map_or(0, Vec::capacity)
+            + self.dropped.capacity() * size_of::<Dropped>()
             + 256
+    }
+
+    /// Give up the records, counting them under a reason; the cursor and what was dropped before stay.
+    pub fn give_up(&mut self, reason: Reason) {
+        let count = self.entries.len() as u64;
+        if let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) {
+            let positions = Some(Position(first.position.0, last.position.1));
+            self.dropped.push(Dropped { reason, count, positions });
+        }
+        (self.entries, self.bodies) = (Vec::new(), Vec::new());
     }
 
     /// The records with their bodies' bytes.

@@ -18,7 +18,7 @@ pub mod reply;
 pub mod set_aside;
 
 pub use body::Body;
-pub use chunk::{Chunk, Source, Stored};
+pub use chunk::{Chunk, Dropped, Source, Stored};
 pub use codec::Compression;
 pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
 pub use ledger::{Ledger, Reason};

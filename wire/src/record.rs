@@ -22,6 +22,9 @@ pub struct SourceRef {
     pub name: Option<String>,
     /// Position just behind the last record of this batch.
     pub reached: u64,
+    /// Positions of which there is no record since it was dropped: from, to, how many records.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<(u64, u64, u64)>,
 }
 
 /// A body with its envelope. Field names are one letter: there are thousands of records in a batch.

@@ -20,19 +20,34 @@ const NUMBER_MAX: u64 = 1 << 53;
 pub(crate) struct Tile {
     pub(crate) collector: String,
     pub(crate) source: String,
-    /// Of each record, in order.
+    /// Of each record, in order; none where the records were dropped.
     pub(crate) positions: Vec<Position>,
+    /// Positions that have no record, and how many records were dropped there.
+    pub(crate) skipped: Option<(Position, u64)>,
 }
 
 impl Tile {
+    fn span(&self) -> Position {
+        match (self.skipped, self.positions.first(), self.positions.last()) {
+            (Some((span, _)), ..) => span,
+            (None, Some(first), Some(last)) => Position(first.0, last.1),
+            _ => Position(0, 0),
+        }
+    }
+
+    /// Records that it stands for, stored or dropped.
+    pub(crate) fn count(&self) -> u64 {
+        self.skipped.map_or(self.positions.len() as u64, |(_, count)| count)
+    }
+
     /// Where it begins.
     pub(crate) fn start(&self) -> u64 {
-        self.positions.first().map_or(0, |position| position.0)
+        self.span().0
     }
 
     /// Just behind its last record.
     pub(crate) fn reached(&self) -> u64 {
-        self.positions.last().map_or(0, |position| position.1)
+        self.span().1
     }
 }
 
@@ -89,7 +104,8 @@ impl Noted {
             return Err("the positions of its records have too many holes");
         }
         let in_order = |position: &Position| position.0 <= position.1 && position.1 < most;
-        if !self.tiles.iter().all(|tile| tile.positions.iter().all(in_order)) {
+        let skipped = |tile: &Tile| tile.skipped.is_none_or(|(span, count)| in_order(&span) && count < most);
+        if !self.tiles.iter().all(|tile| tile.positions.iter().all(in_order) && skipped(tile)) {
             return Err("a record's position ends before it begins");
         }
         Ok(())
@@ -122,9 +138,18 @@ impl From<Batch> for Noted {
                         collector: source.map_or_else(|| "unknown".to_owned(), |source| source.collector.clone()),
                         source: source.map_or_else(String::new, |source| source.id.clone()),
                         positions: vec![record.position],
+                        skipped: None,
                     });
                 }
             }
+        }
+        for source in sources {
+            tiles.extend(source.skipped.iter().map(|(from, to, count)| Tile {
+                collector: source.collector.clone(),
+                source: source.id.clone(),
+                positions: Vec::new(),
+                skipped: Some((Position(*from, *to), *count)),
+            }));
         }
         Self { header: batch.header, tiles }
     }
@@ -161,6 +186,7 @@ mod tests {
             collector: "syslog".to_owned(),
             source: "f".to_owned(),
             positions: vec![Position(from, to)],
+            skipped: None,
         };
         Noted { header, tiles: positions.iter().map(tile).collect() }
     }

@@ -2,7 +2,7 @@
 
 use super::{Board, own::OwnRecords};
 use std::sync::Arc;
-use vedette_collectors::{CollectError, Sink};
+use vedette_collectors::{Class, CollectError, Sink};
 use vedette_transport::Intake;
 use vedette_wire::{Chunk, body::LifecycleEvent};
 
@@ -33,6 +33,10 @@ impl QueueSink {
 impl Sink for QueueSink {
     fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
         self.intake.put(chunk).map_err(|_| CollectError::Stopped)
+    }
+
+    fn offer(&self, chunk: Chunk, class: Class) -> Result<(), CollectError> {
+        self.intake.offer(chunk, class as u8).map_err(|_| CollectError::Stopped)
     }
 
     fn complain(&self, collector: &'static str, message: String) {

@@ -1,6 +1,6 @@
 //! `syslog`: the system's log files, whole lines with what was recognised in them.
 
-mod parse;
+pub(crate) mod parse;
 
 use crate::{
     Cx, Outlet,

@@ -11,7 +11,7 @@ use jiff::{civil, tz::TimeZone};
 use vedette_wire::body::{Inferred, Span, Syslog};
 
 /// Parse one line. `now` dates a time stamp without a year, `zone` one without a zone.
-pub(super) fn line(raw: &[u8], now: i64, zone: &TimeZone) -> Syslog {
+pub(crate) fn line(raw: &[u8], now: i64, zone: &TimeZone) -> Syslog {
     let mut out = Syslog { raw: raw.to_vec(), ..Syslog::default() };
     let mut at = Scanner { raw, at: 0 };
     let pri = at.pri();

@@ -2,6 +2,7 @@
 
 use super::cursor::{BEFORE_BYTES, Cursor};
 use std::{
+    cell::Cell,
     io,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
@@ -34,6 +35,8 @@ pub(crate) struct File {
     begin: Option<u64>,
     /// What the workspace has of it already.
     stored: Option<Arc<Stored>>,
+    /// The length that it was seen to have, before it was truncated.
+    seen_length: Cell<u64>,
     /// Start of the first line not handed over.
     offset: u64,
     before: Vec<u8>,
@@ -60,6 +63,7 @@ impl File {
             generation: now,
             begin: Some(offset),
             stored: None,
+            seen_length: Cell::new(0),
             offset,
             before: Vec::new(),
             pending: Vec::new(),
@@ -117,9 +121,11 @@ impl File {
     /// The file is shorter than what was read, or other bytes stand there.
     pub(crate) fn was_truncated(&self) -> io::Result<bool> {
         let read = self.offset + self.pending.len() as u64;
-        if self.file.metadata()?.len() < read || self.read_before()? != self.before {
+        let length = self.file.metadata()?.len();
+        if length < read || self.read_before()? != self.before {
             return Ok(true);
         }
+        self.seen_length.set(length);
         // An unfinished line: what comes behind it must not be taken for its end when it is another's.
         let last = &self.pending[self.pending.len().saturating_sub(BEFORE_BYTES)..];
         let mut there = vec![0; last.len()];
@@ -143,8 +149,15 @@ impl File {
         }
     }
 
+    /// Positions that were seen to be there and are destroyed unread.
+    pub(crate) fn destroyed(&self) -> Option<Position> {
+        let length = self.seen_length.get();
+        (length > self.offset).then_some(Position(self.offset, length))
+    }
+
     /// Begin again at the beginning, as another source.
     pub(crate) fn restart(&mut self, now: i64) {
+        self.seen_length.set(0);
         self.offset = 0;
         self.generation = now.max(self.generation + 1);
         (self.begin, self.stored) = (Some(0), None);

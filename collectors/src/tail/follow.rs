@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
     time::Instant,
 };
-use vedette_wire::{Chunk, Source};
+use vedette_wire::{Chunk, Dropped, Reason, Source};
 
 impl<P: LineParser> Tailer<P> {
     /// Expand the globs, take in what is new, and notice what is gone.
@@ -274,6 +274,19 @@ impl<P: LineParser> Tailer<P> {
             }
             None => {
                 self.rest(cx, outlet, &mut followed)?;
+                if let Some(positions) = followed.file.destroyed() {
+                    tracing::warn!(
+                        collector = self.collector,
+                        path,
+                        bytes = positions.1 - positions.0,
+                        "file was truncated before all of it could be read"
+                    );
+                    let mut lost = Chunk::new(Arc::clone(&followed.source));
+                    // How many lines they were is not known.
+                    let reason = Reason::SourceOverrun;
+                    lost.dropped.push(Dropped { reason, count: 1, positions: Some(positions) });
+                    outlet.emit(lost)?;
+                }
                 self.forget(outlet, &cursor)?;
             }
         }

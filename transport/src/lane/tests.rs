@@ -140,8 +140,14 @@ async fn records_that_never_fit_are_dropped_and_counted_and_the_next_flow() {
     let status = lane.status();
     let counters = &status.ledger.0["test"];
     assert_eq!((counters.emitted, counters.dropped[&vedette_wire::Reason::Oversize]), (2, 1));
-    assert_eq!((status.queue.batches, status.waiting), (1, None));
+    // Also what was dropped is told: a batch with its positions and no record.
+    assert_eq!((status.queue.batches, status.waiting), (2, None));
     assert_eq!(lane.queue().cursors("test").expect("reads")[0].1, b"behind small");
+    let (_, bytes) = lane.queue().next_after(0).expect("reads").expect("is there");
+    let (head, sealed) = frame::parse(&bytes).expect("whole");
+    let plain = codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
+    let header = codec::decode(&plain).expect("decodes").header;
+    assert_eq!((header.records, &header.sources[0].skipped), (0, &vec![(0, noise.len() as u64, 1)]));
 }
 
 #[tokio::test]

@@ -22,8 +22,9 @@ use vedette_wire::{
     set_aside,
 };
 
-/// Key: epoch, sequence. Value: offset, length of the frame, sealed; little-endian.
-const SALVAGE: TableDefinition<'_, (u64, u64), (u64, u64, i64)> = TableDefinition::new("salvage");
+/// Key: epoch and sequence. Value: offset, length of the frame, sealed. Of the same types as other tables: redb is
+/// compiled once for each.
+const SALVAGE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("salvage");
 
 /// Bytes looked through at once.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -99,6 +100,35 @@ struct Place {
     sealed: i64,
 }
 
+impl Place {
+    fn encode(&self) -> (String, [u8; 24]) {
+        let mut value = [0; 24];
+        for (at, number) in [self.offset, self.length, self.sealed.cast_unsigned()].into_iter().enumerate() {
+            value[at * 8..at * 8 + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        (name(self.key), value)
+    }
+
+    fn decode(key: &str, value: &[u8]) -> Result<Self, redb::Error> {
+        let parts = || {
+            let (epoch, seq) = key.split_once('/')?;
+            let number = |at: usize| Some(u64::from_le_bytes(value.get(at * 8..at * 8 + 8)?.try_into().ok()?));
+            Some(Self {
+                key: (u64::from_str_radix(epoch, 16).ok()?, u64::from_str_radix(seq, 16).ok()?),
+                offset: number(0)?,
+                length: number(1)?,
+                sealed: number(2)?.cast_signed(),
+            })
+        };
+        parts().ok_or_else(|| redb::Error::Corrupted("a place in a damaged queue cannot be decoded".to_owned()))
+    }
+}
+
+/// Sorts as epoch and sequence do.
+fn name((epoch, seq): (u64, u64)) -> String {
+    format!("{epoch:016x}/{seq:016x}")
+}
+
 impl Queue {
     /// Go through a damaged database, put what is whole into this queue, and delete the file. `wait` is asked while the
     /// queue is full, and between steps; false stops.
@@ -157,9 +187,10 @@ impl Queue {
         self.write(Durability::Immediate, |tx, _| {
             let mut table = tx.open_table(SALVAGE)?;
             for place in places.iter() {
-                let later = table.get(place.key)?.is_none_or(|other| other.value().2 < place.sealed);
-                if later {
-                    table.insert(place.key, (place.offset, place.length, place.sealed))?;
+                let (key, value) = place.encode();
+                let other = table.get(key.as_str())?.map(|other| Place::decode(&key, other.value())).transpose()?;
+                if other.is_none_or(|other| other.sealed < place.sealed) {
+                    table.insert(key.as_str(), value.as_slice())?;
                 }
             }
             Ok(Some(()))
@@ -175,7 +206,8 @@ impl Queue {
             let mut newest: Option<(i64, u64)> = None;
             for entry in table.iter()? {
                 let (key, place) = entry?;
-                newest = newest.max(Some((place.value().2, key.value().0)));
+                let place = Place::decode(key.value(), place.value())?;
+                newest = newest.max(Some((place.sealed, place.key.0)));
             }
             Ok(newest.map(|(_, epoch)| epoch))
         })?;
@@ -183,8 +215,9 @@ impl Queue {
         let (lost, last_seq) = self.read(|db| {
             let table = db.begin_read()?.open_table(SALVAGE)?;
             let (mut lost, mut next) = (Vec::new(), 1);
-            for entry in table.range((epoch, 0)..=(epoch, u64::MAX))? {
-                let seq = entry?.0.value().1;
+            for entry in table.range(name((epoch, 0)).as_str()..=name((epoch, u64::MAX)).as_str())? {
+                let (key, place) = entry?;
+                let seq = Place::decode(key.value(), place.value())?.key.1;
                 if seq > next {
                     lost.push((next, seq - 1));
                     shorten(&mut lost);
@@ -216,7 +249,7 @@ impl Queue {
         // A few at a time, so that a small queue takes some before it is full.
         let most = COPIED_BYTES_MAX.min(self.limit() / 20);
         loop {
-            let next: Vec<((u64, u64), (u64, u64, i64))> = self.read(|db| {
+            let next: Vec<Place> = self.read(|db| {
                 let table = db.begin_read()?.open_table(SALVAGE)?;
                 if table.is_empty()? {
                     return Ok(Vec::new());
@@ -224,11 +257,12 @@ impl Queue {
                 let (mut out, mut bytes) = (Vec::new(), 0);
                 for entry in table.iter()? {
                     let (key, place) = entry?;
-                    bytes += space(place.value().1 as usize);
+                    let place = Place::decode(key.value(), place.value())?;
+                    bytes += space(place.length as usize);
                     if !out.is_empty() && bytes > most {
                         break;
                     }
-                    out.push((key.value(), place.value()));
+                    out.push(place);
                 }
                 Ok(out)
             })?;
@@ -236,7 +270,7 @@ impl Queue {
                 return Ok(());
             }
             let mut frames = Vec::new();
-            for (key, (offset, length, _)) in next {
+            for Place { key, offset, length, .. } in next {
                 let mut bytes = vec![0; length as usize];
                 file.read_exact_at(&mut bytes, offset).map_err(&failed)?;
                 // It may have been damaged further since it was found.
@@ -289,7 +323,7 @@ fn copy(tx: &WriteTransaction, meta: &mut Meta, frames: &[Copied]) -> Result<Opt
     let mut noted = tx.open_table(SALVAGE)?;
     let mut batches = tx.open_table(BATCHES)?;
     for (key, whole, bytes) in frames {
-        noted.remove(*key)?;
+        noted.remove(name(*key).as_str())?;
         if whole.is_some() {
             meta.last_salvaged += 1;
             batches.insert(meta.last_salvaged, bytes.as_slice())?;

@@ -214,7 +214,7 @@ async fn lay_positions(tx: &mut SqliteConnection, noted: &Noted, tile: &Tile, no
     let mut whole = Stretch {
         start,
         reached,
-        records: tile.positions.len() as i64,
+        records: tile.count().cast_signed(),
         since: now,
         until: now,
         lane: header.lane.name().to_owned(),

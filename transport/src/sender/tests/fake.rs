@@ -164,7 +164,7 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     let status = lane.status();
     assert_eq!((status.sender.conflicts, status.queue.resealed), (2, 2));
     let landed = fake.landed.lock().expect("lock");
-    let (newest, (header, _)) = landed.iter().filter(|((epoch, _), _)| *epoch != 7).next_back().expect("another epoch");
+    let (newest, (header, _)) = landed.iter().rfind(|((epoch, _), _)| *epoch != 7).expect("another epoch");
     assert!(newest.1 >= 2 && header.ledger.0["test"].emitted >= 12, "{header:?}");
     let before = header.predecessor.as_ref().expect("it names the epoch before");
     assert_eq!((before.epoch.0, before.lowest_held), (7, None));

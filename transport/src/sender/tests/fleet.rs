@@ -45,6 +45,7 @@ fn memory_queue(number: usize) -> Queue {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the spread is a figure of docs/reliability.md")]
 fn a_thousand_agents_come_back_spread_and_not_at_once() {
     // Senders alone: the batches are in their queues when the outage begins.
     let queues: Vec<Arc<Queue>> = (0..AGENTS)

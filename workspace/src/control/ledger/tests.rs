@@ -28,7 +28,13 @@ fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64,
         policy_revision: 1,
         agent_version: String::new(),
         host: Default::default(),
-        sources: vec![SourceRef { collector: "syslog".to_owned(), id: "f".to_owned(), name: None, reached: 0 }],
+        sources: vec![SourceRef {
+            collector: "syslog".to_owned(),
+            id: "f".to_owned(),
+            name: None,
+            reached: 0,
+            skipped: Vec::new(),
+        }],
         records: positions.len() as u32,
         ledger,
         lowest_held,
@@ -196,4 +202,105 @@ async fn runs_and_stretches_far_apart_merge_with_their_neighbours_alone() {
     land(&control, &batch(org, 100, 1, 100, &[(500, 505)])).await;
     land(&control, &batch(org, 101, 1, 101, &[(5, 900)])).await;
     assert_eq!(books(&control, org).await.0, (101, 101, 0, 0, 2));
+}
+
+#[tokio::test]
+async fn positions_whose_records_were_dropped_are_no_hole() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
+    let with = |skipped| {
+        let mut header = batch(org, 2, 1, 6, &[(40, 50)]).header;
+        header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 3);
+        header.sources[0].skipped = skipped;
+        let record = Record { source: 0, observed: 1, position: Position(40, 50), body: Syslog::default().into() };
+        Noted::from(Batch { header, records: vec![record] })
+    };
+    land(&control, &with(vec![(10, 40, 3)])).await;
+    assert_eq!(books(&control, org).await, ((6, 2, 0, 0, 0), vec![]));
+    let mut far = with(vec![(0, u64::MAX, 3)]);
+    far.check().expect_err("out of range");
+    far = with(vec![(9, 1, 3)]);
+    far.check().expect_err("it ends before it begins");
+}
+
+/// A header of the epoch behind, which says what became of epoch 5.
+fn successor(org: OrganizationId, last_seq: u64, lowest_held: Option<u64>, lost: Vec<(u64, u64)>) -> Noted {
+    let mut noted = batch(org, 1, 1, 1, &[(1000, 1010)]);
+    noted.header.epoch = EpochId(6);
+    let set_aside = SetAside { lost, ..SetAside::default() };
+    noted.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq, lowest_held, set_aside });
+    noted
+}
+
+#[tokio::test]
+async fn what_was_lost_with_a_damaged_queue_is_counted_and_what_was_salvaged_is_in_flight_until_it_lands() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
+    // Of sequences 2 to 4 two lines each: 3 is lost, 2 and 4 were salvaged.
+    land(&control, &batch(org, 5, 1, 8, &[(70, 80)])).await;
+    let account = async || control.ledger(org, None).await.expect("adds up").remove(0);
+    assert_eq!((account().await.in_flight, account().await.missing), (6, 0));
+    land(&control, &successor(org, 5, Some(2), vec![(3, 3)])).await;
+    land(&control, &batch(org, 2, 1, 3, &[(10, 20), (20, 30)])).await;
+    land(&control, &batch(org, 4, 1, 7, &[(50, 60), (60, 70)])).await;
+    let lost = account().await;
+    assert_eq!((lost.dropped.get("queue_damaged"), lost.in_flight), (Some(&2), 0));
+    // The hole is the lost batch's, and closes when the file is read again.
+    assert_eq!((lost.missing, lost.repeated, lost.gaps.len()), (0, 0, 0));
+    let mut again = batch(org, 2, 1, 3, &[(30, 40), (40, 50)]);
+    again.header.epoch = EpochId(6);
+    land(&control, &again).await;
+    let whole = account().await;
+    assert_eq!((whole.stored, whole.missing, whole.repeated), (9, 0, 0));
+    assert_eq!(whole.emitted, whole.stored + whole.dropped["queue_damaged"]);
+}
+
+#[tokio::test]
+async fn an_epoch_that_ended_without_its_batches_has_them_missing() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
+    land(&control, &batch(org, 3, 1, 3, &[(20, 30)])).await;
+    assert_eq!(books(&control, org).await.0.2, 1, "held, as far as the epoch itself said");
+    land(&control, &successor(org, 3, None, Vec::new())).await;
+    let account = control.ledger(org, None).await.expect("adds up").remove(0);
+    assert_eq!((account.in_flight, account.missing), (0, 1));
+}
+
+#[tokio::test]
+async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_agent_alone() {
+    let (_dir, control, org) = control().await;
+    let told = |id: &str, cursor: Option<&str>| vedette_wire::Told {
+        collector: "syslog".to_owned(),
+        id: id.to_owned(),
+        cursor: cursor.map(|cursor| cursor.as_bytes().to_vec()),
+    };
+    let mut first = batch(org, 1, 1, 2, &[(0, 10), (20, 30)]);
+    first.header.cursors = (0..700).map(|n| told(&format!("g{n:04}"), Some("there"))).collect();
+    first.header.cursors.push(told("f", Some("c1")));
+    first.header.cursors.push(told("gone", Some("c1")));
+    first.check().expect("it may say so");
+    let mut second = batch(org, 2, 1, 3, &[(30, 40)]);
+    second.header.cursors = vec![told("f", Some("c2")), told("gone", None)];
+    // The newer lands first.
+    land(&control, &second).await;
+    land(&control, &first).await;
+    let (mut sources, mut after) = (Vec::new(), (String::new(), String::new()));
+    loop {
+        let page = control.positions(org, AGENT, (&after.0, &after.1)).await.expect("reads");
+        assert!(page.sources.len() <= 500);
+        sources.extend(page.sources);
+        let last = sources.last().expect("there are some");
+        after = (last.collector.clone(), last.id.clone());
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(sources.len(), 701, "the one that is gone stays gone");
+    let of_file = sources.iter().find(|source| source.id == "f").expect("is there");
+    assert_eq!((of_file.cursor.as_slice(), of_file.stored.as_slice()), (&b"c2"[..], &[(0, 10), (20, 40)][..]));
+    let other = control.positions(org, AgentId([8; 16]), ("", "")).await.expect("reads");
+    assert!(other.sources.is_empty());
+    let mut large = batch(org, 3, 1, 3, &[]);
+    large.header.cursors = vec![vedette_wire::Told { cursor: Some(vec![0; (1 << 20) + 1]), ..told("f", None) }];
+    large.check().expect_err("too large");
 }

@@ -1,0 +1,107 @@
+use super::*;
+use crate::{Sink, StopSignal};
+use std::sync::Mutex;
+
+#[derive(Default)]
+struct Seen(Mutex<Vec<Chunk>>);
+
+impl Sink for Seen {
+    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+        self.0.lock().expect("lock").push(chunk);
+        Ok(())
+    }
+
+    fn complain(&self, _: &'static str, message: String) {
+        panic!("{message}");
+    }
+}
+
+fn cx() -> Cx {
+    Cx {
+        root: "/".into(),
+        clock: Arc::new(|| 1_700_000_000_000_000_000),
+        cursors: Vec::new(),
+        stored: Vec::new(),
+        enabled: Default::default(),
+        once: None,
+    }
+}
+
+fn count(seen: &Seen) -> usize {
+    seen.0.lock().expect("lock").iter().map(|chunk| chunk.entries.len()).sum()
+}
+
+#[test]
+fn datagrams_of_both_sockets_become_records_without_a_hole() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = dir.path().join("run/log.sock");
+    let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    // A socket of a run that was killed is in the way.
+    std::fs::create_dir(dir.path().join("run")).expect("makes");
+    drop(UnixDatagram::bind(&path).expect("binds"));
+    let settings = Settings { enabled: true, datagram: Some(path.clone()), udp: Some(free) };
+    let (seen, stop) = (Arc::new(Seen::default()), StopSignal::default());
+    let mut outlet = Outlet::new(Arc::clone(&seen) as Arc<dyn Sink>, stop.clone());
+    let thread = std::thread::spawn(move || Listener { settings }.watch(&cx(), &mut outlet));
+    let until = |count_wanted: usize| {
+        let began = Instant::now();
+        while count(&seen) < count_wanted {
+            assert!(began.elapsed() < Duration::from_secs(20), "{} records", count(&seen));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let client = UnixDatagram::unbound().expect("opens");
+    let began = Instant::now();
+    while client.connect(&path).is_err() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for number in 0..1000 {
+        client.send(format!("<13>1 2026-11-23T03:21:19Z h app - - - {number}\n").as_bytes()).expect("sends");
+    }
+    until(1000);
+    let device = UdpSocket::bind("127.0.0.1:0").expect("binds");
+    for text in ["<34>Oct 11 22:14:15 router su: failed", "not syslog at all\0", "\n"] {
+        device.send_to(text.as_bytes(), free).expect("sends");
+    }
+    until(1002);
+    stop.stop();
+    thread.join().expect("no panic").expect("ends well");
+    assert!(!path.exists());
+    let chunks = seen.0.lock().expect("lock");
+    for name in [path.display().to_string(), format!("udp:{free}")] {
+        let of = chunks.iter().filter(|chunk| chunk.source.name.as_deref() == Some(&name));
+        let positions: Vec<u64> = of.flat_map(|chunk| chunk.entries.iter().map(|entry| entry.position.0)).collect();
+        assert!(!positions.is_empty() && positions.iter().enumerate().all(|(at, found)| at as u64 == *found));
+    }
+    let bodies: Vec<Body> = chunks
+        .iter()
+        .flat_map(|chunk| {
+            chunk.records().map(|(_, body)| rmp_serde::from_slice(body).expect("a body")).collect::<Vec<_>>()
+        })
+        .collect();
+    let raw = |body: &Body| match body {
+        Body::Syslog(line) => String::from_utf8_lossy(&line.raw).into_owned(),
+        other => panic!("{other:?}"),
+    };
+    assert!(bodies.iter().any(|body| raw(body) == "not syslog at all"), "kept whole");
+}
+
+#[test]
+fn what_the_kernel_dropped_is_in_the_last_field_of_the_socket_s_line() {
+    let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n  \
+                 100: 0100007F:158A 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 42\n";
+    assert_eq!(lost_of(table, 4711), Some(42));
+    assert_eq!(lost_of(table, 4712), None);
+}
+
+#[test]
+fn a_listener_without_an_address_is_refused() {
+    let refused = |text: &str| match build(toml::from_str(text).expect("TOML"), &cx()) {
+        Err(err) => err.to_string(),
+        Ok(_) => panic!("{text}"),
+    };
+    assert!(refused("enabled = true").contains("needs datagram, udp or both"));
+    assert!(refused("enabled = true\ndatagram = \"log.sock\"").contains("absolute"));
+    assert!(matches!(build(toml::Table::new(), &cx()), Ok(Plan::Off)));
+}

@@ -1,0 +1,70 @@
+use super::*;
+use vedette_wire::{Source, body::Heartbeat};
+
+fn chunk(bytes: usize) -> Chunk {
+    let source = Arc::new(Source { collector: "test", id: "a".to_owned(), name: None });
+    Chunk { bodies: vec![0; bytes], ..Chunk::new(source) }
+}
+
+#[test]
+fn a_full_intake_makes_the_source_wait_until_there_is_room() {
+    let intake = Intake::new(1000);
+    intake.put(chunk(500)).expect("open");
+    let other = intake.clone();
+    let waiting = std::thread::spawn(move || other.put(chunk(500)));
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!waiting.is_finished(), "the second chunk waits");
+    assert!(matches!(intake.take(None), Next::Chunk(_)));
+    assert_eq!(waiting.join().expect("no panic"), Ok(()));
+}
+
+fn pushed(collector: &'static str, from: u64, count: u64) -> Chunk {
+    let source = Arc::new(Source { collector, id: "a".to_owned(), name: None });
+    let mut chunk = Chunk::new(source);
+    for at in from..from + count {
+        chunk.push(1, vedette_wire::Position(at, at + 1), &vedette_wire::Body::from(Heartbeat::default()));
+    }
+    chunk
+}
+
+#[test]
+fn what_cannot_wait_is_given_up_lowest_class_first_and_counted() {
+    let one = pushed("event", 0, 10).weight();
+    let intake = Intake::new(one * 2 + one / 2);
+    intake.offer(pushed("inventory", 0, 10), 0).expect("room");
+    intake.offer(pushed("event", 0, 10), 1).expect("room");
+    // No room: the inventory gives way, and then the events themselves, the newest.
+    for from in [10, 20, 30, 40] {
+        intake.offer(pushed("event", from, 10), 1).expect("never waits");
+    }
+    intake.offer(pushed("inventory", 10, 10), 0).expect("never waits");
+    intake.close();
+    let (mut there, mut lost, mut chunks) = (Vec::new(), Vec::new(), 0);
+    while let Next::Chunk(chunk) = intake.take(None) {
+        chunks += 1;
+        let collector = chunk.source.collector;
+        there.extend(chunk.entries.iter().map(|entry| (collector, entry.position.0)));
+        lost.extend(chunk.dropped.iter().map(|lost| (collector, lost.reason, lost.count, lost.positions)));
+    }
+    let positions = |from, to| Some(vedette_wire::Position(from, to));
+    assert_eq!(there.iter().filter(|(collector, _)| *collector == "event").count(), 20, "{there:?}");
+    assert!(there.contains(&("event", 0)) && there.contains(&("event", 19)));
+    assert_eq!(
+        lost,
+        [("inventory", Reason::QueueFull, 20, positions(0, 20)), ("event", Reason::QueueFull, 30, positions(20, 50)),]
+    );
+    assert_eq!(chunks, 4, "what is lost in a row is one chunk");
+    assert_eq!(intake.bytes(), 0);
+}
+
+#[test]
+fn closing_wakes_those_who_wait_and_keeps_what_is_in() {
+    let intake = Intake::new(10);
+    intake.put(chunk(500)).expect("one chunk always fits");
+    let other = intake.clone();
+    let waiting = std::thread::spawn(move || other.put(chunk(500)));
+    intake.close();
+    assert_eq!(waiting.join().expect("no panic"), Err(Stopped));
+    assert!(matches!(intake.take(None), Next::Chunk(_)));
+    assert!(matches!(intake.take(None), Next::Closed));
+}
