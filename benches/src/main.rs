@@ -10,7 +10,6 @@
 //! ```
 
 #![expect(clippy::print_stdout, reason = "figures are printed")]
-#![expect(clippy::disallowed_methods, reason = "scratch files need not be durable")]
 
 mod floor;
 

@@ -102,6 +102,8 @@ struct Lines {
 
 impl LineParser for Lines {
     fn parse(&mut self, line: &Line<'_>, now: i64) -> Body {
-        Body::Syslog(parse::line(line.bytes, now, &self.zone))
+        let mut body = parse::line(line.bytes, now, &self.zone);
+        (body.part, body.unfinished) = (line.part, line.unfinished);
+        Body::Syslog(body)
     }
 }

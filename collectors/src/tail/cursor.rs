@@ -24,7 +24,11 @@ pub(crate) struct Cursor {
     /// Offset at which it was begun; absent in cursors of older releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) begin: Option<u64>,
-    /// When the file was last looked at, nanoseconds UTC: what was written behind that has not been seen.
+    /// Parts of the line at `offset` that were handed over.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) parts: u32,
+    /// When the last scan began that found the file under its name, nanoseconds UTC: what had that name since may not
+    /// have been seen.
     #[serde(default)]
     pub(crate) seen: i64,
     /// The bytes right before `offset`.
@@ -67,4 +71,9 @@ impl Cursor {
         }
         std::fs::read_dir(path.parent()?).ok()?.filter_map(|entry| Some(entry.ok()?.path())).find(is_it)
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -1,9 +1,12 @@
 //! One file: reading it in blocks, cutting lines, knowing its cursor.
 
-use super::cursor::{BEFORE_BYTES, Cursor};
+use super::{
+    cursor::{BEFORE_BYTES, Cursor},
+    rotation::GRANULARITY_NS,
+};
 use std::{
     cell::Cell,
-    io,
+    io::{self, IoSliceMut},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
@@ -15,6 +18,20 @@ const BLOCK_BYTES: usize = 256 << 10;
 /// A longer line goes as parts.
 pub(crate) const LINE_BYTES_MAX: usize = 1 << 20;
 
+/// How reading ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// At the end of the file.
+    End,
+    /// There may be more.
+    More,
+    /// The file is not the one that it was.
+    Truncated,
+}
+
+/// Length, and times of modification and of change, seconds and nanoseconds.
+type Stamp = (u64, i64, i64, i64, i64);
+
 /// A line without its end.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
@@ -22,6 +39,10 @@ pub(crate) struct Line<'a> {
     pub(crate) bytes: &'a [u8],
     /// Its bytes in the file, with its end.
     pub(crate) position: Position,
+    /// Which part it is, from 1, of a line that goes as parts.
+    pub(crate) part: Option<u32>,
+    /// The file is gone, and the line will never have its end.
+    pub(crate) unfinished: bool,
 }
 
 /// An open file and where it is read.
@@ -40,6 +61,10 @@ pub(crate) struct File {
     /// Start of the first line not handed over.
     offset: u64,
     before: Vec<u8>,
+    /// Parts of the line at `offset` that were handed over.
+    parts: u32,
+    /// Length and times of change at the last look that found nothing: as long as they stand there is nothing to read.
+    quiet: Option<Stamp>,
     /// What was read behind `offset`: an unfinished line.
     pending: Vec<u8>,
 }
@@ -66,6 +91,8 @@ impl File {
             seen_length: Cell::new(0),
             offset,
             before: Vec::new(),
+            parts: 0,
+            quiet: None,
             pending: Vec::new(),
         };
         file.before = file.read_before()?;
@@ -80,12 +107,19 @@ impl File {
         (file.device, file.inode) = (cursor.device, cursor.inode);
         file.begin = cursor.begin;
         file.stored = cursor.stored.clone();
+        file.parts = cursor.parts;
         if let Some(hole) = cursor.stored.as_ref().filter(|stored| !stored.begun).and_then(|s| s.first_hole(file.begin))
         {
-            file.offset = hole;
+            (file.offset, file.parts) = (hole, 0);
             file.before = file.read_before()?;
         }
         Ok(same.then_some(file))
+    }
+
+    /// Device and inode of the open file, whatever its source is called.
+    pub(crate) fn key_now(&self) -> io::Result<(u64, u64)> {
+        let meta = self.file.metadata()?;
+        Ok((meta.dev(), meta.ino()))
     }
 
     /// The open file.
@@ -93,13 +127,14 @@ impl File {
         &self.file
     }
 
-    /// The cursor as it stands; the file was looked at `seen`.
+    /// The cursor as it stands; the file was `seen` under its name.
     pub(crate) fn cursor(&self, path: &str, seen: i64) -> Cursor {
         Cursor {
             device: self.device,
             inode: self.inode,
             generation: self.generation,
             begin: self.begin,
+            parts: self.parts,
             path: path.to_owned(),
             offset: self.offset,
             seen,
@@ -141,8 +176,10 @@ impl File {
         let rest = std::mem::take(&mut self.pending);
         if !rest.is_empty() {
             let position = Position(self.offset, self.offset + rest.len() as u64);
-            take(Line { bytes: &rest, position });
+            let part = (self.parts > 0).then_some(self.parts + 1);
+            take(Line { bytes: &rest, position, part, unfinished: true });
             self.offset = position.1;
+            self.parts = 0;
             let kept = rest.len().saturating_sub(BEFORE_BYTES);
             self.before.extend_from_slice(&rest[kept..]);
             self.before.drain(..self.before.len().saturating_sub(BEFORE_BYTES));
@@ -160,7 +197,7 @@ impl File {
         self.seen_length.set(0);
         self.offset = 0;
         self.generation = now.max(self.generation + 1);
-        (self.begin, self.stored) = (Some(0), None);
+        (self.begin, self.stored, self.parts, self.quiet) = (Some(0), None, 0, None);
         self.before.clear();
         self.pending.clear();
     }
@@ -181,57 +218,104 @@ impl File {
         self.pending.clear();
     }
 
-    /// Read on, up to about `bytes_max`, and hand each whole line to `take`. True where there may be more.
+    /// Whether anything may have changed since the last look that found nothing. One system call: there may be thousands
+    /// of files.
+    pub(crate) fn is_quiet(&self) -> io::Result<bool> {
+        Ok(self.quiet.is_some() && self.quiet == Some(stamp(&self.file.metadata()?)))
+    }
+
+    /// There was nothing more to read than when this stamp was taken. Not where the file was changed a moment ago: what
+    /// comes within the same tick of the kernel's clock has the same stamp.
+    pub(crate) fn now_quiet(&mut self, stamp: Stamp, now: i64) {
+        let changed = stamp.3.saturating_mul(1_000_000_000).saturating_add(stamp.4);
+        self.quiet = (now.saturating_sub(changed) > 2 * GRANULARITY_NS).then_some(stamp);
+    }
+
+    /// Length and times of change now.
+    pub(crate) fn stamp(&self) -> io::Result<Stamp> {
+        Ok(stamp(&self.file.metadata()?))
+    }
+
+    /// Read on, up to about `bytes_max`, and hand each whole line to `take`.
     ///
     /// The cursor advances over whole lines only; an unfinished last line waits for its end. A line that is longer
     /// than [`LINE_BYTES_MAX`] goes as parts of that length.
-    pub(crate) fn read(&mut self, bytes_max: usize, mut take: impl FnMut(Line<'_>)) -> io::Result<bool> {
+    ///
+    /// What was read last is read once more in the same system call (preadv(2)): where other bytes stand there, the file
+    /// was truncated meanwhile, and nothing of the block is taken.
+    pub(crate) fn read(&mut self, bytes_max: usize, mut take: impl FnMut(Line<'_>)) -> io::Result<Reading> {
         let mut taken = 0;
         loop {
             let had = self.pending.len();
+            let last: Vec<u8> = {
+                let of_pending = had.min(BEFORE_BYTES);
+                let of_before = self.before.len().min(BEFORE_BYTES - of_pending);
+                let before = &self.before[self.before.len() - of_before..];
+                [before, &self.pending[had - of_pending..]].concat()
+            };
+            let mut seen = vec![0; last.len()];
             self.pending.resize(had + BLOCK_BYTES, 0);
-            let got = self.file.read_at(&mut self.pending[had..], self.offset + had as u64);
-            self.pending.truncate(had + *got.as_ref().unwrap_or(&0));
-            let got = got?;
+            let mut into = [IoSliceMut::new(&mut seen), IoSliceMut::new(&mut self.pending[had..])];
+            let read = rustix::io::preadv(&self.file, &mut into, self.offset + had as u64 - last.len() as u64);
+            let got = read.as_ref().map_or(0, |read| read.saturating_sub(last.len()));
+            self.pending.truncate(had + got);
+            if read? < last.len() || seen != last {
+                self.pending.truncate(had);
+                return Ok(Reading::Truncated);
+            }
             let used = self.cut_lines(had, &mut take);
             taken += used;
+            self.seen_length.set(self.seen_length.get().max(self.offset + self.pending.len() as u64));
             if got < BLOCK_BYTES {
                 if self.pending.is_empty() {
                     // An idle file keeps no memory.
                     self.pending = Vec::new();
                 }
-                return Ok(false);
+                return Ok(Reading::End);
             }
             if taken >= bytes_max {
-                return Ok(true);
+                return Ok(Reading::More);
             }
         }
     }
 
+    /// It is so long, and was read from where it should.
+    pub(crate) fn saw(&self, length: u64) {
+        self.seen_length.set(length);
+    }
+
     /// Cut what is pending into lines; the first `searched` bytes hold no line end.
     fn cut_lines(&mut self, searched: usize, take: &mut impl FnMut(Line<'_>)) -> usize {
-        let mut start = 0;
-        let mut give = |from: usize, to: usize, next: usize, offset: u64| {
-            let bytes = &self.pending[from..to];
+        let (mut start, mut parts) = (0, self.parts);
+        let (pending, offset, stored) = (&self.pending, self.offset, &self.stored);
+        let mut give = |from: usize, to: usize, next: usize, part: Option<u32>| {
+            let bytes = &pending[from..to];
             let bytes = if next > to { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
             let position = Position(offset + from as u64, offset + next as u64);
-            if self.stored.as_ref().is_none_or(|stored| !stored.has(position.0)) {
-                take(Line { bytes, position });
+            if stored.as_ref().is_none_or(|stored| !stored.has(position.0)) {
+                take(Line { bytes, position, part, unfinished: false });
             }
         };
-        for end in memchr::memchr_iter(b'\n', &self.pending[searched..]) {
-            let end = searched + end;
-            while end - start > LINE_BYTES_MAX {
-                give(start, start + LINE_BYTES_MAX, start + LINE_BYTES_MAX, self.offset);
-                start += LINE_BYTES_MAX;
+        let give_parts = |start: &mut usize, parts: &mut u32, to: usize, give: &mut dyn FnMut(_, _, _, _)| {
+            while to - *start >= LINE_BYTES_MAX {
+                *parts += 1;
+                give(*start, *start + LINE_BYTES_MAX, *start + LINE_BYTES_MAX, Some(*parts));
+                *start += LINE_BYTES_MAX;
             }
-            give(start, end, end + 1, self.offset);
-            start = end + 1;
+        };
+        for end in memchr::memchr_iter(b'\n', &pending[searched..]) {
+            let end = searched + end;
+            // A line that is exactly as long as a part is whole.
+            if parts > 0 || end - start > LINE_BYTES_MAX {
+                give_parts(&mut start, &mut parts, end, &mut give);
+            }
+            give(start, end, end + 1, (parts > 0).then_some(parts + 1));
+            (start, parts) = (end + 1, 0);
         }
-        while self.pending.len() - start >= LINE_BYTES_MAX {
-            give(start, start + LINE_BYTES_MAX, start + LINE_BYTES_MAX, self.offset);
-            start += LINE_BYTES_MAX;
+        if pending.len() - start > LINE_BYTES_MAX {
+            give_parts(&mut start, &mut parts, pending.len(), &mut give);
         }
+        self.parts = parts;
         if start == 0 {
             return 0;
         }
@@ -246,4 +330,8 @@ impl File {
         self.offset += start as u64;
         start
     }
+}
+
+fn stamp(meta: &std::fs::Metadata) -> Stamp {
+    (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
 }

@@ -1,12 +1,13 @@
 //! Which files are followed: those of the globs, those that were renamed away, and what rotation left of them.
 
 use super::{
-    Cursor, File, Followed, Found, Key, LineParser, SCANNED, Start, State, Tailer,
+    Cursor, File, Followed, Found, Key, LineParser, Name, SCANNED, Start, State, Tailer,
     rotation::{self, key},
     watches::Watches,
 };
 use crate::{CollectError, Cx, Outlet};
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -24,8 +25,8 @@ impl<P: LineParser> Tailer<P> {
         watches: &mut Watches,
     ) -> Result<(), CollectError> {
         state.scans += 1;
-        let listed: Vec<Key> =
-            state.files.iter().filter(|(_, followed)| followed.listed).map(|(key, _)| *key).collect();
+        state.scan_began = cx.now();
+        let mut found: BTreeMap<PathBuf, Key> = BTreeMap::new();
         for followed in state.files.values_mut() {
             followed.listed = false;
         }
@@ -35,20 +36,24 @@ impl<P: LineParser> Tailer<P> {
             let Ok(paths) = glob::glob(&pattern.to_string_lossy()) else { continue };
             for path in paths.filter_map(Result::ok) {
                 let from_end = !state.scanned.contains(&glob) && self.start == Start::End && cx.once.is_none();
-                self.take_in(cx, outlet, state, &path, Found { listed: true, from_end })?;
+                if let Some(key) = self.take_in(cx, outlet, state, &path, Found { listed: true, from_end })? {
+                    found.insert(path, key);
+                }
             }
         }
-        // Since when generations of a file may have come and gone unseen, and its path.
-        let mut unseen: Vec<(PathBuf, i64)> = listed
-            .iter()
-            .filter_map(|key| state.files.get(key))
-            .filter(|followed| !followed.listed)
-            .map(|followed| (cx.path(followed.path()), followed.seen))
-            .collect();
+        // Names that another file has now, or none: since when generations may have come and gone unseen.
+        let gone = |(path, name): &(&PathBuf, &Name)| found.get(*path) != Some(&name.key);
+        let mut unseen: Vec<(PathBuf, i64)> =
+            state.names.iter().filter(gone).map(|(path, name)| (path.clone(), name.seen)).collect();
         self.find_orphans(cx, outlet, state, &mut unseen)?;
         for (path, since) in unseen {
             self.generations(cx, outlet, state, &path, since)?;
         }
+        let seen = state.scan_began;
+        state.names.extend(found.into_iter().map(|(path, key)| (path, Name { key, seen })));
+        // A name that nothing takes for so long is given up.
+        let patience = i64::try_from(self.patience.as_nanos()).unwrap_or(i64::MAX);
+        state.names.retain(|_, name| seen.saturating_sub(name.seen) <= patience);
         if self.globs.iter().any(|glob| !state.scanned.contains(glob)) {
             state.scanned.extend(self.globs.iter().cloned());
             let mut chunk = Chunk::new(self.source(SCANNED, None));
@@ -71,6 +76,9 @@ impl<P: LineParser> Tailer<P> {
             let original = cx.path(&cursor.path);
             if state.scans == 1 {
                 unseen.push((original.clone(), cursor.seen));
+                let name = Name { key: cursor.key(), seen: cursor.seen };
+                let known = state.names.entry(original.clone()).or_insert(name);
+                known.seen = known.seen.max(cursor.seen);
             }
             let renamed = cursor.find_renamed(cx);
             let copy =
@@ -84,7 +92,7 @@ impl<P: LineParser> Tailer<P> {
                 }
                 if let Ok(Some(file)) = File::resume(&path, &cursor) {
                     let source = self.source(&cursor.id(), Some(cursor.path.clone()));
-                    self.follow(outlet, state, key(&meta), (file, source), (false, cx.now()))?;
+                    self.follow(outlet, state, key(&meta), (file, source), (false, state.scan_began))?;
                     taken = true;
                     break;
                 }
@@ -138,15 +146,18 @@ impl<P: LineParser> Tailer<P> {
         state: &mut State,
         path: &Path,
         found: Found,
-    ) -> Result<(), CollectError> {
-        let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
+    ) -> Result<Option<Key>, CollectError> {
+        let Ok(meta) = std::fs::metadata(path) else { return Ok(None) };
         if !meta.is_file() || rotation::is_compressed(path) {
-            return Ok(());
+            return Ok(None);
         }
         let key = key(&meta);
         if let Some(followed) = state.files.get_mut(&key) {
-            followed.listed |= found.listed;
-            return Ok(());
+            if found.listed {
+                followed.listed = true;
+                followed.seen = state.scan_began;
+            }
+            return Ok(Some(key));
         }
         let host_path = cx.host_path(path);
         // Device numbers may change over a reboot (btrfs, overlayfs, NFS): path, inode and content tell as well.
@@ -157,14 +168,14 @@ impl<P: LineParser> Tailer<P> {
                 state.orphans.remove(&id);
                 Ok(file)
             }
-            Ok(None) if self.is_copy(cx, outlet, state, path, key)? => return Ok(()),
+            Ok(None) if self.is_copy(cx, outlet, state, path, key)? => return Ok(None),
             // Of a copy of an earlier run's file it is known where it goes on.
             Ok(None)
                 if state.orphans.values().any(|cursor| {
                     rotation::may_be_of(path, &cx.path(&cursor.path)) && rotation::continues(path, cursor)
                 }) =>
             {
-                return Ok(());
+                return Ok(None);
             }
             Ok(None) => {
                 let from_end = state.refused.get(path).copied().unwrap_or(found.from_end) && known.is_empty();
@@ -174,6 +185,12 @@ impl<P: LineParser> Tailer<P> {
         };
         match opened {
             Ok(mut file) => {
+                // It may have been renamed since it was looked at, and another opened under its name.
+                let opened = file.key_now().unwrap_or(key);
+                if opened != key && state.files.contains_key(&opened) {
+                    return Ok(Some(opened));
+                }
+                let key = opened;
                 if let Some(lines) = cx.once {
                     file.seek_to_last_lines(lines);
                 }
@@ -182,7 +199,8 @@ impl<P: LineParser> Tailer<P> {
                 if state.refused.remove(path).is_some() && state.refused.is_empty() {
                     outlet.recovered(self.collector);
                 }
-                self.follow(outlet, state, key, (file, source), (found.listed, cx.now()))
+                self.follow(outlet, state, key, (file, source), (found.listed, state.scan_began))?;
+                Ok(Some(key))
             }
             Err(err) => {
                 if state.refused.insert(path.to_owned(), found.from_end).is_none() {
@@ -190,7 +208,7 @@ impl<P: LineParser> Tailer<P> {
                     tracing::warn!(collector = self.collector, error = %err, "file is left out until it can be read");
                     outlet.complain(self.collector, &err);
                 }
-                Ok(())
+                Ok(None)
             }
         }
     }
@@ -270,7 +288,7 @@ impl<P: LineParser> Tailer<P> {
         match copy.and_then(|(path, meta)| Some((File::resume(&path, &cursor).ok()??, key(&meta)))) {
             Some((file, copy)) => {
                 let parts = (file, Arc::clone(&followed.source));
-                self.follow(outlet, state, copy, parts, (false, cx.now()))?;
+                self.follow(outlet, state, copy, parts, (false, state.scan_began))?;
             }
             None => {
                 self.rest(cx, outlet, &mut followed)?;
@@ -292,7 +310,7 @@ impl<P: LineParser> Tailer<P> {
         }
         followed.file.restart(cx.now());
         let source = self.source(&followed.cursor().id(), Some(path));
-        self.follow(outlet, state, original, (followed.file, source), (followed.listed, cx.now()))
+        self.follow(outlet, state, original, (followed.file, source), (followed.listed, followed.seen))
     }
 
     /// What was read of a last line that will not be finished.

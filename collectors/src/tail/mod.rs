@@ -15,7 +15,7 @@ mod rotation;
 mod watches;
 
 pub(crate) use cursor::Cursor;
-pub(crate) use file::{File, Line};
+pub(crate) use file::{File, Line, Reading};
 use watches::Watches;
 
 use crate::{CollectError, Cx, Outlet, Wake};
@@ -76,7 +76,7 @@ struct Followed {
     listed: bool,
     /// When it last grew.
     grew: Instant,
-    /// When it was last looked at, nanoseconds UTC.
+    /// When the last scan began that found it under its name, nanoseconds UTC.
     seen: i64,
     /// The scan that found it.
     scan: u64,
@@ -113,12 +113,22 @@ struct Found {
     from_end: bool,
 }
 
+/// Which file was found under a name, and when the last scan began that found it, nanoseconds UTC.
+#[derive(Clone, Copy)]
+struct Name {
+    key: Key,
+    seen: i64,
+}
+
 struct State {
+    /// By path on this machine.
+    names: BTreeMap<PathBuf, Name>,
     files: BTreeMap<Key, Followed>,
     /// Cursors of earlier runs whose files have not been found yet, by the source's id.
     orphans: BTreeMap<String, Cursor>,
-    /// Scans so far.
+    /// Scans so far, and when the last one began, nanoseconds UTC.
     scans: u64,
+    scan_began: i64,
     /// Globs that were scanned before: what appears in them from now on is new.
     scanned: BTreeSet<String>,
     /// Files that cannot be opened, and whether they are to be begun at their end once they can.
@@ -130,6 +140,7 @@ impl<P: LineParser> Tailer<P> {
     /// Follow until told to stop.
     pub(crate) fn run(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
         let mut state = State {
+            names: BTreeMap::new(),
             files: BTreeMap::new(),
             orphans: cx
                 .cursors
@@ -144,6 +155,7 @@ impl<P: LineParser> Tailer<P> {
                 .and_then(|(_, globs)| rmp_serde::from_slice(globs).ok())
                 .unwrap_or_default(),
             scans: 0,
+            scan_began: 0,
             refused: BTreeMap::new(),
             since: Instant::now(),
         };
@@ -219,32 +231,40 @@ impl<P: LineParser> Tailer<P> {
     fn read_one(&mut self, cx: &Cx, outlet: &Outlet, followed: &mut Followed) -> Result<Read, CollectError> {
         let path = followed.source.name.clone().unwrap_or_default();
         let failed = |err| CollectError::read(path.clone(), err);
-        followed.seen = cx.now();
-        if followed.file.was_truncated().map_err(failed)? {
-            return Ok(Read::Truncated);
+        if followed.file.is_quiet().map_err(failed)? {
+            return Ok(Read::Nothing);
         }
+        // Taken before: what is written meanwhile makes another.
+        let stamp = followed.file.stamp().map_err(failed)?;
         let mut read = Read::Nothing;
         loop {
             let now = cx.now();
             let mut chunk = Chunk::new(Arc::clone(&followed.source));
             let parser = &mut self.parser;
-            let more = followed
+            let ended = followed
                 .file
                 .read(CHUNK_BYTES, |line| {
                     let body = parser.parse(&line, now);
                     chunk.push(now, line.position, &body);
                 })
                 .map_err(failed)?;
-            if chunk.entries.is_empty() && !more {
-                return Ok(read);
+            if ended != Reading::Truncated {
+                followed.file.saw(stamp.0);
             }
             if !chunk.entries.is_empty() {
                 read = Read::Grew;
                 chunk.cursor = Some(followed.cursor().encode());
                 outlet.emit(chunk)?;
             }
-            if !more || outlet.is_stopped() {
-                return Ok(read);
+            match ended {
+                Reading::Truncated => return Ok(Read::Truncated),
+                Reading::End if matches!(read, Read::Nothing) => {
+                    followed.file.now_quiet(stamp, cx.now());
+                    return Ok(read);
+                }
+                Reading::End => return Ok(read),
+                Reading::More if outlet.is_stopped() => return Ok(read),
+                Reading::More => {}
             }
         }
     }

@@ -1,3 +1,5 @@
+mod rotation;
+
 use super::*;
 use crate::{Sink, StopSignal};
 use std::{
@@ -13,6 +15,8 @@ struct Kept {
     lines: Mutex<Vec<(String, Position, String)>>,
     cursors: Mutex<BTreeMap<String, Vec<u8>>>,
     complaints: Mutex<Vec<String>>,
+    parts: Mutex<Vec<Option<u32>>>,
+    unfinished: Mutex<Vec<bool>>,
 }
 
 impl Sink for Kept {
@@ -20,6 +24,8 @@ impl Sink for Kept {
         for (entry, body) in chunk.records() {
             let Body::Syslog(line) = rmp_serde::from_slice(body).expect("a body") else { panic!("not a line") };
             let text = String::from_utf8_lossy(&line.raw).into_owned();
+            self.parts.lock().expect("lock").push(line.part);
+            self.unfinished.lock().expect("lock").push(line.unfinished);
             self.lines.lock().expect("lock").push((chunk.source.id.clone(), entry.position, text));
         }
         let mut cursors = self.cursors.lock().expect("lock");
@@ -40,7 +46,8 @@ impl Sink for Kept {
 struct Raw;
 impl LineParser for Raw {
     fn parse(&mut self, line: &Line<'_>, _: i64) -> Body {
-        Body::Syslog(Syslog { raw: line.bytes.to_vec(), ..Syslog::default() })
+        let (part, unfinished) = (line.part, line.unfinished);
+        Body::Syslog(Syslog { raw: line.bytes.to_vec(), part, unfinished, ..Syslog::default() })
     }
 }
 

@@ -72,6 +72,13 @@ pub struct Syslog {
     /// The message; absent where the whole line is the message.
     #[serde(rename = "msg", skip_serializing_if = "Option::is_none")]
     pub message: Option<Span>,
+    /// Number of this part, from 1, of a line that is longer than the limit of one record; absent where the line is
+    /// whole.
+    #[serde(rename = "pt", skip_serializing_if = "Option::is_none")]
+    pub part: Option<u32>,
+    /// The file was gone before the line was finished.
+    #[serde(rename = "unf", skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
 }
 
 const COLUMNS: &[Column] = &[
@@ -86,6 +93,8 @@ const COLUMNS: &[Column] = &[
     text("raw", "the line as it was; invalid UTF-8 is replaced by U+FFFD, the landed batch has the bytes"),
     text("file", "path of the file"),
     integer("file_offset", "offset of the line's first byte"),
+    integer("part", "number of this part, from 1, of a line longer than 1 MiB; null where the line is whole"),
+    boolean("unfinished", "true where the file was gone before the line had its end"),
     text("original_time", "the time stamp as the line has it, with its zone where it names one"),
     text("time_inferred", "what of the time the host supplied: `zone`, `year_and_zone`"),
     text("login_user", "user of the log-in that the line tells of; any local user may have such a line written"),
@@ -184,6 +193,8 @@ impl Observation for Syslog {
         event.set_in("unmapped", "log_hostname", self.text(self.host).map(Cow::into_owned));
         event.set_in("unmapped", "procid", self.text(self.pid).map(Cow::into_owned));
         event.set_in("unmapped", "structured_data", self.text(self.structured_data).map(Cow::into_owned));
+        event.set_in("unmapped", "part", self.part);
+        event.set_in("unmapped", "unfinished", self.unfinished.then_some(true));
         if let Some(login) = self.login() {
             login.render(event);
         }
@@ -203,6 +214,8 @@ impl Observation for Syslog {
             String::from_utf8_lossy(&self.raw).into(),
             place.source_name.into(),
             place.position.0.into(),
+            self.part.map_or(Value::Null, |part| u64::from(part).into()),
+            if self.unfinished { true.into() } else { Value::Null },
             self.original_time().into(),
             match self.inferred {
                 Inferred::Nothing => Value::Null,
