@@ -6,7 +6,9 @@
 mod bad_input;
 mod certificates;
 mod ledger;
+mod listener;
 mod main_job;
+mod moves;
 mod proxy;
 mod queue;
 mod receive;

@@ -185,6 +185,19 @@ impl World {
     /// # Errors
     /// What the agent says.
     pub fn enroll(&self, url: &str) -> Result<()> {
+        self.enroll_with(url, &[])
+    }
+
+    /// Enroll once more with another token; the key stays.
+    ///
+    /// # Errors
+    /// What the agent says.
+    pub fn enroll_again(&self, url: &str) -> Result<()> {
+        fs::write(self.path("token"), self.workspace(&["token", "new", "--org", ORG])?)?;
+        self.enroll_with(url, &["--again"])
+    }
+
+    fn enroll_with(&self, url: &str, more: &[&str]) -> Result<()> {
         let (ca, token) = (self.path("workspace/ca.pem"), self.path("token"));
         let enrolled = Command::new(binary("vedette")?)
             .args(["enroll", "--workspace", url, "--config"])
@@ -193,6 +206,7 @@ impl World {
             .arg(ca)
             .arg("--token-file")
             .arg(token)
+            .args(more)
             .output()?;
         if !enrolled.status.success() {
             bail!("{}", String::from_utf8_lossy(&enrolled.stderr));

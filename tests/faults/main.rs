@@ -24,6 +24,7 @@ const FAULTS: &[Fault] = &[
     ("body cut in the middle", network::bodies_cut),
     ("connections refused", network::refused),
     ("half-open connections", network::half_open),
+    ("certificates replaced", network::certificates),
     ("rotation by copy and truncation", files::copy_truncate),
     ("disk full (ENOSPC)", disk::full),
     ("free space at the floor", disk::floor),

@@ -62,6 +62,31 @@ pub(crate) fn half_open(campaign: &Campaign) -> Result<Option<Row>> {
     proxied(Mode::BlackHole, 1, Duration::from_secs(125))
 }
 
+/// Agent and workspace get new certificates in turn, and connections are made anew.
+pub(crate) fn certificates(campaign: &Campaign) -> Result<Option<Row>> {
+    let times = campaign.of(10, 2);
+    let mut run = Run::new(&Setup::default())?;
+    run.start()?;
+    run.until_stored(1000)?;
+    run.judge(|run| {
+        for time in 0..times {
+            if time % 2 == 0 {
+                run.world.workspace(&["certificate"])?;
+            } else {
+                run.world.enroll_again(&format!("https://{}", run.proxy.address()))?;
+            }
+            std::thread::sleep(Duration::from_millis(1500));
+            run.proxy.set(Mode::Refuse);
+            std::thread::sleep(Duration::from_millis(100));
+            run.proxy.set(Mode::Pass);
+            let before = run.stored()?;
+            run.until_stored(before + 1000)?;
+        }
+        Ok(times)
+    })
+    .map(Some)
+}
+
 /// More than goes through, until the queue is at its limit: sources wait, and nothing is lost.
 pub(crate) fn overload(campaign: &Campaign) -> Result<Option<Row>> {
     let (rate, limit, length) = campaign.of((100_000, 256, 60), (20_000, 16, 10));

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use vedette_wire::{Chunk, Reason};
+use vedette_wire::{Chunk, Ledger, Reason};
 
 /// The transport has stopped; what was handed over last is not durable, and its source has not been told so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -124,6 +124,18 @@ impl Intake {
         state.chunks.push_back((chunk, Some(rank)));
         self.0.changed.notify_all();
         Ok(())
+    }
+
+    /// What was given up and waits to be counted durably, behind what was handed over before.
+    pub(crate) fn given_up(&self) -> Ledger {
+        let mut ledger = Ledger::default();
+        for (chunk, _) in &self.lock().chunks {
+            for dropped in &chunk.dropped {
+                ledger.emit(chunk.source.collector, dropped.count);
+                ledger.drop(chunk.source.collector, dropped.reason, dropped.count);
+            }
+        }
+        ledger
     }
 
     /// Refuse further chunks; those that are in are still taken out.

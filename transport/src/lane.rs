@@ -116,10 +116,12 @@ impl Lane {
 
     /// State now.
     pub fn status(&self) -> LaneStatus {
+        let mut ledger = self.queue.ledger();
+        ledger.add(&self.intake.given_up());
         LaneStatus {
             queue: self.queue.stats(),
             sender: self.status.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            ledger: self.queue.ledger(),
+            ledger,
             waiting: self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }

@@ -49,10 +49,22 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Collect and ship until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
+    allow_many_files();
     while run_once(&config).await? == End::Again {
         tracing::warn!("beginning again with a new queue");
     }
     Ok(())
+}
+
+/// Each log file is held open, and the usual limit of 1024 is a shell's: go up to what the system allows.
+fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(err) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::warn!(error = %err, "no more than {:?} files can be open", limit.current);
+    }
 }
 
 /// How a run ended.
