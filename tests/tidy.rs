@@ -111,6 +111,23 @@ fn transport_never_sees_a_body() {
 }
 
 #[test]
+fn crash_points_exist_in_tests_alone() {
+    let manifest = |name: &str| fs::read_to_string(root().join(name).join("Cargo.toml")).expect("reads");
+    // Off by default, and asked for below `dev-dependencies` alone, which no release build sees.
+    assert!(manifest("transport").contains("failpoints = []") && !manifest("transport").contains("default = "));
+    for package in ["agent", "workspace", "collectors", "benches", "lake"] {
+        let text = manifest(package);
+        let (release, _) = text.split_once("[dev-dependencies]").unwrap_or((&text, ""));
+        assert!(!release.contains("failpoints"), "{package}");
+    }
+    // Where a release is built, it is looked into.
+    let built = Path::new(crate::support::VEDETTE).with_file_name("../release/vedette");
+    if let Ok(binary) = fs::read(built) {
+        assert!(!binary.windows(17).any(|window| window == b"VEDETTE_FAILPOINT"), "the release has crash points");
+    }
+}
+
+#[test]
 fn every_file_says_what_it_is_for_and_fits() {
     for path in sources() {
         let text = fs::read_to_string(&path).expect("reads");

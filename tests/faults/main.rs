@@ -11,7 +11,15 @@ mod network;
 
 use anyhow::{Result, bail};
 use campaign::{Campaign, Row};
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
 type Fault = (&'static str, fn(&Campaign) -> Result<Option<Row>>);
 
@@ -67,18 +75,33 @@ fn run() -> Result<bool> {
             (other, _) => bail!("{other:?} is not known; see tests/faults/run"),
         }
     }
-    let mut rows = Vec::new();
-    for (name, fault) in FAULTS {
-        if only.as_ref().is_some_and(|prefix| !name.starts_with(prefix.as_str())) {
-            continue;
+    let wanted: Vec<&Fault> = FAULTS
+        .iter()
+        .filter(|(name, _)| only.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str())))
+        .collect();
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    // Side by side only where the longest stall is no figure.
+    std::thread::scope(|scope| {
+        for _ in 0..campaign.of(1, 2) {
+            scope.spawn(|| {
+                while let Some((name, fault)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    eprintln!("{name} …");
+                    let began = Instant::now();
+                    let came = fault(&campaign);
+                    if let Ok(Some(row)) = &came {
+                        eprintln!("{name}: {}", row.summary(began.elapsed()));
+                    }
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((*name, came));
+                }
+            });
         }
-        eprintln!("{name} …");
-        let began = std::time::Instant::now();
-        match fault(&campaign) {
-            Ok(Some(row)) => {
-                eprintln!("  {}", row.summary(began.elapsed()));
-                rows.push((*name, row));
-            }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(name, _)| FAULTS.iter().position(|(other, _)| other == name));
+    let mut rows = Vec::new();
+    for (name, came) in done {
+        match came {
+            Ok(Some(row)) => rows.push((name, row)),
             Ok(None) => {}
             Err(err) => bail!("{name}: {err:#}"),
         }
