@@ -8,7 +8,11 @@ use crate::{
     run::status,
 };
 use anyhow::Context;
-use serde_json::json;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Value, json};
 use std::{fmt::Write as _, fs, io::Write as _, os::unix::fs::DirBuilderExt, path::Path};
 use vedette_transport::{Queue, QueueError, queue::salvage};
 use vedette_wire::{Lane, codec, frame};
@@ -167,20 +171,87 @@ fn export(queue: &Queue, to: &Path, records: bool) -> Result<(), Exit> {
     print(format!("{count} batches written to {}\n", to.display()).as_bytes())
 }
 
-/// The records of a frame, one JSON object a line.
+/// The records of a frame, one JSON object a line. Bodies are written as they are encoded: what they mean is the
+/// workspace's affair.
 fn json_lines(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let (head, sealed) = frame::parse(bytes)?;
     let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?;
-    let batch = codec::decode(&plain)?;
-    let mut out = Vec::new();
-    for record in &batch.records {
-        let source = batch.header.sources.get(record.source as usize);
+    let (header, records) = codec::decode_header(&plain)?;
+    let (mut out, mut start) = (Vec::new(), 0);
+    for (source, end) in codec::outline(records)? {
+        let Any(record) = rmp_serde::from_slice(&records[start..end])?;
+        start = end;
+        let source = header.sources.get(source as usize);
         let line = json!({"collector": source.map(|source| &source.collector), "source": source.map(|source| &source.id),
-            "position": record.position, "observed": record.observed, "body": record.body});
+            "position": record["p"], "observed": record["t"], "body": record["b"]});
         serde_json::to_writer(&mut out, &line)?;
         out.push(b'\n');
     }
     Ok(out)
+}
+
+/// Any MessagePack as JSON; bytes are text, with U+FFFD where they are none.
+struct Any(Value);
+
+impl<'de> Deserialize<'de> for Any {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyVisitor).map(Any)
+    }
+}
+
+struct AnyVisitor;
+
+impl<'de> Visitor<'de> for AnyVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(String::from_utf8_lossy(value).into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut out = Vec::new();
+        while let Some(Any(item)) = items.next_element()? {
+            out.push(item);
+        }
+        Ok(Value::Array(out))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut out = serde_json::Map::new();
+        while let Some((Any(key), Any(value))) = entries.next_entry()? {
+            let key = key.as_str().map_or_else(|| key.to_string(), str::to_owned);
+            out.insert(key, value);
+        }
+        Ok(Value::Object(out))
+    }
 }
 
 fn list(queue: &Queue, json: bool) -> Result<(), Exit> {
@@ -192,7 +263,7 @@ fn list(queue: &Queue, json: bool) -> Result<(), Exit> {
         let key = kept.head.as_ref().map(|head| format!("{}/{}/{}", head.key.lane, head.key.epoch, head.key.seq));
         let records = kept.head.as_ref().map_or(0, |head| head.records);
         if json {
-            let reason: serde_json::Value = serde_json::from_str(&kept.reason).unwrap_or_default();
+            let reason: Value = serde_json::from_str(&kept.reason).unwrap_or_default();
             let line = json!({"slot": kept.slot, "key": key, "records": records, "bytes": kept.frame.len(),
                 "sealed": kept.head.as_ref().map(|head| head.sealed), "reason": reason});
             let _ = writeln!(out, "{line}");
