@@ -130,8 +130,8 @@ fn syslog(message: &str) -> Syslog {
         structured_data: span("[a@1 b=\"c\"]"),
         message: Some(Span(head.len() as u32, raw.len() as u32)),
         raw: raw.into_bytes(),
-        part: Some(2),
-        unfinished: true,
+        part: None,
+        unfinished: false,
     }
 }
 

@@ -1,5 +1,8 @@
 //! Rotation of every kind, by example and at random against a model.
 
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+#![expect(clippy::print_stdout, reason = "a skipped test says why")]
+
 use super::*;
 use proptest::prelude::*;
 use std::{
