@@ -56,14 +56,9 @@ impl Peer {
         let enrollment: Value = serde_json::from_slice(&enrollment).expect("JSON");
         let id = |key: &str| enrollment[key].as_str().expect("an id").to_owned();
         let header = Header {
-            version: vedette_wire::FORMAT_VERSION,
-            organization: id("organization").parse().expect("an organization"),
-            agent: id("agent").parse().expect("an agent"),
-            lane: Lane::Records,
             epoch: Epoch(7),
             seq: 1,
             sealed: 1_795_404_079_000_000_000,
-            geo: WorkspaceGeo::Europe,
             policy_revision: 1,
             agent_version: "0.1.0".to_owned(),
             host: HostLabel { hostname: "peer".to_owned(), ..HostLabel::default() },
@@ -75,12 +70,13 @@ impl Peer {
                 skipped: Vec::new(),
             }],
             records: 1,
-            ledger: Default::default(),
             lowest_held: 1,
-            set_aside: Default::default(),
-            predecessor: None,
-            cursors: Vec::new(),
-            split_into: Vec::new(),
+            ..Header::new(
+                id("organization").parse().expect("an organization"),
+                id("agent").parse().expect("an agent"),
+                Lane::Records,
+                WorkspaceGeo::Europe,
+            )
         };
         Self { client: client(world, identity, WorkspaceGeo::Europe), url: world.url(), header }
     }

@@ -156,27 +156,22 @@ pub(crate) enum QuarantineCommand {
         slot: u64,
     },
     /// Put batches back into the queue, to be sent once more.
-    Replay {
-        #[command(flatten)]
-        config: ConfigArguments,
-        /// Their slots, from `list`.
-        #[arg(required_unless_present = "all")]
-        slots: Vec<u64>,
-        /// All of them.
-        #[arg(long, conflicts_with = "slots")]
-        all: bool,
-    },
+    Replay(SlotArguments),
     /// Delete batches for good.
-    Drop {
-        #[command(flatten)]
-        config: ConfigArguments,
-        /// Their slots, from `list`.
-        #[arg(required_unless_present = "all")]
-        slots: Vec<u64>,
-        /// All of them.
-        #[arg(long, conflicts_with = "slots")]
-        all: bool,
-    },
+    Drop(SlotArguments),
+}
+
+/// Which batches in quarantine.
+#[derive(Debug, Args)]
+pub(crate) struct SlotArguments {
+    #[command(flatten)]
+    pub(crate) config: ConfigArguments,
+    /// Their slots, from `list`.
+    #[arg(required_unless_present = "all")]
+    pub(crate) slots: Vec<u64>,
+    /// All of them.
+    #[arg(long, conflicts_with = "slots")]
+    pub(crate) all: bool,
 }
 
 impl QueueCommand {
@@ -189,7 +184,10 @@ impl QueueCommand {
             | QueueCommand::Salvage { config }
             | QueueCommand::Export { config, .. }
             | QueueCommand::Quarantine(
-                List { config, .. } | Show { config, .. } | Replay { config, .. } | Drop { config, .. },
+                List { config, .. }
+                | Show { config, .. }
+                | Replay(SlotArguments { config, .. })
+                | Drop(SlotArguments { config, .. }),
             ) => config,
         }
     }

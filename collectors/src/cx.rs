@@ -27,6 +27,12 @@ pub struct Cx {
 }
 
 impl Cx {
+    /// A host with nothing remembered of it and every collector off.
+    pub fn new(root: impl Into<PathBuf>, clock: Clock) -> Self {
+        let (cursors, stored) = (Vec::new(), Vec::new());
+        Self { root: root.into(), clock, cursors, stored, enabled: BTreeSet::new(), once: None }
+    }
+
     /// Now, nanoseconds UTC.
     pub fn now(&self) -> i64 {
         (self.clock)()

@@ -25,14 +25,9 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
         .map(|(at, body)| Record { source: 0, observed: T0, position: Position(at * 10, at * 10 + 10), body })
         .collect();
     let header = Header {
-        version: 1,
-        organization,
-        agent: AgentId([2; 16]),
-        lane: Lane::Records,
         epoch: Epoch(3),
         seq,
         sealed: T0,
-        geo: WorkspaceGeo::Europe,
         policy_revision: 1,
         agent_version: "0.1.0".to_owned(),
         host: vedette_wire::record::HostLabel { hostname: "web1".to_owned(), ..Default::default() },
@@ -44,12 +39,8 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
             skipped: Vec::new(),
         }],
         records: records.len() as u32,
-        ledger: Default::default(),
         lowest_held: 1,
-        set_aside: Default::default(),
-        predecessor: None,
-        cursors: Vec::new(),
-        split_into: Vec::new(),
+        ..Header::new(organization, AgentId([2; 16]), Lane::Records, WorkspaceGeo::Europe)
     };
     Landed { key: format!("key-{seq}"), day: "2026-11-23".to_owned(), landed: T0, batch: Batch { header, records } }
 }

@@ -153,14 +153,7 @@ impl Open {
     /// The header of this batch; sequence, epoch and what else the queue knows are filled in by the caller.
     pub(crate) fn header(&self, stamp: &Stamp, lane: vedette_wire::Lane, sealed: i64) -> Header {
         Header {
-            version: vedette_wire::FORMAT_VERSION,
-            organization: stamp.organization,
-            agent: stamp.agent,
-            lane,
-            epoch: vedette_wire::Epoch(0),
-            seq: 0,
             sealed,
-            geo: stamp.geo,
             policy_revision: stamp.policy_revision,
             agent_version: stamp.agent_version.clone(),
             host: stamp.host.clone(),
@@ -176,12 +169,7 @@ impl Open {
                 })
                 .collect(),
             records: self.count,
-            ledger: Ledger::default(),
-            lowest_held: 0,
-            set_aside: Default::default(),
-            predecessor: None,
-            cursors: Vec::new(),
-            split_into: Vec::new(),
+            ..Header::new(stamp.organization, stamp.agent, lane, stamp.geo)
         }
     }
 

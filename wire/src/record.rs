@@ -134,6 +134,31 @@ pub struct Header {
 }
 
 impl Header {
+    /// An empty batch, the first of no epoch yet; whoever seals it says the rest.
+    pub fn new(organization: OrganizationId, agent: AgentId, lane: Lane, geo: WorkspaceGeo) -> Self {
+        Self {
+            version: crate::FORMAT_VERSION,
+            organization,
+            agent,
+            lane,
+            epoch: Epoch(0),
+            seq: 0,
+            sealed: 0,
+            geo,
+            policy_revision: 0,
+            agent_version: String::new(),
+            host: HostLabel::default(),
+            sources: Vec::new(),
+            records: 0,
+            ledger: Ledger::default(),
+            lowest_held: 0,
+            set_aside: SetAside::default(),
+            predecessor: None,
+            cursors: Vec::new(),
+            split_into: Vec::new(),
+        }
+    }
+
     /// The key of the batch.
     pub fn key(&self) -> BatchKey {
         BatchKey {

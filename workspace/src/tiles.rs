@@ -162,25 +162,17 @@ mod tests {
 
     fn noted(positions: &[(u64, u64)]) -> Noted {
         let header = Header {
-            version: 1,
-            organization: OrganizationId::from_uuid(uuid::Uuid::nil()),
-            agent: AgentId([7; 16]),
-            lane: Lane::Records,
             epoch: Epoch(5),
             seq: 1,
             sealed: 1,
-            geo: WorkspaceGeo::Europe,
             policy_revision: 1,
-            agent_version: String::new(),
-            host: Default::default(),
-            sources: Vec::new(),
-            records: 0,
-            ledger: Default::default(),
             lowest_held: 1,
-            set_aside: Default::default(),
-            predecessor: None,
-            cursors: Vec::new(),
-            split_into: Vec::new(),
+            ..Header::new(
+                OrganizationId::from_uuid(uuid::Uuid::nil()),
+                AgentId([7; 16]),
+                Lane::Records,
+                WorkspaceGeo::Europe,
+            )
         };
         let tile = |&(from, to): &(u64, u64)| Tile {
             collector: "syslog".to_owned(),

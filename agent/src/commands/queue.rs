@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::{
-    cli::{QuarantineCommand, QueueCommand},
+    cli::{QuarantineCommand, QueueCommand, SlotArguments},
     config::Resolved,
     exit::Exit,
     run::status,
@@ -14,11 +14,11 @@ use serde::{
 };
 use serde_json::{Value, json};
 use std::{fmt::Write as _, fs, io::Write as _, os::unix::fs::DirBuilderExt, path::Path};
-use vedette_transport::{Queue, QueueError, queue::salvage};
+use vedette_transport::{
+    Queue, QueueError,
+    queue::{PLAIN_BYTES_MAX, salvage},
+};
 use vedette_wire::{Lane, codec, frame};
-
-/// Batches of our own making are never larger when decompressed.
-const PLAIN_BYTES_MAX: usize = 256 << 20;
 
 pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit> {
     match command {
@@ -28,11 +28,11 @@ pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit
         QueueCommand::Export { to, records, .. } => export(&open(config)?, &to, records),
         QueueCommand::Quarantine(QuarantineCommand::List { json, .. }) => list(&open(config)?, json),
         QueueCommand::Quarantine(QuarantineCommand::Show { slot, .. }) => show(&open(config)?, slot),
-        QueueCommand::Quarantine(QuarantineCommand::Replay { slots, all, .. }) => {
-            each(&open(config)?, &slots, all, "put back into the queue", Queue::replay)
+        QueueCommand::Quarantine(QuarantineCommand::Replay(which)) => {
+            each(&open(config)?, &which, "put back into the queue", Queue::replay)
         }
-        QueueCommand::Quarantine(QuarantineCommand::Drop { slots, all, .. }) => {
-            each(&open(config)?, &slots, all, "deleted", Queue::drop_quarantined)
+        QueueCommand::Quarantine(QuarantineCommand::Drop(which)) => {
+            each(&open(config)?, &which, "deleted", Queue::drop_quarantined)
         }
     }
 }
@@ -296,13 +296,12 @@ fn no_slot(slot: u64) -> Exit {
 
 fn each(
     queue: &Queue,
-    slots: &[u64],
-    all: bool,
+    which: &SlotArguments,
     done: &str,
     act: impl Fn(&Queue, u64) -> Result<bool, QueueError>,
 ) -> Result<(), Exit> {
-    let mut wanted = slots.to_vec();
-    if all {
+    let mut wanted = which.slots.clone();
+    if which.all {
         queue.quarantined(|kept| {
             wanted.push(kept.slot);
             true

@@ -228,12 +228,8 @@ fn collectors(
         })
         .collect();
     let cx = Cx {
-        root: root.to_owned(),
-        clock: std::sync::Arc::new(crate::now),
-        cursors: Vec::new(),
-        stored: Vec::new(),
         enabled: plans.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect(),
-        once: None,
+        ..Cx::new(root, std::sync::Arc::new(crate::now))
     };
     for plan in &plans {
         if let Err(err) = (plan.spec.build)(plan.settings.clone(), &cx) {

@@ -21,6 +21,8 @@ use vedette_wire::{Lane as LaneName, body::LifecycleEvent, reply::StoredSource};
 
 /// A new queue without a sign of an earlier one is most likely the first: the workspace is given so long to say otherwise.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// All pages must have come after this; else it is asked again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often what waits is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The longest pause between two questions.
@@ -55,16 +57,19 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
     }
     let mut pause = LOOK_EVERY;
     let sources = loop {
-        match ask(&post.current()).await {
+        let first = queue.resume() == Resume::First;
+        let patience = if first { FIRST_PATIENCE.saturating_sub(began.elapsed()) } else { ANSWER_TIMEOUT };
+        let answer = tokio::time::timeout(patience, ask(&post.current())).await;
+        match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
             Ok(sources) => break sources,
-            Err(why) if queue.resume() == Resume::First && began.elapsed() > FIRST_PATIENCE => {
+            Err(why) if first && began.elapsed() >= FIRST_PATIENCE => {
                 tracing::info!(why, "the workspace did not say what it has; this is taken for the first start");
                 break Vec::new();
             }
             Err(why) => tracing::warn!(why, "sources wait for the workspace to say what it has of them"),
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
-        pause = (pause * 2).min(if queue.resume() == Resume::First { Duration::from_secs(1) } else { PAUSE_MAX });
+        pause = (pause * 2).min(if first { Duration::from_secs(1) } else { PAUSE_MAX });
     };
     let (count, target) = (sources.len(), Arc::clone(&queue));
     loop {
@@ -115,7 +120,12 @@ async fn ask(post: &HttpPost) -> Result<Vec<StoredSource>, String> {
     let mut sources: Vec<StoredSource> = Vec::new();
     loop {
         let behind = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
-        let Some(page) = post.positions(behind).await? else { return Ok(Vec::new()) };
+        let Some(page) = post.positions(behind).await? else {
+            tracing::warn!(
+                "the workspace is of an older release and cannot say what it has; files are begun as `start` says"
+            );
+            return Ok(Vec::new());
+        };
         let more = page.more && !page.sources.is_empty();
         sources.extend(page.sources);
         if !more {

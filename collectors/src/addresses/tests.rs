@@ -4,14 +4,7 @@ use super::*;
 use std::{collections::BTreeSet, process::Command};
 
 fn this_host() -> Cx {
-    Cx {
-        root: "/".into(),
-        clock: Arc::new(|| 1),
-        cursors: Vec::new(),
-        stored: Vec::new(),
-        enabled: Default::default(),
-        once: None,
-    }
+    Cx::new("/", Arc::new(|| 1))
 }
 
 #[test]

@@ -30,12 +30,9 @@ impl Sink for Kept {
 /// One look below a root, with the cursor of the last.
 fn look(root: &Path, paths: &[&str], kept: &Arc<Kept>) -> Vec<Crash> {
     let cx = Cx {
-        root: root.to_owned(),
-        clock: Arc::new(|| i64::MAX),
         cursors: kept.cursor.lock().expect("lock").clone(),
-        stored: Vec::new(),
-        enabled: Default::default(),
         once: Some(100),
+        ..Cx::new(root, Arc::new(|| i64::MAX))
     };
     let settings = Settings { paths: paths.iter().map(|path| (*path).to_owned()).collect(), ..Settings::default() };
     let mut outlet = Outlet::new(Arc::clone(kept) as Arc<dyn Sink>, StopSignal::default());

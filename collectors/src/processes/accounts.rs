@@ -69,14 +69,7 @@ mod tests {
     fn a_name_that_no_file_has_is_asked_for_once_and_only_of_this_machine() {
         let mut accounts = Accounts::default();
         let dir = tempfile::tempdir().expect("temp dir");
-        let cx = |root: &std::path::Path| Cx {
-            root: root.to_owned(),
-            clock: std::sync::Arc::new(|| 1),
-            cursors: Vec::new(),
-            stored: Vec::new(),
-            enabled: Default::default(),
-            once: None,
-        };
+        let cx = |root: &std::path::Path| Cx::new(root, std::sync::Arc::new(|| 1));
         accounts.refresh(&cx(dir.path()));
         assert_eq!(accounts.user(0), Principal { id: 0, name: None });
         // The files are empty, so root's name is the name service's.

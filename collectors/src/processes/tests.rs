@@ -13,14 +13,7 @@ fn collector() -> Processes {
 }
 
 fn this_host() -> Cx {
-    Cx {
-        root: "/".into(),
-        clock: Arc::new(|| 1),
-        cursors: Vec::new(),
-        stored: Vec::new(),
-        enabled: Default::default(),
-        once: None,
-    }
+    Cx::new("/", Arc::new(|| 1))
 }
 
 fn poll(collector: &mut Processes) -> Vec<Process> {

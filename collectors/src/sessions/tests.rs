@@ -4,14 +4,7 @@ use super::*;
 use std::{path::Path, sync::Arc};
 
 fn cx(root: &Path) -> Cx {
-    Cx {
-        root: root.to_owned(),
-        clock: Arc::new(|| 1),
-        cursors: Vec::new(),
-        stored: Vec::new(),
-        enabled: Default::default(),
-        once: None,
-    }
+    Cx::new(root, Arc::new(|| 1))
 }
 
 fn poll(sessions: &mut Sessions, root: &Path) -> Vec<(Change, String)> {

@@ -17,14 +17,7 @@ impl Sink for Seen {
 }
 
 fn cx() -> Cx {
-    Cx {
-        root: "/".into(),
-        clock: Arc::new(|| 1_700_000_000_000_000_000),
-        cursors: Vec::new(),
-        stored: Vec::new(),
-        enabled: Default::default(),
-        once: None,
-    }
+    Cx::new("/", Arc::new(|| 1_700_000_000_000_000_000))
 }
 
 fn count(seen: &Seen) -> usize {

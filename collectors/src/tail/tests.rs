@@ -92,14 +92,7 @@ fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
 
 fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience: Duration) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
-    let cx = Cx {
-        root: dir.to_owned(),
-        clock: Arc::new(clock),
-        cursors,
-        stored: Vec::new(),
-        enabled: Default::default(),
-        once: None,
-    };
+    let cx = Cx { cursors, ..Cx::new(dir, Arc::new(clock)) };
     let signal = StopSignal::default();
     let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start, parser: Raw, patience };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
@@ -377,14 +370,7 @@ fn once_gives_the_last_lines_and_ends() {
         append(&log, &format!("{number}\n"));
     }
     let kept = Arc::new(Kept::default());
-    let cx = Cx {
-        root: dir.path().to_owned(),
-        clock: Arc::new(|| 1),
-        cursors: Vec::new(),
-        stored: Vec::new(),
-        enabled: Default::default(),
-        once: Some(100),
-    };
+    let cx = Cx { once: Some(100), ..Cx::new(dir.path(), Arc::new(|| 1)) };
     let (globs, start, patience) = (vec!["/a.log".to_owned()], Start::End, PATIENCE);
     let mut tailer = Tailer { collector: "syslog", globs, start, parser: Raw, patience };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());

@@ -18,20 +18,17 @@ impl Queue {
     pub(crate) fn commit(&self, open: &Open, header: Header, compression: Compression) -> Result<(), QueueError> {
         loop {
             let meta = lock(&self.meta).clone();
-            let mut ledger = meta.ledger.clone();
-            ledger.add(&open.ledger);
+            let mut told = Vec::new();
             let frame = if open.has_records() {
                 failpoint::reached("seal");
                 let mut header = header.clone();
                 self.complete(&mut header, &meta)?;
-                header.ledger = ledger.clone();
-                let changed = &mut lock(&self.untold).clone();
-                changed.extend(
-                    open.cursors
-                        .iter()
-                        .map(|((collector, id), cursor)| (((*collector).to_owned(), id.clone()), cursor.clone())),
-                );
-                header.cursors = told(changed);
+                header.ledger = meta.ledger.clone();
+                header.ledger.add(&open.ledger);
+                let mut changed = lock(&self.untold).clone();
+                changed.extend(named(&open.cursors));
+                told = tell(changed);
+                header.cursors.clone_from(&told);
                 Some(seal(&header, open.records(), compression)?)
             } else {
                 None
@@ -49,20 +46,15 @@ impl Queue {
                 if let Some(frame) = &frame {
                     append(tx, now, frame)?;
                 }
-                now.ledger = ledger.clone();
+                now.ledger.add(&open.ledger);
                 keep(tx, &open.cursors)
             })?;
             if done.is_some() {
                 failpoint::reached("committed");
                 let mut untold = lock(&self.untold);
-                if frame.is_some() {
-                    untold.clear();
-                } else {
-                    untold.extend(
-                        open.cursors
-                            .iter()
-                            .map(|((collector, id), cursor)| (((*collector).to_owned(), id.clone()), cursor.clone())),
-                    );
+                untold.extend(named(&open.cursors));
+                for Told { collector, id, .. } in told {
+                    untold.remove(&(collector, id));
                 }
                 return Ok(());
             }
@@ -86,13 +78,28 @@ impl Queue {
     }
 }
 
-fn told(cursors: &Cursors) -> Vec<Told> {
-    let told = |((collector, id), cursor): (&(String, String), &Option<Vec<u8>>)| Told {
-        collector: collector.clone(),
-        id: id.clone(),
-        cursor: cursor.clone(),
-    };
-    cursors.iter().map(told).collect()
+/// Cursors that one header tells at the most, and their bytes; the others are told by the next ones. The workspace takes
+/// twice as many.
+const TOLD_MAX: usize = 10_000;
+const TOLD_BYTES_MAX: usize = 2 << 20;
+
+fn named(
+    cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>,
+) -> impl Iterator<Item = ((String, String), Option<Vec<u8>>)> {
+    cursors.iter().map(|((collector, id), cursor)| (((*collector).to_owned(), id.clone()), cursor.clone()))
+}
+
+/// As many as one header tells, one at the least.
+fn tell(cursors: Cursors) -> Vec<Told> {
+    let (mut out, mut bytes) = (Vec::new(), 0);
+    for ((collector, id), cursor) in cursors {
+        bytes += collector.len() + id.len() + cursor.as_ref().map_or(0, Vec::len);
+        if !out.is_empty() && (out.len() >= TOLD_MAX || bytes > TOLD_BYTES_MAX) {
+            break;
+        }
+        out.push(Told { collector, id, cursor });
+    }
+    out
 }
 
 /// Header and encoded records as a frame.

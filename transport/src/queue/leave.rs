@@ -15,7 +15,7 @@ use vedette_wire::{
 };
 
 /// Batches of our own making are never larger when decompressed.
-const PLAIN_BYTES_MAX: usize = 256 << 20;
+pub const PLAIN_BYTES_MAX: usize = 256 << 20;
 
 impl Queue {
     /// Delete a delivered batch.
@@ -119,10 +119,10 @@ impl Queue {
         })?;
         loop {
             let before = lock(&self.meta).clone();
-            let mut ledger = before.ledger.clone();
-            ledger.add(&counted(&header, &records));
+            let counted = counted(&header, &records);
             self.complete(&mut header, &before)?;
-            header.ledger = ledger.clone();
+            header.ledger = before.ledger.clone();
+            header.ledger.add(&counted);
             let frame = seal(&header, &records, head.compression)?;
             let done = self.write(Durability::Immediate, |tx, meta| {
                 if (meta.epoch, meta.next_seq) != (before.epoch, before.next_seq) {
@@ -131,7 +131,7 @@ impl Queue {
                 if take(tx, meta, slot)?.is_some() {
                     note(meta, (head.key.epoch.0, head.key.seq), |aside| &mut aside.lost);
                     append(tx, meta, &frame)?;
-                    meta.ledger = ledger.clone();
+                    meta.ledger.add(&counted);
                 }
                 Ok(Some(()))
             })?;
@@ -167,6 +167,7 @@ impl Queue {
                 self.complete(&mut part, &before)?;
                 part.seq += ahead;
                 part.ledger = before.ledger.clone();
+                part.sources.iter_mut().for_each(|source| source.skipped.clear());
                 part.records = u32::try_from(count).unwrap_or(u32::MAX);
                 frames.push(seal(&part, bytes, head.compression)?);
             }

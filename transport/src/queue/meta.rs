@@ -43,6 +43,8 @@ pub(super) struct Meta {
     pub(super) salvaged_below: u64,
     /// The last slot given to what was salvaged.
     pub(super) last_salvaged: u64,
+    /// The damaged file that was scanned last, by its name.
+    pub(super) scanned: Option<String>,
     pub(super) predecessor: Option<Predecessor>,
     pub(super) batches: u64,
     pub(super) bytes: u64,
@@ -65,6 +67,7 @@ impl Meta {
             epoch_slot: first,
             salvaged_below: first,
             last_salvaged: 0,
+            scanned: None,
             predecessor: None,
             batches: 0,
             bytes: 0,

@@ -31,6 +31,7 @@ pub mod salvage;
 mod store;
 
 pub use inspect::{Kept, Verified};
+pub use leave::PLAIN_BYTES_MAX;
 pub use meta::{Quarantine, Resume};
 pub use room::Quota;
 
@@ -121,8 +122,8 @@ pub enum QueueError {
         #[source]
         source: Box<redb::Error>,
     },
-    /// What was read is not what was written. The file was moved aside; the next start makes a new one and salvages.
-    #[error("the queue {path} is damaged ({why}); it was moved aside")]
+    /// What was read is not what was written. An agent moves the file aside, begins with a new one, and salvages.
+    #[error("the queue {path} is damaged ({why})")]
     Damaged {
         /// The database.
         path: PathBuf,

@@ -19,7 +19,7 @@ const CACHE_BYTES: usize = 2 << 20;
 impl Queue {
     /// Open the queue of a lane in `dir`, or make it. `random` becomes the epoch of a new one.
     ///
-    /// A damaged database is renamed to `<lane>.redb.broken-<epoch>` and a new one is made: the agent starts all the
+    /// A damaged database is renamed to `<lane>.redb.broken-…` and a new one is made: the agent starts all the
     /// same, and [`salvage`] goes through what was moved.
     ///
     /// # Errors
@@ -41,14 +41,14 @@ impl Queue {
             _ => Resume::First,
         };
         let opener = |path: PathBuf| move || Database::builder().set_cache_size(CACHE_BYTES).create(&path);
-        let aside = salvage::aside(dir, lane, random);
-        let loaded = match Self::load(Box::new(opener(path.clone())), &path, &aside, lane, (quota, random, resume)) {
+        let load = |resume| Self::load(Box::new(opener(path.clone())), &path, true, lane, (quota, random, resume));
+        let loaded = match load(resume) {
             Err(QueueError::Storage { source, .. }) if is_damage(&source) => {
+                let aside = salvage::aside(&path);
                 tracing::warn!(path = %path.display(), aside = %aside.display(), error = %source,
                     "queue cannot be read; moved aside, starting with a new one");
                 std::fs::rename(&path, &aside).map_err(directory)?;
-                let again = (quota, random, Resume::Lost);
-                Self::load(Box::new(opener(path.clone())), &path, &aside, lane, again)?
+                load(Resume::Lost)?
             }
             other => other?,
         };
@@ -60,7 +60,7 @@ impl Queue {
         Ok(loaded)
     }
 
-    /// Open it as it is, for a look; nothing is made or moved.
+    /// Open it as it is, for a look; nothing is made or moved, and an older format is brought up.
     ///
     /// # Errors
     /// [`QueueError::Absent`], [`QueueError::InUse`], [`QueueError::Storage`].
@@ -69,16 +69,15 @@ impl Queue {
         if !path.is_file() {
             return Err(QueueError::Absent { path });
         }
-        let aside = salvage::aside(dir, lane, fastrand::u64(..));
         let from = path.clone();
         let opener = move || Database::builder().set_cache_size(CACHE_BYTES).open(&from);
-        Self::load(Box::new(opener), &path, &aside, lane, (quota, 0, Resume::Cursors))
+        Self::load(Box::new(opener), &path, false, lane, (quota, 0, Resume::Cursors))
     }
 
     pub(super) fn load(
         opener: Opener,
         path: &Path,
-        aside: &Path,
+        moves: bool,
         lane: Lane,
         (quota, random, resume): (Quota, u64, Resume),
     ) -> Result<Self, QueueError> {
@@ -105,7 +104,7 @@ impl Queue {
         let (meta, untold): (Meta, Cursors) =
             prepared.map_err(failed)?.map_err(|found| QueueError::Newer { path: path.to_owned(), found })?;
         Ok(Self {
-            store: Store::new(db, opener, path, aside.to_owned()),
+            store: Store::new(db, opener, path, moves),
             lane,
             quota,
             meta: Mutex::new(meta),

@@ -6,8 +6,8 @@ use vedette_wire::{Stored, reply::StoredSource};
 
 const STORED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("stored");
 
-/// Cursors of more bytes than this are not told again at each start.
-const TOLD_BYTES_MAX: usize = 4 << 20;
+/// Cursors that are told again at each start, in bytes: a bound on memory.
+const TOLD_AGAIN_BYTES_MAX: usize = 4 << 20;
 
 impl Queue {
     /// Every cursor of a collector, by source id.
@@ -54,7 +54,7 @@ impl Queue {
         Ok(())
     }
 
-    /// All cursors, for the first header after a start: what was kept without a batch may never have been told.
+    /// Cursors for the first headers after a start: what was kept without a batch may never have been told.
     pub(super) fn all_cursors(db: &redb::Database) -> Result<Cursors, redb::Error> {
         let table = db.begin_read()?.open_table(CURSORS)?;
         let (mut out, mut bytes) = (Cursors::new(), 0);
@@ -62,8 +62,8 @@ impl Queue {
             let (key, cursor) = entry?;
             let cursor = unchecked(key.value(), cursor.value())?;
             bytes += key.value().len() + cursor.len();
-            if bytes > TOLD_BYTES_MAX {
-                return Ok(Cursors::new());
+            if bytes > TOLD_AGAIN_BYTES_MAX {
+                break;
             }
             if let Some((collector, id)) = key.value().split_once('\0') {
                 out.insert((collector.to_owned(), id.to_owned()), Some(cursor.to_vec()));

@@ -6,7 +6,7 @@
 //! are copied into the queue, in order and within its quota, as they are: under the keys that they have. A frame that
 //! had been delivered before is answered `duplicate`.
 //!
-//! Both passes note how far they came, and go on there after a restart. Memory does not grow with the file.
+//! After a restart the scan begins anew, copying goes on where it was. Memory does not grow with the file.
 
 use super::{BATCHES, Meta, Queue, QueueError, Resume, lock, space};
 use redb::{Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
@@ -18,7 +18,7 @@ use std::{
 };
 use vedette_wire::{
     Epoch, Lane, Predecessor, SetAside,
-    frame::{self, FrameError, HEAD_BYTES, MAGIC},
+    frame::{self, HEAD_BYTES, MAGIC},
     set_aside,
 };
 
@@ -69,9 +69,10 @@ pub enum SalvageError {
     Stopped,
 }
 
-/// Where a damaged database is moved.
-pub(super) fn aside(dir: &Path, lane: Lane, random: u64) -> PathBuf {
-    dir.join(format!("{lane}.redb.broken-{random:016x}"))
+/// Where a damaged database is moved: another place each time, since the last may not be gone through yet.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{name}.broken-{:016x}", fastrand::u64(..)))
 }
 
 /// Damaged databases that were moved aside and not gone through yet.
@@ -141,35 +142,15 @@ impl Queue {
         let whole = std::fs::symlink_metadata(path).map_err(failed)?;
         if whole.is_file() {
             let file = File::open(path).map_err(failed)?;
-            let owner = lock(&self.meta).owner;
-            let mut places = Vec::new();
-            let mut scan = Scan { file: &file, length: whole.len(), offset: 0, block: Vec::new() };
-            while let Some(found) = scan.next().map_err(failed)? {
-                match found {
-                    Hit::Damaged(records) => {
-                        salvaged.damaged += 1;
-                        salvaged.damaged_records += u64::from(records);
-                    }
-                    Hit::Whole(head, offset, length) => {
-                        if owner.is_some_and(|owner| owner != (head.key.organization, head.key.agent))
-                            || head.key.lane != self.lane
-                        {
-                            salvaged.foreign += 1;
-                            continue;
-                        }
-                        let key = (head.key.epoch.0, head.key.seq);
-                        places.push(Place { key, offset, length, sealed: head.sealed });
-                        if places.len() >= NOTED_MAX {
-                            self.note_places(&mut places)?;
-                            if !wait(false) {
-                                return Err(SalvageError::Stopped);
-                            }
-                        }
-                    }
-                }
+            let scanned = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            if lock(&self.meta).scanned != scanned {
+                self.scan(&file, whole.len(), &mut salvaged, &mut wait, failed)?;
+                self.note_lost()?;
+                self.write(Durability::Immediate, |_, meta| {
+                    meta.scanned.clone_from(&scanned);
+                    Ok(Some(()))
+                })?;
             }
-            self.note_places(&mut places)?;
-            self.note_lost()?;
             self.copy_all(&file, &mut salvaged, &mut wait, failed)?;
             std::fs::remove_file(path).map_err(failed)?;
         } else {
@@ -181,6 +162,45 @@ impl Queue {
             std::fs::rename(path, kept).map_err(failed)?;
         }
         Ok(salvaged)
+    }
+
+    /// Note every frame that is whole.
+    fn scan(
+        &self,
+        file: &File,
+        length: u64,
+        salvaged: &mut Salvaged,
+        wait: &mut impl FnMut(bool) -> bool,
+        failed: impl Fn(io::Error) -> SalvageError,
+    ) -> Result<(), SalvageError> {
+        let owner = lock(&self.meta).owner;
+        let mut places = Vec::new();
+        let mut scan = Scan { file, length, offset: 0, block: Vec::new(), base: 0 };
+        while let Some(found) = scan.next().map_err(&failed)? {
+            match found {
+                Hit::Damaged(records) => {
+                    salvaged.damaged += 1;
+                    salvaged.damaged_records += u64::from(records);
+                }
+                Hit::Whole(head, ..)
+                    if head.key.lane != self.lane
+                        || owner.is_some_and(|owner| owner != (head.key.organization, head.key.agent)) =>
+                {
+                    salvaged.foreign += 1;
+                }
+                Hit::Whole(head, offset, length) => {
+                    let key = (head.key.epoch.0, head.key.seq);
+                    places.push(Place { key, offset, length, sealed: head.sealed });
+                }
+            }
+            if places.len() >= NOTED_MAX {
+                self.note_places(&mut places)?;
+                if !wait(false) {
+                    return Err(SalvageError::Stopped);
+                }
+            }
+        }
+        Ok(self.note_places(&mut places)?)
     }
 
     fn note_places(&self, places: &mut Vec<Place>) -> Result<(), QueueError> {
@@ -355,37 +375,45 @@ struct Scan<'a> {
     file: &'a File,
     length: u64,
     offset: u64,
+    /// A piece of the file, and where it lies.
     block: Vec<u8>,
+    base: u64,
 }
 
 impl Scan<'_> {
     fn next(&mut self) -> io::Result<Option<Hit>> {
         while self.offset < self.length {
-            let wanted = (self.length - self.offset).min(BLOCK_BYTES as u64) as usize;
-            self.block.resize(wanted, 0);
-            self.file.read_exact_at(&mut self.block, self.offset)?;
-            let Some(at) = memchr::memmem::find(&self.block, MAGIC) else {
-                // A magic may lie across the end.
-                let step = wanted.saturating_sub(MAGIC.len() - 1).max(1);
-                self.offset += step as u64;
+            let end = self.base + self.block.len() as u64;
+            // A magic may lie across the end of the block; at the end of the file there is nothing behind.
+            let enough = self.offset + MAGIC.len() as u64 <= end || end == self.length;
+            if self.offset < self.base || !enough {
+                let wanted = (self.length - self.offset).min(BLOCK_BYTES as u64) as usize;
+                self.block.resize(wanted, 0);
+                self.file.read_exact_at(&mut self.block, self.offset)?;
+                self.base = self.offset;
+            }
+            let from = (self.offset - self.base) as usize;
+            let Some(at) = memchr::memmem::find(&self.block[from..], MAGIC) else {
+                let end = self.base + self.block.len() as u64;
+                self.offset = if end == self.length { end } else { end - (MAGIC.len() as u64 - 1) };
                 continue;
             };
             let offset = self.offset + at as u64;
+            self.offset = offset + 1;
             if let Some(hit) = self.frame_at(offset)? {
                 return Ok(Some(hit));
             }
-            self.offset = offset + 1;
         }
         Ok(None)
     }
 
+    /// What begins here; behind a whole frame the search goes on.
     fn frame_at(&mut self, offset: u64) -> io::Result<Option<Hit>> {
         let mut bytes = vec![0; HEAD_BYTES.min((self.length - offset) as usize)];
         self.file.read_exact_at(&mut bytes, offset)?;
         let Ok((head, length)) = frame::parse_head(&bytes) else { return Ok(None) };
         let whole = HEAD_BYTES as u64 + length as u64;
         if length > FRAME_BYTES_MAX || offset + whole > self.length {
-            self.offset = offset + 1;
             return Ok(Some(Hit::Damaged(head.records)));
         }
         bytes.resize(HEAD_BYTES + length, 0);
@@ -395,12 +423,7 @@ impl Scan<'_> {
                 self.offset = offset + whole;
                 Hit::Whole(head, offset, whole)
             }
-            Err(
-                FrameError::DamagedBody | FrameError::Short { .. } | FrameError::NotAFrame | FrameError::DamagedHead,
-            ) => {
-                self.offset = offset + 1;
-                Hit::Damaged(head.records)
-            }
+            Err(_) => Hit::Damaged(head.records),
         }))
     }
 }

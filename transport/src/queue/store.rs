@@ -8,7 +8,7 @@
 //! from outside may make it panic. That is caught, and means the same as a value that is not what was written: the file
 //! is moved aside at once, so that no later start believes it.
 
-use super::{QueueError, meta::Meta};
+use super::{QueueError, meta::Meta, salvage::aside};
 use redb::{Database, DatabaseError};
 use std::{
     fmt,
@@ -31,8 +31,8 @@ pub(super) struct Store {
     opener: Opener,
     state: RwLock<State>,
     path: PathBuf,
-    /// Where it is moved when it is damaged.
-    aside: PathBuf,
+    /// Whether it is moved aside when it is damaged.
+    moves: bool,
 }
 
 impl fmt::Debug for Store {
@@ -42,8 +42,8 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    pub(super) fn new(db: Database, opener: Opener, path: &Path, aside: PathBuf) -> Self {
-        Self { opener, state: RwLock::new(State::Open(db)), path: path.to_owned(), aside }
+    pub(super) fn new(db: Database, opener: Opener, path: &Path, moves: bool) -> Self {
+        Self { opener, state: RwLock::new(State::Open(db)), path: path.to_owned(), moves }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -111,15 +111,18 @@ impl Store {
         QueueError::Storage { path: self.path.clone(), source: Box::new(error) }
     }
 
-    /// Move the file aside and answer nothing any more.
+    /// Move the file aside, where it is not only looked at, and answer nothing any more.
     pub(super) fn damaged(&self, why: &str) {
         if self.is_damaged() {
             return;
         }
-        tracing::error!(path = %self.path.display(), aside = %self.aside.display(), why,
-            "the queue is damaged; moved aside");
-        if let Err(err) = std::fs::rename(&self.path, &self.aside) {
-            tracing::error!(path = %self.path.display(), error = %err, "the damaged queue cannot be moved aside");
+        if self.moves {
+            let aside = aside(&self.path);
+            tracing::error!(path = %self.path.display(), aside = %aside.display(), why,
+                "the queue is damaged; moved aside");
+            if let Err(err) = std::fs::rename(&self.path, &aside) {
+                tracing::error!(path = %self.path.display(), error = %err, "the damaged queue cannot be moved aside");
+            }
         }
         self.close(State::Damaged(why.to_owned()));
     }

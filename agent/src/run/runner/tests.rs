@@ -66,14 +66,7 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
     let runner = Runner {
         spec,
         settings: toml::Table::new(),
-        cx: Cx {
-            root: "/".into(),
-            clock: Arc::new(|| 1),
-            cursors: Vec::new(),
-            stored: Vec::new(),
-            enabled: Default::default(),
-            once: None,
-        },
+        cx: Cx::new("/", Arc::new(|| 1)),
         sink: Arc::new(QueueSink::new(lane.intake().clone(), Arc::clone(&board), own)),
         queue: Arc::clone(lane.queue()),
         board: Arc::clone(&board),

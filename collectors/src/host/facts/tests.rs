@@ -10,14 +10,7 @@ fn put(root: &Path, path: &str, text: &str) {
 }
 
 fn cx(root: &Path) -> Cx {
-    Cx {
-        root: root.to_owned(),
-        clock: Arc::new(|| 0),
-        cursors: Vec::new(),
-        stored: Vec::new(),
-        enabled: Default::default(),
-        once: None,
-    }
+    Cx::new(root, Arc::new(|| 0))
 }
 
 #[test]

@@ -213,6 +213,30 @@ fn bytes_that_were_seen_and_destroyed_unread_are_counted() {
 }
 
 #[test]
+fn after_a_lost_queue_only_the_holes_are_read() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "old\nl1\nl2\nl3\nl4\nl5\n");
+    let mut file = File::open(&log, 4, 1).expect("opens");
+    file.read(1 << 20, |_| ()).expect("reads");
+    let mut cursor = file.cursor("/a.log", 1);
+    // Begun behind "old"; l2 and l4 are stored.
+    let read = |ranges: &[(u64, u64)], begun: bool, cursor: &mut Cursor| {
+        let stored = vedette_wire::Stored { id: cursor.id(), ranges: ranges.to_vec(), begun };
+        cursor.stored = Some(Arc::new(stored));
+        let mut file = File::resume(&log, cursor).expect("opens").expect("it is the same");
+        let mut lines = Vec::new();
+        file.read(1 << 20, |line| lines.push(String::from_utf8_lossy(line.bytes).into_owned())).expect("reads");
+        lines
+    };
+    assert_eq!(read(&[(7, 10), (13, 16)], false, &mut cursor), ["l1", "l3", "l5"]);
+    assert_eq!(read(&[(4, 10), (13, 19)], false, &mut cursor), ["l3"]);
+    assert_eq!(read(&[(7, 10), (13, 16)], true, &mut cursor), Vec::<String>::new(), "it was gone on with since");
+    append(&log, "l6\n");
+    assert_eq!(read(&[], false, &mut cursor), ["l6"], "nothing is stored: where the cursor stands");
+}
+
+#[test]
 fn ten_thousand_files_are_followed_and_cost_little_while_nothing_comes() {
     // Each is held open; a process may have that many where its limit is raised.
     let wanted = rustix::process::Rlimit { current: Some(12_000), maximum: Some(12_000) };

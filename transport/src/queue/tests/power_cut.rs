@@ -157,7 +157,7 @@ fn open(disk: &Disk) -> Result<Queue, QueueError> {
     let disk = disk.clone();
     let opener = move || Database::builder().set_cache_size(1 << 20).create_with_backend(disk.clone());
     let nowhere = Path::new("/nonexistent/records.redb");
-    Queue::load(Box::new(opener), nowhere, nowhere, Lane::Records, (Quota::bytes(1 << 30), 9, Resume::Cursors))
+    Queue::load(Box::new(opener), nowhere, false, Lane::Records, (Quota::bytes(1 << 30), 9, Resume::Cursors))
 }
 
 fn cursor(queue: &Queue) -> Result<u64, QueueError> {

@@ -103,9 +103,7 @@ fn salvage_goes_on_after_a_restart_and_waits_for_room() {
     let queue = opened(dir.path(), 1 << 30, 44);
     assert_eq!((queue.epoch(), queue.resume()), (Epoch(43), Resume::Lost), "it is the same new queue");
     queue.salvage(&path, |_| true).expect("goes through");
-    let mut seqs: Vec<u64> = sequences(&queue).into_iter().map(|(_, seq)| seq).collect();
-    seqs.sort_unstable();
-    seqs.dedup();
+    let seqs: Vec<u64> = sequences(&queue).into_iter().map(|(_, seq)| seq).collect();
     assert_eq!(seqs, (1..=60).collect::<Vec<_>>());
 }
 
@@ -223,4 +221,65 @@ fn the_smaller_of_cap_and_share_holds_and_a_floor_stays_free() {
         // btrfs and others have no fixed number of them.
         Ok(()) => assert_eq!(rustix::fs::statvfs(dir.path()).expect("asks").f_files, 0),
     }
+}
+
+#[test]
+fn a_second_damage_does_not_overwrite_what_the_first_left() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    filled(dir.path(), 3);
+    harm(dir.path(), |bytes| bytes[..512].fill(0));
+    opened(dir.path(), 1 << 30, 43).found_damaged("once more, before anything was salvaged");
+    assert_eq!(broken(dir.path(), Lane::Records).len(), 2);
+    opened(dir.path(), 1 << 30, 44);
+    let looked_at = Queue::inspect(dir.path(), Lane::Records, Quota::bytes(1 << 30)).expect("opens");
+    looked_at.found_damaged("by somebody who looks");
+    assert!(looked_at.is_damaged() && dir.path().join("records.redb").exists(), "it is left where it is");
+}
+
+#[test]
+fn small_frames_are_all_found_also_across_the_blocks_of_the_scan() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = dir.path().join("records.redb.broken-1");
+    let mut bytes = Vec::new();
+    let source = tempfile::tempdir().expect("temp dir");
+    filled(source.path(), 1);
+    let (_, frame) = queue(source.path()).next_after(0).expect("reads").expect("is there");
+    let (head, sealed) = frame::parse(&frame).expect("whole");
+    let sealed = sealed.to_vec();
+    // At every offset there may be, with respect to the end of a block.
+    for seq in 1..=1200 {
+        bytes.resize(bytes.len() + seq as usize % 7, 0);
+        let key = vedette_wire::BatchKey { seq, ..head.key };
+        bytes.extend(frame::build(&frame::FrameHead { key, ..head.clone() }, &sealed));
+    }
+    bytes.extend_from_slice(&frame::MAGIC[..3]);
+    std::fs::write(&path, &bytes).expect("writes");
+    let new = opened(dir.path(), 1 << 30, 43);
+    let found = new.salvage(&path, |_| true).expect("goes through");
+    assert_eq!((found.batches, found.damaged), (1200, 0));
+}
+
+#[test]
+fn a_header_tells_no_more_cursors_than_the_workspace_takes_and_the_next_ones_tell_the_rest() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    let mut many = open_with("a line", "c");
+    for number in 0..25_000 {
+        many.cursors.insert(("test", format!("file {number:05}")), Some(vec![1; 40]));
+    }
+    let header = many.header(&stamp(), queue.lane(), 1);
+    queue.commit(&many, header, Compression::Zstd).expect("commits");
+    let mut told: Vec<String> = Vec::new();
+    for round in 0..3 {
+        let header = newest_header(&queue);
+        assert!(header.cursors.len() <= 10_000, "{}", header.cursors.len());
+        told.extend(header.cursors.into_iter().map(|told| told.id));
+        let mut plain = open_with("a line", "c");
+        plain.cursors.clear();
+        let header = plain.header(&stamp(), queue.lane(), 2 + round);
+        queue.commit(&plain, header, Compression::Zstd).expect("commits");
+    }
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told.len(), 25_001);
 }

@@ -17,17 +17,10 @@ fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64,
     let mut ledger = Ledger::default();
     ledger.emit("syslog", emitted);
     let header = Header {
-        version: 1,
-        organization,
-        agent: AGENT,
-        lane: Lane::Records,
         epoch: EpochId(5),
         seq,
         sealed: 1,
-        geo: WorkspaceGeo::Europe,
         policy_revision: 1,
-        agent_version: String::new(),
-        host: Default::default(),
         sources: vec![SourceRef {
             collector: "syslog".to_owned(),
             id: "f".to_owned(),
@@ -38,10 +31,7 @@ fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64,
         records: positions.len() as u32,
         ledger,
         lowest_held,
-        set_aside: Default::default(),
-        predecessor: None,
-        cursors: Vec::new(),
-        split_into: Vec::new(),
+        ..Header::new(organization, AGENT, Lane::Records, WorkspaceGeo::Europe)
     };
     let record = |&(from, to): &(u64, u64)| Record {
         source: 0,
@@ -224,8 +214,8 @@ async fn positions_whose_records_were_dropped_are_no_hole() {
 }
 
 /// A header of the epoch behind, which says what became of epoch 5.
-fn successor(org: OrganizationId, last_seq: u64, lowest_held: Option<u64>, lost: Vec<(u64, u64)>) -> Noted {
-    let mut noted = batch(org, 1, 1, 1, &[(1000, 1010)]);
+fn successor(org: OrganizationId, at: u64, last_seq: u64, lowest_held: Option<u64>, lost: Vec<(u64, u64)>) -> Noted {
+    let mut noted = batch(org, 1, 1, 1, &[(at, at + 10)]);
     noted.header.epoch = EpochId(6);
     let set_aside = SetAside { lost, ..SetAside::default() };
     noted.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq, lowest_held, set_aside });
@@ -240,7 +230,7 @@ async fn what_was_lost_with_a_damaged_queue_is_counted_and_what_was_salvaged_is_
     land(&control, &batch(org, 5, 1, 8, &[(70, 80)])).await;
     let account = async || control.ledger(org, None).await.expect("adds up").remove(0);
     assert_eq!((account().await.in_flight, account().await.missing), (6, 0));
-    land(&control, &successor(org, 5, Some(2), vec![(3, 3)])).await;
+    land(&control, &successor(org, 80, 5, Some(2), vec![(3, 3)])).await;
     land(&control, &batch(org, 2, 1, 3, &[(10, 20), (20, 30)])).await;
     land(&control, &batch(org, 4, 1, 7, &[(50, 60), (60, 70)])).await;
     let lost = account().await;
@@ -261,7 +251,7 @@ async fn an_epoch_that_ended_without_its_batches_has_them_missing() {
     land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
     land(&control, &batch(org, 3, 1, 3, &[(20, 30)])).await;
     assert_eq!(books(&control, org).await.0.2, 1, "held, as far as the epoch itself said");
-    land(&control, &successor(org, 3, None, Vec::new())).await;
+    land(&control, &successor(org, 30, 3, None, Vec::new())).await;
     let account = control.ledger(org, None).await.expect("adds up").remove(0);
     assert_eq!((account.in_flight, account.missing), (0, 1));
 }
