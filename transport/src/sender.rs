@@ -2,7 +2,7 @@
 //!
 //! Nothing has a retry budget: a batch is tried until it is landed, quarantined or purged. After a failure the whole
 //! endpoint rests, with full jitter and at least as long as `Retry-After` says, and is then probed with one batch: a
-//! breaker. How many are in flight adapts to the endpoint's latency, from one on ([`window`]).
+//! breaker. How many are in flight adapts to the endpoint's latency, from one on (`sender::window`).
 
 mod window;
 

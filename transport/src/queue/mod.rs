@@ -7,7 +7,7 @@
 //! | `cursors` | collector, NUL, source id | check, the collector's own bytes |
 //! | `stored` | collector, NUL, source id | check, what the workspace has of the source ([`vedette_wire::Stored`]) |
 //! | `salvage` | epoch, sequence | where a frame lies in a damaged database |
-//! | `meta` | `format`, `state` | little-endian number; check, MessagePack ([`meta::Meta`]) |
+//! | `meta` | `format`, `state` | little-endian number; check, MessagePack (`meta::Meta`) |
 //!
 //! A *slot* is a place in the queue: it grows with each batch and is never given twice, also where a new epoch begins
 //! and sequences begin again at 1. A *check* is the first 8 bytes of SHA-256 over key and value: redb trusts a file
@@ -17,7 +17,7 @@
 //! sent again under the same key, and the workspace would answer `duplicate`.
 //!
 //! After an error of the disk redb refuses everything: the database is then closed, and opened again at the next use
-//! ([`store`]). A database that is damaged is moved aside, and what can be found in it is sent from a new one
+//! (`queue::store`). A database that is damaged is moved aside, and what can be found in it is sent from a new one
 //! ([`salvage`]).
 
 mod commit;
