@@ -1,7 +1,7 @@
 //! The syslog listener: what is sent to it arrives, and what the queue cannot take is dropped and counted.
 
 use crate::support::{World, eventually};
-use std::os::unix::net::UnixDatagram;
+use std::{net::UdpSocket, os::unix::net::UnixDatagram};
 
 #[test]
 fn datagrams_arrive_and_what_a_full_queue_cannot_take_is_counted() {
@@ -46,4 +46,37 @@ fn datagrams_arrive_and_what_a_full_queue_cannot_take_is_counted() {
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     drop(agent);
+}
+
+/// What the kernel drops while the agent does not read is known from `/proc/net/udp`, and is in the ledger.
+#[test]
+fn datagrams_that_the_kernel_dropped_are_counted() {
+    let world = World::new();
+    let port = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+    world.write_config(&format!("\n[collectors.syslog_listener]\nenabled = true\nudp = \"127.0.0.1:{port}\"\n"));
+    world.enroll();
+    let mut agent = world.run();
+    eventually("the socket", || {
+        let table = std::fs::read_to_string("/proc/net/udp").ok()?;
+        table.contains(&format!("0100007F:{port:04X} ")).then_some(())
+    });
+    let sender = UdpSocket::bind("127.0.0.1:0").expect("opens");
+    let signal = |name: &str| {
+        let done = std::process::Command::new("kill").arg(name).arg(agent.id().to_string()).status();
+        assert!(done.is_ok_and(|status| status.success()));
+    };
+    signal("-STOP");
+    // More than any receive buffer holds.
+    let (text, sent) = (format!("<13>1 2026-11-23T03:21:19Z h app - - - {}", "x".repeat(1400)), 40_000);
+    for _ in 0..sent {
+        sender.send_to(text.as_bytes(), ("127.0.0.1", port)).expect("sends");
+    }
+    signal("-CONT");
+    let account = eventually("all of them to be stored or counted", || {
+        let account = world.ledger().into_iter().find(|account| account["collector"] == "syslog_listener")?;
+        let (stored, lost) = (account["stored"].as_u64()?, account["dropped"]["kernel_loss"].as_u64()?);
+        (stored + lost == sent && lost > 0 && stored > 0).then_some(account)
+    });
+    assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
+    agent.terminate();
 }

@@ -1,4 +1,4 @@
-//! The workspace moves to another address under its name, the HTTP proxy restarts, and the host's clock jumps.
+//! The workspace moves to another address under its name, and the host's clock jumps.
 
 use crate::support::{Process, VEDETTE, World, eventually};
 use std::{fs, path::Path, process::Command};

@@ -6,33 +6,52 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 /// Heads of the requests that came, and where the proxy listens.
 struct Proxy {
     heads: Arc<Mutex<Vec<String>>>,
     address: String,
+    /// Ends the proxy, with every connection.
+    stop: Arc<AtomicBool>,
 }
 
 impl Proxy {
     /// A proxy that lets through whoever brings these credentials.
-    fn start(user_and_password: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    fn start(user_and_password: &str, address: &str) -> Self {
+        let listener = eventually("the address to be free", || TcpListener::bind(address).ok());
         let address = listener.local_addr().expect("is bound").to_string();
-        let heads = Arc::new(Mutex::new(Vec::new()));
-        let (seen, wanted) = (Arc::clone(&heads), format!("basic {}", BASE64_STANDARD.encode(user_and_password)));
+        let (heads, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (seen, stopped) = (Arc::clone(&heads), Arc::clone(&stop));
+        let wanted = format!("basic {}", BASE64_STANDARD.encode(user_and_password));
+        listener.set_nonblocking(true).expect("can be");
         std::thread::spawn(move || {
-            for client in listener.incoming().filter_map(Result::ok) {
-                let (seen, wanted) = (Arc::clone(&seen), wanted.clone());
-                std::thread::spawn(move || drop(connect(client, &seen, &wanted)));
+            while !stopped.load(Ordering::Acquire) {
+                let Ok((client, _)) = listener.accept() else {
+                    std::thread::sleep(Duration::from_millis(5));
+                    continue;
+                };
+                client.set_nonblocking(false).expect("can be");
+                let (seen, wanted, stopped) = (Arc::clone(&seen), wanted.clone(), Arc::clone(&stopped));
+                std::thread::spawn(move || drop(connect(client, &seen, &wanted, &stopped)));
             }
         });
-        Self { heads, address }
+        Self { heads, address, stop }
     }
 }
 
-fn connect(client: TcpStream, seen: &Mutex<Vec<String>>, wanted: &str) -> std::io::Result<()> {
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+    }
+}
+
+fn connect(client: TcpStream, seen: &Mutex<Vec<String>>, wanted: &str, stop: &AtomicBool) -> std::io::Result<()> {
     let (mut reader, mut head) = (BufReader::new(client.try_clone()?), String::new());
     while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head)? > 0 {}
     seen.lock().expect("lock").push(head.clone());
@@ -43,19 +62,24 @@ fn connect(client: TcpStream, seen: &Mutex<Vec<String>>, wanted: &str) -> std::i
     let target = head.split(' ').nth(1).unwrap_or_default();
     let server = TcpStream::connect(target)?;
     client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
-    let (mut to_client, mut from_server) = (client, server.try_clone()?);
+    let ends = [client.try_clone()?, server.try_clone()?];
+    let (mut to_client, mut from_server, mut to_server) = (client, server.try_clone()?, server);
+    let there = std::thread::spawn(move || std::io::copy(&mut reader, &mut to_server));
     let back = std::thread::spawn(move || std::io::copy(&mut from_server, &mut to_client));
-    let mut server = server;
-    std::io::copy(&mut reader, &mut server)?;
-    server.shutdown(std::net::Shutdown::Write)?;
-    drop(back.join());
+    while !stop.load(Ordering::Acquire) && !there.is_finished() && !back.is_finished() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for end in ends {
+        drop(end.shutdown(std::net::Shutdown::Both));
+    }
+    drop((there.join(), back.join()));
     Ok(())
 }
 
 #[test]
 fn everything_goes_through_the_proxy_that_is_configured() {
     let world = World::new();
-    let proxy = Proxy::start("agent:s3cret");
+    let proxy = Proxy::start("agent:s3cret", "127.0.0.1:0");
     let with = |password: &str| {
         world.write_config(&format!("\n[workspace]\nproxy = \"http://agent:{password}@{}\"\n", proxy.address));
     };
@@ -73,4 +97,24 @@ fn everything_goes_through_the_proxy_that_is_configured() {
     assert!(heads.len() >= 3 && heads.iter().all(|head| head.starts_with("CONNECT 127.0.0.1:")), "{heads:?}");
     let log = fs::read_to_string(world.path("agent.log")).expect("is there");
     assert!(!log.contains("s3cret"), "credentials are not logged: {log}");
+}
+
+#[test]
+fn a_proxy_that_is_restarted_is_come_back_to() {
+    let world = World::new();
+    let proxy = Proxy::start("agent:s3cret", "127.0.0.1:0");
+    let address = proxy.address.clone();
+    world.write_config(&format!("\n[workspace]\nproxy = \"http://agent:s3cret@{address}\"\n"));
+    world.enroll();
+    world.append("a.log", "before\n");
+    let mut agent = world.run();
+    eventually("the line before", || (world.count("syslog") == 1).then_some(()));
+    drop(proxy);
+    world.append("a.log", "while it is away\n");
+    eventually("the agent to notice", || world.status()["delivery"]["last_error"].as_str().map(drop));
+    let proxy = Proxy::start("agent:s3cret", &address);
+    world.append("a.log", "behind\n");
+    eventually("all lines, once each", || (world.count("syslog") == 3).then_some(()));
+    assert!(!proxy.heads.lock().expect("lock").is_empty(), "through the proxy again");
+    agent.terminate();
 }

@@ -3,6 +3,8 @@
 //! ```text
 //! vedette-bench generate FILE MIB          a syslog file, always the same: 200 to 250 bytes a line
 //! vedette-bench catch-up FILE [zstd|gzip]  the floor and the agent on the same file, in one run
+//! vedette-bench rate LINES SECONDS         so many lines a second: processor time, memory, append to landed
+//! vedette-bench backlog GIB                start over a queue of so much, whole and damaged
 //! vedette-bench idle SECONDS               memory and processor time with every collector on
 //! vedette-bench start [RUNS]               from start to the first record landed
 //! vedette-bench answer [RUNS]              from a line appended to its row in an answer of `query`
@@ -11,7 +13,9 @@
 
 #![expect(clippy::print_stdout, reason = "figures are printed")]
 
+mod backlog;
 mod floor;
+mod rate;
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -30,6 +34,8 @@ fn main() -> Result<()> {
         ["generate", file, mib] => generate::generate(Path::new(file), mib.parse::<u64>()? << 20),
         ["catch-up", file] => catch_up(Path::new(file), "zstd"),
         ["catch-up", file, codec @ ("zstd" | "gzip")] => catch_up(Path::new(file), codec),
+        ["rate", lines, seconds] => rate::rate(lines.parse()?, Duration::from_secs(seconds.parse()?)),
+        ["backlog", gib] => backlog::backlog(gib.parse()?),
         ["idle", seconds] => idle(Duration::from_secs(seconds.parse()?)),
         ["processes", count] => processes(count.parse()?),
         ["answer"] => answer(20),
@@ -37,7 +43,7 @@ fn main() -> Result<()> {
         ["start"] => start(5),
         ["start", runs] => start(runs.parse()?),
         _ => bail!(
-            "usage: vedette-bench generate FILE MIB | catch-up FILE [zstd|gzip] | idle SECONDS | start [RUNS] | answer \
+            "usage: vedette-bench generate FILE MIB | catch-up FILE [zstd|gzip] | rate LINES SECONDS | backlog GIB | idle SECONDS | start [RUNS] | answer \
              [RUNS] | processes COUNT"
         ),
     }
@@ -62,9 +68,11 @@ fn catch_up(file: &Path, codec: &str) -> Result<()> {
     let agent = world.run()?;
     let mut rss_max = 0;
     loop {
-        std::thread::sleep(Duration::from_millis(100));
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(50));
+            rss_max = rss_max.max(world::rss_bytes(agent.id())?);
+        }
         let Some(status) = world.status()? else { continue };
-        rss_max = rss_max.max(status["rss_bytes"].as_u64().unwrap_or(0));
         let collectors = status["collectors"].as_array().cloned().unwrap_or_default();
         let emitted =
             collectors.iter().find(|collector| collector["id"] == "syslog").and_then(|c| c["emitted"].as_u64());
@@ -78,7 +86,9 @@ fn catch_up(file: &Path, codec: &str) -> Result<()> {
     let (wall, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds(agent.id())?);
     println!("to landed     {:.1} MB/s, {wall:.1} s ({codec})", bytes as f64 / 1e6 / wall);
     println!("agent         {:.2} CPU-s/GiB, {:.2} x floor", cpu / gib, cpu / floor.cpu_seconds);
-    println!("workspace     {:.2} CPU-s/GiB, materialising included", world.serve_cpu_seconds()? / gib);
+    let (serve, materialise) = (world.serve_cpu_seconds()?, world.materialise_cpu_seconds()?);
+    println!("receiving     {:.2} CPU-s/GiB", (serve - materialise) / gib);
+    println!("materialising {:.2} CPU-s/GiB so far, at lowered priority", materialise / gib);
     println!("agent VmRSS   {:.1} MiB at most", rss_max as f64 / f64::from(1 << 20));
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// How a log file is rotated.
@@ -34,7 +34,16 @@ const BURST: Duration = Duration::from_millis(10);
 pub struct Writer {
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
-    thread: JoinHandle<Result<()>>,
+    thread: JoinHandle<Result<Written>>,
+}
+
+/// What was written.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// Lines.
+    pub lines: u64,
+    /// Of each burst, the number behind its last line, and the time just before it was written, microseconds UTC.
+    pub bursts: Vec<(u64, i64)>,
 }
 
 /// The line of a number, 200 to 250 bytes, the number first in its message; the fingerprint does not compress.
@@ -71,13 +80,21 @@ impl Writer {
     /// # Errors
     /// Where it could not write.
     pub fn stop(self) -> Result<u64> {
+        Ok(self.stop_with_bursts()?.lines)
+    }
+
+    /// Stop, and say what was written when.
+    ///
+    /// # Errors
+    /// Where it could not write.
+    pub fn stop_with_bursts(self) -> Result<Written> {
         self.stop.store(true, Ordering::Release);
-        self.thread.join().expect("the writer does not panic")?;
-        Ok(self.written.load(Ordering::Acquire))
+        self.thread.join().expect("the writer does not panic")
     }
 }
 
-fn write(path: &Path, rate: u64, rotation: Rotation, stop: &AtomicBool, written: &AtomicU64) -> Result<()> {
+fn write(path: &Path, rate: u64, rotation: Rotation, stop: &AtomicBool, written: &AtomicU64) -> Result<Written> {
+    let mut bursts = Vec::new();
     let mut file = File::options().create(true).append(true).open(path)?;
     let (began, mut number, mut rotated) = (Instant::now(), 0, 0);
     while !stop.load(Ordering::Acquire) {
@@ -87,6 +104,8 @@ fn write(path: &Path, rate: u64, rotation: Rotation, stop: &AtomicBool, written:
             text.push_str(&line(number));
             number += 1;
         }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        bursts.push((number, i64::try_from(now.as_micros())?));
         file.write_all(text.as_bytes())?;
         written.store(number, Ordering::Release);
         match rotation {
@@ -106,7 +125,7 @@ fn write(path: &Path, rate: u64, rotation: Rotation, stop: &AtomicBool, written:
         }
         std::thread::sleep(BURST);
     }
-    Ok(())
+    Ok(Written { lines: number, bursts })
 }
 
 fn generation(path: &Path, number: usize) -> PathBuf {

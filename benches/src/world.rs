@@ -17,11 +17,27 @@ pub const ORG: &str = "bench";
 /// # Errors
 /// Where there is no such process.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(time_and_nice(&format!("/proc/{pid}/stat"))?.0)
+}
+
+/// User and system time, and the nice value (field 19), of a process or a thread (proc_pid_stat(5)).
+fn time_and_nice(path: &str) -> Result<(f64, i64)> {
+    let stat = fs::read_to_string(path)?;
     let rest = stat.rsplit_once(')').context("stat has a name")?.1;
     let field = |at: usize| rest.split_whitespace().nth(at).and_then(|text| text.parse::<f64>().ok());
     let ticks = field(11).zip(field(12)).map(|(user, system)| user + system).context("stat has times")?;
-    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+    let nice = field(16).context("stat has a nice value")?;
+    Ok((ticks / rustix::param::clock_ticks_per_second() as f64, nice as i64))
+}
+
+/// Resident set of a process, `VmRSS` of `/proc/PID/status` (proc_pid_status(5)).
+///
+/// # Errors
+/// Where there is no such process.
+pub fn rss_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("status has VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }
 
 /// Ended by its own id when dropped.
@@ -285,6 +301,22 @@ impl World {
     /// Where it does not serve.
     pub fn serve_cpu_seconds(&self) -> Result<f64> {
         cpu_seconds(self.serve.as_ref().context("it does not serve")?.id())
+    }
+
+    /// Of that, what its threads of lowered priority took, which materialise; those that have ended do not count.
+    ///
+    /// # Errors
+    /// Where it does not serve.
+    pub fn materialise_cpu_seconds(&self) -> Result<f64> {
+        let pid = self.serve.as_ref().context("it does not serve")?.id();
+        let mut sum = 0.0;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            // A thread may end meanwhile.
+            if let Ok((time, 1..)) = time_and_nice(&task?.path().join("stat").display().to_string()) {
+                sum += time;
+            }
+        }
+        Ok(sum)
     }
 
     /// Where batches land.

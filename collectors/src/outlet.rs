@@ -102,6 +102,14 @@ impl StopSignal {
         }
     }
 
+    /// Wait for `most` whatever comes, or until told to stop; true then.
+    pub fn pause(&self, most: Duration) -> bool {
+        let (flags, changed) = &*self.0;
+        let flags = flags.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = changed.wait_timeout_while(flags, most, |flags| !flags.stop);
+        waited.unwrap_or_else(PoisonError::into_inner).0.stop
+    }
+
     fn set(&self, change: impl FnOnce(&mut Flags)) {
         let (flags, changed) = &*self.0;
         change(&mut flags.lock().unwrap_or_else(PoisonError::into_inner));
@@ -162,6 +170,11 @@ impl Outlet {
     /// Wait until something is to be done, `most` at the most.
     pub fn wait(&self, most: Duration) -> Wake {
         self.signal.wait(most)
+    }
+
+    /// Wait for `most` whatever comes, or until told to stop; true then.
+    pub fn pause(&self, most: Duration) -> bool {
+        self.signal.pause(most)
     }
 
     /// Whether the collector is to stop.

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 use vedette_wire::{
-    Chunk, Compression, Header, Ledger, OrganizationId, Position, Reason, Source, SourceRef, codec, geo::WorkspaceGeo,
+    Chunk, Compression, Header, Ledger, OrganizationId, Position, Reason, Source, SourceRef,
+    chunk::Entry,
+    codec::{Piece, Sealer},
+    geo::WorkspaceGeo,
     record::HostLabel,
 };
 
@@ -54,7 +57,7 @@ struct OpenSource {
 /// The batch that is being filled.
 #[derive(Debug, Default)]
 pub(crate) struct Open {
-    records: Vec<u8>,
+    sealer: Sealer,
     count: u32,
     /// Records by collector.
     counts: BTreeMap<&'static str, u64>,
@@ -68,10 +71,16 @@ pub(crate) struct Open {
 
 impl Open {
     /// Take a chunk in. The caller splits by policy revision.
+    #[cfg(test)]
     pub(crate) fn add(&mut self, chunk: Chunk) {
+        self.add_pressed(chunk, None);
+    }
+
+    /// Take a chunk in, whose one body is in the piece where there is one. The caller splits by policy revision.
+    pub(crate) fn add_pressed(&mut self, mut chunk: Chunk, piece: Option<Piece>) {
         self.since.get_or_insert_with(Instant::now);
         let collector = chunk.source.collector;
-        self.ledger.emit(collector, chunk.entries.len() as u64);
+        self.ledger.emit(collector, chunk.count());
         for dropped in &chunk.dropped {
             self.ledger.emit(collector, dropped.count);
             self.ledger.drop(collector, dropped.reason, dropped.count);
@@ -80,16 +89,28 @@ impl Open {
                 self.sources[at as usize].skipped.push((from, to, dropped.count));
             }
         }
+        if let (Some(piece), [entry]) = (piece, chunk.entries.as_slice()) {
+            let (entry, at) = (*entry, self.source(&chunk.source));
+            match self.sealer.append_piece(at, entry.observed, entry.position, piece) {
+                Ok(()) => {
+                    *self.counts.entry(collector).or_default() += u64::from(entry.count);
+                    self.took(at, entry);
+                }
+                Err(err) => {
+                    tracing::error!(collector, error = %err, "records dropped and counted");
+                    let dropped = (entry.position.0, entry.position.1, u64::from(entry.count));
+                    self.ledger.drop(collector, Reason::Unparseable, dropped.2);
+                    self.sources[at as usize].skipped.push(dropped);
+                }
+            }
+            chunk.entries.clear();
+        }
         if !chunk.entries.is_empty() {
-            *self.counts.entry(collector).or_default() += chunk.entries.len() as u64;
+            *self.counts.entry(collector).or_default() += chunk.count();
             let at = self.source(&chunk.source);
-            for (entry, body) in chunk.records() {
-                codec::append_record(at, entry.observed, entry.position, body, &mut self.records);
-                self.count += 1;
-                let source = &mut self.sources[at as usize];
-                source.from = source.from.min(entry.position.0);
-                source.reached = source.reached.max(entry.position.1);
-                source.records += 1;
+            for (entry, body) in chunk.bodies() {
+                self.sealer.append(at, entry.observed, entry.position, body);
+                self.took(at, entry);
             }
         }
         for id in chunk.forget {
@@ -98,6 +119,14 @@ impl Open {
         if let Some(cursor) = chunk.cursor {
             self.cursors.insert((collector, chunk.source.id.clone()), Some(cursor));
         }
+    }
+
+    fn took(&mut self, at: u32, entry: Entry) {
+        self.count += entry.count;
+        let source = &mut self.sources[at as usize];
+        source.from = source.from.min(entry.position.0);
+        source.reached = source.reached.max(entry.position.1);
+        source.records += u64::from(entry.count);
     }
 
     fn source(&mut self, source: &Arc<Source>) -> u32 {
@@ -112,7 +141,7 @@ impl Open {
 
     /// Whether a chunk of so many bytes must go into the next batch.
     pub(crate) fn is_full_for(&self, bytes: usize, limits: &BatchLimits) -> bool {
-        self.count > 0 && self.records.len() + bytes > limits.bytes_max
+        self.count > 0 && self.sealer.plain_bytes() + bytes > limits.bytes_max
     }
 
     /// Give up the records, which will never fit, and count them; cursors and other counts stay.
@@ -120,7 +149,7 @@ impl Open {
         for (collector, count) in std::mem::take(&mut self.counts) {
             self.ledger.drop(collector, Reason::Oversize, count);
         }
-        self.records = Vec::new();
+        self.sealer.clear();
         for source in &mut self.sources {
             if source.records > 0 {
                 source.skipped.push((source.from, source.reached, source.records));
@@ -132,7 +161,7 @@ impl Open {
 
     /// Whether it is to be sealed now.
     pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
-        self.records.len() >= limits.bytes_max || self.count as usize >= limits.records_max
+        self.sealer.plain_bytes() >= limits.bytes_max || self.count as usize >= limits.records_max
     }
 
     /// When the batch is to be sealed whatever its size.
@@ -173,16 +202,27 @@ impl Open {
         }
     }
 
-    /// Encoded records.
-    pub(crate) fn records(&self) -> &[u8] {
-        &self.records
+    /// What it holds, sealed with its header, behind so many zeros.
+    pub(crate) fn seal(&mut self, zeros: usize, header: &Header) -> std::io::Result<Vec<u8>> {
+        self.sealer.seal(zeros, header)
     }
 
-    /// Empty it, keeping the memory for the next batch up to `bytes_max`.
-    pub(crate) fn clear(&mut self, limits: &BatchLimits) {
-        let mut records = std::mem::take(&mut self.records);
-        records.clear();
-        records.shrink_to(limits.bytes_max);
-        *self = Open { records, ..Open::default() };
+    /// The codec of its records.
+    pub(crate) fn compression(&self) -> Compression {
+        self.sealer.compression()
+    }
+
+    /// Compress with a codec; an empty batch alone can change it.
+    pub(crate) fn set_compression(&mut self, compression: Compression) {
+        if self.is_empty() {
+            self.sealer.set_compression(compression);
+        }
+    }
+
+    /// Empty it, keeping the memory for the next batch.
+    pub(crate) fn clear(&mut self) {
+        let mut sealer = std::mem::take(&mut self.sealer);
+        sealer.clear();
+        *self = Open { sealer, ..Open::default() };
     }
 }

@@ -5,17 +5,33 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use vedette_wire::{Chunk, Ledger, Reason};
+use vedette_wire::{Chunk, Compression, Ledger, Reason, codec::Piece};
 
 /// The transport has stopped; what was handed over last is not durable, and its source has not been told so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the transport has stopped")]
 pub struct Stopped;
 
+/// A chunk that waits.
+#[derive(Debug)]
+struct Waiting {
+    chunk: Chunk,
+    /// Its body, compressed.
+    piece: Option<Piece>,
+    /// Of its class, where its source cannot wait.
+    rank: Option<u8>,
+}
+
+impl Waiting {
+    fn weight(&self) -> usize {
+        self.chunk.weight() + self.piece.as_ref().map_or(0, Piece::weight)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// With the rank of their class, where their source cannot wait.
-    chunks: VecDeque<(Chunk, Option<u8>)>,
+    chunks: VecDeque<Waiting>,
+    compression: Compression,
     bytes: usize,
     closed: bool,
     flush: bool,
@@ -39,8 +55,8 @@ pub struct Intake(Arc<Shared>);
 /// What the batcher finds.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// A chunk.
-    Chunk(Box<Chunk>),
+    /// A chunk, and its one body where that is compressed already.
+    Chunk(Box<Chunk>, Option<Piece>),
     /// Nothing came in time.
     Nothing,
     /// Everything before this is to be made durable now.
@@ -63,8 +79,17 @@ impl Intake {
     ///
     /// # Errors
     /// [`Stopped`] where the transport ends before there is room.
-    pub fn put(&self, chunk: Chunk) -> Result<(), Stopped> {
-        let weight = chunk.weight();
+    pub fn put(&self, mut chunk: Chunk) -> Result<(), Stopped> {
+        // On the source's thread, while the bytes lie in its core's cache.
+        let piece = match chunk.entries.as_slice() {
+            [_] => Piece::of(&chunk.bodies, self.lock().compression),
+            _ => None,
+        };
+        if piece.is_some() {
+            chunk.bodies = Vec::new();
+        }
+        let waiting = Waiting { chunk, piece, rank: None };
+        let weight = waiting.weight();
         let mut state = self.lock();
         while !state.closed && state.bytes > 0 && state.bytes + weight > self.0.bytes_max {
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -74,9 +99,14 @@ impl Intake {
         }
         state.bytes += weight;
         state.put += 1;
-        state.chunks.push_back((chunk, None));
+        state.chunks.push_back(waiting);
         self.0.changed.notify_all();
         Ok(())
+    }
+
+    /// The codec of batches from now on.
+    pub(crate) fn set_compression(&self, compression: Compression) {
+        self.lock().compression = compression;
     }
 
     /// Hand over a chunk of a source that cannot wait: where there is no room, chunks of such sources are given up, the
@@ -92,10 +122,10 @@ impl Intake {
         let full = |state: &State, weight: usize| state.bytes > 0 && state.bytes + weight > self.0.bytes_max;
         while full(&state, chunk.weight()) {
             let lower =
-                |(chunk, other): &(Chunk, Option<u8>)| other.filter(|other| *other < rank && !chunk.entries.is_empty());
+                |other: &Waiting| other.rank.filter(|other_rank| *other_rank < rank && !other.chunk.entries.is_empty());
             let victim = state.chunks.iter().enumerate().filter_map(|(at, entry)| Some((lower(entry)?, at))).min();
             let Some((_, at)) = victim else { break };
-            let (given_up, _) = &mut state.chunks[at];
+            let given_up = &mut state.chunks[at].chunk;
             let before = given_up.weight();
             given_up.give_up(Reason::QueueFull);
             let after = given_up.weight();
@@ -107,7 +137,7 @@ impl Intake {
             let same = state
                 .chunks
                 .iter_mut()
-                .map(|(other, _)| other)
+                .map(|other| &mut other.chunk)
                 .rfind(|other| other.entries.is_empty() && other.source == chunk.source && other.cursor.is_none());
             if let (Some(other), [lost]) = (same, chunk.dropped.as_slice())
                 && let Some(last) = other.dropped.last_mut()
@@ -121,7 +151,7 @@ impl Intake {
         }
         state.bytes += chunk.weight();
         state.put += 1;
-        state.chunks.push_back((chunk, Some(rank)));
+        state.chunks.push_back(Waiting { chunk, piece: None, rank: Some(rank) });
         self.0.changed.notify_all();
         Ok(())
     }
@@ -129,7 +159,7 @@ impl Intake {
     /// What was given up and waits to be counted durably, behind what was handed over before.
     pub(crate) fn given_up(&self) -> Ledger {
         let mut ledger = Ledger::default();
-        for (chunk, _) in &self.lock().chunks {
+        for Waiting { chunk, .. } in &self.lock().chunks {
             for dropped in &chunk.dropped {
                 ledger.emit(chunk.source.collector, dropped.count);
                 ledger.drop(chunk.source.collector, dropped.reason, dropped.count);
@@ -182,11 +212,14 @@ impl Intake {
     pub(crate) fn take(&self, deadline: Option<Instant>) -> Next {
         let mut state = self.lock();
         loop {
-            if let Some((chunk, _)) = state.chunks.pop_front() {
-                state.bytes -= chunk.weight();
+            if let Some(waiting) = state.chunks.pop_front() {
+                state.bytes -= waiting.weight();
                 state.taken += 1;
-                self.0.changed.notify_all();
-                return Next::Chunk(Box::new(chunk));
+                // A source that waits is woken for a good piece of work, not for each chunk.
+                if state.bytes <= self.0.bytes_max / 2 {
+                    self.0.changed.notify_all();
+                }
+                return Next::Chunk(Box::new(waiting.chunk), waiting.piece);
             }
             if state.closed {
                 return Next::Closed;

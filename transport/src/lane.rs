@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, watch};
-use vedette_wire::Ledger;
+use vedette_wire::{Compression, Ledger, codec::Piece};
 
 /// How often a full queue or a failing disk is tried again.
 const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
@@ -72,6 +72,7 @@ impl Lane {
         let LaneConfig { queue, limits, stamp, intake_bytes_max, in_flight_bytes_max, now, post } = config;
         let queue = Arc::new(queue);
         let intake = Intake::new(intake_bytes_max);
+        intake.set_compression(limits.compression);
         let committed = Arc::new(Notify::new());
         let status = Arc::new(Mutex::new(SenderStatus::default()));
         let (stop, stopped) = watch::channel(false);
@@ -187,13 +188,15 @@ impl Batcher {
                 stamp = self.stamp.borrow_and_update().clone();
             }
             match next {
-                Next::Chunk(chunk) => {
+                Next::Chunk(chunk, piece) => {
                     failpoint::reached("read");
-                    self.learn();
-                    if open.is_full_for(chunk.bodies.len(), &self.limits) && !self.commit(&mut open, &stamp) {
+                    let compression = self.learn();
+                    let bytes = piece.as_ref().map_or(chunk.bodies.len(), Piece::plain_bytes);
+                    if open.is_full_for(bytes, &self.limits) && !self.commit(&mut open, &stamp) {
                         return;
                     }
-                    open.add(*chunk);
+                    open.set_compression(compression);
+                    open.add_pressed(*chunk, piece);
                     failpoint::reached("batch");
                     if open.is_full(&self.limits) && !self.commit(&mut open, &stamp) {
                         return;
@@ -212,11 +215,16 @@ impl Batcher {
         }
     }
 
-    /// Make batches as the workspace was found to take them.
-    fn learn(&mut self) {
-        if let Some(most) = self.sender.lock().unwrap_or_else(PoisonError::into_inner).batch_bytes_max {
+    /// Make batches as the workspace was found to take them, with the codec that it asked for.
+    fn learn(&mut self) -> Compression {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(most) = sender.batch_bytes_max {
             self.limits.bytes_max = self.limits.bytes_max.min(most);
         }
+        let compression = sender.compression.unwrap_or(self.limits.compression);
+        drop(sender);
+        self.intake.set_compression(compression);
+        compression
     }
 
     fn waits(&self, why: Option<String>) {
@@ -234,15 +242,14 @@ impl Batcher {
         let mut said = false;
         loop {
             let header = open.header(stamp, self.queue.lane(), (self.now)());
-            let asked = self.sender.lock().unwrap_or_else(PoisonError::into_inner).compression;
-            match self.queue.commit(open, header, asked.unwrap_or(self.limits.compression)) {
+            match self.queue.commit(open, header) {
                 Ok(()) => {
                     if said {
                         tracing::info!(lane = %self.queue.lane(), "the queue takes batches again");
                         self.waits(None);
                     }
                     self.committed.notify_one();
-                    open.clear(&self.limits);
+                    open.clear();
                     self.intake.settle();
                     return true;
                 }

@@ -194,7 +194,7 @@ impl Sender {
             }
             Outcome::Retry { after, why } => {
                 work.window.failed();
-                let pause = jitter(work.failures);
+                let pause = jitter(work.failures, after);
                 self.failed(work, after, pause, &why);
                 Ok(())
             }
@@ -268,9 +268,11 @@ async fn blocking(work: impl FnOnce() -> Result<(), QueueError> + Send + 'static
     tokio::task::spawn_blocking(work).await.expect("the queue does not panic")
 }
 
-/// Full jitter: anything from zero to a bound that doubles with each failure.
-fn jitter(failures: u32) -> Duration {
+/// Full jitter: anything from zero to a bound that doubles with each failure. On top of `Retry-After` up to a quarter of
+/// it at the least: a fleet that was told the same does not come back in the same second.
+fn jitter(failures: u32, after: Option<Duration>) -> Duration {
     let bound = BACKOFF_BASE.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+    let bound = bound.max(after.unwrap_or_default().min(RETRY_AFTER_MAX) / 4);
     bound.mul_f64(fastrand::f64())
 }
 

@@ -48,6 +48,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request may take from the first byte to the last of the reply.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long what was sent may remain unacknowledged by the other machine (TCP_USER_TIMEOUT, tcp(7)): a connection whose
+/// other end is gone without a word is given up then. A slow line acknowledges, slowly.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
+
 /// An HTTPS client that follows no redirect, reads no environment and talks to one workspace.
 ///
 /// # Errors
@@ -61,6 +65,7 @@ pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
         .timeout(REQUEST_TIMEOUT)
         .pool_idle_timeout(Duration::from_secs(90))
         .tcp_keepalive(Duration::from_secs(30))
+        .tcp_user_timeout(UNACKNOWLEDGED_MAX)
         .no_proxy();
     if let Some(proxy) = &settings.proxy {
         builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|err| TlsError::Proxy(err.to_string()))?);

@@ -3,7 +3,11 @@
 //! Bodies are encoded where they are made, so that what waits in memory is bytes that can be counted, and so that the
 //! transport never sees a body.
 
-use crate::{Body, Position, Reason, codec};
+use crate::{
+    Body, Packer, Position, Reason, Record,
+    codec::{self, DecodeError},
+    lines::Packed,
+};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -44,13 +48,15 @@ impl Stored {
     }
 }
 
-/// The envelope of one body in a chunk.
+/// The envelope of one body in a chunk: of a record, or of packed lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// When it was observed, nanoseconds UTC.
     pub observed: i64,
     /// Where it was read.
     pub position: Position,
+    /// Records that the body holds.
+    pub count: u32,
     /// End of its body in [`Chunk::bodies`]; it begins where the one before ends.
     pub end: usize,
 }
@@ -92,7 +98,35 @@ impl Chunk {
     /// Add a record.
     pub fn push(&mut self, observed: i64, position: Position, body: &Body) {
         codec::append_body(body, &mut self.bodies);
-        self.entries.push(Entry { observed, position, end: self.bodies.len() });
+        self.entries.push(Entry { observed, position, count: 1, end: self.bodies.len() });
+    }
+
+    /// Add what a packer holds, and empty it.
+    pub fn push_packed(&mut self, observed: i64, packer: &mut Packer) {
+        let Some(Packed { mut body, position, count }) = packer.finish() else { return };
+        if self.bodies.is_empty() {
+            self.bodies = body;
+        } else {
+            self.bodies.append(&mut body);
+        }
+        self.entries.push(Entry { observed, position, count, end: self.bodies.len() });
+    }
+
+    /// How many records it has.
+    pub fn count(&self) -> u64 {
+        self.entries.iter().map(|entry| u64::from(entry.count)).sum()
+    }
+
+    /// The records as a workspace will read them, of the first source of a batch.
+    ///
+    /// # Errors
+    /// [`DecodeError::Record`].
+    pub fn decode(&self) -> Result<Vec<Record>, DecodeError> {
+        let mut encoded = Vec::new();
+        for (entry, body) in self.bodies() {
+            codec::append_record(0, entry.observed, entry.position, body, &mut encoded);
+        }
+        codec::decode_records(&encoded)
     }
 
     /// Bytes that it occupies in memory, about.
@@ -106,7 +140,7 @@ impl Chunk {
 
     /// Give up the records, counting them under a reason; the cursor and what was dropped before stay.
     pub fn give_up(&mut self, reason: Reason) {
-        let count = self.entries.len() as u64;
+        let count = self.count();
         if let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) {
             let positions = Some(Position(first.position.0, last.position.1));
             self.dropped.push(Dropped { reason, count, positions });
@@ -114,8 +148,8 @@ impl Chunk {
         (self.entries, self.bodies) = (Vec::new(), Vec::new());
     }
 
-    /// The records with their bodies' bytes.
-    pub fn records(&self) -> impl Iterator<Item = (Entry, &[u8])> {
+    /// The bodies' bytes with their envelopes.
+    pub fn bodies(&self) -> impl Iterator<Item = (Entry, &[u8])> {
         let mut start = 0;
         self.entries.iter().map(move |entry| {
             let body = &self.bodies[start..entry.end];

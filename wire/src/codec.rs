@@ -1,12 +1,18 @@
 //! Batches as bytes: `u32` little-endian header length, header, records one behind the other, all named MessagePack,
-//! the whole compressed with zstd (level 1) or gzip.
+//! the whole compressed with zstd (level 1) or gzip, in pieces ([`crate::seal`]). Lines of log files are packed, many in
+//! one record ([`crate::lines`]).
 //!
 //! A record of a kind that this build does not know is kept whole as [`Body::Unknown`]. Decompression is bounded by
 //! the caller: what came over the network may be a bomb.
 
-use crate::{Batch, Body, FORMAT_VERSION, Header, Position, Record};
+use crate::{
+    Batch, Body, FORMAT_VERSION, Header, Packer, Position, Record,
+    lines::{self, Lines, Packed, Wrong},
+};
 use serde::{Deserialize, Serialize};
-use std::io::{Cursor, Read, Write};
+use std::io::{Cursor, Read};
+
+pub use crate::seal::{Piece, Sealer, compress, seal};
 
 /// How a batch is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -50,7 +56,7 @@ pub enum DecodeError {
     #[error("the batch header cannot be decoded: {0}")]
     Header(String),
     /// Another format version.
-    #[error("batch format version {found} is not supported; this build reads version {FORMAT_VERSION}")]
+    #[error("batch format version {found} is not supported; this build reads versions 1 to {FORMAT_VERSION}")]
     Version {
         /// The version found.
         found: u16,
@@ -63,6 +69,9 @@ pub enum DecodeError {
         /// What MessagePack said.
         message: String,
     },
+    /// More records than any agent puts in a batch.
+    #[error("the batch has more than {RECORDS_MAX} records")]
+    Many,
     /// The header's count and the records disagree.
     #[error("the header says {expected} records, the batch holds {found}")]
     Count {
@@ -72,6 +81,12 @@ pub enum DecodeError {
         found: usize,
     },
 }
+
+/// Of the header's length.
+pub(crate) const LENGTH_BYTES: usize = 4;
+
+/// Records of a batch at the most, whatever its bytes: packed they are small, and unpacked they are not.
+pub const RECORDS_MAX: usize = 2_000_000;
 
 /// Append one record, its body already encoded, to a buffer of encoded records.
 pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8], into: &mut Vec<u8>) {
@@ -101,53 +116,19 @@ pub fn append_body(body: &Body, into: &mut Vec<u8>) {
     rmp_serde::encode::write_named(into, body).expect("bodies have string keys and known lengths");
 }
 
-/// Header and encoded records, compressed: the sealed bytes.
-///
-/// # Errors
-/// Where the compressor fails (out of memory).
-pub fn seal(header: &Header, records: &[u8], compression: Compression) -> std::io::Result<Vec<u8>> {
-    let head = rmp_serde::to_vec_named(header).map_err(std::io::Error::other)?;
-    let length = u32::try_from(head.len()).map_err(std::io::Error::other)?.to_le_bytes();
-    compress_parts(&[&length, &head, records], compression)
-}
-
-/// Bytes, compressed.
-///
-/// # Errors
-/// Where the compressor fails (out of memory).
-pub fn compress(bytes: &[u8], compression: Compression) -> std::io::Result<Vec<u8>> {
-    compress_parts(&[bytes], compression)
-}
-
-fn compress_parts(parts: &[&[u8]], compression: Compression) -> std::io::Result<Vec<u8>> {
-    let out = Vec::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() / 4 + 256);
-    match compression {
-        Compression::Zstd => write_all(zstd::stream::Encoder::new(out, 1)?, parts)?.finish(),
-        Compression::Gzip => {
-            write_all(flate2::write::GzEncoder::new(out, flate2::Compression::new(6)), parts)?.finish()
-        }
-    }
-}
-
-fn write_all<W: Write>(mut to: W, parts: &[&[u8]]) -> std::io::Result<W> {
-    for part in parts {
-        to.write_all(part)?;
-    }
-    Ok(to)
-}
-
 /// Decompress sealed bytes, refusing more than `limit` bytes.
 ///
 /// # Errors
 /// [`DecodeError::Decompress`] and [`DecodeError::TooLarge`].
 pub fn decompress(sealed: &[u8], compression: Compression, limit: usize) -> Result<Vec<u8>, DecodeError> {
-    let mut out = Vec::new();
+    // Logs are about a fifth when compressed; a limit stays a limit.
+    let mut out = Vec::with_capacity(sealed.len().saturating_mul(5).min(limit));
     let capped = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     match compression {
         Compression::Zstd => {
             zstd::stream::Decoder::new(sealed).and_then(|decoder| decoder.take(capped).read_to_end(&mut out))
         }
-        Compression::Gzip => flate2::read::GzDecoder::new(sealed).take(capped).read_to_end(&mut out),
+        Compression::Gzip => flate2::read::MultiGzDecoder::new(sealed).take(capped).read_to_end(&mut out),
     }
     .map_err(DecodeError::Decompress)?;
     if out.len() > limit {
@@ -162,11 +143,11 @@ pub fn decompress(sealed: &[u8], compression: Compression, limit: usize) -> Resu
 /// [`DecodeError::Header`] and [`DecodeError::Version`].
 pub fn decode_header(plain: &[u8]) -> Result<(Header, &[u8]), DecodeError> {
     let short = || DecodeError::Header("it ends too early".to_owned());
-    let (length, rest) = plain.split_first_chunk::<4>().ok_or_else(short)?;
+    let (length, rest) = plain.split_first_chunk::<LENGTH_BYTES>().ok_or_else(short)?;
     let length = u32::from_le_bytes(*length) as usize;
     let (head, records) = rest.split_at_checked(length).ok_or_else(short)?;
     let version: VersionOnly = from_slice(head)?;
-    if version.version != FORMAT_VERSION {
+    if !(1..=FORMAT_VERSION).contains(&version.version) {
         return Err(DecodeError::Version { found: version.version });
     }
     Ok((from_slice(head)?, records))
@@ -187,48 +168,201 @@ fn from_slice<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError>
 /// Any [`DecodeError`] but those of decompression.
 pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
     let (header, bytes) = decode_header(plain)?;
-    let mut records = Vec::with_capacity((header.records as usize).min(bytes.len() / 16));
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let (record, behind) =
-            decode_record(rest).map_err(|message| DecodeError::Record { index: records.len(), message })?;
-        records.push(record);
-        rest = behind;
-    }
-    if records.len() != header.records as usize {
-        return Err(DecodeError::Count { expected: header.records, found: records.len() });
-    }
+    let records = decode_records(bytes)?;
+    counted(&header, records.len())?;
     Ok(Batch { header, records })
 }
 
-/// One record and what is behind it.
-fn decode_record(bytes: &[u8]) -> Result<(Record, &[u8]), String> {
-    let mut known = rmp_serde::Deserializer::new(Cursor::new(bytes));
-    if let Ok(record) = Record::deserialize(&mut known) {
-        return Ok((record, behind(bytes, known.position()).1));
-    }
-    // Not a kind of ours: read the envelope, and keep the whole as it came.
-    let mut unknown = rmp_serde::Deserializer::new(Cursor::new(bytes));
-    let envelope = Envelope::deserialize(&mut unknown).map_err(|err| err.to_string())?;
-    let (whole, rest) = behind(bytes, unknown.position());
-    let body = Body::Unknown(crate::body::Unknown { raw: whole.to_vec() });
-    Ok((Record { source: envelope.s, observed: envelope.t, position: envelope.p, body }, rest))
+/// Decode encoded records.
+///
+/// # Errors
+/// [`DecodeError::Record`] and [`DecodeError::Many`].
+pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
+    let mut out = Vec::new();
+    walk(records, |item| {
+        match item {
+            Item::One(record) => out.push(*record),
+            Item::Lines { source, observed, lines } => {
+                for line in lines {
+                    let line = line?;
+                    let (position, body) = (line.position, Body::Syslog(line.into_line()));
+                    out.push(Record { source, observed, position, body });
+                }
+            }
+        }
+        Ok(out.len())
+    })?;
+    Ok(out)
 }
 
-/// The source and the end of each encoded record, without decoding bodies.
+/// Header, and source and position of each record, of a decompressed batch. Everything is decoded once, so that it is
+/// known that it can be.
+///
+/// # Errors
+/// As [`decode`].
+pub fn check(plain: &[u8]) -> Result<(Header, Vec<(u32, Position)>), DecodeError> {
+    let (header, bytes) = decode_header(plain)?;
+    let mut out = Vec::with_capacity((header.records as usize).min(bytes.len()).min(RECORDS_MAX));
+    walk(bytes, |item| {
+        match item {
+            Item::One(record) => out.push((record.source, record.position)),
+            Item::Lines { source, lines, .. } => {
+                for line in lines {
+                    out.push((source, line?.position));
+                }
+            }
+        }
+        Ok(out.len())
+    })?;
+    counted(&header, out.len())?;
+    Ok((header, out))
+}
+
+fn counted(header: &Header, found: usize) -> Result<(), DecodeError> {
+    if found == header.records as usize {
+        return Ok(());
+    }
+    Err(DecodeError::Count { expected: header.records, found })
+}
+
+/// What stands in a batch.
+enum Item<'a> {
+    One(Box<Record>),
+    Lines { source: u32, observed: i64, lines: Lines<'a> },
+}
+
+/// Give each item to `take`, which says how many records there were so far.
+fn walk<'a>(records: &'a [u8], mut take: impl FnMut(Item<'a>) -> Result<usize, Wrong>) -> Result<(), DecodeError> {
+    let (mut rest, mut index) = (records, 0);
+    while !rest.is_empty() {
+        let (item, behind) = decode_item(rest).map_err(|message| DecodeError::Record { index, message })?;
+        let more = match &item {
+            Item::One(_) => 1,
+            Item::Lines { lines, .. } => lines.number(),
+        };
+        if index as u64 + more > RECORDS_MAX as u64 {
+            return Err(DecodeError::Many);
+        }
+        index = take(item).map_err(|wrong| DecodeError::Record { index, message: wrong.to_owned() })?;
+        rest = behind;
+    }
+    Ok(())
+}
+
+/// One record, or packed lines, and what is behind.
+fn decode_item(bytes: &[u8]) -> Result<(Item<'_>, &[u8]), String> {
+    if let Some((Packing { source, observed, position, packed }, rest)) = packing(bytes) {
+        return Ok((Item::Lines { source, observed, lines: Lines::open(packed, position)? }, rest));
+    }
+    let mut known = rmp_serde::Deserializer::new(Cursor::new(bytes));
+    if let Ok(record) = Record::deserialize(&mut known) {
+        return Ok((Item::One(Box::new(record)), behind(bytes, known.position()).1));
+    }
+    // Not a kind of ours: read the envelope, and keep the whole as it came.
+    let (envelope, whole, rest) = envelope(bytes)?;
+    let body = Body::Unknown(crate::body::Unknown { raw: whole.to_vec() });
+    let record = Record { source: envelope.s, observed: envelope.t, position: envelope.p, body };
+    Ok((Item::One(Box::new(record)), rest))
+}
+
+fn envelope(bytes: &[u8]) -> Result<(Envelope, &[u8], &[u8]), String> {
+    let mut reader = rmp_serde::Deserializer::new(Cursor::new(bytes));
+    let envelope = Envelope::deserialize(&mut reader).map_err(|err| err.to_string())?;
+    let (whole, rest) = behind(bytes, reader.position());
+    Ok((envelope, whole, rest))
+}
+
+/// An encoded record, or encoded packed lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    /// Index into [`Header::sources`].
+    pub source: u32,
+    /// Records that it holds.
+    pub count: u32,
+    /// Where it ends; it begins where the one before ends.
+    pub end: usize,
+}
+
+/// What stands in encoded records, without decoding bodies.
 ///
 /// # Errors
 /// [`DecodeError::Record`].
-pub fn outline(records: &[u8]) -> Result<Vec<(u32, usize)>, DecodeError> {
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < records.len() {
-        let mut reader = rmp_serde::Deserializer::new(Cursor::new(&records[at..]));
-        let envelope = Envelope::deserialize(&mut reader)
-            .map_err(|err| DecodeError::Record { index: out.len(), message: err.to_string() })?;
-        at += usize::try_from(reader.position()).expect("a position in memory");
-        out.push((envelope.s, at));
+pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
+    let (mut out, mut rest): (Vec<Outline>, _) = (Vec::new(), records);
+    while !rest.is_empty() {
+        let index = out.len();
+        let one = || -> Result<(u32, u64, &[u8]), String> {
+            if let Some((packing, rest)) = packing(rest) {
+                return Ok((packing.source, Lines::open(packing.packed, packing.position)?.number(), rest));
+            }
+            envelope(rest).map(|(envelope, _, rest)| (envelope.s, 1, rest))
+        };
+        let (source, count, behind) = one().map_err(|message| DecodeError::Record { index, message })?;
+        rest = behind;
+        out.push(Outline { source, count: u32::try_from(count).unwrap_or(u32::MAX), end: records.len() - rest.len() });
     }
     Ok(out)
+}
+
+/// The same records with one record a line where lines are packed.
+///
+/// # Errors
+/// [`DecodeError::Record`].
+pub fn unpack(records: &[u8]) -> Result<Vec<u8>, DecodeError> {
+    let (mut out, mut start) = (Vec::with_capacity(records.len()), 0);
+    for (index, item) in outline(records)?.into_iter().enumerate() {
+        let encoded = &records[start..item.end];
+        start = item.end;
+        let Some((Packing { source, observed, position, packed }, _)) = packing(encoded) else {
+            out.extend_from_slice(encoded);
+            continue;
+        };
+        let wrong = |message: Wrong| DecodeError::Record { index, message: message.to_owned() };
+        for line in Lines::open(packed, position).map_err(wrong)? {
+            let line = line.map_err(wrong)?;
+            let (position, mut body) = (line.position, Vec::new());
+            append_body(&Body::Syslog(line.into_line()), &mut body);
+            append_record(source, observed, position, &body, &mut out);
+        }
+    }
+    Ok(out)
+}
+
+/// Encoded records, and how many they are.
+pub type Encoded = (Vec<u8>, u32);
+
+/// Encoded records in two parts of about the same size, with the number of records in each; absent where there is one
+/// record alone.
+///
+/// # Errors
+/// [`DecodeError::Record`].
+pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
+    let outline = outline(records)?;
+    let count = |part: &[Outline]| part.iter().map(|item| item.count).sum();
+    if outline.len() > 1 {
+        let middle = outline.iter().position(|item| item.end >= records.len() / 2).unwrap_or(0);
+        let (first, second) = outline.split_at((middle + 1).min(outline.len() - 1));
+        let (one, other) = records.split_at(first[first.len() - 1].end);
+        return Ok(Some([(one.to_vec(), count(first)), (other.to_vec(), count(second))]));
+    }
+    let wrong = |message: Wrong| DecodeError::Record { index: 0, message: message.to_owned() };
+    let Some((Packing { source, observed, position, packed }, _)) = packing(records) else { return Ok(None) };
+    if outline.first().is_none_or(|item| item.count < 2) {
+        return Ok(None);
+    }
+    let (mut packers, middle) = ([Packer::default(), Packer::default()], position.0.midpoint(position.1));
+    for line in Lines::open(packed, position).map_err(wrong)? {
+        let line = line.map_err(wrong)?;
+        // The first line goes to the first half, however long it is.
+        let second = packers[0].count() > 0 && line.position.1 > middle;
+        packers[usize::from(second)].push(line.whole, line.position, &line.line);
+    }
+    Ok(Some(packers.map(|mut packer| {
+        let Packed { body, position, count } = packer.finish().expect("each has a line");
+        let mut encoded = Vec::with_capacity(body.len() + 64);
+        append_record(source, observed, position, &body, &mut encoded);
+        (encoded, count)
+    })))
 }
 
 fn behind(bytes: &[u8], position: u64) -> (&[u8], &[u8]) {
@@ -242,4 +376,27 @@ struct Envelope {
     p: Position,
     #[serde(rename = "b")]
     _body: serde::de::IgnoredAny,
+}
+
+/// Packed lines with their envelope.
+struct Packing<'a> {
+    source: u32,
+    observed: i64,
+    position: Position,
+    packed: &'a [u8],
+}
+
+/// Packed lines, and what is behind; absent where something else stands here. Their envelope is written as
+/// [`append_record`] does it, in this order, and no other.
+fn packing(bytes: &[u8]) -> Option<(Packing<'_>, &[u8])> {
+    use rmp::decode::read_int;
+    let mut rest = bytes.strip_prefix(b"\x84\xa1s")?;
+    let source = read_int(&mut rest).ok()?;
+    rest = rest.strip_prefix(b"\xa1t")?;
+    let observed = read_int(&mut rest).ok()?;
+    rest = rest.strip_prefix(b"\xa1p\x92")?;
+    let position = Position(read_int(&mut rest).ok()?, read_int(&mut rest).ok()?);
+    let (length, rest) = rest.strip_prefix(b"\xa1b")?.strip_prefix(lines::HEAD)?.split_first_chunk::<4>()?;
+    let (packed, behind) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    Some((Packing { source, observed, position, packed }, behind))
 }

@@ -75,8 +75,16 @@ pub enum FrameError {
 /// # Panics
 /// Never for batches below 4 GiB, which the batcher's limits ensure.
 pub fn build(head: &FrameHead, sealed: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(sealed.len()).expect("batches are far below 4 GiB");
-    let mut out = Vec::with_capacity(HEAD_BYTES + sealed.len());
+    [&head_bytes(head, sealed.len())[..], sealed].concat()
+}
+
+/// The head of so many sealed bytes.
+///
+/// # Panics
+/// Never for batches below 4 GiB, which the batcher's limits ensure.
+pub fn head_bytes(head: &FrameHead, sealed_bytes: usize) -> [u8; HEAD_BYTES] {
+    let length = u32::try_from(sealed_bytes).expect("batches are far below 4 GiB");
+    let mut out = Vec::with_capacity(HEAD_BYTES);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.push(head.key.lane.number());
@@ -94,8 +102,7 @@ pub fn build(head: &FrameHead, sealed: &[u8]) -> Vec<u8> {
     out.extend_from_slice(&head.digest);
     let check = sha256(&out);
     out.extend_from_slice(&check[..8]);
-    out.extend_from_slice(sealed);
-    out
+    out.try_into().expect("the fields are as long as the head")
 }
 
 /// Split a frame into its head and its sealed bytes, and check both digests.

@@ -12,9 +12,11 @@ pub mod frame;
 pub mod geo;
 pub mod id;
 pub mod ledger;
+pub mod lines;
 pub mod ocsf;
 pub mod record;
 pub mod reply;
+pub mod seal;
 pub mod set_aside;
 
 pub use body::Body;
@@ -22,8 +24,10 @@ pub use chunk::{Chunk, Dropped, Source, Stored};
 pub use codec::Compression;
 pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
 pub use ledger::{Ledger, Reason};
+pub use lines::Packer;
 pub use record::{Batch, Header, Position, Predecessor, Record, SourceRef, Told};
 pub use set_aside::SetAside;
 
-/// Version of the batch format; a receiver refuses another major version with code `version`.
-pub const FORMAT_VERSION: u16 = 1;
+/// Version of the batch format: 2 has packed lines ([`lines`]) and several compressed streams one behind the other. A
+/// receiver reads every version up to its own and refuses a later one with code `version`.
+pub const FORMAT_VERSION: u16 = 2;

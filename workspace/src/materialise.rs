@@ -28,13 +28,15 @@ const LEASE_NS: i64 = 60_000_000_000;
 
 struct Materialiser {
     control: Control,
+    /// The runtime of receiving.
+    receiving: tokio::runtime::Handle,
     landing: Landing,
     lake: Lake,
     holder: String,
     commits: u32,
 }
 
-/// Start the materialiser on a thread with a runtime of its own.
+/// Start the materialiser on a thread with a runtime of its own, from within the runtime of receiving.
 pub(crate) fn start(
     control: Control,
     landing: Landing,
@@ -42,10 +44,11 @@ pub(crate) fn start(
     stop: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
     let holder = uuid::Uuid::now_v7().to_string();
-    let mut materialiser = Materialiser { control, landing, lake: Lake::new(dir.join("tables")), holder, commits: 0 };
+    let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
+    let mut materialiser = Materialiser { control, receiving, landing, lake, holder, commits: 0 };
     let lower = || {
         // Of a thread, on Linux (setpriority(2), "C library/kernel differences"): receiving goes first.
-        if let Err(err) = rustix::process::nice(10) {
+        if let Err(err) = rustix::process::nice(19) {
             tracing::debug!(error = %err, "materialising at normal priority");
         }
     };
@@ -78,10 +81,24 @@ impl Materialiser {
         }
     }
 
+    /// Work on the control store at normal priority: receiving waits for its locks.
+    async fn control<T, F>(&self, work: impl FnOnce(Control) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.receiving.spawn(work(self.control.clone())).await?
+    }
+
+    async fn lease(&self, organization: OrganizationId) -> Result<bool> {
+        let (lease, holder) = (format!("materialise/{organization}"), self.holder.clone());
+        self.control(move |control| async move { control.lease(&lease, &holder, now(), now() + LEASE_NS).await }).await
+    }
+
     /// True where there is more to do at once.
     async fn round(&mut self) -> Result<bool> {
         let mut more = false;
-        for organization in self.control.organization_ids().await? {
+        for organization in self.control(|control| async move { control.organization_ids().await }).await? {
             match self.organization(organization).await {
                 Ok(there_is) => more |= there_is,
                 // The others' data does not wait for one organization's trouble.
@@ -94,14 +111,14 @@ impl Materialiser {
     }
 
     async fn organization(&mut self, organization: OrganizationId) -> Result<bool> {
-        let undecided = self.control.undecided(organization, BATCHES_MAX).await?;
+        let undecided =
+            self.control(move |control| async move { control.undecided(organization, BATCHES_MAX).await }).await?;
         let Some(oldest) = undecided.pending.first() else { return Ok(false) };
         let bytes: i64 = undecided.pending.iter().map(|pending| pending.bytes).sum();
         if now() - oldest.landed < WAIT_NS && bytes < ENOUGH_BYTES {
             return Ok(false);
         }
-        let lease = format!("materialise/{organization}");
-        if !self.control.lease(&lease, &self.holder, now(), now() + LEASE_NS).await? {
+        if !self.lease(organization).await? {
             return Ok(false);
         }
         let (mut taken, mut landed, mut undecodable) = (0, Vec::new(), Vec::new());
@@ -123,13 +140,16 @@ impl Materialiser {
             }
         }
         // Reading may have taken long: the commit is made by whoever holds the lease now.
-        if !self.control.lease(&lease, &self.holder, now(), now() + LEASE_NS).await? {
+        if !self.lease(organization).await? {
             return Ok(false);
         }
         let versions = self.lake.materialise(organization, &landed, &undecided.versions).await?;
         let keys: Vec<String> = landed.into_iter().map(|landed| landed.key).collect();
-        self.control.mark_materialised(organization, &keys, &undecodable, &versions).await?;
         tracing::debug!(%organization, batches = keys.len(), "materialised");
+        self.control(move |control| async move {
+            control.mark_materialised(organization, &keys, &undecodable, &versions).await
+        })
+        .await?;
         self.commits += 1;
         if self.commits.is_multiple_of(COMPACT_EVERY) {
             self.lake.compact(organization).await?;

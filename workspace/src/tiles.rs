@@ -59,6 +59,39 @@ pub(crate) struct Noted {
 }
 
 impl Noted {
+    /// Of a batch with these records, each its source and its position.
+    pub(crate) fn new(header: Header, records: impl IntoIterator<Item = (u32, Position)>) -> Self {
+        let sources = &header.sources;
+        let mut tiles: Vec<Tile> = Vec::new();
+        // The tile of each source that is being laid.
+        let mut open: BTreeMap<u32, usize> = BTreeMap::new();
+        for (source, position) in records {
+            let last = open.get(&source).copied();
+            match last.filter(|last| tiles[*last].reached() == position.0) {
+                Some(last) => tiles[last].positions.push(position),
+                None => {
+                    open.insert(source, tiles.len());
+                    let source = sources.get(source as usize);
+                    tiles.push(Tile {
+                        collector: source.map_or_else(|| "unknown".to_owned(), |source| source.collector.clone()),
+                        source: source.map_or_else(String::new, |source| source.id.clone()),
+                        positions: vec![position],
+                        skipped: None,
+                    });
+                }
+            }
+        }
+        for source in sources {
+            tiles.extend(source.skipped.iter().map(|(from, to, count)| Tile {
+                collector: source.collector.clone(),
+                source: source.id.clone(),
+                positions: Vec::new(),
+                skipped: Some((Position(*from, *to), *count)),
+            }));
+        }
+        Self { header, tiles }
+    }
+
     /// Whether the ledger can hold it. An agent may be enrolled and send anything all the same.
     ///
     /// # Errors
@@ -123,35 +156,7 @@ impl Noted {
 
 impl From<Batch> for Noted {
     fn from(batch: Batch) -> Self {
-        let sources = &batch.header.sources;
-        let mut tiles: Vec<Tile> = Vec::new();
-        // The tile of each source that is being laid.
-        let mut open: BTreeMap<u32, usize> = BTreeMap::new();
-        for record in &batch.records {
-            let last = open.get(&record.source).copied();
-            match last.filter(|last| tiles[*last].reached() == record.position.0) {
-                Some(last) => tiles[last].positions.push(record.position),
-                None => {
-                    let source = sources.get(record.source as usize);
-                    open.insert(record.source, tiles.len());
-                    tiles.push(Tile {
-                        collector: source.map_or_else(|| "unknown".to_owned(), |source| source.collector.clone()),
-                        source: source.map_or_else(String::new, |source| source.id.clone()),
-                        positions: vec![record.position],
-                        skipped: None,
-                    });
-                }
-            }
-        }
-        for source in sources {
-            tiles.extend(source.skipped.iter().map(|(from, to, count)| Tile {
-                collector: source.collector.clone(),
-                source: source.id.clone(),
-                positions: Vec::new(),
-                skipped: Some((Position(*from, *to), *count)),
-            }));
-        }
-        Self { header: batch.header, tiles }
+        Self::new(batch.header, batch.records.iter().map(|record| (record.source, record.position)))
     }
 }
 

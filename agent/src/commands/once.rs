@@ -14,7 +14,7 @@ use std::{
 };
 use vedette_collectors::{CollectError, Cx, Outlet, Plan, REGISTRY, Sink, StopSignal};
 use vedette_wire::{
-    Body, Chunk, Record,
+    Chunk, Record,
     body::Place,
     column::Value,
     ocsf::{self, Origin},
@@ -108,7 +108,7 @@ fn render(
 ) {
     let chunks = collected.chunks.lock().unwrap_or_else(PoisonError::into_inner);
     let complaints = collected.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-    let records: usize = chunks.iter().map(|chunk| chunk.entries.len()).sum();
+    let records: u64 = chunks.iter().map(Chunk::count).sum();
     if format == OnceFormat::Table {
         let _ = writeln!(out, "\n{id}: {records} records");
     }
@@ -121,9 +121,7 @@ fn render(
     }
     let mut index = 0;
     for chunk in chunks.iter() {
-        for (entry, bytes) in chunk.records() {
-            let Ok(body) = rmp_serde::from_slice::<Body>(bytes) else { continue };
-            let record = Record { source: 0, observed: entry.observed, position: entry.position, body };
+        for record in chunk.decode().expect("what was encoded a moment ago") {
             let source_name = chunk.source.name.as_deref();
             match format {
                 OnceFormat::Ocsf => {

@@ -177,11 +177,12 @@ fn json_lines(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let (head, sealed) = frame::parse(bytes)?;
     let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?;
     let (header, records) = codec::decode_header(&plain)?;
+    let records = codec::unpack(records)?;
     let (mut out, mut start) = (Vec::new(), 0);
-    for (source, end) in codec::outline(records)? {
-        let Any(record) = rmp_serde::from_slice(&records[start..end])?;
-        start = end;
-        let source = header.sources.get(source as usize);
+    for item in codec::outline(&records)? {
+        let Any(record) = rmp_serde::from_slice(&records[start..item.end])?;
+        start = item.end;
+        let source = header.sources.get(item.source as usize);
         let line = json!({"collector": source.map(|source| &source.collector), "source": source.map(|source| &source.id),
             "position": record["p"], "observed": record["t"], "body": record["b"]});
         serde_json::to_writer(&mut out, &line)?;

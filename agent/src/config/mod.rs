@@ -77,8 +77,10 @@ pub(crate) struct Transport {
     /// Codec of batches: `zstd` or `gzip`.
     #[schemars(with = "String")]
     pub(crate) compression: Compression,
-    /// Records of a batch in bytes before compression, 64KiB to 8MiB.
-    pub(crate) batch_bytes_max: Bytes,
+    /// Records of a batch in bytes before compression, 64KiB to 8MiB. Where it is not set: 4MiB, or a sixteenth of
+    /// `memory_max` or `queue_bytes_max` where that is less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) batch_bytes_max: Option<Bytes>,
     /// Records of a batch, 1 to 1000000.
     pub(crate) batch_records_max: u32,
     /// Age of the first record at which a batch is sealed, 50ms to 5m.
@@ -133,7 +135,7 @@ impl Default for Transport {
     fn default() -> Self {
         Self {
             compression: Compression::Zstd,
-            batch_bytes_max: Bytes(1 << 20),
+            batch_bytes_max: None,
             batch_records_max: 100_000,
             batch_age_max: Interval(Duration::from_secs(1)),
             queue_bytes_max: Bytes(1 << 30),

@@ -20,6 +20,9 @@ pub(crate) struct CollectorPlan {
 /// Resident memory that `check` reckons with before the agent collects; `run` takes what it measures where that is more.
 pub(crate) const BASELINE_BYTES: u64 = 12 << 20;
 
+/// Of a batch, where nothing is said and there is room: each costs its own fsync, request and deletion.
+const BATCH_BYTES_MAX: u64 = 4 << 20;
+
 /// How `memory_max` is divided, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
@@ -30,7 +33,7 @@ pub(crate) struct Memory {
 }
 
 /// Bytes between collectors and queue, however much memory there is.
-const INTAKE_BYTES_MAX: u64 = 8 << 20;
+const INTAKE_BYTES_MAX: u64 = 4 << 20;
 
 impl Memory {
     /// Baseline and the batch that is being made come first; of the rest, waiting chunks get a quarter and batches in
@@ -38,7 +41,8 @@ impl Memory {
     /// quarter is what collectors hold while they look, and what the allocator keeps. Absent where less than 1 MiB is
     /// left for each.
     pub(crate) fn plan(memory_max: u64, baseline: u64, batch_bytes_max: u64) -> Option<Self> {
-        // The open batch, its sealed form, its frame, and the frame once more in the database's pages.
+        // What of the open batch is sealed, its frame, and the frame once more in the database's pages, which are rounded
+        // up; for records that do not compress.
         let quarter = memory_max.saturating_sub(baseline + 4 * batch_bytes_max) / 4;
         let plan = Self { intake: quarter.min(INTAKE_BYTES_MAX) as usize, in_flight: quarter as usize };
         (quarter >= 1 << 20).then_some(plan)
@@ -122,7 +126,9 @@ impl Resolved {
         check.absolute("state.dir", &state_dir);
         check.absolute("host.root", &root);
         let transport = config.transport;
-        check.within("transport.batch_bytes_max", transport.batch_bytes_max.0, 64 << 10..=8 << 20, "64KiB to 8MiB");
+        let share = config.limits.memory_max.0.min(transport.queue_bytes_max.0) / 16;
+        let batch_bytes_max = transport.batch_bytes_max.unwrap_or(Bytes(share.clamp(64 << 10, BATCH_BYTES_MAX)));
+        check.within("transport.batch_bytes_max", batch_bytes_max.0, 64 << 10..=8 << 20, "64KiB to 8MiB");
         check.within("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
         let ages = Duration::from_millis(50)..=Duration::from_secs(300);
         check.within("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
@@ -143,16 +149,16 @@ impl Resolved {
             check.wrong("workspace.proxy", message);
         }
         // Of the quota two fifths are batches, each with its space in the database rounded up.
-        let queue_least = 16 * transport.batch_bytes_max.0;
+        let queue_least = 16 * batch_bytes_max.0;
         if transport.queue_bytes_max.0 < queue_least {
             let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
             check.wrong("transport.queue_bytes_max", &message);
         }
-        if Memory::plan(config.limits.memory_max.0, BASELINE_BYTES, transport.batch_bytes_max.0).is_none() {
+        if Memory::plan(config.limits.memory_max.0, BASELINE_BYTES, batch_bytes_max.0).is_none() {
             let message = format!(
                 "{} are too little for batches of {}; the agent itself takes {}",
                 config.limits.memory_max,
-                transport.batch_bytes_max,
+                batch_bytes_max,
                 Bytes(BASELINE_BYTES)
             );
             check.wrong("limits.memory_max", &message);
@@ -177,7 +183,7 @@ impl Resolved {
             state_dir,
             root,
             batches: BatchLimits {
-                bytes_max: transport.batch_bytes_max.0 as usize,
+                bytes_max: batch_bytes_max.0 as usize,
                 records_max: transport.batch_records_max as usize,
                 age_max: transport.batch_age_max.0,
                 compression: transport.compression,

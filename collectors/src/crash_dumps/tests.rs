@@ -14,7 +14,7 @@ struct Kept {
 
 impl Sink for Kept {
     fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
-        for (_, body) in chunk.records() {
+        for (_, body) in chunk.bodies() {
             let Body::Crash(crash) = rmp_serde::from_slice(body).expect("a body") else { panic!("no crash") };
             self.crashes.lock().expect("lock").push(crash);
         }

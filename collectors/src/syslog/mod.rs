@@ -5,12 +5,11 @@ pub(crate) mod parse;
 use crate::{
     Cx, Outlet,
     spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
-    tail::{Line, LineParser, PATIENCE, Start, Tailer},
+    tail::{Line, LineParser, Start, Tailer, Taken},
 };
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vedette_wire::Body;
 
 pub(crate) const SPEC: Spec = Spec {
     id: "syslog",
@@ -92,7 +91,7 @@ impl Watch for Syslog {
     fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
         let parser = Lines { zone: crate::host::time_zone(cx).1 };
         let (globs, start) = (self.settings.paths.clone(), self.settings.start);
-        Tailer { collector: SPEC.id, globs, start, parser, patience: PATIENCE }.run(cx, outlet)
+        Tailer::new(SPEC.id, globs, start, parser).run(cx, outlet)
     }
 }
 
@@ -101,9 +100,9 @@ struct Lines {
 }
 
 impl LineParser for Lines {
-    fn parse(&mut self, line: &Line<'_>, now: i64) -> Body {
-        let mut body = parse::line(line.bytes, now, &self.zone);
-        (body.part, body.unfinished) = (line.part, line.unfinished);
-        Body::Syslog(body)
+    fn parse(&mut self, line: &Line<'_>, taken: &mut Taken) {
+        let mut found = parse::recognise(line.bytes, taken.observed(), &self.zone);
+        (found.part, found.unfinished) = (line.part, line.unfinished);
+        taken.syslog(line, found);
     }
 }

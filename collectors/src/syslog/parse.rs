@@ -7,12 +7,17 @@
 //! rsyslog ISO    2026-10-11T22:14:15.003123+02:00 web1 su[812]: message
 //! ```
 
-use jiff::{civil, tz::TimeZone};
+use jiff::tz::TimeZone;
 use vedette_wire::body::{Inferred, Span, Syslog};
 
 /// Parse one line. `now` dates a time stamp without a year, `zone` one without a zone.
 pub(crate) fn line(raw: &[u8], now: i64, zone: &TimeZone) -> Syslog {
-    let mut out = Syslog { raw: raw.to_vec(), ..Syslog::default() };
+    Syslog { raw: raw.to_vec(), ..recognise(raw, now, zone) }
+}
+
+/// The same, without a copy of the line in `raw`.
+pub(crate) fn recognise(raw: &[u8], now: i64, zone: &TimeZone) -> Syslog {
+    let mut out = Syslog::default();
     let mut at = Scanner { raw, at: 0 };
     let pri = at.pri();
     if let Some(pri) = pri {
@@ -184,8 +189,8 @@ fn iso_time(text: &[u8]) -> Option<(i64, bool)> {
     if text.len() < 19 || text[4] != b'-' || text[7] != b'-' || !matches!(text[10], b'T' | b't') || text[13] != b':' {
         return None;
     }
-    let part = |from: usize, to: usize| number(&text[from..to]);
-    let seconds = civil_seconds(part(0, 4)?, part(5, 7)?, part(8, 10)?, part(11, 13)?, part(14, 16)?, part(17, 19)?)?;
+    let [century, of_century, month, day, hour, minute, second] = [0, 2, 5, 8, 11, 14, 17].map(|at| pair(text, at));
+    let seconds = civil_seconds(century? * 100 + of_century?, month?, day?, hour?, minute?, second?)?;
     let mut rest = &text[19..];
     let mut nanoseconds = 0;
     if let Some(fraction) = rest.strip_prefix(b".") {
@@ -207,13 +212,33 @@ fn iso_time(text: &[u8]) -> Option<(i64, bool)> {
     Some((utc, offset.is_some()))
 }
 
-/// Seconds since the epoch of a civil time in UTC.
-fn civil_seconds(year: i64, month: i64, day: i64, hour: i64, minute: i64, second: i64) -> Option<i64> {
-    // A leap second is the second before.
-    let second = second.min(59) as i8;
-    let time = civil::DateTime::new(year as i16, month as i8, day as i8, hour as i8, minute as i8, second, 0).ok()?;
-    Some(TimeZone::UTC.to_timestamp(time).ok()?.as_second())
+/// Two digits.
+fn pair(text: &[u8], at: usize) -> Option<i64> {
+    let (tens, ones) = (text[at].wrapping_sub(b'0'), text[at + 1].wrapping_sub(b'0'));
+    (tens < 10 && ones < 10).then(|| i64::from(tens * 10 + ones))
 }
+
+/// Seconds since the epoch of a civil time in UTC, in years 0 to 9999. Reckoned here, for each line: the days before a year
+/// that begins in March, so that the leap day is its last.
+fn civil_seconds(year: i64, month: i64, day: i64, hour: i64, minute: i64, second: i64) -> Option<i64> {
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days = match month {
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + i64::from(leap),
+        _ => 31,
+    };
+    if !(1..=12).contains(&month) || !(1..=days).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let before = 365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
+    let days = before + (153 * month + 2) / 5 + day - 1 - DAYS_BEFORE_EPOCH;
+    // A leap second is the second before.
+    Some(days * 86_400 + hour * 3600 + minute * 60 + second.min(59))
+}
+
+/// From 1 March of year 0 to 1 January 1970.
+const DAYS_BEFORE_EPOCH: i64 = 719_468;
 
 /// Nanoseconds of a civil time, given as if it were UTC, in a zone.
 fn local(utc: i64, zone: &TimeZone) -> i64 {

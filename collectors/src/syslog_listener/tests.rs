@@ -70,7 +70,7 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
     let bodies: Vec<Body> = chunks
         .iter()
         .flat_map(|chunk| {
-            chunk.records().map(|(_, body)| rmp_serde::from_slice(body).expect("a body")).collect::<Vec<_>>()
+            chunk.bodies().map(|(_, body)| rmp_serde::from_slice(body).expect("a body")).collect::<Vec<_>>()
         })
         .collect();
     let raw = |body: &Body| match body {

@@ -14,7 +14,7 @@ use std::{
 use vedette_wire::{Position, Stored};
 
 /// Bytes read at once.
-const BLOCK_BYTES: usize = 256 << 10;
+pub(super) const BLOCK_BYTES: usize = 256 << 10;
 /// A longer line goes as parts.
 pub(crate) const LINE_BYTES_MAX: usize = 1 << 20;
 
@@ -37,6 +37,8 @@ type Stamp = (u64, i64, i64, i64, i64);
 pub(crate) struct Line<'a> {
     /// Its bytes, without `\n` or `\r\n`.
     pub(crate) bytes: &'a [u8],
+    /// Its bytes as they stand in the file.
+    pub(crate) whole: &'a [u8],
     /// Its bytes in the file, with its end.
     pub(crate) position: Position,
     /// Which part it is, from 1, of a line that goes as parts.
@@ -177,7 +179,7 @@ impl File {
         if !rest.is_empty() {
             let position = Position(self.offset, self.offset + rest.len() as u64);
             let part = (self.parts > 0).then_some(self.parts + 1);
-            take(Line { bytes: &rest, position, part, unfinished: true });
+            take(Line { bytes: &rest, whole: &rest, position, part, unfinished: true });
             self.offset = position.1;
             self.parts = 0;
             let kept = rest.len().saturating_sub(BEFORE_BYTES);
@@ -242,8 +244,13 @@ impl File {
     /// than [`LINE_BYTES_MAX`] goes as parts of that length.
     ///
     /// What was read last is read once more in the same system call (preadv(2)): where other bytes stand there, the file
-    /// was truncated meanwhile, and nothing of the block is taken.
-    pub(crate) fn read(&mut self, bytes_max: usize, mut take: impl FnMut(Line<'_>)) -> io::Result<Reading> {
+    /// was truncated meanwhile, and nothing of the block is taken. `block` is memory to read into, the same each time.
+    pub(crate) fn read(
+        &mut self,
+        block: &mut Vec<u8>,
+        bytes_max: usize,
+        mut take: impl FnMut(Line<'_>),
+    ) -> io::Result<Reading> {
         let mut taken = 0;
         loop {
             let had = self.pending.len();
@@ -254,23 +261,21 @@ impl File {
                 [before, &self.pending[had - of_pending..]].concat()
             };
             let mut seen = vec![0; last.len()];
-            self.pending.resize(had + BLOCK_BYTES, 0);
-            let mut into = [IoSliceMut::new(&mut seen), IoSliceMut::new(&mut self.pending[had..])];
-            let read = rustix::io::preadv(&self.file, &mut into, self.offset + had as u64 - last.len() as u64);
-            let got = read.as_ref().map_or(0, |read| read.saturating_sub(last.len()));
-            self.pending.truncate(had + got);
-            if read? < last.len() || seen != last {
-                self.pending.truncate(had);
+            // Only ever made longer: nothing is zeroed for each read.
+            block.resize(block.len().max(had + BLOCK_BYTES), 0);
+            block[..had].copy_from_slice(&self.pending);
+            let mut into = [IoSliceMut::new(&mut seen), IoSliceMut::new(&mut block[had..had + BLOCK_BYTES])];
+            let read = rustix::io::preadv(&self.file, &mut into, self.offset + had as u64 - last.len() as u64)?;
+            if read < last.len() || seen != last {
                 return Ok(Reading::Truncated);
             }
-            let used = self.cut_lines(had, &mut take);
+            let got = read - last.len();
+            let used = self.cut_lines(&block[..had + got], had, &mut take);
             taken += used;
+            // An idle file keeps no memory.
+            self.pending = block[used..had + got].to_vec();
             self.seen_length.set(self.seen_length.get().max(self.offset + self.pending.len() as u64));
             if got < BLOCK_BYTES {
-                if self.pending.is_empty() {
-                    // An idle file keeps no memory.
-                    self.pending = Vec::new();
-                }
                 return Ok(Reading::End);
             }
             if taken >= bytes_max {
@@ -284,16 +289,16 @@ impl File {
         self.seen_length.set(length);
     }
 
-    /// Cut what is pending into lines; the first `searched` bytes hold no line end.
-    fn cut_lines(&mut self, searched: usize, take: &mut impl FnMut(Line<'_>)) -> usize {
+    /// Cut what was read into lines; the first `searched` bytes hold no line end. Returns how much was used.
+    fn cut_lines(&mut self, pending: &[u8], searched: usize, take: &mut impl FnMut(Line<'_>)) -> usize {
         let (mut start, mut parts) = (0, self.parts);
-        let (pending, offset, stored) = (&self.pending, self.offset, &self.stored);
+        let (offset, stored) = (self.offset, &self.stored);
         let mut give = |from: usize, to: usize, next: usize, part: Option<u32>| {
             let bytes = &pending[from..to];
             let bytes = if next > to { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
             let position = Position(offset + from as u64, offset + next as u64);
             if stored.as_ref().is_none_or(|stored| !stored.has(position.0)) {
-                take(Line { bytes, position, part, unfinished: false });
+                take(Line { bytes, whole: &pending[from..next], position, part, unfinished: false });
             }
         };
         let give_parts = |start: &mut usize, parts: &mut u32, to: usize, give: &mut dyn FnMut(_, _, _, _)| {
@@ -323,10 +328,9 @@ impl File {
         if start >= BEFORE_BYTES {
             self.before.clear();
         }
-        self.before.extend_from_slice(&self.pending[kept..start]);
+        self.before.extend_from_slice(&pending[kept..start]);
         let surplus = self.before.len().saturating_sub(BEFORE_BYTES);
         self.before.drain(..surplus);
-        self.pending.drain(..start);
         self.offset += start as u64;
         start
     }

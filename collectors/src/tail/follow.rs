@@ -315,12 +315,10 @@ impl<P: LineParser> Tailer<P> {
 
     /// What was read of a last line that will not be finished.
     pub(super) fn rest(&mut self, cx: &Cx, outlet: &Outlet, followed: &mut Followed) -> Result<(), CollectError> {
-        let (now, mut chunk) = (cx.now(), Chunk::new(Arc::clone(&followed.source)));
-        let parser = &mut self.parser;
-        followed.file.take_rest(|line| {
-            let body = parser.parse(&line, now);
-            chunk.push(now, line.position, &body);
-        });
+        let (parser, taken) = (&mut self.parser, &mut self.taken);
+        taken.begin(&followed.source, cx.now());
+        followed.file.take_rest(|line| parser.parse(&line, taken));
+        let chunk = taken.end();
         if chunk.entries.is_empty() { Ok(()) } else { outlet.emit(chunk) }
     }
 }

@@ -12,10 +12,12 @@ mod cursor;
 mod file;
 mod follow;
 mod rotation;
+mod taken;
 mod watches;
 
 pub(crate) use cursor::Cursor;
 pub(crate) use file::{File, Line, Reading};
+pub(crate) use taken::Taken;
 use watches::Watches;
 
 use crate::{CollectError, Cx, Outlet, Wake};
@@ -25,16 +27,16 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use vedette_wire::{Chunk, Source};
+use vedette_wire::Source;
 
 /// How often files are looked at when no event comes (network file systems, watches exhausted).
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often the globs are expanded.
 const SCAN_EVERY: Duration = Duration::from_secs(5);
-/// Events of one burst are taken together.
-const GATHER: Duration = Duration::from_millis(25);
+/// What comes within this after a look is taken together: a log that is written to all the time is looked at so often.
+const GATHER: Duration = Duration::from_millis(100);
 /// The usual [`Tailer::patience`].
-pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// A chunk is handed over at this size.
 const CHUNK_BYTES: usize = 128 << 10;
 /// Source id of the marker that says that the first scan is behind us.
@@ -42,8 +44,8 @@ const SCANNED: &str = "scanned";
 
 /// Turns lines into bodies.
 pub(crate) trait LineParser: Send {
-    /// One line, without its end, as it was read at `now`.
-    fn parse(&mut self, line: &Line<'_>, now: i64) -> vedette_wire::Body;
+    /// Take one line in.
+    fn parse(&mut self, line: &Line<'_>, taken: &mut Taken);
 }
 
 /// Where a file that is seen for the first time ever is begun.
@@ -59,13 +61,17 @@ pub(crate) enum Start {
 
 /// Tails the files of some globs for one collector.
 pub(crate) struct Tailer<P> {
-    pub(crate) collector: &'static str,
-    pub(crate) globs: Vec<String>,
-    pub(crate) start: Start,
-    pub(crate) parser: P,
+    collector: &'static str,
+    globs: Vec<String>,
+    start: Start,
+    parser: P,
     /// A rotated file is let go when it has not grown for so long, and a file of an earlier run that is not found (its
     /// file system may not be mounted yet) is looked for so long.
-    pub(crate) patience: Duration,
+    patience: Duration,
+    /// What is taken of a file.
+    taken: Taken,
+    /// What is read of one.
+    block: Vec<u8>,
 }
 
 /// A file that is followed.
@@ -137,6 +143,11 @@ struct State {
 }
 
 impl<P: LineParser> Tailer<P> {
+    pub(crate) fn new(collector: &'static str, globs: Vec<String>, start: Start, parser: P) -> Self {
+        let (taken, block) = (Taken::default(), Vec::new());
+        Self { collector, globs, start, parser, patience: PATIENCE, taken, block }
+    }
+
     /// Follow until told to stop.
     pub(crate) fn run(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
         let mut state = State {
@@ -167,12 +178,15 @@ impl<P: LineParser> Tailer<P> {
                 scan_at = Instant::now() + SCAN_EVERY;
             }
             let read = self.read_all(cx, outlet, &mut state)?;
+            if self.block.len() > 2 * file::BLOCK_BYTES {
+                // There was a very long line.
+                self.block = Vec::new();
+            }
             if cx.once.is_some() {
                 return Ok(());
             }
             if read {
-                // More may have come while this was handed over.
-                if outlet.wait(GATHER) == Wake::Stop {
+                if outlet.pause(GATHER) {
                     return Ok(());
                 }
                 continue;
@@ -238,25 +252,20 @@ impl<P: LineParser> Tailer<P> {
         let stamp = followed.file.stamp().map_err(failed)?;
         let mut read = Read::Nothing;
         loop {
-            let now = cx.now();
-            let mut chunk = Chunk::new(Arc::clone(&followed.source));
-            let parser = &mut self.parser;
-            let ended = followed
-                .file
-                .read(CHUNK_BYTES, |line| {
-                    let body = parser.parse(&line, now);
-                    chunk.push(now, line.position, &body);
-                })
-                .map_err(failed)?;
-            if ended != Reading::Truncated {
+            let (parser, taken, block) = (&mut self.parser, &mut self.taken, &mut self.block);
+            taken.begin(&followed.source, cx.now());
+            let ended = followed.file.read(block, CHUNK_BYTES, |line| parser.parse(&line, taken));
+            let mut chunk = taken.end();
+            if ended.as_ref().is_ok_and(|ended| *ended != Reading::Truncated) {
                 followed.file.saw(stamp.0);
             }
+            // Also of what was read before it failed.
             if !chunk.entries.is_empty() {
                 read = Read::Grew;
                 chunk.cursor = Some(followed.cursor().encode());
                 outlet.emit(chunk)?;
             }
-            match ended {
+            match ended.map_err(failed)? {
                 Reading::Truncated => return Ok(Read::Truncated),
                 Reading::End if matches!(read, Read::Nothing) => {
                     followed.file.now_quiet(stamp, cx.now());

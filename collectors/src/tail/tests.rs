@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{Mutex, atomic::AtomicI64, atomic::Ordering},
 };
-use vedette_wire::{Body, Position, body::Syslog};
+use vedette_wire::{Body, Chunk, Position, body::Syslog};
 
 /// Keeps what is emitted, and the cursors as the queue would.
 #[derive(Default)]
@@ -21,12 +21,12 @@ struct Kept {
 
 impl Sink for Kept {
     fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
-        for (entry, body) in chunk.records() {
-            let Body::Syslog(line) = rmp_serde::from_slice(body).expect("a body") else { panic!("not a line") };
+        for record in chunk.decode().expect("records") {
+            let Body::Syslog(line) = record.body else { panic!("not a line") };
             let text = String::from_utf8_lossy(&line.raw).into_owned();
             self.parts.lock().expect("lock").push(line.part);
             self.unfinished.lock().expect("lock").push(line.unfinished);
-            self.lines.lock().expect("lock").push((chunk.source.id.clone(), entry.position, text));
+            self.lines.lock().expect("lock").push((chunk.source.id.clone(), record.position, text));
         }
         let mut cursors = self.cursors.lock().expect("lock");
         for id in &chunk.forget {
@@ -45,9 +45,9 @@ impl Sink for Kept {
 
 struct Raw;
 impl LineParser for Raw {
-    fn parse(&mut self, line: &Line<'_>, _: i64) -> Body {
+    fn parse(&mut self, line: &Line<'_>, taken: &mut Taken) {
         let (part, unfinished) = (line.part, line.unfinished);
-        Body::Syslog(Syslog { raw: line.bytes.to_vec(), part, unfinished, ..Syslog::default() })
+        taken.syslog(line, Syslog { part, unfinished, ..Syslog::default() });
     }
 }
 
@@ -94,7 +94,7 @@ fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
     let cx = Cx { cursors, ..Cx::new(dir, Arc::new(clock)) };
     let signal = StopSignal::default();
-    let mut tailer = Tailer { collector: "syslog", globs: vec![glob.to_owned()], start, parser: Raw, patience };
+    let mut tailer = Tailer { patience, ..Tailer::new("syslog", vec![glob.to_owned()], start, Raw) };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
     let thread = std::thread::spawn(move || tailer.run(&cx, &outlet));
     Running { kept, signal, thread: Some(thread) }
@@ -372,7 +372,7 @@ fn once_gives_the_last_lines_and_ends() {
     let kept = Arc::new(Kept::default());
     let cx = Cx { once: Some(100), ..Cx::new(dir.path(), Arc::new(|| 1)) };
     let (globs, start, patience) = (vec!["/a.log".to_owned()], Start::End, PATIENCE);
-    let mut tailer = Tailer { collector: "syslog", globs, start, parser: Raw, patience };
+    let mut tailer = Tailer { patience, ..Tailer::new("syslog", globs, start, Raw) };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
     tailer.run(&cx, &outlet).expect("ends");
     let lines = kept.lines.lock().expect("lock");

@@ -6,7 +6,13 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
+
+/// Between two reads of the kernel's events.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What was read is worked off in a row, for so long.
+const BUSY: Duration = Duration::from_micros(500);
 
 /// Watches on the directories of the globs.
 pub(super) struct Watches {
@@ -19,6 +25,7 @@ impl Watches {
     pub(super) fn new(waker: Waker) -> Self {
         let changed = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let flag = Arc::clone(&changed);
+        let mut paused = Instant::now();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             let listing = match &event {
                 Ok(event) => {
@@ -38,6 +45,12 @@ impl Watches {
                 flag.store(true, std::sync::atomic::Ordering::Release);
             }
             waker.wake();
+            // Here notify reads no further: the kernel merges what is the same meanwhile, and a log with thousands of lines
+            // a second does not cost as many wake-ups. Not after each event of what it has read already.
+            if paused.elapsed() > BUSY {
+                std::thread::sleep(PAUSE);
+                paused = Instant::now();
+            }
         });
         let watcher = watcher
             .inspect_err(|err| tracing::warn!(error = %err, "no file events; files are looked at every second"))

@@ -14,7 +14,7 @@ fn a_full_intake_makes_the_source_wait_until_there_is_room() {
     let waiting = std::thread::spawn(move || other.put(chunk(500)));
     std::thread::sleep(Duration::from_millis(20));
     assert!(!waiting.is_finished(), "the second chunk waits");
-    assert!(matches!(intake.take(None), Next::Chunk(_)));
+    assert!(matches!(intake.take(None), Next::Chunk(..)));
     assert_eq!(waiting.join().expect("no panic"), Ok(()));
 }
 
@@ -40,7 +40,7 @@ fn what_cannot_wait_is_given_up_lowest_class_first_and_counted() {
     intake.offer(pushed("inventory", 10, 10), 0).expect("never waits");
     intake.close();
     let (mut there, mut lost, mut chunks) = (Vec::new(), Vec::new(), 0);
-    while let Next::Chunk(chunk) = intake.take(None) {
+    while let Next::Chunk(chunk, _) = intake.take(None) {
         chunks += 1;
         let collector = chunk.source.collector;
         there.extend(chunk.entries.iter().map(|entry| (collector, entry.position.0)));
@@ -65,6 +65,6 @@ fn closing_wakes_those_who_wait_and_keeps_what_is_in() {
     let waiting = std::thread::spawn(move || other.put(chunk(500)));
     intake.close();
     assert_eq!(waiting.join().expect("no panic"), Err(Stopped));
-    assert!(matches!(intake.take(None), Next::Chunk(_)));
+    assert!(matches!(intake.take(None), Next::Chunk(..)));
     assert!(matches!(intake.take(None), Next::Closed));
 }

@@ -6,7 +6,7 @@ use redb::{Durability, WriteTransaction};
 use std::collections::BTreeMap;
 use vedette_wire::{
     Compression, Epoch, Header, Predecessor, Told, codec,
-    frame::{self, FrameHead},
+    frame::{self, FrameHead, HEAD_BYTES},
 };
 
 impl Queue {
@@ -15,7 +15,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Full`] and [`QueueError::Floor`] where the quota does not allow it; anything else leaves the queue
     /// as it was.
-    pub(crate) fn commit(&self, open: &Open, header: Header, compression: Compression) -> Result<(), QueueError> {
+    pub(crate) fn commit(&self, open: &mut Open, header: Header) -> Result<(), QueueError> {
         loop {
             let meta = lock(&self.meta).clone();
             let mut told = Vec::new();
@@ -29,7 +29,8 @@ impl Queue {
                 changed.extend(named(&open.cursors));
                 told = tell(changed);
                 header.cursors.clone_from(&told);
-                Some(seal(&header, open.records(), compression)?)
+                let sealed = open.seal(HEAD_BYTES, &header).map_err(QueueError::Seal)?;
+                Some(framed(sealed, &header, open.compression()))
             } else {
                 None
             };
@@ -105,14 +106,21 @@ fn tell(cursors: Cursors) -> Vec<Told> {
 /// Header and encoded records as a frame.
 pub(super) fn seal(header: &Header, records: &[u8], compression: Compression) -> Result<Vec<u8>, QueueError> {
     let sealed = codec::seal(header, records, compression).map_err(QueueError::Seal)?;
+    Ok(framed([&[0; HEAD_BYTES][..], &sealed].concat(), header, compression))
+}
+
+/// A frame of sealed bytes, which stand behind room for its head.
+fn framed(mut frame: Vec<u8>, header: &Header, compression: Compression) -> Vec<u8> {
+    let (room, sealed) = frame.split_at_mut(HEAD_BYTES);
     let head = FrameHead {
         key: header.key(),
         compression,
         sealed: header.sealed,
         records: header.records,
-        digest: frame::sha256(&sealed),
+        digest: frame::sha256(sealed),
     };
-    Ok(frame::build(&head, &sealed))
+    room.copy_from_slice(&frame::head_bytes(&head, sealed.len()));
+    frame
 }
 
 /// Put a frame that was sealed under the next sequence behind all others.

@@ -24,7 +24,10 @@ impl Queue {
     /// [`QueueError::Storage`]; the batch is then sent again, and answered `duplicate`.
     pub fn delete(&self, slot: u64) -> Result<(), QueueError> {
         // A deletion may be lost in a crash.
-        self.write(Durability::None, |tx, meta| Ok(take(tx, meta, slot)?.map(drop)))?;
+        self.write(Durability::None, |tx, meta| {
+            let length = tx.open_table(BATCHES)?.remove(slot)?.map(|frame| frame.value().len());
+            Ok(length.map(|length| left(meta, length)))
+        })?;
         Ok(())
     }
 
@@ -150,25 +153,20 @@ impl Queue {
     /// [`QueueError`]; nothing is changed then.
     pub(crate) fn split(&self, slot: u64, why: &str) -> Result<Option<usize>, QueueError> {
         let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(None) };
-        let outline = codec::outline(&records).unwrap_or_default();
-        if outline.len() < 2 {
+        let Some(halves) = codec::halve(&records).ok().flatten() else {
             self.quarantine(slot, "size", why)?;
             return Ok(None);
-        }
-        let middle = outline.iter().position(|(_, end)| *end >= records.len() / 2).unwrap_or(0);
-        let count = (middle + 1).clamp(1, outline.len() - 1);
-        let cut = outline[count - 1].1;
+        };
         loop {
             let before = lock(&self.meta).clone();
-            let parts = [(&records[..cut], count, 0), (&records[cut..], outline.len() - count, 1)];
             let mut frames = Vec::new();
-            for (bytes, count, ahead) in parts {
+            for ((bytes, count), ahead) in halves.iter().zip(0..) {
                 let mut part = Header { cursors: Vec::new(), ..header.clone() };
                 self.complete(&mut part, &before)?;
                 part.seq += ahead;
                 part.ledger = before.ledger.clone();
                 part.sources.iter_mut().for_each(|source| source.skipped.clear());
-                part.records = u32::try_from(count).unwrap_or(u32::MAX);
+                part.records = *count;
                 frames.push(seal(&part, bytes, head.compression)?);
             }
             let names = vec![before.next_seq, before.next_seq + 1];
@@ -189,7 +187,7 @@ impl Queue {
             })?;
             if done.is_some() {
                 self.split.fetch_add(1, Relaxed);
-                return Ok(Some(cut.max(records.len() - cut)));
+                return Ok(halves.iter().map(|(bytes, _)| bytes.len()).max());
             }
         }
     }
@@ -217,9 +215,9 @@ impl Queue {
 /// What a batch's records count in the ledger.
 fn counted(header: &Header, records: &[u8]) -> Ledger {
     let mut ledger = Ledger::default();
-    for (source, _) in codec::outline(records).unwrap_or_default() {
-        if let Some(source) = header.sources.get(source as usize) {
-            ledger.emit(&source.collector, 1);
+    for item in codec::outline(records).unwrap_or_default() {
+        if let Some(source) = header.sources.get(item.source as usize) {
+            ledger.emit(&source.collector, u64::from(item.count));
         }
     }
     ledger
@@ -234,8 +232,13 @@ pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<
     let mut table = tx.open_table(BATCHES)?;
     let frame = table.remove(slot)?.map(|frame| frame.value().to_vec());
     if let Some(frame) = &frame {
-        meta.batches = meta.batches.saturating_sub(1);
-        meta.bytes = meta.bytes.saturating_sub(space(frame.len()));
+        left(meta, frame.len());
     }
     Ok(frame)
+}
+
+/// A frame of so many bytes is out.
+fn left(meta: &mut Meta, length: usize) {
+    meta.batches = meta.batches.saturating_sub(1);
+    meta.bytes = meta.bytes.saturating_sub(space(length));
 }

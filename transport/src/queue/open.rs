@@ -14,7 +14,7 @@ use std::{
 use vedette_wire::Lane;
 
 /// redb's page cache. Its default of 1 GiB would be most of a small host.
-const CACHE_BYTES: usize = 2 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 
 impl Queue {
     /// Open the queue of a lane in `dir`, or make it. `random` becomes the epoch of a new one.

@@ -17,9 +17,9 @@ fn open_with(text: &str, cursor: &str) -> Open {
 }
 
 fn commit(queue: &Queue, text: &str, cursor: &str) -> Result<(), QueueError> {
-    let open = open_with(text, cursor);
+    let mut open = open_with(text, cursor);
     let header = open.header(&stamp(), queue.lane(), 77);
-    queue.commit(&open, header, Compression::Zstd)
+    queue.commit(&mut open, header)
 }
 
 fn opened(dir: &Path, bytes_max: u64, random: u64) -> Queue {
@@ -126,9 +126,9 @@ fn batches_of_an_earlier_enrollment_do_not_stand_before_those_of_this_one() {
     commit(&queue, "old", "c").expect("commits");
     commit(&queue, "old", "c").expect("commits");
     let other = vedette_wire::AgentId([9; 16]);
-    let open = open_with("new", "c");
+    let mut open = open_with("new", "c");
     let header = open.header(&crate::Stamp { agent: other, ..stamp() }, queue.lane(), 77);
-    queue.commit(&open, header, Compression::Zstd).expect("commits");
+    queue.commit(&mut open, header).expect("commits");
     assert_eq!(queue.own((stamp().organization, other), 5).expect("moves"), 2);
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));
     assert_eq!(queue.own((stamp().organization, other), 6).expect("moves"), 0);

@@ -122,6 +122,25 @@ async fn the_endpoint_rests_as_long_as_it_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn those_who_were_told_the_same_time_do_not_come_back_together() {
+    let mut pauses = Vec::new();
+    for _ in 0..40 {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let post = Arc::new(Script::default());
+        post.answers.lock().expect("lock").push_back(retry(Some(600)));
+        let lane = lane(dir.path(), Arc::clone(&post));
+        lane.intake().put(chunk(0, "c")).expect("open");
+        committed(&lane, 1).await;
+        drained(&lane).await;
+        let seen = post.seen.lock().expect("lock").clone();
+        pauses.push((seen[1].0 - seen[0].0).as_secs());
+    }
+    assert!(pauses.iter().all(|pause| (600..=751).contains(pause)), "{pauses:?}");
+    let seconds: std::collections::BTreeSet<u64> = pauses.into_iter().collect();
+    assert!(seconds.len() > 15, "40 of 150 s: {seconds:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_without_end_is_taken_for_an_hour() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
@@ -234,7 +253,7 @@ async fn a_lane_whose_batches_are_not_taken_does_not_delay_the_other() {
 #[test]
 fn pauses_after_failures_are_anything_up_to_a_bound_that_doubles() {
     for (failures, bound) in [(0, BACKOFF_BASE), (1, BACKOFF_BASE * 2), (100, BACKOFF_MAX)] {
-        let pauses: Vec<Duration> = (0..1000).map(|_| jitter(failures)).collect();
+        let pauses: Vec<Duration> = (0..1000).map(|_| jitter(failures, None)).collect();
         assert!(pauses.iter().all(|pause| *pause <= bound));
         assert!(pauses.iter().any(|pause| *pause < bound / 10) && pauses.iter().any(|pause| *pause > bound * 9 / 10));
     }

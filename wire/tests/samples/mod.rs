@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use vedette_wire::{
-    AgentId, Batch, Epoch, FORMAT_VERSION, Header, Lane, Ledger, OrganizationId, Position, Reason, Record, SourceRef,
+    AgentId, Batch, Chunk, Epoch, FORMAT_VERSION, Header, Lane, Ledger, OrganizationId, Position, Reason, Record,
+    Source, SourceRef,
     body::*,
     geo::WorkspaceGeo,
     record::{HostLabel, Predecessor},
@@ -291,4 +292,30 @@ pub(crate) fn batch() -> Batch {
         },
         records,
     }
+}
+
+/// An empty chunk of a log file.
+pub(crate) fn chunk() -> Chunk {
+    Chunk::new(std::sync::Arc::new(Source { collector: "syslog", id: "8:1:42:0011".to_owned(), name: None }))
+}
+
+/// Whole lines of a log file, each as it stands there and as it is recognised.
+pub(crate) fn whole_lines() -> Vec<(Vec<u8>, Syslog)> {
+    let all = syslog("Server listening on 0.0.0.0 port 22.");
+    let traditional = Syslog {
+        raw: b"Nov 23 03:21:19 web1 kernel: up".to_vec(),
+        time: Some(T0 / 1000 * 1000),
+        inferred: Inferred::YearAndZone,
+        host: Some(Span(16, 20)),
+        app: Some(Span(21, 27)),
+        message: Some(Span(29, 31)),
+        ..Syslog::default()
+    };
+    let plain = Syslog { raw: b"not \xff syslog\0".to_vec(), ..Syslog::default() };
+    let ends = [&b"\n"[..], b"\r\n"];
+    [all, traditional, plain]
+        .into_iter()
+        .zip(ends.into_iter().cycle())
+        .map(|(line, end)| ([&line.raw, end].concat(), line))
+        .collect()
 }

@@ -148,12 +148,15 @@ fn check(
     let shape = |err: DecodeError| match err {
         DecodeError::Version { .. } => Refusal::new(StatusCode::BAD_REQUEST, "version", err.to_string())
             .detail("this workspace is of another major release than the agent"),
-        DecodeError::TooLarge { .. } => Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", err.to_string()),
+        DecodeError::TooLarge { .. } | DecodeError::Many => {
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", err.to_string())
+        }
         _ => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.to_string()),
     };
     let plain = codec::decompress(sealed, compression, PLAIN_BYTES_MAX).map_err(shape)?;
     // Whole: what is acknowledged can be read back.
-    let noted = Noted::from(codec::decode(&plain).map_err(shape)?);
+    let (header, positions) = codec::check(&plain).map_err(shape)?;
+    let noted = Noted::new(header, positions);
     noted.check().map_err(|wrong| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong))?;
     let header = &noted.header;
     if (header.organization, header.agent) != (peer.organization, peer.agent) {

@@ -57,6 +57,11 @@ pub(crate) fn config(dir: &Path) -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
+/// What a client may send of one batch, and of two, before it hears of it (RFC 9113 §5.2).
+const WINDOW_BYTES: u32 = 2 << 20;
+/// Of an HTTP/2 frame (RFC 9113 §4.2).
+const FRAME_BYTES: u32 = 256 << 10;
+
 /// The files that a configuration is made of, as they are on disk.
 fn stamps(dir: &Path) -> [Option<(u64, i64, i64, u64)>; 3] {
     ["ca.pem", "server.pem", "server.key"].map(|name| {
@@ -145,7 +150,11 @@ async fn connection(socket: TcpStream, acceptor: TlsAcceptor, router: Router, mu
         .http2()
         .timer(hyper_util::rt::TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(60)))
-        .max_concurrent_streams(64);
+        .max_concurrent_streams(64)
+        // A batch comes in one go, without waiting for the window to be opened again.
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(2 * WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES);
     let serving = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
     tokio::select! {

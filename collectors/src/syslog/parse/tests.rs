@@ -122,3 +122,25 @@ proptest! {
         line(text.as_bytes(), NOW, &zone());
     }
 }
+
+#[test]
+fn every_day_is_the_calendar_s() {
+    for year in [0, 1, 99, 100, 400, 1899, 1900, 1969, 1970, 1999, 2000, 2023, 2024, 2026, 2100, 9999_i16] {
+        for month in 0..=13_i8 {
+            for day in 0..=32_i8 {
+                let expected = jiff::civil::DateTime::new(year, month, day, 23, 59, 58, 0)
+                    .ok()
+                    .and_then(|time| Some(TimeZone::UTC.to_timestamp(time).ok()?.as_second()));
+                let found = civil_seconds(year.into(), month.into(), day.into(), 23, 59, 58);
+                assert!(
+                    found == expected || year == 9999 && expected.is_none(),
+                    "{year}-{month}-{day}: {found:?} {expected:?}"
+                );
+            }
+        }
+    }
+    for (hour, minute, second) in [(24, 0, 0), (0, 60, 0), (0, 0, 61)] {
+        assert_eq!(civil_seconds(2026, 1, 1, hour, minute, second), None);
+    }
+    assert_eq!(civil_seconds(2016, 12, 31, 23, 59, 60), civil_seconds(2016, 12, 31, 23, 59, 59));
+}

@@ -154,7 +154,7 @@ fn bytes_are_kept_as_they_are() {
     fs::write(dir.path().join("a.log"), content).expect("writes");
     let mut file = File::open(&dir.path().join("a.log"), 0, 1).expect("opens");
     let mut found: Vec<Vec<u8>> = Vec::new();
-    file.read(1 << 20, |line| found.push(line.bytes.to_vec())).expect("reads");
+    file.read(&mut Vec::new(), 1 << 20, |line| found.push(line.bytes.to_vec())).expect("reads");
     assert_eq!(found, lines);
 }
 
@@ -204,7 +204,7 @@ fn bytes_that_were_seen_and_destroyed_unread_are_counted() {
     let log = dir.path().join("a.log");
     append(&log, "read\n");
     let mut file = File::open(&log, 0, 1).expect("opens");
-    file.read(1 << 20, |_| ()).expect("reads");
+    file.read(&mut Vec::new(), 1 << 20, |_| ()).expect("reads");
     append(&log, "seen, not read\n");
     assert!(!file.was_truncated().expect("looks"));
     fs::write(&log, "").expect("truncates");
@@ -218,7 +218,7 @@ fn after_a_lost_queue_only_the_holes_are_read() {
     let log = dir.path().join("a.log");
     append(&log, "old\nl1\nl2\nl3\nl4\nl5\n");
     let mut file = File::open(&log, 4, 1).expect("opens");
-    file.read(1 << 20, |_| ()).expect("reads");
+    file.read(&mut Vec::new(), 1 << 20, |_| ()).expect("reads");
     let mut cursor = file.cursor("/a.log", 1);
     // Begun behind "old"; l2 and l4 are stored.
     let read = |ranges: &[(u64, u64)], begun: bool, cursor: &mut Cursor| {
@@ -226,7 +226,8 @@ fn after_a_lost_queue_only_the_holes_are_read() {
         cursor.stored = Some(Arc::new(stored));
         let mut file = File::resume(&log, cursor).expect("opens").expect("it is the same");
         let mut lines = Vec::new();
-        file.read(1 << 20, |line| lines.push(String::from_utf8_lossy(line.bytes).into_owned())).expect("reads");
+        file.read(&mut Vec::new(), 1 << 20, |line| lines.push(String::from_utf8_lossy(line.bytes).into_owned()))
+            .expect("reads");
         lines
     };
     assert_eq!(read(&[(7, 10), (13, 16)], false, &mut cursor), ["l1", "l3", "l5"]);

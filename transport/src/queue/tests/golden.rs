@@ -26,7 +26,7 @@ fn write(dir: &Path) {
             at = to;
         }
         let header = open.header(&stamp(), queue.lane(), 1);
-        queue.commit(&open, header, Compression::Zstd).expect("commits");
+        queue.commit(&mut open, header).expect("commits");
     }
     queue.delete(1).expect("deletes");
     queue.quarantine(2, "shape", "no good").expect("moves");

@@ -16,7 +16,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, MutexGuard},
 };
-use vedette_wire::{Body, Compression, Lane, codec, frame};
+use vedette_wire::{Body, Lane, codec, frame};
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
@@ -186,7 +186,7 @@ fn step(queue: &Queue, world: &mut World, step: &Step) -> Result<(), QueueError>
             }
             if !batch.is_empty() {
                 let header = batch.header(&stamp(), queue.lane(), 1);
-                queue.commit(&batch, header, Compression::Zstd)?;
+                queue.commit(&mut batch, header)?;
                 world.safe = world.safe.max(from + u64::from(*count));
             }
         }
@@ -197,7 +197,8 @@ fn step(queue: &Queue, world: &mut World, step: &Step) -> Result<(), QueueError>
             (chunk.entries, chunk.bodies) = (Vec::new(), Vec::new());
             batch.add(chunk);
             world.skipped.insert(from);
-            queue.commit(&batch, batch.header(&stamp(), queue.lane(), 1), Compression::Zstd)?;
+            let header = batch.header(&stamp(), queue.lane(), 1);
+            queue.commit(&mut batch, header)?;
             world.safe = world.safe.max(from + 1);
         }
         Step::Post { answered } => {

@@ -148,7 +148,7 @@ fn headers_tell_cursors_and_what_the_workspace_gives_back_is_kept_until_it_is_be
         let mut alone = open_with("x", "kept without a batch");
         alone.drop_records();
         let header = alone.header(&stamp(), queue.lane(), 1);
-        queue.commit(&alone, header, Compression::Zstd).expect("commits");
+        queue.commit(&mut alone, header).expect("commits");
     }
     {
         let queue = queue(dir.path());
@@ -157,11 +157,11 @@ fn headers_tell_cursors_and_what_the_workspace_gives_back_is_kept_until_it_is_be
         chunk.cursor = None;
         other.add(chunk);
         let header = other.header(&stamp(), queue.lane(), 1);
-        queue.commit(&other, header.clone(), Compression::Zstd).expect("commits");
+        queue.commit(&mut other, header.clone()).expect("commits");
         assert_eq!(newest_header(&queue).cursors, [told("kept without a batch")]);
         commit(&queue, "line", "c2").expect("commits");
         assert_eq!(newest_header(&queue).cursors, [told("c2")]);
-        queue.commit(&other, header, Compression::Zstd).expect("commits");
+        queue.commit(&mut other, header).expect("commits");
         assert_eq!(newest_header(&queue).cursors, [], "each is told once");
     }
     std::fs::remove_file(dir.path().join("records.redb")).expect("removes");
@@ -192,9 +192,9 @@ fn another_enrollment_begins_another_epoch() {
     commit(&queue, "old", "c").expect("commits");
     assert_eq!(queue.own((owner.0, vedette_wire::AgentId([9; 16])), 51).expect("writes"), 1);
     assert_eq!(queue.epoch(), Epoch(51));
-    let open = open_with("new", "c");
+    let mut open = open_with("new", "c");
     let header = open.header(&crate::Stamp { agent: vedette_wire::AgentId([9; 16]), ..stamp() }, queue.lane(), 1);
-    queue.commit(&open, header, Compression::Zstd).expect("commits");
+    queue.commit(&mut open, header).expect("commits");
     let header = newest_header(&queue);
     assert_eq!((header.seq, header.predecessor, header.set_aside.is_empty()), (1, None, true));
 }
@@ -268,7 +268,7 @@ fn a_header_tells_no_more_cursors_than_the_workspace_takes_and_the_next_ones_tel
         many.cursors.insert(("test", format!("file {number:05}")), Some(vec![1; 40]));
     }
     let header = many.header(&stamp(), queue.lane(), 1);
-    queue.commit(&many, header, Compression::Zstd).expect("commits");
+    queue.commit(&mut many, header).expect("commits");
     let mut told: Vec<String> = Vec::new();
     for round in 0..3 {
         let header = newest_header(&queue);
@@ -277,7 +277,7 @@ fn a_header_tells_no_more_cursors_than_the_workspace_takes_and_the_next_ones_tel
         let mut plain = open_with("a line", "c");
         plain.cursors.clear();
         let header = plain.header(&stamp(), queue.lane(), 2 + round);
-        queue.commit(&plain, header, Compression::Zstd).expect("commits");
+        queue.commit(&mut plain, header).expect("commits");
     }
     told.sort_unstable();
     told.dedup();

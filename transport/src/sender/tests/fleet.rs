@@ -55,7 +55,7 @@ fn a_thousand_agents_come_back_spread_and_not_at_once() {
                 let mut open = crate::batcher::Open::default();
                 open.add(chunk(at, "c"));
                 let header = open.header(&stamp(), LaneName::Records, 1);
-                queue.commit(&open, header, Compression::Zstd).expect("commits");
+                queue.commit(&mut open, header).expect("commits");
             }
             Arc::new(queue)
         })

@@ -1,0 +1,96 @@
+//! A long backlog: how fast the agent starts over it, and what it takes, also where the queue is damaged.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+use vedette_benches::world::{self, World};
+
+/// Bytes of log that are on disk at the same time.
+const FILE_BYTES: u64 = 512 << 20;
+/// How long the agent is watched after each start.
+const WATCHED: Duration = Duration::from_secs(60);
+
+pub(crate) fn backlog(gib: u64) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let logs = dir.path().join("*.log");
+    let mut world = World::new(&format!(
+        "[collectors.syslog]\npaths = [{logs:?}]\nstart = \"beginning\"\n[transport]\nqueue_bytes_max = \"1TiB\"\n\
+         queue_volume_percent_max = 90\ndisk_free_min = \"1GiB\"\n"
+    ))?;
+    started(&world, "an empty queue")?;
+    world.stop_serving();
+    fill(&world, dir.path(), gib << 30)?;
+    let queue = world.path("state/records.redb");
+    println!("backlog            {:.1} GiB on disk", fs::metadata(&queue)?.len() as f64 / f64::from(1 << 30));
+    started(&world, "the backlog, after SIGKILL")?;
+    // Every copy of what redb reads first.
+    File::options().write(true).open(&queue)?.write_all_at(&[0x55; 4096], 0)?;
+    started(&world, "the backlog, its head overwritten")?;
+    Ok(())
+}
+
+/// Start, and see how long until it answers, and what it takes in the minute after.
+fn started(world: &World, what: &str) -> Result<()> {
+    let began = Instant::now();
+    let agent = world.run()?;
+    while world.status()?.is_none() {
+        if began.elapsed() > Duration::from_secs(60) {
+            bail!("the agent does not answer after a minute");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (answered, mut rss_max) = (began.elapsed().as_secs_f64(), 0);
+    while began.elapsed() < WATCHED {
+        std::thread::sleep(Duration::from_millis(100));
+        rss_max = rss_max.max(world::rss_bytes(agent.id())?);
+    }
+    let rss = rss_max as f64 / f64::from(1 << 20);
+    println!("{what:<36} answers after {answered:.2} s, VmRSS {rss:.1} MiB at most in {} s", WATCHED.as_secs());
+    Ok(())
+}
+
+/// Lines that hardly compress, until the queue holds so much.
+fn fill(world: &World, dir: &Path, bytes: u64) -> Result<()> {
+    let agent = world.run()?;
+    let queued = |world: &World| -> Result<(u64, u64)> {
+        let status = world.status()?.context("the agent answers")?;
+        let collectors = status["collectors"].as_array().context("there are collectors")?;
+        let syslog = collectors.iter().find(|collector| collector["id"] == "syslog").context("syslog is one")?;
+        let emitted = syslog["emitted"].as_u64().unwrap_or(0);
+        Ok((status["queue"]["bytes"].as_u64().context("a queue has bytes")?, emitted))
+    };
+    while world.status()?.is_none() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (mut random, mut lines) = (fastrand::Rng::new(), queued(world)?.1);
+    for number in 0.. {
+        let path = dir.join(format!("{number}.log"));
+        let (mut out, mut written) = (BufWriter::with_capacity(1 << 20, File::create(&path)?), 0);
+        while written < FILE_BYTES {
+            let text: String = (0..8000).map(|_| random.alphanumeric()).collect();
+            writeln!(out, "{text}")?;
+            written += text.len() as u64 + 1;
+            lines += 1;
+        }
+        out.flush()?;
+        let began = Instant::now();
+        while queued(world)?.1 < lines {
+            if began.elapsed() > Duration::from_secs(300) {
+                bail!("the agent does not take {}: {:?}", path.display(), queued(world)?);
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        fs::remove_file(&path)?;
+        if queued(world)?.0 >= bytes {
+            break;
+        }
+    }
+    // SIGKILL: nothing is tidied up.
+    drop(agent);
+    Ok(())
+}

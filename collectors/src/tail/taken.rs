@@ -1,0 +1,58 @@
+//! What is taken of a file in one go, on its way into a chunk.
+
+use super::Line;
+use std::sync::Arc;
+use vedette_wire::{Body, Chunk, Packer, Source, body::Syslog};
+
+/// Takes what a parser makes of lines. One serves all files of a tailer, so that memory is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    chunk: Option<Chunk>,
+    packer: Packer,
+    observed: i64,
+}
+
+impl Taken {
+    /// Begin with a source, of which lines are read now.
+    pub(super) fn begin(&mut self, source: &Arc<Source>, now: i64) {
+        self.chunk = Some(Chunk::new(Arc::clone(source)));
+        self.observed = now;
+    }
+
+    /// When the lines are read, nanoseconds UTC.
+    pub(crate) fn observed(&self) -> i64 {
+        self.observed
+    }
+
+    /// A line of syslog, of which `found` says all but the bytes. Whole lines travel packed.
+    pub(crate) fn syslog(&mut self, line: &Line<'_>, found: Syslog) {
+        if !self.packer.goes_on_at(line.position.0) {
+            self.pack();
+        }
+        if !self.packer.push(line.whole, line.position, &found) {
+            self.push(line, &Body::Syslog(Syslog { raw: line.bytes.to_vec(), ..found }));
+        }
+    }
+
+    /// What a line says, as a record of its own.
+    pub(crate) fn push(&mut self, line: &Line<'_>, body: &Body) {
+        self.pack();
+        let observed = self.observed;
+        self.chunk().push(observed, line.position, body);
+    }
+
+    /// Everything taken since the beginning.
+    pub(super) fn end(&mut self) -> Chunk {
+        self.pack();
+        self.chunk.take().expect("begun")
+    }
+
+    fn chunk(&mut self) -> &mut Chunk {
+        self.chunk.as_mut().expect("begun")
+    }
+
+    fn pack(&mut self) {
+        let (observed, packer) = (self.observed, &mut self.packer);
+        self.chunk.as_mut().expect("begun").push_packed(observed, packer);
+    }
+}

@@ -1,0 +1,362 @@
+//! Lines of a log file packed in one record: the text as it stood in the file, and what was recognised in the lines as
+//! columns of numbers.
+//!
+//! A line by itself costs more bytes of envelope and field names than compression takes out again. In a batch, a packed
+//! record is a [`Record`] whose body is `{"syslog_lines": bytes}`; its position is that of all its lines. Decoded, it is
+//! one record a line. The bytes:
+//!
+//! | part | |
+//! |---|---|
+//! | text | whole lines with their ends, one behind the other, as they stood in the file |
+//! | columns | how many lines; then for each column its length in bytes, and the column |
+//! | length | of the columns, `u32` little-endian |
+//!
+//! Numbers are LEB128 (DWARF 5 §7.6), signed ones ZigZag before that. Columns: flags; times, as differences, in the unit
+//! that stands first, in nanoseconds; facility and severity, a byte each (RFC 5424 §6.2.1); and for host, application, process id, message id, structured data
+//! and message how far behind the end of the one before it begins, and its length. The message has no length where it
+//! ends with the line.
+//!
+//! [`Record`]: crate::Record
+
+use crate::{
+    Position,
+    body::{Inferred, Span, Syslog},
+};
+
+const SPANS: usize = 6;
+const MESSAGE: usize = SPANS - 1;
+
+/// What a line has, most usual first: one byte says it of most lines.
+const TIME: u64 = 1;
+const ZONE_INFERRED: u64 = 1 << 1;
+const YEAR_INFERRED: u64 = 1 << 2;
+/// Of the spans, in the order of the columns.
+const SPAN: [u64; SPANS] = [1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9, 1 << 6];
+const PRI: u64 = 1 << 7;
+const MESSAGE_ENDS: u64 = 1 << 10;
+const KNOWN: u64 = (1 << 11) - 1;
+
+/// `{"syslog_lines": bin 32` (MessagePack), before the length.
+pub(crate) const HEAD: &[u8] = b"\x81\xacsyslog_lines\xc6";
+const LENGTH_BYTES: usize = 4;
+
+/// Packs lines that follow each other in their file without a hole.
+#[derive(Debug, Default)]
+pub struct Packer {
+    /// The body as far as it is written: head and text.
+    body: Vec<u8>,
+    /// Of the last body: what the next may need.
+    length_hint: usize,
+    position: Option<Position>,
+    count: u32,
+    flags: Vec<u8>,
+    times: Vec<i64>,
+    priorities: Vec<u8>,
+    spans: [Vec<u8>; SPANS],
+}
+
+/// Lines, packed: an encoded body.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) body: Vec<u8>,
+    pub(crate) position: Position,
+    pub(crate) count: u32,
+}
+
+fn spans(line: &Syslog) -> [Option<Span>; SPANS] {
+    [line.host, line.app, line.pid, line.message_id, line.structured_data, line.message]
+}
+
+impl Packer {
+    /// Whether a line that begins here can be packed with those that are in.
+    pub fn goes_on_at(&self, position: u64) -> bool {
+        self.position.is_none_or(|Position(_, end)| end == position)
+    }
+
+    /// How many lines are in.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Take a line in: as it stood in the file, with its end, at a position, and what was recognised in it (`raw` is not
+    /// looked at). False, with nothing done, for what has to go as a record of its own: a part of a line, an unfinished
+    /// line, one that has a severity without a facility, or spans in another order.
+    pub fn push(&mut self, whole: &[u8], position: Position, line: &Syslog) -> bool {
+        let text = without_end(whole);
+        let fits = whole.last() == Some(&b'\n')
+            && position.1.wrapping_sub(position.0) == whole.len() as u64
+            && self.goes_on_at(position.0)
+            && line.part.is_none()
+            && !line.unfinished
+            && line.facility.is_some() == line.severity.is_some();
+        let mut end = 0;
+        let in_order = spans(line).into_iter().flatten().all(|Span(from, to)| {
+            let follows = from >= end && to >= from;
+            end = to;
+            follows
+        });
+        if !fits || !in_order || end as usize > text.len() {
+            return false;
+        }
+        let mut flags = match line.inferred {
+            Inferred::Nothing => 0,
+            Inferred::Zone => ZONE_INFERRED,
+            Inferred::YearAndZone => YEAR_INFERRED,
+        };
+        if let Some(time) = line.time {
+            flags |= TIME;
+            self.times.push(time);
+        }
+        if let (Some(facility), Some(severity)) = (line.facility, line.severity) {
+            flags |= PRI;
+            self.priorities.extend([facility, severity]);
+        }
+        let mut end = 0;
+        for (index, span) in spans(line).into_iter().enumerate() {
+            let Some(Span(from, to)) = span else { continue };
+            flags |= SPAN[index];
+            put(u64::from(from - end), &mut self.spans[index]);
+            if index == MESSAGE && to as usize == text.len() {
+                flags |= MESSAGE_ENDS;
+            } else {
+                put(u64::from(to - from), &mut self.spans[index]);
+            }
+            end = to;
+        }
+        // The bit says the rarer case.
+        put(flags ^ MESSAGE_ENDS, &mut self.flags);
+        if self.body.is_empty() {
+            self.body.reserve(self.length_hint);
+            self.body.extend_from_slice(HEAD);
+            self.body.extend_from_slice(&[0; LENGTH_BYTES]);
+        }
+        self.body.extend_from_slice(whole);
+        self.position.get_or_insert(position).1 = position.1;
+        self.count += 1;
+        true
+    }
+
+    /// What is in, as a body; the packer is empty then.
+    pub(crate) fn finish(&mut self) -> Option<Packed> {
+        let position = self.position.take()?;
+        let mut body = std::mem::take(&mut self.body);
+        let text_end = body.len();
+        let count = std::mem::take(&mut self.count);
+        put(u64::from(count), &mut body);
+        column(&mut self.flags, &mut body);
+        let unit =
+            [1_000_000_000, 1_000_000, 1_000].into_iter().find(|unit| self.times.iter().all(|time| time % unit == 0));
+        let (unit, mut last, mut times) = (unit.unwrap_or(1), 0, Vec::with_capacity(3 * self.times.len() + 10));
+        put(unit as u64, &mut times);
+        for time in self.times.drain(..) {
+            let time = time / unit;
+            put(zigzag(time.wrapping_sub(last)), &mut times);
+            last = time;
+        }
+        column(&mut times, &mut body);
+        column(&mut self.priorities, &mut body);
+        for span in &mut self.spans {
+            column(span, &mut body);
+        }
+        let columns = u32::try_from(body.len() - text_end).expect("columns are smaller than what a chunk holds");
+        body.extend_from_slice(&columns.to_le_bytes());
+        let head = HEAD.len() + LENGTH_BYTES;
+        let length = u32::try_from(body.len() - head).expect("a chunk is far below 4 GiB");
+        body[HEAD.len()..head].copy_from_slice(&length.to_be_bytes());
+        self.length_hint = body.len();
+        Some(Packed { body, position, count })
+    }
+}
+
+fn column(bytes: &mut Vec<u8>, into: &mut Vec<u8>) {
+    put(bytes.len() as u64, into);
+    into.append(bytes);
+}
+
+fn put(mut number: u64, into: &mut Vec<u8>) {
+    while number >= 0x80 {
+        into.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    into.push(number as u8);
+}
+
+fn zigzag(number: i64) -> u64 {
+    ((number << 1) ^ (number >> 63)).cast_unsigned()
+}
+
+fn unzigzag(number: u64) -> i64 {
+    (number >> 1).cast_signed() ^ -(number & 1).cast_signed()
+}
+
+/// A line without `\n` or `\r\n`, as the tailer cuts it.
+fn without_end(whole: &[u8]) -> &[u8] {
+    let line = whole.strip_suffix(b"\n").unwrap_or(whole);
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// Why packed lines cannot be unpacked.
+pub(crate) type Wrong = &'static str;
+
+const SHORT: Wrong = "packed lines end too early";
+
+struct Numbers<'a>(&'a [u8]);
+
+impl<'a> Numbers<'a> {
+    fn next(&mut self) -> Result<u64, Wrong> {
+        if let [first, rest @ ..] = self.0
+            && *first < 0x80
+        {
+            self.0 = rest;
+            return Ok(u64::from(*first));
+        }
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let (first, rest) = self.0.split_first().ok_or(SHORT)?;
+            self.0 = rest;
+            number |= u64::from(first & 0x7f) << shift;
+            if *first < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err("a number of packed lines is too long")
+    }
+
+    fn column(&mut self) -> Result<Numbers<'a>, Wrong> {
+        let length = usize::try_from(self.next()?).map_err(|_| SHORT)?;
+        let (column, rest) = self.0.split_at_checked(length).ok_or(SHORT)?;
+        self.0 = rest;
+        Ok(Numbers(column))
+    }
+}
+
+/// Packed lines, read one after the other. Nothing of them is trusted.
+pub(crate) struct Lines<'a> {
+    text: &'a [u8],
+    at: u64,
+    left: u64,
+    flags: Numbers<'a>,
+    times: Numbers<'a>,
+    unit: i64,
+    time: i64,
+    priorities: &'a [u8],
+    spans: [Numbers<'a>; SPANS],
+}
+
+/// A line, unpacked.
+pub(crate) struct Unpacked<'a> {
+    /// With its end.
+    pub(crate) whole: &'a [u8],
+    pub(crate) position: Position,
+    /// Without `raw`.
+    pub(crate) line: Syslog,
+}
+
+impl Unpacked<'_> {
+    /// With `raw`.
+    pub(crate) fn into_line(self) -> Syslog {
+        Syslog { raw: without_end(self.whole).to_vec(), ..self.line }
+    }
+}
+
+impl<'a> Lines<'a> {
+    /// Of the bytes in a body, whose record has a position.
+    pub(crate) fn open(packed: &'a [u8], position: Position) -> Result<Self, Wrong> {
+        let (rest, length) = packed.split_last_chunk::<LENGTH_BYTES>().ok_or(SHORT)?;
+        let text = rest.len().checked_sub(u32::from_le_bytes(*length) as usize).ok_or(SHORT)?;
+        let (text, columns) = rest.split_at(text);
+        if position.1.checked_sub(position.0) != Some(text.len() as u64) {
+            return Err("packed lines are not as long as their position says");
+        }
+        let mut columns = Numbers(columns);
+        let left = columns.next()?;
+        let (flags, mut times, priorities) = (columns.column()?, columns.column()?, columns.column()?.0);
+        let unit = times.next()?.cast_signed();
+        let mut spans = [(); SPANS].map(|()| Numbers(&[]));
+        for span in &mut spans {
+            *span = columns.column()?;
+        }
+        if left == 0 || !columns.0.is_empty() {
+            return Err("packed lines have no lines, or more columns than this build knows");
+        }
+        Ok(Self { text, at: position.0, left, flags, times, unit, time: 0, priorities, spans })
+    }
+
+    /// How many there are said to be; as many are read, or an error.
+    pub(crate) fn number(&self) -> u64 {
+        self.left
+    }
+
+    fn one(&mut self) -> Result<Unpacked<'a>, Wrong> {
+        let end = memchr::memchr(b'\n', self.text).ok_or(SHORT)? + 1;
+        let (whole, rest) = self.text.split_at(end);
+        let flags = self.flags.next()? ^ MESSAGE_ENDS;
+        if flags & !KNOWN != 0 {
+            return Err("packed lines have more than this build knows");
+        }
+        let mut line = Syslog {
+            inferred: match flags & (ZONE_INFERRED | YEAR_INFERRED) {
+                0 => Inferred::Nothing,
+                ZONE_INFERRED => Inferred::Zone,
+                _ => Inferred::YearAndZone,
+            },
+            ..Syslog::default()
+        };
+        if flags & TIME != 0 {
+            self.time = self.time.wrapping_add(unzigzag(self.times.next()?));
+            line.time = Some(self.time.checked_mul(self.unit).ok_or("a time of packed lines is out of range")?);
+        }
+        if flags & PRI != 0 {
+            let ([facility, severity], rest) = self.priorities.split_first_chunk().ok_or(SHORT)?;
+            (line.facility, line.severity, self.priorities) = (Some(*facility), Some(*severity), rest);
+        }
+        let length = without_end(whole).len() as u64;
+        let mut found = [None; SPANS];
+        let mut at = 0_u64;
+        for (index, found) in found.iter_mut().enumerate() {
+            if flags & SPAN[index] == 0 {
+                continue;
+            }
+            let from = at.saturating_add(self.spans[index].next()?);
+            let ends = index == MESSAGE && flags & MESSAGE_ENDS != 0;
+            at = if ends { length } else { from.saturating_add(self.spans[index].next()?) };
+            if from > at || at > length {
+                return Err("a span of packed lines is outside its line");
+            }
+            let narrow = |number| u32::try_from(number).map_err(|_| "a packed line is too long");
+            *found = Some(Span(narrow(from)?, narrow(at)?));
+        }
+        [line.host, line.app, line.pid, line.message_id, line.structured_data, line.message] = found;
+        let position = Position(self.at, self.at + end as u64);
+        (self.text, self.at) = (rest, position.1);
+        Ok(Unpacked { whole, position, line })
+    }
+
+    fn rest(&self) -> Result<(), Wrong> {
+        let columns = self.spans.iter().chain([&self.flags, &self.times]);
+        let empty = self.text.is_empty() && self.priorities.is_empty() && columns.into_iter().all(|c| c.0.is_empty());
+        if empty { Ok(()) } else { Err("packed lines go on behind the last") }
+    }
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = Result<Unpacked<'a>, Wrong>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.left == 0 {
+            return None;
+        }
+        self.left -= 1;
+        let next = match (self.one(), self.left) {
+            (Ok(line), 0) => self.rest().map(|()| line),
+            (next, _) => next,
+        };
+        if next.is_err() {
+            self.left = 0;
+        }
+        Some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests;

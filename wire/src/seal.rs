@@ -1,0 +1,255 @@
+//! Sealing: records are compressed as they come, and the header in the end, which then stands before them.
+//!
+//! Each piece is a zstd frame or a gzip member of its own; both formats allow several one behind the other (RFC 8878 §3.1,
+//! RFC 1952 §2.2).
+
+use crate::{
+    Header, Position,
+    codec::{self, Compression, DecodeError, LENGTH_BYTES, append_record},
+};
+use std::{
+    cell::RefCell,
+    io::{self, Cursor, Write},
+};
+use zstd::zstd_safe::CParameter;
+
+/// Small records are compressed together when they are so much; a larger body is compressed by itself.
+const PIECE_BYTES: usize = 128 << 10;
+
+/// A large body, compressed before it is known which batch it goes into: by the thread that made it, while it lies in that
+/// core's cache.
+#[derive(Debug)]
+pub struct Piece {
+    compression: Compression,
+    sealed: Vec<u8>,
+    plain_bytes: usize,
+}
+
+impl Piece {
+    /// Of an encoded body; absent where it is small, or where the compressor fails (out of memory).
+    pub fn of(body: &[u8], compression: Compression) -> Option<Self> {
+        let sealed = (body.len() >= PIECE_BYTES).then(|| compress(body, compression).ok()).flatten()?;
+        Some(Self { compression, sealed, plain_bytes: body.len() })
+    }
+
+    /// Bytes of the body before compression.
+    pub fn plain_bytes(&self) -> usize {
+        self.plain_bytes
+    }
+
+    /// Bytes that it occupies in memory, about.
+    pub fn weight(&self) -> usize {
+        self.sealed.capacity()
+    }
+}
+
+/// Seals one batch after the other.
+#[derive(Debug, Default)]
+pub struct Sealer {
+    compression: Compression,
+    /// Not compressed yet.
+    waiting: Vec<u8>,
+    /// Frames or members, in order.
+    sealed: Vec<Vec<u8>>,
+    plain_bytes: usize,
+}
+
+impl Sealer {
+    /// Compress with this codec from now on; for an empty batch.
+    pub fn set_compression(&mut self, compression: Compression) {
+        debug_assert_eq!(self.plain_bytes, 0, "a batch has one codec");
+        self.compression = compression;
+    }
+
+    /// The codec.
+    pub fn compression(&self) -> Compression {
+        self.compression
+    }
+
+    /// Bytes of the encoded records before compression.
+    pub fn plain_bytes(&self) -> usize {
+        self.plain_bytes
+    }
+
+    /// Take a record in, its body already encoded.
+    pub fn append(&mut self, source: u32, observed: i64, position: Position, body: &[u8]) {
+        let before = self.waiting.len();
+        append_record(source, observed, position, body, &mut self.waiting);
+        self.plain_bytes += self.waiting.len() - before;
+        if self.waiting.len() >= PIECE_BYTES {
+            // What cannot be compressed now, for want of memory, waits until the batch is sealed.
+            drop(self.flush());
+        }
+    }
+
+    /// Take a record in, its body already compressed.
+    ///
+    /// # Errors
+    /// Where the piece is of another codec and cannot be read back, or there is no memory; nothing is done then.
+    pub fn append_piece(
+        &mut self,
+        source: u32,
+        observed: i64,
+        position: Position,
+        piece: Piece,
+    ) -> Result<(), DecodeError> {
+        if piece.compression != self.compression {
+            // The workspace has asked for another codec meanwhile.
+            let body = codec::decompress(&piece.sealed, piece.compression, piece.plain_bytes)?;
+            self.append(source, observed, position, &body);
+            return Ok(());
+        }
+        let before = self.waiting.len();
+        append_record(source, observed, position, &[], &mut self.waiting);
+        let envelope = self.waiting.len() - before;
+        if let Err(err) = self.flush() {
+            self.waiting.truncate(before);
+            return Err(DecodeError::Decompress(err));
+        }
+        self.sealed.push(piece.sealed);
+        self.plain_bytes += envelope + piece.plain_bytes;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.waiting.is_empty() {
+            self.sealed.push(compress(&self.waiting, self.compression)?);
+            self.waiting.clear();
+        }
+        Ok(())
+    }
+
+    /// Header and records, compressed: the sealed bytes, behind so many zeros. The records stay.
+    ///
+    /// # Errors
+    /// Where the compressor fails (out of memory).
+    pub fn seal(&mut self, zeros: usize, header: &Header) -> io::Result<Vec<u8>> {
+        self.flush()?;
+        let head = compress(&head(header)?, self.compression)?;
+        let mut out = Vec::with_capacity(zeros + head.len() + self.sealed.iter().map(Vec::len).sum::<usize>());
+        out.resize(zeros, 0);
+        out.extend_from_slice(&head);
+        for piece in &self.sealed {
+            out.extend_from_slice(piece);
+        }
+        Ok(out)
+    }
+
+    /// Begin another batch, in the same memory.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+        self.sealed.clear();
+        self.plain_bytes = 0;
+    }
+}
+
+/// Header and encoded records, compressed: the sealed bytes.
+///
+/// # Errors
+/// Where the compressor fails (out of memory).
+pub fn seal(header: &Header, records: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    append(&head(header)?, compression, &mut out)?;
+    append(records, compression, &mut out)?;
+    Ok(out)
+}
+
+/// Bytes, compressed.
+///
+/// # Errors
+/// Where the compressor fails (out of memory).
+pub fn compress(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    append(bytes, compression, &mut out)?;
+    out.shrink_to_fit();
+    Ok(out)
+}
+
+/// The header behind its length.
+fn head(header: &Header) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; LENGTH_BYTES];
+    rmp_serde::encode::write_named(&mut head, header).map_err(io::Error::other)?;
+    let length = u32::try_from(head.len() - LENGTH_BYTES).map_err(io::Error::other)?;
+    head[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+    Ok(head)
+}
+
+/// Append bytes, compressed; nothing where that fails.
+fn append(bytes: &[u8], compression: Compression, into: &mut Vec<u8>) -> io::Result<()> {
+    match compression {
+        Compression::Zstd => zstd_frame(bytes, into),
+        Compression::Gzip => {
+            let before = into.len();
+            let mut encoder = flate2::write::GzEncoder::new(&mut *into, flate2::Compression::new(6));
+            let done = encoder.write_all(bytes).and_then(|()| encoder.finish().map(drop));
+            done.inspect_err(|_| into.truncate(before))
+        }
+    }
+}
+
+thread_local! {
+    /// A context is about a megabyte, which is not to be made and zeroed for each piece.
+    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+}
+
+fn zstd_frame(bytes: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
+    COMPRESSOR.with_borrow_mut(|compressor| {
+        let compressor = match compressor {
+            Some(compressor) => compressor,
+            none => none.insert(level_1()?),
+        };
+        into.reserve(zstd::zstd_safe::compress_bound(bytes.len()));
+        let mut into = Cursor::new(into);
+        into.set_position(into.get_ref().len() as u64);
+        compressor.compress_to_buffer(bytes, &mut into).map(drop)
+    })
+}
+
+/// Level 1 as zstd sets it for large inputs, whatever the piece's size, and with a hash table that fits into the first
+/// cache: for small inputs it would take a tenth more time for a hundredth fewer bytes.
+fn level_1() -> io::Result<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(1)?;
+    for parameter in [CParameter::WindowLog(19), CParameter::HashLog(13), CParameter::MinMatch(7)] {
+        compressor.set_parameter(parameter)?;
+    }
+    Ok(compressor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AgentId, Lane, OrganizationId, geo::WorkspaceGeo};
+
+    #[test]
+    fn pieces_are_read_back_as_one() {
+        let organization = OrganizationId::from_uuid(uuid::Uuid::nil());
+        let header = Header::new(organization, AgentId([7; 16]), Lane::Records, WorkspaceGeo::Europe);
+        let codecs = [Compression::Zstd, Compression::Gzip];
+        let (mut sealer, mut expected) = (Sealer::default(), Vec::new());
+        for (compression, of_pieces) in codecs.into_iter().flat_map(|codec| codecs.map(|other| (codec, other))) {
+            sealer.clear();
+            sealer.set_compression(compression);
+            expected.clear();
+            let sizes = [10, PIECE_BYTES - 1, 3, PIECE_BYTES, 2 * PIECE_BYTES, 0, PIECE_BYTES / 2, 7];
+            for (at, size) in (0..).zip(sizes) {
+                let (body, position) = (vec![at as u8; size], Position(at, at + 1));
+                match Piece::of(&body, of_pieces) {
+                    Some(piece) => {
+                        assert_eq!((piece.plain_bytes(), size >= PIECE_BYTES), (size, true));
+                        sealer.append_piece(1, 2, position, piece).expect("is a piece");
+                    }
+                    None => sealer.append(1, 2, position, &body),
+                }
+                append_record(1, 2, position, &body, &mut expected);
+            }
+            assert_eq!(sealer.plain_bytes(), expected.len());
+            // Sealed twice: what could not be queued the first time is sealed again under another header.
+            for zeros in [0, 9] {
+                let sealed = sealer.seal(zeros, &header).expect("seals");
+                let plain = codec::decompress(&sealed[zeros..], compression, 1 << 20).expect("decompresses");
+                let (read, records) = codec::decode_header(&plain).expect("decodes");
+                assert_eq!((&read, records), (&header, &expected[..]));
+            }
+        }
+    }
+}
