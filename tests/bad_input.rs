@@ -27,11 +27,6 @@ fn typos_in_the_configuration_are_named_with_file_line_and_the_nearest_right_wor
         ("[workspace]\nurl = \"http://workspace\"\n", 2, "https://"),
         ("[workspace]\ngeo = \"mars\"\n", 2, "asia-pacific"),
         ("[limits]\nmemory_max = \"1MiB\"\n", 2, "at least 32MiB"),
-        (
-            "[transport]\nbatch_bytes_max = \"8MiB\"\n\n[limits]\nmemory_max = \"32MiB\"\n",
-            5,
-            "too little for batches of 8MiB",
-        ),
         ("[transport]\nbatch_bytes_max = \"8MiB\"\nqueue_bytes_max = \"64MiB\"\n", 3, "at least 16 × batch_bytes_max"),
         ("[workspace]\n\nca = \"/no/such/ca.pem\"\n", 3, "use the workspace's ca.pem"),
         ("[host]\nroot = \"/no/such/root\"\n", 2, "is not a directory"),

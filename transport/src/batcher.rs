@@ -13,6 +13,10 @@ use vedette_wire::{
     record::HostLabel,
 };
 
+/// Sealed records of a batch at the most, but for a chunk that is larger by itself. With its header and redb's own it fills a
+/// page of 2 MiB: redb rounds pages up to powers of two, and writes them whole.
+pub const SEALED_BYTES_MAX: usize = (2 << 20) - (16 << 10);
+
 /// When a batch is sealed.
 #[derive(Debug, Clone)]
 pub struct BatchLimits {
@@ -139,9 +143,13 @@ impl Open {
         u32::try_from(index).expect("fewer sources than records")
     }
 
-    /// Whether a chunk of so many bytes must go into the next batch.
-    pub(crate) fn is_full_for(&self, bytes: usize, limits: &BatchLimits) -> bool {
-        self.count > 0 && self.sealer.plain_bytes() + bytes > limits.bytes_max
+    /// Whether a chunk must go into the next batch.
+    pub(crate) fn is_full_for(&self, chunk: &Chunk, piece: Option<&Piece>, limits: &BatchLimits) -> bool {
+        let plain = piece.map_or(chunk.bodies.len(), Piece::plain_bytes);
+        let sealed = piece.map_or(chunk.bodies.len(), Piece::sealed_bytes);
+        self.count > 0
+            && (self.sealer.plain_bytes() + plain > limits.bytes_max
+                || self.sealer.sealed_bytes() + sealed > SEALED_BYTES_MAX)
     }
 
     /// Give up the records, which will never fit, and count them; cursors and other counts stay.
@@ -161,7 +169,9 @@ impl Open {
 
     /// Whether it is to be sealed now.
     pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
-        self.sealer.plain_bytes() >= limits.bytes_max || self.count as usize >= limits.records_max
+        self.sealer.plain_bytes() >= limits.bytes_max
+            || self.sealer.sealed_bytes() >= SEALED_BYTES_MAX
+            || self.count as usize >= limits.records_max
     }
 
     /// When the batch is to be sealed whatever its size.

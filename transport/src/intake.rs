@@ -24,7 +24,7 @@ struct Waiting {
 
 impl Waiting {
     fn weight(&self) -> usize {
-        self.chunk.weight() + self.piece.as_ref().map_or(0, Piece::weight)
+        self.chunk.weight() + self.piece.as_ref().map_or(0, Piece::sealed_bytes)
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{Notify, watch};
-use vedette_wire::{Compression, Ledger, codec::Piece};
+use vedette_wire::{Compression, Ledger};
 
 /// How often a full queue or a failing disk is tried again.
 const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
@@ -191,8 +191,7 @@ impl Batcher {
                 Next::Chunk(chunk, piece) => {
                     failpoint::reached("read");
                     let compression = self.learn();
-                    let bytes = piece.as_ref().map_or(chunk.bodies.len(), Piece::plain_bytes);
-                    if open.is_full_for(bytes, &self.limits) && !self.commit(&mut open, &stamp) {
+                    if open.is_full_for(&chunk, piece.as_ref(), &self.limits) && !self.commit(&mut open, &stamp) {
                         return;
                     }
                     open.set_compression(compression);

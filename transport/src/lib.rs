@@ -17,7 +17,7 @@ pub mod queue;
 pub mod sender;
 pub mod tls;
 
-pub use batcher::{BatchLimits, Stamp};
+pub use batcher::{BatchLimits, SEALED_BYTES_MAX, Stamp};
 pub use intake::{Intake, Stopped};
 pub use lane::{Lane, LaneConfig, LaneStatus};
 pub use outcome::Outcome;

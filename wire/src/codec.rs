@@ -181,7 +181,7 @@ pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
     let mut out = Vec::new();
     walk(records, |item| {
         match item {
-            Item::One(record) => out.push(*record),
+            Item::One(record) => out.push(record),
             Item::Lines { source, observed, lines } => {
                 for line in lines {
                     let line = line?;
@@ -227,7 +227,7 @@ fn counted(header: &Header, found: usize) -> Result<(), DecodeError> {
 
 /// What stands in a batch.
 enum Item<'a> {
-    One(Box<Record>),
+    One(Record),
     Lines { source: u32, observed: i64, lines: Lines<'a> },
 }
 
@@ -256,13 +256,13 @@ fn decode_item(bytes: &[u8]) -> Result<(Item<'_>, &[u8]), String> {
     }
     let mut known = rmp_serde::Deserializer::new(Cursor::new(bytes));
     if let Ok(record) = Record::deserialize(&mut known) {
-        return Ok((Item::One(Box::new(record)), behind(bytes, known.position()).1));
+        return Ok((Item::One(record), behind(bytes, known.position()).1));
     }
     // Not a kind of ours: read the envelope, and keep the whole as it came.
     let (envelope, whole, rest) = envelope(bytes)?;
     let body = Body::Unknown(crate::body::Unknown { raw: whole.to_vec() });
     let record = Record { source: envelope.s, observed: envelope.t, position: envelope.p, body };
-    Ok((Item::One(Box::new(record)), rest))
+    Ok((Item::One(record), rest))
 }
 
 fn envelope(bytes: &[u8]) -> Result<(Envelope, &[u8], &[u8]), String> {

@@ -8,13 +8,13 @@
 //! | part | |
 //! |---|---|
 //! | text | whole lines with their ends, one behind the other, as they stood in the file |
-//! | columns | how many lines; then for each column its length in bytes, and the column |
+//! | columns | how many lines; then for each column twice its length in bytes, and the column; or, where all its numbers are the same, 1 and the number |
 //! | length | of the columns, `u32` little-endian |
 //!
 //! Numbers are LEB128 (DWARF 5 §7.6), signed ones ZigZag before that. Columns: flags; times, as differences, in the unit
-//! that stands first, in nanoseconds; facility and severity, a byte each (RFC 5424 §6.2.1); and for host, application, process id, message id, structured data
-//! and message how far behind the end of the one before it begins, and its length. The message has no length where it
-//! ends with the line.
+//! that stands first, in nanoseconds; facility times eight plus severity (PRI, RFC 5424 §6.2.1); and for host, application,
+//! process id, message id, structured data and message how far behind the end of the one before it begins, and its length.
+//! The message has no length where it ends with the line.
 //!
 //! [`Record`]: crate::Record
 
@@ -52,7 +52,8 @@ pub struct Packer {
     flags: Vec<u8>,
     times: Vec<i64>,
     priorities: Vec<u8>,
-    spans: [Vec<u8>; SPANS],
+    gaps: [Vec<u8>; SPANS],
+    lengths: [Vec<u8>; SPANS],
 }
 
 /// Lines, packed: an encoded body.
@@ -88,7 +89,8 @@ impl Packer {
             && self.goes_on_at(position.0)
             && line.part.is_none()
             && !line.unfinished
-            && line.facility.is_some() == line.severity.is_some();
+            && line.facility.is_some() == line.severity.is_some()
+            && line.severity.is_none_or(|severity| severity < 8);
         let mut end = 0;
         let in_order = spans(line).into_iter().flatten().all(|Span(from, to)| {
             let follows = from >= end && to >= from;
@@ -109,17 +111,17 @@ impl Packer {
         }
         if let (Some(facility), Some(severity)) = (line.facility, line.severity) {
             flags |= PRI;
-            self.priorities.extend([facility, severity]);
+            put(u64::from(facility) << 3 | u64::from(severity), &mut self.priorities);
         }
         let mut end = 0;
         for (index, span) in spans(line).into_iter().enumerate() {
             let Some(Span(from, to)) = span else { continue };
             flags |= SPAN[index];
-            put(u64::from(from - end), &mut self.spans[index]);
+            put(u64::from(from - end), &mut self.gaps[index]);
             if index == MESSAGE && to as usize == text.len() {
                 flags |= MESSAGE_ENDS;
             } else {
-                put(u64::from(to - from), &mut self.spans[index]);
+                put(u64::from(to - from), &mut self.lengths[index]);
             }
             end = to;
         }
@@ -155,8 +157,8 @@ impl Packer {
         }
         column(&mut times, &mut body);
         column(&mut self.priorities, &mut body);
-        for span in &mut self.spans {
-            column(span, &mut body);
+        for numbers in self.gaps.iter_mut().chain(&mut self.lengths) {
+            column(numbers, &mut body);
         }
         let columns = u32::try_from(body.len() - text_end).expect("columns are smaller than what a chunk holds");
         body.extend_from_slice(&columns.to_le_bytes());
@@ -169,8 +171,17 @@ impl Packer {
 }
 
 fn column(bytes: &mut Vec<u8>, into: &mut Vec<u8>) {
-    put(bytes.len() as u64, into);
-    into.append(bytes);
+    match bytes.first() {
+        // Numbers of one byte each, and all the same.
+        Some(first) if *first < 0x80 && bytes.iter().all(|byte| byte == first) => {
+            into.extend([1, *first]);
+            bytes.clear();
+        }
+        _ => {
+            put(2 * bytes.len() as u64, into);
+            into.append(bytes);
+        }
+    }
 }
 
 fn put(mut number: u64, into: &mut Vec<u8>) {
@@ -200,20 +211,27 @@ pub(crate) type Wrong = &'static str;
 
 const SHORT: Wrong = "packed lines end too early";
 
-struct Numbers<'a>(&'a [u8]);
+/// Numbers one behind the other, or the same for ever.
+struct Numbers<'a> {
+    rest: &'a [u8],
+    same: Option<u64>,
+}
 
 impl<'a> Numbers<'a> {
     fn next(&mut self) -> Result<u64, Wrong> {
-        if let [first, rest @ ..] = self.0
+        if let Some(number) = self.same {
+            return Ok(number);
+        }
+        if let [first, rest @ ..] = self.rest
             && *first < 0x80
         {
-            self.0 = rest;
+            self.rest = rest;
             return Ok(u64::from(*first));
         }
         let mut number = 0;
         for shift in (0..64).step_by(7) {
-            let (first, rest) = self.0.split_first().ok_or(SHORT)?;
-            self.0 = rest;
+            let (first, rest) = self.rest.split_first().ok_or(SHORT)?;
+            self.rest = rest;
             number |= u64::from(first & 0x7f) << shift;
             if *first < 0x80 {
                 return Ok(number);
@@ -223,10 +241,14 @@ impl<'a> Numbers<'a> {
     }
 
     fn column(&mut self) -> Result<Numbers<'a>, Wrong> {
-        let length = usize::try_from(self.next()?).map_err(|_| SHORT)?;
-        let (column, rest) = self.0.split_at_checked(length).ok_or(SHORT)?;
-        self.0 = rest;
-        Ok(Numbers(column))
+        let length = self.next()?;
+        if length % 2 == 1 {
+            return Ok(Numbers { rest: &[], same: Some(self.next()?) });
+        }
+        let length = usize::try_from(length / 2).map_err(|_| SHORT)?;
+        let (rest, behind) = self.rest.split_at_checked(length).ok_or(SHORT)?;
+        self.rest = behind;
+        Ok(Numbers { rest, same: None })
     }
 }
 
@@ -239,8 +261,9 @@ pub(crate) struct Lines<'a> {
     times: Numbers<'a>,
     unit: i64,
     time: i64,
-    priorities: &'a [u8],
-    spans: [Numbers<'a>; SPANS],
+    priorities: Numbers<'a>,
+    gaps: [Numbers<'a>; SPANS],
+    lengths: [Numbers<'a>; SPANS],
 }
 
 /// A line, unpacked.
@@ -268,18 +291,19 @@ impl<'a> Lines<'a> {
         if position.1.checked_sub(position.0) != Some(text.len() as u64) {
             return Err("packed lines are not as long as their position says");
         }
-        let mut columns = Numbers(columns);
+        let mut columns = Numbers { rest: columns, same: None };
         let left = columns.next()?;
-        let (flags, mut times, priorities) = (columns.column()?, columns.column()?, columns.column()?.0);
+        let (flags, mut times, priorities) = (columns.column()?, columns.column()?, columns.column()?);
         let unit = times.next()?.cast_signed();
-        let mut spans = [(); SPANS].map(|()| Numbers(&[]));
-        for span in &mut spans {
-            *span = columns.column()?;
-        }
-        if left == 0 || !columns.0.is_empty() {
+        let mut six = || -> Result<[Numbers<'a>; SPANS], Wrong> {
+            let mut columns = || columns.column();
+            Ok([columns()?, columns()?, columns()?, columns()?, columns()?, columns()?])
+        };
+        let (gaps, lengths) = (six()?, six()?);
+        if left == 0 || !columns.rest.is_empty() {
             return Err("packed lines have no lines, or more columns than this build knows");
         }
-        Ok(Self { text, at: position.0, left, flags, times, unit, time: 0, priorities, spans })
+        Ok(Self { text, at: position.0, left, flags, times, unit, time: 0, priorities, gaps, lengths })
     }
 
     /// How many there are said to be; as many are read, or an error.
@@ -307,8 +331,9 @@ impl<'a> Lines<'a> {
             line.time = Some(self.time.checked_mul(self.unit).ok_or("a time of packed lines is out of range")?);
         }
         if flags & PRI != 0 {
-            let ([facility, severity], rest) = self.priorities.split_first_chunk().ok_or(SHORT)?;
-            (line.facility, line.severity, self.priorities) = (Some(*facility), Some(*severity), rest);
+            let pri = self.priorities.next()?;
+            let facility = u8::try_from(pri >> 3).map_err(|_| "a facility of packed lines is out of range")?;
+            (line.facility, line.severity) = (Some(facility), Some(pri as u8 & 7));
         }
         let length = without_end(whole).len() as u64;
         let mut found = [None; SPANS];
@@ -317,9 +342,9 @@ impl<'a> Lines<'a> {
             if flags & SPAN[index] == 0 {
                 continue;
             }
-            let from = at.saturating_add(self.spans[index].next()?);
+            let from = at.saturating_add(self.gaps[index].next()?);
             let ends = index == MESSAGE && flags & MESSAGE_ENDS != 0;
-            at = if ends { length } else { from.saturating_add(self.spans[index].next()?) };
+            at = if ends { length } else { from.saturating_add(self.lengths[index].next()?) };
             if from > at || at > length {
                 return Err("a span of packed lines is outside its line");
             }
@@ -333,8 +358,8 @@ impl<'a> Lines<'a> {
     }
 
     fn rest(&self) -> Result<(), Wrong> {
-        let columns = self.spans.iter().chain([&self.flags, &self.times]);
-        let empty = self.text.is_empty() && self.priorities.is_empty() && columns.into_iter().all(|c| c.0.is_empty());
+        let columns = self.gaps.iter().chain(&self.lengths).chain([&self.flags, &self.times, &self.priorities]);
+        let empty = self.text.is_empty() && columns.into_iter().all(|column| column.rest.is_empty());
         if empty { Ok(()) } else { Err("packed lines go on behind the last") }
     }
 }

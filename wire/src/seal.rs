@@ -9,12 +9,18 @@ use crate::{
 };
 use std::{
     cell::RefCell,
-    io::{self, Cursor, Write},
+    io::{self, Cursor},
 };
 use zstd::zstd_safe::CParameter;
 
 /// Small records are compressed together when they are so much; a larger body is compressed by itself.
 const PIECE_BYTES: usize = 128 << 10;
+
+/// What zlib calls level 6, too.
+const GZIP_LEVEL: libdeflater::CompressionLvl = match libdeflater::CompressionLvl::new(6) {
+    Ok(level) => level,
+    Err(_) => panic!("6 is a level"),
+};
 
 /// A large body, compressed before it is known which batch it goes into: by the thread that made it, while it lies in that
 /// core's cache.
@@ -37,9 +43,9 @@ impl Piece {
         self.plain_bytes
     }
 
-    /// Bytes that it occupies in memory, about.
-    pub fn weight(&self) -> usize {
-        self.sealed.capacity()
+    /// Bytes of the body, compressed.
+    pub fn sealed_bytes(&self) -> usize {
+        self.sealed.len()
     }
 }
 
@@ -69,6 +75,11 @@ impl Sealer {
     /// Bytes of the encoded records before compression.
     pub fn plain_bytes(&self) -> usize {
         self.plain_bytes
+    }
+
+    /// Bytes of the sealed records as far as they are compressed; what is not yet counts whole.
+    pub fn sealed_bytes(&self) -> usize {
+        self.waiting.len() + self.sealed.iter().map(Vec::len).sum::<usize>()
     }
 
     /// Take a record in, its body already encoded.
@@ -178,22 +189,29 @@ fn head(header: &Header) -> io::Result<Vec<u8>> {
 fn append(bytes: &[u8], compression: Compression, into: &mut Vec<u8>) -> io::Result<()> {
     match compression {
         Compression::Zstd => zstd_frame(bytes, into),
-        Compression::Gzip => {
-            let before = into.len();
-            let mut encoder = flate2::write::GzEncoder::new(&mut *into, flate2::Compression::new(6));
-            let done = encoder.write_all(bytes).and_then(|()| encoder.finish().map(drop));
-            done.inspect_err(|_| into.truncate(before))
-        }
+        Compression::Gzip => gzip_member(bytes, into),
     }
+}
+
+fn gzip_member(bytes: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
+    GZIP.with_borrow_mut(|compressor| {
+        let compressor = compressor.get_or_insert_with(|| libdeflater::Compressor::new(GZIP_LEVEL));
+        let before = into.len();
+        into.resize(before + compressor.gzip_compress_bound(bytes.len()), 0);
+        let done = compressor.gzip_compress(bytes, &mut into[before..]).map_err(io::Error::other);
+        into.truncate(before + done.as_ref().copied().unwrap_or(0));
+        done.map(drop)
+    })
 }
 
 thread_local! {
     /// A context is about a megabyte, which is not to be made and zeroed for each piece.
-    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    static ZSTD: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+    static GZIP: RefCell<Option<libdeflater::Compressor>> = const { RefCell::new(None) };
 }
 
 fn zstd_frame(bytes: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
-    COMPRESSOR.with_borrow_mut(|compressor| {
+    ZSTD.with_borrow_mut(|compressor| {
         let compressor = match compressor {
             Some(compressor) => compressor,
             none => none.insert(level_1()?),

@@ -77,8 +77,8 @@ pub(crate) struct Transport {
     /// Codec of batches: `zstd` or `gzip`.
     #[schemars(with = "String")]
     pub(crate) compression: Compression,
-    /// Records of a batch in bytes before compression, 64KiB to 8MiB. Where it is not set: 4MiB, or a sixteenth of
-    /// `memory_max` or `queue_bytes_max` where that is less.
+    /// Records of a batch in bytes before compression, 64KiB to 8MiB; compressed it has 2MiB at the most. Where it is not
+    /// set: 8MiB, or an eighth of `memory_max` or `queue_bytes_max` where that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) batch_bytes_max: Option<Bytes>,
     /// Records of a batch, 1 to 1000000.

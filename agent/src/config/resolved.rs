@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
 use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
-use vedette_transport::{BatchLimits, Quota};
+use vedette_transport::{BatchLimits, Quota, SEALED_BYTES_MAX};
 use vedette_wire::geo::WorkspaceGeo;
 
 /// A collector and its settings.
@@ -17,11 +17,11 @@ pub(crate) struct CollectorPlan {
     pub(crate) enabled: bool,
 }
 
-/// Resident memory that `check` reckons with before the agent collects; `run` takes what it measures where that is more.
+/// Resident memory before the agent collects; `run` takes what it measures where that is more.
 pub(crate) const BASELINE_BYTES: u64 = 12 << 20;
 
 /// Of a batch, where nothing is said and there is room: each costs its own fsync, request and deletion.
-const BATCH_BYTES_MAX: u64 = 4 << 20;
+const BATCH_BYTES_MAX: u64 = 8 << 20;
 
 /// How `memory_max` is divided, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,14 +38,14 @@ const INTAKE_BYTES_MAX: u64 = 4 << 20;
 impl Memory {
     /// Baseline and the batch that is being made come first; of the rest, waiting chunks get a quarter and batches in
     /// flight a quarter. Those are there twice, as read from the queue and as written to the connection; the last
-    /// quarter is what collectors hold while they look, and what the allocator keeps. Absent where less than 1 MiB is
-    /// left for each.
-    pub(crate) fn plan(memory_max: u64, baseline: u64, batch_bytes_max: u64) -> Option<Self> {
+    /// quarter is what collectors hold while they look, and what the allocator keeps. 1 MiB for each is
+    /// the least.
+    pub(crate) fn plan(memory_max: u64, baseline: u64, batch_bytes_max: u64) -> Self {
         // What of the open batch is sealed, its frame, and the frame once more in the database's pages, which are rounded
         // up; for records that do not compress.
-        let quarter = memory_max.saturating_sub(baseline + 4 * batch_bytes_max) / 4;
-        let plan = Self { intake: quarter.min(INTAKE_BYTES_MAX) as usize, in_flight: quarter as usize };
-        (quarter >= 1 << 20).then_some(plan)
+        let sealed = batch_bytes_max.min(SEALED_BYTES_MAX as u64);
+        let quarter = (memory_max.saturating_sub(baseline + 4 * sealed) / 4).max(1 << 20);
+        Self { intake: quarter.min(INTAKE_BYTES_MAX) as usize, in_flight: quarter as usize }
     }
 }
 
@@ -126,7 +126,7 @@ impl Resolved {
         check.absolute("state.dir", &state_dir);
         check.absolute("host.root", &root);
         let transport = config.transport;
-        let share = config.limits.memory_max.0.min(transport.queue_bytes_max.0) / 16;
+        let share = config.limits.memory_max.0.min(transport.queue_bytes_max.0) / 8;
         let batch_bytes_max = transport.batch_bytes_max.unwrap_or(Bytes(share.clamp(64 << 10, BATCH_BYTES_MAX)));
         check.within("transport.batch_bytes_max", batch_bytes_max.0, 64 << 10..=8 << 20, "64KiB to 8MiB");
         check.within("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
@@ -149,19 +149,10 @@ impl Resolved {
             check.wrong("workspace.proxy", message);
         }
         // Of the quota two fifths are batches, each with its space in the database rounded up.
-        let queue_least = 16 * batch_bytes_max.0;
+        let queue_least = transport.batch_bytes_max.map_or(0, |bytes| 16 * bytes.0);
         if transport.queue_bytes_max.0 < queue_least {
             let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
             check.wrong("transport.queue_bytes_max", &message);
-        }
-        if Memory::plan(config.limits.memory_max.0, BASELINE_BYTES, batch_bytes_max.0).is_none() {
-            let message = format!(
-                "{} are too little for batches of {}; the agent itself takes {}",
-                config.limits.memory_max,
-                batch_bytes_max,
-                Bytes(BASELINE_BYTES)
-            );
-            check.wrong("limits.memory_max", &message);
         }
         let log_level = config.log.level.parse().unwrap_or_else(|_| {
             check.wrong("log.level", "must be error, warn, info, debug or trace");

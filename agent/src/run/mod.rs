@@ -223,7 +223,6 @@ fn start_lane(
     // Measured where it is more than what `check` reckons with; then the least is what is left.
     let baseline = status::rss_bytes().unwrap_or(0).max(BASELINE_BYTES);
     let memory = Memory::plan(config.memory_max, baseline, config.batches.bytes_max as u64);
-    let memory = memory.unwrap_or(Memory { intake: 1 << 20, in_flight: 1 << 20 });
     let mut limits = config.batches.clone();
     limits.compression = enrollment.compression.unwrap_or(limits.compression);
     let lane = Lane::start(LaneConfig {

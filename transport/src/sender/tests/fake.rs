@@ -162,7 +162,9 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     drained(&lane).await;
     assert_eq!(fake.lines(), lines, "each once");
     let status = lane.status();
-    assert_eq!((status.sender.conflicts, status.queue.resealed), (2, 2));
+    // The second is met where its batch was sealed before the first one's answer came.
+    assert!((1..=2).contains(&status.sender.conflicts), "{status:?}");
+    assert_eq!(status.sender.conflicts, status.queue.resealed);
     let landed = fake.landed.lock().expect("lock");
     let (newest, (header, _)) = landed.iter().rfind(|((epoch, _), _)| *epoch != 7).expect("another epoch");
     assert!(newest.1 >= 2 && header.ledger.0["test"].emitted >= 12, "{header:?}");
