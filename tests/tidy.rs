@@ -127,6 +127,15 @@ fn crash_points_exist_in_tests_alone() {
     }
 }
 
+/// What docs/performance.md promises. Where a release is built; `cargo build --release --workspace` builds it again.
+#[test]
+fn the_agent_has_twelve_mebibytes() {
+    let built = Path::new(crate::support::VEDETTE).with_file_name("../release/vedette");
+    if let Ok(meta) = fs::metadata(&built) {
+        assert!(meta.len() <= 12 << 20, "{} has {} bytes", built.display(), meta.len());
+    }
+}
+
 #[test]
 fn every_file_says_what_it_is_for_and_fits() {
     for path in sources() {

@@ -1,7 +1,7 @@
 //! Chunks become batches: records of one lane under one policy revision, sealed by size or by age.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,9 +13,12 @@ use vedette_wire::{
     record::HostLabel,
 };
 
-/// Sealed records of a batch at the most, but for a chunk that is larger by itself. With its header and redb's own it fills a
-/// page of 2 MiB: redb rounds pages up to powers of two, and writes them whole.
+/// Sealed records of a batch at the most, but for a chunk that is larger by itself. With a header of some sources and redb's
+/// own it fills a page of 2 MiB: redb rounds pages up to powers of two, and writes them whole.
 pub const SEALED_BYTES_MAX: usize = (2 << 20) - (16 << 10);
+
+/// Runs of positions in a batch, but for those of its last chunk. The workspace's ledger takes twice as many.
+const RUNS_MAX: usize = 10_000;
 
 /// When a batch is sealed.
 #[derive(Debug, Clone)]
@@ -66,6 +69,10 @@ pub(crate) struct Open {
     /// Records by collector.
     counts: BTreeMap<&'static str, u64>,
     sources: Vec<OpenSource>,
+    /// Where each stands among them.
+    index: HashMap<Arc<Source>, u32>,
+    /// Runs of positions without a hole, and runs that were dropped.
+    runs: usize,
     since: Option<Instant>,
     /// Cursors to keep, by (collector, source id); `None` deletes.
     pub(crate) cursors: BTreeMap<(&'static str, String), Option<Vec<u8>>>,
@@ -91,22 +98,14 @@ impl Open {
             if let Some(Position(from, to)) = dropped.positions {
                 let at = self.source(&chunk.source);
                 self.sources[at as usize].skipped.push((from, to, dropped.count));
+                self.runs += 1;
             }
         }
         if let (Some(piece), [entry]) = (piece, chunk.entries.as_slice()) {
             let (entry, at) = (*entry, self.source(&chunk.source));
-            match self.sealer.append_piece(at, entry.observed, entry.position, piece) {
-                Ok(()) => {
-                    *self.counts.entry(collector).or_default() += u64::from(entry.count);
-                    self.took(at, entry);
-                }
-                Err(err) => {
-                    tracing::error!(collector, error = %err, "records dropped and counted");
-                    let dropped = (entry.position.0, entry.position.1, u64::from(entry.count));
-                    self.ledger.drop(collector, Reason::Unparseable, dropped.2);
-                    self.sources[at as usize].skipped.push(dropped);
-                }
-            }
+            *self.counts.entry(collector).or_default() += u64::from(entry.count);
+            self.sealer.append_piece(at, entry.observed, entry.position, piece);
+            self.took(at, entry);
             chunk.entries.clear();
         }
         if !chunk.entries.is_empty() {
@@ -128,19 +127,18 @@ impl Open {
     fn took(&mut self, at: u32, entry: Entry) {
         self.count += entry.count;
         let source = &mut self.sources[at as usize];
+        self.runs += usize::from(source.records == 0 || source.reached != entry.position.0);
         source.from = source.from.min(entry.position.0);
         source.reached = source.reached.max(entry.position.1);
         source.records += u64::from(entry.count);
     }
 
     fn source(&mut self, source: &Arc<Source>) -> u32 {
-        let same = |known: &OpenSource| Arc::ptr_eq(&known.source, source) || known.source == *source;
-        let index = self.sources.iter().rposition(same).unwrap_or_else(|| {
+        *self.index.entry(Arc::clone(source)).or_insert_with(|| {
             let source = Arc::clone(source);
             self.sources.push(OpenSource { source, from: u64::MAX, reached: 0, records: 0, skipped: Vec::new() });
-            self.sources.len() - 1
-        });
-        u32::try_from(index).expect("fewer sources than records")
+            u32::try_from(self.sources.len() - 1).expect("fewer sources than records")
+        })
     }
 
     /// Whether a chunk must go into the next batch.
@@ -171,6 +169,7 @@ impl Open {
     pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
         self.sealer.plain_bytes() >= limits.bytes_max
             || self.sealer.sealed_bytes() >= SEALED_BYTES_MAX
+            || self.runs >= RUNS_MAX
             || self.count as usize >= limits.records_max
     }
 

@@ -80,9 +80,10 @@ impl Intake {
     /// # Errors
     /// [`Stopped`] where the transport ends before there is room.
     pub fn put(&self, mut chunk: Chunk) -> Result<(), Stopped> {
-        // On the source's thread, while the bytes lie in its core's cache.
+        // On the source's thread, while the bytes lie in its core's cache, and nobody waits for the lock.
+        let compression = self.lock().compression;
         let piece = match chunk.entries.as_slice() {
-            [_] => Piece::of(&chunk.bodies, self.lock().compression),
+            [_] => Piece::of(&chunk.bodies, compression),
             _ => None,
         };
         if piece.is_some() {

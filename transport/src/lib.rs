@@ -22,4 +22,4 @@ pub use intake::{Intake, Stopped};
 pub use lane::{Lane, LaneConfig, LaneStatus};
 pub use outcome::Outcome;
 pub use post::{HttpPost, Post};
-pub use queue::{Queue, QueueError, Quota};
+pub use queue::{CACHE_BYTES, Queue, QueueError, Quota};

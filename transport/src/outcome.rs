@@ -63,6 +63,9 @@ pub enum Outcome {
     },
 }
 
+/// Pause before a workspace of an earlier release is asked again.
+const VERSION_PAUSE: Duration = Duration::from_secs(60);
+
 /// The outcome that an HTTP status stands for.
 ///
 /// `retry_after` is the header's value in seconds or as HTTP date, already turned into a duration.
@@ -79,6 +82,8 @@ pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Dura
         413 => Outcome::TooLarge { why },
         403 => Outcome::Identity { why },
         422 if code == "policy" => Outcome::Purge,
+        // A workspace of an earlier release is brought up to date, and takes it then.
+        400 if code == "version" => Outcome::Retry { after: Some(retry_after.unwrap_or(VERSION_PAUSE)), why },
         300..=399 | 421 => Outcome::Misdirected { why },
         400..=499 if status != 408 && status != 429 => Outcome::Quarantine { code, why },
         _ => Outcome::Retry { after: retry_after, why },
@@ -108,7 +113,8 @@ mod tests {
             Outcome::Misdirected { .. } => "misdirected",
         };
         for (status, code, expected) in [
-            (400, "version", "quarantine"),
+            (400, "version", "retry"),
+            (400, "", "quarantine"),
             (404, "", "quarantine"),
             (415, "", "quarantine"),
             (422, "shape", "quarantine"),

@@ -157,6 +157,53 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    /// Answers one request with a status and a problem's code.
+    async fn answered(status: u16, code: &str, frame: Vec<u8>) -> Outcome {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let base = format!("http://{}", listener.local_addr().expect("is bound"));
+        let client = reqwest::Client::builder().no_proxy().build().expect("builds");
+        let body = format!("{{\"status\":{status},\"code\":\"{code}\",\"title\":\"t\"}}");
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.expect("a client");
+            let (mut seen, mut block) = (Vec::new(), [0; 4096]);
+            while !seen.ends_with(b"sealed") {
+                let got = socket.read(&mut block).await.expect("reads");
+                seen.extend_from_slice(&block[..got]);
+            }
+            let head = format!("HTTP/1.1 {status} x\r\nContent-Length: {}\r\n\r\n", body.len());
+            socket.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).await.expect("writes");
+        });
+        let outcome = HttpPost::new(client, &base).put(frame).await;
+        server.await.expect("answers");
+        outcome
+    }
+
+    #[tokio::test]
+    async fn what_the_workspace_finds_to_be_another_is_looked_at() {
+        let key = vedette_wire::BatchKey {
+            organization: crate::queue::tests_support::stamp().organization,
+            agent: vedette_wire::AgentId([7; 16]),
+            lane: vedette_wire::Lane::Records,
+            epoch: vedette_wire::Epoch(1),
+            seq: 1,
+        };
+        let frame = |digest| {
+            let compression = vedette_wire::Compression::Zstd;
+            frame::build(&frame::FrameHead { key, compression, sealed: 1, records: 1, digest }, b"sealed")
+        };
+        let (whole, damaged) = (frame(frame::sha256(b"sealed")), frame(frame::sha256(b"other")));
+        let came = answered(422, "digest", damaged.clone()).await;
+        assert!(matches!(came, Outcome::Damaged { .. }), "of the disk: {came:?}");
+        let came = answered(422, "digest", whole).await;
+        assert!(matches!(came, Outcome::Retry { .. }), "on the way: {came:?}");
+        let came = answered(422, "shape", damaged).await;
+        assert!(matches!(came, Outcome::Quarantine { .. }), "{came:?}");
+        let short = HttpPost::new(reqwest::Client::new(), "http://127.0.0.1:1").put(vec![0; 3]).await;
+        assert!(matches!(short, Outcome::Damaged { .. }), "nothing is sent of it: {short:?}");
+    }
+
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);

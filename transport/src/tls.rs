@@ -49,8 +49,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long what was sent may remain unacknowledged by the other machine (TCP_USER_TIMEOUT, tcp(7)): a connection whose
-/// other end is gone without a word is given up then. A slow line acknowledges, slowly.
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(20);
+/// other end is gone without a word is given up then, and one whose other end reads nothing for so long. A slow line
+/// acknowledges, slowly.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// An HTTPS client that follows no redirect, reads no environment and talks to one workspace.
 ///

@@ -85,8 +85,9 @@ pub enum DecodeError {
 /// Of the header's length.
 pub(crate) const LENGTH_BYTES: usize = 4;
 
-/// Records of a batch at the most, whatever its bytes: packed they are small, and unpacked they are not.
-pub const RECORDS_MAX: usize = 2_000_000;
+/// Records of a batch at the most, whatever its bytes: packed they are small, and unpacked they are not. An agent makes a
+/// million with one chunk more.
+pub const RECORDS_MAX: usize = 1_300_000;
 
 /// Append one record, its body already encoded, to a buffer of encoded records.
 pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8], into: &mut Vec<u8>) {
@@ -240,7 +241,8 @@ fn walk<'a>(records: &'a [u8], mut take: impl FnMut(Item<'a>) -> Result<usize, W
             Item::One(_) => 1,
             Item::Lines { lines, .. } => lines.number(),
         };
-        if index as u64 + more > RECORDS_MAX as u64 {
+        // What a record says of itself may be any number.
+        if more > (RECORDS_MAX - index) as u64 {
             return Err(DecodeError::Many);
         }
         index = take(item).map_err(|wrong| DecodeError::Record { index, message: wrong.to_owned() })?;
@@ -338,7 +340,7 @@ pub type Encoded = (Vec<u8>, u32);
 /// [`DecodeError::Record`].
 pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
     let outline = outline(records)?;
-    let count = |part: &[Outline]| part.iter().map(|item| item.count).sum();
+    let count = |part: &[Outline]| part.iter().fold(0_u32, |sum, item| sum.saturating_add(item.count));
     if outline.len() > 1 {
         let middle = outline.iter().position(|item| item.end >= records.len() / 2).unwrap_or(0);
         let (first, second) = outline.split_at((middle + 1).min(outline.len() - 1));

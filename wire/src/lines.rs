@@ -166,6 +166,10 @@ impl Packer {
         let length = u32::try_from(body.len() - head).expect("a chunk is far below 4 GiB");
         body[HEAD.len()..head].copy_from_slice(&length.to_be_bytes());
         self.length_hint = body.len();
+        if body.len() < body.capacity() / 2 {
+            // The file before had more to say; what waits in memory is counted by what it occupies.
+            body.shrink_to_fit();
+        }
         Some(Packed { body, position, count })
     }
 }

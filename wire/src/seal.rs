@@ -5,7 +5,7 @@
 
 use crate::{
     Header, Position,
-    codec::{self, Compression, DecodeError, LENGTH_BYTES, append_record},
+    codec::{self, Compression, LENGTH_BYTES, append_record},
 };
 use std::{
     cell::RefCell,
@@ -95,31 +95,19 @@ impl Sealer {
 
     /// Take a record in, its body already compressed.
     ///
-    /// # Errors
-    /// Where the piece is of another codec and cannot be read back, or there is no memory; nothing is done then.
-    pub fn append_piece(
-        &mut self,
-        source: u32,
-        observed: i64,
-        position: Position,
-        piece: Piece,
-    ) -> Result<(), DecodeError> {
-        if piece.compression != self.compression {
-            // The workspace has asked for another codec meanwhile.
-            let body = codec::decompress(&piece.sealed, piece.compression, piece.plain_bytes)?;
-            self.append(source, observed, position, &body);
-            return Ok(());
-        }
+    /// # Panics
+    /// Where there is no memory to read the piece back, which is of another codec or has nothing to stand behind.
+    pub fn append_piece(&mut self, source: u32, observed: i64, position: Position, piece: Piece) {
         let before = self.waiting.len();
         append_record(source, observed, position, &[], &mut self.waiting);
-        let envelope = self.waiting.len() - before;
-        if let Err(err) = self.flush() {
-            self.waiting.truncate(before);
-            return Err(DecodeError::Decompress(err));
+        self.plain_bytes += self.waiting.len() - before + piece.plain_bytes;
+        // Another codec: the workspace has asked for it meanwhile.
+        if piece.compression == self.compression && self.flush().is_ok() {
+            self.sealed.push(piece.sealed);
+        } else {
+            let body = codec::decompress(&piece.sealed, piece.compression, piece.plain_bytes);
+            self.waiting.extend_from_slice(&body.expect("a piece is read back"));
         }
-        self.sealed.push(piece.sealed);
-        self.plain_bytes += envelope + piece.plain_bytes;
-        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -254,7 +242,7 @@ mod tests {
                 match Piece::of(&body, of_pieces) {
                     Some(piece) => {
                         assert_eq!((piece.plain_bytes(), size >= PIECE_BYTES), (size, true));
-                        sealer.append_piece(1, 2, position, piece).expect("is a piece");
+                        sealer.append_piece(1, 2, position, piece);
                     }
                     None => sealer.append(1, 2, position, &body),
                 }

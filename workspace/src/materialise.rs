@@ -20,8 +20,10 @@ const WAIT_NS: i64 = 30_000_000_000;
 const ENOUGH_BYTES: i64 = 4 << 20;
 /// Batches in one commit at the most.
 const BATCHES_MAX: u32 = 512;
-/// Sealed bytes in one commit at the most: decoded and as rows they are some twenty times that.
+/// Sealed bytes in one commit at the most, and records, but for a batch that has more by itself: decoded and as rows they
+/// are some twenty times the bytes, and any number of times where lines are alike.
 const BYTES_MAX: i64 = 8 << 20;
+const RECORDS_MAX: usize = 200_000;
 /// Commits until the small files are merged.
 const COMPACT_EVERY: u32 = 60;
 const LEASE_NS: i64 = 60_000_000_000;
@@ -121,14 +123,17 @@ impl Materialiser {
         if !self.lease(organization).await? {
             return Ok(false);
         }
-        let (mut taken, mut landed, mut undecodable) = (0, Vec::new(), Vec::new());
+        let (mut taken, mut records, mut more) = (0, 0, false);
+        let (mut landed, mut undecodable) = (Vec::new(), Vec::new());
         for pending in undecided.pending {
-            if taken > 0 && taken + pending.bytes > BYTES_MAX {
+            more = records > RECORDS_MAX || taken > 0 && taken + pending.bytes > BYTES_MAX;
+            if more {
                 break;
             }
             taken += pending.bytes;
             match self.landing.read(&pending.key, PLAIN_BYTES_MAX).await {
                 Ok(batch) => {
+                    records += batch.records.len();
                     landed.push(Landed { key: pending.key, day: pending.day, landed: pending.landed, batch });
                 }
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
@@ -154,6 +159,6 @@ impl Materialiser {
         if self.commits.is_multiple_of(COMPACT_EVERY) {
             self.lake.compact(organization).await?;
         }
-        Ok(taken >= ENOUGH_BYTES)
+        Ok(more || taken >= ENOUGH_BYTES)
     }
 }

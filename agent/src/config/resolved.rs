@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
 use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
-use vedette_transport::{BatchLimits, Quota, SEALED_BYTES_MAX};
+use vedette_transport::{BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX};
 use vedette_wire::geo::WorkspaceGeo;
 
 /// A collector and its settings.
@@ -30,13 +30,15 @@ pub(crate) struct Memory {
     pub(crate) intake: usize,
     /// Sealed batches on their way.
     pub(crate) in_flight: usize,
+    /// Pages of the queue.
+    pub(crate) cache: usize,
 }
 
 /// Bytes between collectors and queue, however much memory there is.
 const INTAKE_BYTES_MAX: u64 = 4 << 20;
 
 impl Memory {
-    /// Baseline and the batch that is being made come first; of the rest, waiting chunks get a quarter and batches in
+    /// Baseline, the batch that is being made and the queue's pages come first; of the rest, waiting chunks get a quarter and batches in
     /// flight a quarter. Those are there twice, as read from the queue and as written to the connection; the last
     /// quarter is what collectors hold while they look, and what the allocator keeps. 1 MiB for each is
     /// the least.
@@ -44,8 +46,9 @@ impl Memory {
         // What of the open batch is sealed, its frame, and the frame once more in the database's pages, which are rounded
         // up; for records that do not compress.
         let sealed = batch_bytes_max.min(SEALED_BYTES_MAX as u64);
-        let quarter = (memory_max.saturating_sub(baseline + 4 * sealed) / 4).max(1 << 20);
-        Self { intake: quarter.min(INTAKE_BYTES_MAX) as usize, in_flight: quarter as usize }
+        let cache = (memory_max / 8).min(CACHE_BYTES as u64);
+        let quarter = (memory_max.saturating_sub(baseline + 4 * sealed + cache) / 4).max(1 << 20);
+        Self { intake: quarter.min(INTAKE_BYTES_MAX) as usize, in_flight: quarter as usize, cache: cache as usize }
     }
 }
 
@@ -184,6 +187,7 @@ impl Resolved {
                 volume_share_max: f64::from(transport.queue_volume_percent_max) / 100.0,
                 free_bytes_min: transport.disk_free_min.0,
                 free_inodes_min: transport.inodes_free_min,
+                cache_bytes: Memory::plan(config.limits.memory_max.0, BASELINE_BYTES, batch_bytes_max.0).cache,
             },
             memory_max: config.limits.memory_max.0,
             log_level,

@@ -208,10 +208,7 @@ impl<P: LineParser> Tailer<P> {
                         outlet.recovered(self.collector);
                     }
                     match read {
-                        Read::Grew => {
-                            followed.grew = Instant::now();
-                            any = true;
-                        }
+                        Read::Grew => any = true,
                         Read::Nothing if !followed.listed && followed.grew.elapsed() > self.patience => gone.push(*key),
                         Read::Nothing => {}
                         Read::Truncated => truncated.push(*key),
@@ -262,6 +259,7 @@ impl<P: LineParser> Tailer<P> {
             // Also of what was read before it failed.
             if !chunk.entries.is_empty() {
                 read = Read::Grew;
+                followed.grew = Instant::now();
                 chunk.cursor = Some(followed.cursor().encode());
                 outlet.emit(chunk)?;
             }

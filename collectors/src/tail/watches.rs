@@ -11,8 +11,8 @@ use std::{
 
 /// Between two reads of the kernel's events.
 const PAUSE: Duration = Duration::from_millis(50);
-/// What was read is worked off in a row, for so long.
-const BUSY: Duration = Duration::from_micros(500);
+/// For so long all events are taken as they come: some thousands.
+const BUSY: Duration = Duration::from_millis(3);
 
 /// Watches on the directories of the globs.
 pub(super) struct Watches {
@@ -45,8 +45,9 @@ impl Watches {
                 flag.store(true, std::sync::atomic::Ordering::Release);
             }
             waker.wake();
-            // Here notify reads no further: the kernel merges what is the same meanwhile, and a log with thousands of lines
-            // a second does not cost as many wake-ups. Not after each event of what it has read already.
+            // Here notify reads no further: the kernel merges what is the same as the event before it meanwhile, and a log
+            // with thousands of lines a second does not cost as many wake-ups. What came meanwhile is worked off in one
+            // go: notify answers new watches only when nothing is left to read.
             if paused.elapsed() > BUSY {
                 std::thread::sleep(PAUSE);
                 paused = Instant::now();

@@ -64,6 +64,8 @@ impl Queue {
 
     /// What only the queue knows of a header: key, what is held, what was set aside, and what was before.
     pub(super) fn complete(&self, header: &mut Header, meta: &Meta) -> Result<(), QueueError> {
+        // It may be sealed again, by a later release than before.
+        header.version = vedette_wire::FORMAT_VERSION;
         header.epoch = Epoch(meta.epoch);
         header.seq = meta.next_seq;
         header.lowest_held = self.lowest_held(meta.epoch_slot, u64::MAX, meta.epoch)?.unwrap_or(meta.next_seq);

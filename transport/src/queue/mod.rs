@@ -33,7 +33,7 @@ mod store;
 pub use inspect::{Kept, Verified};
 pub use leave::PLAIN_BYTES_MAX;
 pub use meta::{Quarantine, Resume};
-pub use room::Quota;
+pub use room::{CACHE_BYTES, Quota};
 
 use meta::Meta;
 use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition};

@@ -13,9 +13,6 @@ use std::{
 };
 use vedette_wire::Lane;
 
-/// redb's page cache. Its default of 1 GiB would be most of a small host.
-const CACHE_BYTES: usize = 8 << 20;
-
 impl Queue {
     /// Open the queue of a lane in `dir`, or make it. `random` becomes the epoch of a new one.
     ///
@@ -40,7 +37,7 @@ impl Queue {
             (true, true) => Resume::Lost,
             _ => Resume::First,
         };
-        let opener = |path: PathBuf| move || Database::builder().set_cache_size(CACHE_BYTES).create(&path);
+        let opener = |path: PathBuf| move || Database::builder().set_cache_size(quota.cache_bytes).create(&path);
         let load = |resume| Self::load(Box::new(opener(path.clone())), &path, true, lane, (quota, random, resume));
         let loaded = match load(resume) {
             Err(QueueError::Storage { source, .. }) if is_damage(&source) => {
@@ -70,7 +67,7 @@ impl Queue {
             return Err(QueueError::Absent { path });
         }
         let from = path.clone();
-        let opener = move || Database::builder().set_cache_size(CACHE_BYTES).open(&from);
+        let opener = move || Database::builder().set_cache_size(quota.cache_bytes).open(&from);
         Self::load(Box::new(opener), &path, false, lane, (quota, 0, Resume::Cursors))
     }
 

@@ -13,12 +13,18 @@ pub struct Quota {
     pub free_bytes_min: u64,
     /// Inodes of the volume that stay free, where it has a fixed number of them.
     pub free_inodes_min: u64,
+    /// Memory of redb's page cache in bytes; half of it may be pages that are not written yet. A batch that is in it is
+    /// sent and deleted without being read back.
+    pub cache_bytes: usize,
 }
+
+/// What is of use; redb's own default of 1 GiB would be most of a small host.
+pub const CACHE_BYTES: usize = 8 << 20;
 
 impl Quota {
     /// Nothing but a byte cap.
     pub fn bytes(bytes_max: u64) -> Self {
-        Self { bytes_max, volume_share_max: 1.0, free_bytes_min: 0, free_inodes_min: 0 }
+        Self { bytes_max, volume_share_max: 1.0, free_bytes_min: 0, free_inodes_min: 0, cache_bytes: CACHE_BYTES }
     }
 }
 

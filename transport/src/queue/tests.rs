@@ -6,9 +6,12 @@ mod salvaging;
 
 use super::tests_support::{chunk_of, stamp};
 use super::*;
-use crate::batcher::{BatchLimits, Open};
+use crate::{
+    batcher::{BatchLimits, Open},
+    intake::{Intake, Next},
+};
 use std::time::Duration;
-use vedette_wire::{Compression, SetAside, codec};
+use vedette_wire::{Body, Compression, SetAside, body::Syslog, codec};
 
 fn open_with(text: &str, cursor: &str) -> Open {
     let mut open = Open::default();
@@ -190,6 +193,62 @@ fn a_batch_is_full_by_size_or_by_count() {
     let mut two = open_with("a", "c");
     two.add(chunk_of("b", 1, "c"));
     assert!(two.is_full(&limits));
+}
+
+#[test]
+fn a_batch_is_full_where_the_ledger_could_not_hold_its_runs() {
+    let limits = BatchLimits {
+        bytes_max: usize::MAX,
+        records_max: usize::MAX,
+        age_max: Duration::MAX,
+        compression: Compression::Zstd,
+    };
+    let (mut whole, mut holes) = (Open::default(), Open::default());
+    for at in 0..10_000 {
+        assert!(!whole.is_full(&limits) && !holes.is_full(&limits), "after {at}");
+        whole.add(chunk_of("a", at, "c"));
+        holes.add(chunk_of("a", 2 * at, "c"));
+    }
+    assert!(!whole.is_full(&limits) && holes.is_full(&limits));
+}
+
+#[test]
+fn a_large_chunk_is_compressed_when_it_is_handed_over_and_reads_back_like_another() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (queue, intake, large) = (queue(dir.path()), Intake::new(1 << 20), "large ".repeat(50_000));
+    let texts = ["before", &large, "behind"];
+    let (mut open, mut pieces, mut at) = (Open::default(), 0, 0);
+    for text in texts {
+        intake.put(chunk_of(text, at, "c")).expect("open");
+        at += text.len() as u64;
+        let Next::Chunk(chunk, piece) = intake.take(None) else { panic!("it is in") };
+        assert_eq!(piece.is_some(), chunk.bodies.is_empty());
+        pieces += usize::from(piece.is_some());
+        // It would not fit into a batch that may be as large as the text, nor into one of two.
+        let limits = |bytes_max| BatchLimits {
+            bytes_max,
+            records_max: 10,
+            age_max: Duration::MAX,
+            compression: Compression::Zstd,
+        };
+        if piece.is_some() {
+            assert!(open.is_full_for(&chunk, piece.as_ref(), &limits(large.len())));
+            assert!(!open.is_full_for(&chunk, piece.as_ref(), &limits(2 * large.len())));
+        }
+        open.add_pressed(*chunk, piece);
+    }
+    assert_eq!((pieces, intake.bytes()), (1, 0));
+    let header = open.header(&stamp(), queue.lane(), 77);
+    queue.commit(&mut open, header).expect("commits");
+    let (_, frame) = queue.next_after(0).expect("reads").expect("there is one");
+    assert!(frame.len() < large.len() / 10);
+    let (head, sealed) = frame::parse(&frame).expect("the frame is whole");
+    let batch = codec::decode(&codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses"));
+    let found: Vec<_> = batch.expect("decodes").records.into_iter().map(|record| record.body).collect();
+    let expected = texts.map(|text| Body::Syslog(Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() }));
+    assert_eq!(found.len(), 3);
+    assert!(found == expected);
+    assert_eq!(queue.ledger().0["test"].emitted, 3);
 }
 
 #[test]

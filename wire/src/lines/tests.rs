@@ -145,3 +145,26 @@ fn more_lines_than_a_batch_may_have_are_refused() {
     chunk.push_packed(1, &mut packer);
     assert!(matches!(chunk.decode(), Err(codec::DecodeError::Many)));
 }
+
+#[test]
+fn a_count_that_wraps_around_is_refused() {
+    let line = Syslog { raw: b"a".to_vec(), ..Syslog::default() };
+    let (chunk, _) = packed(&[(b"a\n".to_vec(), line)], 0);
+    let mut bytes = encoded(&chunk);
+    // The count stands first of the columns: 1, as one byte.
+    let columns = bytes.len() - LENGTH_BYTES - usize::from(bytes[bytes.len() - LENGTH_BYTES]);
+    assert_eq!(bytes[columns], 1);
+    let mut endless = Vec::new();
+    put(u64::MAX, &mut endless);
+    let (at, grown) = (bytes.len() - LENGTH_BYTES, u32::try_from(endless.len() - 1).expect("few"));
+    let length = u32::from_le_bytes(bytes[at..].try_into().expect("four")) + grown;
+    bytes[at..].copy_from_slice(&length.to_le_bytes());
+    bytes.splice(columns..=columns, endless);
+    let head = bytes.windows(HEAD.len()).position(|window| window == HEAD).expect("is there") + HEAD.len();
+    let length = u32::from_be_bytes(bytes[head..head + 4].try_into().expect("four")) + grown;
+    bytes[head..head + 4].copy_from_slice(&length.to_be_bytes());
+    let before = encoded(&packed(&[(b"b\n".to_vec(), Syslog::default())], 0).0);
+    let both = [before, bytes].concat();
+    assert!(matches!(codec::decode_records(&both), Err(codec::DecodeError::Many)));
+    drop((codec::halve(&both), codec::outline(&both)));
+}
