@@ -7,10 +7,7 @@ use crate::{
     Header, Position,
     codec::{self, Compression, LENGTH_BYTES, append_record},
 };
-use std::{
-    cell::RefCell,
-    io::{self, Cursor},
-};
+use std::{cell::RefCell, io};
 use zstd::zstd_safe::CParameter;
 
 /// Small records are compressed together when they are so much; a larger body is compressed by itself.
@@ -160,7 +157,6 @@ pub fn seal(header: &Header, records: &[u8], compression: Compression) -> io::Re
 pub fn compress(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     append(bytes, compression, &mut out)?;
-    out.shrink_to_fit();
     Ok(out)
 }
 
@@ -175,40 +171,48 @@ fn head(header: &Header) -> io::Result<Vec<u8>> {
 
 /// Append bytes, compressed; nothing where that fails.
 fn append(bytes: &[u8], compression: Compression, into: &mut Vec<u8>) -> io::Result<()> {
-    match compression {
-        Compression::Zstd => zstd_frame(bytes, into),
-        Compression::Gzip => gzip_member(bytes, into),
-    }
+    COMPRESSORS.with_borrow_mut(|Compressors { zstd, gzip, block }| {
+        let length = match compression {
+            Compression::Zstd => {
+                let zstd = match zstd {
+                    Some(zstd) => zstd,
+                    none => none.insert(level_1()?),
+                };
+                grow(block, zstd::zstd_safe::compress_bound(bytes.len()));
+                zstd.compress_to_buffer(bytes, &mut block[..])?
+            }
+            Compression::Gzip => {
+                let gzip = gzip.get_or_insert_with(|| libdeflater::Compressor::new(GZIP_LEVEL));
+                grow(block, gzip.gzip_compress_bound(bytes.len()));
+                gzip.gzip_compress(bytes, block).map_err(io::Error::other)?
+            }
+        };
+        into.extend_from_slice(&block[..length]);
+        if block.len() > BLOCK_BYTES_MAX {
+            *block = Vec::new();
+        }
+        Ok(())
+    })
 }
 
-fn gzip_member(bytes: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
-    GZIP.with_borrow_mut(|compressor| {
-        let compressor = compressor.get_or_insert_with(|| libdeflater::Compressor::new(GZIP_LEVEL));
-        let before = into.len();
-        into.resize(before + compressor.gzip_compress_bound(bytes.len()), 0);
-        let done = compressor.gzip_compress(bytes, &mut into[before..]).map_err(io::Error::other);
-        into.truncate(before + done.as_ref().copied().unwrap_or(0));
-        done.map(drop)
-    })
+fn grow(block: &mut Vec<u8>, length: usize) {
+    block.resize(block.len().max(length), 0);
+}
+
+/// A thread keeps so much to compress into, and no more.
+const BLOCK_BYTES_MAX: usize = 512 << 10;
+
+/// What a thread compresses with. A context is up to a megabyte, which is not to be made and zeroed for each piece; and what
+/// is compressed is far smaller than what it is compressed into, which would leave the heap full of holes.
+#[derive(Default)]
+struct Compressors {
+    zstd: Option<zstd::bulk::Compressor<'static>>,
+    gzip: Option<libdeflater::Compressor>,
+    block: Vec<u8>,
 }
 
 thread_local! {
-    /// A context is about a megabyte, which is not to be made and zeroed for each piece.
-    static ZSTD: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
-    static GZIP: RefCell<Option<libdeflater::Compressor>> = const { RefCell::new(None) };
-}
-
-fn zstd_frame(bytes: &[u8], into: &mut Vec<u8>) -> io::Result<()> {
-    ZSTD.with_borrow_mut(|compressor| {
-        let compressor = match compressor {
-            Some(compressor) => compressor,
-            none => none.insert(level_1()?),
-        };
-        into.reserve(zstd::zstd_safe::compress_bound(bytes.len()));
-        let mut into = Cursor::new(into);
-        into.set_position(into.get_ref().len() as u64);
-        compressor.compress_to_buffer(bytes, &mut into).map(drop)
-    })
+    static COMPRESSORS: RefCell<Compressors> = RefCell::default();
 }
 
 /// Level 1 as zstd sets it for large inputs, whatever the piece's size, and with a hash table that fits into the first

@@ -35,20 +35,19 @@ pub(crate) struct Memory {
 }
 
 /// Bytes between collectors and queue, however much memory there is.
-const INTAKE_BYTES_MAX: u64 = 4 << 20;
+const INTAKE_BYTES_MAX: u64 = 2 << 20;
 
 impl Memory {
-    /// Baseline, the batch that is being made and the queue's pages come first; of the rest, waiting chunks get a quarter and batches in
-    /// flight a quarter. Those are there twice, as read from the queue and as written to the connection; the last
-    /// quarter is what collectors hold while they look, and what the allocator keeps. 1 MiB for each is
-    /// the least.
+    /// Baseline, the batch that is being made and the queue's pages come first; of the rest, waiting chunks and
+    /// batches in flight get an eighth each; more than half is what collectors hold while they look, and what the allocator
+    /// keeps: much of this is made by one thread and freed by another. 1 MiB for each is the least.
     pub(crate) fn plan(memory_max: u64, baseline: u64, batch_bytes_max: u64) -> Self {
         // What of the open batch is sealed, its frame, and the frame once more in the database's pages, which are rounded
         // up; for records that do not compress.
         let sealed = batch_bytes_max.min(SEALED_BYTES_MAX as u64);
-        let cache = (memory_max / 8).min(CACHE_BYTES as u64);
-        let quarter = (memory_max.saturating_sub(baseline + 4 * sealed + cache) / 4).max(1 << 20);
-        Self { intake: quarter.min(INTAKE_BYTES_MAX) as usize, in_flight: quarter as usize, cache: cache as usize }
+        let cache = (memory_max / 10).min(CACHE_BYTES as u64);
+        let eighth = (memory_max.saturating_sub(baseline + 4 * sealed + cache) / 8).max(1 << 20);
+        Self { intake: eighth.min(INTAKE_BYTES_MAX) as usize, in_flight: eighth as usize, cache: cache as usize }
     }
 }
 
