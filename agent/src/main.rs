@@ -11,10 +11,23 @@ mod run;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    share_heaps();
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
     match commands::run(cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => exit.report(),
+    }
+}
+
+/// Two heaps for all threads (mallopt(3), `M_ARENA_MAX`). A batch is made by one thread and freed by another; with glibc's
+/// eight heaps for each core several of them lie about in each, a quarter of what the agent takes while it catches up.
+/// Mapping each batch by itself (`M_MMAP_THRESHOLD`) takes still less memory, and a sixth more processor time.
+fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "there is no safe call for it")]
+    // SAFETY: the call takes two numbers, and no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
     }
 }
 
