@@ -216,7 +216,11 @@ impl Sender {
             tokio::task::spawn_blocking(move || queue.split(slot, &why)).await.expect("the queue does not panic")?;
         match half {
             Some(half) => {
-                tracing::warn!(slot, bytes = half, "a batch was too large; split, and later ones are made smaller");
+                tracing::warn!(
+                    slot,
+                    half,
+                    "a batch was too large; split, and records of later ones have so many bytes at the most"
+                );
                 self.update(|status| {
                     let learned = status.batch_bytes_max.map_or(half, |known| known.min(half));
                     status.batch_bytes_max = Some(learned);

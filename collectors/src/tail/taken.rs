@@ -56,3 +56,24 @@ impl Taken {
         self.chunk.as_mut().expect("begun").push_packed(observed, packer);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vedette_wire::Position;
+
+    #[test]
+    fn lines_are_packed_on_behind_a_hole() {
+        let source = Arc::new(Source { collector: "syslog", id: "f".to_owned(), name: None });
+        let mut taken = Taken::default();
+        taken.begin(&source, 7);
+        for at in [0, 2, 10, 12] {
+            let line =
+                Line { bytes: b"a", whole: b"a\n", position: Position(at, at + 2), part: None, unfinished: false };
+            taken.syslog(&line, Syslog::default());
+        }
+        let chunk = taken.end();
+        let runs: Vec<_> = chunk.entries.iter().map(|entry| (entry.position, entry.count)).collect();
+        assert_eq!(runs, [(Position(0, 4), 2), (Position(10, 14), 2)]);
+    }
+}

@@ -213,6 +213,32 @@ fn a_batch_is_full_where_the_ledger_could_not_hold_its_runs() {
 }
 
 #[test]
+fn a_batch_is_full_where_its_frame_would_need_a_larger_page() {
+    let limits = BatchLimits {
+        bytes_max: usize::MAX,
+        records_max: usize::MAX,
+        age_max: Duration::MAX,
+        compression: Compression::Zstd,
+    };
+    let (intake, mut open, mut at, mut random) = (Intake::new(1 << 20), Open::default(), 0, fastrand::Rng::new());
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    for _ in 0..20 {
+        let text: String = (0..300_000).map(|_| random.alphanumeric()).collect();
+        intake.put(chunk_of(&text, at, "c")).expect("open");
+        at += text.len() as u64;
+        let Next::Chunk(chunk, piece) = intake.take(None) else { panic!("it is in") };
+        if open.is_full_for(&chunk, piece.as_ref(), &limits) {
+            break;
+        }
+        open.add_pressed(*chunk, piece);
+    }
+    let header = open.header(&stamp(), queue.lane(), 77);
+    queue.commit(&mut open, header).expect("commits");
+    assert_eq!(queue.stats().bytes, 2 << 20, "a page, and nearly full: {at} bytes");
+}
+
+#[test]
 fn a_large_chunk_is_compressed_when_it_is_handed_over_and_reads_back_like_another() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (queue, intake, large) = (queue(dir.path()), Intake::new(1 << 20), "large ".repeat(50_000));
