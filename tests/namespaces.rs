@@ -36,8 +36,8 @@ impl Namespace {
         made.then_some(namespace)
     }
 
-    /// A workspace at this end, and an agent that is enrolled.
-    fn world(&self) -> World {
+    /// A workspace at this end, and an agent at the other that has delivered a line.
+    fn world(&self) -> (World, Process) {
         let host = format!("{}.1", self.net);
         let mut world = World::with_names(&[&host]);
         world.serve = None;
@@ -45,13 +45,12 @@ impl Namespace {
         let ca = world.path("workspace/ca.pem");
         let enrolled = world.enroll_with(&world.url(), &ca, &world.token("token"));
         assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
-        world
-    }
-
-    fn run(&self, world: &World) -> Process {
+        world.append("a.log", "line 0\n");
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, VEDETTE, "run", "--config"]).arg(world.path("vedette.toml"));
-        Process::start(&mut command, &world.path("agent.log"))
+        let agent = Process::start(&mut command, &world.path("agent.log"));
+        all_once(&world, 1);
+        (world, agent)
     }
 }
 
@@ -71,10 +70,7 @@ fn all_once(world: &World, lines: u64) {
 #[test]
 fn a_cable_that_is_pulled_and_plugged_in_again_loses_nothing() {
     let Some(namespace) = Namespace::new(0) else { return };
-    let world = namespace.world();
-    world.append("a.log", "line 0\n");
-    let agent = namespace.run(&world);
-    all_once(&world, 1);
+    let (world, agent) = namespace.world();
     for round in 1..4 {
         assert!(ip(&format!("link set {} down", namespace.cable)));
         world.append("a.log", &format!("line {round}\n"));
@@ -89,10 +85,7 @@ fn a_cable_that_is_pulled_and_plugged_in_again_loses_nothing() {
 #[test]
 fn a_host_that_gets_another_address_gives_up_the_old_connection() {
     let Some(namespace) = Namespace::new(1) else { return };
-    let world = namespace.world();
-    world.append("a.log", "line 0\n");
-    let agent = namespace.run(&world);
-    all_once(&world, 1);
+    let (world, agent) = namespace.world();
     let Namespace { name, net, .. } = &namespace;
     assert!(ip(&format!("-n {name} addr del {net}.2/24 dev inside")));
     assert!(ip(&format!("-n {name} addr add {net}.3/24 dev inside")));

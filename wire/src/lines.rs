@@ -75,7 +75,7 @@ impl Packer {
     }
 
     /// How many lines are in.
-    pub fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         self.count
     }
 

@@ -78,7 +78,7 @@ pub(crate) struct Transport {
     #[schemars(with = "String")]
     pub(crate) compression: Compression,
     /// Records of a batch in bytes before compression, 64KiB to 8MiB; compressed it has 2MiB at the most. Where it is not
-    /// set: 8MiB, or an eighth of `memory_max` or `queue_bytes_max` where that is less.
+    /// set: 8MiB, or an eighth of `memory_max` or a sixteenth of `queue_bytes_max` where that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) batch_bytes_max: Option<Bytes>,
     /// Records of a batch, 1 to 1000000.

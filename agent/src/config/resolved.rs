@@ -17,7 +17,7 @@ pub(crate) struct CollectorPlan {
     pub(crate) enabled: bool,
 }
 
-/// Resident memory before the agent collects; `run` takes what it measures where that is more.
+/// Resident memory before the agent collects, where it is not measured to be more.
 pub(crate) const BASELINE_BYTES: u64 = 12 << 20;
 
 /// Of a batch, where nothing is said and there is room: each costs its own fsync, request and deletion.
@@ -30,14 +30,17 @@ pub(crate) struct Memory {
     pub(crate) intake: usize,
     /// Sealed batches on their way.
     pub(crate) in_flight: usize,
-    /// Pages of the queue.
-    pub(crate) cache: usize,
 }
 
 /// Bytes between collectors and queue, however much memory there is.
 const INTAKE_BYTES_MAX: u64 = 2 << 20;
 
 impl Memory {
+    /// Pages of the queue.
+    pub(crate) fn cache(memory_max: u64) -> u64 {
+        (memory_max / 10).min(CACHE_BYTES as u64)
+    }
+
     /// Baseline, the batch that is being made and the queue's pages come first; of the rest, waiting chunks and
     /// batches in flight get an eighth each; more than half is what collectors hold while they look, and what the allocator
     /// keeps: much of this is made by one thread and freed by another. 1 MiB for each is the least.
@@ -45,9 +48,9 @@ impl Memory {
         // What of the open batch is sealed, its frame, and the frame once more in the database's pages, which are rounded
         // up; for records that do not compress.
         let sealed = batch_bytes_max.min(SEALED_BYTES_MAX as u64);
-        let cache = (memory_max / 10).min(CACHE_BYTES as u64);
-        let eighth = (memory_max.saturating_sub(baseline + 4 * sealed + cache) / 8).max(1 << 20);
-        Self { intake: eighth.min(INTAKE_BYTES_MAX) as usize, in_flight: eighth as usize, cache: cache as usize }
+        let rest = memory_max.saturating_sub(baseline + 4 * sealed + Self::cache(memory_max));
+        let eighth = (rest / 8).max(1 << 20);
+        Self { intake: eighth.min(INTAKE_BYTES_MAX) as usize, in_flight: eighth as usize }
     }
 }
 
@@ -128,7 +131,7 @@ impl Resolved {
         check.absolute("state.dir", &state_dir);
         check.absolute("host.root", &root);
         let transport = config.transport;
-        let share = config.limits.memory_max.0.min(transport.queue_bytes_max.0) / 8;
+        let share = (config.limits.memory_max.0 / 8).min(transport.queue_bytes_max.0 / 16);
         let batch_bytes_max = transport.batch_bytes_max.unwrap_or(Bytes(share.clamp(64 << 10, BATCH_BYTES_MAX)));
         check.within("transport.batch_bytes_max", batch_bytes_max.0, 64 << 10..=8 << 20, "64KiB to 8MiB");
         check.within("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
@@ -151,7 +154,7 @@ impl Resolved {
             check.wrong("workspace.proxy", message);
         }
         // Of the quota two fifths are batches, each with its space in the database rounded up.
-        let queue_least = transport.batch_bytes_max.map_or(0, |bytes| 16 * bytes.0);
+        let queue_least = 16 * batch_bytes_max.0;
         if transport.queue_bytes_max.0 < queue_least {
             let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
             check.wrong("transport.queue_bytes_max", &message);
@@ -186,7 +189,7 @@ impl Resolved {
                 volume_share_max: f64::from(transport.queue_volume_percent_max) / 100.0,
                 free_bytes_min: transport.disk_free_min.0,
                 free_inodes_min: transport.inodes_free_min,
-                cache_bytes: Memory::plan(config.limits.memory_max.0, BASELINE_BYTES, batch_bytes_max.0).cache,
+                cache_bytes: Memory::cache(config.limits.memory_max.0) as usize,
             },
             memory_max: config.limits.memory_max.0,
             log_level,

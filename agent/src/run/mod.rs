@@ -220,7 +220,7 @@ fn start_lane(
         host,
         policy_revision: enrollment.policy_revision,
     });
-    // Measured where it is more than what `check` reckons with; then the least is what is left.
+    // Measured where it is more than usual.
     let baseline = status::rss_bytes().unwrap_or(0).max(BASELINE_BYTES);
     let memory = Memory::plan(config.memory_max, baseline, config.batches.bytes_max as u64);
     let mut limits = config.batches.clone();

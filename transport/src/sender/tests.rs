@@ -107,8 +107,8 @@ async fn a_long_outage_loses_nothing_and_every_batch_arrives_once_in_the_end() {
     assert_eq!((status.sender.delivered, status.sender.last_error, status.sender.policy_revision), (20, None, Some(9)));
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_endpoint_rests_as_long_as_it_asked() {
+/// When a batch was posted, and its sequence, where the first answer is to come again after ten minutes.
+async fn told_to_wait() -> Vec<(Instant, u64)> {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
     post.answers.lock().expect("lock").push_back(retry(Some(600)));
@@ -116,7 +116,12 @@ async fn the_endpoint_rests_as_long_as_it_asked() {
     lane.intake().put(chunk(0, "c")).expect("open");
     committed(&lane, 1).await;
     drained(&lane).await;
-    let seen = post.seen.lock().expect("lock").clone();
+    post.seen.lock().expect("lock").clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_endpoint_rests_as_long_as_it_asked() {
+    let seen = told_to_wait().await;
     assert_eq!(seen.iter().map(|(_, seq)| *seq).collect::<Vec<_>>(), [1, 1]);
     assert!(seen[1].0 - seen[0].0 >= Duration::from_secs(600), "{:?}", seen[1].0 - seen[0].0);
 }
@@ -125,14 +130,7 @@ async fn the_endpoint_rests_as_long_as_it_asked() {
 async fn those_who_were_told_the_same_time_do_not_come_back_together() {
     let mut pauses = Vec::new();
     for _ in 0..40 {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let post = Arc::new(Script::default());
-        post.answers.lock().expect("lock").push_back(retry(Some(600)));
-        let lane = lane(dir.path(), Arc::clone(&post));
-        lane.intake().put(chunk(0, "c")).expect("open");
-        committed(&lane, 1).await;
-        drained(&lane).await;
-        let seen = post.seen.lock().expect("lock").clone();
+        let seen = told_to_wait().await;
         pauses.push((seen[1].0 - seen[0].0).as_secs());
     }
     assert!(pauses.iter().all(|pause| (600..=751).contains(pause)), "{pauses:?}");
