@@ -1,6 +1,7 @@
 //! The syslog listener: what is sent to it arrives, and what the queue cannot take is dropped and counted.
 
 use crate::support::{World, eventually};
+use serde_json::Value;
 use std::{net::UdpSocket, os::unix::net::UnixDatagram};
 
 #[test]
@@ -72,8 +73,12 @@ fn datagrams_that_the_kernel_dropped_are_counted() {
         sender.send_to(text.as_bytes(), ("127.0.0.1", port)).expect("sends");
     }
     signal("-CONT");
+    let mut last = Value::Null;
     let account = eventually("all of them to be stored or counted", || {
         let account = world.ledger().into_iter().find(|account| account["collector"] == "syslog_listener")?;
+        if std::mem::replace(&mut last, account.clone()) != account {
+            println!("{account}");
+        }
         let (stored, lost) = (account["stored"].as_u64()?, account["dropped"]["kernel_loss"].as_u64()?);
         (stored + lost == sent && lost > 0 && stored > 0).then_some(account)
     });

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod certificates;
+mod known_failures;
 mod ledger;
 mod listener;
 mod main_job;

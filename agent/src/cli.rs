@@ -74,6 +74,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Whether it collects and delivers, for probes and alarms: exit code 1 and a line for each thing that does not.
+    Health {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// How long batches may wait without one landing.
+        #[arg(long, default_value = "5m")]
+        stalled_after: vedette_collectors::settings::Interval,
+    },
     /// Look into the queue, and mend it.
     #[command(subcommand)]
     Queue(QueueCommand),

@@ -183,9 +183,11 @@ impl Open {
         self.since.is_none()
     }
 
-    /// Records, or positions that have none: else there are cursors and counts alone, and nothing to send.
-    pub(crate) fn has_records(&self) -> bool {
-        self.count > 0 || self.sources.iter().any(|source| !source.skipped.is_empty())
+    /// Records, or losses that the workspace is to hear of: else there are cursors alone, and nothing to send.
+    pub(crate) fn is_worth_sending(&self) -> bool {
+        self.count > 0
+            || self.sources.iter().any(|source| !source.skipped.is_empty())
+            || self.ledger.0.values().any(|counters| counters.dropped_total() > 0)
     }
 
     /// The header of this batch; sequence, epoch and what else the queue knows are filled in by the caller.

@@ -12,6 +12,10 @@ use vedette_wire::{Chunk, Compression, Ledger, Reason, codec::Piece};
 #[error("the transport has stopped")]
 pub struct Stopped;
 
+/// How long a source that cannot wait for ever waits for the batcher, which may be at a commit, before what it brings is
+/// given up. Meanwhile the kernel's buffer takes what comes.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// A chunk that waits.
 #[derive(Debug)]
 struct Waiting {
@@ -35,6 +39,8 @@ struct State {
     bytes: usize,
     closed: bool,
     flush: bool,
+    /// Nothing was taken out for [`PATIENCE`] while a source waited for it, and not since.
+    stuck: bool,
     /// Chunks put in, taken out, and made durable, ever.
     put: u64,
     taken: u64,
@@ -110,8 +116,8 @@ impl Intake {
         self.lock().compression = compression;
     }
 
-    /// Hand over a chunk of a source that cannot wait: where there is no room, chunks of such sources are given up, the
-    /// lowest rank first and this one last of its own, and counted as `queue_full`.
+    /// Hand over a chunk of a source that cannot wait for long: where no room comes in a while, chunks of such sources are
+    /// given up, the lowest rank first and this one last of its own, and counted as `queue_full`.
     ///
     /// # Errors
     /// [`Stopped`] where the transport has ended.
@@ -121,6 +127,15 @@ impl Intake {
             return Err(Stopped);
         }
         let full = |state: &State, weight: usize| state.bytes > 0 && state.bytes + weight > self.0.bytes_max;
+        let deadline = Instant::now() + PATIENCE;
+        while full(&state, chunk.weight()) && !state.stuck {
+            let wait = deadline.saturating_duration_since(Instant::now());
+            state.stuck = wait.is_zero();
+            state = self.0.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            if state.closed {
+                return Err(Stopped);
+            }
+        }
         while full(&state, chunk.weight()) {
             let lower =
                 |other: &Waiting| other.rank.filter(|other_rank| *other_rank < rank && !other.chunk.entries.is_empty());
@@ -216,6 +231,7 @@ impl Intake {
             if let Some(waiting) = state.chunks.pop_front() {
                 state.bytes -= waiting.weight();
                 state.taken += 1;
+                state.stuck = false;
                 // A source that waits is woken for a good piece of work, not for each chunk.
                 if state.bytes <= self.0.bytes_max / 2 {
                     self.0.changed.notify_all();

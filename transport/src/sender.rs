@@ -34,6 +34,8 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub struct SenderStatus {
     /// Batches landed since the start.
     pub delivered: u64,
+    /// When the last one did; absent before the first.
+    pub delivered_at: Option<Instant>,
     /// Batches put into quarantine since the start.
     pub quarantined: u64,
     /// Batches purged by policy since the start.
@@ -241,6 +243,7 @@ impl Sender {
         work.failures = 0;
         self.update(|status| {
             status.delivered += 1;
+            status.delivered_at = Some(Instant::now());
             status.last_error = None;
             status.in_flight_max = work.window.limit();
             status.policy_revision = Some(policy_revision);

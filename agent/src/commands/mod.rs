@@ -1,6 +1,7 @@
 //! The commands.
 
 mod enroll;
+mod health;
 mod once;
 mod queue;
 mod status;
@@ -42,6 +43,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             print(format!("{path}: ok\n").as_bytes())
         }
         Command::Status { config, json } => status::status(&load(config)?, json),
+        Command::Health { config, stalled_after } => health::health(&load(config)?, stalled_after.0),
         Command::Queue(mut command) => {
             let config = load(command.config().clone())?;
             start_log(&config);

@@ -124,6 +124,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         board: Arc::clone(&board),
         lane: Arc::clone(&lane),
         policy_revision: policy.revision,
+        started: tokio::time::Instant::now(),
     };
     let socket = status::serve(&config.state_dir, status.clone())
         .with_context(|| format!("cannot open the status socket in {}", config.state_dir.display()))?;

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{io::AsyncWriteExt, net::UnixListener, task::JoinHandle};
+use tokio::{io::AsyncWriteExt, net::UnixListener, task::JoinHandle, time::Instant};
 use vedette_transport::Lane;
 use vedette_wire::{
     Reason,
@@ -77,6 +77,9 @@ pub(crate) struct QuarantineReport {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Delivery {
     pub(crate) delivered: u64,
+    /// Since a batch landed last, or since the start.
+    #[serde(default)]
+    pub(crate) idle_seconds: f64,
     /// Deleted since policy forbids them.
     pub(crate) purged: u64,
     pub(crate) last_error: Option<String>,
@@ -89,6 +92,7 @@ pub(crate) struct Source {
     pub(crate) board: Arc<Board>,
     pub(crate) lane: Arc<Lane>,
     pub(crate) policy_revision: u64,
+    pub(crate) started: Instant,
 }
 
 impl Source {
@@ -126,6 +130,7 @@ impl Source {
             },
             delivery: Delivery {
                 delivered: lane.sender.delivered,
+                idle_seconds: lane.sender.delivered_at.unwrap_or(self.started).elapsed().as_secs_f64(),
                 purged: lane.sender.purged,
                 last_error: lane.sender.last_error,
             },

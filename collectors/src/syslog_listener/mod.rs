@@ -1,8 +1,8 @@
 //! `syslog_listener`: what programs and devices send to a socket: RFC 5424 and RFC 3164 datagrams, UDP (RFC 5426) or a
 //! unix datagram socket like `/dev/log`.
 //!
-//! What is sent cannot be asked for again: while the queue takes nothing, datagrams are dropped and counted
-//! (`queue_full`). A sender on the unix socket waits while the socket's buffer is full; UDP datagrams that the kernel
+//! What is sent cannot be asked for again: where the queue takes nothing for two seconds, datagrams are dropped and counted
+//! (`queue_full`) until it does again. A sender on the unix socket waits while the socket's buffer is full; UDP datagrams that the kernel
 //! dropped are counted from `/proc/net/udp` (`kernel_loss`). What was received and not yet committed when the agent is
 //! killed is lost, one batch at the most.
 
@@ -158,8 +158,8 @@ impl Open {
         // Positions are a running number, another in each run.
         let id = format!("run:{:016x}", fastrand::u64(..));
         let source = Arc::new(Source { collector: SPEC.id, id, name: Some(name) });
-        let lost = socket.lost();
-        Self { socket, source, next: 0, lost }
+        // A new socket has lost nothing: what the kernel drops before it is asked first counts as well.
+        Self { socket, source, next: 0, lost: 0 }
     }
 
     /// Everything that waits, in chunks.

@@ -17,6 +17,9 @@ const COMPRESSED: [&str; 6] = ["gz", "bz2", "xz", "zst", "lz4", "Z"];
 /// Bytes by which a copy is recognised, at its beginning and at its end.
 const COMPARED_BYTES: u64 = 64;
 
+/// The shortest date that follows a name without a separator: `%y%m%d`.
+const DATE_DIGITS: usize = 6;
+
 /// The kernel stamps files with the time of its last tick, up to 10 ms ago at 100 ticks a second.
 pub(super) const GRANULARITY_NS: i64 = 10_000_000;
 
@@ -25,13 +28,16 @@ pub(super) fn is_compressed(path: &Path) -> bool {
     path.extension().is_some_and(|extension| COMPRESSED.iter().any(|known| extension == *known))
 }
 
-/// Whether a name may be what rotation made of another: it begins with the other's name up to its last dot.
+/// Whether a name may be what rotation made of another: it begins with the other's name up to its last dot, and goes on
+/// with a separator or a date. `app10.log` is not of `app1.log`.
 pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
     let (Some(name), Some(stem)) = (path.file_name(), original.file_stem()) else { return false };
-    path != original
-        && path.parent() == original.parent()
-        && name.as_encoded_bytes().starts_with(stem.as_encoded_bytes())
-        && !is_compressed(path)
+    let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes());
+    let is_of = |rest: &[u8]| {
+        !rest.first().is_some_and(u8::is_ascii_alphanumeric)
+            || rest.get(..DATE_DIGITS).is_some_and(|date| date.iter().all(u8::is_ascii_digit))
+    };
+    path != original && path.parent() == original.parent() && rest.is_some_and(is_of) && !is_compressed(path)
 }
 
 /// Files beside another that rotation may have made of it.

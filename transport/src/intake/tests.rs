@@ -58,6 +58,22 @@ fn what_cannot_wait_is_given_up_lowest_class_first_and_counted() {
 }
 
 #[test]
+fn what_cannot_wait_for_ever_waits_for_a_batcher_that_is_at_a_commit() {
+    let one = pushed("event", 0, 10).weight();
+    let intake = Intake::new(one * 2);
+    intake.offer(pushed("event", 0, 10), 1).expect("room");
+    intake.offer(pushed("event", 10, 10), 1).expect("room");
+    let other = intake.clone();
+    let waiting = std::thread::spawn(move || other.offer(pushed("event", 20, 10), 1));
+    std::thread::sleep(PATIENCE / 10);
+    for _ in 0..3 {
+        let Next::Chunk(chunk, _) = intake.take(Some(Instant::now() + PATIENCE)) else { panic!("a chunk") };
+        assert_eq!((chunk.entries.len(), chunk.dropped.len()), (10, 0));
+    }
+    assert_eq!(waiting.join().expect("no panic"), Ok(()));
+}
+
+#[test]
 fn closing_wakes_those_who_wait_and_keeps_what_is_in() {
     let intake = Intake::new(10);
     intake.put(chunk(500)).expect("one chunk always fits");

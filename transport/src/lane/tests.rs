@@ -44,6 +44,24 @@ async fn what_was_handed_over_is_durable_after_a_stop_without_network() {
     assert_eq!(queue.cursors("test").expect("reads").len(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_alone_is_told_and_a_cursor_alone_is_not() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::ZERO, 1 << 30);
+    let lost = vedette_wire::Dropped { reason: vedette_wire::Reason::KernelLoss, count: 7, positions: None };
+    let mut cursor = chunk(0, "c");
+    cursor.entries.clear();
+    cursor.bodies.clear();
+    for (dropped, batches) in [(None, 0), (Some(lost), 1)] {
+        lane.intake()
+            .put(vedette_wire::Chunk { dropped: dropped.into_iter().collect(), ..cursor.clone() })
+            .expect("open");
+        tokio::task::block_in_place(|| lane.intake().wait_durable()).expect("open");
+        assert_eq!(lane.status().queue.batches, batches);
+    }
+    lane.stop(Duration::ZERO).await;
+}
+
 #[tokio::test]
 async fn a_new_policy_revision_closes_the_open_batch() {
     let dir = tempfile::tempdir().expect("temp dir");

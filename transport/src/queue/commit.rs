@@ -19,7 +19,7 @@ impl Queue {
         loop {
             let meta = lock(&self.meta).clone();
             let mut told = Vec::new();
-            let frame = if open.has_records() {
+            let frame = if open.is_worth_sending() {
                 failpoint::reached("seal");
                 let mut header = header.clone();
                 self.complete(&mut header, &meta)?;

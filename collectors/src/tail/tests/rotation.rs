@@ -431,3 +431,22 @@ proptest! {
         running.stop();
     }
 }
+
+/// `app1.log` and `app10.log` with the same content are two files, though one name begins with the other.
+#[test]
+fn a_file_whose_name_begins_like_another_and_holds_the_same_is_no_copy() {
+    let (dir, file) = (Path::new("/var/log"), |name: &str| Path::new("/var/log").join(name));
+    for (name, is_of) in [
+        ("app1.log.1", true),
+        ("app1-20261125.log", true),
+        ("app1_old.log", true),
+        ("app120261125.log", true),
+        ("app10.log", false),
+        ("app1b.log", false),
+        ("app1.log", false),
+        ("app1.log.1.gz", false),
+        ("app.log", false),
+    ] {
+        assert_eq!(super::super::rotation::may_be_of(&file(name), &dir.join("app1.log")), is_of, "{name}");
+    }
+}

@@ -1,0 +1,42 @@
+//! `vedette health`: a probe that is red while a part of the agent does not do its work, though the process lives.
+
+use crate::{
+    config::Resolved,
+    exit::Exit,
+    run::status::{self, Report},
+};
+use anyhow::{Context, anyhow};
+use std::time::Duration;
+
+pub(super) fn health(config: &Resolved, stalled_after: Duration) -> Result<(), Exit> {
+    let report = status::ask(&config.state_dir).with_context(|| {
+        format!("cannot ask the agent in {}; run this as its user or as root", config.state_dir.display())
+    })?;
+    let Some(report) = report else {
+        return Err(Exit::NotRunning(format!("no agent runs with state directory {}", config.state_dir.display())));
+    };
+    let reasons = reasons(&report, stalled_after);
+    if reasons.is_empty() { super::print(b"healthy\n") } else { Err(anyhow!("{}", reasons.join("\nvedette: ")).into()) }
+}
+
+fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
+    let mut out = Vec::new();
+    for collector in &report.collectors {
+        if matches!(collector.state.as_str(), "failing" | "stuck") {
+            let why = collector.last_error.as_deref().unwrap_or("no reason is known");
+            out.push(format!("collector {} is {}: {why}", collector.id, collector.state));
+        }
+    }
+    if !report.collectors.iter().any(|collector| collector.state == "running") {
+        out.push("no collector runs".to_owned());
+    }
+    if let Some(why) = &report.queue.waiting {
+        out.push(format!("sources wait: {why}"));
+    }
+    if report.queue.batches > 0 && report.delivery.idle_seconds > stalled_after.as_secs_f64() {
+        let why = report.delivery.last_error.as_deref().unwrap_or("no answer");
+        let (batches, idle) = (report.queue.batches, report.delivery.idle_seconds);
+        out.push(format!("delivery: {batches} batches wait and none landed for {idle:.0} s: {why}"));
+    }
+    out
+}

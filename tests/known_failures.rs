@@ -1,0 +1,109 @@
+//! What other agents are known to fail at, where no other test looks: a living process that does nothing, a backlog lost
+//! to a bad configuration, labels without bound, and idle spin.
+
+use crate::support::{World, eventually, refusal};
+use std::{fs, net::UdpSocket, time::Duration};
+
+#[test]
+fn the_probe_is_red_where_nothing_is_collected_or_nothing_arrives() {
+    let mut world = World::new();
+    refusal(&world.vedette(&["health"]), 4);
+    let taken = UdpSocket::bind("127.0.0.1:0").expect("opens");
+    let udp = taken.local_addr().expect("is bound");
+    world.write_config(&format!("\n[collectors.syslog_listener]\nenabled = true\nudp = \"{udp}\"\n"));
+    world.enroll();
+    let mut agent = world.run();
+    let probe = |world: &World| world.vedette(&["health", "--stalled-after", "1s"]);
+    let said = eventually("a red probe", || {
+        let output = probe(&world);
+        (output.status.code() == Some(1)).then(|| refusal(&output, 1)).filter(|said| said.contains("syslog_listener"))
+    });
+    assert!(said.contains("is failing"), "{said}");
+    agent.terminate();
+
+    world.write_config("");
+    let agent = world.run();
+    eventually("a green probe", || probe(&world).status.success().then_some(()));
+    let address = world.address();
+    world.serve = None;
+    world.append("a.log", "a line that waits\n");
+    let said = eventually("a red probe", || {
+        let output = probe(&world);
+        (output.status.code() == Some(1)).then(|| refusal(&output, 1))
+    });
+    assert!(said.contains("delivery: "), "{said}");
+    world.serve(&address);
+    eventually("a green probe", || probe(&world).status.success().then_some(()));
+    drop(agent);
+}
+
+#[test]
+fn a_bad_configuration_at_a_restart_costs_nothing_of_the_backlog() {
+    let mut world = World::new();
+    world.enroll();
+    let address = world.address();
+    world.serve = None;
+    world.append("a.log", "one\ntwo\nthree\n");
+    let mut agent = world.run();
+    eventually("a backlog", || world.status()["queue"]["batches"].as_u64().filter(|batches| *batches > 0));
+    eventually("every line in it", || {
+        let syslog = world.status()["collectors"].as_array()?.iter().find(|c| c["id"] == "syslog")?.clone();
+        (syslog["emitted"] == 3).then_some(())
+    });
+    agent.terminate();
+    // Read already, and gone from the host: the queue alone has it.
+    fs::remove_file(world.path("log/a.log")).expect("removes");
+    for wrong in ["[trasport]\n", "\n[transport]\nqueue_bytes_max = \"1KiB\"\n", "a = = b\n"] {
+        world.write_config(wrong);
+        refusal(&world.vedette(&["run"]), 78);
+    }
+    world.write_config("");
+    world.serve(&address);
+    let agent = world.run();
+    eventually("the backlog", || (world.count("syslog") == 3).then_some(()));
+    drop(agent);
+}
+
+#[test]
+fn what_the_agent_says_of_itself_does_not_grow_with_files_that_come_and_go() {
+    let world = World::new();
+    world.enroll();
+    world.append("a.log", "first\n");
+    let agent = world.run();
+    eventually("the first line", || (world.count("syslog") == 1).then_some(()));
+    let size = |world: &World| world.status().to_string().len();
+    let (before, rounds, files) = (size(&world), 3, 200);
+    for round in 0..rounds {
+        for file in 0..files {
+            world.append(&format!("{round}-{file}.log"), "a line\n");
+        }
+        eventually("its lines", || (world.count("syslog") == 1 + (round + 1) * files).then_some(()));
+        for file in 0..files {
+            fs::remove_file(world.path(&format!("log/{round}-{file}.log"))).expect("removes");
+        }
+    }
+    // Numbers have more digits; lines there are no more.
+    assert!(size(&world) < before + 500, "{}", world.status());
+    assert!(world.ledger().len() < 20, "the ledger has a line for each collector, not for each file");
+}
+
+#[test]
+fn an_idle_agent_does_not_spin() {
+    let world = World::new();
+    world.append("a.log", "first\n");
+    world.write_config("\n[collectors.processes]\nenabled = false\n");
+    world.enroll();
+    let agent = world.run();
+    eventually("the first line", || (world.count("syslog") == 1).then_some(()));
+    // utime and stime in ticks of 10 ms (proc_pid_stat(5)).
+    let ticks = |agent: u32| -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{agent}/stat")).expect("runs");
+        let fields = stat.rsplit_once(") ").expect("has a name").1.split(' ');
+        fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+    };
+    std::thread::sleep(Duration::from_secs(2));
+    let before = ticks(agent.id());
+    std::thread::sleep(Duration::from_secs(10));
+    let spent = ticks(agent.id()) - before;
+    assert!(spent < 20, "{spent} ticks of 10 ms in 10 s");
+}
