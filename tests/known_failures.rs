@@ -85,6 +85,7 @@ fn what_the_agent_says_of_itself_does_not_grow_with_files_that_come_and_go() {
     // Numbers have more digits; lines there are no more.
     assert!(size(&world) < before + 500, "{}", world.status());
     assert!(world.ledger().len() < 20, "the ledger has a line for each collector, not for each file");
+    drop(agent);
 }
 
 #[test]
