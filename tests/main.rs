@@ -11,6 +11,7 @@ mod listener;
 mod main_job;
 mod moves;
 mod namespaces;
+mod policy;
 mod proxy;
 mod queue;
 mod receive;

@@ -25,6 +25,9 @@ pub(crate) struct Enrollment {
     /// What the workspace asked for; an acknowledgement may ask for another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) compression: Option<Compression>,
+    /// What policies are verified with: Ed25519, hex. Absent where a release without policies enrolled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) policy_key: Option<String>,
 }
 
 /// The identity directory.

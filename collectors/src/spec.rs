@@ -120,7 +120,13 @@ pub struct Spec {
     pub defaults: fn() -> toml::Table,
     /// Build from settings that were checked.
     pub build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>,
+    /// Pass over what its sources hold now, counted as dropped by policy; absent where they hold nothing that could be
+    /// read later.
+    pub skip: Option<Skip>,
 }
+
+/// Emits the cursors that stand behind all that is there, and what was dropped.
+pub type Skip = fn(toml::Table, &Cx, &Outlet) -> Result<(), CollectError>;
 
 impl std::fmt::Debug for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

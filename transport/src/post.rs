@@ -10,6 +10,7 @@ use std::{
 };
 use vedette_wire::{
     frame,
+    policy::SignedPolicy,
     reply::{Ack, Positions, Problem},
 };
 
@@ -29,6 +30,9 @@ pub struct HttpPost {
 
 /// A reply body larger than this is not read further.
 const REPLY_BYTES_MAX: usize = 64 << 10;
+
+/// A policy is not larger.
+const POLICY_BYTES_MAX: usize = 1 << 20;
 
 /// A page of positions is not larger.
 const POSITIONS_BYTES_MAX: usize = 64 << 20;
@@ -65,6 +69,30 @@ impl HttpPost {
             }
         }
         rmp_serde::from_slice(&body).map(Some).map_err(|err| format!("the answer cannot be decoded: {err}"))
+    }
+
+    /// The policy in force once its revision is larger than `behind`; absent where none came while the workspace held the
+    /// question. It tells the workspace this agent's version as well.
+    ///
+    /// # Errors
+    /// Why there is no answer, for status and log.
+    pub async fn policy(&self, behind: u64, version: &str) -> Result<Option<SignedPolicy>, String> {
+        let url = format!("{}/v1/policy/{behind}", self.base);
+        let asked = self.client.get(url).header("user-agent", format!("vedette/{version}")).send().await;
+        let mut response = asked.map_err(|err| root_cause(&err))?;
+        match response.status().as_u16() {
+            200 => {}
+            204 => return Ok(None),
+            status => return Err(format!("the workspace answered {status}")),
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > POLICY_BYTES_MAX {
+                return Err(format!("the policy is larger than {POLICY_BYTES_MAX} bytes"));
+            }
+        }
+        serde_json::from_slice(&body).map(Some).map_err(|err| format!("the answer is no policy: {err}"))
     }
 
     async fn put(&self, bytes: Vec<u8>) -> Outcome {

@@ -14,6 +14,7 @@ pub mod id;
 pub mod ledger;
 pub mod lines;
 pub mod ocsf;
+pub mod policy;
 pub mod record;
 pub mod reply;
 pub mod seal;
@@ -25,7 +26,8 @@ pub use codec::Compression;
 pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
 pub use ledger::{Ledger, Reason};
 pub use lines::Packer;
-pub use record::{Batch, Header, Position, Predecessor, Record, SourceRef, Told};
+pub use policy::Policy;
+pub use record::{Batch, Header, HostLabel, Position, Predecessor, Record, SourceRef, Told};
 pub use set_aside::SetAside;
 
 /// Version of the batch format: 2 has packed lines ([`lines`]) and several compressed streams one behind the other. A

@@ -1,6 +1,6 @@
 //! What agent and workspace say to each other besides batches, as JSON.
 
-use crate::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo};
+use crate::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, policy::SignedPolicy};
 use serde::{Deserialize, Serialize};
 
 /// Reply to a batch that is durably landed.
@@ -97,4 +97,11 @@ pub struct EnrollReply {
     /// Codec that the workspace asks for; absent, the agent's own setting holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
+    /// Public key that policies and artifact requests are verified with: Ed25519, hex. Absent in replies of older
+    /// releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_key: Option<String>,
+    /// The policy in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<SignedPolicy>,
 }

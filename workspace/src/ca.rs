@@ -153,7 +153,7 @@ fn served_names(dir: &Path) -> Result<Vec<SanType>> {
     Ok(names.value.general_names.iter().filter_map(name).collect())
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes, 0o600)
 }
 

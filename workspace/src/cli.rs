@@ -1,8 +1,12 @@
 //! The command line.
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf};
-use vedette_wire::{Compression, geo::WorkspaceGeo};
+use vedette_wire::{
+    AgentId, Compression,
+    geo::WorkspaceGeo,
+    policy::{Store, Tier},
+};
 
 /// Receives, segregates, stores and serves what Vedette agents send.
 #[derive(Debug, Parser)]
@@ -65,6 +69,24 @@ pub(crate) enum Command {
     /// Enrollment tokens.
     #[command(subcommand)]
     Token(Token),
+    /// What an organization's agents collect and its workspace keeps.
+    #[command(subcommand)]
+    Policy(Policy),
+    /// One agent.
+    #[command(subcommand)]
+    Agent(Agent),
+    /// What an organization is to look at, such as batches that its policy forbids.
+    Alerts {
+        /// Name of the organization.
+        #[arg(long)]
+        org: String,
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// How to print: json is one object a line.
+        #[arg(long, default_value = "table")]
+        format: Format,
+    },
     /// The agents of an organization.
     Agents {
         /// Name of the organization.
@@ -159,10 +181,73 @@ pub(crate) enum Token {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// Print the policy in force, as JSON.
+    Show {
+        /// Name of the organization.
+        #[arg(long)]
+        org: String,
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Every revision with who, when and why, newest first, one object a line.
+        #[arg(long)]
+        history: bool,
+    },
+    /// Change the policy: another revision, signed, that agents get within 10 s.
+    Set(PolicyChange),
+}
+
+/// What is not named stays as it is.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyChange {
+    /// Name of the organization.
+    #[arg(long)]
+    pub(crate) org: String,
+    /// Directory of the workspace.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// What the policy may switch off: on `free` collection, on `standard` nothing.
+    #[arg(long)]
+    pub(crate) tier: Option<Tier>,
+    /// Whether agents collect; artifacts are asked for all the same.
+    #[arg(long)]
+    pub(crate) collect: Option<Switch>,
+    /// Which security events the workspace keeps: none, minimal, common or all.
+    #[arg(long)]
+    pub(crate) store: Option<Store>,
+    /// How far artifact requests go, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default` for no
+    /// limit but the host's own.
+    #[arg(long)]
+    pub(crate) artifacts: Option<String>,
+    /// A setting of one collector: ID.enabled=on|off, ID.every=SECONDS, or ID=default.
+    #[arg(long = "collector", value_name = "SETTING")]
+    pub(crate) collectors: Vec<String>,
+    /// Why, for the audit log.
+    #[arg(long)]
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Agent {
+    /// Take back an agent's certificate: from now on nothing is accepted from it, on open connections either.
+    Revoke {
+        /// Its id.
+        agent: AgentId,
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Why, for the audit log.
+        #[arg(long)]
+        reason: String,
+    },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Tier {
-    Free,
-    Standard,
+pub(crate) enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

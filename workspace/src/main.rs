@@ -8,6 +8,7 @@ mod landing;
 #[cfg(feature = "lake")]
 mod materialise;
 mod receive;
+mod signer;
 mod tiles;
 
 use std::process::ExitCode;

@@ -4,6 +4,7 @@ use crate::{
     config::{self, Resolved},
     exit::Exit,
     identity::{Enrollment, IdentityDir},
+    policy,
     run::{VERSION, context},
 };
 use anyhow::{Context, anyhow, bail};
@@ -71,7 +72,12 @@ pub(super) async fn enroll(
         geo: reply.geo,
         policy_revision: reply.policy_revision,
         compression: reply.compression,
+        policy_key: reply.policy_key,
     };
+    // Before the enrollment, which says that the others are whole.
+    if let Some(policy) = &reply.policy {
+        policy::keep(&identity, policy)?;
+    }
     identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
         "enrolled; start the agent with `vedette run`");

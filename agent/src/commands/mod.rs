@@ -10,6 +10,8 @@ use crate::{
     cli::{Arguments, Command, ConfigArguments, Page},
     config::{self, Resolved, Sources},
     exit::Exit,
+    identity::IdentityDir,
+    policy::{Kept, decide},
     run,
 };
 use clap::CommandFactory;
@@ -39,7 +41,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         }
         Command::Check { config } => {
             let path = config.config.display().to_string();
-            load(config)?;
+            let config = load(config)?;
+            let conflicts = conflicts(&config)?;
+            if !conflicts.is_empty() {
+                return Err(Exit::Config(
+                    conflicts.into_iter().map(|conflict| format!("{path}: {conflict}")).collect(),
+                ));
+            }
             print(format!("{path}: ok\n").as_bytes())
         }
         Command::Status { config, json } => status::status(&load(config)?, json),
@@ -78,6 +86,19 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
 
 fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
     config::load(&Sources::of_process(Some(arguments.config), arguments.set))
+}
+
+/// What the configuration says and the policy that was kept does not allow; none before enrollment.
+fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
+    let identity = IdentityDir::new(&config.identity_dir);
+    let Ok(Some(enrollment)) = identity.enrollment() else { return Ok(Vec::new()) };
+    let (kept, _) = Kept::load(&identity, &enrollment);
+    let Some(policy) = kept.policy() else { return Ok(Vec::new()) };
+    let decisions = decide(policy, &config.collectors, &run::context(config, Vec::new(), Vec::new()));
+    let conflicts = decisions.into_iter().filter(|decision| decision.conflict);
+    Ok(conflicts
+        .filter_map(|decision| Some(format!("collectors.{}.enabled: {}", decision.id, decision.why?)))
+        .collect())
 }
 
 /// One thread: what waits for the network waits here, what waits for the disk has threads of its own.

@@ -30,7 +30,12 @@ fn table(report: &Report) -> String {
     line("agent", &report.agent);
     line("organization", &format!("{} ({})", report.organization_name, report.organization));
     line("endpoint", &report.endpoint);
-    line("policy", &format!("revision {}", report.policy_revision));
+    let policy = &report.policy;
+    let collect = if policy.collect { "on" } else { "off" };
+    line("policy", &format!("revision {}, tier {}, collection {collect}", policy.revision, policy.tier));
+    if let Some(problem) = &policy.problem {
+        line("", problem);
+    }
     let oldest = report.queue.oldest_unsent_seconds;
     let oldest = oldest.map_or_else(String::new, |seconds| format!(", the oldest for {seconds:.0} s"));
     line("queue", &format!("{} batches wait in {} KiB{oldest}", report.queue.batches, report.queue.bytes >> 10));

@@ -25,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) transport: Transport,
     pub(crate) limits: Limits,
     pub(crate) log: Log,
+    pub(crate) policy: PolicySection,
     pub(crate) collectors: BTreeMap<String, toml::Table>,
 }
 
@@ -114,6 +115,37 @@ pub(crate) struct Log {
     pub(crate) format: String,
 }
 
+/// How this host follows the organization's policy.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PolicySection {
+    /// What becomes of what was observed and queued before the policy switched collection off: `send`, or `purge`.
+    #[schemars(with = "String")]
+    pub(crate) on_disable: OnDisable,
+    /// Where sources go on when it is switched on again: `end`, so that nothing is collected that was written meanwhile, or
+    /// `cursor`, where they were left.
+    #[schemars(with = "String")]
+    pub(crate) resume: ResumeAt,
+}
+
+/// What becomes of what is queued when collection is switched off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnDisable {
+    #[default]
+    Send,
+    Purge,
+}
+
+/// Where sources go on when collection is switched on again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ResumeAt {
+    #[default]
+    End,
+    Cursor,
+}
+
 impl Default for Identity {
     fn default() -> Self {
         Self { dir: "/var/lib/vedette/identity".into() }
@@ -178,4 +210,5 @@ macro_rules! sections {
         }),*];
     };
 }
-sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" Limits, "log" Log);
+sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" Limits, "log" Log,
+    "policy" PolicySection);

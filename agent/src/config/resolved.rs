@@ -1,6 +1,6 @@
 //! What the configuration resolves to: values that were checked against each other and can be used as they are.
 
-use super::{Config, layers::Origins};
+use super::{Config, PolicySection, layers::Origins};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
@@ -69,6 +69,7 @@ pub(crate) struct Resolved {
     pub(crate) memory_max: u64,
     pub(crate) log_level: tracing::Level,
     pub(crate) log_json: bool,
+    pub(crate) policy: PolicySection,
     pub(crate) collectors: Vec<CollectorPlan>,
     /// SHA-256 of what was written, hex: tells one configuration from another.
     pub(crate) digest: String,
@@ -194,6 +195,7 @@ impl Resolved {
             memory_max: config.limits.memory_max.0,
             log_level,
             log_json: config.log.format == "json",
+            policy: config.policy,
             collectors,
             digest,
         })

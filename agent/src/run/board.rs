@@ -46,6 +46,8 @@ pub(crate) struct Line {
     pub(crate) state: CollectorState,
     /// Why it is not running, or what it could not do last.
     pub(crate) why: Option<String>,
+    /// That the configuration says what the policy does not allow.
+    pub(crate) note: Option<String>,
 }
 
 /// Every collector's line, in the registry's order of addition.
@@ -58,7 +60,7 @@ impl Board {
     }
 
     pub(crate) fn add(&self, id: &'static str, class: Class) {
-        self.lock().insert(id, Line { class, state: CollectorState::Starting, why: None });
+        self.lock().insert(id, Line { class, state: CollectorState::Starting, why: None, note: None });
     }
 
     /// Set a state; true where it is another than before.
@@ -69,6 +71,13 @@ impl Board {
         line.state = state;
         line.why = why;
         changed
+    }
+
+    /// Note why a collector runs all the same.
+    pub(crate) fn note(&self, id: &str, why: Option<String>) {
+        if let Some(line) = self.lock().get_mut(id) {
+            line.note = why;
+        }
     }
 
     /// Note what a collector could not do while it goes on.

@@ -7,29 +7,35 @@ mod resume;
 mod runner;
 mod sinks;
 pub(crate) mod status;
+mod supervisor;
 
 pub(crate) use board::{Board, CollectorState};
-pub(crate) use runner::{Runner, chunks_of, positions_source};
+pub(crate) use runner::{chunks_of, positions_source};
 pub(crate) use sinks::QueueSink;
 
 use crate::{
-    config::{BASELINE_BYTES, CollectorPlan, Memory, Resolved},
+    config::{BASELINE_BYTES, Memory, Resolved},
     exit::Exit,
     identity::{Enrollment, IdentityDir},
     now,
-    policy::Policy,
+    policy::Kept,
 };
 use anyhow::Context;
 use own::OwnRecords;
 use post::Reloading;
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use supervisor::{Agent, PolicyState, Supervisor};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use vedette_collectors::{Class, Cx, StopSignal};
+use vedette_collectors::{Cx, StopSignal};
 use vedette_transport::{Lane, LaneConfig, Post, Queue, QueueError, Stamp};
-use vedette_wire::{Lane as LaneName, Stored, body::LifecycleEvent};
+use vedette_wire::{HostLabel, Lane as LaneName, Stored, body::LifecycleEvent};
 
 /// Why the agent ends by itself.
 const BROKEN: &str = "a part of the transport ended unexpectedly";
@@ -39,8 +45,6 @@ const DAMAGED: &str = "the queue is damaged";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is left of the 5 s that a stop may take after collectors and batcher have ended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
-/// Collectors that do not end in this time are left behind.
-const COLLECTORS_GRACE: Duration = Duration::from_secs(2);
 /// The record of the stop waits so long for room.
 const STOP_RECORD_GRACE: Duration = Duration::from_millis(500);
 
@@ -78,11 +82,12 @@ enum End {
 async fn run_once(config: &Resolved) -> Result<End, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let enrollment = identity.enrolled(config)?;
-    let (lane, post) = start_lane(config, &identity, &enrollment)?;
+    let (lane, post, stamp, host) = start_lane(config, &identity, &enrollment)?;
     let lane = Arc::new(lane);
     let board = Arc::new(Board::default());
     let own = Arc::new(OwnRecords::new(lane.intake().clone()));
-    let policy = Policy { revision: enrollment.policy_revision, collect: true };
+    let (kept, problem) = Kept::load(&identity, &enrollment);
+    own.set_silent(kept.policy().is_none_or(|policy| !policy.collect));
     let sink = Arc::new(QueueSink::new(lane.intake().clone(), Arc::clone(&board), Arc::clone(&own)));
     let stop = StopSignal::default();
 
@@ -93,37 +98,29 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         None,
         Some(config.digest.clone()),
     );
-    let start = |plan: &CollectorPlan| -> Result<_, Exit> {
-        let runner = Runner {
-            spec: plan.spec,
-            settings: plan.settings.clone(),
-            cx: context(config, lane.queue().cursors(plan.spec.id)?, lane.queue().stored(plan.spec.id)?),
-            sink: Arc::clone(&sink),
-            queue: Arc::clone(lane.queue()),
+    let policy = Arc::<Mutex<PolicyState>>::default();
+    let mut supervisor = Supervisor::new(
+        Agent {
+            config: config.clone(),
+            identity,
+            lane: Arc::clone(&lane),
+            post: Arc::clone(&post),
+            sink,
+            own: Arc::clone(&own),
             board: Arc::clone(&board),
-            stop: stop.child(),
-            deadline: runner::POLL_DEADLINE,
-        };
-        Ok(runner.start().context("cannot start a collector's thread")?)
-    };
-    let (mut runners, mut waiting) = (Vec::new(), Vec::new());
-    for plan in &config.collectors {
-        board.add(plan.spec.id, plan.spec.class);
-        if !plan.enabled || !policy.allows(plan.spec.class) {
-            board.set(plan.spec.id, CollectorState::Disabled, None);
-        } else if resume::is_due(lane.queue()) && plan.spec.class != Class::Inventory {
-            let why = "the queue is new; waits for the workspace to say what it has";
-            board.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
-            waiting.push(plan);
-        } else {
-            runners.push(start(plan)?);
-        }
-    }
+            stop: stop.clone(),
+            stamp,
+            host,
+            state: Arc::clone(&policy),
+        },
+        kept,
+        problem,
+    );
     let status = status::Source {
         enrollment: enrollment.clone(),
         board: Arc::clone(&board),
         lane: Arc::clone(&lane),
-        policy_revision: policy.revision,
+        policy,
         started: tokio::time::Instant::now(),
     };
     let socket = status::serve(&config.state_dir, status.clone())
@@ -140,7 +137,9 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         tokio::pin!(beat);
         let resuming = resume::resume(Arc::clone(&lane), post, Arc::clone(&own), config.state_dir.clone());
         tokio::pin!(resuming);
-        let mut resumed = false;
+        let (resumed, mut is_resumed) = (watch::channel(false).0, false);
+        let governing = supervisor.govern(resumed.subscribe());
+        tokio::pin!(governing);
         loop {
             tokio::select! {
                 _ = look.tick() => {
@@ -151,12 +150,11 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
                         break BROKEN;
                     }
                 }
-                () = &mut resuming, if !resumed => {
-                    resumed = true;
-                    for plan in waiting.drain(..) {
-                        runners.push(start(plan)?);
-                    }
+                () = &mut resuming, if !is_resumed => {
+                    is_resumed = true;
+                    resumed.send_replace(true);
                 }
+                never = &mut governing => match never {},
                 _ = terminate.recv() => break "SIGTERM",
                 _ = interrupt.recv() => break "SIGINT",
                 never = &mut beat => match never {},
@@ -172,7 +170,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         // Nothing can be made durable any more; who waits for room is let go.
         lane.close();
     }
-    Runner::join_all(runners, COLLECTORS_GRACE).await;
+    supervisor.join().await;
     if reason != DAMAGED
         && let Some(handing_over) = own.lifecycle(LifecycleEvent::Stop, format!("stopped by {reason}"), None, None)
     {
@@ -203,7 +201,7 @@ fn start_lane(
     config: &Resolved,
     identity: &IdentityDir,
     enrollment: &Enrollment,
-) -> Result<(Lane, Arc<Reloading>), Exit> {
+) -> Result<(Lane, Arc<Reloading>, watch::Sender<Stamp>, HostLabel), Exit> {
     let post = Arc::new(Reloading::new(identity, enrollment, config.proxy.clone())?);
     let queue =
         Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
@@ -212,13 +210,12 @@ fn start_lane(
         tracing::error!(batches = foreign, "batches of an earlier enrollment were left; they are in quarantine");
     }
     let host = vedette_collectors::host_label(&context(config, Vec::new(), Vec::new()));
-    // Nothing changes the stamp yet; the sender is kept so that the receiver stays open.
-    let (_, stamp) = watch::channel(Stamp {
+    let (stamps, stamp) = watch::channel(Stamp {
         organization: enrollment.organization,
         agent: enrollment.agent,
         geo: enrollment.geo,
         agent_version: VERSION.to_owned(),
-        host,
+        host: host.clone(),
         policy_revision: enrollment.policy_revision,
     });
     // Measured where it is more than usual.
@@ -235,7 +232,7 @@ fn start_lane(
         now: Arc::new(now),
         post: Some(Arc::clone(&post) as Arc<dyn Post>),
     })?;
-    Ok((lane, post))
+    Ok((lane, post, stamps, host))
 }
 
 fn describe(error: QueueError) -> Exit {

@@ -30,16 +30,28 @@ pub(crate) struct OwnRecords {
     next: AtomicU64,
     /// A heartbeat waits for room.
     beating: Arc<AtomicBool>,
+    /// The policy switches collection off: nothing is said.
+    silent: AtomicBool,
 }
 
 impl OwnRecords {
     pub(crate) fn new(intake: Intake) -> Self {
-        Self { intake, source: positions_source(AGENT), next: AtomicU64::new(0), beating: Arc::default() }
+        Self {
+            intake,
+            source: positions_source(AGENT),
+            next: AtomicU64::new(0),
+            beating: Arc::default(),
+            silent: AtomicBool::new(false),
+        }
     }
 
     /// Hand a record over, and then do `done`. The intake may be full: a caller on the async thread gets a task that
     /// waits instead of it.
     fn emit(&self, body: impl Into<Body>, done: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
+        if self.silent.load(Ordering::Acquire) {
+            done();
+            return None;
+        }
         let at = self.next.fetch_add(1, Ordering::Relaxed);
         let mut chunk = Chunk::new(Arc::clone(&self.source));
         chunk.push(now(), Position(at, at + 1), &body.into());
@@ -55,6 +67,11 @@ impl OwnRecords {
         }
         put();
         None
+    }
+
+    /// Say nothing from now on, or speak again.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Release);
     }
 
     /// The task, on the async thread, ends when the record is handed over.

@@ -8,7 +8,10 @@ use std::{
     future::Future,
     os::unix::fs::MetadataExt,
     pin::Pin,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use vedette_transport::{
@@ -30,6 +33,8 @@ pub(super) struct Reloading {
     enrollment: Enrollment,
     proxy: Option<String>,
     state: Mutex<State>,
+    /// What is queued is being purged: nothing is posted.
+    closed: AtomicBool,
 }
 
 struct State {
@@ -45,11 +50,22 @@ impl Reloading {
         let stamps = stamps(identity);
         let post = client(identity, enrollment, proxy.clone())?;
         let state = Mutex::new(State { post, stamps, looked: Instant::now(), refused: stamps });
-        Ok(Self { identity: identity.clone(), enrollment: enrollment.clone(), proxy, state })
+        Ok(Self {
+            identity: identity.clone(),
+            enrollment: enrollment.clone(),
+            proxy,
+            state,
+            closed: AtomicBool::new(false),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Post nothing until it is opened again.
+    pub(super) fn close(&self, closed: bool) {
+        self.closed.store(closed, Ordering::Release);
     }
 
     /// The client of now.
@@ -79,6 +95,10 @@ impl Reloading {
 
 impl Post for Reloading {
     fn post(&self, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+        if self.closed.load(Ordering::Acquire) {
+            let why = "policy has what is queued purged".to_owned();
+            return Box::pin(async { Outcome::Retry { after: Some(Duration::from_secs(1)), why } });
+        }
         let current = self.current();
         Box::pin(async move { current.post(frame).await })
     }

@@ -147,6 +147,9 @@ impl Runner {
             let watchdog = Watchdog::start(self.spec.id, &self.board, self.deadline);
             let polled = poll.poll(&self.cx);
             drop(watchdog);
+            if self.stop.is_stopped() {
+                return End::Stopped;
+            }
             let bodies = match polled {
                 Ok(bodies) => bodies,
                 Err(err) => return self.ended(Err(err)),

@@ -1,6 +1,6 @@
 //! Status over a unix socket in the state directory: whoever may open the directory may ask.
 
-use super::{Board, VERSION, socket_name};
+use super::{Board, VERSION, socket_name, supervisor::PolicyState};
 use crate::{identity::Enrollment, now};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -8,7 +8,7 @@ use std::{
     io::{self, Read},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{io::AsyncWriteExt, net::UnixListener, task::JoinHandle, time::Instant};
@@ -28,6 +28,8 @@ pub(crate) struct Report {
     pub(crate) workspace: String,
     pub(crate) endpoint: String,
     pub(crate) policy_revision: u64,
+    #[serde(default)]
+    pub(crate) policy: PolicyState,
     pub(crate) collectors: Vec<Collector>,
     pub(crate) queue: QueueReport,
     pub(crate) delivery: Delivery,
@@ -91,7 +93,7 @@ pub(crate) struct Source {
     pub(crate) enrollment: Enrollment,
     pub(crate) board: Arc<Board>,
     pub(crate) lane: Arc<Lane>,
-    pub(crate) policy_revision: u64,
+    pub(crate) policy: Arc<Mutex<PolicyState>>,
     pub(crate) started: Instant,
 }
 
@@ -99,15 +101,19 @@ impl Source {
     pub(crate) fn report(&self) -> Report {
         let lane = self.lane.status();
         let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
-        let collectors = self.board.lines().into_iter().map(|(id, line)| Collector {
-            id: id.to_owned(),
-            class: format!("{:?}", line.class).to_lowercase(),
-            state: line.state.name().to_owned(),
-            emitted: counters(id).emitted,
-            dropped: counters(id).dropped_total(),
-            dropped_by_reason: counters(id).dropped,
-            last_error: line.why,
+        let collectors = self.board.lines().into_iter().map(|(id, line)| {
+            let said: Vec<String> = line.note.into_iter().chain(line.why).collect();
+            Collector {
+                id: id.to_owned(),
+                class: format!("{:?}", line.class).to_lowercase(),
+                state: line.state.name().to_owned(),
+                emitted: counters(id).emitted,
+                dropped: counters(id).dropped_total(),
+                dropped_by_reason: counters(id).dropped,
+                last_error: (!said.is_empty()).then(|| said.join("; ")),
+            }
         });
+        let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Report {
             version: VERSION.to_owned(),
             agent: self.enrollment.agent.to_string(),
@@ -115,7 +121,8 @@ impl Source {
             organization_name: self.enrollment.organization_name.clone(),
             workspace: self.enrollment.workspace.clone(),
             endpoint: self.enrollment.workspace.clone(),
-            policy_revision: self.policy_revision,
+            policy_revision: policy.revision,
+            policy,
             collectors: collectors.collect(),
             queue: QueueReport {
                 bytes: lane.queue.file_bytes,

@@ -31,6 +31,7 @@ pub(crate) const SPEC: Spec = Spec {
     schema: spec::schema::<Settings>,
     defaults: spec::defaults::<Settings>,
     build,
+    skip: None,
 };
 
 /// The kernel is listened to in pieces of this length, to see a stop.

@@ -22,7 +22,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use vedette_wire::{Body, Chunk, Position, Source, body::Crash};
+use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, body::Crash};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "crash_dumps",
@@ -34,6 +34,7 @@ pub(crate) const SPEC: Spec = Spec {
     schema: spec::schema::<Settings>,
     defaults: spec::defaults::<Settings>,
     build,
+    skip: Some(skip),
 };
 
 /// A file that was changed so recently may still be written.
@@ -78,12 +79,39 @@ fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
     Ok(Plan::Watch(Box::new(CrashDumps { settings })))
 }
 
+/// What is there counts as reported.
+fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+    let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
+    let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
+    let mut reported = Reported::of(cx);
+    let there = formats::candidates(cx, &settings.paths);
+    let there = there.into_iter().filter_map(|(path, _)| std::fs::symlink_metadata(path).ok());
+    let new =
+        there.filter(|meta| meta.is_file() && meta.len() > 0).filter(|meta| reported.dumps.insert(identity(meta)));
+    let count = new.count() as u64;
+    let mut chunk = Chunk::new(source);
+    if count > 0 {
+        let positions = Some(Position(reported.count, reported.count + count));
+        chunk.dropped.push(Dropped { reason: Reason::Policy, count, positions });
+        reported.count += count;
+    }
+    chunk.cursor = Some(rmp_serde::to_vec_named(&reported).expect("numbers serialize"));
+    outlet.emit(chunk)
+}
+
 struct CrashDumps {
     settings: Settings,
 }
 
 /// Which file a dump is: device, inode, size, modification time.
 type Identity = (u64, u64, u64, i64);
+
+fn identity(meta: &std::fs::Metadata) -> Identity {
+    (meta.dev(), meta.ino(), meta.len(), meta.mtime())
+}
+
+/// Id of the one source.
+const SOURCE: &str = "dumps";
 
 /// What was reported.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -92,18 +120,24 @@ struct Reported {
     count: u64,
 }
 
+impl Reported {
+    fn of(cx: &Cx) -> Self {
+        let kept = cx.cursors.iter().find(|(id, _)| id == SOURCE);
+        kept.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok()).unwrap_or_default()
+    }
+}
+
 impl Watch for CrashDumps {
     fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
-        let source = Arc::new(Source { collector: SPEC.id, id: "dumps".to_owned(), name: None });
-        let kept = cx.cursors.iter().find(|(id, _)| *id == source.id);
-        let mut reported: Reported = kept.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok()).unwrap_or_default();
+        let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
+        let mut reported = Reported::of(cx);
         let mut refused: BTreeSet<PathBuf> = BTreeSet::new();
         loop {
             let mut there = BTreeSet::new();
             for (path, format) in formats::candidates(cx, &self.settings.paths) {
                 // Not through a link: a directory of dumps may be everybody's to write to.
                 let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
-                let identity = (meta.dev(), meta.ino(), meta.len(), meta.mtime());
+                let identity = identity(&meta);
                 there.insert(identity);
                 let modified = meta.mtime().saturating_mul(1_000_000_000);
                 let unsettled = cx.now().saturating_sub(modified) < SETTLED_NS && cx.once.is_none();

@@ -21,7 +21,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use vedette_wire::{Body, Chunk, Position, Source, Stored};
+use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, Stored};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "journal",
@@ -33,6 +33,7 @@ pub(crate) const SPEC: Spec = Spec {
     schema: spec::schema::<Settings>,
     defaults: spec::defaults::<Settings>,
     build,
+    skip: Some(skip),
 };
 
 /// Bytes read from the child at once.
@@ -93,6 +94,27 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
         return Ok(Plan::Absent(format!("this host keeps no journal in {} or {}", DIRECTORIES[0], DIRECTORIES[1])));
     }
     Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
+}
+
+/// The place is the newest entry's; what lies between is counted by its sequence numbers.
+fn skip(_: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+    if directory(cx).is_none() {
+        return Ok(());
+    }
+    let Some(newest) = last_cursor(cx)? else { return Ok(()) };
+    let place = cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
+    let (id, newest_seqnum) = place_of_parts(&newest);
+    let mut chunk = Chunk::new(source(&format!("journal:{id}")));
+    if let Some((known, seqnum)) = place.as_deref().map(place_of_parts)
+        && known == id
+        && newest_seqnum > seqnum
+    {
+        let positions = Some(Position(seqnum + 1, newest_seqnum + 1));
+        chunk.dropped.push(Dropped { reason: Reason::Policy, count: newest_seqnum - seqnum, positions });
+    }
+    chunk.forget = cx.cursors.iter().map(|(id, _)| id.clone()).filter(|id| *id != chunk.source.id).collect();
+    chunk.cursor = Some(newest.clone().into_bytes());
+    outlet.emit(chunk)
 }
 
 struct Journal {

@@ -38,6 +38,7 @@ pub(crate) const SPEC: Spec = Spec {
     schema: spec::schema::<Settings>,
     defaults: spec::defaults::<Settings>,
     build,
+    skip: None,
 };
 
 /// Settings of `[collectors.processes]`.

@@ -31,6 +31,7 @@ pub(crate) const SPEC: Spec = Spec {
     schema: spec::schema::<Settings>,
     defaults: spec::defaults::<Settings>,
     build,
+    skip: None,
 };
 
 const LOGIND: &str = "/run/systemd/sessions";

@@ -21,6 +21,7 @@ pub(crate) const SPEC: Spec = Spec {
     schema: spec::schema::<Settings>,
     defaults: spec::defaults::<Settings>,
     build,
+    skip: Some(skip),
 };
 
 /// Settings of `[collectors.syslog]`.
@@ -81,6 +82,12 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
         return Ok(Plan::Absent(why.to_owned()));
     }
     Ok(Plan::Watch(Box::new(Syslog { settings })))
+}
+
+fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+    let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
+    let parser = Lines { zone: TimeZone::UTC };
+    Tailer::new(SPEC.id, settings.paths, settings.start, parser).skip(cx, outlet)
 }
 
 struct Syslog {

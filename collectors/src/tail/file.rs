@@ -194,6 +194,15 @@ impl File {
         (length > self.offset).then_some(Position(self.offset, length))
     }
 
+    /// Go behind everything that is there; the positions passed over, where there are any.
+    pub(crate) fn skip(&mut self) -> io::Result<Option<Position>> {
+        let (from, to) = (self.offset, self.file.metadata()?.len());
+        self.pending.clear();
+        (self.offset, self.parts) = (to, 0);
+        self.before = self.read_before()?;
+        Ok((to > from).then_some(Position(from, to)))
+    }
+
     /// Begin again at the beginning, as another source.
     pub(crate) fn restart(&mut self, now: i64) {
         self.seen_length.set(0);

@@ -63,6 +63,48 @@ impl<P: LineParser> Tailer<P> {
         Ok(())
     }
 
+    /// Leave every file of the globs behind what it holds now: what was not read of a known one is counted as dropped by
+    /// policy, and cursors of files that are no longer found are forgotten. How many lines they were is not known.
+    pub(crate) fn skip(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+        let mut known: BTreeMap<String, Cursor> =
+            cx.cursors.iter().filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[])).map(|c| (c.id(), c)).collect();
+        let now = cx.now();
+        for glob in self.globs.clone() {
+            let Ok(paths) = glob::glob(&cx.path(&glob).to_string_lossy()) else { continue };
+            for path in paths.filter_map(Result::ok).filter(|path| !rotation::is_compressed(path)) {
+                let Ok(meta) = std::fs::metadata(&path) else { continue };
+                let host_path = cx.host_path(&path);
+                let here =
+                    known.values().filter(|c| c.key() == key(&meta) || c.inode == key(&meta).1 && c.path == host_path);
+                let here: Vec<Cursor> = here.cloned().collect();
+                let resumed = self.resume(&path, &here).ok().flatten();
+                let Some(mut file) = (match resumed {
+                    Some((file, id)) => {
+                        known.remove(&id);
+                        Some(file)
+                    }
+                    None => File::open(&path, meta.len(), now).ok(),
+                }) else {
+                    continue;
+                };
+                let dropped = file.skip().map_err(|err| CollectError::read(host_path.clone(), err))?;
+                let cursor = file.cursor(&host_path, now);
+                let mut chunk = Chunk::new(self.source(&cursor.id(), Some(host_path)));
+                chunk.dropped.extend(dropped.map(|positions| Dropped {
+                    reason: Reason::Policy,
+                    count: 1,
+                    positions: Some(positions),
+                }));
+                chunk.cursor = Some(cursor.encode());
+                outlet.emit(chunk)?;
+            }
+        }
+        let mut scanned = Chunk::new(self.source(SCANNED, None));
+        scanned.forget = known.into_keys().collect();
+        scanned.cursor = Some(rmp_serde::to_vec(&self.globs).expect("strings serialize"));
+        outlet.emit(scanned)
+    }
+
     /// Files that were being read may have been renamed out of the globs, or copied and truncated, while the agent was
     /// down.
     fn find_orphans(

@@ -46,6 +46,19 @@ impl Queue {
         Ok(())
     }
 
+    /// Delete every batch, since the policy forbids them.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`]; those that are left are still there.
+    pub fn purge_all(&self) -> Result<(), QueueError> {
+        while let Some((slot, _)) = self.next_after(0)? {
+            self.purge(slot)?;
+        }
+        // Not back after a crash.
+        self.write(Durability::Immediate, |_, _| Ok(Some(())))?;
+        Ok(())
+    }
+
     /// Move a batch that will never be accepted into quarantine, where the oldest give way when they take more than a
     /// tenth of the limit.
     ///

@@ -25,6 +25,8 @@ pub enum LifecycleEvent {
     CollectorRecovered,
     /// What could be found in a damaged queue.
     QueueSalvaged,
+    /// Another policy is in force, a policy was refused, or the configuration says what the policy does not allow.
+    Policy,
 }
 
 /// An event in the life of the agent.
@@ -45,7 +47,10 @@ pub struct Lifecycle {
 }
 
 const COLUMNS: &[Column] = &[
-    text("event", "`start`, `stop`, `configuration`, `collector_error` or `collector_recovered`"),
+    text(
+        "event",
+        "`start`, `stop`, `configuration`, `collector_error`, `collector_recovered`, `queue_salvaged` or `policy`",
+    ),
     text("message", "a line for people"),
     text("version", "version of the agent"),
     text("about", "the collector that it is about"),
@@ -61,6 +66,7 @@ impl Lifecycle {
             LifecycleEvent::CollectorError => "collector_error",
             LifecycleEvent::CollectorRecovered => "collector_recovered",
             LifecycleEvent::QueueSalvaged => "queue_salvaged",
+            LifecycleEvent::Policy => "policy",
         }
     }
 }
@@ -86,7 +92,10 @@ impl Observation for Lifecycle {
             LifecycleEvent::Start => 3,
             LifecycleEvent::Stop => 4,
             LifecycleEvent::CollectorError => 1,
-            LifecycleEvent::Configuration | LifecycleEvent::CollectorRecovered | LifecycleEvent::QueueSalvaged => 99,
+            LifecycleEvent::Configuration
+            | LifecycleEvent::CollectorRecovered
+            | LifecycleEvent::QueueSalvaged
+            | LifecycleEvent::Policy => 99,
         }
     }
 

@@ -1,18 +1,20 @@
 //! `init`, `org`, `token`, `agents`.
 
 use super::print;
+use super::who;
 use crate::{
     ca,
-    cli::{Format, Tier},
-    control::{AgentRow, Control},
+    cli::Format,
+    control::{AgentRow, Change, Control},
     landing::Landing,
     now,
+    signer::Signer,
 };
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
-use vedette_wire::geo::WorkspaceGeo;
+use vedette_wire::{geo::WorkspaceGeo, policy::Tier};
 
 /// An agent that was not heard of for so long is silent.
 const SILENT_AFTER_NS: i64 = 10 * 60 * 1_000_000_000;
@@ -35,6 +37,7 @@ pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>) 
         }
     }
     ca::create(dir, geo, &names)?;
+    Signer::load(dir)?;
     Landing::open(&dir.join("landing"))?;
     Control::create(dir, geo).await?;
     tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace made; agents need its ca.pem");
@@ -52,11 +55,9 @@ pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Resu
     if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
         bail!("an organization's name has 1 to 200 characters, none of them control characters");
     }
-    let tier = match tier {
-        Tier::Free => "free",
-        Tier::Standard => "standard",
-    };
-    let id = Control::open(dir).await?.add_organization(name, tier, now()).await?;
+    let control = Control::open(dir).await?;
+    let change = Change { who: &who(), reason: "organization added", now: now() };
+    let id = control.add_organization(name, tier, &Signer::load(dir)?, change).await?;
     print(format!("{id}\n").as_bytes())
 }
 

@@ -2,6 +2,7 @@
 
 mod admin;
 mod ledger;
+mod policy;
 
 pub(crate) use admin::{rfc3339, token_digest};
 
@@ -9,7 +10,7 @@ pub(crate) use admin::{rfc3339, token_digest};
 mod query;
 mod serve;
 
-use crate::cli::{Arguments, Command, Org, Token};
+use crate::cli::{Agent, Arguments, Command, Org, Policy, Token};
 use anyhow::Result;
 use clap::CommandFactory;
 use std::io::{self, Write};
@@ -25,6 +26,10 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         }
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
         Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,
+        Command::Policy(Policy::Show { org, dir, history }) => policy::show(&dir, &org, history).await,
+        Command::Policy(Policy::Set(change)) => policy::set(&change).await,
+        Command::Agent(Agent::Revoke { agent, dir, reason }) => policy::revoke(&dir, agent, &reason).await,
+        Command::Alerts { org, dir, format } => policy::alerts(&dir, &org, format).await,
         Command::Agents { org, dir, format } => admin::agents(&dir, &org, format).await,
         Command::Ledger { org, dir, agent, format } => ledger::ledger(&dir, &org, agent.as_deref(), format).await,
         #[cfg(feature = "lake")]
@@ -54,6 +59,15 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         #[cfg(not(feature = "lake"))]
         Command::TablesReference => Ok(()),
     }
+}
+
+/// Who runs this command, for the audit log: the user, and the one behind sudo(8).
+#[expect(clippy::disallowed_methods, reason = "only the environment tells who is behind sudo")]
+fn who() -> String {
+    let uid = rustix::process::getuid().as_raw();
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
+    let sudo = std::env::var("SUDO_USER").map(|user| format!(" for {user}")).unwrap_or_default();
+    format!("{user} (uid {uid}){sudo}").trim_start().to_owned()
 }
 
 /// Write to stdout; a reader that has seen enough (`| head`) is no error.

@@ -6,6 +6,7 @@ use crate::{
     landing::{Landing, ReadError},
     now,
     receive::{self, PLAIN_BYTES_MAX, Receiver},
+    signer::Signer,
     tiles::Noted,
 };
 use anyhow::{Context, Result};
@@ -28,14 +29,18 @@ pub(super) async fn serve(
     let _lock = lock(&dir)?;
     let landing = Landing::open(&dir.join("landing"))?;
     reconcile(&control, &landing).await?;
+    let signer = Signer::load(&dir)?;
+    control.first_policies(&signer, super::policy::upgraded()).await?;
+    let (revisions, followed) = watch::channel(control.policy_revisions().await?);
+    tokio::spawn(receive::follow_revisions(control.clone(), revisions));
     let receiver = Arc::new(Receiver::new(
         control.clone(),
         landing.clone(),
         Authority::load(&dir)?,
         control.geo().await?,
-        batches_per_second,
+        (signer.public(), followed),
+        (batches_per_second, batch_bytes_max),
         compression,
-        batch_bytes_max,
     ));
     let tls = receive::tls_config(&dir)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;

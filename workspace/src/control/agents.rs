@@ -17,6 +17,9 @@ pub(crate) enum TokenError {
     /// Used up.
     #[error("the token has been used already; make a new one with `vedette-workspace token new`")]
     Used,
+    /// The key that asks was revoked.
+    #[error("this agent's key was revoked; move key.pem away, and enroll with a new one")]
+    Revoked,
 }
 
 /// What an agent brings to its enrollment.
@@ -82,6 +85,15 @@ impl Control {
             Some((_, _, uses)) if uses <= 0 => return Ok(Err(TokenError::Used)),
             Some((organization, _, _)) => organization,
         };
+        let revoked: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM agents WHERE organization = ? AND id = ? AND revoked IS NOT NULL")
+                .bind(&organization)
+                .bind(enrollment.agent.to_string())
+                .fetch_optional(&mut *tx)
+                .await?;
+        if revoked.is_some() {
+            return Ok(Err(TokenError::Revoked));
+        }
         sqlx::query("UPDATE tokens SET uses_left = uses_left - 1 WHERE digest = ?")
             .bind(digest)
             .execute(&mut *tx)

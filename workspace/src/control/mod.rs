@@ -5,20 +5,23 @@
 mod agents;
 mod landed;
 mod ledger;
+mod policies;
 mod positions;
 
 #[cfg(test)]
 pub(crate) use agents::TokenError;
 pub(crate) use agents::{AgentRow, Enrollment};
 pub(crate) use ledger::Account;
+pub(crate) use policies::Change;
 
+use crate::signer::Signer;
 use anyhow::{Context, Result, anyhow, bail};
 use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{path::Path, time::Duration};
-use vedette_wire::{OrganizationId, geo::WorkspaceGeo};
+use vedette_wire::{OrganizationId, geo::WorkspaceGeo, policy::Tier};
 
 /// The control store of a workspace.
 #[derive(Debug, Clone)]
@@ -87,14 +90,20 @@ impl Control {
         Ok(geo.parse()?)
     }
 
-    /// Add an organization.
-    pub(crate) async fn add_organization(&self, name: &str, tier: &str, now: i64) -> Result<OrganizationId> {
+    /// Add an organization with its first policy.
+    pub(crate) async fn add_organization(
+        &self,
+        name: &str,
+        tier: Tier,
+        signer: &Signer,
+        change: Change<'_>,
+    ) -> Result<OrganizationId> {
         let id = OrganizationId::from_uuid(uuid::Uuid::now_v7());
         let done = sqlx::query("INSERT INTO organizations (id, name, tier, created) VALUES (?, ?, ?, ?)")
             .bind(id.to_string())
             .bind(name)
-            .bind(tier)
-            .bind(now)
+            .bind(tier.name())
+            .bind(change.now)
             .execute(&self.pool)
             .await;
         match done {
@@ -103,7 +112,8 @@ impl Control {
             }
             other => other.map(drop)?,
         }
-        self.audit(now, "organization add", &format!("{name} {tier} {id}")).await?;
+        self.audit_by(change, "organization add", &format!("{name} {tier} {id}")).await?;
+        self.first_policies(signer, change).await?;
         Ok(id)
     }
 
@@ -127,10 +137,15 @@ impl Control {
     }
 
     pub(crate) async fn audit(&self, now: i64, action: &str, detail: &str) -> Result<()> {
-        sqlx::query("INSERT INTO audit_log (time, action, detail) VALUES (?, ?, ?)")
-            .bind(now)
+        self.audit_by(Change { who: "", reason: "", now }, action, detail).await
+    }
+
+    pub(crate) async fn audit_by(&self, change: Change<'_>, action: &str, detail: &str) -> Result<()> {
+        sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, ?, ?, ?)")
+            .bind(change.now)
             .bind(action)
             .bind(detail)
+            .bind(change.who)
             .execute(&self.pool)
             .await?;
         Ok(())

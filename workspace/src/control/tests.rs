@@ -7,6 +7,13 @@ async fn control() -> (tempfile::TempDir, Control) {
     (dir, control)
 }
 
+/// Add an organization on the free tier, with a signer of its own.
+pub(in crate::control) async fn add(control: &Control, name: &str) -> Result<OrganizationId> {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let change = Change { who: "somebody", reason: "a test", now: 1 };
+    control.add_organization(name, Tier::Free, &Signer::load(dir.path()).expect("makes"), change).await
+}
+
 fn enrollment() -> Enrollment<'static> {
     Enrollment { agent: AgentId([7; 16]), hostname: "web1", machine: None, version: "0.1.0" }
 }
@@ -14,7 +21,7 @@ fn enrollment() -> Enrollment<'static> {
 #[tokio::test]
 async fn a_token_enrolls_as_often_as_it_says_and_not_after_it_expires() {
     let (_dir, control) = control().await;
-    control.add_organization("acme", "free", 1).await.expect("adds");
+    add(&control, "acme").await.expect("adds");
     let organization = control.organization("acme").await.expect("is there");
     control.add_token(&organization, "d1", 1, 1, 100).await.expect("adds");
     control.add_token(&organization, "d2", 5, 1, 100).await.expect("adds");
@@ -38,8 +45,8 @@ async fn a_lease_has_one_holder_until_it_expires() {
 #[tokio::test]
 async fn what_is_missing_or_there_already_is_said() {
     let (dir, control) = control().await;
-    control.add_organization("acme", "free", 1).await.expect("adds");
-    let twice = control.add_organization("acme", "free", 1).await.expect_err("is there");
+    add(&control, "acme").await.expect("adds");
+    let twice = add(&control, "acme").await.expect_err("is there");
     assert!(twice.to_string().contains("already"), "{twice}");
     let unknown = control.organization("nobody").await.expect_err("is not there");
     assert!(unknown.to_string().contains("org add nobody"), "{unknown}");
@@ -50,7 +57,7 @@ async fn what_is_missing_or_there_already_is_said() {
 #[tokio::test]
 async fn a_marked_batch_is_not_pending_and_a_repeat_stays_marked() {
     let (_dir, control) = control().await;
-    let id = control.add_organization("acme", "free", 1).await.expect("adds");
+    let id = add(&control, "acme").await.expect("adds");
     let pending = async || control.undecided(id, 10).await.expect("reads");
     assert!(control.note_found("k1", &id.to_string(), "2026-11-23", 5, None, 1).await.expect("notes"));
     assert_eq!(pending().await.pending.len(), 1);

@@ -49,7 +49,8 @@ pub(super) async fn put(
     drop(reading);
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
     let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
-    let (noted, frame, digest) = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
+    let checked = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
+    let (noted, frame, digest) = receiver.permitted(checked, policy_revision).await?;
     let (key, day) = Landing::key(receiver.geo, &noted.header);
     let bytes = frame.len();
     let landed = receiver.landing.land(&key, frame, &digest).await.map_err(|err| Refusal::internal(&err))?;
@@ -77,6 +78,17 @@ async fn admit(
 
 /// Who asks, and the policy revision in force; refused where the agent is unknown or its organization sends too much.
 pub(super) async fn admitted(receiver: &Receiver, peer: Option<Peer>) -> Result<(Peer, u64), Refusal> {
+    let (peer, policy_revision) = known(receiver, peer).await?;
+    if receiver.batches.check_key(&peer.organization).is_err() {
+        return Err(
+            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
+        );
+    }
+    Ok((peer, policy_revision))
+}
+
+/// Who asks, and the policy revision in force; refused where the agent is unknown or revoked.
+pub(super) async fn known(receiver: &Receiver, peer: Option<Peer>) -> Result<(Peer, u64), Refusal> {
     let peer = peer.ok_or_else(|| {
         Refusal::new(StatusCode::UNAUTHORIZED, "certificate", "no client certificate").detail("run `vedette enroll`")
     })?;
@@ -86,11 +98,6 @@ pub(super) async fn admitted(receiver: &Receiver, peer: Option<Peer>) -> Result<
         return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this agent is not admitted")
             .detail("it is unknown here or revoked; enroll it again"));
     };
-    if receiver.batches.check_key(&peer.organization).is_err() {
-        return Err(
-            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
-        );
-    }
     Ok((peer, policy_revision))
 }
 

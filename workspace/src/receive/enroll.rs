@@ -2,6 +2,7 @@
 
 use super::{Receiver, problem::Refusal};
 use crate::{ca::Authority, commands::token_digest, control::Enrollment, now};
+use anyhow::Context as _;
 use axum::{Json, extract::State, extract::rejection::JsonRejection, http::StatusCode};
 use std::sync::Arc;
 use vedette_wire::reply::{EnrollReply, EnrollRequest};
@@ -44,6 +45,10 @@ pub(super) async fn enroll(
             tracing::warn!(%agent, hostname = request.hostname, error = %err, "enrollment refused");
             Refusal::new(StatusCode::FORBIDDEN, "token", err.to_string())
         })?;
+    let policy = receiver.control.policy(organization.id, organization.policy_revision).await;
+    let (_, policy) = policy
+        .and_then(|found| found.context("the organization has no policy"))
+        .map_err(|err| Refusal::internal(&err))?;
     let certificate =
         receiver.authority.sign_agent(signing, organization.id, agent).map_err(|err| Refusal::internal(&err))?;
     tracing::info!(%agent, hostname = request.hostname, organization = organization.name, "enrolled");
@@ -55,5 +60,7 @@ pub(super) async fn enroll(
         geo: receiver.geo,
         policy_revision: organization.policy_revision,
         compression: receiver.compression,
+        policy_key: Some(receiver.policy_key.clone()),
+        policy: Some(policy),
     }))
 }

@@ -4,10 +4,12 @@
 
 mod batch;
 mod enroll;
+mod policy;
 mod positions;
 mod problem;
 mod tls;
 
+pub(crate) use policy::follow_revisions;
 pub(crate) use tls::{config as tls_config, serve};
 
 use crate::{ca::Authority, control::Control, landing::Landing};
@@ -22,7 +24,7 @@ use std::{
     num::NonZeroU32,
     sync::{Arc, Mutex, PoisonError},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::Limits};
 
 /// Largest sealed batch.
@@ -51,6 +53,9 @@ pub(crate) struct Receiver {
     landing: Landing,
     authority: Authority,
     geo: WorkspaceGeo,
+    /// What policies are verified with, hex.
+    policy_key: String,
+    policies: policy::Policies,
     /// What agents are asked to compress with.
     compression: Option<Compression>,
     batch_bytes_max: usize,
@@ -66,9 +71,9 @@ impl Receiver {
         landing: Landing,
         authority: Authority,
         geo: WorkspaceGeo,
-        batches_per_second: NonZeroU32,
+        (policy_key, revisions): (String, watch::Receiver<HashMap<OrganizationId, u64>>),
+        (batches_per_second, batch_bytes_max): (NonZeroU32, usize),
         compression: Option<Compression>,
-        batch_bytes_max: usize,
     ) -> Self {
         let enrollments = NonZeroU32::new(ENROLLMENTS_PER_MINUTE).expect("not zero");
         Self {
@@ -76,6 +81,8 @@ impl Receiver {
             landing,
             authority,
             geo,
+            policy_key,
+            policies: policy::Policies::new(revisions),
             compression,
             batch_bytes_max,
             batches: RateLimiter::keyed(Quota::per_second(batches_per_second)),
@@ -108,6 +115,7 @@ fn router(receiver: Arc<Receiver>) -> Router {
         .route("/v1/{lane}/{epoch}/{seq}", put(batch::put))
         .route("/v1/positions", get(positions::first))
         .route("/v1/positions/{collector}/{source}", get(positions::behind))
+        .route("/v1/policy/{behind}", get(policy::next))
         .route("/v1/enroll", post(enroll::enroll).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/livez", get(|| async { "ok\n" }))
         .fallback(problem::not_found)

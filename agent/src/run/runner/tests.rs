@@ -30,6 +30,7 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
         schema: || schemars::Schema::default(),
         defaults: toml::Table::new,
         build,
+        skip: None,
     }));
     let dir = tempfile::tempdir().expect("temp dir");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("builds");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::tests::add;
 use vedette_wire::{
     AgentId, Batch, Epoch as EpochId, Header, Lane, Position, Record, SourceRef, body::Syslog, geo::WorkspaceGeo,
 };
@@ -8,7 +9,7 @@ const AGENT: AgentId = AgentId([7; 16]);
 async fn control() -> (tempfile::TempDir, Control, OrganizationId) {
     let dir = tempfile::tempdir().expect("temp dir");
     let control = Control::create(dir.path(), WorkspaceGeo::Europe).await.expect("makes");
-    let organization = control.add_organization("acme", "free", 1).await.expect("adds");
+    let organization = add(&control, "acme").await.expect("adds");
     (dir, control, organization)
 }
 

@@ -1,0 +1,93 @@
+//! The effective policy, and the only place that decides whether a collector runs.
+//!
+//! Two say something: the organization's policy, which is signed ([`kept`]), and the host's own configuration. Either may
+//! switch a collector off; on the standard tier neither may where it would leave a required group without any.
+
+mod kept;
+
+pub(crate) use kept::{Kept, Refused, keep};
+
+use crate::config::CollectorPlan;
+use std::collections::BTreeSet;
+use vedette_collectors::{Class, Cx, Plan};
+use vedette_wire::policy::{Policy, REQUIRED, Tier};
+
+/// What is to become of one collector.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Decision {
+    pub(crate) id: &'static str,
+    /// Its settings, with what the policy says of them.
+    pub(crate) settings: toml::Table,
+    pub(crate) run: bool,
+    /// It does not run since the policy says so: what is written meanwhile is not collected later.
+    pub(crate) by_policy: bool,
+    /// Why it is off, or runs all the same.
+    pub(crate) why: Option<String>,
+    /// The host's configuration says what the policy does not allow.
+    pub(crate) conflict: bool,
+}
+
+/// What is to become of each, in the order of the plans.
+pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &Cx) -> Vec<Decision> {
+    let of_policy = |id: &str| policy.collectors.get(id).and_then(|collector| collector.enabled);
+    // What would observe something here if nobody but the host were asked.
+    let wanted: BTreeSet<&'static str> = plans
+        .iter()
+        .filter(|plan| plan.enabled && of_policy(plan.spec.id) != Some(false))
+        .map(|plan| plan.spec.id)
+        .collect();
+    let observes = |plan: &CollectorPlan| {
+        let cx = Cx { enabled: wanted.clone(), ..cx.clone() };
+        wanted.contains(plan.spec.id)
+            && matches!((plan.spec.build)(plan.settings.clone(), &cx), Ok(Plan::Poll(..) | Plan::Watch(_)))
+    };
+    plans
+        .iter()
+        .map(|plan| {
+            let id = plan.spec.id;
+            let off = Decision {
+                id,
+                settings: settings(policy, plan),
+                run: false,
+                by_policy: false,
+                why: None,
+                conflict: false,
+            };
+            let revision = policy.revision;
+            let required = REQUIRED.iter().find(|(_, ids)| ids.contains(&id)).filter(|_| policy.tier == Tier::Standard);
+            if !policy.collect && plan.spec.class != Class::Artifact {
+                let why = Some(format!("policy revision {revision} switches collection off"));
+                return Decision { by_policy: true, why, ..off };
+            }
+            if wanted.contains(id) {
+                return Decision { run: true, ..off };
+            }
+            let missing = required.filter(|(_, ids)| {
+                // The first of a group stands in for it.
+                ids[0] == id && !plans.iter().any(|other| ids.contains(&other.spec.id) && observes(other))
+            });
+            if let Some((what, _)) = missing {
+                let why = format!("the configuration switches it off; the standard tier requires {what}, so it runs");
+                return Decision { run: true, why: Some(why), conflict: true, ..off };
+            }
+            if plan.enabled {
+                let why = Some(format!("policy revision {revision} switches it off"));
+                return Decision { by_policy: true, why, ..off };
+            }
+            off
+        })
+        .collect()
+}
+
+/// The host's settings of a collector, with what a policy may say of them.
+fn settings(policy: &Policy, plan: &CollectorPlan) -> toml::Table {
+    let mut settings = plan.settings.clone();
+    let every = policy.collectors.get(plan.spec.id).and_then(|collector| collector.every_seconds);
+    if let Some(seconds) = every.filter(|_| (plan.spec.defaults)().contains_key("every")) {
+        settings.insert("every".to_owned(), format!("{seconds}s").into());
+    }
+    settings
+}
+
+#[cfg(test)]
+mod tests;

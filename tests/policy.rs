@@ -1,0 +1,259 @@
+//! The organization's policy, with the real binaries: who may switch what off, what then still leaves the host, and what is
+//! collected when it is switched on again.
+
+use crate::support::{ORG, Process, World, eventually, refusal};
+use serde_json::Value;
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// An organization on a tier, whose agent runs and has sent a first line.
+fn collecting(tier: &str, config: &str) -> (World, Process) {
+    let world = World::new();
+    set(&world, &["--tier", tier]);
+    world.write_config(config);
+    world.enroll();
+    world.append("a.log", "before\n");
+    let agent = world.run();
+    eventually("the first line", || (world.count("syslog") == 1).then_some(()));
+    (world, agent)
+}
+
+/// Another revision of the policy; its number.
+fn set(world: &World, change: &[&str]) -> u64 {
+    let arguments = [&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat();
+    world.workspace(&arguments).trim().parse().expect("a revision")
+}
+
+fn state(world: &World, id: &str) -> String {
+    let status = world.status();
+    let found = status["collectors"].as_array().and_then(|all| all.iter().find(|c| c["id"] == id).cloned());
+    found.map_or_else(String::new, |collector| collector["state"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Until the agent goes by a revision, which takes 10 s at the most where it is connected.
+fn in_force(world: &World, revision: u64) {
+    let began = Instant::now();
+    eventually("the policy to be followed", || {
+        let policy = &world.status()["policy"];
+        (policy["revision"] == revision).then_some(())
+    });
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+/// Until no collector runs; what the agent holds open then.
+fn all_off(world: &World, agent: u32) -> Vec<String> {
+    eventually("every collector to be off", || {
+        let status = world.status();
+        status["collectors"].as_array()?.iter().all(|c| c["state"] == "disabled").then_some(())
+    });
+    let names = fs::read_dir(format!("/proc/{agent}/fd")).expect("it runs");
+    names.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).map(|path| path.display().to_string()).collect()
+}
+
+#[test]
+fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never_collected() {
+    let (mut world, mut agent) = collecting("free", "");
+    let log = world.path("log").display().to_string();
+    let open = |agent: &Process| fs::read_dir(format!("/proc/{}/fd", agent.id())).expect("runs").count();
+    assert!(open(&agent) > 0);
+    let began = Instant::now();
+    let revision = set(&world, &["--collect", "off"]);
+    in_force(&world, revision);
+    let held = all_off(&world, agent.id());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(!held.iter().any(|path| path.starts_with(&log) || path.contains("inotify")), "{held:?}");
+    // Nothing more lands: no heartbeat, no start or stop either; the agent is known by its question for the policy.
+    let landed = |world: &World| {
+        let files = world.workspace(&[
+            "query",
+            "--log",
+            "error",
+            "--org",
+            ORG,
+            "--format",
+            "json",
+            "SELECT count(*) AS n, max(time) AS t FROM application_lifecycle",
+        ]);
+        (files, world.count("syslog"), world.count("heartbeats"), world.count("processes"))
+    };
+    eventually("what was queued to be sent", || (world.status()["queue"]["batches"] == 0).then_some(()));
+    let before = landed(&world);
+    world.append("a.log", "while it was off\n");
+    world.append("new.log", "in a file that is new meanwhile\n");
+    std::thread::sleep(Duration::from_secs(3));
+    agent.terminate();
+    let mut agent = world.run();
+    in_force(&world, revision);
+    all_off(&world, agent.id());
+    world.append("a.log", "and after a restart\n");
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(landed(&world), before);
+    let agents: Value =
+        serde_json::from_str(&world.workspace(&["agents", "--org", ORG, "--format", "json"])).expect("one");
+    assert_eq!((&agents["state"], &agents["policy_revision"]), (&"active".into(), &revision.into()), "{agents}");
+
+    // Killed in between, and the workspace away for a moment: none of it brings anything back.
+    agent.kill();
+    let address = world.address();
+    world.serve = None;
+    let mut agent = world.run();
+    all_off(&world, agent.id());
+    world.append("a.log", "and while nobody answers\n");
+    world.serve(&address);
+    let on = set(&world, &["--collect", "on"]);
+    in_force(&world, on);
+    eventually("the tailer", || (state(&world, "syslog") == "running").then_some(()));
+    world.append("a.log", "after\n");
+    world.append("new.log", "after as well\n");
+    eventually("what came after", || (world.count("syslog WHERE message LIKE 'after%'") == 2).then_some(()));
+    let all = world.query("SELECT message FROM syslog ORDER BY message");
+    let all: Vec<&str> = all.iter().filter_map(|row| row["message"].as_str()).collect();
+    assert_eq!(all, ["after", "after as well", "before"]);
+    let account = eventually("the gap in the ledger", || {
+        let account = world.ledger().into_iter().find(|account| account["collector"] == "syslog")?;
+        (account["dropped"]["policy"] == 1).then_some(account)
+    });
+    assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
+    let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
+    assert!(told[0]["message"].as_str().is_some_and(|said| said.starts_with("was off by policy for")), "{told:?}");
+    agent.terminate();
+}
+
+#[test]
+fn what_was_queued_before_is_sent_or_purged_as_the_host_says() {
+    for (on_disable, arrives) in [("send", 3), ("purge", 1)] {
+        let config = format!("\n[policy]\non_disable = \"{on_disable}\"\n");
+        let (mut world, mut agent) = collecting("free", &config);
+        let address = world.address();
+        // Stopped, the workspace takes nothing and the policy comes with its return.
+        world.serve = None;
+        world.append("a.log", "queued\nqueued as well\n");
+        eventually("a backlog", || (world.status()["queue"]["batches"].as_u64() > Some(0)).then_some(()));
+        agent.terminate();
+        let revision = set(&world, &["--collect", "off"]);
+        // As if it had come just before the workspace went away.
+        if !hand_over(&world, revision) {
+            return;
+        }
+        let mut agent = world.run();
+        all_off(&world, agent.id());
+        let left = if on_disable == "send" { 1 } else { 0 };
+        eventually("the queue", || (world.status()["queue"]["batches"].as_u64()?.min(1) == left).then_some(()));
+        world.serve(&address);
+        in_force(&world, revision);
+        eventually("an empty queue", || (world.status()["queue"]["batches"] == 0).then_some(()));
+        assert_eq!(world.count("syslog"), arrives, "{on_disable}");
+        assert!(world.workspace(&["alerts", "--org", ORG]).is_empty(), "each is judged by its own revision");
+        agent.terminate();
+    }
+}
+
+#[test]
+fn the_standard_tier_switches_nothing_off() {
+    let (world, mut agent) = collecting("standard", "\n[collectors.processes]\nenabled = false\n");
+    let refused = |change: &[&str]| {
+        let arguments = [&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat();
+        refusal(&world.workspace_output(&arguments), 1)
+    };
+    assert!(refused(&["--collect", "off"]).contains("cannot be switched off on the standard tier"));
+    assert!(refused(&["--collector", "processes.enabled=off"]).contains("running processes"));
+    let both = ["--collector", "syslog.enabled=off", "--collector", "journal.enabled=off"];
+    assert!(refused(&both).contains("operating system logs (syslog or journal)"));
+    assert!(refused(&["--artifacts", "off"]).contains("artifacts cannot be switched off by policy"));
+    assert!(refused(&["--artifacts", "per_hour_max=0"]).contains("artifacts cannot be switched off by policy"));
+    assert!(refused(&["--collector", "syslog.paths=/etc/shadow"]).contains("set on the host alone"));
+
+    // The host's configuration says off, and it runs all the same, and says so.
+    let said = refusal(&world.vedette(&["check"]), 78);
+    assert!(said.contains("collectors.processes.enabled") && said.contains("the standard tier requires"), "{said}");
+    eventually("processes", || (world.count("processes") > 0).then_some(()));
+    assert_eq!(state(&world, "processes"), "running");
+    let why = world.last_error("processes").unwrap_or_default();
+    assert!(why.contains("running processes"), "{why}");
+    let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'processes'");
+    assert_eq!(told.len(), 1, "{told:?}");
+    // On the free tier the host's word holds.
+    let revision = set(&world, &["--tier", "free"]);
+    in_force(&world, revision);
+    eventually("the host's word", || (state(&world, "processes") == "disabled").then_some(()));
+    assert!(world.vedette(&["check"]).status.success());
+    agent.terminate();
+}
+
+#[test]
+fn every_revision_is_kept_with_who_when_and_why_and_a_collector_alone_can_be_switched() {
+    let (world, mut agent) = collecting("free", "");
+    let off =
+        set(&world, &["--collector", "syslog.enabled=off", "--collector", "sessions.every=7", "--store", "common"]);
+    in_force(&world, off);
+    eventually("one to be off", || (state(&world, "syslog") == "disabled").then_some(()));
+    assert_eq!(state(&world, "processes"), "running", "the others go on");
+    world.append("a.log", "while it was off\n");
+    let on = set(&world, &["--collector", "syslog=default"]);
+    in_force(&world, on);
+    eventually("it to be on", || (state(&world, "syslog") == "running").then_some(()));
+    world.append("a.log", "after\n");
+    eventually("the next line", || (world.count("syslog WHERE message = 'after'") == 1).then_some(()));
+    assert_eq!(world.count("syslog WHERE message LIKE 'while%'"), 0);
+    let history = world.workspace(&["policy", "show", "--org", ORG, "--history"]);
+    let history: Vec<Value> = history.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    let revisions: Vec<u64> = history.iter().filter_map(|line| line["policy"]["revision"].as_u64()).collect();
+    assert_eq!(revisions, (1..=on).rev().collect::<Vec<_>>());
+    assert_eq!(history[0]["reason"], "a test");
+    assert!(history[0]["who"].as_str().is_some_and(|who| who.contains("uid ")) && history[0]["time"].is_string());
+    let shown: Value = serde_json::from_str(&world.workspace(&["policy", "show", "--org", ORG])).expect("an object");
+    assert_eq!((&shown["store"], &shown["collectors"]["sessions"]["every_seconds"]), (&"common".into(), &7.into()));
+    refusal(&world.workspace_output(&["policy", "set", "--org", ORG, "--reason", " ", "--collect", "off"]), 1);
+    agent.terminate();
+}
+
+/// Put a revision where the agent keeps its policy; false where there is no python3 for it.
+fn hand_over(world: &World, revision: u64) -> bool {
+    let script = "import sqlite3,sys,json; r=sqlite3.connect(sys.argv[1]).execute('SELECT document, signature FROM policies \
+                  WHERE revision=?', (sys.argv[2],)).fetchone(); print(json.dumps({'policy': r[0], 'signature': r[1]}))";
+    let store = world.path("workspace/control.sqlite");
+    let done = Command::new("python3").args(["-c", script]).arg(store).arg(revision.to_string()).output();
+    let Some(output) = done.ok().filter(|output| output.status.success()) else {
+        println!("skipped: there is no python3");
+        return false;
+    };
+    fs::write(world.path("identity/policy.json"), output.stdout).expect("writes");
+    true
+}
+
+/// The policy file of an agent that is off, torn: nothing is collected until the workspace sends one that can be verified.
+#[test]
+fn a_torn_or_forged_policy_on_disk_does_not_switch_collection_on() {
+    let (mut world, mut agent) = collecting("free", "");
+    let revision = set(&world, &["--collect", "off"]);
+    in_force(&world, revision);
+    all_off(&world, agent.id());
+    agent.terminate();
+    let path = world.path("identity/policy.json");
+    let whole = fs::read_to_string(&path).expect("is there");
+    let address = world.address();
+    world.serve = None;
+    for broken in [&whole[..whole.len() / 2], &whole.replace("collect\\\":false", "collect\\\":true")] {
+        write(&path, broken);
+        world.append("a.log", "not to be seen\n");
+        let mut agent = world.run();
+        eventually("it to wait", || (state(&world, "syslog") == "waiting").then_some(()));
+        let problem = world.status()["policy"]["problem"].as_str().map(str::to_owned);
+        assert!(problem.is_some_and(|problem| problem.contains("the policy")), "it is said");
+        agent.terminate();
+    }
+    world.serve(&address);
+    let mut agent = world.run();
+    in_force(&world, revision);
+    all_off(&world, agent.id());
+    assert_eq!(world.count("syslog"), 1);
+    agent.terminate();
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).expect("writes");
+}

@@ -1,0 +1,178 @@
+//! The organization's policy: what its agents collect, what its workspace keeps, and how far artifacts go.
+//!
+//! A policy is a JSON text that the workspace signs as it stands (Ed25519, RFC 8032): whoever verifies looks at the bytes
+//! that were signed, and a later release may add fields. The revision only grows.
+
+use crate::OrganizationId;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+/// What an organization's policy may switch off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// Collection, but for artifacts.
+    Free,
+    /// Nothing.
+    Standard,
+}
+
+/// Which security events the workspace keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Store {
+    /// None.
+    None,
+    /// Those that tell of a breach or of an important change.
+    Minimal,
+    /// A whole trail of users.
+    Common,
+    /// All.
+    All,
+}
+
+macro_rules! names {
+    ($ty:ty, $expected:literal, $($value:path => $name:literal),*) => {
+        impl $ty {
+            /// Its name, in policies and on the command line.
+            pub fn name(self) -> &'static str {
+                match self { $($value => $name),* }
+            }
+        }
+        impl fmt::Display for $ty {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+        impl FromStr for $ty {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                [$($value),*].into_iter().find(|value| value.name() == text)
+                    .ok_or_else(|| format!("{text:?} is not one of {}", $expected))
+            }
+        }
+    };
+}
+names!(Tier, "free, standard", Tier::Free => "free", Tier::Standard => "standard");
+names!(Store, "none, minimal, common, all",
+    Store::None => "none", Store::Minimal => "minimal", Store::Common => "common", Store::All => "all");
+
+/// How far artifact requests may go. They cannot be switched off; a host's own configuration may narrow them further.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ArtifactLimits {
+    /// Globs of host paths that may be asked for; none means all that the host itself allows.
+    pub paths: Vec<String>,
+    /// Bytes of one artifact.
+    pub bytes_max: u64,
+    /// Artifacts of one agent in an hour.
+    pub per_hour_max: u32,
+}
+
+impl Default for ArtifactLimits {
+    fn default() -> Self {
+        Self { paths: Vec::new(), bytes_max: 1 << 30, per_hour_max: 60 }
+    }
+}
+
+/// What a policy says of one collector. What it reads is never said from outside: that is the host's own affair.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectorPolicy {
+    /// Whether it runs; absent, the host's configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
+    /// Seconds between two looks; absent, the host's configuration says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_seconds: Option<u32>,
+}
+
+/// A policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Whose it is.
+    pub organization: OrganizationId,
+    /// Grows with every change.
+    pub revision: u64,
+    /// When it was made, nanoseconds UTC.
+    pub issued: i64,
+    /// The organization's tier.
+    pub tier: Tier,
+    /// Whether collectors of class inventory, event and crash run.
+    pub collect: bool,
+    /// What the workspace keeps.
+    pub store: Store,
+    /// How far artifact requests go.
+    #[serde(default)]
+    pub artifacts: ArtifactLimits,
+    /// Single collectors, by id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub collectors: BTreeMap<String, CollectorPolicy>,
+}
+
+impl Policy {
+    /// The first one of an organization: everything is collected and kept.
+    pub fn first(organization: OrganizationId, tier: Tier, issued: i64) -> Self {
+        Self {
+            organization,
+            revision: 1,
+            issued,
+            tier,
+            collect: true,
+            store: Store::All,
+            artifacts: ArtifactLimits::default(),
+            collectors: BTreeMap::new(),
+        }
+    }
+
+    /// Whether its tier allows what it says.
+    ///
+    /// # Errors
+    /// What is not allowed, and what to do.
+    pub fn check(&self) -> Result<(), String> {
+        if self.tier == Tier::Standard && !self.collect {
+            return Err(
+                "collection cannot be switched off on the standard tier; an organization on the free tier may \
+                        (`policy set --tier free --collect off`)"
+                    .to_owned(),
+            );
+        }
+        let off = |id: &&&str| self.collectors.get(**id).is_some_and(|collector| collector.enabled == Some(false));
+        if self.tier == Tier::Standard
+            && let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids.iter().filter(off).count() == ids.len())
+        {
+            return Err(format!("{what} ({}) cannot be switched off on the standard tier", ids.join(" or ")));
+        }
+        if self.artifacts.bytes_max == 0 || self.artifacts.per_hour_max == 0 {
+            return Err("artifacts cannot be switched off by policy; limit them to at least 1 byte and 1 an hour, or \
+                        narrow them in the host's own configuration"
+                .to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// A policy as it travels and lies on disk: the text that was signed, and its signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedPolicy {
+    /// The policy, JSON.
+    pub policy: String,
+    /// Ed25519 over [`SignedPolicy::message`], hex.
+    pub signature: String,
+}
+
+impl SignedPolicy {
+    /// What is signed: a text that no other signature of this key begins with, and the policy as it stands.
+    pub fn message(policy: &str) -> Vec<u8> {
+        [b"vedette policy 1\n", policy.as_bytes()].concat()
+    }
+}
+
+/// Collectors that the standard tier requires, by what they are for: of each group one at least runs.
+pub const REQUIRED: &[(&str, &[&str])] = &[
+    ("machine facts", &["host"]),
+    ("network addresses", &["addresses"]),
+    ("running processes", &["processes"]),
+    ("logged-in users", &["sessions"]),
+    ("operating system logs", &["syslog", "journal"]),
+    ("crash dumps", &["crash_dumps"]),
+];

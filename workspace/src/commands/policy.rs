@@ -1,0 +1,151 @@
+//! `policy`, `agent revoke`, `alerts`.
+
+use super::{print, rfc3339, who};
+use crate::{
+    cli::{Format, PolicyChange, Switch},
+    control::{Change, Control},
+    now,
+    signer::Signer,
+};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::path::Path;
+use vedette_wire::{
+    AgentId,
+    policy::{ArtifactLimits, CollectorPolicy, Policy},
+};
+
+pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
+    let control = Control::open(dir).await?;
+    let organization = control.organization(org).await?;
+    control.first_policies(&Signer::load(dir)?, upgraded()).await?;
+    let mut out = String::new();
+    for revision in control.policy_history(organization.id).await? {
+        let policy: Value = serde_json::from_str(&revision.document)?;
+        if !history {
+            return print(format!("{}\n", serde_json::to_string_pretty(&policy)?).as_bytes());
+        }
+        let line = json!({"time": rfc3339(revision.issued), "who": revision.who, "reason": revision.reason,
+            "policy": policy});
+        out.push_str(&format!("{line}\n"));
+    }
+    print(out.as_bytes())
+}
+
+/// Who gives an organization of an older release its first policy.
+pub(super) fn upgraded() -> Change<'static> {
+    Change { who: "vedette-workspace", reason: "brought up to date", now: now() }
+}
+
+pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
+    if wanted.reason.trim().is_empty() {
+        bail!("--reason must say why");
+    }
+    let control = Control::open(&wanted.dir).await?;
+    let organization = control.organization(&wanted.org).await?;
+    let signer = Signer::load(&wanted.dir)?;
+    control.first_policies(&signer, upgraded()).await?;
+    let change = Change { who: &who(), reason: wanted.reason.trim(), now: now() };
+    let policy = control.set_policy(&organization, &signer, change, |policy| edit(policy, wanted)).await?;
+    print(format!("{}\n", policy.revision).as_bytes())
+}
+
+fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
+    policy.tier = wanted.tier.unwrap_or(policy.tier);
+    policy.collect = wanted.collect.map_or(policy.collect, |collect| collect == Switch::On);
+    policy.store = wanted.store.unwrap_or(policy.store);
+    if let Some(limits) = &wanted.artifacts {
+        policy.artifacts = artifact_limits(limits, &policy.artifacts)?;
+    }
+    for setting in &wanted.collectors {
+        let (id, value) =
+            setting.split_once('=').with_context(|| format!("--collector {setting}: write ID.KEY=VALUE"))?;
+        let (id, key) = id.split_once('.').unwrap_or((id, ""));
+        let collector = policy.collectors.entry(id.to_owned()).or_default();
+        match (key, value) {
+            ("", "default") => *collector = CollectorPolicy::default(),
+            ("enabled", "on") => collector.enabled = Some(true),
+            ("enabled", "off") => collector.enabled = Some(false),
+            ("every", seconds) => {
+                let seconds = seconds.strip_suffix('s').unwrap_or(seconds).parse().ok().filter(|seconds| *seconds > 0);
+                collector.every_seconds =
+                    Some(seconds.with_context(|| format!("--collector {setting}: seconds from 1 on"))?);
+            }
+            _ => bail!(
+                "--collector {setting}: write ID.enabled=on|off, ID.every=SECONDS or ID=default; what a collector \
+                        reads is set on the host alone"
+            ),
+        }
+    }
+    policy.collectors.retain(|_, collector| *collector != CollectorPolicy::default());
+    Ok(())
+}
+
+fn artifact_limits(text: &str, now: &ArtifactLimits) -> Result<ArtifactLimits> {
+    if text == "default" {
+        return Ok(ArtifactLimits::default());
+    }
+    let mut limits = now.clone();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').with_context(|| {
+            format!(
+                "--artifacts {part}: write paths=GLOB:GLOB, bytes_max=SIZE or per_hour_max=N; artifacts cannot be \
+                     switched off by policy"
+            )
+        })?;
+        match key {
+            "paths" => limits.paths = value.split(':').filter(|glob| !glob.is_empty()).map(str::to_owned).collect(),
+            "bytes_max" => {
+                limits.bytes_max = size(value).with_context(|| format!("--artifacts {part}: as in 64MiB"))?
+            }
+            "per_hour_max" => limits.per_hour_max = value.parse().with_context(|| format!("--artifacts {part}"))?,
+            _ => bail!("--artifacts {part}: the keys are paths, bytes_max and per_hour_max"),
+        }
+    }
+    if let Some(wrong) = limits.paths.iter().find(|glob| !glob.starts_with('/')) {
+        bail!("--artifacts paths: {wrong:?} must be absolute");
+    }
+    Ok(limits)
+}
+
+fn size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<()> {
+    Control::open(dir).await?.revoke(agent, Change { who: &who(), reason, now: now() }).await
+}
+
+pub(super) async fn alerts(dir: &Path, org: &str, format: Format) -> Result<()> {
+    let control = Control::open(dir).await?;
+    let organization = control.organization(org).await?;
+    let mut out = String::new();
+    for alert in control.alerts(organization.id).await? {
+        let (first, last) = (rfc3339(alert.first), rfc3339(alert.last));
+        match format {
+            Format::Json => {
+                let line = json!({"agent": alert.agent, "kind": alert.kind, "detail": alert.detail, "first": first,
+                    "last": last, "times": alert.times});
+                out.push_str(&format!("{line}\n"));
+            }
+            Format::Csv => {
+                let detail = alert.detail.replace('"', "\"\"");
+                out.push_str(&format!("{last},{first},{},{},{},\"{detail}\"\n", alert.times, alert.agent, alert.kind));
+            }
+            Format::Table => out.push_str(&format!(
+                "{last}  since {first}  {:>6} times  {:<32}  {:<8}  {}\n",
+                alert.times, alert.agent, alert.kind, alert.detail
+            )),
+        }
+    }
+    print(out.as_bytes())
+}

@@ -1,0 +1,231 @@
+//! Policies: every revision as it was signed, and the alerts that come of them.
+
+use super::{Control, Organization};
+use crate::signer::Signer;
+use anyhow::{Context, Result, bail};
+use std::collections::HashMap;
+use vedette_wire::{
+    AgentId, OrganizationId,
+    policy::{Policy, SignedPolicy, Tier},
+};
+
+/// Why a policy is another now.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Change<'a> {
+    pub(crate) who: &'a str,
+    pub(crate) reason: &'a str,
+    pub(crate) now: i64,
+}
+
+/// A revision as `policy show --history` shows it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Revision {
+    pub(crate) document: String,
+    pub(crate) issued: i64,
+    pub(crate) who: String,
+    pub(crate) reason: String,
+}
+
+/// Something that an organization is to look at.
+#[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
+pub(crate) struct Alert {
+    pub(crate) agent: String,
+    pub(crate) kind: String,
+    pub(crate) detail: String,
+    pub(crate) first: i64,
+    pub(crate) last: i64,
+    pub(crate) times: i64,
+}
+
+type Transaction = sqlx::Transaction<'static, sqlx::Sqlite>;
+
+async fn insert(tx: &mut Transaction, signer: &Signer, policy: &Policy, change: Change<'_>) -> Result<()> {
+    let signed = signer.sign(policy)?;
+    sqlx::query(
+        "INSERT INTO policies (organization, revision, collect, document, signature, issued, who, reason)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(policy.organization.to_string())
+    .bind(policy.revision.cast_signed())
+    .bind(policy.collect)
+    .bind(&signed.policy)
+    .bind(&signed.signature)
+    .bind(policy.issued)
+    .bind(change.who)
+    .bind(change.reason)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query("UPDATE organizations SET policy_revision = ?, tier = ? WHERE id = ?")
+        .bind(policy.revision.cast_signed())
+        .bind(policy.tier.name())
+        .bind(policy.organization.to_string())
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, 'policy set', ?, ?)")
+        .bind(change.now)
+        .bind(format!("{} revision {}: {}", policy.organization, policy.revision, change.reason))
+        .bind(change.who)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+impl Control {
+    /// Give every organization that has none its first policy: those of an older release.
+    pub(crate) async fn first_policies(&self, signer: &Signer, change: Change<'_>) -> Result<()> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let without: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT id, tier, policy_revision FROM organizations o
+             WHERE NOT EXISTS (SELECT 1 FROM policies p WHERE p.organization = o.id)",
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        for (id, tier, revision) in without {
+            let tier: Tier = tier.parse().map_err(anyhow::Error::msg)?;
+            let first = Policy::first(id.parse()?, tier, change.now);
+            insert(&mut tx, signer, &Policy { revision: revision.cast_unsigned(), ..first }, change).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Change the policy of an organization: another revision.
+    pub(crate) async fn set_policy(
+        &self,
+        organization: &Organization,
+        signer: &Signer,
+        change: Change<'_>,
+        edit: impl FnOnce(&mut Policy) -> Result<()>,
+    ) -> Result<Policy> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let document: String =
+            sqlx::query_scalar("SELECT document FROM policies WHERE organization = ? ORDER BY revision DESC LIMIT 1")
+                .bind(organization.id.to_string())
+                .fetch_one(&mut *tx)
+                .await?;
+        let mut policy: Policy = serde_json::from_str(&document)?;
+        edit(&mut policy)?;
+        policy.check().map_err(anyhow::Error::msg)?;
+        policy.revision += 1;
+        policy.issued = change.now;
+        insert(&mut tx, signer, &policy, change).await?;
+        tx.commit().await?;
+        Ok(policy)
+    }
+
+    /// A revision of an organization's policy as it was signed; absent where there is none.
+    pub(crate) async fn policy(
+        &self,
+        organization: OrganizationId,
+        revision: u64,
+    ) -> Result<Option<(Policy, SignedPolicy)>> {
+        let row: Option<(String, String)> =
+            sqlx::query_as("SELECT document, signature FROM policies WHERE organization = ? AND revision = ?")
+                .bind(organization.to_string())
+                .bind(revision.cast_signed())
+                .fetch_optional(&self.pool)
+                .await?;
+        row.map(|(policy, signature)| {
+            let parsed = serde_json::from_str(&policy).context("a policy in the control store is damaged")?;
+            Ok((parsed, SignedPolicy { policy, signature }))
+        })
+        .transpose()
+    }
+
+    /// Every revision, newest first.
+    pub(crate) async fn policy_history(&self, organization: OrganizationId) -> Result<Vec<Revision>> {
+        let rows = sqlx::query_as(
+            "SELECT document, issued, who, reason FROM policies WHERE organization = ? ORDER BY revision DESC",
+        )
+        .bind(organization.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows)
+    }
+
+    /// When collection was first switched off behind a revision, nanoseconds UTC.
+    pub(crate) async fn switched_off_behind(&self, organization: OrganizationId, revision: u64) -> Result<Option<i64>> {
+        let issued = sqlx::query_scalar(
+            "SELECT min(issued) FROM policies WHERE organization = ? AND revision > ? AND collect = 0",
+        )
+        .bind(organization.to_string())
+        .bind(revision.cast_signed())
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(issued)
+    }
+
+    /// The revision in force of every organization.
+    pub(crate) async fn policy_revisions(&self) -> Result<HashMap<OrganizationId, u64>> {
+        let rows: Vec<(String, i64)> =
+            sqlx::query_as("SELECT id, policy_revision FROM organizations").fetch_all(&self.pool).await?;
+        rows.into_iter().map(|(id, revision)| Ok((id.parse()?, revision.cast_unsigned()))).collect()
+    }
+
+    /// An agent was heard of, and goes by this revision.
+    pub(crate) async fn heard_of(
+        &self,
+        (organization, agent): (OrganizationId, AgentId),
+        version: &str,
+        revision: u64,
+        now: i64,
+    ) -> Result<()> {
+        sqlx::query(
+            "UPDATE agents SET last_seen = max(?1, coalesce(last_seen, 0)), version = ?2, policy_revision = ?3
+             WHERE organization = ?4 AND id = ?5",
+        )
+        .bind(now)
+        .bind(version)
+        .bind(revision.cast_signed())
+        .bind(organization.to_string())
+        .bind(agent.to_string())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Raise an alert, or count one that is raised already.
+    pub(crate) async fn alert(
+        &self,
+        (organization, agent): (OrganizationId, AgentId),
+        kind: &str,
+        detail: &str,
+        now: i64,
+    ) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO alerts (organization, agent, kind, detail, first, last, times) VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1)
+             ON CONFLICT DO UPDATE SET last = ?5, times = times + 1",
+        )
+        .bind(organization.to_string())
+        .bind(agent.to_string())
+        .bind(kind)
+        .bind(detail)
+        .bind(now)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// The alerts of an organization, newest first.
+    pub(crate) async fn alerts(&self, organization: OrganizationId) -> Result<Vec<Alert>> {
+        let rows = sqlx::query_as(
+            "SELECT agent, kind, detail, first, last, times FROM alerts WHERE organization = ? ORDER BY last DESC",
+        )
+        .bind(organization.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows)
+    }
+
+    /// Revoke an agent's certificate; the organization that it is of.
+    pub(crate) async fn revoke(&self, agent: AgentId, change: Change<'_>) -> Result<()> {
+        let done = sqlx::query("UPDATE agents SET revoked = ? WHERE id = ? AND revoked IS NULL")
+            .bind(change.now)
+            .bind(agent.to_string())
+            .execute(&self.pool)
+            .await?;
+        if done.rows_affected() == 0 {
+            bail!("there is no agent {agent} that is not revoked already; see `vedette-workspace agents`");
+        }
+        self.audit_by(change, "agent revoke", &format!("{agent}: {}", change.reason)).await
+    }
+}

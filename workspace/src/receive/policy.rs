@@ -1,0 +1,164 @@
+//! `GET /v1/policy/{behind}`, a long poll, and the check that a batch holds nothing that its policy forbids.
+
+use super::{PLAIN_BYTES_MAX, Peer, Receiver, batch::known, problem::Refusal};
+use crate::{control::Control, now, tiles::Noted};
+use axum::{
+    Extension, Json,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+use vedette_wire::{Header, OrganizationId, Policy, codec, frame};
+
+/// How long a question waits for another revision; shorter than what gives up an idle connection.
+const HOLD: Duration = Duration::from_secs(40);
+/// How often the control store is asked for revisions: `policy set` is another process.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How old the switching off may be when something arrives that was observed before it.
+const LATE_NS: i64 = 24 * 3600 * 1_000_000_000;
+/// Policies that are remembered.
+const REMEMBERED_MAX: usize = 1000;
+/// The version of an agent is not longer.
+const VERSION_BYTES_MAX: usize = 64;
+
+/// The revisions in force, and policies that were read.
+pub(super) struct Policies {
+    revisions: watch::Receiver<HashMap<OrganizationId, u64>>,
+    read: Mutex<HashMap<(OrganizationId, u64), Arc<Policy>>>,
+}
+
+impl Policies {
+    pub(super) fn new(revisions: watch::Receiver<HashMap<OrganizationId, u64>>) -> Self {
+        Self { revisions, read: Mutex::default() }
+    }
+}
+
+/// Keep the revisions in force up to date until nobody looks.
+pub(crate) async fn follow_revisions(control: Control, revisions: watch::Sender<HashMap<OrganizationId, u64>>) {
+    loop {
+        match control.policy_revisions().await {
+            Ok(now) => drop(revisions.send_if_modified(|known| {
+                let changed = *known != now;
+                *known = now;
+                changed
+            })),
+            Err(err) => tracing::error!(error = format!("{err:#}"), "policies cannot be read"),
+        }
+        tokio::select! {
+            () = revisions.closed() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// The policy in force as soon as its revision is larger than the one that the agent has; 204 where none came meanwhile.
+/// The question is the agent's bare heartbeat: who it is, its version, its revision.
+pub(super) async fn next(
+    State(receiver): State<Arc<Receiver>>,
+    Extension(peer): Extension<Option<Peer>>,
+    Path(behind): Path<u64>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let (peer, _) = known(&receiver, peer).await?;
+    let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let version = agent.strip_prefix("vedette/").unwrap_or_default();
+    if version.is_empty() || version.len() > VERSION_BYTES_MAX || behind > i64::MAX.cast_unsigned() {
+        return Err(Refusal::new(StatusCode::BAD_REQUEST, "shape", "the User-Agent is not vedette/VERSION"));
+    }
+    let (who, internal) = ((peer.organization, peer.agent), |err: anyhow::Error| Refusal::internal(&err));
+    receiver.control.heard_of(who, version, behind, now()).await.map_err(internal)?;
+    let mut revisions = receiver.policies.revisions.clone();
+    let newer = revisions.wait_for(|all| all.get(&peer.organization).is_some_and(|revision| *revision > behind));
+    let revision = match tokio::time::timeout(HOLD, newer).await {
+        Ok(Ok(all)) => all[&peer.organization],
+        _ => return Ok(StatusCode::NO_CONTENT.into_response()),
+    };
+    // It may have been revoked meanwhile.
+    known(&receiver, Some(peer)).await?;
+    match receiver.control.policy(peer.organization, revision).await.map_err(internal)? {
+        Some((_, signed)) => Ok(Json(signed).into_response()),
+        None => Err(Refusal::internal(&anyhow::anyhow!("policy revision {revision} is missing"))),
+    }
+}
+
+impl Receiver {
+    /// A checked batch, where the policy that it was observed under allows what it holds.
+    pub(super) async fn permitted(
+        &self,
+        (noted, frame, digest): (Noted, Vec<u8>, [u8; 32]),
+        in_force: u64,
+    ) -> Result<(Noted, Vec<u8>, [u8; 32]), Refusal> {
+        let header = &noted.header;
+        if header.policy_revision > in_force {
+            let title = format!("policy revision {} is not known here", header.policy_revision);
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "policy_revision", title).retry_after(60));
+        }
+        let frame = if header.records == 0 {
+            frame
+        } else {
+            let (frame, why) = self.forbidden(header, frame).await.map_err(|err| Refusal::internal(&err))?;
+            if let Some(why) = why {
+                let who = (header.organization, header.agent);
+                tracing::warn!(agent = %header.agent, why, "a batch was refused");
+                let raised = self.control.alert(who, "policy", &why, now()).await;
+                raised.map_err(|err| Refusal::internal(&err))?;
+                return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "policy", why));
+            }
+            frame
+        };
+        Ok((noted, frame, digest))
+    }
+
+    /// The frame again, and why the policy forbids what is in it.
+    async fn forbidden(&self, header: &Header, frame: Vec<u8>) -> anyhow::Result<(Vec<u8>, Option<String>)> {
+        let revision = header.policy_revision;
+        let key = (header.organization, revision);
+        let remembered = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let policy = match remembered {
+            Some(policy) => policy,
+            None => {
+                let Some((policy, _)) = self.control.policy(header.organization, revision).await? else {
+                    return Ok((frame, Some(format!("there never was a policy revision {revision}"))));
+                };
+                let policy = Arc::new(policy);
+                let mut read = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner);
+                if read.len() >= REMEMBERED_MAX {
+                    read.clear();
+                }
+                read.insert(key, Arc::clone(&policy));
+                policy
+            }
+        };
+        if !policy.collect {
+            let look = move || {
+                let holds = collected(&frame);
+                (frame, holds)
+            };
+            let (frame, holds) = tokio::task::spawn_blocking(look).await?;
+            return Ok((frame, holds?.map(|kind| format!("policy revision {revision} forbids a {kind}"))));
+        }
+        let off = |id: &str| policy.collectors.get(id).is_some_and(|collector| collector.enabled == Some(false));
+        if let Some(source) = header.sources.iter().find(|source| off(&source.collector)) {
+            let why = format!("policy revision {revision} switches collector {} off", source.collector);
+            return Ok((frame, Some(why)));
+        }
+        // Its own policy allows it; another may have forbidden the like for long.
+        let off = self.control.switched_off_behind(header.organization, revision).await?;
+        let late = off.filter(|issued| now().saturating_sub(*issued) > LATE_NS);
+        Ok((frame, late.map(|_| format!("policy revision {revision} was followed by switching off too long ago"))))
+    }
+}
+
+/// The kind of a record in it that collection yields.
+fn collected(bytes: &[u8]) -> anyhow::Result<Option<&'static str>> {
+    let (head, sealed) = frame::parse(bytes)?;
+    let batch = codec::decode(&codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?)?;
+    let kinds = batch.records.iter().map(|record| record.body.kind().name);
+    Ok(kinds.into_iter().find(|kind| *kind != "heartbeat"))
+}

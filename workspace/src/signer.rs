@@ -1,0 +1,40 @@
+//! The key that policies are signed with: Ed25519, `policy.key` beside the authority's.
+
+use crate::ca::write_private;
+use anyhow::{Context, Result};
+use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
+use std::{fs, path::Path};
+use vedette_wire::policy::{Policy, SignedPolicy};
+
+/// Signs policies of one workspace.
+pub(crate) struct Signer(KeyPair);
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
+impl Signer {
+    /// The key of a workspace, made where there is none: a workspace of an older release had none.
+    pub(crate) fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("policy.key");
+        if !path.exists() {
+            let key = KeyPair::generate_for(&PKCS_ED25519)?;
+            write_private(&path, key.serialize_pem().as_bytes())?;
+        }
+        let pem = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Ok(Self(KeyPair::from_pem(&pem).with_context(|| format!("{} holds no key", path.display()))?))
+    }
+
+    /// Its public half, hex.
+    pub(crate) fn public(&self) -> String {
+        hex::encode(self.0.der_bytes())
+    }
+
+    pub(crate) fn sign(&self, policy: &Policy) -> Result<SignedPolicy> {
+        let policy = serde_json::to_string(policy)?;
+        let signature = hex::encode(self.0.sign(&SignedPolicy::message(&policy))?);
+        Ok(SignedPolicy { policy, signature })
+    }
+}
