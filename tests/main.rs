@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
 mod bad_input;
+mod capture;
 mod certificates;
 mod known_failures;
 mod ledger;

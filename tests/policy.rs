@@ -212,7 +212,7 @@ fn every_revision_is_kept_with_who_when_and_why_and_a_collector_alone_can_be_swi
 }
 
 /// Put a revision where the agent keeps its policy; false where there is no python3 for it.
-fn hand_over(world: &World, revision: u64) -> bool {
+pub(crate) fn hand_over(world: &World, revision: u64) -> bool {
     let script = "import sqlite3,sys,json; r=sqlite3.connect(sys.argv[1]).execute('SELECT document, signature FROM policies \
                   WHERE revision=?', (sys.argv[2],)).fetchone(); print(json.dumps({'policy': r[0], 'signature': r[1]}))";
     let store = world.path("workspace/control.sqlite");

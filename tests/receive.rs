@@ -1,6 +1,6 @@
 //! What the workspace checks before it acknowledges, tried with a client of our own and an enrolled agent's identity.
 
-use crate::support::World;
+use crate::support::{ORG, World, refusal};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 use std::{fs, process::Command};
@@ -288,4 +288,75 @@ fn agents_compress_as_the_workspace_asks() {
         }
     }
     assert!(frames > 0);
+}
+
+/// The workspace checks the policy again: an agent that does not follow it gets nothing stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revision_that_it_was_observed_under() {
+    let world = World::new();
+    world.enroll();
+    let peer = Peer::new(&world);
+    let set = |change: &[&str]| {
+        world.workspace(&[&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat());
+    };
+    let put = async |seq: u64, revision: u64| {
+        let sealed = peer.sealed("a line", |header| (header.seq, header.policy_revision) = (seq, revision));
+        peer.put(&format!("records/0000000000000007/{seq}"), sealed).await
+    };
+    assert_eq!(put(1, 2).await.code(), (503, "policy_revision"), "there is none such yet");
+    set(&["--collect", "off"]);
+    assert_eq!(put(1, 1).await.status, 200, "observed before it was switched off");
+    assert_eq!(put(2, 2).await.code(), (422, "policy"));
+    assert_eq!(put(2, 2).await.code(), (422, "policy"));
+    assert_eq!(put(2, 0).await.code(), (422, "policy"), "there never was a revision 0");
+    // A heartbeat is allowed.
+    let (mut records, mut body) = (Vec::new(), Vec::new());
+    codec::append_body(&Body::from(vedette_wire::body::Heartbeat::default()), &mut body);
+    codec::append_record(0, 1, Position(0, 1), &body, &mut records);
+    let header = Header { seq: 3, policy_revision: 2, ..peer.header.clone() };
+    let heartbeat = codec::seal(&header, &records, Compression::Zstd).expect("seals");
+    assert_eq!(peer.put("records/0000000000000007/3", heartbeat).await.status, 200);
+    set(&["--collect", "on", "--collector", "syslog.enabled=off"]);
+    assert_eq!(put(4, 3).await.code(), (422, "policy"), "a collector that is off");
+    set(&["--collector", "syslog=default"]);
+    assert_eq!(put(4, 4).await.status, 200);
+    let aged = world.control_sql("UPDATE policies SET issued = issued - 25 * 3600 * 1000000000 WHERE revision = 2");
+    if aged {
+        assert_eq!(put(5, 1).await.code(), (422, "policy"), "observed before it was switched off more than a day ago");
+        assert_eq!(put(5, 4).await.status, 200);
+    }
+    assert_eq!(world.count("syslog"), 2 + u64::from(aged), "none of what was refused");
+    let alerts = world.workspace(&["alerts", "--org", ORG, "--format", "json"]);
+    let alerts: Vec<Value> = alerts.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    let twice = alerts.iter().find(|alert| alert["detail"] == "policy revision 2 forbids a syslog").expect("is raised");
+    assert_eq!((&twice["times"], &twice["agent"]), (&2.into(), &peer.header.agent.to_string().into()));
+    assert!(alerts.len() >= 3, "{alerts:?}");
+}
+
+/// On a connection that is open, and for a question that is waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() {
+    let world = World::new();
+    world.enroll();
+    let peer = Peer::new(&world);
+    assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
+    let agent = peer.header.agent.to_string();
+    world.workspace(&["agent", "revoke", &agent, "--reason", "stolen"]);
+    let second = peer.sealed("two", |header| header.seq = 2);
+    assert_eq!(peer.put("records/0000000000000007/2", second).await.code(), (403, "identity"));
+    for path in ["policy/1", "positions"] {
+        let request = peer.client.get(format!("{}/v1/{path}", peer.url)).header("user-agent", "vedette/0.1.0");
+        assert_eq!(request.send().await.expect("is answered").status().as_u16(), 403, "{path}");
+    }
+    let agents: Value =
+        serde_json::from_str(&world.workspace(&["agents", "--org", ORG, "--format", "json"])).expect("one");
+    assert_eq!(agents["state"], "revoked");
+    refusal(&world.workspace_output(&["agent", "revoke", &agent, "--reason", "again"]), 1);
+    let token = world.token("another");
+    let again = ["enroll", "--again", "--workspace", &world.url(), "--ca"].map(str::to_owned);
+    let files = [world.path("workspace/ca.pem"), token].map(|path| path.display().to_string());
+    let again: Vec<&str> =
+        again.iter().chain([&files[0]]).map(String::as_str).chain(["--token-file", &files[1]]).collect();
+    let said = refusal(&world.vedette(&again), 1);
+    assert!(said.contains("this agent's key was revoked"), "{said}");
 }

@@ -91,6 +91,13 @@ impl Process {
         began.elapsed()
     }
 
+    /// SIGINT, for a program that ends by it.
+    pub(crate) fn interrupt(&mut self) {
+        let sent = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()));
+        eventually("the end of a process", || self.0.try_wait().expect("can be waited for"));
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.0.kill().expect("can be killed");

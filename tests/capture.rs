@@ -1,0 +1,122 @@
+//! What crosses the wire while collection is off, captured on loopback and decoded with the server's TLS keys, which a test
+//! build of it writes.
+
+use crate::support::{ORG, Process, VEDETTE, World, eventually};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+/// A capture of one port of loopback that runs; absent, with a word, where it cannot.
+fn capture(port: &str, into: &Path, log: &Path) -> Option<Process> {
+    let can = Command::new("tshark").args(["-i", "lo", "-a", "duration:1", "-c", "1"]).stderr(Stdio::null()).output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        println!("skipped: tshark is not there, or may not capture");
+        return None;
+    }
+    let mut command = Command::new("tshark");
+    command.args(["-q", "-i", "lo", "-f", &format!("tcp port {port}"), "-w"]).arg(into);
+    let running = Process::start(&mut command, log);
+    eventually("the capture to begin", || fs::read_to_string(log).ok()?.contains("Capturing on").then_some(()));
+    // It says so a little before the kernel does it.
+    std::thread::sleep(Duration::from_secs(1));
+    Some(running)
+}
+
+/// Fields of the captured packets that a filter lets through, a line for each packet.
+fn decoded(world: &World, filter: &str, fields: &[&str]) -> Vec<String> {
+    let keys = format!("tls.keylog_file:{}", world.path("keys").display());
+    let port = world.address().rsplit_once(':').expect("has a port").1.to_owned();
+    let mut command = Command::new("tshark");
+    command.arg("-r").arg(world.path("capture.pcapng")).args(["-o", &keys, "-d", &format!("tcp.port=={port},tls")]);
+    command.args(["-Y", filter, "-T", "fields", "-E", "separator=|", "-E", "occurrence=a"]);
+    command.args(fields.iter().flat_map(|field| ["-e", field]));
+    let output = command.output().expect("tshark runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+/// With an empty queue, and with one that is purged: questions for the policy, and no other byte of this host.
+#[test]
+fn with_collection_off_nothing_but_the_bare_heartbeat_leaves_the_host() {
+    if VEDETTE.contains("/release/") {
+        println!("skipped: a release of the workspace writes no TLS keys");
+        return;
+    }
+    for purge in [false, true] {
+        let mut world = World::new();
+        let address = world.address();
+        let keys = format!("SSLKEYLOGFILE={}", world.path("keys").display());
+        world.write_config(if purge { "\n[policy]\non_disable = \"purge\"\n" } else { "" });
+        world.enroll();
+        let mut agent = world.run();
+        world.append("a.log", "before\n");
+        eventually("the first line", || (world.count("syslog") == 1).then_some(()));
+        world.serve = None;
+        if purge {
+            world.append("a.log", "queued before it was switched off\n");
+            eventually("a backlog", || (world.status()["queue"]["batches"].as_u64() > Some(0)).then_some(()));
+        }
+        agent.terminate();
+        let revision = world.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);
+        if !purge {
+            // What the stop left is sent, and then the queue is empty.
+            world.serve(&address);
+            let mut agent = world.run();
+            eventually("the policy", || (world.status()["policy"]["collect"] == false).then_some(()));
+            eventually("an empty queue", || (world.status()["queue"]["batches"] == 0).then_some(()));
+            agent.terminate();
+            world.serve = None;
+        } else if !crate::policy::hand_over(&world, revision.trim().parse().expect("a number")) {
+            return;
+        }
+        world.serve_under(&["env", &keys], &address, &[]);
+        let port = address.rsplit_once(':').expect("has a port").1;
+        let Some(mut running) = capture(port, &world.path("capture.pcapng"), &world.path("capture.log")) else {
+            return;
+        };
+        let mut agent = world.run();
+        eventually("the policy", || (world.status()["policy"]["collect"] == false).then_some(()));
+        for number in 0..5 {
+            world.append("a.log", &format!("written meanwhile {number}\n"));
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let another = world.workspace(&["policy", "set", "--org", ORG, "--store", "common", "--reason", "a test"]);
+        eventually("another revision", || {
+            (world.status()["policy"]["revision"].to_string() == another.trim()).then_some(())
+        });
+        assert_eq!(world.status()["queue"]["batches"], 0);
+        agent.terminate();
+        std::thread::sleep(Duration::from_secs(1));
+        running.interrupt();
+
+        let from_agent = format!("tcp.dstport == {port}");
+        let requests = decoded(
+            &world,
+            &format!("{from_agent} && http2.headers.method"),
+            &["http2.headers.method", "http2.headers.path", "http2.header.name", "http2.header.value"],
+        );
+        assert!(requests.len() >= 2, "the capture was decoded: {requests:?}");
+        let before: u64 = revision.trim().parse().expect("a number");
+        for request in &requests {
+            let fields: Vec<&str> = request.split('|').collect();
+            let path = format!("/v1/policy/{}", if fields[1].ends_with(another.trim()) { before + 1 } else { before });
+            assert_eq!((fields[0], fields[1]), ("GET", path.as_str()), "{request}");
+            let names: BTreeSet<&str> = fields[2].split(',').collect();
+            let known = [":authority", ":method", ":path", ":scheme", "accept", "user-agent"];
+            assert!(names.iter().all(|name| known.contains(name)), "{request}");
+            assert!(fields[3].contains("vedette/"), "{request}");
+        }
+        // No body, and nothing that is not HTTP/2 within TLS.
+        let bodies = decoded(&world, &format!("{from_agent} && http2.type == 0"), &["http2.length"]);
+        assert!(bodies.iter().all(|length| length.split(',').all(|length| length == "0")), "{bodies:?}");
+        let undecoded = decoded(&world, &format!("{from_agent} && tls.app_data && !http2"), &["frame.number"]);
+        assert_eq!(undecoded, Vec::<String>::new());
+        let hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let text = decoded(&world, &from_agent, &["http2.header.value", "tls.handshake.extensions_server_name"]);
+        assert!(!text.iter().any(|line| line.split([',', '|']).any(|value| value == hostname)), "{text:?}");
+    }
+}
