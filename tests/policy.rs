@@ -96,6 +96,8 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
         serde_json::from_str(&world.workspace(&["agents", "--org", ORG, "--format", "json"])).expect("one");
     assert_eq!((&agents["state"], &agents["policy_revision"]), (&"active".into(), &revision.into()), "{agents}");
 
+    assert_eq!(world.workspace(&["alerts", "--org", ORG]), "", "nothing was sent that the workspace had to refuse");
+
     // Killed in between, and the workspace away for a moment: none of it brings anything back.
     agent.kill();
     let address = world.address();
@@ -208,6 +210,27 @@ fn every_revision_is_kept_with_who_when_and_why_and_a_collector_alone_can_be_swi
     let shown: Value = serde_json::from_str(&world.workspace(&["policy", "show", "--org", ORG])).expect("an object");
     assert_eq!((&shown["store"], &shown["collectors"]["sessions"]["every_seconds"]), (&"common".into(), &7.into()));
     refusal(&world.workspace_output(&["policy", "set", "--org", ORG, "--reason", " ", "--collect", "off"]), 1);
+    agent.terminate();
+}
+
+/// Killed between the policy that switches it on and what it has to pass over.
+#[test]
+fn a_crash_while_it_is_switched_on_brings_nothing_back() {
+    let (world, mut agent) = collecting("free", "");
+    let off = set(&world, &["--collect", "off"]);
+    in_force(&world, off);
+    all_off(&world, agent.id());
+    world.append("a.log", "while it was off\n");
+    agent.kill();
+    let on = set(&world, &["--collect", "on"]);
+    if !hand_over(&world, on) {
+        return;
+    }
+    let mut agent = world.run();
+    eventually("the tailer", || (state(&world, "syslog") == "running").then_some(()));
+    world.append("a.log", "after\n");
+    eventually("what came after", || (world.count("syslog WHERE message = 'after'") == 1).then_some(()));
+    assert_eq!(world.count("syslog"), 2);
     agent.terminate();
 }
 
