@@ -3,9 +3,11 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable, and tests ask for their own variables")]
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
+mod artifacts;
 mod bad_input;
 mod capture;
 mod certificates;
+mod geography;
 mod known_failures;
 mod ledger;
 mod listener;
@@ -20,5 +22,7 @@ mod reference;
 mod rights;
 mod support;
 mod systemd_host;
+mod tenants;
 mod tidy;
+mod tls;
 mod wakeups;

@@ -23,7 +23,7 @@ fn collecting(tier: &str, config: &str) -> (World, Process) {
 }
 
 /// Another revision of the policy; its number.
-fn set(world: &World, change: &[&str]) -> u64 {
+pub(crate) fn set(world: &World, change: &[&str]) -> u64 {
     let arguments = [&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat();
     world.workspace(&arguments).trim().parse().expect("a revision")
 }
@@ -48,7 +48,11 @@ fn in_force(world: &World, revision: u64) {
 fn all_off(world: &World, agent: u32) -> Vec<String> {
     eventually("every collector to be off", || {
         let status = world.status();
-        status["collectors"].as_array()?.iter().all(|c| c["state"] == "disabled").then_some(())
+        status["collectors"]
+            .as_array()?
+            .iter()
+            .all(|c| c["state"] == "disabled" || c["class"] == "artifact")
+            .then_some(())
     });
     let names = fs::read_dir(format!("/proc/{agent}/fd")).expect("it runs");
     names.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).map(|path| path.display().to_string()).collect()

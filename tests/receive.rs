@@ -14,10 +14,10 @@ use vedette_wire::{
 };
 
 /// An agent that is not there: its certificate and what it would say.
-struct Peer {
+pub(crate) struct Peer {
     client: reqwest::Client,
     url: String,
-    header: Header,
+    pub(crate) header: Header,
 }
 
 /// The client of an agent that looks for a workspace of this geography.
@@ -31,15 +31,15 @@ fn client(world: &World, identity: &str, geo: WorkspaceGeo) -> reqwest::Client {
 
 /// What came back.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     http: reqwest::Version,
     retry_after: Option<String>,
-    body: Value,
+    pub(crate) body: Value,
 }
 
 impl Answer {
-    fn code(&self) -> (u16, &str) {
+    pub(crate) fn code(&self) -> (u16, &str) {
         (self.status, self.body["code"].as_str().unwrap_or(""))
     }
 }
@@ -50,7 +50,7 @@ impl Peer {
     }
 
     /// The agent with this identity directory.
-    fn of(world: &World, identity: &str) -> Self {
+    pub(crate) fn of(world: &World, identity: &str) -> Self {
         let enrollment = world.path(identity).join("enrollment.json");
         let enrollment = fs::read(enrollment).expect("is there after enrollment");
         let enrollment: Value = serde_json::from_slice(&enrollment).expect("JSON");
@@ -82,7 +82,7 @@ impl Peer {
     }
 
     /// A batch of one line under a header that differs as told.
-    fn sealed(&self, text: &str, change: impl FnOnce(&mut Header)) -> Vec<u8> {
+    pub(crate) fn sealed(&self, text: &str, change: impl FnOnce(&mut Header)) -> Vec<u8> {
         let (mut records, mut body) = (Vec::new(), Vec::new());
         let line = Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() };
         codec::append_body(&Body::from(line), &mut body);
@@ -92,7 +92,7 @@ impl Peer {
         codec::seal(&header, &records, Compression::Zstd).expect("seals")
     }
 
-    async fn put(&self, path: &str, sealed: Vec<u8>) -> Answer {
+    pub(crate) async fn put(&self, path: &str, sealed: Vec<u8>) -> Answer {
         let digest = BASE64_STANDARD.encode(frame::sha256(&sealed));
         self.put_with(path, sealed, &digest).await
     }

@@ -148,6 +148,7 @@ impl World {
         let dir = self.dir.path().display();
         let text = format!(
             "[identity]\ndir = \"{dir}/identity\"\n\n[state]\ndir = \"{dir}/state\"\n\n\
+             [host]\ncloud = \"off\"\n\n\
              [collectors.syslog]\npaths = [\"{dir}/log/*.log\"]\nstart = \"beginning\"\n{more}"
         );
         fs::write(self.path("vedette.toml"), text).expect("writes");

@@ -4,6 +4,7 @@
 
 use crate::{config::Resolved, exit::Exit};
 use anyhow::{Context, Result};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde::{Deserialize, Serialize};
 use std::{
     fs,
@@ -67,6 +68,19 @@ impl IdentityDir {
         write().with_context(|| format!("cannot write {}; check its owner", path.display()))
     }
 
+    /// The key that is there, or a new one (P-256, RFC 5480), on disk before anybody hears of it.
+    pub(crate) fn key(&self) -> Result<KeyPair> {
+        let path = self.path("key.pem");
+        if path.exists() {
+            let pem = String::from_utf8(self.read("key.pem")?)?;
+            return KeyPair::from_pem(&pem)
+                .with_context(|| format!("{} holds no key; move it away to make a new one", path.display()));
+        }
+        let key = KeyPair::generate()?;
+        self.write("key.pem", key.serialize_pem().as_bytes())?;
+        Ok(key)
+    }
+
     /// What enrollment noted; absent before it.
     pub(crate) fn enrollment(&self) -> Result<Option<Enrollment>> {
         let path = self.path("enrollment.json");
@@ -112,4 +126,11 @@ impl IdentityDir {
         }
         Ok(enrollment)
     }
+}
+
+/// A signing request (RFC 2986), PEM. The names in it are the workspace's to give.
+pub(crate) fn signing_request(key: &KeyPair) -> Result<String> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(key)?.pem()?)
 }

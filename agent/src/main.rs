@@ -1,6 +1,7 @@
 //! `vedette`: the security data collection agent.
 
 mod cli;
+mod cloud;
 mod commands;
 mod config;
 mod exit;

@@ -159,7 +159,7 @@ impl World {
     /// Where it cannot be written.
     pub fn configure(&self, more: &str) -> Result<()> {
         let (identity, state) = (self.path("identity"), self.path("state"));
-        let text = format!("[identity]\ndir = {identity:?}\n[state]\ndir = {state:?}\n{more}");
+        let text = format!("[identity]\ndir = {identity:?}\n[state]\ndir = {state:?}\n[host]\ncloud = \"off\"\n{more}");
         Ok(fs::write(self.path("vedette.toml"), text)?)
     }
 

@@ -1,10 +1,12 @@
 //! What a collector is given: the clock, the host's root, its cursors, and whether it runs once.
 
+use crate::Requests;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
+use vedette_wire::body::CloudInstance;
 
 /// Wall clock, nanoseconds UTC.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -22,6 +24,10 @@ pub struct Cx {
     pub stored: Vec<vedette_wire::Stored>,
     /// Collectors that the configuration switches on: two that would observe the same agree on one.
     pub enabled: BTreeSet<&'static str>,
+    /// Artifacts that the organization asks for; absent where nobody can ask.
+    pub requests: Option<Requests>,
+    /// What the cloud says of the machine; the agent asks, collectors never see a network.
+    pub cloud: Option<Arc<CloudInstance>>,
     /// Give what is there, so many of each source at the most, and end.
     pub once: Option<usize>,
 }
@@ -30,7 +36,16 @@ impl Cx {
     /// A host with nothing remembered of it and every collector off.
     pub fn new(root: impl Into<PathBuf>, clock: Clock) -> Self {
         let (cursors, stored) = (Vec::new(), Vec::new());
-        Self { root: root.into(), clock, cursors, stored, enabled: BTreeSet::new(), once: None }
+        Self {
+            root: root.into(),
+            clock,
+            cursors,
+            stored,
+            enabled: BTreeSet::new(),
+            requests: None,
+            cloud: None,
+            once: None,
+        }
     }
 
     /// Now, nanoseconds UTC.

@@ -5,6 +5,7 @@
 //! deadline, panic isolation, restart, stop) lives in the agent's runner.
 
 mod addresses;
+mod artifacts;
 mod crash_dumps;
 mod cx;
 mod host;
@@ -18,6 +19,7 @@ mod syslog;
 mod syslog_listener;
 mod tail;
 
+pub use artifacts::{Requests, Wanted};
 pub use cx::{Clock, Cx};
 pub use host::label as host_label;
 pub use outlet::{Outlet, Sink, StopSignal, Wake, Waker};
@@ -33,6 +35,7 @@ pub static REGISTRY: &[Spec] = &[
     syslog_listener::SPEC,
     journal::SPEC,
     crash_dumps::SPEC,
+    artifacts::SPEC,
 ];
 
 /// The collector with this id.

@@ -81,6 +81,11 @@ impl StopSignal {
         child
     }
 
+    /// For whoever sees that there is something to look at.
+    pub fn waker(&self) -> Waker {
+        Waker(self.clone())
+    }
+
     /// Whether it was told.
     pub fn is_stopped(&self) -> bool {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).stop

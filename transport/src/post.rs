@@ -10,8 +10,8 @@ use std::{
 };
 use vedette_wire::{
     frame,
-    policy::SignedPolicy,
-    reply::{Ack, Positions, Problem},
+    policy::Directives,
+    reply::{Ack, Positions, Problem, RenewReply, RenewRequest},
 };
 
 /// What the sender posts through: HTTPS, or a fake on a paused clock.
@@ -31,8 +31,8 @@ pub struct HttpPost {
 /// A reply body larger than this is not read further.
 const REPLY_BYTES_MAX: usize = 64 << 10;
 
-/// A policy is not larger.
-const POLICY_BYTES_MAX: usize = 1 << 20;
+/// A policy and requests are not larger.
+const DIRECTIVES_BYTES_MAX: usize = 4 << 20;
 
 /// A page of positions is not larger.
 const POSITIONS_BYTES_MAX: usize = 64 << 20;
@@ -71,28 +71,43 @@ impl HttpPost {
         rmp_serde::from_slice(&body).map(Some).map_err(|err| format!("the answer cannot be decoded: {err}"))
     }
 
-    /// The policy in force once its revision is larger than `behind`; absent where none came while the workspace held the
-    /// question. It tells the workspace this agent's version as well.
+    /// What the workspace has for this agent: the policy in force once its revision is larger than `behind`, and requests for
+    /// artifacts. Nothing where nothing came while it held the question, which tells it this agent's version as well.
     ///
     /// # Errors
     /// Why there is no answer, for status and log.
-    pub async fn policy(&self, behind: u64, version: &str) -> Result<Option<SignedPolicy>, String> {
+    pub async fn directives(&self, behind: u64, version: &str) -> Result<Directives, String> {
         let url = format!("{}/v1/policy/{behind}", self.base);
         let asked = self.client.get(url).header("user-agent", format!("vedette/{version}")).send().await;
         let mut response = asked.map_err(|err| root_cause(&err))?;
         match response.status().as_u16() {
             200 => {}
-            204 => return Ok(None),
+            204 => return Ok(Directives::default()),
             status => return Err(format!("the workspace answered {status}")),
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
             body.extend_from_slice(&chunk);
-            if body.len() > POLICY_BYTES_MAX {
-                return Err(format!("the policy is larger than {POLICY_BYTES_MAX} bytes"));
+            if body.len() > DIRECTIVES_BYTES_MAX {
+                return Err(format!("the answer is larger than {DIRECTIVES_BYTES_MAX} bytes"));
             }
         }
-        serde_json::from_slice(&body).map(Some).map_err(|err| format!("the answer is no policy: {err}"))
+        serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be read: {err}"))
+    }
+
+    /// Another certificate for the same key.
+    ///
+    /// # Errors
+    /// Why there is none, for status and log.
+    pub async fn renew(&self, csr: String) -> Result<String, String> {
+        let asked = self.client.post(format!("{}/v1/renew", self.base)).json(&RenewRequest { csr }).send().await;
+        let response = asked.map_err(|err| root_cause(&err))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(format!("the workspace answered {status}"));
+        }
+        let reply: RenewReply = response.json().await.map_err(|err| root_cause(&err))?;
+        Ok(reply.certificate)
     }
 
     async fn put(&self, bytes: Vec<u8>) -> Outcome {

@@ -3,7 +3,7 @@
 //! A policy is a JSON text that the workspace signs as it stands (Ed25519, RFC 8032): whoever verifies looks at the bytes
 //! that were signed, and a later release may add fields. The revision only grows.
 
-use crate::OrganizationId;
+use crate::{AgentId, OrganizationId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -142,6 +142,9 @@ impl Policy {
         {
             return Err(format!("{what} ({}) cannot be switched off on the standard tier", ids.join(" or ")));
         }
+        if off(&&"artifacts") {
+            return Err("collector artifacts cannot be switched off by policy; limit it with `--artifacts`".to_owned());
+        }
         if self.artifacts.bytes_max == 0 || self.artifacts.per_hour_max == 0 {
             return Err("artifacts cannot be switched off by policy; limit them to at least 1 byte and 1 an hour, or \
                         narrow them in the host's own configuration"
@@ -176,3 +179,47 @@ pub const REQUIRED: &[(&str, &[&str])] = &[
     ("operating system logs", &["syslog", "journal"]),
     ("crash dumps", &["crash_dumps"]),
 ];
+
+/// A request for a file of one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRequest {
+    /// Its id, a UUID.
+    pub id: String,
+    /// Organization that asks.
+    pub organization: OrganizationId,
+    /// Agent that is asked.
+    pub agent: AgentId,
+    /// Path on the host.
+    pub path: String,
+    /// When it was made, nanoseconds UTC.
+    pub issued: i64,
+    /// When it is over, nanoseconds UTC.
+    pub expires: i64,
+}
+
+/// A request as it travels: the text that was signed, and its signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedRequest {
+    /// The request, JSON.
+    pub request: String,
+    /// Ed25519 over [`SignedRequest::message`] by the policy key, hex.
+    pub signature: String,
+}
+
+impl SignedRequest {
+    /// What is signed: a text that no policy's signature begins with, and the request as it stands.
+    pub fn message(request: &str) -> Vec<u8> {
+        [b"vedette artifact 1\n", request.as_bytes()].concat()
+    }
+}
+
+/// What the workspace has for an agent: the answer to its long poll.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directives {
+    /// The policy in force, where the agent has an older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<SignedPolicy>,
+    /// Open requests for artifacts; each is told again now and then until it is answered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<SignedRequest>,
+}

@@ -105,3 +105,17 @@ pub struct EnrollReply {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<SignedPolicy>,
 }
+
+/// `POST /v1/renew`, over the certificate that is to be renewed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewRequest {
+    /// Certificate signing request (RFC 2986), PEM, signed by the agent's own key: the key, and so the id, stays.
+    pub csr: String,
+}
+
+/// Reply to a renewal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewReply {
+    /// Client certificate, PEM.
+    pub certificate: String,
+}

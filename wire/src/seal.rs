@@ -8,7 +8,7 @@ use crate::{
     codec::{self, Compression, LENGTH_BYTES, append_record},
 };
 use std::{cell::RefCell, io};
-use zstd::zstd_safe::CParameter;
+use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 /// Small records are compressed together when they are so much; a larger body is compressed by itself.
 const PIECE_BYTES: usize = 128 << 10;
@@ -215,11 +215,18 @@ thread_local! {
     static COMPRESSORS: RefCell<Compressors> = RefCell::default();
 }
 
-/// Level 1 as zstd sets it for large inputs, whatever the piece's size, and with a hash table that fits into the first
-/// cache: for small inputs it would take a tenth more time for a hundredth fewer bytes.
+/// Level 1 as zstd sets it for large inputs, whatever the piece's size, but for a hash table that fits into the first cache,
+/// and three bytes between two looks for a match instead of two: on log lines that takes a fifth less time for 6 % more
+/// bytes. Above 1 the latter (`targetLength`) would switch the coding of literals off, were that not said as well.
 fn level_1() -> io::Result<zstd::bulk::Compressor<'static>> {
     let mut compressor = zstd::bulk::Compressor::new(1)?;
-    for parameter in [CParameter::WindowLog(19), CParameter::HashLog(13), CParameter::MinMatch(7)] {
+    for parameter in [
+        CParameter::WindowLog(19),
+        CParameter::HashLog(13),
+        CParameter::MinMatch(7),
+        CParameter::TargetLength(3),
+        CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+    ] {
         compressor.set_parameter(parameter)?;
     }
     Ok(compressor)

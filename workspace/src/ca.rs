@@ -14,9 +14,7 @@ use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
 const CA_DAYS: i64 = 3650;
 /// Life of the server's certificate.
 const SERVER_DAYS: i64 = 825;
-/// Life of an agent's certificate. Long, until agents renew theirs by themselves.
-const AGENT_DAYS: i64 = 825;
-/// Clocks of hosts are not all right.
+/// Clocks of hosts are not all right: a certificate is valid from so long before, or a third of its life where that is less.
 const SKEW: Duration = Duration::hours(1);
 
 /// The authority, ready to sign.
@@ -30,11 +28,11 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-fn params(days: i64) -> CertificateParams {
+fn params(life: Duration) -> CertificateParams {
     let now = OffsetDateTime::now_utc();
     let mut params = CertificateParams::default();
-    params.not_before = now - SKEW;
-    params.not_after = now + Duration::days(days);
+    params.not_before = now - SKEW.min(life / 3);
+    params.not_after = now + life;
     params.distinguished_name = DistinguishedName::new();
     params
 }
@@ -44,7 +42,7 @@ pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<
     // Before anything is written: a workspace is made whole or not at all.
     let names: Vec<SanType> = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?;
     let key = KeyPair::generate()?;
-    let mut ca = params(CA_DAYS);
+    let mut ca = params(Duration::days(CA_DAYS));
     ca.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo} {}", uuid::Uuid::now_v7()));
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -93,7 +91,7 @@ impl Authority {
 
     fn issue_server(&self, dir: &Path, geo: WorkspaceGeo, names: Vec<SanType>) -> Result<()> {
         let key = KeyPair::generate()?;
-        let mut server = params(SERVER_DAYS);
+        let mut server = params(Duration::days(SERVER_DAYS));
         server.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo}"));
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         server.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -121,8 +119,9 @@ impl Authority {
         mut request: CertificateSigningRequestParams,
         organization: OrganizationId,
         agent: AgentId,
+        life: std::time::Duration,
     ) -> Result<String> {
-        let mut params = params(AGENT_DAYS);
+        let mut params = params(life.try_into()?);
         params.distinguished_name.push(DnType::OrganizationName, organization.to_string());
         params.distinguished_name.push(DnType::CommonName, agent.to_string());
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

@@ -59,6 +59,9 @@ pub(crate) enum Command {
         /// Largest sealed batch in bytes that is taken; agents split what is larger.
         #[arg(long, default_value_t = crate::receive::BATCH_BYTES_MAX)]
         batch_bytes_max: usize,
+        /// How long an agent's certificate is valid, as in 90d, 12h or 60s; it is renewed after two thirds of that.
+        #[arg(long, default_value = "90d", value_parser = parse_life)]
+        certificate_life: std::time::Duration,
         /// Codec that agents are asked to use; without it each goes by its own configuration.
         #[arg(long)]
         compression: Option<Codec>,
@@ -75,6 +78,9 @@ pub(crate) enum Command {
     /// One agent.
     #[command(subcommand)]
     Agent(Agent),
+    /// Files of hosts, asked for on an alert; policy does not switch this off.
+    #[command(subcommand)]
+    Artifact(ArtifactCommand),
     /// What an organization is to look at, such as batches that its policy forbids.
     Alerts {
         /// Name of the organization.
@@ -244,6 +250,61 @@ pub(crate) enum Agent {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArtifactCommand {
+    /// Ask an agent for a file; print the request's id. The host sends what its own list allows.
+    Request(ArtifactWanted),
+    /// What was asked for, and what became of it.
+    List {
+        /// Name of the organization.
+        #[arg(long)]
+        org: String,
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// How to print: json is one object a line.
+        #[arg(long, default_value = "table")]
+        format: Format,
+    },
+    /// Write a file that came to a new file, check its SHA-256, and print what the host said of it, as JSON.
+    Get {
+        /// Name of the organization.
+        #[arg(long)]
+        org: String,
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The request's id.
+        #[arg(long)]
+        id: String,
+        /// Where to; must not exist.
+        #[arg(long)]
+        to: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ArtifactWanted {
+    /// Name of the organization.
+    #[arg(long)]
+    pub(crate) org: String,
+    /// The agent's id.
+    #[arg(long)]
+    pub(crate) agent: AgentId,
+    /// Path on the host, absolute.
+    #[arg(long)]
+    pub(crate) path: String,
+    /// Why, for the audit log.
+    #[arg(long)]
+    pub(crate) reason: String,
+    /// Directory of the workspace.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Hours until the request expires.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=8760))]
+    pub(crate) hours: u32,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Switch {
     On,
@@ -270,6 +331,20 @@ pub(crate) enum Format {
     Json,
     Table,
     Csv,
+}
+
+/// A whole number and `s`, `m`, `h` or `d`, up to ten years.
+fn parse_life(text: &str) -> Result<std::time::Duration, String> {
+    let seconds = match text.split_at_checked(text.len().saturating_sub(1)) {
+        Some((number, "s")) => (number, 1),
+        Some((number, "m")) => (number, 60),
+        Some((number, "h")) => (number, 3600),
+        Some((number, "d")) => (number, 86_400),
+        _ => return Err("write a number and s, m, h or d, as in 90d".to_owned()),
+    };
+    let seconds = seconds.0.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds.1));
+    let seconds = seconds.filter(|seconds| (10..=3650 * 86_400).contains(seconds));
+    seconds.map(std::time::Duration::from_secs).ok_or_else(|| "10s to 3650d".to_owned())
 }
 
 pub(crate) fn parse() -> Arguments {

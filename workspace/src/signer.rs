@@ -1,10 +1,10 @@
-//! The key that policies are signed with: Ed25519, `policy.key` beside the authority's.
+//! The key that policies and requests for artifacts are signed with: Ed25519, `policy.key` beside the authority's.
 
 use crate::ca::write_private;
 use anyhow::{Context, Result};
 use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
 use std::{fs, path::Path};
-use vedette_wire::policy::{Policy, SignedPolicy};
+use vedette_wire::policy::{ArtifactRequest, Policy, SignedPolicy, SignedRequest};
 
 /// Signs policies of one workspace.
 pub(crate) struct Signer(KeyPair);
@@ -30,6 +30,12 @@ impl Signer {
     /// Its public half, hex.
     pub(crate) fn public(&self) -> String {
         hex::encode(self.0.der_bytes())
+    }
+
+    pub(crate) fn sign_request(&self, request: &ArtifactRequest) -> Result<SignedRequest> {
+        let request = serde_json::to_string(request)?;
+        let signature = hex::encode(self.0.sign(&SignedRequest::message(&request))?);
+        Ok(SignedRequest { request, signature })
     }
 
     pub(crate) fn sign(&self, policy: &Policy) -> Result<SignedPolicy> {

@@ -1,14 +1,15 @@
 //! `vedette enroll`: a key made here, signed there.
 
 use crate::{
+    cloud,
     config::{self, Resolved},
     exit::Exit,
-    identity::{Enrollment, IdentityDir},
+    identity::{self, Enrollment, IdentityDir},
     policy,
     run::{VERSION, context},
 };
 use anyhow::{Context, anyhow, bail};
-use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
+use rcgen::PublicKeyData;
 use sha2::{Digest, Sha256};
 use std::{io::Read, path::Path};
 use url::Url;
@@ -18,6 +19,7 @@ use vedette_transport::{
 };
 use vedette_wire::{
     AgentId,
+    geo::{Geography, WorkspaceGeo},
     reply::{EnrollReply, EnrollRequest, Problem},
 };
 
@@ -44,18 +46,19 @@ pub(super) async fn enroll(
     let ca_pem = tls::read_ca(ca)?;
     let token = read_token(token_file)?;
     identity.create()?;
-    let key = key(&identity)?;
+    let key = identity.key()?;
     let request = EnrollRequest {
         token,
-        csr: signing_request(&key)?,
+        csr: identity::signing_request(&key)?,
         hostname: vedette_collectors::host_label(&context(config, Vec::new(), Vec::new())).hostname,
         machine: machine(config),
         version: VERSION.to_owned(),
     };
+    let geo = expected_geo(config)?;
     let client = tls::client(&ClientSettings {
         ca_pem: ca_pem.clone(),
         proxy: config.proxy.clone(),
-        geo: config.workspace_geo,
+        geo,
         ..ClientSettings::default()
     })?;
     let reply = ask(&client, &url, ca, &request).await?;
@@ -84,6 +87,23 @@ pub(super) async fn enroll(
     Ok(())
 }
 
+/// Geography that the workspace must be of, before it is told anything: that of this host. Absent where neither the
+/// configuration nor a cloud says where the host is.
+fn expected_geo(config: &Resolved) -> Result<Option<WorkspaceGeo>, Exit> {
+    let instance = cloud::instance(&config.place, &context(config, Vec::new(), Vec::new()));
+    let host = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
+    match (host.map(Geography::workspace), config.workspace_geo) {
+        (Some(belongs), Some(stated)) if belongs != stated => Err(Exit::config(format!(
+            "workspace.geo: the configuration says {stated}, and data of this host belongs to {belongs}"
+        ))),
+        (None, None) => {
+            tracing::warn!("where this host stands is not known; set [host] geography to have the workspace's checked");
+            Ok(None)
+        }
+        (belongs, stated) => Ok(belongs.or(stated)),
+    }
+}
+
 fn read_token(path: &Path) -> anyhow::Result<String> {
     let mut text = String::new();
     if path == Path::new("-") {
@@ -97,26 +117,6 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
         bail!("{} holds no token; write there what `vedette-workspace token new` printed", path.display());
     }
     Ok(token.to_owned())
-}
-
-/// The key that is there, or a new one (P-256, RFC 5480), on disk before anybody hears of it.
-fn key(identity: &IdentityDir) -> anyhow::Result<KeyPair> {
-    let path = identity.path("key.pem");
-    if path.exists() {
-        let pem = String::from_utf8(identity.read("key.pem")?)?;
-        return KeyPair::from_pem(&pem)
-            .with_context(|| format!("{} holds no key; move it away to make a new one", path.display()));
-    }
-    let key = KeyPair::generate()?;
-    identity.write("key.pem", key.serialize_pem().as_bytes())?;
-    Ok(key)
-}
-
-/// The names in it are the workspace's to give.
-fn signing_request(key: &KeyPair) -> anyhow::Result<String> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    Ok(params.serialize_request(key)?.pem()?)
 }
 
 /// machine-id(5) asks not to show the id itself: a hash that is ours alone tells machines apart as well.

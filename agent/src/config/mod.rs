@@ -6,7 +6,9 @@ mod resolved;
 
 pub(crate) use layers::{Sources, load};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
-pub(crate) use resolved::{BASELINE_BYTES, CollectorPlan, Memory, Resolved, parse_url as parse_workspace_url};
+pub(crate) use resolved::{
+    BASELINE_BYTES, CollectorPlan, HostPlace, Memory, Resolved, parse_url as parse_workspace_url,
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,6 +71,31 @@ pub(crate) struct State {
 pub(crate) struct Host {
     /// Its root: `/`, or where a container mounts it.
     pub(crate) root: PathBuf,
+    /// Geography that it stands in: `united-states`, `brazil`, `canada`, `europe`, `united-kingdom`, `asia-pacific`, `japan`,
+    /// `india` or `australia`. Where it is not set, that of the cloud's region. What the host sends goes to the workspace
+    /// geography of it and to no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) geography: Option<String>,
+    /// Cloud whose instance metadata is asked: `auto` (the one that the firmware names), `off`, `azure`, `aws` or `gcp`.
+    #[schemars(with = "String")]
+    pub(crate) cloud: CloudSetting,
+    /// Tags of the cloud's machine that are part of the host's record.
+    pub(crate) cloud_tags: Vec<String>,
+    /// Base address of the metadata service, where it is not `http://169.254.169.254`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) metadata_url: Option<String>,
+}
+
+/// Cloud whose metadata is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CloudSetting {
+    #[default]
+    Auto,
+    Off,
+    Azure,
+    Aws,
+    Gcp,
 }
 
 /// How records are batched, kept and sent.
@@ -160,7 +187,13 @@ impl Default for State {
 
 impl Default for Host {
     fn default() -> Self {
-        Self { root: "/".into() }
+        Self {
+            root: "/".into(),
+            geography: None,
+            cloud: CloudSetting::Auto,
+            cloud_tags: Vec::new(),
+            metadata_url: None,
+        }
     }
 }
 

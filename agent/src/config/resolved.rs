@@ -1,12 +1,12 @@
 //! What the configuration resolves to: values that were checked against each other and can be used as they are.
 
-use super::{Config, PolicySection, layers::Origins};
+use super::{CloudSetting, Config, PolicySection, layers::Origins};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
 use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
 use vedette_transport::{BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX};
-use vedette_wire::geo::WorkspaceGeo;
+use vedette_wire::geo::{Geography, UnknownPlace, WorkspaceGeo};
 
 /// A collector and its settings.
 #[derive(Debug, Clone)]
@@ -54,6 +54,15 @@ impl Memory {
     }
 }
 
+/// Where the host stands, as far as the configuration says.
+#[derive(Debug, Clone)]
+pub(crate) struct HostPlace {
+    pub(crate) cloud: CloudSetting,
+    pub(crate) geography: Option<Geography>,
+    pub(crate) metadata_url: Option<Url>,
+    pub(crate) cloud_tags: Vec<String>,
+}
+
 /// The configuration in force.
 #[derive(Clone)]
 pub(crate) struct Resolved {
@@ -64,6 +73,7 @@ pub(crate) struct Resolved {
     pub(crate) identity_dir: PathBuf,
     pub(crate) state_dir: PathBuf,
     pub(crate) root: PathBuf,
+    pub(crate) place: HostPlace,
     pub(crate) batches: BatchLimits,
     pub(crate) quota: Quota,
     pub(crate) memory_max: u64,
@@ -122,6 +132,26 @@ impl Resolved {
                 .map_err(|err: vedette_wire::geo::UnknownGeo| check.wrong("workspace.geo", &err.to_string()))
                 .ok()
         });
+        let place = HostPlace {
+            cloud: config.host.cloud,
+            geography: config.host.geography.as_deref().and_then(|geography| {
+                geography.parse().map_err(|err: UnknownPlace| check.wrong("host.geography", &err.to_string())).ok()
+            }),
+            metadata_url: config.host.metadata_url.as_deref().and_then(|url| {
+                let url = Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
+                url.or_else(|| {
+                    check.wrong("host.metadata_url", "must be http://host:port");
+                    None
+                })
+            }),
+            cloud_tags: config.host.cloud_tags,
+        };
+        if let (Some(host), Some(workspace)) = (place.geography, workspace_geo)
+            && host.workspace() != workspace
+        {
+            let message = format!("is {workspace}, and data of a host in {host} belongs to {}", host.workspace());
+            check.wrong("workspace.geo", &message);
+        }
         if let Some(proxy) = &config.workspace.proxy
             && !Url::parse(proxy).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
         {
@@ -179,6 +209,7 @@ impl Resolved {
             identity_dir,
             state_dir,
             root,
+            place,
             batches: BatchLimits {
                 bytes_max: batch_bytes_max.0 as usize,
                 records_max: transport.batch_records_max as usize,

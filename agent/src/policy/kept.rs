@@ -108,7 +108,7 @@ pub(crate) fn keep(identity: &IdentityDir, signed: &SignedPolicy) -> anyhow::Res
 }
 
 /// Whether a message was signed by an Ed25519 key (RFC 8032); both as hex.
-fn verified(key: &str, message: &[u8], signature: &str) -> bool {
+pub(crate) fn verified(key: &str, message: &[u8], signature: &str) -> bool {
     let (Ok(key), Ok(signature)) = (hex::decode(key), hex::decode(signature)) else { return false };
     let provider = CryptoProvider::get_default().expect("main installs the provider first thing");
     let mapping = provider.signature_verification_algorithms.mapping;

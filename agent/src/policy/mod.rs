@@ -5,7 +5,7 @@
 
 mod kept;
 
-pub(crate) use kept::{Kept, Refused, keep};
+pub(crate) use kept::{Kept, Refused, keep, verified};
 
 use crate::config::CollectorPlan;
 use std::collections::BTreeSet;
@@ -29,7 +29,11 @@ pub(crate) struct Decision {
 
 /// What is to become of each, in the order of the plans.
 pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &Cx) -> Vec<Decision> {
-    let of_policy = |id: &str| policy.collectors.get(id).and_then(|collector| collector.enabled);
+    // Artifacts are not its to switch off.
+    let of_policy = |id: &str| {
+        let artifact = vedette_collectors::find(id).is_some_and(|spec| spec.class == Class::Artifact);
+        policy.collectors.get(id).and_then(|collector| collector.enabled).filter(|_| !artifact)
+    };
     // What would observe something here if nobody but the host were asked.
     let wanted: BTreeSet<&'static str> = plans
         .iter()

@@ -1,8 +1,10 @@
 //! `vedette run`: puts collectors, transport and the agent's own records together, and takes them apart again.
 
+mod artifacts;
 mod board;
 mod own;
 mod post;
+mod renew;
 mod resume;
 mod runner;
 mod sinks;
@@ -14,6 +16,7 @@ pub(crate) use runner::{chunks_of, positions_source};
 pub(crate) use sinks::QueueSink;
 
 use crate::{
+    cloud,
     config::{BASELINE_BYTES, Memory, Resolved},
     exit::Exit,
     identity::{Enrollment, IdentityDir},
@@ -82,6 +85,18 @@ enum End {
 async fn run_once(config: &Resolved) -> Result<End, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let enrollment = identity.enrolled(config)?;
+    let (place, cx) = (config.place.clone(), context(config, Vec::new(), Vec::new()));
+    let asking = tokio::task::spawn_blocking(move || cloud::instance(&place, &cx));
+    let instance = asking.await.context("asking for the instance metadata panicked")?;
+    let geography = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
+    if let Some(host) = geography.filter(|host| host.workspace() != enrollment.geo) {
+        return Err(Exit::config(format!(
+            "host.geography: this host stands in {host}, whose data belongs to {}; it is enrolled at a workspace in {}; \
+             enroll it there",
+            host.workspace(),
+            enrollment.geo
+        )));
+    }
     let (lane, post, stamp, host) = start_lane(config, &identity, &enrollment)?;
     let lane = Arc::new(lane);
     let board = Arc::new(Board::default());
@@ -102,6 +117,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
     let mut supervisor = Supervisor::new(
         Agent {
             config: config.clone(),
+            cloud: instance.map(Arc::new),
             identity,
             lane: Arc::clone(&lane),
             post: Arc::clone(&post),
@@ -113,8 +129,8 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
             host,
             state: Arc::clone(&policy),
         },
-        kept,
-        problem,
+        &enrollment,
+        (kept, problem),
     );
     let status = status::Source {
         enrollment: enrollment.clone(),
@@ -135,8 +151,10 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
     let reason = {
         let beat = own.beat(|| status.heartbeat());
         tokio::pin!(beat);
-        let resuming = resume::resume(Arc::clone(&lane), post, Arc::clone(&own), config.state_dir.clone());
+        let resuming = resume::resume(Arc::clone(&lane), Arc::clone(&post), Arc::clone(&own), config.state_dir.clone());
         tokio::pin!(resuming);
+        let renewing = renew::renew(IdentityDir::new(&config.identity_dir), Arc::clone(&post), Arc::clone(&own));
+        tokio::pin!(renewing);
         let (resumed, mut is_resumed) = (watch::channel(false).0, false);
         let governing = supervisor.govern(resumed.subscribe());
         tokio::pin!(governing);
@@ -155,6 +173,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
                     resumed.send_replace(true);
                 }
                 never = &mut governing => match never {},
+                never = &mut renewing => match never {},
                 _ = terminate.recv() => break "SIGTERM",
                 _ = interrupt.recv() => break "SIGINT",
                 never = &mut beat => match never {},
@@ -194,7 +213,16 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
 
 /// What a collector is given.
 pub(crate) fn context(config: &Resolved, cursors: Vec<(String, Vec<u8>)>, stored: Vec<Stored>) -> Cx {
-    Cx { root: config.root.clone(), clock: Arc::new(now), cursors, stored, enabled: config.enabled(), once: None }
+    Cx {
+        root: config.root.clone(),
+        clock: Arc::new(now),
+        cursors,
+        stored,
+        enabled: config.enabled(),
+        requests: None,
+        cloud: None,
+        once: None,
+    }
 }
 
 fn start_lane(

@@ -74,6 +74,11 @@ impl OwnRecords {
         self.silent.store(silent, Ordering::Release);
     }
 
+    /// Whether nothing is said.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Acquire)
+    }
+
     /// The task, on the async thread, ends when the record is handed over.
     pub(crate) fn lifecycle(
         &self,

@@ -33,8 +33,17 @@ pub(super) struct Reloading {
     enrollment: Enrollment,
     proxy: Option<String>,
     state: Mutex<State>,
+    /// A renewed certificate that has not delivered yet; the one on disk stays until it has.
+    trial: Mutex<Option<Trial>>,
     /// What is queued is being purged: nothing is posted.
     closed: AtomicBool,
+}
+
+/// A renewed certificate.
+#[derive(Clone)]
+struct Trial {
+    post: HttpPost,
+    certificate: String,
 }
 
 struct State {
@@ -55,6 +64,7 @@ impl Reloading {
             enrollment: enrollment.clone(),
             proxy,
             state,
+            trial: Mutex::default(),
             closed: AtomicBool::new(false),
         })
     }
@@ -100,7 +110,69 @@ impl Post for Reloading {
             return Box::pin(async { Outcome::Retry { after: Some(Duration::from_secs(1)), why } });
         }
         let current = self.current();
-        Box::pin(async move { current.post(frame).await })
+        let Some(trial) = self.lock_trial().clone() else {
+            return Box::pin(async move { current.post(frame).await });
+        };
+        Box::pin(async move {
+            let outcome = trial.post.post(frame.clone()).await;
+            if matches!(outcome, Outcome::Done { .. }) {
+                self.promote(&trial);
+                return outcome;
+            }
+            // Is it the certificate, or would the old one fare no better?
+            let outcome = current.post(frame).await;
+            if matches!(outcome, Outcome::Done { .. }) {
+                tracing::error!("the renewed certificate does not deliver and the old one does; it is given up");
+                *self.lock_trial() = None;
+            }
+            outcome
+        })
+    }
+}
+
+impl Reloading {
+    fn lock_trial(&self) -> MutexGuard<'_, Option<Trial>> {
+        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deliver with a renewed certificate, and keep it once it has delivered.
+    pub(super) fn try_certificate(&self, certificate: String) -> Result<(), Exit> {
+        let post = client_with(&self.identity, certificate.clone().into_bytes(), &self.enrollment, self.proxy.clone())?;
+        *self.lock_trial() = Some(Trial { post, certificate });
+        Ok(())
+    }
+
+    /// Whether a renewed certificate has yet to deliver.
+    pub(super) fn is_trying(&self) -> bool {
+        self.lock_trial().is_some()
+    }
+
+    /// Keep a renewed certificate: it has delivered.
+    fn promote(&self, trial: &Trial) {
+        let mut trying = self.lock_trial();
+        if trying.as_ref().is_none_or(|now| now.certificate != trial.certificate) {
+            return;
+        }
+        match self.identity.write("cert.pem", trial.certificate.as_bytes()) {
+            Ok(()) => {
+                tracing::info!("the renewed certificate has delivered and is kept");
+                let mut state = self.lock();
+                (state.post, state.stamps) = (trial.post.clone(), stamps(&self.identity));
+                *trying = None;
+            }
+            Err(err) => {
+                tracing::error!(error = format!("{err:#}"), "the renewed certificate cannot be kept; tried again")
+            }
+        }
+    }
+
+    /// Where nothing is delivered, collection being off: have the renewed certificate ask for the policy, which counts.
+    pub(super) async fn prove(&self, version: &str) {
+        let Some(trial) = self.lock_trial().clone() else { return };
+        match trial.post.directives(0, version).await {
+            Ok(_) => self.promote(&trial),
+            Err(why) => tracing::warn!(why, "the renewed certificate is not taken yet"),
+        }
     }
 }
 
@@ -112,9 +184,18 @@ fn stamps(identity: &IdentityDir) -> Stamps {
 }
 
 fn client(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<String>) -> Result<HttpPost, Exit> {
+    client_with(identity, identity.read("cert.pem")?, enrollment, proxy)
+}
+
+fn client_with(
+    identity: &IdentityDir,
+    certificate: Vec<u8>,
+    enrollment: &Enrollment,
+    proxy: Option<String>,
+) -> Result<HttpPost, Exit> {
     let client = tls::client(&ClientSettings {
         ca_pem: identity.read("ca.pem")?,
-        identity_pem: Some((identity.read("cert.pem")?, identity.read("key.pem")?)),
+        identity_pem: Some((certificate, identity.read("key.pem")?)),
         geo: Some(enrollment.geo),
         proxy,
     })?;

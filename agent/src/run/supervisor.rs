@@ -4,10 +4,13 @@
 //! written meanwhile is passed over and counted, and only then the note is taken away: a crash in between leaves nothing to
 //! be collected that was written while it was off.
 
-use super::{Board, CollectorState, QueueSink, VERSION, context, own::OwnRecords, post::Reloading, resume, runner};
+use super::{
+    Board, CollectorState, QueueSink, VERSION, artifacts::Asked, context, own::OwnRecords, post::Reloading, resume,
+    runner,
+};
 use crate::{
     config::{CollectorPlan, OnDisable, Resolved, ResumeAt},
-    identity::IdentityDir,
+    identity::{Enrollment, IdentityDir},
     now,
     policy::{Decision, Kept, Refused, decide},
 };
@@ -21,12 +24,12 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
-use vedette_collectors::{Class, Cx, Outlet, Sink, StopSignal};
-use vedette_transport::{Lane, Stamp};
+use vedette_collectors::{Class, Cx, Outlet, Sink, StopSignal, Waker};
+use vedette_transport::{BatchLimits, Lane, LaneConfig, Post, Queue, Quota, Stamp};
 use vedette_wire::{
-    HostLabel,
-    body::LifecycleEvent,
-    policy::{Policy, SignedPolicy},
+    HostLabel, Lane as LaneName,
+    body::{CloudInstance, LifecycleEvent},
+    policy::{Directives, Policy, SignedPolicy, SignedRequest},
 };
 
 /// Collectors that do not end in this time are left behind.
@@ -54,6 +57,7 @@ pub(crate) struct PolicyState {
 /// What collectors need of the agent.
 pub(super) struct Agent {
     pub(super) config: Resolved,
+    pub(super) cloud: Option<Arc<CloudInstance>>,
     pub(super) identity: IdentityDir,
     pub(super) lane: Arc<Lane>,
     pub(super) post: Arc<Reloading>,
@@ -70,6 +74,7 @@ pub(super) struct Agent {
 struct Running {
     thread: JoinHandle<()>,
     stop: StopSignal,
+    waker: Waker,
     settings: toml::Table,
 }
 
@@ -81,11 +86,25 @@ pub(super) struct Supervisor {
     off: BTreeMap<String, i64>,
     /// Conflicts that were told.
     told: BTreeSet<&'static str>,
+    /// Artifacts that were asked for.
+    asked: Asked,
+    blobs: Option<Blobs>,
 }
+
+/// The lane that artifacts travel on.
+struct Blobs {
+    lane: Arc<Lane>,
+    sink: Arc<QueueSink>,
+}
+
+/// The collector of artifacts.
+const ARTIFACTS: &str = "artifacts";
+/// Of a batch of artifacts, and of what waits for one.
+const BLOB_BYTES: usize = 2 << 20;
 
 impl Supervisor {
     /// Nothing runs yet; `problem` is why there is no policy in force.
-    pub(super) fn new(agent: Agent, kept: Kept, problem: Option<Refused>) -> Self {
+    pub(super) fn new(agent: Agent, enrollment: &Enrollment, (kept, problem): (Kept, Option<Refused>)) -> Self {
         let off = std::fs::read(agent.identity.path(OFF)).ok();
         let off = off.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         for plan in &agent.config.collectors {
@@ -95,11 +114,15 @@ impl Supervisor {
             tracing::error!(error = %problem, "the policy that was kept cannot be used");
         }
         agent.state.lock().unwrap_or_else(PoisonError::into_inner).problem = problem.map(|problem| problem.to_string());
-        Self { agent, kept, running: BTreeMap::new(), off, told: BTreeSet::new() }
+        let asked = Asked::load(&agent.identity, enrollment);
+        let (running, told) = (BTreeMap::new(), BTreeSet::new());
+        Self { agent, kept, running, off, told, asked, blobs: None }
     }
 
     /// Run collectors by the policy in force, and by each that follows it.
     pub(super) async fn govern(&mut self, mut resumed: watch::Receiver<bool>) -> Infallible {
+        // What was asked for before the start.
+        self.asked_for(Vec::new()).await;
         loop {
             // The borrow must not live over the wait.
             let is_resumed = *resumed.borrow_and_update();
@@ -112,16 +135,71 @@ impl Supervisor {
             };
             let (post, lane) = (Arc::clone(&self.agent.post), Arc::clone(&self.agent.lane));
             tokio::select! {
-                signed = next_policy(&post, &lane, self.kept.revision()) => self.consider(&signed),
+                directives = next(&post, &lane, self.kept.revision()) => {
+                    if let Some(signed) = &directives.policy {
+                        self.consider(signed);
+                    }
+                    self.asked_for(directives.artifacts).await;
+                }
+                () = tokio::time::sleep(AGAIN_EVERY), if self.asked.is_open() => self.asked_for(Vec::new()).await,
                 _ = resumed.changed() => {}
                 () = tokio::time::sleep(AGAIN_EVERY), if !settled => {}
             }
         }
     }
 
-    /// Wait for every collector to end; they were told to stop.
+    /// Wait for every collector to end; they were told to stop. What artifacts have left is sent after the next start.
     pub(super) async fn join(self) {
         Runner::join_all(self.running.into_values().map(|running| running.thread).collect(), COLLECTORS_GRACE).await;
+        if let Some(blobs) = self.blobs {
+            drop(blobs.sink);
+            match Arc::try_unwrap(blobs.lane) {
+                Ok(lane) => lane.stop(Duration::ZERO).await,
+                Err(lane) => lane.close(),
+            }
+        }
+    }
+
+    /// Take requests for artifacts in, note those that are answered, and run the collector once there was one.
+    async fn asked_for(&mut self, signed: Vec<SignedRequest>) {
+        let Some(limits) = self.kept.policy().map(|policy| policy.artifacts.clone()) else { return };
+        let settled = match &self.blobs {
+            Some(blobs) => self.asked.settle(&blobs.sink).await,
+            None => Ok(()),
+        };
+        let taken = settled.and_then(|()| self.asked.take(signed, &limits));
+        match taken {
+            Ok(_) => {
+                if let Some(running) = self.running.get(ARTIFACTS) {
+                    running.waker.wake();
+                }
+            }
+            Err(err) => tracing::error!(error = format!("{err:#}"), "requests for artifacts cannot be kept"),
+        }
+    }
+
+    /// The lane of artifacts, opened when the first is asked for: it takes memory and a file.
+    fn blobs(&mut self) -> anyhow::Result<Option<&Blobs>> {
+        let dir = &self.agent.config.state_dir;
+        if self.blobs.is_none() && (self.asked.is_open() || dir.join("blobs.redb").exists()) {
+            let quota = Quota { cache_bytes: 1 << 20, ..self.agent.config.quota };
+            let queue = Queue::open(dir, LaneName::Blobs, quota, fastrand::u64(1..))?;
+            let stamp = self.agent.stamp.borrow().clone();
+            queue.own((stamp.organization, stamp.agent), fastrand::u64(1..))?;
+            let lane = Lane::start(LaneConfig {
+                queue,
+                limits: BatchLimits { bytes_max: BLOB_BYTES, records_max: 64, ..self.agent.config.batches.clone() },
+                stamp: self.agent.stamp.subscribe(),
+                intake_bytes_max: BLOB_BYTES,
+                in_flight_bytes_max: 2 * BLOB_BYTES,
+                now: Arc::new(now),
+                post: Some(Arc::clone(&self.agent.post) as Arc<dyn Post>),
+            })?;
+            let (board, own) = (Arc::clone(&self.agent.board), Arc::clone(&self.agent.own));
+            let sink = Arc::new(QueueSink::new(lane.intake().clone(), board, own));
+            self.blobs = Some(Blobs { lane: Arc::new(lane), sink });
+        }
+        Ok(self.blobs.as_ref())
     }
 
     fn consider(&mut self, signed: &SignedPolicy) {
@@ -261,15 +339,32 @@ impl Supervisor {
         if self.running.contains_key(id) {
             return Ok(());
         }
-        if resume::is_due(self.agent.lane.queue()) && !resumed && plan.spec.class != Class::Inventory {
+        let is_artifact = plan.spec.class == Class::Artifact;
+        if is_artifact {
+            // It runs as far as anybody can see; its thread and its lane come with the first request.
+            board.set(id, CollectorState::Running, None);
+            if self.blobs()?.is_none() {
+                return Ok(());
+            }
+        }
+        let lane = match &self.blobs {
+            Some(blobs) if is_artifact => Arc::clone(&blobs.lane),
+            _ => Arc::clone(&self.agent.lane),
+        };
+        let sink = match &self.blobs {
+            Some(blobs) if is_artifact => Arc::clone(&blobs.sink),
+            _ => Arc::clone(&self.agent.sink),
+        };
+        if resume::is_due(lane.queue()) && !resumed && plan.spec.class != Class::Inventory && !is_artifact {
             let why = "the queue is new; waits for the workspace to say what it has";
             board.set(id, CollectorState::Waiting, Some(why.to_owned()));
             return Ok(());
         }
-        let queue = self.agent.lane.queue();
+        let queue = lane.queue();
         let cx = || -> anyhow::Result<Cx> {
             let cx = context(&self.agent.config, queue.cursors(id)?, queue.stored(id)?);
-            Ok(Cx { enabled: enabled.clone(), ..cx })
+            let requests = Some(self.asked.requests().clone());
+            Ok(Cx { enabled: enabled.clone(), requests, cloud: self.agent.cloud.clone(), ..cx })
         };
         // A required collector that the configuration switches off runs with its other settings.
         let mut settings = decision.settings.clone();
@@ -299,14 +394,14 @@ impl Supervisor {
             spec: plan.spec,
             settings,
             cx: cx()?,
-            sink: Arc::clone(&self.agent.sink),
+            sink,
             queue: Arc::clone(queue),
             board,
             stop: stop.clone(),
             deadline: runner::POLL_DEADLINE,
         };
         let thread = runner.start().context("cannot start a collector's thread")?;
-        self.running.insert(id, Running { thread, stop, settings: decision.settings });
+        self.running.insert(id, Running { thread, waker: stop.waker(), stop, settings: decision.settings });
         Ok(())
     }
 
@@ -315,17 +410,17 @@ impl Supervisor {
     }
 }
 
-/// The next policy that the workspace has. While nothing answers, pauses grow; an acknowledgement that tells of a newer
+/// What the workspace has next for this agent. While nothing answers, pauses grow; an acknowledgement that tells of a newer
 /// revision ends them.
-async fn next_policy(post: &Reloading, lane: &Lane, behind: u64) -> SignedPolicy {
+async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directives {
     let (mut pause, mut said) = (Duration::from_millis(500), false);
     loop {
-        match post.current().policy(behind, VERSION).await {
-            Ok(Some(signed)) => return signed,
-            Ok(None) => {
+        match post.current().directives(behind, VERSION).await {
+            Ok(directives) if directives == Directives::default() => {
                 pause = Duration::from_millis(500);
                 continue;
             }
+            Ok(directives) => return directives,
             Err(why) => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::debug!(why, "the workspace cannot be asked for the policy");

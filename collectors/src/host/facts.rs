@@ -30,6 +30,7 @@ pub(super) fn read(cx: &Cx) -> Host {
             uuid: dmi("product_uuid"),
         },
         hostname,
+        cloud: cx.cloud.as_deref().cloned().map(Box::new),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// Facts of the machine. A fact that could not be read is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -46,6 +47,38 @@ pub struct Host {
     pub firmware: Firmware,
     /// Hardware (DMI).
     pub hardware: Hardware,
+    /// What the cloud says of the machine; absent on premises.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloud: Option<Box<CloudInstance>>,
+}
+
+/// The cloud's own description of a machine, from its instance metadata.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CloudInstance {
+    /// `azure`, `aws` or `gcp`.
+    pub cloud: String,
+    /// Region, in the cloud's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Availability zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Azure `vmId`, EC2 instance id, Google instance id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<String>,
+    /// Size or machine type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_type: Option<String>,
+    /// Image that it was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Azure subscription, AWS account, Google project.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    /// Those tags that the host's configuration allows.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
 }
 
 /// Operating system, from os-release(5) and uname(2).
@@ -151,6 +184,14 @@ const COLUMNS: &[Column] = &[
     text("hardware_product", "hardware product (DMI)"),
     text("hardware_serial", "serial number (DMI)"),
     text("hardware_uuid", "system UUID (DMI)"),
+    text("cloud", "`azure`, `aws` or `gcp`; null on premises"),
+    text("region", "region, in the cloud's words"),
+    text("zone", "availability zone"),
+    text("instance_id", "the machine's id in the cloud"),
+    text("instance_type", "size or machine type"),
+    text("image", "image that the machine was made from"),
+    text("account", "Azure subscription, AWS account or Google project"),
+    text("tags", "allowed tags, JSON"),
 ];
 
 /// OCSF writes UUIDs with hyphens; machine-id(5) has none.
@@ -213,10 +254,23 @@ impl Observation for Host {
         event.set_in("device", "hypervisor", self.virtualization.clone());
         event.set_in("unmapped", "time_zone", self.time_zone.clone());
         event.set_in("unmapped", "container", self.container.clone());
+        if let Some(cloud) = &self.cloud {
+            event.set_in("device", "region", cloud.region.clone());
+            event.set_in("device", "zone", cloud.zone.clone());
+            event.set_in("device", "instance_uid", cloud.instance_id.clone());
+            event.set_in("device", "image", cloud.image.clone().map(|uid| json!({"uid": uid})));
+            event.set_in("unmapped", "cloud", cloud.cloud.as_str());
+            event.set_in("unmapped", "account", cloud.account.clone());
+            event.set_in("unmapped", "instance_type", cloud.instance_type.clone());
+            event.set_in("unmapped", "tags", (!cloud.tags.is_empty()).then(|| json!(cloud.tags)));
+        }
     }
 
     fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
-        let (os, firmware, hardware) = (&self.os, &self.firmware, &self.hardware);
+        let (os, firmware, hardware, cloud) = (&self.os, &self.firmware, &self.hardware, self.cloud.as_deref());
+        let of = |of: fn(&'a CloudInstance) -> &'a Option<String>| -> Value<'a> {
+            cloud.and_then(|cloud| of(cloud).as_ref()).into()
+        };
         vec![
             self.domain.as_ref().into(),
             os.name.as_str().into(),
@@ -243,6 +297,14 @@ impl Observation for Host {
             hardware.product.as_ref().into(),
             hardware.serial.as_ref().into(),
             hardware.uuid.as_ref().into(),
+            cloud.map(|cloud| cloud.cloud.as_str()).into(),
+            of(|cloud| &cloud.region),
+            of(|cloud| &cloud.zone),
+            of(|cloud| &cloud.instance_id),
+            of(|cloud| &cloud.instance_type),
+            of(|cloud| &cloud.image),
+            of(|cloud| &cloud.account),
+            cloud.filter(|cloud| !cloud.tags.is_empty()).map(|cloud| json!(cloud.tags).to_string()).into(),
         ]
     }
 }

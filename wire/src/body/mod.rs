@@ -1,6 +1,7 @@
 //! Bodies: what collectors see. One file a kind: its struct, its OCSF rendering, its columns.
 
 mod address;
+mod artifact;
 mod crash;
 mod heartbeat;
 mod host;
@@ -14,9 +15,10 @@ mod syslog;
 mod unknown;
 
 pub use address::Address;
+pub use artifact::{Artifact, WholeFile};
 pub use crash::Crash;
 pub use heartbeat::{CollectorHealth, Heartbeat};
-pub use host::{Cpu, Firmware, Hardware, Host, OperatingSystem};
+pub use host::{CloudInstance, Cpu, Firmware, Hardware, Host, OperatingSystem};
 pub use journal::Journal;
 pub use lifecycle::{Lifecycle, LifecycleEvent};
 pub use process::{Namespaces, Principal, Process};
@@ -147,5 +149,6 @@ bodies! {
     Crash "crash",
     Heartbeat "heartbeat",
     Lifecycle "lifecycle",
+    Artifact "artifact",
     Unknown "unknown",
 }

@@ -48,6 +48,16 @@ fn host() -> Host {
             serial: some("42"),
             uuid: some("11111111-2222-3333-4444-555555555555"),
         },
+        cloud: Some(Box::new(CloudInstance {
+            cloud: "aws".to_owned(),
+            region: some("eu-central-1"),
+            zone: some("eu-central-1a"),
+            instance_id: some("i-0123456789abcdef0"),
+            instance_type: some("t3.micro"),
+            image: some("ami-0123456789abcdef0"),
+            account: some("123456789012"),
+            tags: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
+        })),
     }
 }
 
@@ -201,6 +211,30 @@ fn heartbeat() -> Heartbeat {
     }
 }
 
+fn artifact() -> Artifact {
+    Artifact {
+        request: "0190-a".to_owned(),
+        path: "/bin/tool".to_owned(),
+        offset: 512,
+        data: vec![0, 1, 2],
+        refused: None,
+        whole: Some(WholeFile {
+            size: 515,
+            sha256: "ab".repeat(32),
+            real_path: "/usr/bin/tool".to_owned(),
+            mode: 0o100_755,
+            user_id: 0,
+            user: some("root"),
+            group_id: 0,
+            group: some("root"),
+            accessed: T0,
+            modified: T0,
+            changed: T0,
+            torn: true,
+        }),
+    }
+}
+
 fn lifecycle(event: LifecycleEvent) -> Lifecycle {
     Lifecycle {
         event,
@@ -240,6 +274,8 @@ pub(crate) fn bodies() -> Vec<Body> {
     all.push(Crash { file: "/core".to_owned(), ..Crash::default() }.into());
     all.push(Syslog { raw: b"not \xff syslog".to_vec(), ..Syslog::default() }.into());
     all.push(Journal::default().into());
+    // What came after the golden batches stands at the end.
+    all.push(artifact().into());
     all
 }
 

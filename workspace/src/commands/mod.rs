@@ -1,6 +1,7 @@
 //! The commands.
 
 mod admin;
+mod artifact;
 mod ledger;
 mod policy;
 
@@ -10,7 +11,10 @@ pub(crate) use admin::{rfc3339, token_digest};
 mod query;
 mod serve;
 
-use crate::cli::{Agent, Arguments, Command, Org, Policy, Token};
+use crate::{
+    cli::{Agent, Arguments, ArtifactCommand, Command, Org, Policy, Token},
+    receive::Settings,
+};
 use anyhow::Result;
 use clap::CommandFactory;
 use std::io::{self, Write};
@@ -20,15 +24,27 @@ pub(crate) async fn run(command: Command) -> Result<()> {
     match command {
         Command::Init { dir, geo, names } => admin::init(&dir, geo, names).await,
         Command::Certificate { dir, names } => admin::renew_certificate(&dir, &names).await,
-        Command::Serve { dir, listen, address_file, batches_per_second, batch_bytes_max, compression } => {
-            let taken = (batches_per_second, batch_bytes_max, compression.map(Into::into));
-            serve::serve(&dir, listen, address_file.as_deref(), taken).await
+        Command::Serve {
+            dir,
+            listen,
+            address_file,
+            batches_per_second,
+            batch_bytes_max,
+            compression,
+            certificate_life,
+        } => {
+            let compression = compression.map(Into::into);
+            let settings = Settings { batches_per_second, batch_bytes_max, compression, certificate_life };
+            serve::serve(&dir, listen, address_file.as_deref(), settings).await
         }
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
         Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,
         Command::Policy(Policy::Show { org, dir, history }) => policy::show(&dir, &org, history).await,
         Command::Policy(Policy::Set(change)) => policy::set(&change).await,
         Command::Agent(Agent::Revoke { agent, dir, reason }) => policy::revoke(&dir, agent, &reason).await,
+        Command::Artifact(ArtifactCommand::Request(wanted)) => artifact::request(&wanted).await,
+        Command::Artifact(ArtifactCommand::List { org, dir, format }) => artifact::list(&dir, &org, format).await,
+        Command::Artifact(ArtifactCommand::Get { org, dir, id, to }) => artifact::get(&dir, &org, &id, &to).await,
         Command::Alerts { org, dir, format } => policy::alerts(&dir, &org, format).await,
         Command::Agents { org, dir, format } => admin::agents(&dir, &org, format).await,
         Command::Ledger { org, dir, agent, format } => ledger::ledger(&dir, &org, agent.as_deref(), format).await,

@@ -5,24 +5,23 @@ use crate::{
     control::Control,
     landing::{Landing, ReadError},
     now,
-    receive::{self, PLAIN_BYTES_MAX, Receiver},
+    receive::{self, PLAIN_BYTES_MAX, Receiver, Settings},
     signer::Signer,
     tiles::Noted,
 };
 use anyhow::{Context, Result};
-use std::{net::SocketAddr, num::NonZeroU32, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use vedette_wire::Compression;
 
 pub(super) async fn serve(
     dir: &Path,
     listen: SocketAddr,
     address_file: Option<&Path>,
-    (batches_per_second, batch_bytes_max, compression): (NonZeroU32, usize, Option<Compression>),
+    settings: Settings,
 ) -> Result<()> {
     let dir = std::path::absolute(dir)?;
     let control = Control::open(&dir).await?;
@@ -31,16 +30,14 @@ pub(super) async fn serve(
     reconcile(&control, &landing).await?;
     let signer = Signer::load(&dir)?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
-    let (revisions, followed) = watch::channel(control.policy_revisions().await?);
-    tokio::spawn(receive::follow_revisions(control.clone(), revisions));
+    let news = receive::follow_news(control.clone()).await;
     let receiver = Arc::new(Receiver::new(
         control.clone(),
         landing.clone(),
         Authority::load(&dir)?,
         control.geo().await?,
-        (signer.public(), followed),
-        (batches_per_second, batch_bytes_max),
-        compression,
+        (signer.public(), news),
+        settings,
     ));
     let tls = receive::tls_config(&dir)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;

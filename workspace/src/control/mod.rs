@@ -3,6 +3,7 @@
 //! `serve` and the commands open the same database at the same time (WAL, with a busy timeout).
 
 mod agents;
+mod artifacts;
 mod landed;
 mod ledger;
 mod policies;

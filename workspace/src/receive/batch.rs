@@ -1,6 +1,6 @@
 //! `PUT /v1/{lane}/{epoch}/{seq}`: check, land, note, acknowledge.
 
-use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, Receiver, problem::Refusal};
+use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, Receiver, policy::pieces, problem::Refusal};
 use crate::{
     landing::{Landed, Landing},
     now,
@@ -16,7 +16,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http_body_util::BodyExt as _;
 use std::{sync::Arc, time::Duration};
 use vedette_wire::{
-    Compression,
+    Compression, Lane,
     codec::{self, DecodeError},
     frame::{self, FrameHead},
     reply::Ack,
@@ -44,7 +44,7 @@ pub(super) async fn put(
     };
     // Only now, when the peer is admitted, is the body read; a slow one does not keep other organizations' from landing.
     let reading = receiver.reading(peer.organization).await;
-    let body = read(body, receiver.batch_bytes_max).await?;
+    let body = read(body, receiver.settings.batch_bytes_max).await?;
     let permit = receiver.at_once.acquire().await.expect("never closed");
     drop(reading);
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
@@ -52,6 +52,16 @@ pub(super) async fn put(
     let checked = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
     let (noted, frame, digest) = receiver.permitted(checked, policy_revision).await?;
     let (key, day) = Landing::key(receiver.geo, &noted.header);
+    let (frame, pieces) = if noted.header.lane == Lane::Blobs && noted.header.records > 0 {
+        let read = move || {
+            let pieces = pieces(&frame);
+            (frame, pieces)
+        };
+        let (frame, pieces) = tokio::task::spawn_blocking(read).await.map_err(|err| Refusal::internal(&err.into()))?;
+        (frame, pieces.map_err(|err| Refusal::internal(&err))?)
+    } else {
+        (frame, Vec::new())
+    };
     let bytes = frame.len();
     let landed = receiver.landing.land(&key, frame, &digest).await.map_err(|err| Refusal::internal(&err))?;
     drop(permit);
@@ -62,6 +72,10 @@ pub(super) async fn put(
     // Also for a repeat: the first time may have ended between landing and noting.
     let noted = receiver.control.note_landed(&key, &day, bytes, &noted, now()).await;
     noted.map_err(|err| Refusal::internal(&err))?;
+    if !pieces.is_empty() {
+        let noted = receiver.control.note_pieces((peer.organization, peer.agent), &key, &pieces).await;
+        noted.map_err(|err| Refusal::internal(&err))?;
+    }
     Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: receiver.limits() }))
 }
 

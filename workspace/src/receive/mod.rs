@@ -9,7 +9,7 @@ mod positions;
 mod problem;
 mod tls;
 
-pub(crate) use policy::follow_revisions;
+pub(crate) use policy::{News, follow_news};
 pub(crate) use tls::{config as tls_config, serve};
 
 use crate::{ca::Authority, control::Control, landing::Landing};
@@ -23,6 +23,7 @@ use std::{
     collections::HashMap,
     num::NonZeroU32,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::Limits};
@@ -47,6 +48,19 @@ pub(crate) struct Peer {
     pub(crate) agent: AgentId,
 }
 
+/// What `serve` is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// Batches that one organization may send in a second.
+    pub(crate) batches_per_second: NonZeroU32,
+    /// Largest sealed batch.
+    pub(crate) batch_bytes_max: usize,
+    /// What agents are asked to compress with.
+    pub(crate) compression: Option<Compression>,
+    /// Life of an agent's certificate.
+    pub(crate) certificate_life: Duration,
+}
+
 /// What the handlers share.
 pub(crate) struct Receiver {
     control: Control,
@@ -56,9 +70,7 @@ pub(crate) struct Receiver {
     /// What policies are verified with, hex.
     policy_key: String,
     policies: policy::Policies,
-    /// What agents are asked to compress with.
-    compression: Option<Compression>,
-    batch_bytes_max: usize,
+    settings: Settings,
     batches: DefaultKeyedRateLimiter<OrganizationId>,
     enrollments: governor::DefaultDirectRateLimiter,
     reading: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
@@ -71,9 +83,8 @@ impl Receiver {
         landing: Landing,
         authority: Authority,
         geo: WorkspaceGeo,
-        (policy_key, revisions): (String, watch::Receiver<HashMap<OrganizationId, u64>>),
-        (batches_per_second, batch_bytes_max): (NonZeroU32, usize),
-        compression: Option<Compression>,
+        (policy_key, news): (String, watch::Receiver<News>),
+        settings: Settings,
     ) -> Self {
         let enrollments = NonZeroU32::new(ENROLLMENTS_PER_MINUTE).expect("not zero");
         Self {
@@ -82,10 +93,9 @@ impl Receiver {
             authority,
             geo,
             policy_key,
-            policies: policy::Policies::new(revisions),
-            compression,
-            batch_bytes_max,
-            batches: RateLimiter::keyed(Quota::per_second(batches_per_second)),
+            policies: policy::Policies::new(news),
+            settings,
+            batches: RateLimiter::keyed(Quota::per_second(settings.batches_per_second)),
             enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
             reading: Mutex::default(),
             at_once: Semaphore::new(LANDING_AT_ONCE),
@@ -103,9 +113,9 @@ impl Receiver {
 
     fn limits(&self) -> Limits {
         Limits {
-            batch_bytes_max: self.batch_bytes_max as u64,
+            batch_bytes_max: self.settings.batch_bytes_max as u64,
             plain_bytes_max: PLAIN_BYTES_MAX as u64,
-            compression: self.compression,
+            compression: self.settings.compression,
         }
     }
 }
@@ -117,6 +127,7 @@ fn router(receiver: Arc<Receiver>) -> Router {
         .route("/v1/positions/{collector}/{source}", get(positions::behind))
         .route("/v1/policy/{behind}", get(policy::next))
         .route("/v1/enroll", post(enroll::enroll).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
+        .route("/v1/renew", post(enroll::renew).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/livez", get(|| async { "ok\n" }))
         .fallback(problem::not_found)
         .with_state(receiver)

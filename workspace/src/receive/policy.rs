@@ -9,12 +9,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::sync::watch;
-use vedette_wire::{Header, OrganizationId, Policy, codec, frame};
+use vedette_wire::{
+    AgentId, Body, Header, OrganizationId, Policy, Record, body::Artifact, codec, frame, policy::Directives,
+};
 
 /// How long a question waits for another revision; shorter than what gives up an idle connection.
 const HOLD: Duration = Duration::from_secs(40);
@@ -27,38 +29,57 @@ const REMEMBERED_MAX: usize = 1000;
 /// The version of an agent is not longer.
 const VERSION_BYTES_MAX: usize = 64;
 
-/// The revisions in force, and policies that were read.
+/// What is to be told, and policies that were read.
 pub(super) struct Policies {
-    revisions: watch::Receiver<HashMap<OrganizationId, u64>>,
+    news: watch::Receiver<News>,
     read: Mutex<HashMap<(OrganizationId, u64), Arc<Policy>>>,
 }
 
 impl Policies {
-    pub(super) fn new(revisions: watch::Receiver<HashMap<OrganizationId, u64>>) -> Self {
-        Self { revisions, read: Mutex::default() }
+    pub(super) fn new(news: watch::Receiver<News>) -> Self {
+        Self { news, read: Mutex::default() }
     }
 }
 
-/// Keep the revisions in force up to date until nobody looks.
-pub(crate) async fn follow_revisions(control: Control, revisions: watch::Sender<HashMap<OrganizationId, u64>>) {
-    loop {
-        match control.policy_revisions().await {
-            Ok(now) => drop(revisions.send_if_modified(|known| {
-                let changed = *known != now;
-                *known = now;
-                changed
-            })),
-            Err(err) => tracing::error!(error = format!("{err:#}"), "policies cannot be read"),
-        }
-        tokio::select! {
-            () = revisions.closed() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
+/// What is to be told: the revisions in force, and agents that something is asked of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct News {
+    revisions: HashMap<OrganizationId, u64>,
+    asked: HashSet<(OrganizationId, AgentId)>,
+}
+
+impl News {
+    async fn read(control: &Control) -> anyhow::Result<Self> {
+        let (revisions, asked) = (control.policy_revisions().await?, control.agents_asked(now()).await?);
+        Ok(Self { revisions, asked })
     }
 }
 
-/// The policy in force as soon as its revision is larger than the one that the agent has; 204 where none came meanwhile.
-/// The question is the agent's bare heartbeat: who it is, its version, its revision.
+/// Keep what is to be told up to date until nobody looks.
+pub(crate) async fn follow_news(control: Control) -> watch::Receiver<News> {
+    let (news, followed) = watch::channel(News::default());
+    tokio::spawn(async move {
+        loop {
+            match News::read(&control).await {
+                Ok(now) => drop(news.send_if_modified(|known| {
+                    let changed = *known != now;
+                    *known = now;
+                    changed
+                })),
+                Err(err) => tracing::error!(error = format!("{err:#}"), "policies and requests cannot be read"),
+            }
+            tokio::select! {
+                () = news.closed() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    });
+    followed
+}
+
+/// What there is for an agent, as soon as there is something: the policy, where its revision is larger than the one that the
+/// agent has, and requests for artifacts; 204 where nothing came meanwhile. The question is the agent's bare heartbeat: who it
+/// is, its version, its revision.
 pub(super) async fn next(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
@@ -73,18 +94,28 @@ pub(super) async fn next(
     }
     let (who, internal) = ((peer.organization, peer.agent), |err: anyhow::Error| Refusal::internal(&err));
     receiver.control.heard_of(who, version, behind, now()).await.map_err(internal)?;
-    let mut revisions = receiver.policies.revisions.clone();
-    let newer = revisions.wait_for(|all| all.get(&peer.organization).is_some_and(|revision| *revision > behind));
-    let revision = match tokio::time::timeout(HOLD, newer).await {
-        Ok(Ok(all)) => all[&peer.organization],
+    let mut news = receiver.policies.news.clone();
+    let told = news.wait_for(|news| {
+        news.asked.contains(&who) || news.revisions.get(&peer.organization).is_some_and(|revision| *revision > behind)
+    });
+    let revision = match tokio::time::timeout(HOLD, told).await {
+        Ok(Ok(news)) => news.revisions.get(&peer.organization).copied().unwrap_or(0),
         _ => return Ok(StatusCode::NO_CONTENT.into_response()),
     };
     // It may have been revoked meanwhile.
     known(&receiver, Some(peer)).await?;
-    match receiver.control.policy(peer.organization, revision).await.map_err(internal)? {
-        Some((_, signed)) => Ok(Json(signed).into_response()),
-        None => Err(Refusal::internal(&anyhow::anyhow!("policy revision {revision} is missing"))),
+    let mut directives =
+        Directives { policy: None, artifacts: receiver.control.offer(who, now()).await.map_err(internal)? };
+    if revision > behind {
+        let policy = receiver.control.policy(peer.organization, revision).await.map_err(internal)?;
+        directives.policy = policy.map(|(_, signed)| signed);
     }
+    if directives == Directives::default() {
+        // Another question of the same agent was told a moment ago.
+        tokio::time::sleep(LOOK_EVERY).await;
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(Json(directives).into_response())
 }
 
 impl Receiver {
@@ -160,5 +191,16 @@ fn collected(bytes: &[u8]) -> anyhow::Result<Option<&'static str>> {
     let (head, sealed) = frame::parse(bytes)?;
     let batch = codec::decode(&codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?)?;
     let kinds = batch.records.iter().map(|record| record.body.kind().name);
-    Ok(kinds.into_iter().find(|kind| *kind != "heartbeat"))
+    Ok(kinds.into_iter().find(|kind| !matches!(*kind, "heartbeat" | "artifact")))
+}
+
+/// The pieces of artifacts in a batch.
+pub(super) fn pieces(bytes: &[u8]) -> anyhow::Result<Vec<Artifact>> {
+    let (head, sealed) = frame::parse(bytes)?;
+    let batch = codec::decode(&codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?)?;
+    let piece = |record: Record| match record.body {
+        Body::Artifact(piece) => Some(piece),
+        _ => None,
+    };
+    Ok(batch.records.into_iter().filter_map(piece).collect())
 }

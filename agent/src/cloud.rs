@@ -1,0 +1,214 @@
+//! Where this host stands: what the cloud's instance metadata says of the machine, and the geography that follows from it or
+//! from the configuration.
+//!
+//! The metadata services are asked over plain HTTP on the link-local address that all three share, without a proxy and
+//! without a name to resolve, and only where the firmware's tables name that cloud or the configuration does.
+//!
+//! Azure: <https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>. AWS, version 2 with a token:
+//! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>. Google:
+//! <https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys>.
+
+use crate::config::{CloudSetting, HostPlace};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+use url::Url;
+use vedette_collectors::Cx;
+use vedette_wire::{
+    body::CloudInstance,
+    geo::{Cloud, Geography, UnknownPlace},
+};
+
+/// The address of the metadata service (RFC 3927).
+const LINK_LOCAL: &str = "http://169.254.169.254";
+/// All that is asked has to be answered within this.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// An answer is not larger.
+const ANSWER_BYTES_MAX: u64 = 64 << 10;
+/// What Azure writes into the chassis of its machines; a Hyper-V elsewhere does not.
+const AZURE_ASSET_TAG: &str = "7783-7084-3265-9085-8269-3286-77";
+
+/// The cloud that this host is asked about; absent on premises, and where the configuration says `off`.
+fn cloud(setting: CloudSetting, cx: &Cx) -> Option<Cloud> {
+    let dmi = |name: &str| cx.text(&format!("/sys/class/dmi/id/{name}")).unwrap_or_default();
+    match setting {
+        CloudSetting::Off => None,
+        CloudSetting::Azure => Some(Cloud::Azure),
+        CloudSetting::Aws => Some(Cloud::Aws),
+        CloudSetting::Gcp => Some(Cloud::Gcp),
+        CloudSetting::Auto if dmi("chassis_asset_tag") == AZURE_ASSET_TAG => Some(Cloud::Azure),
+        CloudSetting::Auto if dmi("sys_vendor") == "Amazon EC2" || dmi("bios_version").contains("amazon") => {
+            Some(Cloud::Aws)
+        }
+        CloudSetting::Auto if dmi("product_name") == "Google Compute Engine" => Some(Cloud::Gcp),
+        CloudSetting::Auto => None,
+    }
+}
+
+/// What the cloud says of this machine; absent where there is none, or it does not answer, which is logged.
+pub(crate) fn instance(place: &HostPlace, cx: &Cx) -> Option<CloudInstance> {
+    let cloud = cloud(place.cloud, cx)?;
+    let base = place.metadata_url.clone().unwrap_or_else(|| Url::parse(LINK_LOCAL).expect("is a URL"));
+    let asker = Asker { base, deadline: Instant::now() + PATIENCE };
+    let found = match cloud {
+        Cloud::Azure => azure(&asker, &place.cloud_tags),
+        Cloud::Aws => aws(&asker, &place.cloud_tags),
+        Cloud::Gcp => gcp(&asker, &place.cloud_tags),
+    };
+    found
+        .map_err(|err| tracing::warn!(%cloud, error = %err, "the instance metadata service does not answer; its facts are absent"))
+        .ok()
+}
+
+/// The geography of this host: what the configuration says, or the cloud's region. Absent where neither is known.
+///
+/// # Errors
+/// Where the region is in no table: nothing is guessed.
+pub(crate) fn geography(
+    place: &HostPlace,
+    instance: Option<&CloudInstance>,
+) -> Result<Option<Geography>, UnknownPlace> {
+    if place.geography.is_some() {
+        return Ok(place.geography);
+    }
+    let cloud = |name: &str| [Cloud::Azure, Cloud::Aws, Cloud::Gcp].into_iter().find(|cloud| cloud.name() == name);
+    let region = instance.and_then(|instance| Some((cloud(&instance.cloud)?, instance.region.clone()?)));
+    region.map(|(cloud, region)| Geography::of_region(cloud, &region)).transpose()
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// The last part of `projects/123/zones/europe-west2-a`.
+fn last(path: &str) -> Option<String> {
+    path.rsplit('/').next().map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned)
+}
+
+fn azure(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
+    let answer = asker.get("/metadata/instance?api-version=2021-02-01", &[("Metadata", "true")])?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    let (compute, image) = (&answer["compute"], &answer["compute"]["storageProfile"]["imageReference"]);
+    let parts = ["publisher", "offer", "sku", "version"].map(|key| text(&image[key]));
+    let image: Vec<String> = parts.into_iter().flatten().collect();
+    let listed = compute["tagsList"].as_array().cloned().unwrap_or_default();
+    let tag = |tag: &Value| Some((text(&tag["name"])?, text(&tag["value"])?));
+    Ok(CloudInstance {
+        cloud: Cloud::Azure.name().to_owned(),
+        region: text(&compute["location"]),
+        zone: text(&compute["zone"]),
+        instance_id: text(&compute["vmId"]),
+        instance_type: text(&compute["vmSize"]),
+        image: (!image.is_empty()).then(|| image.join(":")),
+        account: text(&compute["subscriptionId"]),
+        tags: listed.iter().filter_map(tag).filter(|(name, _)| tags.contains(name)).collect(),
+    })
+}
+
+fn aws(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
+    let token = asker.ask("PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")])?;
+    let with_token = [("X-aws-ec2-metadata-token", token.trim())];
+    let document: Value = serde_json::from_str(&asker.get("/latest/dynamic/instance-identity/document", &with_token)?)?;
+    // Where the instance does not show its tags, this is 404.
+    let tag = |name: &String| {
+        let value = asker.get(&format!("/latest/meta-data/tags/instance/{name}"), &with_token).ok()?;
+        Some((name.clone(), value))
+    };
+    Ok(CloudInstance {
+        cloud: Cloud::Aws.name().to_owned(),
+        region: text(&document["region"]),
+        zone: text(&document["availabilityZone"]),
+        instance_id: text(&document["instanceId"]),
+        instance_type: text(&document["instanceType"]),
+        image: text(&document["imageId"]),
+        account: text(&document["accountId"]),
+        tags: tags.iter().filter_map(tag).collect(),
+    })
+}
+
+fn gcp(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
+    // One by one: the whole document holds start-up scripts, and what secrets are in them.
+    let get = |path: &str| asker.get(&format!("/computeMetadata/v1/{path}"), &[("Metadata-Flavor", "Google")]);
+    let zone = last(&get("instance/zone")?);
+    let attribute = |name: &String| Some((name.clone(), get(&format!("instance/attributes/{name}")).ok()?));
+    Ok(CloudInstance {
+        cloud: Cloud::Gcp.name().to_owned(),
+        region: zone.as_deref().and_then(|zone| zone.rsplit_once('-')).map(|(region, _)| region.to_owned()),
+        zone,
+        instance_id: get("instance/id").ok(),
+        instance_type: get("instance/machine-type").ok().as_deref().and_then(last),
+        image: get("instance/image").ok().filter(|image| !image.is_empty()),
+        account: get("project/project-id").ok(),
+        tags: tags.iter().filter_map(attribute).collect::<BTreeMap<_, _>>(),
+    })
+}
+
+/// Asks one metadata service, until its time is up.
+struct Asker {
+    base: Url,
+    deadline: Instant,
+}
+
+impl Asker {
+    fn get(&self, path: &str, headers: &[(&str, &str)]) -> io::Result<String> {
+        self.ask("GET", path, headers)
+    }
+
+    /// One request of HTTP/1.0: no proxy, no redirect, no encoding.
+    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<String> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+        }
+        let address = self.base.socket_addrs(|| None)?.first().copied().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let mut stream = TcpStream::connect_timeout(&address, left)?;
+        stream.set_read_timeout(Some(left))?;
+        stream.set_write_timeout(Some(left))?;
+        let host = self.base.host_str().unwrap_or_default();
+        let mut request = format!("{method} {path} HTTP/1.0\r\nHost: {host}\r\n");
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if method == "PUT" {
+            request.push_str("Content-Length: 0\r\n");
+        }
+        stream.write_all(format!("{request}\r\n").as_bytes())?;
+        let mut answer = Vec::new();
+        let mut limited = stream.take(ANSWER_BYTES_MAX);
+        let mut block = [0; 4096];
+        loop {
+            let got = limited.read(&mut block)?;
+            answer.extend_from_slice(&block[..got]);
+            if got == 0 || is_whole(&answer) {
+                break;
+            }
+            if Instant::now() > self.deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "no whole answer in time"));
+            }
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        match head.split_whitespace().nth(1) {
+            Some("200") => Ok(body.to_owned()),
+            status => Err(io::Error::other(format!("{path} was answered with {}", status.unwrap_or("nothing")))),
+        }
+    }
+}
+
+/// Whether the body has the length that the head says; a service may keep the connection open all the same.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    length.is_some_and(|length| body.len() >= length)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! Requests for artifacts: verified, kept until they are answered, and handed to the collector. What is sent travels on a lane
+//! of its own, which is opened when the first request comes.
+
+use super::QueueSink;
+use crate::{
+    identity::{Enrollment, IdentityDir},
+    now,
+    policy::verified,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use vedette_collectors::{Requests, Wanted};
+use vedette_wire::policy::{ArtifactLimits, ArtifactRequest, SignedRequest};
+
+/// Its file in the identity directory.
+const FILE: &str = "artifacts.json";
+/// Answered requests that are remembered: a repeat of one of them is not answered again.
+const REMEMBERED_MAX: usize = 10_000;
+/// The rate is per hour.
+const HOUR_NS: i64 = 3600 * 1_000_000_000;
+
+/// Requests of this agent.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    open: BTreeMap<String, SignedRequest>,
+    /// When each came that was answered, nanoseconds UTC.
+    answered: BTreeMap<String, i64>,
+}
+
+/// What was asked of this agent.
+#[derive(Debug)]
+pub(super) struct Asked {
+    identity: IdentityDir,
+    enrollment: Enrollment,
+    kept: Kept,
+    requests: Requests,
+    /// What the collector was told since the start.
+    told: BTreeSet<String>,
+}
+
+impl Asked {
+    pub(super) fn load(identity: &IdentityDir, enrollment: &Enrollment) -> Self {
+        let kept = std::fs::read(identity.path(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self {
+            identity: identity.clone(),
+            enrollment: enrollment.clone(),
+            kept: kept.unwrap_or_default(),
+            requests: Requests::default(),
+            told: BTreeSet::new(),
+        }
+    }
+
+    /// Where the collector finds them.
+    pub(super) fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// Whether any waits for its answer.
+    pub(super) fn is_open(&self) -> bool {
+        !self.kept.open.is_empty()
+    }
+
+    /// Take requests in; true where one is new. What is not signed by the workspace, or is for another, is reported.
+    pub(super) fn take(&mut self, signed: Vec<SignedRequest>, limits: &ArtifactLimits) -> anyhow::Result<bool> {
+        let mut new = false;
+        for signed in signed {
+            match self.read(&signed) {
+                Ok(request)
+                    if self.kept.open.contains_key(&request.id) || self.kept.answered.contains_key(&request.id) => {}
+                Ok(request) => {
+                    tracing::info!(request = request.id, path = request.path, "an artifact is asked for");
+                    self.kept.open.insert(request.id, signed);
+                    new = true;
+                }
+                Err(why) => tracing::error!(why, "a request for an artifact was refused"),
+            }
+        }
+        if new {
+            self.keep()?;
+        }
+        self.hand_over(limits);
+        Ok(new)
+    }
+
+    fn read(&self, signed: &SignedRequest) -> Result<ArtifactRequest, String> {
+        let key = self.enrollment.policy_key.as_deref().ok_or("this agent has no key to verify it with")?;
+        if !verified(key, &SignedRequest::message(&signed.request), &signed.signature) {
+            return Err("it is not signed by the workspace's key".to_owned());
+        }
+        let request: ArtifactRequest = serde_json::from_str(&signed.request).map_err(|err| err.to_string())?;
+        if (request.organization, request.agent) != (self.enrollment.organization, self.enrollment.agent) {
+            return Err("it is for another agent".to_owned());
+        }
+        Ok(request)
+    }
+
+    /// Tell the collector what it has not been told, and why what is refused at once is.
+    fn hand_over(&mut self, limits: &ArtifactLimits) {
+        let now = now();
+        let before = self.kept.answered.values().filter(|at| now.saturating_sub(**at) < HOUR_NS).count();
+        let open = self.kept.open.values().filter_map(|signed| self.read(signed).ok()).enumerate();
+        let new = open.filter(|(_, request)| !self.told.contains(&request.id));
+        let wanted = new.map(|(at, request)| {
+            let refused = if request.expires <= now {
+                Some("the request came too late; it has expired".to_owned())
+            } else if before + at >= limits.per_hour_max as usize {
+                Some(format!("the policy allows {} in an hour", limits.per_hour_max))
+            } else {
+                None
+            };
+            Wanted {
+                request: request.id,
+                path: request.path,
+                paths: limits.paths.clone(),
+                bytes_max: limits.bytes_max,
+                refused,
+            }
+        });
+        let wanted: Vec<Wanted> = wanted.collect();
+        self.told.extend(wanted.iter().map(|wanted| wanted.request.clone()));
+        self.requests.add(wanted);
+    }
+
+    /// Note what the collector has answered, once that is durable.
+    pub(super) async fn settle(&mut self, sink: &std::sync::Arc<QueueSink>) -> anyhow::Result<()> {
+        let waiting = self.requests.ids();
+        let answered = self.kept.open.keys().filter(|id| self.told.contains(*id) && !waiting.contains(id));
+        let answered: Vec<String> = answered.cloned().collect();
+        if answered.is_empty() {
+            return Ok(());
+        }
+        let sink = std::sync::Arc::clone(sink);
+        tokio::task::spawn_blocking(move || sink.wait_durable()).await??;
+        for id in answered {
+            self.kept.open.remove(&id);
+            self.told.remove(&id);
+            self.kept.answered.insert(id, now());
+        }
+        while self.kept.answered.len() > REMEMBERED_MAX {
+            // Ids are UUIDv7: the first is the oldest.
+            self.kept.answered.pop_first();
+        }
+        self.keep()
+    }
+
+    fn keep(&self) -> anyhow::Result<()> {
+        self.identity.write(FILE, &serde_json::to_vec(&self.kept)?)
+    }
+}

@@ -1,0 +1,117 @@
+//! Two organizations in one workspace whose agents have the same key, and so the same id, the same host name, epochs,
+//! sequences and sources: nothing that one can ask returns, counts or overwrites anything of the other.
+
+use crate::{
+    receive::Peer,
+    support::{ORG, World, refusal},
+};
+use serde_json::Value;
+use std::{collections::BTreeMap, fs};
+use vedette_wire::Header;
+
+/// Rounds of what two agents do, drawn at random.
+const ROUNDS: u64 = 120;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_other() {
+    let world = World::new();
+    world.workspace(&["org", "add", "other", "--tier", "free"]);
+    world.enroll();
+    // The other's agent has a copy of the key.
+    fs::create_dir(world.path("identity-other")).expect("makes");
+    fs::copy(world.path("identity/key.pem"), world.path("identity-other/key.pem")).expect("copies");
+    let token = world.path("token-other");
+    fs::write(&token, world.workspace(&["token", "new", "--org", "other"])).expect("writes");
+    let config = world.path("vedette.toml");
+    let text = fs::read_to_string(&config).expect("reads");
+    fs::write(&config, text.replace("/identity\"", "/identity-other\"")).expect("writes");
+    let enrolled = world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &token);
+    assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+
+    let peers = [(ORG, Peer::of(&world, "identity")), ("other", Peer::of(&world, "identity-other"))];
+    assert_eq!(peers[0].1.header.agent, peers[1].1.header.agent, "the same id");
+    assert_ne!(peers[0].1.header.organization, peers[1].1.header.organization);
+
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    // What each has landed, by sequence.
+    let mut landed: [BTreeMap<u64, String>; 2] = Default::default();
+    for round in 0..ROUNDS {
+        let (who, seq) = (random.usize(..2), random.u64(1..40));
+        let (name, peer) = &peers[who];
+        let path = format!("records/0000000000000007/{seq}");
+        let text = format!("{name} {round}");
+        match random.u8(..4) {
+            // A batch under a key that the other may have as well.
+            0 | 1 => {
+                let answer = peer.put(&path, peer.sealed(&text, |header: &mut Header| header.seq = seq)).await;
+                match landed[who].get(&seq) {
+                    None => {
+                        assert_eq!(answer.status, 200, "{answer:?}");
+                        landed[who].insert(seq, text);
+                    }
+                    Some(_) => assert_eq!(answer.code(), (409, "conflict"), "its own is there already"),
+                }
+            }
+            // A repeat of its own.
+            2 => {
+                if let Some(text) = landed[who].get(&seq) {
+                    let answer = peer.put(&path, peer.sealed(text, |header| header.seq = seq)).await;
+                    assert_eq!((answer.status, answer.body["duplicate"].as_bool()), (200, Some(true)), "{answer:?}");
+                }
+            }
+            // In the other's name, with its own certificate.
+            _ => {
+                let forged = peer.sealed(&text, |header| {
+                    header.seq = seq;
+                    header.organization = peers[1 - who].1.header.organization;
+                });
+                assert_eq!(peer.put(&path, forged).await.code(), (403, "identity"));
+            }
+        }
+    }
+    for (who, (name, peer)) in peers.iter().enumerate() {
+        let query = |sql: &str| -> Vec<Value> {
+            let answer = world.workspace(&["query", "--log", "error", "--org", name, "--format", "json", sql]);
+            answer.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
+        };
+        let rows = query("SELECT message, seq, organization FROM syslog ORDER BY seq");
+        let found: BTreeMap<u64, String> = rows
+            .iter()
+            .map(|row| (row["seq"].as_u64().expect("a number"), row["message"].as_str().expect("text").to_owned()))
+            .collect();
+        assert_eq!(found, landed[who], "{name}");
+        assert_eq!(rows.len(), landed[who].len(), "each once");
+        assert!(rows.iter().all(|row| row["organization"] == peer.header.organization.to_string()), "tagged");
+        let account = world.workspace(&["ledger", "--org", name, "--format", "json"]);
+        let account: Vec<Value> = account.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+        let stored: u64 =
+            account.iter().filter(|a| a["collector"] == "syslog").filter_map(|a| a["stored"].as_u64()).sum();
+        assert_eq!(stored, landed[who].len() as u64, "{name}: {account:?}");
+        let agents = world.workspace(&["agents", "--org", name, "--format", "json"]);
+        assert_eq!(agents.lines().count(), 1);
+        // By name, by path, or through the catalogue: there is nothing of the other's to be named.
+        let theirs = peers[1 - who].1.header.organization;
+        for sql in [
+            format!("SELECT * FROM \"{theirs}\".syslog"),
+            format!("SELECT * FROM '{}/tables/{theirs}/base_event'", world.path("workspace").display()),
+            format!(
+                "CREATE EXTERNAL TABLE x STORED AS PARQUET LOCATION '{}'",
+                world.path("workspace/tables").display()
+            ),
+        ] {
+            refusal(&world.workspace_output(&["query", "--log", "error", "--org", name, &sql]), 1);
+        }
+        let schema = query(
+            "SELECT DISTINCT table_schema FROM information_schema.tables WHERE table_schema <> 'information_schema'",
+        );
+        assert!(schema.len() <= 1, "{schema:?}");
+    }
+    // Revoked in both, since the key is the same one and stolen.
+    world.workspace(&["agent", "revoke", &peers[0].1.header.agent.to_string(), "--reason", "a copy"]);
+    for (_, peer) in &peers {
+        let answer = peer.put("records/0000000000000007/99", peer.sealed("x", |header| header.seq = 99)).await;
+        assert_eq!(answer.code(), (403, "identity"));
+    }
+}

@@ -1,0 +1,326 @@
+//! Geographies: where a host stands, and which workspace geography keeps its data.
+
+mod regions;
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr};
+
+/// Geography of a workspace. Collected data never leaves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkspaceGeo {
+    /// United States; also serves Brazil and Canada.
+    UnitedStates,
+    /// Europe; also serves the United Kingdom.
+    Europe,
+    /// Asia Pacific; also serves Japan and India.
+    AsiaPacific,
+    /// Australia.
+    Australia,
+}
+
+/// A geography that is not one of those known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a workspace geography; use united-states, europe, asia-pacific or australia")]
+pub struct UnknownGeo(String);
+
+impl WorkspaceGeo {
+    /// All of them.
+    pub const ALL: [WorkspaceGeo; 4] =
+        [WorkspaceGeo::UnitedStates, WorkspaceGeo::Europe, WorkspaceGeo::AsiaPacific, WorkspaceGeo::Australia];
+
+    /// The name used in configuration, keys and certificates.
+    pub fn name(self) -> &'static str {
+        match self {
+            WorkspaceGeo::UnitedStates => "united-states",
+            WorkspaceGeo::Europe => "europe",
+            WorkspaceGeo::AsiaPacific => "asia-pacific",
+            WorkspaceGeo::Australia => "australia",
+        }
+    }
+
+    /// The URI that a workspace's server certificate carries as subject alternative name.
+    pub fn uri(self) -> String {
+        format!("urn:vedette:geo:{}", self.name())
+    }
+}
+
+impl fmt::Display for WorkspaceGeo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for WorkspaceGeo {
+    type Err = UnknownGeo;
+    fn from_str(text: &str) -> Result<Self, UnknownGeo> {
+        Self::ALL.into_iter().find(|geo| geo.name() == text).ok_or_else(|| UnknownGeo(text.to_owned()))
+    }
+}
+
+/// Geography of a host: the left column of the mission's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Geography {
+    /// United States.
+    UnitedStates,
+    /// Brazil.
+    Brazil,
+    /// Canada.
+    Canada,
+    /// Europe, without the United Kingdom.
+    Europe,
+    /// United Kingdom.
+    UnitedKingdom,
+    /// Asia Pacific, without Japan, India and Australia.
+    AsiaPacific,
+    /// Japan.
+    Japan,
+    /// India.
+    India,
+    /// Australia.
+    Australia,
+}
+
+/// A public cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cloud {
+    /// Microsoft Azure.
+    Azure,
+    /// Amazon Web Services.
+    Aws,
+    /// Google Cloud.
+    Gcp,
+}
+
+/// Where an organization's health and recommendations are kept, which hold no record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Central {
+    /// United States.
+    UnitedStates,
+    /// Europe.
+    Europe,
+}
+
+/// What is kept where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// Records, alerts and artifacts: of a host.
+    OfHost,
+    /// Health and recommendations: of an organization.
+    OfOrganization,
+}
+
+/// Why the geography of a host is not known. Nothing is guessed: data in the wrong country cannot be taken back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownPlace {
+    /// Not one of the names.
+    #[error(
+        "{0:?} is not a geography; use united-states, brazil, canada, europe, united-kingdom, asia-pacific, japan, india or \
+         australia"
+    )]
+    Geography(String),
+    /// A region that no table knows.
+    #[error(
+        "region {region:?} of {cloud} is in no geography that is known; set [host] geography to the one whose workspace is to \
+         keep this host's data"
+    )]
+    Region {
+        /// The cloud.
+        cloud: Cloud,
+        /// What its metadata says.
+        region: String,
+    },
+}
+
+impl Geography {
+    /// All of them.
+    pub const ALL: [Geography; 9] = [
+        Geography::UnitedStates,
+        Geography::Brazil,
+        Geography::Canada,
+        Geography::Europe,
+        Geography::UnitedKingdom,
+        Geography::AsiaPacific,
+        Geography::Japan,
+        Geography::India,
+        Geography::Australia,
+    ];
+
+    /// The name used in configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Geography::UnitedStates => "united-states",
+            Geography::Brazil => "brazil",
+            Geography::Canada => "canada",
+            Geography::Europe => "europe",
+            Geography::UnitedKingdom => "united-kingdom",
+            Geography::AsiaPacific => "asia-pacific",
+            Geography::Japan => "japan",
+            Geography::India => "india",
+            Geography::Australia => "australia",
+        }
+    }
+
+    /// The workspace geography that keeps what its hosts send: the mission's table.
+    pub fn workspace(self) -> WorkspaceGeo {
+        match self {
+            Geography::UnitedStates | Geography::Brazil | Geography::Canada => WorkspaceGeo::UnitedStates,
+            Geography::Europe | Geography::UnitedKingdom => WorkspaceGeo::Europe,
+            Geography::AsiaPacific | Geography::Japan | Geography::India => WorkspaceGeo::AsiaPacific,
+            Geography::Australia => WorkspaceGeo::Australia,
+        }
+    }
+
+    /// Where what is kept centrally is kept, for an organization that is at home here. The text names United States and
+    /// Europe, "according to customer's location", and no table: who is not in Europe is served from the United States.
+    pub fn central(self) -> Central {
+        match self {
+            Geography::Europe | Geography::UnitedKingdom => Central::Europe,
+            _ => Central::UnitedStates,
+        }
+    }
+
+    /// The geography of a cloud's region.
+    ///
+    /// # Errors
+    /// [`UnknownPlace::Region`].
+    pub fn of_region(cloud: Cloud, region: &str) -> Result<Self, UnknownPlace> {
+        let name = region.to_ascii_lowercase();
+        let found = regions::REGIONS.iter().find(|(of, _, names)| *of == cloud && names.contains(&name.as_str()));
+        found
+            .map(|(_, geography, _)| *geography)
+            .ok_or_else(|| UnknownPlace::Region { cloud, region: region.to_owned() })
+    }
+}
+
+/// Where something is kept: what is of a host, in the workspace geography of that host; what is of an organization, centrally
+/// by the organization's own location.
+pub fn kept_in(content: Content, host: Geography, organization: Geography) -> WorkspaceGeo {
+    match (content, organization.central()) {
+        (Content::OfHost, _) => host.workspace(),
+        (Content::OfOrganization, Central::UnitedStates) => WorkspaceGeo::UnitedStates,
+        (Content::OfOrganization, Central::Europe) => WorkspaceGeo::Europe,
+    }
+}
+
+impl fmt::Display for Geography {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Geography {
+    type Err = UnknownPlace;
+    fn from_str(text: &str) -> Result<Self, UnknownPlace> {
+        Self::ALL
+            .into_iter()
+            .find(|geography| geography.name() == text)
+            .ok_or_else(|| UnknownPlace::Geography(text.to_owned()))
+    }
+}
+
+impl Cloud {
+    /// The name used in configuration and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cloud::Azure => "azure",
+            Cloud::Aws => "aws",
+            Cloud::Gcp => "gcp",
+        }
+    }
+}
+
+impl fmt::Display for Cloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The mission's table, row by row.
+    #[test]
+    fn each_geography_has_the_workspace_of_the_table() {
+        for (hosts, workspace) in [
+            (vec![Geography::UnitedStates, Geography::Brazil, Geography::Canada], WorkspaceGeo::UnitedStates),
+            (vec![Geography::Europe, Geography::UnitedKingdom], WorkspaceGeo::Europe),
+            (vec![Geography::AsiaPacific, Geography::Japan, Geography::India], WorkspaceGeo::AsiaPacific),
+            (vec![Geography::Australia], WorkspaceGeo::Australia),
+        ] {
+            for host in hosts {
+                assert_eq!(host.workspace(), workspace, "{host}");
+                assert_eq!(host.name().parse(), Ok(host));
+            }
+        }
+    }
+
+    #[test]
+    fn a_region_is_where_its_vendor_says_and_an_unknown_one_is_not_guessed() {
+        for (cloud, region, geography) in [
+            (Cloud::Azure, "eastus2", Geography::UnitedStates),
+            (Cloud::Azure, "BrazilSouth", Geography::Brazil),
+            (Cloud::Azure, "uksouth", Geography::UnitedKingdom),
+            (Cloud::Azure, "koreacentral", Geography::AsiaPacific),
+            (Cloud::Azure, "centralindia", Geography::India),
+            (Cloud::Aws, "eu-west-1", Geography::Europe),
+            (Cloud::Aws, "eu-west-2", Geography::UnitedKingdom),
+            (Cloud::Aws, "ca-west-1", Geography::Canada),
+            (Cloud::Aws, "ap-southeast-2", Geography::Australia),
+            (Cloud::Aws, "ap-southeast-3", Geography::AsiaPacific),
+            (Cloud::Aws, "ap-northeast-3", Geography::Japan),
+            (Cloud::Gcp, "europe-west2", Geography::UnitedKingdom),
+            (Cloud::Gcp, "europe-west10", Geography::Europe),
+            (Cloud::Gcp, "australia-southeast2", Geography::Australia),
+        ] {
+            assert_eq!(Geography::of_region(cloud, region), Ok(geography), "{region}");
+        }
+        for (cloud, region) in [
+            (Cloud::Azure, "southafricanorth"),
+            (Cloud::Azure, "chinanorth3"),
+            (Cloud::Aws, "me-south-1"),
+            (Cloud::Aws, "eastus2"),
+            (Cloud::Gcp, "northamerica-south1"),
+            (Cloud::Gcp, ""),
+        ] {
+            let said = Geography::of_region(cloud, region).expect_err("is in no table").to_string();
+            assert!(said.contains("set [host] geography"), "{said}");
+        }
+        let mut all: Vec<_> = regions::REGIONS
+            .iter()
+            .flat_map(|(cloud, _, names)| names.iter().map(move |n| (cloud.name(), n)))
+            .collect();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count, "no region stands twice");
+    }
+
+    /// Alerts stay with the host; what is central goes by the organization's location alone.
+    #[test]
+    fn what_is_of_a_host_stays_in_its_geography_and_what_is_of_an_organization_is_central() {
+        use Geography::{Australia, Brazil, Canada, Europe, India, Japan, UnitedKingdom, UnitedStates};
+        for host in Geography::ALL {
+            for organization in Geography::ALL {
+                assert_eq!(kept_in(Content::OfHost, host, organization), host.workspace());
+            }
+            for (organization, central) in [
+                (UnitedStates, WorkspaceGeo::UnitedStates),
+                (Brazil, WorkspaceGeo::UnitedStates),
+                (Canada, WorkspaceGeo::UnitedStates),
+                (Europe, WorkspaceGeo::Europe),
+                (UnitedKingdom, WorkspaceGeo::Europe),
+                (Geography::AsiaPacific, WorkspaceGeo::UnitedStates),
+                (Japan, WorkspaceGeo::UnitedStates),
+                (India, WorkspaceGeo::UnitedStates),
+                (Australia, WorkspaceGeo::UnitedStates),
+            ] {
+                assert_eq!(kept_in(Content::OfOrganization, host, organization), central);
+            }
+        }
+    }
+}

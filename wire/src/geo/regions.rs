@@ -1,0 +1,145 @@
+//! Regions of the public clouds by the geography that they stand in.
+//!
+//! Read on 2026-11-25 from the vendors' lists: Azure <https://learn.microsoft.com/azure/reliability/regions-list> and Azure
+//! Government, AWS <https://docs.aws.amazon.com/global-infrastructure/latest/regions/aws-region-billing-codes.html> and AWS
+//! GovCloud, Google Cloud <https://cloud.google.com/compute/docs/regions-zones>. A region in a country that the mission's
+//! table does not name (in Africa, the Middle East, Mexico, Chile, New Zealand, China) is left out: the operator says where
+//! its data belongs. Korea counts as Asia Pacific, as in the data security text.
+
+use super::{Cloud, Geography};
+
+/// Cloud, geography, regions.
+pub(super) const REGIONS: &[(Cloud, Geography, &[&str])] = &[
+    (
+        Cloud::Azure,
+        Geography::UnitedStates,
+        &[
+            "centralus",
+            "eastus",
+            "eastus2",
+            "northcentralus",
+            "southcentralus",
+            "westcentralus",
+            "westus",
+            "westus2",
+            "westus3",
+            "usdodcentral",
+            "usdodeast",
+            "usgovarizona",
+            "usgovtexas",
+            "usgovvirginia",
+        ],
+    ),
+    (Cloud::Azure, Geography::Brazil, &["brazilsouth", "brazilsoutheast"]),
+    (Cloud::Azure, Geography::Canada, &["canadacentral", "canadaeast"]),
+    (
+        Cloud::Azure,
+        Geography::Europe,
+        &[
+            "austriaeast",
+            "belgiumcentral",
+            "denmarkeast",
+            "francecentral",
+            "francesouth",
+            "germanynorth",
+            "germanywestcentral",
+            "italynorth",
+            "northeurope",
+            "norwayeast",
+            "norwaywest",
+            "polandcentral",
+            "spaincentral",
+            "swedencentral",
+            "swedensouth",
+            "switzerlandnorth",
+            "switzerlandwest",
+            "westeurope",
+        ],
+    ),
+    (Cloud::Azure, Geography::UnitedKingdom, &["uksouth", "ukwest"]),
+    (
+        Cloud::Azure,
+        Geography::AsiaPacific,
+        &["eastasia", "indonesiacentral", "koreacentral", "koreasouth", "malaysiawest", "southeastasia"],
+    ),
+    (Cloud::Azure, Geography::Japan, &["japaneast", "japanwest"]),
+    (Cloud::Azure, Geography::India, &["centralindia", "jioindiacentral", "jioindiawest", "southindia", "westindia"]),
+    (
+        Cloud::Azure,
+        Geography::Australia,
+        &["australiacentral", "australiacentral2", "australiaeast", "australiasoutheast"],
+    ),
+    (
+        Cloud::Aws,
+        Geography::UnitedStates,
+        &["us-east-1", "us-east-2", "us-gov-east-1", "us-gov-west-1", "us-west-1", "us-west-2"],
+    ),
+    (Cloud::Aws, Geography::Brazil, &["sa-east-1"]),
+    (Cloud::Aws, Geography::Canada, &["ca-central-1", "ca-west-1"]),
+    (
+        Cloud::Aws,
+        Geography::Europe,
+        &["eu-central-1", "eu-central-2", "eu-north-1", "eu-south-1", "eu-south-2", "eu-west-1", "eu-west-3"],
+    ),
+    (Cloud::Aws, Geography::UnitedKingdom, &["eu-west-2"]),
+    (
+        Cloud::Aws,
+        Geography::AsiaPacific,
+        &[
+            "ap-east-1",
+            "ap-east-2",
+            "ap-northeast-2",
+            "ap-southeast-1",
+            "ap-southeast-3",
+            "ap-southeast-5",
+            "ap-southeast-7",
+        ],
+    ),
+    (Cloud::Aws, Geography::Japan, &["ap-northeast-1", "ap-northeast-3"]),
+    (Cloud::Aws, Geography::India, &["ap-south-1", "ap-south-2"]),
+    (Cloud::Aws, Geography::Australia, &["ap-southeast-2", "ap-southeast-4"]),
+    (
+        Cloud::Gcp,
+        Geography::UnitedStates,
+        &[
+            "us-central1",
+            "us-east1",
+            "us-east4",
+            "us-east5",
+            "us-south1",
+            "us-west1",
+            "us-west2",
+            "us-west3",
+            "us-west4",
+        ],
+    ),
+    (Cloud::Gcp, Geography::Brazil, &["southamerica-east1"]),
+    (Cloud::Gcp, Geography::Canada, &["northamerica-northeast1", "northamerica-northeast2"]),
+    (
+        Cloud::Gcp,
+        Geography::Europe,
+        &[
+            "europe-central2",
+            "europe-north1",
+            "europe-north2",
+            "europe-southwest1",
+            "europe-west1",
+            "europe-west10",
+            "europe-west12",
+            "europe-west3",
+            "europe-west4",
+            "europe-west6",
+            "europe-west8",
+            "europe-west9",
+        ],
+    ),
+    (Cloud::Gcp, Geography::UnitedKingdom, &["europe-west2"]),
+    (
+        Cloud::Gcp,
+        Geography::AsiaPacific,
+        &["asia-east1", "asia-east2", "asia-northeast3", "asia-southeast1", "asia-southeast2"],
+    ),
+    (Cloud::Gcp, Geography::Japan, &["asia-northeast1", "asia-northeast2"]),
+    (Cloud::Gcp, Geography::India, &["asia-south1", "asia-south2"]),
+    (Cloud::Gcp, Geography::Australia, &["australia-southeast1", "australia-southeast2"]),
+];

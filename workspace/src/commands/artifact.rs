@@ -1,0 +1,112 @@
+//! `artifact request | list | get`: a file of a host, for forensics.
+
+use super::{print, rfc3339, who};
+use crate::{
+    cli::{ArtifactWanted, Format},
+    control::{Change, Control},
+    landing::Landing,
+    now,
+    receive::PLAIN_BYTES_MAX,
+    signer::Signer,
+};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::{fs::File, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
+use vedette_wire::Body;
+
+pub(super) async fn request(wanted: &ArtifactWanted) -> Result<()> {
+    if !wanted.path.starts_with('/') || wanted.path.chars().any(char::is_control) {
+        bail!("--path must be an absolute path of the host");
+    }
+    if wanted.reason.trim().is_empty() {
+        bail!("--reason must say why");
+    }
+    let control = Control::open(&wanted.dir).await?;
+    let organization = control.organization(&wanted.org).await?;
+    let (now, who) = (now(), who());
+    let expires = now + i64::from(wanted.hours) * 3600 * 1_000_000_000;
+    let change = Change { who: &who, reason: wanted.reason.trim(), now };
+    let signer = Signer::load(&wanted.dir)?;
+    let id = control.request_artifact(&organization, (wanted.agent, &wanted.path, expires), &signer, change).await?;
+    print(format!("{id}\n").as_bytes())
+}
+
+pub(super) async fn list(dir: &Path, org: &str, format: Format) -> Result<()> {
+    let control = Control::open(dir).await?;
+    let organization = control.organization(org).await?;
+    let now = now();
+    let mut out = String::new();
+    for row in control.artifacts(organization.id).await? {
+        let over = row.expires <= now && row.state == "requested";
+        let state = if over { "expired".to_owned() } else { row.state };
+        let whole: Value = row.whole.as_deref().map(serde_json::from_str).transpose()?.unwrap_or_default();
+        let requested = rfc3339(row.requested);
+        match format {
+            Format::Json => {
+                let line = json!({"id": row.id, "agent": row.agent, "path": row.path, "requested": requested,
+                    "expires": rfc3339(row.expires), "who": row.who, "reason": row.reason, "state": state,
+                    "detail": row.detail, "file": whole});
+                out.push_str(&format!("{line}\n"));
+            }
+            Format::Csv => {
+                let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+                let detail = quoted(row.detail.as_deref().unwrap_or_default());
+                out.push_str(&format!("{},{requested},{},{},{state},{detail}\n", row.id, row.agent, quoted(&row.path)));
+            }
+            Format::Table => {
+                let said =
+                    row.detail.or_else(|| Some(format!("{} bytes", whole["size"].as_u64()?))).unwrap_or_default();
+                out.push_str(&format!(
+                    "{}  {requested}  {:<32}  {state:<9}  {}  {said}\n",
+                    row.id, row.agent, row.path
+                ));
+            }
+        }
+    }
+    print(out.as_bytes())
+}
+
+/// Put the pieces together in a new file, and hold it against the digest that the host sent.
+pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()> {
+    let control = Control::open(dir).await?;
+    let organization = control.organization(org).await?;
+    let row = control.artifacts(organization.id).await?.into_iter().find(|row| row.id == id);
+    let row = row.with_context(|| format!("organization {org} has no artifact {id}; see `artifact list`"))?;
+    let whole = match (row.state.as_str(), &row.whole) {
+        ("complete", Some(whole)) => serde_json::from_str::<Value>(whole)?,
+        ("refused", _) => bail!("the host refused it: {}", row.detail.unwrap_or_default()),
+        (state, _) => bail!("it is not there yet: {state}; see `artifact list`"),
+    };
+    let landing = Landing::open(&dir.join("landing"))?;
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .with_context(|| format!("cannot make {}", to.display()))?;
+    let (mut digest, mut at, mut batch) = (Sha256::new(), 0, None);
+    for piece in control.pieces(organization.id, id).await? {
+        if piece.start != at {
+            bail!("bytes {at} to {} are missing", piece.start);
+        }
+        if batch.as_ref().is_none_or(|(key, _)| *key != piece.key) {
+            batch = Some((piece.key.clone(), landing.read(&piece.key, PLAIN_BYTES_MAX).await?));
+        }
+        let records = batch.iter().flat_map(|(_, batch)| &batch.records);
+        let data = records.into_iter().find_map(|record| match &record.body {
+            Body::Artifact(part) if part.request == id && part.offset.cast_signed() == piece.start => Some(&part.data),
+            _ => None,
+        });
+        let data = data.with_context(|| format!("{} does not hold the piece at {at}", piece.key))?;
+        digest.update(data);
+        file.write_all(data)?;
+        at += piece.length;
+    }
+    file.sync_all()?;
+    let digest = hex::encode(digest.finalize());
+    if whole["sha256"] != digest {
+        bail!("{} has SHA-256 {digest}, and the host sent {}", to.display(), whole["sha256"]);
+    }
+    print(format!("{whole}\n").as_bytes())
+}

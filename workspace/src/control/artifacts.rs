@@ -1,0 +1,193 @@
+//! Artifacts: who asked for which file of which host, and where its pieces lie.
+
+use super::{Change, Control, Organization};
+use crate::signer::Signer;
+use anyhow::{Result, bail};
+use std::collections::HashSet;
+use vedette_wire::{
+    AgentId, OrganizationId,
+    body::Artifact,
+    policy::{ArtifactRequest, SignedRequest},
+};
+
+/// An open request is told again after this; the agent knows which it has.
+const OFFER_EVERY_NS: i64 = 60_000_000_000;
+
+/// An artifact as `artifact list` shows it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct ArtifactRow {
+    pub(crate) id: String,
+    pub(crate) agent: String,
+    pub(crate) path: String,
+    pub(crate) requested: i64,
+    pub(crate) expires: i64,
+    pub(crate) who: String,
+    pub(crate) reason: String,
+    pub(crate) state: String,
+    pub(crate) detail: Option<String>,
+    /// What the host says of the whole file, JSON.
+    pub(crate) whole: Option<String>,
+}
+
+/// A piece of one, and the landed batch that holds it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct Piece {
+    pub(crate) start: i64,
+    pub(crate) length: i64,
+    pub(crate) key: String,
+}
+
+impl Control {
+    /// Ask an agent for a file.
+    pub(crate) async fn request_artifact(
+        &self,
+        organization: &Organization,
+        (agent, path, expires): (AgentId, &str, i64),
+        signer: &Signer,
+        change: Change<'_>,
+    ) -> Result<String> {
+        let known: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM agents WHERE organization = ? AND id = ? AND revoked IS NULL")
+                .bind(organization.id.to_string())
+                .bind(agent.to_string())
+                .fetch_optional(&self.pool)
+                .await?;
+        if known.is_none() {
+            bail!("organization {} has no agent {agent}; see `vedette-workspace agents`", organization.name);
+        }
+        let request = ArtifactRequest {
+            id: uuid::Uuid::now_v7().to_string(),
+            organization: organization.id,
+            agent,
+            path: path.to_owned(),
+            issued: change.now,
+            expires,
+        };
+        let signed = signer.sign_request(&request)?;
+        sqlx::query(
+            "INSERT INTO artifacts (id, organization, agent, path, document, signature, requested, expires, who, reason)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&request.id)
+        .bind(organization.id.to_string())
+        .bind(agent.to_string())
+        .bind(path)
+        .bind(&signed.request)
+        .bind(&signed.signature)
+        .bind(change.now)
+        .bind(expires)
+        .bind(change.who)
+        .bind(change.reason)
+        .execute(&self.pool)
+        .await?;
+        let detail = format!("{agent} {path} {}: {}", request.id, change.reason);
+        self.audit_by(change, "artifact request", &detail).await?;
+        Ok(request.id)
+    }
+
+    /// Agents with requests that are to be told.
+    pub(crate) async fn agents_asked(&self, now: i64) -> Result<HashSet<(OrganizationId, AgentId)>> {
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "SELECT DISTINCT organization, agent FROM artifacts WHERE state IN ('requested', 'sending') AND expires > ?1
+             AND (offered IS NULL OR offered < ?1 - ?2)",
+        )
+        .bind(now)
+        .bind(OFFER_EVERY_NS)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(|(organization, agent)| Ok((organization.parse()?, agent.parse()?))).collect()
+    }
+
+    /// The requests to be told to an agent now; they are not told again for a while.
+    pub(crate) async fn offer(
+        &self,
+        (organization, agent): (OrganizationId, AgentId),
+        now: i64,
+    ) -> Result<Vec<SignedRequest>> {
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "UPDATE artifacts SET offered = ?1 WHERE organization = ?3 AND agent = ?4
+             AND state IN ('requested', 'sending') AND expires > ?1 AND (offered IS NULL OR offered < ?1 - ?2)
+             RETURNING document, signature",
+        )
+        .bind(now)
+        .bind(OFFER_EVERY_NS)
+        .bind(organization.to_string())
+        .bind(agent.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|(request, signature)| SignedRequest { request, signature }).collect())
+    }
+
+    /// Note the pieces that a landed batch holds. What nobody asked this agent for is not noted.
+    pub(crate) async fn note_pieces(
+        &self,
+        (organization, agent): (OrganizationId, AgentId),
+        key: &str,
+        pieces: &[Artifact],
+    ) -> Result<()> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for piece in pieces {
+            let state: Option<String> =
+                sqlx::query_scalar("SELECT state FROM artifacts WHERE id = ? AND organization = ? AND agent = ?")
+                    .bind(&piece.request)
+                    .bind(organization.to_string())
+                    .bind(agent.to_string())
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            // What is complete stays as it is.
+            let Some("requested" | "sending") = state.as_deref() else { continue };
+            if !piece.data.is_empty() {
+                sqlx::query(
+                    "INSERT OR REPLACE INTO artifact_pieces (artifact, start, length, key) VALUES (?, ?, ?, ?)",
+                )
+                .bind(&piece.request)
+                .bind(piece.offset.cast_signed())
+                .bind(piece.data.len() as i64)
+                .bind(key)
+                .execute(&mut *tx)
+                .await?;
+            }
+            let state = match (&piece.refused, &piece.whole) {
+                (Some(_), _) => "refused",
+                (None, Some(_)) => "complete",
+                (None, None) => "sending",
+            };
+            let whole = piece.whole.as_ref().map(serde_json::to_string).transpose()?;
+            sqlx::query(
+                "UPDATE artifacts SET state = ?, detail = coalesce(?, detail), whole = coalesce(?, whole) WHERE id = ?",
+            )
+            .bind(state)
+            .bind(&piece.refused)
+            .bind(whole)
+            .bind(&piece.request)
+            .execute(&mut *tx)
+            .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// The artifacts of an organization, newest first.
+    pub(crate) async fn artifacts(&self, organization: OrganizationId) -> Result<Vec<ArtifactRow>> {
+        let rows = sqlx::query_as(
+            "SELECT id, agent, path, requested, expires, who, reason, state, detail, whole FROM artifacts
+             WHERE organization = ? ORDER BY requested DESC, id DESC",
+        )
+        .bind(organization.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows)
+    }
+
+    /// The pieces of an artifact of this organization, in order.
+    pub(crate) async fn pieces(&self, organization: OrganizationId, id: &str) -> Result<Vec<Piece>> {
+        let rows = sqlx::query_as(
+            "SELECT p.start, p.length, p.key FROM artifact_pieces p JOIN artifacts a ON a.id = p.artifact
+             WHERE a.organization = ? AND a.id = ? ORDER BY p.start",
+        )
+        .bind(organization.to_string())
+        .bind(id)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows)
+    }
+}
