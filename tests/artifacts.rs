@@ -72,7 +72,7 @@ fn a_file_comes_with_collection_off_and_on_both_tiers_and_what_is_not_allowed_do
         assert!(refusal(&world.workspace_output(&get), 1).contains("the host refused it"));
         if collect == "off" {
             assert_eq!((world.count("heartbeats"), world.count("syslog")), (0, 0), "and nothing else came");
-            assert_eq!(world.workspace(&["alerts", "--org", ORG]), "");
+            assert_eq!(world.workspace(&["alerts", "--org", ORG, "--format", "json"]), "");
             assert!(world.query("SELECT hostname FROM artifacts WHERE hostname <> ''").is_empty());
         }
         let states = world.status()["collectors"].as_array().cloned().unwrap_or_default();
@@ -152,6 +152,6 @@ fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_ans
     world.workspace(&["org", "add", "other", "--tier", "free"]);
     let theirs = ["artifact", "request", "--org", "other", "--agent", &agent_of, "--path", "/x", "--reason", "r"];
     assert!(refusal(&world.workspace_output(&theirs), 1).contains("has no agent"));
-    assert_eq!(world.workspace(&["artifact", "list", "--org", "other"]), "");
+    assert_eq!(world.workspace(&["artifact", "list", "--org", "other", "--format", "json"]), "");
     drop(running);
 }

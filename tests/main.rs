@@ -15,6 +15,7 @@ mod main_job;
 mod moves;
 mod namespaces;
 mod policy;
+mod provisioning;
 mod proxy;
 mod queue;
 mod receive;

@@ -24,8 +24,15 @@ fn collecting(tier: &str, config: &str) -> (World, Process) {
 
 /// Another revision of the policy; its number.
 pub(crate) fn set(world: &World, change: &[&str]) -> u64 {
-    let arguments = [&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat();
-    world.workspace(&arguments).trim().parse().expect("a revision")
+    let output = world.workspace_output(&[&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat());
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("nothing was changed") {
+        let policy: Value =
+            serde_json::from_str(&world.workspace(&["policy", "show", "--org", ORG])).expect("an object");
+        return policy["revision"].as_u64().expect("a number");
+    }
+    assert!(output.status.success(), "{change:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).trim().parse().expect("a revision")
 }
 
 fn state(world: &World, id: &str) -> String {
@@ -100,7 +107,11 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
         serde_json::from_str(&world.workspace(&["agents", "--org", ORG, "--format", "json"])).expect("one");
     assert_eq!((&agents["state"], &agents["policy_revision"]), (&"active".into(), &revision.into()), "{agents}");
 
-    assert_eq!(world.workspace(&["alerts", "--org", ORG]), "", "nothing was sent that the workspace had to refuse");
+    assert_eq!(
+        world.workspace(&["alerts", "--org", ORG, "--format", "json"]),
+        "",
+        "nothing was sent that the workspace had to refuse"
+    );
 
     // Killed in between, and the workspace away for a moment: none of it brings anything back.
     agent.kill();
@@ -121,7 +132,7 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
     assert_eq!(all, ["after", "after as well", "before"]);
     let account = eventually("the gap in the ledger", || {
         let account = world.ledger().into_iter().find(|account| account["collector"] == "syslog")?;
-        (account["dropped"]["policy"] == 1).then_some(account)
+        (account["dropped"]["policy"] == 2).then_some(account)
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
@@ -153,7 +164,10 @@ fn what_was_queued_before_is_sent_or_purged_as_the_host_says() {
         in_force(&world, revision);
         eventually("an empty queue", || (world.status()["queue"]["batches"] == 0).then_some(()));
         assert_eq!(world.count("syslog"), arrives, "{on_disable}");
-        assert!(world.workspace(&["alerts", "--org", ORG]).is_empty(), "each is judged by its own revision");
+        assert!(
+            world.workspace(&["alerts", "--org", ORG, "--format", "json"]).is_empty(),
+            "each is judged by its own revision"
+        );
         agent.terminate();
     }
 }
@@ -236,6 +250,83 @@ fn a_crash_while_it_is_switched_on_brings_nothing_back() {
     eventually("what came after", || (world.count("syslog WHERE message = 'after'") == 1).then_some(()));
     assert_eq!(world.count("syslog"), 2);
     agent.terminate();
+}
+
+/// A policy that cannot be used is asked for again after pauses, and said once.
+#[test]
+fn a_refused_policy_is_reported_once_and_does_not_make_the_agent_spin() {
+    let (mut world, mut agent) = collecting("free", "");
+    // Another key signs from now on, as after a restore of the wrong backup.
+    fs::remove_file(world.path("workspace/policy.key")).expect("removes");
+    let address = world.address();
+    set(&world, &["--store", "common"]);
+    eventually("it to be said", || {
+        let problem = world.status()["policy"]["problem"].as_str().map(str::to_owned)?;
+        problem.contains("not signed by the workspace's key").then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(8));
+    let log = fs::read_to_string(world.path("agent.log")).expect("reads");
+    assert_eq!(log.matches("a policy was refused").count(), 1, "{log}");
+    assert_eq!(world.status()["policy"]["revision"], 1, "the one before stays");
+    assert_eq!(world.count("lifecycle WHERE event = 'policy' AND message LIKE '%refused%'"), 1);
+    world.serve = None;
+    world.serve(&address);
+    agent.terminate();
+}
+
+/// A file that cannot be seen while it is switched on, and comes back later.
+#[test]
+fn a_file_that_comes_back_later_brings_nothing_back_either() {
+    let (world, mut agent) = collecting("free", "");
+    let off = set(&world, &["--collect", "off"]);
+    in_force(&world, off);
+    all_off(&world, agent.id());
+    world.append("a.log", "while it was off\n");
+    fs::rename(world.path("log/a.log"), world.path("a.log.away")).expect("renames");
+    let on = set(&world, &["--collect", "on"]);
+    in_force(&world, on);
+    eventually("the tailer", || (state(&world, "syslog") == "running").then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+    fs::rename(world.path("a.log.away"), world.path("log/a.log")).expect("renames");
+    world.append("new.log", "after\n");
+    eventually("a new file", || (world.count("syslog WHERE message = 'after'") == 1).then_some(()));
+    std::thread::sleep(Duration::from_secs(6));
+    world.append("a.log", "after as well\n");
+    eventually("what comes after", || (world.count("syslog WHERE message = 'after as well'") == 1).then_some(()));
+    assert_eq!(world.count("syslog"), 3, "{:?}", world.query("SELECT message FROM syslog"));
+    let account = eventually("it in the ledger", || {
+        let account = world.ledger().into_iter().find(|account| account["collector"] == "syslog")?;
+        (account["dropped"]["policy"] == 1).then_some(account)
+    });
+    assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
+    agent.terminate();
+}
+
+/// On a host without a journal the policy may not take the other source of system logs, and the workspace knows it.
+#[test]
+fn what_the_tier_requires_is_collected_and_taken_though_the_policy_switches_it_off() {
+    let (world, mut agent) = collecting("standard", "");
+    let off = set(&world, &["--collector", "syslog.enabled=off"]);
+    in_force(&world, off);
+    let journal = state(&world, "journal");
+    if journal == "running" {
+        println!("skipped: this host has a journal");
+        return;
+    }
+    world.append("a.log", "required\n");
+    eventually("it to arrive", || (world.count("syslog WHERE message = 'required'") == 1).then_some(()));
+    let why = world.last_error("syslog").unwrap_or_default();
+    assert!(why.contains(&format!("policy revision {off} switches it off")), "{why}");
+    assert!(world.vedette(&["check"]).status.success(), "the configuration is not to blame");
+    assert_eq!(world.workspace(&["alerts", "--org", ORG, "--format", "json"]), "");
+    assert!(world.vedette(&["health"]).status.success());
+    agent.terminate();
+    for wrong in ["syslogg.enabled=off", "syslog.every=30s", "agent.enabled=off", "processes.every=2d"] {
+        let set = ["policy", "set", "--org", ORG, "--reason", "a test", "--collector", wrong];
+        refusal(&world.workspace_output(&set), 1);
+    }
+    let same = ["policy", "set", "--org", ORG, "--reason", "a test", "--collect", "on"];
+    assert!(refusal(&world.workspace_output(&same), 1).contains("nothing was changed"));
 }
 
 /// Put a revision where the agent keeps its policy; false where there is no python3 for it.

@@ -313,9 +313,18 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
     let (mut records, mut body) = (Vec::new(), Vec::new());
     codec::append_body(&Body::from(vedette_wire::body::Heartbeat::default()), &mut body);
     codec::append_record(0, 1, Position(0, 1), &body, &mut records);
-    let header = Header { seq: 3, policy_revision: 2, ..peer.header.clone() };
-    let heartbeat = codec::seal(&header, &records, Compression::Zstd).expect("seals");
-    assert_eq!(peer.put("records/0000000000000007/3", heartbeat).await.status, 200);
+    let told = Header { seq: 3, policy_revision: 2, ..peer.header.clone() };
+    let mut bare = Header { host: HostLabel::default(), ..told.clone() };
+    bare.sources[0].collector = "agent".to_owned();
+    // Not where the header tells of the host, by its name or by a source.
+    let named = Header { host: told.host.clone(), ..bare.clone() };
+    let sourced = Header { sources: told.sources.clone(), ..bare.clone() };
+    let disguised = peer.sealed("a line", |header| *header = Header { seq: 3, ..bare.clone() });
+    assert_eq!(peer.put("records/0000000000000007/3", disguised).await.code(), (422, "policy"));
+    for (header, status) in [(named, 422), (sourced, 422), (bare, 200)] {
+        let heartbeat = codec::seal(&header, &records, Compression::Zstd).expect("seals");
+        assert_eq!(peer.put("records/0000000000000007/3", heartbeat).await.status, status);
+    }
     set(&["--collect", "on", "--collector", "syslog.enabled=off"]);
     assert_eq!(put(4, 3).await.code(), (422, "policy"), "a collector that is off");
     set(&["--collector", "syslog=default"]);
@@ -328,9 +337,12 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
     assert_eq!(world.count("syslog"), 2 + u64::from(aged), "none of what was refused");
     let alerts = world.workspace(&["alerts", "--org", ORG, "--format", "json"]);
     let alerts: Vec<Value> = alerts.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
-    let twice = alerts.iter().find(|alert| alert["detail"] == "policy revision 2 forbids a syslog").expect("is raised");
-    assert_eq!((&twice["times"], &twice["agent"]), (&2.into(), &peer.header.agent.to_string().into()));
-    assert!(alerts.len() >= 3, "{alerts:?}");
+    let once = alerts.iter().find(|alert| alert["detail"] == "policy revision 2 forbids a syslog").expect("is raised");
+    assert_eq!((&once["times"], &once["agent"]), (&1.into(), &peer.header.agent.to_string().into()));
+    let host = "policy revision 2 forbids what the header says of the host";
+    let again = alerts.iter().find(|alert| alert["detail"] == host).expect("is raised");
+    assert_eq!(again["times"], 4, "one line for what happens again");
+    assert!(alerts.len() >= 4, "{alerts:?}");
 }
 
 /// On a connection that is open, and for a question that is waiting.
@@ -341,7 +353,15 @@ async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() 
     let peer = Peer::new(&world);
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let agent = peer.header.agent.to_string();
+    // A question that waits for another revision when the agent is revoked gets none.
+    let waiting = peer.client.get(format!("{}/v1/policy/1", peer.url)).header("user-agent", "vedette/0.1.0").send();
+    let waiting = tokio::spawn(waiting);
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert!(!waiting.is_finished());
     world.workspace(&["agent", "revoke", &agent, "--reason", "stolen"]);
+    world.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);
+    let told = waiting.await.expect("no panic").expect("is answered");
+    assert_eq!(told.status().as_u16(), 403);
     let second = peer.sealed("two", |header| header.seq = 2);
     assert_eq!(peer.put("records/0000000000000007/2", second).await.code(), (403, "identity"));
     for path in ["policy/1", "positions"] {

@@ -9,18 +9,19 @@ use vedette_wire::Chunk;
 
 /// Where chunks go: the transport, the screen, or a test's list.
 pub trait Sink: Send + Sync {
-    /// Take a chunk; waits while there is no room.
+    /// Take a chunk; waits while there is no room. Nothing is taken from a collector that is told to stop: what it hands
+    /// over later would count under another policy.
     ///
     /// # Errors
-    /// [`CollectError::Stopped`] where the agent stops before there is room.
-    fn put(&self, chunk: Chunk) -> Result<(), CollectError>;
+    /// [`CollectError::Stopped`] where the collector or the agent is stopped before there is room.
+    fn put(&self, chunk: Chunk, stop: &StopSignal) -> Result<(), CollectError>;
 
     /// Take a chunk of a source that cannot wait: where there is no room, the lowest class is dropped first and counted.
     ///
     /// # Errors
     /// [`CollectError::Stopped`] where the agent has stopped.
     fn offer(&self, chunk: Chunk, _class: Class) -> Result<(), CollectError> {
-        self.put(chunk)
+        self.put(chunk, &StopSignal::default())
     }
 
     /// Report what a collector could not do while it goes on with the rest.
@@ -146,7 +147,7 @@ impl Outlet {
     /// # Errors
     /// [`CollectError::Stopped`].
     pub fn emit(&self, chunk: Chunk) -> Result<(), CollectError> {
-        self.sink.put(chunk)
+        self.sink.put(chunk, &self.signal)
     }
 
     /// Hand over a chunk of a source that cannot wait.

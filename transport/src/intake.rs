@@ -16,6 +16,9 @@ pub struct Stopped;
 /// given up. Meanwhile the kernel's buffer takes what comes.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How often a source that waits looks whether it is told to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// A chunk that waits.
 #[derive(Debug)]
 struct Waiting {
@@ -85,7 +88,15 @@ impl Intake {
     ///
     /// # Errors
     /// [`Stopped`] where the transport ends before there is room.
-    pub fn put(&self, mut chunk: Chunk) -> Result<(), Stopped> {
+    pub fn put(&self, chunk: Chunk) -> Result<(), Stopped> {
+        self.put_unless(chunk, || false)
+    }
+
+    /// The same, where the source is not told to stop, which is looked at also while it waits.
+    ///
+    /// # Errors
+    /// [`Stopped`] where the transport ends before there is room, or the source is told to stop.
+    pub fn put_unless(&self, mut chunk: Chunk, stopped: impl Fn() -> bool) -> Result<(), Stopped> {
         // On the source's thread, while the bytes lie in its core's cache, and nobody waits for the lock.
         let compression = self.lock().compression;
         let piece = match chunk.entries.as_slice() {
@@ -98,10 +109,10 @@ impl Intake {
         let waiting = Waiting { chunk, piece, rank: None };
         let weight = waiting.weight();
         let mut state = self.lock();
-        while !state.closed && state.bytes > 0 && state.bytes + weight > self.0.bytes_max {
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while !state.closed && !stopped() && state.bytes > 0 && state.bytes + weight > self.0.bytes_max {
+            state = self.0.changed.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
         }
-        if state.closed {
+        if state.closed || stopped() {
             return Err(Stopped);
         }
         state.bytes += weight;

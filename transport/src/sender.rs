@@ -175,7 +175,7 @@ impl Sender {
                 blocking(move || queue.quarantine(slot, &code, &why)).await
             }
             Outcome::Purge => {
-                tracing::info!(slot, "policy forbids a batch; purged");
+                tracing::warn!(slot, "the workspace refused a batch that the policy forbids; purged");
                 self.update(|status| status.purged += 1);
                 blocking(move || queue.purge(slot)).await
             }

@@ -124,6 +124,14 @@ impl Policy {
         }
     }
 
+    /// Whether a collector's records are allowed by it. What the standard tier requires is allowed whatever is said of that
+    /// collector alone: an agent runs it where nothing else of its group observes anything.
+    pub fn allows(&self, collector: &str) -> bool {
+        let off = self.collectors.get(collector).is_some_and(|collector| collector.enabled == Some(false));
+        let required = || REQUIRED.iter().any(|(_, ids)| ids.contains(&collector));
+        !off || self.tier == Tier::Standard && required()
+    }
+
     /// Whether its tier allows what it says.
     ///
     /// # Errors
@@ -144,6 +152,13 @@ impl Policy {
         }
         if off(&&"artifacts") {
             return Err("collector artifacts cannot be switched off by policy; limit it with `--artifacts`".to_owned());
+        }
+        if self
+            .collectors
+            .values()
+            .any(|collector| collector.every_seconds.is_some_and(|every| !(1..=86_400).contains(&every)))
+        {
+            return Err("a collector looks at least once a day, and not more than once a second".to_owned());
         }
         if self.artifacts.bytes_max == 0 || self.artifacts.per_hour_max == 0 {
             return Err("artifacts cannot be switched off by policy; limit them to at least 1 byte and 1 an hour, or \
@@ -169,6 +184,19 @@ impl SignedPolicy {
         [b"vedette policy 1\n", policy.as_bytes()].concat()
     }
 }
+
+/// Every collector, and whether it looks at intervals.
+pub const COLLECTORS: &[(&str, bool)] = &[
+    ("host", true),
+    ("processes", true),
+    ("addresses", true),
+    ("sessions", true),
+    ("syslog", false),
+    ("syslog_listener", false),
+    ("journal", false),
+    ("crash_dumps", true),
+    ("artifacts", false),
+];
 
 /// Collectors that the standard tier requires, by what they are for: of each group one at least runs.
 pub const REQUIRED: &[(&str, &[&str])] = &[

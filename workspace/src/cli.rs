@@ -220,14 +220,14 @@ pub(crate) struct PolicyChange {
     /// Whether agents collect; artifacts are asked for all the same.
     #[arg(long)]
     pub(crate) collect: Option<Switch>,
-    /// Which security events the workspace keeps: none, minimal, common or all.
+    /// Which security events the workspace is to keep: none, minimal, common or all. Nothing is filtered by it yet.
     #[arg(long)]
     pub(crate) store: Option<Store>,
     /// How far artifact requests go, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default` for no
     /// limit but the host's own.
     #[arg(long)]
     pub(crate) artifacts: Option<String>,
-    /// A setting of one collector: ID.enabled=on|off, ID.every=SECONDS, or ID=default.
+    /// A setting of one collector: ID.enabled=on|off, ID.every=30s, or ID=default.
     #[arg(long = "collector", value_name = "SETTING")]
     pub(crate) collectors: Vec<String>,
     /// Why, for the audit log.

@@ -12,16 +12,24 @@ mod signer;
 mod tiles;
 
 use std::process::ExitCode;
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 fn main() -> ExitCode {
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
     let arguments = cli::parse();
-    tracing_subscriber::fmt()
+    let level = arguments.log.unwrap_or(tracing::Level::INFO);
+    // What libraries say of themselves at `info` is their own affair: Delta tells of every snapshot.
+    let of_libraries = if level > tracing::Level::INFO { level } else { level.min(tracing::Level::WARN) };
+    let shown = Targets::new().with_default(of_libraries).with_targets([
+        ("vedette_workspace", level),
+        ("vedette_lake", level),
+        ("vedette_wire", level),
+    ]);
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
-        .with_max_level(arguments.log.unwrap_or(tracing::Level::INFO))
         .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    tracing_subscriber::registry().with(log.with_filter(shown)).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(err) => {

@@ -23,13 +23,25 @@ use vedette_wire::{
     reply::{EnrollReply, EnrollRequest, Problem},
 };
 
-pub(super) async fn enroll(
-    config: &Resolved,
-    workspace: &str,
-    ca: &Path,
-    token_file: &Path,
-    again: bool,
-) -> Result<(), Exit> {
+/// The workspace did not answer, or cannot now: trying again may help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unreachable(String);
+
+/// Where to enroll, and with what.
+pub(super) struct Wanted<'a> {
+    pub(super) workspace: &'a str,
+    pub(super) ca: &'a Path,
+    /// File with the token; `-` is stdin.
+    pub(super) token: &'a Path,
+    /// Geography that the workspace must be of.
+    pub(super) geo: Option<WorkspaceGeo>,
+    /// Replace an enrollment that is there.
+    pub(super) again: bool,
+}
+
+pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(), Exit> {
+    let Wanted { workspace, ca, token, geo, again } = *wanted;
     let url = config::parse_workspace_url(workspace).map_err(Exit::config)?;
     if let Some(stated) = &config.workspace_url
         && *stated != url
@@ -44,7 +56,7 @@ pub(super) async fn enroll(
         return Err(anyhow!("already enrolled as {} at {at}; use --again to replace it", there.agent).into());
     }
     let ca_pem = tls::read_ca(ca)?;
-    let token = read_token(token_file)?;
+    let token = read_token(token)?;
     identity.create()?;
     let key = identity.key()?;
     let request = EnrollRequest {
@@ -54,7 +66,7 @@ pub(super) async fn enroll(
         machine: machine(config),
         version: VERSION.to_owned(),
     };
-    let geo = expected_geo(config)?;
+    let geo = expected_geo(config, geo)?;
     let client = tls::client(&ClientSettings {
         ca_pem: ca_pem.clone(),
         proxy: config.proxy.clone(),
@@ -89,10 +101,17 @@ pub(super) async fn enroll(
 
 /// Geography that the workspace must be of, before it is told anything: that of this host. Absent where neither the
 /// configuration nor a cloud says where the host is.
-fn expected_geo(config: &Resolved) -> Result<Option<WorkspaceGeo>, Exit> {
+fn expected_geo(config: &Resolved, wanted: Option<WorkspaceGeo>) -> Result<Option<WorkspaceGeo>, Exit> {
+    if let (Some(wanted), Some(stated)) = (wanted, config.workspace_geo)
+        && wanted != stated
+    {
+        let message = format!("workspace.geo: the configuration says {stated}, the bootstrap file {wanted}");
+        return Err(Exit::config(message));
+    }
+    let stated = wanted.or(config.workspace_geo);
     let instance = cloud::instance(&config.place, &context(config, Vec::new(), Vec::new()));
     let host = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
-    match (host.map(Geography::workspace), config.workspace_geo) {
+    match (host.map(Geography::workspace), stated) {
         (Some(belongs), Some(stated)) if belongs != stated => Err(Exit::config(format!(
             "workspace.geo: the configuration says {stated}, and data of this host belongs to {belongs}"
         ))),
@@ -131,12 +150,15 @@ async fn ask(client: &reqwest::Client, url: &Url, ca: &Path, request: &EnrollReq
         .json(request)
         .send()
         .await
-        .map_err(|err| anyhow!("{}", explain(&root_cause(&err), url, ca)))?;
+        .map_err(|err| Unreachable(explain(&root_cause(&err), url, ca)))?;
     let status = response.status();
     let body = response.bytes().await.context("the workspace's answer ended too early")?;
     if status.is_success() {
         return serde_json::from_slice(&body)
             .with_context(|| format!("{url} answered, but not as a workspace; check --workspace"));
+    }
+    if status.is_server_error() || status.as_u16() == 429 {
+        return Err(Unreachable(format!("{url} answered {status}")).into());
     }
     match serde_json::from_slice::<Problem>(&body) {
         Ok(problem) => bail!("the workspace refused: {}", problem.title),
@@ -149,7 +171,9 @@ fn explain(cause: &str, url: &Url, ca: &Path) -> String {
     let advice = if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
         format!("its certificate was not signed by the CA in {}; use the ca.pem of that workspace", ca.display())
     } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
-        "its certificate is for other names; use one of them, or make the workspace with `init --name`".to_owned()
+        "its certificate is for other names; use one of them, or make it another with `vedette-workspace certificate --name`".to_owned()
+    } else if cause.contains("not a workspace of geography") {
+        "this host's data belongs to another geography; use the workspace there, or correct [host] geography".to_owned()
     } else if cause.contains("Expired") || cause.contains("NotValidYet") {
         "its certificate is not valid now; check the clocks of both machines".to_owned()
     } else if cause.contains("refused") {

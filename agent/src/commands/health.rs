@@ -33,6 +33,16 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
     if let Some(why) = &report.queue.waiting {
         out.push(format!("sources wait: {why}"));
     }
+    let error = report.delivery.last_error.as_deref();
+    if let Some(refused) = error.filter(|error| error.starts_with("401") || error.starts_with("403")) {
+        out.push(format!("delivery: {refused}"));
+    }
+    if report.delivery.purged > 0 {
+        let purged = report.delivery.purged;
+        out.push(format!(
+            "policy: the workspace refused {purged} batches and they were purged; see `vedette-workspace alerts` there"
+        ));
+    }
     if report.queue.batches > 0 && report.delivery.idle_seconds > stalled_after.as_secs_f64() {
         let why = report.delivery.last_error.as_deref().unwrap_or("no answer");
         let (batches, idle) = (report.queue.batches, report.delivery.idle_seconds);

@@ -1,5 +1,6 @@
 //! The commands.
 
+mod bootstrap;
 mod enroll;
 mod health;
 mod once;
@@ -23,13 +24,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Enroll { config, workspace, ca, token_file, again } => {
             let config = load(config)?;
             start_log(&config);
-            runtime()?.block_on(enroll::enroll(&config, &workspace, &ca, &token_file, again))
+            let wanted = enroll::Wanted { workspace: &workspace, ca: &ca, token: &token_file, geo: None, again };
+            runtime()?.block_on(enroll::enroll(&config, &wanted))
         }
         Command::Run { config } => {
             let config = load(config)?;
             start_log(&config);
             let runtime = runtime()?;
-            let done = runtime.block_on(run::run(config));
+            let done = runtime.block_on(async {
+                bootstrap::bootstrap(&config).await?;
+                run::run(config).await
+            });
             // A collector that hangs in the kernel is left behind.
             runtime.shutdown_timeout(std::time::Duration::from_millis(100));
             done
@@ -93,12 +98,21 @@ fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let Ok(Some(enrollment)) = identity.enrollment() else { return Ok(Vec::new()) };
     let (kept, _) = Kept::load(&identity, &enrollment);
-    let Some(policy) = kept.policy() else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    if let Some(host) = config.place.geography.filter(|host| host.workspace() != enrollment.geo) {
+        found.push(format!(
+            "host.geography: data of a host in {host} belongs to {}, and it is enrolled in {}; enroll it there",
+            host.workspace(),
+            enrollment.geo
+        ));
+    }
+    let Some(policy) = kept.policy() else { return Ok(found) };
     let decisions = decide(policy, &config.collectors, &run::context(config, Vec::new(), Vec::new()));
     let conflicts = decisions.into_iter().filter(|decision| decision.conflict);
-    Ok(conflicts
-        .filter_map(|decision| Some(format!("collectors.{}.enabled: {}", decision.id, decision.why?)))
-        .collect())
+    found.extend(
+        conflicts.filter_map(|decision| Some(format!("collectors.{}.enabled: {}", decision.id, decision.why?))),
+    );
+    Ok(found)
 }
 
 /// One thread: what waits for the network waits here, what waits for the disk has threads of its own.

@@ -31,7 +31,7 @@ struct Collected {
 }
 
 impl Sink for Collected {
-    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+    fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
         Ok(())
     }
@@ -87,7 +87,7 @@ fn collect(
                 sink.complain(spec.id, why);
             }
             for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, cx.now()) {
-                sink.put(chunk).map_err(|err| err.to_string())?;
+                sink.put(chunk, &StopSignal::default()).map_err(|err| err.to_string())?;
             }
             Ok(())
         }

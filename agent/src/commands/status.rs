@@ -54,6 +54,9 @@ fn table(report: &Report) -> String {
         Some(error) => format!("failing: {error}"),
     };
     line("delivery", &delivery);
+    if report.delivery.purged > 0 {
+        line("", &format!("{} batches purged: the policy forbids them", report.delivery.purged));
+    }
     line("memory", &report.rss_bytes.map_or_else(|| "unknown".to_owned(), |bytes| format!("{} KiB", bytes >> 10)));
     let _ =
         writeln!(out, "\n{:<14} {:<10} {:<9} {:>10} {:>8}  why", "collector", "class", "state", "emitted", "dropped");

@@ -53,8 +53,10 @@ pub(crate) struct Workspace {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// Directory of key, certificate and enrollment; only `vedette enroll` writes there.
+    /// Directory of key, certificate, enrollment and policy; only the agent writes there.
     pub(crate) dir: PathBuf,
+    /// File that enrolls the agent at its first start, and is deleted then: docs/provisioning.md.
+    pub(crate) bootstrap: PathBuf,
 }
 
 /// What survives a restart.
@@ -175,7 +177,7 @@ pub(crate) enum ResumeAt {
 
 impl Default for Identity {
     fn default() -> Self {
-        Self { dir: "/var/lib/vedette/identity".into() }
+        Self { dir: "/var/lib/vedette/identity".into(), bootstrap: "/etc/vedette/bootstrap.toml".into() }
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) struct Resolved {
     pub(crate) workspace_geo: Option<WorkspaceGeo>,
     pub(crate) proxy: Option<String>,
     pub(crate) identity_dir: PathBuf,
+    pub(crate) bootstrap: PathBuf,
     pub(crate) state_dir: PathBuf,
     pub(crate) root: PathBuf,
     pub(crate) place: HostPlace,
@@ -158,6 +159,8 @@ impl Resolved {
             check.wrong("workspace.proxy", "must be http://host:port");
         }
         let (identity_dir, state_dir, root) = (config.identity.dir, config.state.dir, config.host.root);
+        let bootstrap = config.identity.bootstrap;
+        check.absolute("identity.bootstrap", &bootstrap);
         check.absolute("identity.dir", &identity_dir);
         check.absolute("state.dir", &state_dir);
         check.absolute("host.root", &root);
@@ -207,6 +210,7 @@ impl Resolved {
             workspace_geo,
             proxy: config.workspace.proxy,
             identity_dir,
+            bootstrap,
             state_dir,
             root,
             place,

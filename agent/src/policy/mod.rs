@@ -71,8 +71,10 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &Cx) -> Vec<D
                 ids[0] == id && !plans.iter().any(|other| ids.contains(&other.spec.id) && observes(other))
             });
             if let Some((what, _)) = missing {
-                let why = format!("the configuration switches it off; the standard tier requires {what}, so it runs");
-                return Decision { run: true, why: Some(why), conflict: true, ..off };
+                let who =
+                    if plan.enabled { format!("policy revision {revision}") } else { "the configuration".to_owned() };
+                let why = format!("{who} switches it off; the standard tier requires {what}, so it runs");
+                return Decision { run: true, why: Some(why), conflict: !plan.enabled, ..off };
             }
             if plan.enabled {
                 let why = Some(format!("policy revision {revision} switches it off"));

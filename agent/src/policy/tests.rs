@@ -77,6 +77,14 @@ fn a_policy_switches_single_collectors_and_sets_how_often_they_look() {
     assert_eq!(every("syslog"), None, "it has no such setting");
 }
 
+/// What the workspace checks ids against is what there is.
+#[test]
+fn the_list_of_collectors_is_the_registry() {
+    let listed: BTreeSet<_> = vedette_wire::policy::COLLECTORS.iter().copied().collect();
+    let every = |spec: &vedette_collectors::Spec| (spec.id, (spec.defaults)().contains_key("every"));
+    assert_eq!(listed, REGISTRY.iter().map(every).collect());
+}
+
 mod kept {
     use super::*;
     use crate::identity::{Enrollment, IdentityDir};

@@ -147,3 +147,66 @@ impl Asked {
         self.identity.write(FILE, &serde_json::to_vec(&self.kept)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
+    use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
+
+    fn sign(key: &KeyPair, request: &ArtifactRequest) -> SignedRequest {
+        let request = serde_json::to_string(request).expect("serializes");
+        let signature = hex::encode(key.sign(&SignedRequest::message(&request)).expect("signs"));
+        SignedRequest { request, signature }
+    }
+
+    #[test]
+    fn a_request_is_for_one_agent_expires_is_limited_and_is_answered_once() {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let (dir, key) = (tempfile::tempdir().expect("temp dir"), KeyPair::generate_for(&PKCS_ED25519).expect("makes"));
+        let organization = OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID"));
+        let enrollment = Enrollment {
+            organization,
+            organization_name: "acme".to_owned(),
+            agent: AgentId([7; 16]),
+            workspace: String::new(),
+            geo: WorkspaceGeo::Europe,
+            policy_revision: 1,
+            compression: None,
+            policy_key: Some(hex::encode(key.der_bytes())),
+        };
+        let identity = IdentityDir::new(dir.path());
+        let request = |id: &str| ArtifactRequest {
+            id: id.to_owned(),
+            organization,
+            agent: AgentId([7; 16]),
+            path: "/usr/bin/tool".to_owned(),
+            issued: now(),
+            expires: now() + HOUR_NS,
+        };
+        let limits = ArtifactLimits { per_hour_max: 2, ..ArtifactLimits::default() };
+        let mut asked = Asked::load(&identity, &enrollment);
+        let theirs = ArtifactRequest { agent: AgentId([8; 16]), ..request("theirs") };
+        let foreign = ArtifactRequest { organization: OrganizationId(Default::default()), ..request("foreign") };
+        let forged = sign(&KeyPair::generate_for(&PKCS_ED25519).expect("makes"), &request("forged"));
+        let refused = vec![sign(&key, &theirs), sign(&key, &foreign), forged];
+        assert!(!asked.take(refused, &limits).expect("keeps"));
+        assert!(!asked.is_open() && asked.requests().ids().is_empty());
+
+        let late = ArtifactRequest { expires: now() - 1, ..request("1-late") };
+        let all = vec![sign(&key, &late), sign(&key, &request("2")), sign(&key, &request("3"))];
+        assert!(asked.take(all.clone(), &limits).expect("keeps"));
+        let told = asked.requests().waiting();
+        let why: Vec<&str> = told.iter().map(|wanted| wanted.refused.as_deref().unwrap_or_default()).collect();
+        assert!(why[0].contains("expired") && why[1].is_empty() && why[2].contains("2 in an hour"), "{why:?}");
+        assert!(!asked.take(all, &limits).expect("keeps"), "they are known");
+        assert_eq!(asked.requests().ids().len(), 3, "and told once");
+        // After a restart they are told again, those that were answered are not.
+        asked.kept.open.remove("2");
+        asked.kept.answered.insert("2".to_owned(), now());
+        asked.keep().expect("writes");
+        let mut asked = Asked::load(&identity, &enrollment);
+        assert!(!asked.take(vec![sign(&key, &request("2"))], &limits).expect("keeps"));
+        assert_eq!(asked.requests().ids(), ["1-late", "3"]);
+    }
+}

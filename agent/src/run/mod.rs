@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod board;
+mod directives;
 mod own;
 mod post;
 mod renew;

@@ -164,7 +164,7 @@ impl Runner {
             }
             complaint = complains;
             for chunk in chunks_of(&source, &mut next, bodies, now()) {
-                if let Err(err) = self.sink.put(chunk) {
+                if let Err(err) = self.sink.put(chunk, &self.stop) {
                     return self.ended(Err(err));
                 }
             }

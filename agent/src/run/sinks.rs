@@ -2,7 +2,7 @@
 
 use super::{Board, own::OwnRecords};
 use std::sync::Arc;
-use vedette_collectors::{Class, CollectError, Sink};
+use vedette_collectors::{Class, CollectError, Sink, StopSignal};
 use vedette_transport::Intake;
 use vedette_wire::{Chunk, body::LifecycleEvent};
 
@@ -31,8 +31,8 @@ impl QueueSink {
 }
 
 impl Sink for QueueSink {
-    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
-        self.intake.put(chunk).map_err(|_| CollectError::Stopped)
+    fn put(&self, chunk: Chunk, stop: &StopSignal) -> Result<(), CollectError> {
+        self.intake.put_unless(chunk, || stop.is_stopped()).map_err(|_| CollectError::Stopped)
     }
 
     fn offer(&self, chunk: Chunk, class: Class) -> Result<(), CollectError> {

@@ -5,8 +5,8 @@
 //! be collected that was written while it was off.
 
 use super::{
-    Board, CollectorState, QueueSink, VERSION, artifacts::Asked, context, own::OwnRecords, post::Reloading, resume,
-    runner,
+    Board, CollectorState, QueueSink, artifacts::Asked, context, directives::next, own::OwnRecords, post::Reloading,
+    resume, runner,
 };
 use crate::{
     config::{CollectorPlan, OnDisable, Resolved, ResumeAt},
@@ -21,25 +21,27 @@ use std::{
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::watch;
-use vedette_collectors::{Class, Cx, Outlet, Sink, StopSignal, Waker};
+use tokio::sync::{oneshot, watch};
+use vedette_collectors::{Class, CollectError, Cx, Outlet, Sink, Skip, StopSignal, Waker};
 use vedette_transport::{BatchLimits, Lane, LaneConfig, Post, Queue, Quota, Stamp};
 use vedette_wire::{
     HostLabel, Lane as LaneName,
     body::{CloudInstance, LifecycleEvent},
-    policy::{Directives, Policy, SignedPolicy, SignedRequest},
+    policy::{Policy, SignedPolicy, SignedRequest},
 };
 
 /// Collectors that do not end in this time are left behind.
 const COLLECTORS_GRACE: Duration = Duration::from_secs(2);
-/// The longest pause between two questions for the policy while nothing answers.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How often it is looked whether an acknowledgement tells of a newer policy, and whether what waits is durable.
+/// How often it is looked whether what waits is durable.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often what could not be passed over is tried again.
 const AGAIN_EVERY: Duration = Duration::from_secs(5);
+/// The longest pause after a policy that was refused.
+const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Passing over takes longer on a file system that hangs.
+const SKIP_PATIENCE: Duration = Duration::from_secs(30);
 /// The note in the identity directory: ids of collectors, and since when they are off, nanoseconds UTC.
 const OFF: &str = "off.json";
 
@@ -86,6 +88,10 @@ pub(super) struct Supervisor {
     off: BTreeMap<String, i64>,
     /// Conflicts that were told.
     told: BTreeSet<&'static str>,
+    /// The last policy was refused: how long the workspace is not asked for another.
+    refused: Option<Duration>,
+    /// Passing over what was written while they were off, on threads of their own: a file system may hang.
+    skipping: BTreeMap<&'static str, oneshot::Receiver<Result<(), CollectError>>>,
     /// Artifacts that were asked for.
     asked: Asked,
     blobs: Option<Blobs>,
@@ -111,12 +117,14 @@ impl Supervisor {
             agent.board.add(plan.spec.id, plan.spec.class);
         }
         if let Some(problem) = &problem {
-            tracing::error!(error = %problem, "the policy that was kept cannot be used");
+            let waits = kept.policy().is_none();
+            tracing::error!(error = %problem, waits, "the policy that was kept cannot be used; where it waits, nothing is \
+                collected until the workspace has sent one");
         }
         agent.state.lock().unwrap_or_else(PoisonError::into_inner).problem = problem.map(|problem| problem.to_string());
         let asked = Asked::load(&agent.identity, enrollment);
         let (running, told) = (BTreeMap::new(), BTreeSet::new());
-        Self { agent, kept, running, off, told, asked, blobs: None }
+        Self { agent, kept, running, off, told, asked, blobs: None, refused: None, skipping: BTreeMap::new() }
     }
 
     /// Run collectors by the policy in force, and by each that follows it.
@@ -134,8 +142,12 @@ impl Supervisor {
                 }
             };
             let (post, lane) = (Arc::clone(&self.agent.post), Arc::clone(&self.agent.lane));
+            let rest = self.refused.unwrap_or_default();
             tokio::select! {
-                directives = next(&post, &lane, self.kept.revision()) => {
+                directives = async {
+                    tokio::time::sleep(rest).await;
+                    next(&post, &lane, self.kept.revision()).await
+                } => {
                     if let Some(signed) = &directives.policy {
                         self.consider(signed);
                     }
@@ -202,20 +214,28 @@ impl Supervisor {
         Ok(self.blobs.as_ref())
     }
 
+    /// A policy that is refused comes again as long as the workspace has no other: it is asked for after longer and longer
+    /// pauses, and reported when the reason changes.
     fn consider(&mut self, signed: &SignedPolicy) {
         let problem = match self.kept.consider(signed) {
             Ok(policy) => {
                 let collect = if policy.collect { "on" } else { "off" };
                 tracing::info!(revision = policy.revision, tier = %policy.tier, collect, "another policy is in force");
+                self.refused = None;
                 None
             }
-            Err(why) => {
-                tracing::error!(error = %why, "a policy was refused; the one in force stays");
-                self.agent.own.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
-                Some(why.to_string())
-            }
+            Err(why) => Some(why.to_string()),
         };
-        self.agent.state.lock().unwrap_or_else(PoisonError::into_inner).problem = problem;
+        let mut state = self.agent.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = &problem {
+            let pause = self.refused.map_or(AGAIN_EVERY, |pause| (pause * 2).min(REFUSED_PAUSE_MAX));
+            self.refused = Some(pause);
+            if state.problem.as_ref() != Some(why) {
+                tracing::error!(error = why, "a policy was refused; the one in force stays");
+                self.agent.own.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
+            }
+        }
+        state.problem = problem;
     }
 
     /// Have run what the policy in force says, and nothing else.
@@ -241,9 +261,14 @@ impl Supervisor {
             self.running.get(decision.id).is_some_and(|is| !decision.run || is.settings != decision.settings)
         };
         let leaving: Vec<&'static str> = decisions.iter().filter(leaves).map(|decision| decision.id).collect();
+        let by_policy = decisions.iter().any(|decision| decision.by_policy && leaving.contains(&decision.id));
         let leaving: Vec<Running> = leaving.iter().filter_map(|id| self.running.remove(id)).collect();
         leaving.iter().for_each(|running| running.stop.stop());
         Runner::join_all(leaving.into_iter().map(|running| running.thread).collect(), COLLECTORS_GRACE).await;
+        if by_policy {
+            // What they saw belongs under the policy before.
+            self.durable().await;
+        }
         self.stamp(&policy).await;
         let enabled = decisions.iter().filter(|decision| decision.run).map(|decision| decision.id).collect();
         let plans = self.agent.config.collectors.clone();
@@ -294,10 +319,22 @@ impl Supervisor {
         }
     }
 
+    async fn durable(&self) {
+        let sink = Arc::clone(&self.agent.sink);
+        drop(tokio::task::spawn_blocking(move || sink.wait_durable()).await);
+    }
+
     /// Wait until what was handed over is durable, and purge it all where the configuration says so.
     async fn settle_queue(&self) {
         let purge = self.agent.config.policy.on_disable == OnDisable::Purge;
         self.agent.post.close(purge);
+        if purge {
+            // What would be salvaged was observed before as well.
+            for path in vedette_transport::queue::salvage::broken(&self.agent.config.state_dir, LaneName::Records) {
+                tracing::warn!(path = %path.display(), "a damaged queue is deleted: policy has what is queued purged");
+                drop(std::fs::remove_file(path));
+            }
+        }
         let sink = Arc::clone(&self.agent.sink);
         let mut durable = tokio::task::spawn_blocking(move || sink.wait_durable());
         let mut last = false;
@@ -325,6 +362,7 @@ impl Supervisor {
     ) -> anyhow::Result<()> {
         let (id, board) = (decision.id, Arc::clone(&self.agent.board));
         if !decision.run {
+            board.note(id, None);
             board.set(id, CollectorState::Disabled, decision.why);
             return Ok(());
         }
@@ -360,27 +398,14 @@ impl Supervisor {
             board.set(id, CollectorState::Waiting, Some(why.to_owned()));
             return Ok(());
         }
-        let queue = lane.queue();
-        let cx = || -> anyhow::Result<Cx> {
-            let cx = context(&self.agent.config, queue.cursors(id)?, queue.stored(id)?);
-            let requests = Some(self.asked.requests().clone());
-            Ok(Cx { enabled: enabled.clone(), requests, cloud: self.agent.cloud.clone(), ..cx })
-        };
-        // A required collector that the configuration switches off runs with its other settings.
+        // A required collector that is switched off runs with its other settings.
         let mut settings = decision.settings.clone();
-        if decision.conflict {
+        if !plan.enabled {
             settings.insert("enabled".to_owned(), true.into());
         }
         if let Some(since) = self.off.get(id).copied() {
             if let Some(skip) = plan.spec.skip.filter(|_| self.agent.config.policy.resume == ResumeAt::End) {
-                let (sink, stop, table, cx) =
-                    (Arc::clone(&self.agent.sink), StopSignal::default(), settings.clone(), cx()?);
-                let skipping = move || {
-                    let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, stop);
-                    skip(table, &cx, &outlet).and_then(|()| sink.wait_durable())
-                };
-                let skipped = tokio::task::spawn_blocking(skipping).await.context("passing over panicked")?;
-                skipped.context("what was written while it was off cannot be passed over")?;
+                self.skip(id, skip, (settings.clone(), self.cx(id, &lane, enabled)?), Arc::clone(&sink)).await?;
             }
             let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
             let said =
@@ -393,9 +418,9 @@ impl Supervisor {
         let runner = Runner {
             spec: plan.spec,
             settings,
-            cx: cx()?,
+            cx: self.cx(id, &lane, enabled)?,
             sink,
-            queue: Arc::clone(queue),
+            queue: Arc::clone(lane.queue()),
             board,
             stop: stop.clone(),
             deadline: runner::POLL_DEADLINE,
@@ -405,33 +430,43 @@ impl Supervisor {
         Ok(())
     }
 
+    fn cx(&self, id: &str, lane: &Lane, enabled: &BTreeSet<&'static str>) -> anyhow::Result<Cx> {
+        let cx = context(&self.agent.config, lane.queue().cursors(id)?, lane.queue().stored(id)?);
+        let requests = Some(self.asked.requests().clone());
+        Ok(Cx { enabled: enabled.clone(), requests, cloud: self.agent.cloud.clone(), ..cx })
+    }
+
+    /// Pass over what was written while a collector was off, on a thread; what hangs is waited for again later.
+    async fn skip(
+        &mut self,
+        id: &'static str,
+        skip: Skip,
+        (table, cx): (toml::Table, Cx),
+        sink: Arc<QueueSink>,
+    ) -> anyhow::Result<()> {
+        let mut done = match self.skipping.remove(id) {
+            Some(done) => done,
+            None => {
+                let (tell, done) = oneshot::channel();
+                let stop = self.agent.stop.child();
+                let work = move || {
+                    let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, stop);
+                    drop(tell.send(skip(table, &cx, &outlet).and_then(|()| sink.wait_durable())));
+                };
+                std::thread::Builder::new().name(format!("skip-{id}")).spawn(work)?;
+                done
+            }
+        };
+        match tokio::time::timeout(SKIP_PATIENCE, &mut done).await {
+            Ok(skipped) => Ok(skipped.context("passing over panicked")??),
+            Err(_) => {
+                self.skipping.insert(id, done);
+                anyhow::bail!("what was written while it was off is still being passed over");
+            }
+        }
+    }
+
     fn keep_off(&self) -> anyhow::Result<()> {
         self.agent.identity.write(OFF, &serde_json::to_vec(&self.off)?)
-    }
-}
-
-/// What the workspace has next for this agent. While nothing answers, pauses grow; an acknowledgement that tells of a newer
-/// revision ends them.
-async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directives {
-    let (mut pause, mut said) = (Duration::from_millis(500), false);
-    loop {
-        match post.current().directives(behind, VERSION).await {
-            Ok(directives) if directives == Directives::default() => {
-                pause = Duration::from_millis(500);
-                continue;
-            }
-            Ok(directives) => return directives,
-            Err(why) => {
-                if !std::mem::replace(&mut said, true) {
-                    tracing::debug!(why, "the workspace cannot be asked for the policy");
-                }
-            }
-        }
-        let until = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-        let newer = || lane.status().sender.policy_revision.is_some_and(|revision| revision > behind);
-        while Instant::now() < until && !newer() {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }

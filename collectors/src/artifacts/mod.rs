@@ -114,7 +114,8 @@ impl Requests {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(wanted);
     }
 
-    fn waiting(&self) -> Vec<Wanted> {
+    /// Those that wait.
+    pub fn waiting(&self) -> Vec<Wanted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -154,8 +155,8 @@ impl Watch for Artifacts {
         loop {
             for wanted in self.requests.waiting() {
                 let sent = cx.cursors.iter().find(|(id, _)| *id == wanted.request);
-                let from = sent.and_then(|(_, offset)| Some(u64::from_be_bytes(offset.as_slice().try_into().ok()?)));
-                self.answer(cx, outlet, &wanted, from.unwrap_or(0))?;
+                let sent: Option<Sending> = sent.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok());
+                self.answer(cx, outlet, &wanted, sent.as_ref())?;
                 if outlet.is_stopped() {
                     return Ok(());
                 }
@@ -173,7 +174,7 @@ type Refusal = String;
 
 impl Artifacts {
     /// Send a file, or why not.
-    fn answer(&self, cx: &Cx, outlet: &Outlet, wanted: &Wanted, from: u64) -> Result<(), CollectError> {
+    fn answer(&self, cx: &Cx, outlet: &Outlet, wanted: &Wanted, sent: Option<&Sending>) -> Result<(), CollectError> {
         let source =
             Arc::new(Source { collector: SPEC.id, id: wanted.request.clone(), name: Some(wanted.path.clone()) });
         let opened = match &wanted.refused {
@@ -181,7 +182,7 @@ impl Artifacts {
             None => self.open(cx, wanted),
         };
         let refused = match opened {
-            Ok((file, real)) => match self.send(cx, outlet, wanted, &source, (file, real), from)? {
+            Ok((file, real)) => match self.send(cx, outlet, wanted, &source, (file, real), sent)? {
                 Ok(()) => return Ok(()),
                 Err(why) => why,
             },
@@ -195,6 +196,7 @@ impl Artifacts {
             ..Artifact::default()
         };
         let mut chunk = Chunk::new(source);
+        let from = sent.map_or(0, |sent| sent.offset);
         chunk.push(cx.now(), Position(from, from + 1), &Body::from(body));
         chunk.forget.push(wanted.request.clone());
         outlet.emit(chunk)
@@ -248,14 +250,23 @@ impl Artifacts {
         wanted: &Wanted,
         source: &Arc<Source>,
         (mut file, real_path): (File, String),
-        from: u64,
+        sent: Option<&Sending>,
     ) -> Result<Result<(), Refusal>, CollectError> {
-        let failed = |err: io::Error| CollectError::read(wanted.path.clone(), err);
-        let before = file.metadata().map_err(failed)?;
+        // The file's own trouble must not stand before other requests.
+        let failed = |err: io::Error| Ok(Err(format!("it cannot be read: {err}")));
+        let before = match file.metadata() {
+            Ok(meta) => meta,
+            Err(err) => return failed(err),
+        };
+        // Another file, or another content: from the beginning.
+        let from = sent.filter(|sent| sent.stamp == stamp(&before)).map_or(0, |sent| sent.offset);
         let most = self.settings.bytes_max.0.min(wanted.bytes_max);
         let (mut digest, mut offset, mut piece) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
         loop {
-            let got = fill(&mut file, &mut piece).map_err(failed)?;
+            let got = match fill(&mut file, &mut piece) {
+                Ok(got) => got,
+                Err(err) => return failed(err),
+            };
             digest.update(&piece[..got]);
             let (start, end) = (offset, offset + got as u64);
             offset = end;
@@ -268,7 +279,11 @@ impl Artifacts {
             }
             let whole = if last {
                 let digest = hex::encode(std::mem::take(&mut digest).finalize());
-                Some(whole(&before, &file.metadata().map_err(failed)?, digest, end, real_path.clone()))
+                let after = match file.metadata() {
+                    Ok(meta) => meta,
+                    Err(err) => return failed(err),
+                };
+                Some(whole(&before, &after, digest, end, real_path.clone()))
             } else {
                 None
             };
@@ -288,7 +303,8 @@ impl Artifacts {
             if last {
                 chunk.forget.push(wanted.request.clone());
             } else {
-                chunk.cursor = Some(end.to_be_bytes().to_vec());
+                let sending = Sending { offset: end, stamp: stamp(&before) };
+                chunk.cursor = Some(rmp_serde::to_vec_named(&sending).expect("numbers serialize"));
             }
             outlet.emit(chunk)?;
             if last || outlet.is_stopped() {
@@ -296,6 +312,20 @@ impl Artifacts {
             }
         }
     }
+}
+
+/// Device, inode, length and time of the last write.
+type Stamp = (u64, u64, u64, i64, i64);
+
+fn stamp(meta: &std::fs::Metadata) -> Stamp {
+    (meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec())
+}
+
+/// How much of which file is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Sending {
+    offset: u64,
+    stamp: Stamp,
 }
 
 /// Read until the block is full or the file ends.
@@ -325,7 +355,6 @@ fn whole(
     real_path: String,
 ) -> WholeFile {
     let nanoseconds = |seconds: i64, rest: i64| seconds.saturating_mul(1_000_000_000).saturating_add(rest);
-    let stamp = |meta: &std::fs::Metadata| (meta.len(), meta.mtime(), meta.mtime_nsec());
     WholeFile {
         size,
         sha256,

@@ -8,7 +8,7 @@ use std::{fs, os::unix::fs::symlink};
 struct Sent(Mutex<Vec<Chunk>>);
 
 impl Sink for Sent {
-    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+    fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         self.0.lock().expect("lock").push(chunk);
         Ok(())
     }
@@ -39,11 +39,16 @@ fn wanted(path: &str) -> Wanted {
 }
 
 /// What is sent for a request from an offset on, and whether a cursor is left.
-fn answered(cx: &Cx, settings: &Settings, wanted: &Wanted, from: u64) -> (Vec<Artifact>, Vec<Position>) {
+fn answered(
+    cx: &Cx,
+    settings: &Settings,
+    wanted: &Wanted,
+    durable: Option<&Sending>,
+) -> (Vec<Artifact>, Vec<Position>) {
     let sent = Arc::new(Sent::default());
     let outlet = Outlet::new(Arc::clone(&sent) as Arc<dyn Sink>, StopSignal::default());
     let artifacts = Artifacts { settings: settings.clone(), requests: Requests::default() };
-    artifacts.answer(cx, &outlet, wanted, from).expect("is answered");
+    artifacts.answer(cx, &outlet, wanted, durable).expect("is answered");
     let chunks = sent.0.lock().expect("lock");
     let last = chunks.last().expect("there is an answer");
     assert!(last.cursor.is_none() && last.forget == ["r1"], "its place is forgotten");
@@ -60,7 +65,7 @@ fn answered(cx: &Cx, settings: &Settings, wanted: &Wanted, from: u64) -> (Vec<Ar
 fn a_file_on_the_list_is_sent_whole_with_what_is_known_of_it() {
     let (_dir, cx, settings) = host();
     // Through a symbolic link to the directory.
-    let (pieces, positions) = answered(&cx, &settings, &wanted("/bin/tool"), 0);
+    let (pieces, positions) = answered(&cx, &settings, &wanted("/bin/tool"), None);
     assert_eq!(pieces.len(), 2);
     let content: Vec<u8> = pieces.iter().flat_map(|piece| piece.data.clone()).collect();
     assert_eq!(content, vec![7; 3 * PIECE_BYTES / 2]);
@@ -71,21 +76,27 @@ fn a_file_on_the_list_is_sent_whole_with_what_is_known_of_it() {
     assert_eq!((whole.mode, whole.user_id, whole.torn), (meta.mode(), meta.uid(), false));
     assert_eq!(whole.modified, meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
     assert!(positions.windows(2).all(|pair| pair[0].1 == pair[1].0), "they tile: {positions:?}");
-    let (empty, _) = answered(&cx, &settings, &wanted("/var/log/app/empty.log"), 0);
+    let (empty, _) = answered(&cx, &settings, &wanted("/var/log/app/empty.log"), None);
     assert_eq!((empty.len(), empty[0].whole.as_ref().map(|whole| whole.size)), (1, Some(0)));
-    let (keys, _) = answered(&cx, &settings, &wanted("/home/bob/.ssh/authorized_keys"), 0);
+    let (keys, _) = answered(&cx, &settings, &wanted("/home/bob/.ssh/authorized_keys"), None);
     assert_eq!(keys[0].data, b"ssh-ed25519 AAAA bob");
 }
 
 #[test]
 fn after_a_restart_the_rest_is_sent_and_the_digest_is_of_the_whole() {
     let (_dir, cx, settings) = host();
-    let (all, _) = answered(&cx, &settings, &wanted("/usr/bin/tool"), 0);
-    let (rest, positions) = answered(&cx, &settings, &wanted("/usr/bin/tool"), PIECE_BYTES as u64);
+    let (all, _) = answered(&cx, &settings, &wanted("/usr/bin/tool"), None);
+    let meta = fs::metadata(cx.path("/usr/bin/tool")).expect("is there");
+    let sent = Sending { offset: PIECE_BYTES as u64, stamp: stamp(&meta) };
+    let (rest, positions) = answered(&cx, &settings, &wanted("/usr/bin/tool"), Some(&sent));
     let told =
         |piece: &Artifact| (piece.offset, piece.data.len(), piece.whole.as_ref().map(|whole| whole.sha256.clone()));
     assert_eq!((rest.len(), told(&rest[0])), (1, told(&all[1])));
     assert_eq!(positions[0].0, PIECE_BYTES as u64);
+    // Written anew meanwhile: from the beginning.
+    fs::write(cx.path("/usr/bin/tool"), vec![8; 2 * PIECE_BYTES]).expect("writes");
+    let (anew, _) = answered(&cx, &settings, &wanted("/usr/bin/tool"), Some(&sent));
+    assert_eq!((anew[0].offset, anew[0].data[0]), (0, 8));
 }
 
 #[test]
@@ -111,7 +122,7 @@ fn what_is_not_on_the_list_or_is_no_plain_file_is_refused_with_the_reason() {
         ("/var/log/missing", "cannot be opened"),
         ("var/log/app/empty.log", "not absolute"),
     ] {
-        let (pieces, _) = answered(&cx, &settings, &wanted(path), 0);
+        let (pieces, _) = answered(&cx, &settings, &wanted(path), None);
         let [Artifact { refused: Some(why), data, .. }] = pieces.as_slice() else { panic!("{path}: {pieces:?}") };
         assert!(why.contains(expected) && data.is_empty(), "{path}: {why}");
     }
@@ -121,7 +132,7 @@ fn what_is_not_on_the_list_or_is_no_plain_file_is_refused_with_the_reason() {
 fn policy_and_host_both_limit_and_the_smaller_counts() {
     let (_dir, cx, settings) = host();
     let why = |settings: &Settings, wanted: &Wanted| {
-        let (pieces, _) = answered(&cx, settings, wanted, 0);
+        let (pieces, _) = answered(&cx, settings, wanted, None);
         pieces[0].refused.clone().unwrap_or_default()
     };
     let tool = wanted("/usr/bin/tool");

@@ -95,6 +95,7 @@ fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError
         chunk.dropped.push(Dropped { reason: Reason::Policy, count, positions });
         reported.count += count;
     }
+    reported.passed_over = cx.now();
     chunk.cursor = Some(rmp_serde::to_vec_named(&reported).expect("numbers serialize"));
     outlet.emit(chunk)
 }
@@ -105,6 +106,13 @@ struct CrashDumps {
 
 /// Which file a dump is: device, inode, size, modification time.
 type Identity = (u64, u64, u64, i64);
+
+/// When a dump was begun, where its file system says (statx(2)), or last written.
+fn begun(meta: &std::fs::Metadata) -> i64 {
+    let made = meta.created().ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
+    let made = made.and_then(|made| i64::try_from(made.as_nanos()).ok());
+    made.unwrap_or_else(|| meta.mtime().saturating_mul(1_000_000_000))
+}
 
 fn identity(meta: &std::fs::Metadata) -> Identity {
     (meta.dev(), meta.ino(), meta.len(), meta.mtime())
@@ -118,6 +126,9 @@ const SOURCE: &str = "dumps";
 struct Reported {
     dumps: BTreeSet<Identity>,
     count: u64,
+    /// Dumps that were begun before this are not to be reported, nanoseconds UTC.
+    #[serde(default)]
+    passed_over: i64,
 }
 
 impl Reported {
@@ -141,6 +152,9 @@ impl Watch for CrashDumps {
                 there.insert(identity);
                 let modified = meta.mtime().saturating_mul(1_000_000_000);
                 let unsettled = cx.now().saturating_sub(modified) < SETTLED_NS && cx.once.is_none();
+                if begun(&meta) < reported.passed_over {
+                    reported.dumps.insert(identity);
+                }
                 if reported.dumps.contains(&identity) || !meta.is_file() || meta.len() == 0 || unsettled {
                     continue;
                 }

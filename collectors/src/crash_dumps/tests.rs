@@ -13,7 +13,7 @@ struct Kept {
 }
 
 impl Sink for Kept {
-    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+    fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         for (_, body) in chunk.bodies() {
             let Body::Crash(crash) = rmp_serde::from_slice(body).expect("a body") else { panic!("no crash") };
             self.crashes.lock().expect("lock").push(crash);

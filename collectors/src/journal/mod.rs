@@ -98,10 +98,16 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
 
 /// The place is the newest entry's; what lies between is counted by its sequence numbers.
 fn skip(_: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
-    if directory(cx).is_none() {
-        return Ok(());
-    }
-    let Some(newest) = last_cursor(cx)? else { return Ok(()) };
+    let newest = match directory(cx) {
+        Some(_) => last_cursor(cx)?,
+        None => None,
+    };
+    let Some(newest) = newest else {
+        // Where the journal is not to be seen, it is begun anew when it is.
+        let mut gone = Chunk::new(source(BEGIN));
+        gone.forget = cx.cursors.iter().map(|(id, _)| id.clone()).collect();
+        return outlet.emit(gone);
+    };
     let place = cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
     let (id, newest_seqnum) = place_of_parts(&newest);
     let mut chunk = Chunk::new(source(&format!("journal:{id}")));

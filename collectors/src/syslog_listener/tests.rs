@@ -6,7 +6,7 @@ use std::sync::Mutex;
 struct Seen(Mutex<Vec<Chunk>>);
 
 impl Sink for Seen {
-    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+    fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         self.0.lock().expect("lock").push(chunk);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Which files are followed: those of the globs, those that were renamed away, and what rotation left of them.
 
 use super::{
-    Cursor, File, Followed, Found, Key, LineParser, Name, SCANNED, Start, State, Tailer,
+    Cursor, File, Followed, Found, Key, LineParser, Name, PASSED_OVER, SCANNED, Start, State, Tailer,
     rotation::{self, key},
     watches::Watches,
 };
@@ -13,7 +13,17 @@ use std::{
     sync::Arc,
     time::Instant,
 };
-use vedette_wire::{Chunk, Dropped, Reason, Source};
+use vedette_wire::{Chunk, Dropped, Position, Reason, Source};
+
+fn passed_over(positions: Option<Position>) -> Dropped {
+    Dropped { reason: Reason::Policy, count: 1, positions }
+}
+
+/// When a file was made, where its file system says (statx(2)), or was last written, nanoseconds UTC.
+fn made(meta: &std::fs::Metadata) -> i64 {
+    let made = meta.created().ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
+    made.and_then(|made| i64::try_from(made.as_nanos()).ok()).unwrap_or_else(|| rotation::modified(meta))
+}
 
 impl<P: LineParser> Tailer<P> {
     /// Expand the globs, take in what is new, and notice what is gone.
@@ -63,8 +73,9 @@ impl<P: LineParser> Tailer<P> {
         Ok(())
     }
 
-    /// Leave every file of the globs behind what it holds now: what was not read of a known one is counted as dropped by
-    /// policy, and cursors of files that are no longer found are forgotten. How many lines they were is not known.
+    /// Leave every file of the globs behind what it holds now, counted as dropped by policy: one for each, since how many
+    /// lines they were is not known. What cannot be seen now is forgotten, counted as well, and when it comes back and is
+    /// older than this, it is begun at its end.
     pub(crate) fn skip(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
         let mut known: BTreeMap<String, Cursor> =
             cx.cursors.iter().filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[])).map(|c| (c.id(), c)).collect();
@@ -73,36 +84,39 @@ impl<P: LineParser> Tailer<P> {
             let Ok(paths) = glob::glob(&cx.path(&glob).to_string_lossy()) else { continue };
             for path in paths.filter_map(Result::ok).filter(|path| !rotation::is_compressed(path)) {
                 let Ok(meta) = std::fs::metadata(&path) else { continue };
-                let host_path = cx.host_path(&path);
-                let here =
-                    known.values().filter(|c| c.key() == key(&meta) || c.inode == key(&meta).1 && c.path == host_path);
-                let here: Vec<Cursor> = here.cloned().collect();
-                let resumed = self.resume(&path, &here).ok().flatten();
-                let Some(mut file) = (match resumed {
-                    Some((file, id)) => {
+                let (found, host_path) = (key(&meta), cx.host_path(&path));
+                let is_of = |c: &&Cursor| c.key() == found || c.inode == found.1 && c.path == host_path;
+                let here: Vec<Cursor> = known.values().filter(is_of).cloned().collect();
+                let mut file = match self.resume(&path, &here) {
+                    Ok(Some((file, id))) => {
                         known.remove(&id);
-                        Some(file)
+                        file
                     }
-                    None => File::open(&path, meta.len(), now).ok(),
-                }) else {
-                    continue;
+                    _ => match File::open(&path, 0, now) {
+                        Ok(file) => file,
+                        Err(_) => continue,
+                    },
                 };
                 let dropped = file.skip().map_err(|err| CollectError::read(host_path.clone(), err))?;
                 let cursor = file.cursor(&host_path, now);
                 let mut chunk = Chunk::new(self.source(&cursor.id(), Some(host_path)));
-                chunk.dropped.extend(dropped.map(|positions| Dropped {
-                    reason: Reason::Policy,
-                    count: 1,
-                    positions: Some(positions),
-                }));
+                chunk.dropped.extend(dropped.map(|positions| passed_over(Some(positions))));
                 chunk.cursor = Some(cursor.encode());
                 outlet.emit(chunk)?;
             }
         }
+        for cursor in known.into_values() {
+            let mut gone = Chunk::new(self.source(&cursor.id(), Some(cursor.path.clone())));
+            gone.dropped.push(passed_over(None));
+            gone.forget.push(cursor.id());
+            outlet.emit(gone)?;
+        }
         let mut scanned = Chunk::new(self.source(SCANNED, None));
-        scanned.forget = known.into_keys().collect();
         scanned.cursor = Some(rmp_serde::to_vec(&self.globs).expect("strings serialize"));
-        outlet.emit(scanned)
+        outlet.emit(scanned)?;
+        let mut since = Chunk::new(self.source(PASSED_OVER, None));
+        since.cursor = Some(now.to_be_bytes().to_vec());
+        outlet.emit(since)
     }
 
     /// Files that were being read may have been renamed out of the globs, or copied and truncated, while the agent was
@@ -220,7 +234,8 @@ impl<P: LineParser> Tailer<P> {
                 return Ok(None);
             }
             Ok(None) => {
-                let from_end = state.refused.get(path).copied().unwrap_or(found.from_end) && known.is_empty();
+                let from_end = state.refused.get(path).copied().unwrap_or(found.from_end) && known.is_empty()
+                    || made(&meta) < state.passed_over;
                 File::open(path, if from_end { meta.len() } else { 0 }, cx.now())
             }
             Err(err) => Err(err),

@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const CHUNK_BYTES: usize = 128 << 10;
 /// Source id of the marker that says that the first scan is behind us.
 const SCANNED: &str = "scanned";
+/// Source id of the time, nanoseconds UTC, up to which what was written is not to be collected.
+const PASSED_OVER: &str = "passed-over";
 
 /// Turns lines into bodies.
 pub(crate) trait LineParser: Send {
@@ -132,6 +134,8 @@ struct State {
     files: BTreeMap<Key, Followed>,
     /// Cursors of earlier runs whose files have not been found yet, by the source's id.
     orphans: BTreeMap<String, Cursor>,
+    /// Files that were made before this are begun at their end, whenever they are found.
+    passed_over: i64,
     /// Scans so far, and when the last one began, nanoseconds UTC.
     scans: u64,
     scan_began: i64,
@@ -165,6 +169,12 @@ impl<P: LineParser> Tailer<P> {
                 .find(|(id, _)| id == SCANNED)
                 .and_then(|(_, globs)| rmp_serde::from_slice(globs).ok())
                 .unwrap_or_default(),
+            passed_over: cx
+                .cursors
+                .iter()
+                .find(|(id, _)| id == PASSED_OVER)
+                .and_then(|(_, time)| Some(i64::from_be_bytes(time.as_slice().try_into().ok()?)))
+                .unwrap_or(i64::MIN),
             scans: 0,
             scan_began: 0,
             refused: BTreeMap::new(),

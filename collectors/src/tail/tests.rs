@@ -20,7 +20,7 @@ struct Kept {
 }
 
 impl Sink for Kept {
-    fn put(&self, chunk: Chunk) -> Result<(), CollectError> {
+    fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         for record in chunk.decode().expect("records") {
             let Body::Syslog(line) = record.body else { panic!("not a line") };
             let text = String::from_utf8_lossy(&line.raw).into_owned();

@@ -112,6 +112,7 @@ fn state(row: &AgentRow, now: i64) -> &'static str {
         _ if row.revoked.is_some() => "revoked",
         None => "never seen",
         Some(seen) if now - seen > SILENT_AFTER_NS => "silent",
+        Some(_) if row.version != env!("CARGO_PKG_VERSION") => "outdated",
         Some(_) => "active",
     }
 }

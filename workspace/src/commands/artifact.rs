@@ -3,7 +3,7 @@
 use super::{print, rfc3339, who};
 use crate::{
     cli::{ArtifactWanted, Format},
-    control::{Change, Control},
+    control::{Change, Control, Piece},
     landing::Landing,
     now,
     receive::PLAIN_BYTES_MAX,
@@ -36,7 +36,11 @@ pub(super) async fn list(dir: &Path, org: &str, format: Format) -> Result<()> {
     let control = Control::open(dir).await?;
     let organization = control.organization(org).await?;
     let now = now();
-    let mut out = String::new();
+    let mut out = match format {
+        Format::Json => String::new(),
+        Format::Csv => "id,requested,agent,path,state,detail\n".to_owned(),
+        Format::Table => format!("{:<36}  {:<20}  {:<32}  {:<9}  path\n", "id", "requested", "agent", "state"),
+    };
     for row in control.artifacts(organization.id).await? {
         let over = row.expires <= now && row.state == "requested";
         let state = if over { "expired".to_owned() } else { row.state };
@@ -79,6 +83,17 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
         (state, _) => bail!("it is not there yet: {state}; see `artifact list`"),
     };
     let landing = Landing::open(&dir.join("landing"))?;
+    let pieces = control.pieces(organization.id, id).await?;
+    let written = write(&landing, &pieces, id, &whole, to).await;
+    if written.is_err() && pieces.iter().all(|piece| piece.length > 0) {
+        // Half of it, or another content, is of no use to anybody.
+        drop(std::fs::remove_file(to));
+    }
+    written?;
+    print(format!("{whole}\n").as_bytes())
+}
+
+async fn write(landing: &Landing, pieces: &[Piece], id: &str, whole: &Value, to: &Path) -> Result<()> {
     let mut file = File::options()
         .write(true)
         .create_new(true)
@@ -86,9 +101,11 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
         .open(to)
         .with_context(|| format!("cannot make {}", to.display()))?;
     let (mut digest, mut at, mut batch) = (Sha256::new(), 0, None);
-    for piece in control.pieces(organization.id, id).await? {
+    let size = whole["size"].as_i64().unwrap_or(i64::MAX);
+    // Behind its end there may be pieces of what it was before it changed and was sent anew.
+    for piece in pieces.iter().filter(|piece| piece.start < size) {
         if piece.start != at {
-            bail!("bytes {at} to {} are missing", piece.start);
+            bail!("bytes {at} to {} have not come yet; try again in a moment", piece.start);
         }
         if batch.as_ref().is_none_or(|(key, _)| *key != piece.key) {
             batch = Some((piece.key.clone(), landing.read(&piece.key, PLAIN_BYTES_MAX).await?));
@@ -106,7 +123,7 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
     file.sync_all()?;
     let digest = hex::encode(digest.finalize());
     if whole["sha256"] != digest {
-        bail!("{} has SHA-256 {digest}, and the host sent {}", to.display(), whole["sha256"]);
+        bail!("what came has SHA-256 {digest}, and the host said {}: ask for it again", whole["sha256"]);
     }
-    print(format!("{whole}\n").as_bytes())
+    Ok(())
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use vedette_wire::{
     AgentId,
-    policy::{ArtifactLimits, CollectorPolicy, Policy},
+    policy::{ArtifactLimits, COLLECTORS, CollectorPolicy, Policy},
 };
 
 pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
@@ -51,6 +51,7 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
 }
 
 fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
+    let before = policy.clone();
     policy.tier = wanted.tier.unwrap_or(policy.tier);
     policy.collect = wanted.collect.map_or(policy.collect, |collect| collect == Switch::On);
     policy.store = wanted.store.unwrap_or(policy.store);
@@ -61,15 +62,20 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
         let (id, value) =
             setting.split_once('=').with_context(|| format!("--collector {setting}: write ID.KEY=VALUE"))?;
         let (id, key) = id.split_once('.').unwrap_or((id, ""));
+        let Some((_, looks)) = COLLECTORS.iter().find(|(known, _)| *known == id) else {
+            let known: Vec<&str> = COLLECTORS.iter().map(|(known, _)| *known).collect();
+            bail!("--collector {setting}: there is no collector {id:?}; there are {}", known.join(", "));
+        };
         let collector = policy.collectors.entry(id.to_owned()).or_default();
         match (key, value) {
             ("", "default") => *collector = CollectorPolicy::default(),
             ("enabled", "on") => collector.enabled = Some(true),
             ("enabled", "off") => collector.enabled = Some(false),
-            ("every", seconds) => {
-                let seconds = seconds.strip_suffix('s').unwrap_or(seconds).parse().ok().filter(|seconds| *seconds > 0);
+            ("every", _) if !looks => bail!("--collector {setting}: {id} does not look at intervals"),
+            ("every", interval) => {
+                let seconds = seconds(interval).filter(|seconds| *seconds > 0);
                 collector.every_seconds =
-                    Some(seconds.with_context(|| format!("--collector {setting}: seconds from 1 on"))?);
+                    Some(seconds.with_context(|| format!("--collector {setting}: as in 30s or 5m, from 1s on"))?);
             }
             _ => bail!(
                 "--collector {setting}: write ID.enabled=on|off, ID.every=SECONDS or ID=default; what a collector \
@@ -78,7 +84,26 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
         }
     }
     policy.collectors.retain(|_, collector| *collector != CollectorPolicy::default());
+    if *policy == before {
+        bail!("that is what the policy says already; nothing was changed");
+    }
+    if policy.store != before.store {
+        tracing::warn!("--store is kept and shown; this release filters nothing by it");
+    }
     Ok(())
+}
+
+/// `90`, `90s`, `5m` or `1h`, in seconds.
+fn seconds(text: &str) -> Option<u32> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    number.parse::<u32>().ok()?.checked_mul(factor)
 }
 
 fn artifact_limits(text: &str, now: &ArtifactLimits) -> Result<ArtifactLimits> {
@@ -128,7 +153,13 @@ pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<(
 pub(super) async fn alerts(dir: &Path, org: &str, format: Format) -> Result<()> {
     let control = Control::open(dir).await?;
     let organization = control.organization(org).await?;
-    let mut out = String::new();
+    let mut out = match format {
+        Format::Json => String::new(),
+        Format::Csv => "last,first,times,agent,kind,detail\n".to_owned(),
+        Format::Table => {
+            format!("{:<20}  {:<26}  {:>6} times  {:<32}  {:<8}  detail\n", "last", "first", "", "agent", "kind")
+        }
+    };
     for alert in control.alerts(organization.id).await? {
         let (first, last) = (rfc3339(alert.first), rfc3339(alert.last));
         match format {

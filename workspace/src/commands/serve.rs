@@ -30,7 +30,8 @@ pub(super) async fn serve(
     reconcile(&control, &landing).await?;
     let signer = Signer::load(&dir)?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
-    let news = receive::follow_news(control.clone()).await;
+    let (stop, stopped) = watch::channel(false);
+    let news = receive::follow_news(control.clone(), stopped.clone());
     let receiver = Arc::new(Receiver::new(
         control.clone(),
         landing.clone(),
@@ -49,7 +50,6 @@ pub(super) async fn serve(
             .and_then(|mut file| std::io::Write::write_all(&mut file, address.to_string().as_bytes()))?;
         std::fs::rename(&part, path)?;
     }
-    let (stop, stopped) = watch::channel(false);
     #[cfg(feature = "lake")]
     let materialiser = crate::materialise::start(control, landing, &dir, stopped.clone())?;
     tracing::info!(%address, "receiving");

@@ -18,7 +18,7 @@ pub(crate) enum TokenError {
     #[error("the token has been used already; make a new one with `vedette-workspace token new`")]
     Used,
     /// The key that asks was revoked.
-    #[error("this agent's key was revoked; move key.pem away, and enroll with a new one")]
+    #[error("this agent's key was revoked; stop the agent, move key.pem away, run `vedette enroll --again`, start it")]
     Revoked,
 }
 

@@ -53,7 +53,10 @@ impl Control {
                 .fetch_optional(&self.pool)
                 .await?;
         if known.is_none() {
-            bail!("organization {} has no agent {agent}; see `vedette-workspace agents`", organization.name);
+            bail!(
+                "organization {} has no agent {agent} that is not revoked; see `vedette-workspace agents`",
+                organization.name
+            );
         }
         let request = ArtifactRequest {
             id: uuid::Uuid::now_v7().to_string(),
@@ -134,8 +137,8 @@ impl Control {
                     .bind(agent.to_string())
                     .fetch_optional(&mut *tx)
                     .await?;
-            // What is complete stays as it is.
-            let Some("requested" | "sending") = state.as_deref() else { continue };
+            // Batches overtake each other: the last piece may come before others. What was refused stays so.
+            let Some(state @ ("requested" | "sending" | "complete")) = state.as_deref() else { continue };
             if !piece.data.is_empty() {
                 sqlx::query(
                     "INSERT OR REPLACE INTO artifact_pieces (artifact, start, length, key) VALUES (?, ?, ?, ?)",
@@ -147,10 +150,10 @@ impl Control {
                 .execute(&mut *tx)
                 .await?;
             }
-            let state = match (&piece.refused, &piece.whole) {
-                (Some(_), _) => "refused",
-                (None, Some(_)) => "complete",
-                (None, None) => "sending",
+            let state = match (state, &piece.refused, &piece.whole) {
+                ("complete", ..) | (_, None, Some(_)) => "complete",
+                (_, Some(_), _) => "refused",
+                (_, None, None) => "sending",
             };
             let whole = piece.whole.as_ref().map(serde_json::to_string).transpose()?;
             sqlx::query(

@@ -33,7 +33,7 @@ impl Control {
             ledger::note(&mut tx, noted, now).await?;
         }
         sqlx::query(
-            "UPDATE agents SET last_seen = ?, version = ?, policy_revision = ?, hostname = ?
+            "UPDATE agents SET last_seen = ?, version = ?, policy_revision = ?, hostname = coalesce(nullif(?, ''), hostname)
              WHERE organization = ? AND id = ?",
         )
         .bind(now)

@@ -12,6 +12,7 @@ mod positions;
 #[cfg(test)]
 pub(crate) use agents::TokenError;
 pub(crate) use agents::{AgentRow, Enrollment};
+pub(crate) use artifacts::Piece;
 pub(crate) use ledger::Account;
 pub(crate) use policies::Change;
 

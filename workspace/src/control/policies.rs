@@ -171,7 +171,8 @@ impl Control {
     ) -> Result<()> {
         sqlx::query(
             "UPDATE agents SET last_seen = max(?1, coalesce(last_seen, 0)), version = ?2, policy_revision = ?3
-             WHERE organization = ?4 AND id = ?5",
+             WHERE organization = ?4 AND id = ?5
+             AND (last_seen IS NULL OR last_seen < ?1 - 5000000000 OR policy_revision <> ?3 OR version <> ?2)",
         )
         .bind(now)
         .bind(version)

@@ -109,8 +109,9 @@ pub(super) async fn known(receiver: &Receiver, peer: Option<Peer>) -> Result<(Pe
     let revision =
         receiver.control.admit(peer.organization, peer.agent).await.map_err(|err| Refusal::internal(&err))?;
     let Some(policy_revision) = revision else {
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this agent is not admitted")
-            .detail("it is unknown here or revoked; enroll it again"));
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this agent is not admitted").detail(
+            "it is unknown here or revoked: stop it, move key.pem away, run `vedette enroll --again`, start it",
+        ));
     };
     Ok((peer, policy_revision))
 }

@@ -82,9 +82,7 @@ pub(super) async fn renew(
     request: Result<Json<RenewRequest>, JsonRejection>,
 ) -> Result<Json<RenewReply>, Refusal> {
     let (peer, _) = known(&receiver, peer).await?;
-    if receiver.enrollments.check().is_err() {
-        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many renewals").retry_after(10));
-    }
+    receiver.asks(peer.agent)?;
     let Json(request) =
         request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
     let (signing, agent) = read(&request.csr)?;

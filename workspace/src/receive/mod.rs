@@ -41,6 +41,9 @@ const READING_AT_ONCE: usize = 64;
 /// Enrollments a minute, over all tokens: guessing a token is hopeless and shall not be cheap either.
 const ENROLLMENTS_PER_MINUTE: u32 = 600;
 
+/// Questions of one agent a minute; one that is told at once asks again at once.
+const QUESTIONS_PER_MINUTE: u32 = 120;
+
 /// Whom a client certificate names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer {
@@ -72,6 +75,8 @@ pub(crate) struct Receiver {
     policies: policy::Policies,
     settings: Settings,
     batches: DefaultKeyedRateLimiter<OrganizationId>,
+    /// Questions for the policy, and renewals: of each agent, so that none stands before others.
+    questions: DefaultKeyedRateLimiter<AgentId>,
     enrollments: governor::DefaultDirectRateLimiter,
     reading: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
     at_once: Semaphore,
@@ -96,10 +101,18 @@ impl Receiver {
             policies: policy::Policies::new(news),
             settings,
             batches: RateLimiter::keyed(Quota::per_second(settings.batches_per_second)),
+            questions: RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(QUESTIONS_PER_MINUTE).expect("not zero"))),
             enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
             reading: Mutex::default(),
             at_once: Semaphore::new(LANDING_AT_ONCE),
         }
+    }
+
+    /// Refuse an agent that asks too often.
+    fn asks(&self, agent: AgentId) -> Result<(), problem::Refusal> {
+        let refused =
+            || problem::Refusal::new(axum::http::StatusCode::TOO_MANY_REQUESTS, "rate", "this agent asks too often");
+        self.questions.check_key(&agent).map_err(|_| refused().retry_after(1))
     }
 
     /// A place to read a body of this organization; it waits for one of its own.

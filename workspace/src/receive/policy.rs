@@ -15,7 +15,7 @@ use std::{
 };
 use tokio::sync::watch;
 use vedette_wire::{
-    AgentId, Body, Header, OrganizationId, Policy, Record, body::Artifact, codec, frame, policy::Directives,
+    AgentId, Body, Header, Lane, OrganizationId, Policy, Record, body::Artifact, codec, frame, policy::Directives,
 };
 
 /// How long a question waits for another revision; shorter than what gives up an idle connection.
@@ -55,8 +55,8 @@ impl News {
     }
 }
 
-/// Keep what is to be told up to date until nobody looks.
-pub(crate) async fn follow_news(control: Control) -> watch::Receiver<News> {
+/// Keep what is to be told up to date until nobody looks, or the workspace stops.
+pub(crate) fn follow_news(control: Control, mut stop: watch::Receiver<bool>) -> watch::Receiver<News> {
     let (news, followed) = watch::channel(News::default());
     tokio::spawn(async move {
         loop {
@@ -70,6 +70,8 @@ pub(crate) async fn follow_news(control: Control) -> watch::Receiver<News> {
             }
             tokio::select! {
                 () = news.closed() => return,
+                // Whoever waits is answered now.
+                _ = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
         }
@@ -87,6 +89,7 @@ pub(super) async fn next(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let (peer, _) = known(&receiver, peer).await?;
+    receiver.asks(peer.agent)?;
     let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let version = agent.strip_prefix("vedette/").unwrap_or_default();
     if version.is_empty() || version.len() > VERSION_BYTES_MAX || behind > i64::MAX.cast_unsigned() {
@@ -167,6 +170,15 @@ impl Receiver {
             }
         };
         if !policy.collect {
+            let of_host =
+                header.sources.iter().find(|source| !matches!(source.collector.as_str(), "agent" | "artifacts"));
+            let cursor = header.cursors.iter().find(|told| told.collector != "artifacts");
+            if of_host.is_some() || cursor.is_some() || !header.host.hostname.is_empty() {
+                return Ok((
+                    frame,
+                    Some(format!("policy revision {revision} forbids what the header says of the host")),
+                ));
+            }
             let look = move || {
                 let holds = collected(&frame);
                 (frame, holds)
@@ -174,14 +186,22 @@ impl Receiver {
             let (frame, holds) = tokio::task::spawn_blocking(look).await?;
             return Ok((frame, holds?.map(|kind| format!("policy revision {revision} forbids a {kind}"))));
         }
-        let off = |id: &str| policy.collectors.get(id).is_some_and(|collector| collector.enabled == Some(false));
-        if let Some(source) = header.sources.iter().find(|source| off(&source.collector)) {
+        if let Some(source) = header.sources.iter().find(|source| !policy.allows(&source.collector)) {
             let why = format!("policy revision {revision} switches collector {} off", source.collector);
             return Ok((frame, Some(why)));
         }
         // Its own policy allows it; another may have forbidden the like for long.
         let off = self.control.switched_off_behind(header.organization, revision).await?;
         let late = off.filter(|issued| now().saturating_sub(*issued) > LATE_NS);
+        if late.is_some() && header.lane == Lane::Blobs {
+            // Artifacts are never late.
+            let look = move || {
+                let holds = collected(&frame);
+                (frame, holds)
+            };
+            let (frame, holds) = tokio::task::spawn_blocking(look).await?;
+            return Ok((frame, holds?.map(|kind| format!("a {kind} of policy revision {revision} comes too late"))));
+        }
         Ok((frame, late.map(|_| format!("policy revision {revision} was followed by switching off too long ago"))))
     }
 }

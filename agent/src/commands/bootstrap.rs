@@ -1,0 +1,76 @@
+//! Enrollment at the first start, without a hand: a file with workspace, CA, token and geography that the service consumes.
+//!
+//! ```toml
+//! workspace = "https://workspace.example.net:8443"
+//! ca = "/etc/vedette/ca.pem"
+//! token_file = "/etc/vedette/token"
+//! geo = "europe"    # may be left out
+//! ```
+
+use super::enroll::{self, Unreachable, Wanted};
+use crate::{config::Resolved, exit::Exit, identity::IdentityDir};
+use serde::Deserialize;
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use vedette_wire::geo::WorkspaceGeo;
+
+/// Pauses between two attempts grow from here to there.
+const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bootstrap {
+    workspace: String,
+    ca: PathBuf,
+    token_file: PathBuf,
+    geo: Option<WorkspaceGeo>,
+}
+
+/// Enroll by the bootstrap file where there is one and the agent is not enrolled, however long the workspace is away; then
+/// delete it, and the token.
+pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
+    let path = &config.bootstrap;
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(err) => return Err(Exit::config(format!("{}: cannot be read: {err}", path.display()))),
+    };
+    let bootstrap: Bootstrap =
+        toml::from_str(&text).map_err(|err| Exit::config(format!("{}: {err}", path.display())))?;
+    // An agent that was killed between the two is enrolled and has the file still.
+    if IdentityDir::new(&config.identity_dir).enrollment()?.is_none() {
+        let (ca, token) = (bootstrap.ca.as_path(), bootstrap.token_file.as_path());
+        let wanted = Wanted { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
+        let mut pause = *PAUSE.start();
+        loop {
+            match enroll::enroll(config, &wanted).await {
+                Ok(()) => break,
+                Err(Exit::Failure(err)) if err.is::<Unreachable>() => {
+                    tracing::warn!(error = format!("{err:#}"), "not enrolled yet; tried again");
+                    // Whoever supervises it must not take this for a start that hangs.
+                    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+                }
+                Err(exit) => return Err(exit),
+            }
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(*PAUSE.end());
+        }
+    }
+    for used in [bootstrap.token_file.as_path(), path] {
+        delete(used);
+    }
+    Ok(())
+}
+
+/// What is mounted read-only cannot be deleted, and is not looked at again.
+fn delete(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), error = %err, "what has enrolled this agent cannot be deleted");
+        }
+        _ => {}
+    }
+}

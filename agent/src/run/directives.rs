@@ -1,0 +1,39 @@
+//! The long poll: asks the workspace for what it has for this agent.
+
+use super::{VERSION, post::Reloading};
+use std::time::{Duration, Instant};
+use vedette_transport::Lane;
+use vedette_wire::policy::Directives;
+
+/// The longest pause between two questions while nothing answers.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked whether an acknowledgement tells of a newer policy.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What the workspace has next for this agent. While nothing answers, pauses grow; an acknowledgement that tells of a newer
+/// revision ends them.
+pub(super) async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directives {
+    let (mut pause, mut said) = (Duration::from_millis(500), false);
+    loop {
+        match post.current().directives(behind, VERSION).await {
+            Ok(directives) if directives == Directives::default() => {
+                pause = Duration::from_millis(500);
+                // It was held, or the workspace stops.
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            Ok(directives) => return directives,
+            Err(why) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::debug!(why, "the workspace cannot be asked for the policy");
+                }
+            }
+        }
+        let until = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
+        let newer = || lane.status().sender.policy_revision.is_some_and(|revision| revision > behind);
+        while Instant::now() < until && !newer() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}

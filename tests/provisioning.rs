@@ -1,0 +1,83 @@
+//! A host that enrolls by itself at its first start.
+
+use crate::support::{ORG, World, eventually, refusal};
+use serde_json::Value;
+use std::{fs, time::Duration};
+
+/// The three files, and the configuration that names them.
+fn files(world: &World, bootstrap: &str) {
+    world.write_config("");
+    let config = world.path("vedette.toml");
+    let text = fs::read_to_string(&config).expect("reads");
+    let path = world.path("bootstrap.toml");
+    let named = format!("[identity]\nbootstrap = {path:?}\n");
+    fs::write(&config, text.replace("[identity]\n", &named)).expect("writes");
+    fs::write(path, bootstrap).expect("writes");
+}
+
+fn bootstrap(world: &World, more: &str) -> String {
+    let (ca, token) = (world.path("workspace/ca.pem"), world.token("token"));
+    format!("workspace = {:?}\nca = {ca:?}\ntoken_file = {token:?}\n{more}", world.url())
+}
+
+#[test]
+fn the_first_start_enrolls_however_long_the_workspace_is_away_and_deletes_what_it_used() {
+    let mut world = World::new();
+    let text = bootstrap(&world, "geo = \"europe\"\n");
+    files(&world, &text);
+    world.append("a.log", "a line\n");
+    let address = world.address();
+    world.serve = None;
+    let mut agent = world.run();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(world.path("bootstrap.toml").exists() && !world.path("identity/enrollment.json").exists());
+    world.serve(&address);
+    eventually("the line", || (world.count("syslog") == 1).then_some(()));
+    assert!(!world.path("bootstrap.toml").exists() && !world.path("token").exists());
+    let agents: Value =
+        serde_json::from_str(&world.workspace(&["agents", "--org", ORG, "--format", "json"])).expect("one");
+    assert_eq!(agents["state"], "active");
+    if world.control_sql("UPDATE agents SET version = '0.0.1'") {
+        let agents = world.workspace(&["agents", "--org", ORG, "--format", "json"]);
+        assert!(agents.contains("\"outdated\""), "{agents}");
+    }
+    agent.terminate();
+    // What is there again, after a kill in between, is deleted and enrolls nobody.
+    let before = fs::read(world.path("identity/enrollment.json")).expect("is there");
+    fs::write(world.path("bootstrap.toml"), text).expect("writes");
+    let mut agent = world.run();
+    eventually("it to be deleted", || (!world.path("bootstrap.toml").exists()).then_some(()));
+    eventually("the agent", || world.vedette(&["status"]).status.success().then_some(()));
+    assert_eq!(fs::read(world.path("identity/enrollment.json")).expect("is there"), before);
+    agent.terminate();
+}
+
+#[test]
+fn a_bootstrap_file_that_is_wrong_says_so_and_stays() {
+    let world = World::new();
+    let good = bootstrap(&world, "");
+    let token = world.path("token");
+    for (text, code, expected) in [
+        (good.replace("workspace =", "workspce ="), 78, "workspce"),
+        ("a = = b".to_owned(), 78, "bootstrap.toml"),
+        (format!("{good}geo = \"mars\"\n"), 78, "asia-pacific"),
+        (format!("{good}geo = \"australia\"\n"), 1, "not a workspace of geography australia"),
+        (good.replace("https://", "http://"), 78, "must be https://"),
+    ] {
+        files(&world, &text);
+        let output = std::process::Command::new("timeout")
+            .args(["3", crate::support::VEDETTE, "run", "--config"])
+            .arg(world.path("vedette.toml"))
+            .output()
+            .expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(expected), "{text}: {said}");
+        // What another attempt may cure is tried again until it is stopped.
+        assert!(output.status.code() == Some(code) || code == 1 && output.status.code() == Some(124), "{text}: {said}");
+        assert!(world.path("bootstrap.toml").exists() && token.exists());
+    }
+    fs::write(&token, "vdt_00").expect("writes");
+    files(&world, &good);
+    assert!(refusal(&world.vedette(&["run"]), 1).contains("the token is not known"));
+    assert!(world.path("bootstrap.toml").exists());
+}
