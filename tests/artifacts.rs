@@ -26,7 +26,7 @@ fn agent(world: &World) -> String {
     world.status()["agent"].as_str().expect("an id").to_owned()
 }
 
-fn request(world: &World, agent: &str, path: &Path) -> String {
+pub(crate) fn request(world: &World, agent: &str, path: &Path) -> String {
     let path = path.display().to_string();
     let id = world
         .workspace(&["artifact", "request", "--org", ORG, "--agent", agent, "--path", &path, "--reason", "an alert"]);
@@ -39,7 +39,7 @@ fn listed(world: &World, id: &str) -> Value {
     all.into_iter().find(|line| line["id"] == id).expect("is listed")
 }
 
-fn until(world: &World, id: &str, state: &str) -> Value {
+pub(crate) fn until(world: &World, id: &str, state: &str) -> Value {
     eventually(state, || Some(listed(world, id)).filter(|line| line["state"] == state))
 }
 

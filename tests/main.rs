@@ -12,6 +12,7 @@ mod known_failures;
 mod ledger;
 mod listener;
 mod main_job;
+mod matrix;
 mod moves;
 mod namespaces;
 mod policy;

@@ -35,14 +35,14 @@ pub(crate) fn set(world: &World, change: &[&str]) -> u64 {
     String::from_utf8_lossy(&output.stdout).trim().parse().expect("a revision")
 }
 
-fn state(world: &World, id: &str) -> String {
+pub(crate) fn state(world: &World, id: &str) -> String {
     let status = world.status();
     let found = status["collectors"].as_array().and_then(|all| all.iter().find(|c| c["id"] == id).cloned());
     found.map_or_else(String::new, |collector| collector["state"].as_str().unwrap_or_default().to_owned())
 }
 
 /// Until the agent goes by a revision, which takes 10 s at the most where it is connected.
-fn in_force(world: &World, revision: u64) {
+pub(crate) fn in_force(world: &World, revision: u64) {
     let began = Instant::now();
     eventually("the policy to be followed", || {
         let policy = &world.status()["policy"];
