@@ -61,18 +61,18 @@ fn a_certificate_is_renewed_before_it_expires_and_kept_once_it_has_delivered() {
     let mut world = World::new();
     let address = world.address();
     world.serve = None;
-    world.serve_with(&address, &["--certificate-life", "12s"]);
+    world.serve_with(&address, &["--certificate-life", "20s"]);
     world.enroll();
     let certificate = || fs::read(world.path("identity/cert.pem")).expect("reads");
     let (first, mode) = (certificate(), fs::metadata(world.path("identity/key.pem")).expect("is there").mode());
     assert_eq!(mode & 0o777, 0o600);
     let key = fs::read(world.path("identity/key.pem")).expect("reads");
     let mut agent = world.run();
-    for number in 0..16 {
+    for number in 0..26 {
         world.append("a.log", &format!("<30>1 2026-11-23T03:21:19Z web1 test 7 - - line {number}\n"));
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
-    eventually("every line", || (world.count("syslog") == 16).then_some(()));
+    eventually("every line", || (world.count("syslog") == 26).then_some(()));
     let log = fs::read_to_string(world.path("agent.log")).expect("reads");
     let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text}: {log}"));
     assert!(at("the old one stays until the new one has delivered") < at("has delivered and is kept"));

@@ -108,3 +108,36 @@ fn an_idle_agent_does_not_spin() {
     let spent = ticks(agent.id()) - before;
     assert!(spent < 20, "{spent} ticks of 10 ms in 10 s");
 }
+
+/// What other agents call a reload is here another policy: collectors are started and stopped while lines come, and while
+/// nothing can be delivered for a while. Every revision is applied or passed over for a later one, and no line is lost or doubled.
+#[test]
+fn many_policies_under_load_are_all_followed_and_cost_no_line() {
+    let mut world = World::new();
+    world.enroll();
+    let agent = world.run();
+    let (address, mut lines, mut revision) = (world.address(), 0, 1);
+    for round in 0..60 {
+        for _ in 0..50 {
+            world.append("a.log", &format!("line {lines}\n"));
+            lines += 1;
+        }
+        let setting = format!("{}.every={}s", ["sessions", "addresses", "processes"][round % 3], 5 + round);
+        revision = crate::policy::set(&world, &["--collector", &setting]);
+        match round {
+            20 => world.serve = None,
+            40 => world.serve(&address),
+            _ => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+    eventually("the last policy", || (world.status()["policy"]["revision"] == revision).then_some(()));
+    eventually("every line", || (world.count("syslog") == lines).then_some(()));
+    let account = world.ledger().into_iter().find(|account| account["collector"] == "syslog").expect("is there");
+    assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
+    let running = world.status()["collectors"].as_array().cloned().unwrap_or_default();
+    for id in ["sessions", "addresses", "processes", "syslog"] {
+        let state = running.iter().find(|collector| collector["id"] == id).map(|collector| collector["state"].clone());
+        assert!(state.is_some_and(|state| state == "running" || state == "absent"), "{id}");
+    }
+    drop(agent);
+}

@@ -66,7 +66,7 @@ fn a_bootstrap_file_that_is_wrong_says_so_and_stays() {
     ] {
         files(&world, &text);
         let output = std::process::Command::new("timeout")
-            .args(["3", crate::support::VEDETTE, "run", "--config"])
+            .args(["8", crate::support::VEDETTE, "run", "--config"])
             .arg(world.path("vedette.toml"))
             .output()
             .expect("runs");
