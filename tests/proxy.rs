@@ -99,6 +99,34 @@ fn everything_goes_through_the_proxy_that_is_configured() {
     assert!(!log.contains("s3cret"), "credentials are not logged: {log}");
 }
 
+/// As `NO_PROXY` has it elsewhere: by address, by network, and not for others.
+#[test]
+fn who_is_named_is_reached_without_the_proxy() {
+    let world = World::new();
+    let proxy = Proxy::start("agent:s3cret", "127.0.0.1:0");
+    let with = |not_for: &str| {
+        let url = format!("http://agent:s3cret@{}", proxy.address);
+        world.write_config(&format!("\n[workspace]\nproxy = {url:?}\nno_proxy = {not_for:?}\n"));
+    };
+    for (round, not_for) in ["127.0.0.1", "localhost,127.0.0.0/8"].into_iter().enumerate() {
+        with(not_for);
+        if round == 0 {
+            world.enroll();
+        }
+        world.append("a.log", "a line\n");
+        let mut agent = world.run();
+        eventually("the line", || (world.count("syslog") == 1 + round as u64).then_some(()));
+        agent.terminate();
+    }
+    assert!(proxy.heads.lock().expect("lock").is_empty(), "nothing came to the proxy");
+    with("10.0.0.0/8,.example.net");
+    world.append("a.log", "a line\n");
+    let mut agent = world.run();
+    eventually("the line", || (world.count("syslog") == 3).then_some(()));
+    assert!(!proxy.heads.lock().expect("lock").is_empty());
+    agent.terminate();
+}
+
 #[test]
 fn a_proxy_that_is_restarted_is_come_back_to() {
     let world = World::new();

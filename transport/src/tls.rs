@@ -22,8 +22,17 @@ pub struct ClientSettings {
     pub identity_pem: Option<(Vec<u8>, Vec<u8>)>,
     /// Geography that the workspace's certificate must carry; absent before enrollment.
     pub geo: Option<WorkspaceGeo>,
-    /// HTTP proxy, `http://host:port` or `http://user:password@host:port`.
-    pub proxy: Option<String>,
+    /// HTTP proxy towards the workspace.
+    pub proxy: Option<Proxy>,
+}
+
+/// An HTTP proxy.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    /// `http://host:port` or `http://user:password@host:port`.
+    pub url: String,
+    /// Who is reached without it, as in `NO_PROXY`: names, domains, addresses and networks, with commas between.
+    pub not_for: String,
 }
 
 /// Why there is no client.
@@ -69,7 +78,9 @@ pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
         .tcp_user_timeout(UNACKNOWLEDGED_MAX)
         .no_proxy();
     if let Some(proxy) = &settings.proxy {
-        builder = builder.proxy(reqwest::Proxy::all(proxy).map_err(|err| TlsError::Proxy(err.to_string()))?);
+        let not_for = reqwest::NoProxy::from_string(&proxy.not_for);
+        let proxy = reqwest::Proxy::all(&proxy.url).map_err(|err| TlsError::Proxy(err.to_string()))?;
+        builder = builder.proxy(proxy.no_proxy(not_for));
     }
     builder.build().map_err(|err| TlsError::Client(crate::post::root_cause(&err)))
 }

@@ -44,9 +44,13 @@ pub(crate) struct Workspace {
     /// Geography of the workspace: `united-states`, `europe`, `asia-pacific` or `australia`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) geo: Option<String>,
-    /// HTTP proxy towards the workspace, `http://host:port`.
+    /// HTTP proxy towards the workspace, `http://host:port` or `http://user:password@host:port`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) proxy: Option<String>,
+    /// Who is reached without it, with commas between: names, domains (`.example.net`), addresses and networks
+    /// (`10.0.0.0/8`). The agent reads no `NO_PROXY` from its environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) no_proxy: Option<String>,
 }
 
 /// Who this agent is.

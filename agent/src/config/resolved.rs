@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
 use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
-use vedette_transport::{BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX};
+use vedette_transport::{BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX, tls::Proxy};
 use vedette_wire::geo::{Geography, UnknownPlace, WorkspaceGeo};
 
 /// A collector and its settings.
@@ -69,7 +69,7 @@ pub(crate) struct Resolved {
     pub(crate) workspace_url: Option<Url>,
     pub(crate) workspace_ca: Option<PathBuf>,
     pub(crate) workspace_geo: Option<WorkspaceGeo>,
-    pub(crate) proxy: Option<String>,
+    pub(crate) proxy: Option<Proxy>,
     pub(crate) identity_dir: PathBuf,
     pub(crate) bootstrap: PathBuf,
     pub(crate) state_dir: PathBuf,
@@ -208,7 +208,10 @@ impl Resolved {
             workspace_url,
             workspace_ca: config.workspace.ca,
             workspace_geo,
-            proxy: config.workspace.proxy,
+            proxy: config
+                .workspace
+                .proxy
+                .map(|url| Proxy { url, not_for: config.workspace.no_proxy.unwrap_or_default() }),
             identity_dir,
             bootstrap,
             state_dir,

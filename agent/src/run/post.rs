@@ -16,7 +16,7 @@ use std::{
 };
 use vedette_transport::{
     HttpPost, Outcome, Post,
-    tls::{self, ClientSettings},
+    tls::{self, ClientSettings, Proxy},
 };
 
 /// How often the files are looked at.
@@ -31,7 +31,7 @@ type Stamps = [Option<(u64, i64, i64, u64)>; FILES.len()];
 pub(super) struct Reloading {
     identity: IdentityDir,
     enrollment: Enrollment,
-    proxy: Option<String>,
+    proxy: Option<Proxy>,
     state: Mutex<State>,
     /// A renewed certificate that has not delivered yet; the one on disk stays until it has.
     trial: Mutex<Option<Trial>>,
@@ -55,7 +55,7 @@ struct State {
 }
 
 impl Reloading {
-    pub(super) fn new(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<String>) -> Result<Self, Exit> {
+    pub(super) fn new(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<Proxy>) -> Result<Self, Exit> {
         let stamps = stamps(identity);
         let post = client(identity, enrollment, proxy.clone())?;
         let state = Mutex::new(State { post, stamps, looked: Instant::now(), refused: stamps });
@@ -183,7 +183,7 @@ fn stamps(identity: &IdentityDir) -> Stamps {
     })
 }
 
-fn client(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<String>) -> Result<HttpPost, Exit> {
+fn client(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<Proxy>) -> Result<HttpPost, Exit> {
     client_with(identity, identity.read("cert.pem")?, enrollment, proxy)
 }
 
@@ -191,7 +191,7 @@ fn client_with(
     identity: &IdentityDir,
     certificate: Vec<u8>,
     enrollment: &Enrollment,
-    proxy: Option<String>,
+    proxy: Option<Proxy>,
 ) -> Result<HttpPost, Exit> {
     let client = tls::client(&ClientSettings {
         ca_pem: identity.read("ca.pem")?,
