@@ -65,6 +65,8 @@ fn a_file_comes_with_collection_off_and_on_both_tiers_and_what_is_not_allowed_do
             1,
         );
 
+        assert!(fs::read(&to).expect("is there") == content, "a file that is there is left as it is");
+
         let id = request(&world, &agent(&world), &world.path("shadow"));
         let line = until(&world, &id, "refused");
         assert!(line["detail"].as_str().is_some_and(|why| why.contains("not on this host's list")), "{line}");

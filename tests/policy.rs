@@ -257,7 +257,13 @@ fn a_crash_while_it_is_switched_on_brings_nothing_back() {
 fn a_refused_policy_is_reported_once_and_does_not_make_the_agent_spin() {
     let (mut world, mut agent) = collecting("free", "");
     // Another key signs from now on, as after a restore of the wrong backup.
-    fs::remove_file(world.path("workspace/policy.key")).expect("removes");
+    let key = world.path("workspace/policy.key");
+    fs::remove_file(&key).expect("removes");
+    let set_anyway = ["policy", "set", "--org", ORG, "--store", "common", "--reason", "a test"];
+    let said = refusal(&world.workspace_output(&set_anyway), 1);
+    assert!(said.contains("put it back from a backup"), "no other is made in its place: {said}");
+    let other = World::new();
+    fs::copy(other.path("workspace/policy.key"), key).expect("copies");
     let address = world.address();
     set(&world, &["--store", "common"]);
     eventually("it to be said", || {
@@ -299,6 +305,11 @@ fn a_file_that_comes_back_later_brings_nothing_back_either() {
         (account["dropped"]["policy"] == 1).then_some(account)
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
+    agent.terminate();
+    // Truncated while the agent is down: what stands there now was written since, though the file is as old as before.
+    fs::write(world.path("log/a.log"), "fresh\n").expect("writes");
+    let mut agent = world.run();
+    eventually("what was written since", || (world.count("syslog WHERE message = 'fresh'") == 1).then_some(()));
     agent.terminate();
 }
 

@@ -144,13 +144,13 @@ impl Policy {
                     .to_owned(),
             );
         }
-        let off = |id: &&&str| self.collectors.get(**id).is_some_and(|collector| collector.enabled == Some(false));
+        let off = |id: &str| self.collectors.get(id).is_some_and(|collector| collector.enabled == Some(false));
         if self.tier == Tier::Standard
-            && let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids.iter().filter(off).count() == ids.len())
+            && let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids.iter().all(|id| off(id)))
         {
             return Err(format!("{what} ({}) cannot be switched off on the standard tier", ids.join(" or ")));
         }
-        if off(&&"artifacts") {
+        if off("artifacts") {
             return Err("collector artifacts cannot be switched off by policy; limit it with `--artifacts`".to_owned());
         }
         if self

@@ -82,29 +82,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Artifact(ArtifactCommand),
     /// What an organization is to look at, such as batches that its policy forbids.
-    Alerts {
-        /// Name of the organization.
-        #[arg(long)]
-        org: String,
-        /// Directory of the workspace.
-        #[arg(long)]
-        dir: PathBuf,
-        /// How to print: json is one object a line.
-        #[arg(long, default_value = "table")]
-        format: Format,
-    },
+    Alerts(Listing),
     /// The agents of an organization.
-    Agents {
-        /// Name of the organization.
-        #[arg(long)]
-        org: String,
-        /// Directory of the workspace.
-        #[arg(long)]
-        dir: PathBuf,
-        /// How to print: json is one object a line.
-        #[arg(long, default_value = "table")]
-        format: Format,
-    },
+    Agents(Listing),
     /// What each agent emitted, and what became of it: stored, dropped by reason, in flight, missing, repeated, and each
     /// gap. Works while `serve` runs.
     Ledger {
@@ -255,17 +235,7 @@ pub(crate) enum ArtifactCommand {
     /// Ask an agent for a file; print the request's id. The host sends what its own list allows.
     Request(ArtifactWanted),
     /// What was asked for, and what became of it.
-    List {
-        /// Name of the organization.
-        #[arg(long)]
-        org: String,
-        /// Directory of the workspace.
-        #[arg(long)]
-        dir: PathBuf,
-        /// How to print: json is one object a line.
-        #[arg(long, default_value = "table")]
-        format: Format,
-    },
+    List(Listing),
     /// Write a file that came to a new file, check its SHA-256, and print what the host said of it, as JSON.
     Get {
         /// Name of the organization.
@@ -305,6 +275,20 @@ pub(crate) struct ArtifactWanted {
     pub(crate) hours: u32,
 }
 
+/// What of an organization is listed, and how.
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// Name of the organization.
+    #[arg(long)]
+    pub(crate) org: String,
+    /// Directory of the workspace.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// How to print: json is one object a line.
+    #[arg(long, default_value = "table")]
+    pub(crate) format: Format,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Switch {
     On,
@@ -333,18 +317,24 @@ pub(crate) enum Format {
     Csv,
 }
 
-/// A whole number and `s`, `m`, `h` or `d`, up to ten years.
-fn parse_life(text: &str) -> Result<std::time::Duration, String> {
-    let seconds = match text.split_at_checked(text.len().saturating_sub(1)) {
-        Some((number, "s")) => (number, 1),
-        Some((number, "m")) => (number, 60),
-        Some((number, "h")) => (number, 3600),
-        Some((number, "d")) => (number, 86_400),
-        _ => return Err("write a number and s, m, h or d, as in 90d".to_owned()),
+/// A whole number and `s`, `m`, `h` or `d`, in seconds; seconds without a unit.
+pub(crate) fn parse_interval(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
     };
-    let seconds = seconds.0.parse::<u64>().ok().and_then(|number| number.checked_mul(seconds.1));
-    let seconds = seconds.filter(|seconds| (10..=3650 * 86_400).contains(seconds));
-    seconds.map(std::time::Duration::from_secs).ok_or_else(|| "10s to 3650d".to_owned())
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// The life of a certificate, up to ten years.
+fn parse_life(text: &str) -> Result<std::time::Duration, String> {
+    let seconds = parse_interval(text).filter(|seconds| (10..=3650 * 86_400).contains(seconds));
+    seconds.map(std::time::Duration::from_secs).ok_or_else(|| "write 10s to 3650d, as in 90d".to_owned())
 }
 
 pub(crate) fn parse() -> Arguments {

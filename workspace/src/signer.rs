@@ -16,14 +16,19 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// The key of a workspace, made where there is none: a workspace of an older release had none.
+    /// Make the key of a workspace that has none yet.
+    pub(crate) fn create(dir: &Path) -> Result<Self> {
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        write_private(&dir.join("policy.key"), key.serialize_pem().as_bytes())?;
+        Self::load(dir)
+    }
+
+    /// The key of a workspace. Another in its place would be refused by every agent.
     pub(crate) fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("policy.key");
-        if !path.exists() {
-            let key = KeyPair::generate_for(&PKCS_ED25519)?;
-            write_private(&path, key.serialize_pem().as_bytes())?;
-        }
-        let pem = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let pem = fs::read_to_string(&path).with_context(|| {
+            format!("{} cannot be read; put it back from a backup: agents know its public half", path.display())
+        })?;
         Ok(Self(KeyPair::from_pem(&pem).with_context(|| format!("{} holds no key", path.display()))?))
     }
 

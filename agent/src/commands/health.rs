@@ -1,20 +1,12 @@
 //! `vedette health`: a probe that is red while a part of the agent does not do its work, though the process lives.
 
-use crate::{
-    config::Resolved,
-    exit::Exit,
-    run::status::{self, Report},
-};
-use anyhow::{Context, anyhow};
+use super::status;
+use crate::{config::Resolved, exit::Exit, run::status::Report};
+use anyhow::anyhow;
 use std::time::Duration;
 
 pub(super) fn health(config: &Resolved, stalled_after: Duration) -> Result<(), Exit> {
-    let report = status::ask(&config.state_dir).with_context(|| {
-        format!("cannot ask the agent in {}; run this as its user or as root", config.state_dir.display())
-    })?;
-    let Some(report) = report else {
-        return Err(Exit::NotRunning(format!("no agent runs with state directory {}", config.state_dir.display())));
-    };
+    let report = status::ask(config)?;
     let reasons = reasons(&report, stalled_after);
     if reasons.is_empty() { super::print(b"healthy\n") } else { Err(anyhow!("{}", reasons.join("\nvedette: ")).into()) }
 }

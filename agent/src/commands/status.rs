@@ -9,13 +9,17 @@ use crate::{
 use anyhow::Context;
 use std::fmt::Write as _;
 
-pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
+/// The report of the agent that runs.
+pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
     let report = status::ask(&config.state_dir).with_context(|| {
         format!("cannot ask the agent in {}; run this as its user or as root", config.state_dir.display())
     })?;
-    let Some(report) = report else {
-        return Err(Exit::NotRunning(format!("no agent runs with state directory {}", config.state_dir.display())));
-    };
+    let not_running = || format!("no agent runs with state directory {}", config.state_dir.display());
+    report.ok_or_else(|| Exit::NotRunning(not_running()))
+}
+
+pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
+    let report = ask(config)?;
     if json {
         return print(format!("{}\n", serde_json::to_string(&report)?).as_bytes());
     }

@@ -31,7 +31,7 @@ pub(crate) struct OwnRecords {
     /// A heartbeat waits for room.
     beating: Arc<AtomicBool>,
     /// The policy switches collection off: nothing is said.
-    silent: AtomicBool,
+    silent: Arc<AtomicBool>,
 }
 
 impl OwnRecords {
@@ -41,7 +41,7 @@ impl OwnRecords {
             source: positions_source(AGENT),
             next: AtomicU64::new(0),
             beating: Arc::default(),
-            silent: AtomicBool::new(false),
+            silent: Arc::default(),
         }
     }
 
@@ -55,9 +55,10 @@ impl OwnRecords {
         let at = self.next.fetch_add(1, Ordering::Relaxed);
         let mut chunk = Chunk::new(Arc::clone(&self.source));
         chunk.push(now(), Position(at, at + 1), &body.into());
-        let intake = self.intake.clone();
+        let (intake, silent) = (self.intake.clone(), Arc::clone(&self.silent));
         let put = move || {
-            if let Err(err) = intake.put(chunk) {
+            // Also where it waited for room while collection was switched off.
+            if let Err(err) = intake.put_unless(chunk, || silent.load(Ordering::Acquire)) {
                 tracing::debug!(error = %err, "a record of the agent itself comes too late");
             }
             done();

@@ -19,6 +19,7 @@ use runner::Runner;
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -29,7 +30,7 @@ use vedette_transport::{BatchLimits, Lane, LaneConfig, Post, Queue, Quota, Stamp
 use vedette_wire::{
     HostLabel, Lane as LaneName,
     body::{CloudInstance, LifecycleEvent},
-    policy::{Policy, SignedPolicy, SignedRequest},
+    policy::{Directives, Policy, SignedPolicy, SignedRequest},
 };
 
 /// Collectors that do not end in this time are left behind.
@@ -131,6 +132,8 @@ impl Supervisor {
     pub(super) async fn govern(&mut self, mut resumed: watch::Receiver<bool>) -> Infallible {
         // What was asked for before the start.
         self.asked_for(Vec::new()).await;
+        // It goes on while other things happen; else pauses would begin anew with each of them.
+        let mut asking = self.ask();
         loop {
             // The borrow must not live over the wait.
             let is_resumed = *resumed.borrow_and_update();
@@ -141,23 +144,29 @@ impl Supervisor {
                     false
                 }
             };
-            let (post, lane) = (Arc::clone(&self.agent.post), Arc::clone(&self.agent.lane));
-            let rest = self.refused.unwrap_or_default();
             tokio::select! {
-                directives = async {
-                    tokio::time::sleep(rest).await;
-                    next(&post, &lane, self.kept.revision()).await
-                } => {
+                directives = &mut asking => {
                     if let Some(signed) = &directives.policy {
                         self.consider(signed);
                     }
                     self.asked_for(directives.artifacts).await;
+                    asking = self.ask();
                 }
                 () = tokio::time::sleep(AGAIN_EVERY), if self.asked.is_open() => self.asked_for(Vec::new()).await,
                 _ = resumed.changed() => {}
                 () = tokio::time::sleep(AGAIN_EVERY), if !settled => {}
             }
         }
+    }
+
+    /// The next question to the workspace.
+    fn ask(&self) -> Pin<Box<dyn Future<Output = Directives> + Send>> {
+        let (post, lane) = (Arc::clone(&self.agent.post), Arc::clone(&self.agent.lane));
+        let (rest, behind) = (self.refused.unwrap_or_default(), self.kept.revision());
+        Box::pin(async move {
+            tokio::time::sleep(rest).await;
+            next(&post, &lane, behind).await
+        })
     }
 
     /// Wait for every collector to end; they were told to stop. What artifacts have left is sent after the next start.
@@ -265,7 +274,7 @@ impl Supervisor {
         let leaving: Vec<Running> = leaving.iter().filter_map(|id| self.running.remove(id)).collect();
         leaving.iter().for_each(|running| running.stop.stop());
         Runner::join_all(leaving.into_iter().map(|running| running.thread).collect(), COLLECTORS_GRACE).await;
-        if by_policy {
+        if by_policy && policy.collect {
             // What they saw belongs under the policy before.
             self.durable().await;
         }
@@ -302,7 +311,9 @@ impl Supervisor {
                 }
             }
             self.agent.own.set_silent(true);
-            self.settle_queue().await;
+            if revision != policy.revision || !self.agent.stamp.borrow().host.hostname.is_empty() {
+                self.settle_queue().await;
+            }
         }
         let host = if policy.collect { self.agent.host.clone() } else { HostLabel::default() };
         self.agent.stamp.send_if_modified(|stamp| {

@@ -15,8 +15,8 @@ use std::{
 };
 use vedette_wire::{Chunk, Dropped, Position, Reason, Source};
 
-fn passed_over(positions: Option<Position>) -> Dropped {
-    Dropped { reason: Reason::Policy, count: 1, positions }
+fn passed_over(positions: Position) -> Dropped {
+    Dropped { reason: Reason::Policy, count: 1, positions: Some(positions) }
 }
 
 /// When a file was made, where its file system says (statx(2)), or was last written, nanoseconds UTC.
@@ -74,8 +74,8 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Leave every file of the globs behind what it holds now, counted as dropped by policy: one for each, since how many
-    /// lines they were is not known. What cannot be seen now is forgotten, counted as well, and when it comes back and is
-    /// older than this, it is begun at its end.
+    /// lines they were is not known. What cannot be seen now is forgotten; when it comes back and is older than this, it is
+    /// begun at its end, and counted then.
     pub(crate) fn skip(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
         let mut known: BTreeMap<String, Cursor> =
             cx.cursors.iter().filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[])).map(|c| (c.id(), c)).collect();
@@ -100,18 +100,13 @@ impl<P: LineParser> Tailer<P> {
                 let dropped = file.skip().map_err(|err| CollectError::read(host_path.clone(), err))?;
                 let cursor = file.cursor(&host_path, now);
                 let mut chunk = Chunk::new(self.source(&cursor.id(), Some(host_path)));
-                chunk.dropped.extend(dropped.map(|positions| passed_over(Some(positions))));
+                chunk.dropped.extend(dropped.map(passed_over));
                 chunk.cursor = Some(cursor.encode());
                 outlet.emit(chunk)?;
             }
         }
-        for cursor in known.into_values() {
-            let mut gone = Chunk::new(self.source(&cursor.id(), Some(cursor.path.clone())));
-            gone.dropped.push(passed_over(None));
-            gone.forget.push(cursor.id());
-            outlet.emit(gone)?;
-        }
         let mut scanned = Chunk::new(self.source(SCANNED, None));
+        scanned.forget = known.into_keys().collect();
         scanned.cursor = Some(rmp_serde::to_vec(&self.globs).expect("strings serialize"));
         outlet.emit(scanned)?;
         let mut since = Chunk::new(self.source(PASSED_OVER, None));
@@ -219,6 +214,7 @@ impl<P: LineParser> Tailer<P> {
         // Device numbers may change over a reboot (btrfs, overlayfs, NFS): path, inode and content tell as well.
         let is_known = |cursor: &&Cursor| cursor.key() == key || cursor.inode == key.1 && cursor.path == host_path;
         let known: Vec<Cursor> = state.orphans.values().filter(is_known).cloned().collect();
+        let mut passed = false;
         let opened = match self.resume(path, &known) {
             Ok(Some((file, id))) => {
                 state.orphans.remove(&id);
@@ -234,9 +230,10 @@ impl<P: LineParser> Tailer<P> {
                 return Ok(None);
             }
             Ok(None) => {
-                let from_end = state.refused.get(path).copied().unwrap_or(found.from_end) && known.is_empty()
-                    || made(&meta) < state.passed_over;
-                File::open(path, if from_end { meta.len() } else { 0 }, cx.now())
+                let from_end = state.refused.get(path).copied().unwrap_or(found.from_end) && known.is_empty();
+                // Known ones were passed over when it was due: here stands something else, written since.
+                passed = known.is_empty() && made(&meta) < state.passed_over;
+                File::open(path, if from_end && !passed { meta.len() } else { 0 }, cx.now())
             }
             Err(err) => Err(err),
         };
@@ -255,6 +252,11 @@ impl<P: LineParser> Tailer<P> {
                 let source = self.source(&id, Some(host_path));
                 if state.refused.remove(path).is_some() && state.refused.is_empty() {
                     outlet.recovered(self.collector);
+                }
+                if passed && let Ok(Some(positions)) = file.skip() {
+                    let mut over = Chunk::new(Arc::clone(&source));
+                    over.dropped.push(passed_over(positions));
+                    outlet.emit(over)?;
                 }
                 self.follow(outlet, state, key, (file, source), (found.listed, state.scan_began))?;
                 Ok(Some(key))

@@ -37,7 +37,7 @@ pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>) 
         }
     }
     ca::create(dir, geo, &names)?;
-    Signer::load(dir)?;
+    Signer::create(dir)?;
     Landing::open(&dir.join("landing"))?;
     Control::create(dir, geo).await?;
     tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace made; agents need its ca.pem");
@@ -57,7 +57,7 @@ pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Resu
     }
     let control = Control::open(dir).await?;
     let change = Change { who: &who(), reason: "organization added", now: now() };
-    let id = control.add_organization(name, tier, &Signer::load(dir)?, change).await?;
+    let id = control.add_organization(name, tier, &super::signer(dir, &control).await?, change).await?;
     print(format!("{id}\n").as_bytes())
 }
 

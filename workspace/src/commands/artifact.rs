@@ -1,13 +1,12 @@
 //! `artifact request | list | get`: a file of a host, for forensics.
 
-use super::{print, rfc3339, who};
+use super::{print, rfc3339, signer, who};
 use crate::{
     cli::{ArtifactWanted, Format},
     control::{Change, Control, Piece},
     landing::Landing,
     now,
     receive::PLAIN_BYTES_MAX,
-    signer::Signer,
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -27,7 +26,7 @@ pub(super) async fn request(wanted: &ArtifactWanted) -> Result<()> {
     let (now, who) = (now(), who());
     let expires = now + i64::from(wanted.hours) * 3600 * 1_000_000_000;
     let change = Change { who: &who, reason: wanted.reason.trim(), now };
-    let signer = Signer::load(&wanted.dir)?;
+    let signer = signer(&wanted.dir, &control).await?;
     let id = control.request_artifact(&organization, (wanted.agent, &wanted.path, expires), &signer, change).await?;
     print(format!("{id}\n").as_bytes())
 }
@@ -84,8 +83,14 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
     };
     let landing = Landing::open(&dir.join("landing"))?;
     let pieces = control.pieces(organization.id, id).await?;
-    let written = write(&landing, &pieces, id, &whole, to).await;
-    if written.is_err() && pieces.iter().all(|piece| piece.length > 0) {
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .with_context(|| format!("cannot make {}", to.display()))?;
+    let written = write(&landing, &pieces, id, &whole, &mut file).await;
+    if written.is_err() {
         // Half of it, or another content, is of no use to anybody.
         drop(std::fs::remove_file(to));
     }
@@ -93,13 +98,7 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
     print(format!("{whole}\n").as_bytes())
 }
 
-async fn write(landing: &Landing, pieces: &[Piece], id: &str, whole: &Value, to: &Path) -> Result<()> {
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to)
-        .with_context(|| format!("cannot make {}", to.display()))?;
+async fn write(landing: &Landing, pieces: &[Piece], id: &str, whole: &Value, file: &mut File) -> Result<()> {
     let (mut digest, mut at, mut batch) = (Sha256::new(), 0, None);
     let size = whole["size"].as_i64().unwrap_or(i64::MAX);
     // Behind its end there may be pieces of what it was before it changed and was sent anew.

@@ -13,11 +13,16 @@ mod serve;
 
 use crate::{
     cli::{Agent, Arguments, ArtifactCommand, Command, Org, Policy, Token},
+    control::Control,
     receive::Settings,
+    signer::Signer,
 };
 use anyhow::Result;
 use clap::CommandFactory;
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 /// Run one command.
 pub(crate) async fn run(command: Command) -> Result<()> {
@@ -43,10 +48,10 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Policy(Policy::Set(change)) => policy::set(&change).await,
         Command::Agent(Agent::Revoke { agent, dir, reason }) => policy::revoke(&dir, agent, &reason).await,
         Command::Artifact(ArtifactCommand::Request(wanted)) => artifact::request(&wanted).await,
-        Command::Artifact(ArtifactCommand::List { org, dir, format }) => artifact::list(&dir, &org, format).await,
+        Command::Artifact(ArtifactCommand::List(of)) => artifact::list(&of.dir, &of.org, of.format).await,
         Command::Artifact(ArtifactCommand::Get { org, dir, id, to }) => artifact::get(&dir, &org, &id, &to).await,
-        Command::Alerts { org, dir, format } => policy::alerts(&dir, &org, format).await,
-        Command::Agents { org, dir, format } => admin::agents(&dir, &org, format).await,
+        Command::Alerts(of) => policy::alerts(&of.dir, &of.org, of.format).await,
+        Command::Agents(of) => admin::agents(&of.dir, &of.org, of.format).await,
         Command::Ledger { org, dir, agent, format } => ledger::ledger(&dir, &org, agent.as_deref(), format).await,
         #[cfg(feature = "lake")]
         Command::Query { org, dir, sql, format, rows_max, seconds_max } => {
@@ -74,6 +79,15 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::TablesReference => print(query::tables_reference().as_bytes()),
         #[cfg(not(feature = "lake"))]
         Command::TablesReference => Ok(()),
+    }
+}
+
+/// The key that policies are signed with; a workspace of a release without policies is given one.
+async fn signer(dir: &Path, control: &Control) -> Result<Signer> {
+    if control.has_policies().await? || dir.join("policy.key").exists() {
+        Signer::load(dir)
+    } else {
+        Signer::create(dir)
     }
 }
 

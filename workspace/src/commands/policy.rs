@@ -1,11 +1,10 @@
 //! `policy`, `agent revoke`, `alerts`.
 
-use super::{print, rfc3339, who};
+use super::{print, rfc3339, signer, who};
 use crate::{
-    cli::{Format, PolicyChange, Switch},
+    cli::{Format, PolicyChange, Switch, parse_interval},
     control::{Change, Control},
     now,
-    signer::Signer,
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -18,7 +17,7 @@ use vedette_wire::{
 pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
     let control = Control::open(dir).await?;
     let organization = control.organization(org).await?;
-    control.first_policies(&Signer::load(dir)?, upgraded()).await?;
+    control.first_policies(&signer(dir, &control).await?, upgraded()).await?;
     let mut out = String::new();
     for revision in control.policy_history(organization.id).await? {
         let policy: Value = serde_json::from_str(&revision.document)?;
@@ -43,7 +42,7 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
     }
     let control = Control::open(&wanted.dir).await?;
     let organization = control.organization(&wanted.org).await?;
-    let signer = Signer::load(&wanted.dir)?;
+    let signer = signer(&wanted.dir, &control).await?;
     control.first_policies(&signer, upgraded()).await?;
     let change = Change { who: &who(), reason: wanted.reason.trim(), now: now() };
     let policy = control.set_policy(&organization, &signer, change, |policy| edit(policy, wanted)).await?;
@@ -73,7 +72,7 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
             ("enabled", "off") => collector.enabled = Some(false),
             ("every", _) if !looks => bail!("--collector {setting}: {id} does not look at intervals"),
             ("every", interval) => {
-                let seconds = seconds(interval).filter(|seconds| *seconds > 0);
+                let seconds = parse_interval(interval).and_then(|seconds| seconds.try_into().ok());
                 collector.every_seconds =
                     Some(seconds.with_context(|| format!("--collector {setting}: as in 30s or 5m, from 1s on"))?);
             }
@@ -91,19 +90,6 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
         tracing::warn!("--store is kept and shown; this release filters nothing by it");
     }
     Ok(())
-}
-
-/// `90`, `90s`, `5m` or `1h`, in seconds.
-fn seconds(text: &str) -> Option<u32> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        _ => return None,
-    };
-    number.parse::<u32>().ok()?.checked_mul(factor)
 }
 
 fn artifact_limits(text: &str, now: &ArtifactLimits) -> Result<ArtifactLimits> {

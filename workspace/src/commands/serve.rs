@@ -6,7 +6,6 @@ use crate::{
     landing::{Landing, ReadError},
     now,
     receive::{self, PLAIN_BYTES_MAX, Receiver, Settings},
-    signer::Signer,
     tiles::Noted,
 };
 use anyhow::{Context, Result};
@@ -28,7 +27,7 @@ pub(super) async fn serve(
     let _lock = lock(&dir)?;
     let landing = Landing::open(&dir.join("landing"))?;
     reconcile(&control, &landing).await?;
-    let signer = Signer::load(&dir)?;
+    let signer = super::signer(&dir, &control).await?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
     let (stop, stopped) = watch::channel(false);
     let news = receive::follow_news(control.clone(), stopped.clone());

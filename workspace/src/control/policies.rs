@@ -71,6 +71,11 @@ async fn insert(tx: &mut Transaction, signer: &Signer, policy: &Policy, change: 
 }
 
 impl Control {
+    /// Whether any policy was ever signed here.
+    pub(crate) async fn has_policies(&self) -> Result<bool> {
+        Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM policies)").fetch_one(&self.pool).await?)
+    }
+
     /// Give every organization that has none its first policy: those of an older release.
     pub(crate) async fn first_policies(&self, signer: &Signer, change: Change<'_>) -> Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;

@@ -11,7 +11,7 @@ async fn control() -> (tempfile::TempDir, Control) {
 pub(in crate::control) async fn add(control: &Control, name: &str) -> Result<OrganizationId> {
     let dir = tempfile::tempdir().expect("temp dir");
     let change = Change { who: "somebody", reason: "a test", now: 1 };
-    control.add_organization(name, Tier::Free, &Signer::load(dir.path()).expect("makes"), change).await
+    control.add_organization(name, Tier::Free, &Signer::create(dir.path()).expect("makes"), change).await
 }
 
 fn enrollment() -> Enrollment<'static> {

@@ -136,7 +136,7 @@ impl Receiver {
         let frame = if header.records == 0 {
             frame
         } else {
-            let (frame, why) = self.forbidden(header, frame).await.map_err(|err| Refusal::internal(&err))?;
+            let (frame, why) = self.forbidden(header, frame, in_force).await.map_err(|err| Refusal::internal(&err))?;
             if let Some(why) = why {
                 let who = (header.organization, header.agent);
                 tracing::warn!(agent = %header.agent, why, "a batch was refused");
@@ -150,7 +150,12 @@ impl Receiver {
     }
 
     /// The frame again, and why the policy forbids what is in it.
-    async fn forbidden(&self, header: &Header, frame: Vec<u8>) -> anyhow::Result<(Vec<u8>, Option<String>)> {
+    async fn forbidden(
+        &self,
+        header: &Header,
+        frame: Vec<u8>,
+        in_force: u64,
+    ) -> anyhow::Result<(Vec<u8>, Option<String>)> {
         let revision = header.policy_revision;
         let key = (header.organization, revision);
         let remembered = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
@@ -189,6 +194,9 @@ impl Receiver {
         if let Some(source) = header.sources.iter().find(|source| !policy.allows(&source.collector)) {
             let why = format!("policy revision {revision} switches collector {} off", source.collector);
             return Ok((frame, Some(why)));
+        }
+        if revision == in_force {
+            return Ok((frame, None));
         }
         // Its own policy allows it; another may have forbidden the like for long.
         let off = self.control.switched_off_behind(header.organization, revision).await?;
