@@ -84,6 +84,7 @@ async fn read(class: Class, landing: Arc<dyn Landing>, fresh: Fresh) -> Result<V
     let read = landing.read(&key).await.map_err(|err| DataFusionError::Execution(format!("{key}: {err}")))?;
     let Some(batch) = read else { return Ok(Vec::new()) };
     let rows = move || columns::rows(class, &[&Landed { key, day, landed, batch }]);
-    let rows = tokio::task::spawn_blocking(rows).await.expect("rows are made without a panic");
+    // Cancelled where the answer has all it asked for and the program ends.
+    let rows = tokio::task::spawn_blocking(rows).await.map_err(|err| DataFusionError::External(Box::new(err)))?;
     rows.map_err(|err| DataFusionError::External(Box::new(err)))
 }
