@@ -139,6 +139,14 @@ impl World {
         world
     }
 
+    /// The second workspace of a pair: made with these arguments, and serving.
+    pub(crate) fn second(init: &[&str]) -> Self {
+        let mut world = Self { dir: tempfile::tempdir().expect("temp dir"), serve: None };
+        world.workspace(&[&["init", "--geo", "europe"], init].concat());
+        world.serve("127.0.0.1:0");
+        world
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -109,7 +109,7 @@ pub(crate) fn rows(class: Class, batches: &[&Landed]) -> Result<Vec<RecordBatch>
         let (count, builders) = days
             .entry(&landed.day)
             .or_insert_with(|| (0, columns.iter().map(|column| Builder::new(column.ty)).collect()));
-        for (index, record) in landed.batch.records.iter().enumerate() {
+        for (index, record) in landed.kept() {
             if record.body.class() != class {
                 continue;
             }

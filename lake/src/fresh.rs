@@ -11,7 +11,7 @@ use datafusion::{
 };
 use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
 use std::sync::Arc;
-use vedette_wire::{Batch, ocsf::Class};
+use vedette_wire::{Batch, ocsf::Class, policy::Store};
 
 /// Streams at the most; each decodes one batch at a time.
 const PARTITIONS_MAX: usize = 4;
@@ -25,6 +25,8 @@ pub struct Fresh {
     pub day: String,
     /// When it landed, nanoseconds UTC.
     pub landed: i64,
+    /// The tier that it was observed under.
+    pub store: Store,
 }
 
 /// Where landed batches are read.
@@ -80,10 +82,10 @@ impl PartitionStream for Share {
 }
 
 async fn read(class: Class, landing: Arc<dyn Landing>, fresh: Fresh) -> Result<Vec<RecordBatch>, DataFusionError> {
-    let Fresh { key, day, landed } = fresh;
+    let Fresh { key, day, landed, store } = fresh;
     let read = landing.read(&key).await.map_err(|err| DataFusionError::Execution(format!("{key}: {err}")))?;
     let Some(batch) = read else { return Ok(Vec::new()) };
-    let rows = move || columns::rows(class, &[&Landed { key, day, landed, batch }]);
+    let rows = move || columns::rows(class, &[&Landed { key, day, landed, store, batch }]);
     // Cancelled where the answer has all it asked for and the program ends.
     let rows = tokio::task::spawn_blocking(rows).await.map_err(|err| DataFusionError::External(Box::new(err)))?;
     rows.map_err(|err| DataFusionError::External(Box::new(err)))

@@ -20,7 +20,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
-use vedette_wire::{Batch, OrganizationId, ocsf::Class};
+use vedette_wire::{Batch, OrganizationId, Record, ocsf::Class, policy::Store};
 
 /// A batch that has landed.
 #[derive(Debug, Clone)]
@@ -31,8 +31,17 @@ pub struct Landed {
     pub day: String,
     /// When it landed, nanoseconds UTC.
     pub landed: i64,
+    /// The tier that it was observed under: which of its security events are kept.
+    pub store: Store,
     /// What it holds.
     pub batch: Batch,
+}
+
+impl Landed {
+    /// The records that are kept, with their index in the batch.
+    fn kept(&self) -> impl Iterator<Item = (usize, &Record)> {
+        self.batch.records.iter().enumerate().filter(|(_, record)| self.store.keeps(&record.body))
+    }
 }
 
 /// Up to which version each table is known to hold every batch that is marked as materialised, by table name.
@@ -97,7 +106,7 @@ impl Lake {
     ) -> Result<Versions, LakeError> {
         let mut versions = known.clone();
         for class in Class::ALL {
-            let holds = |landed: &&Landed| landed.batch.records.iter().any(|record| record.body.class() == class);
+            let holds = |landed: &&Landed| landed.kept().any(|(_, record)| record.body.class() == class);
             let wanted: Vec<&Landed> = batches.iter().filter(holds).collect();
             if wanted.is_empty() {
                 continue;

@@ -42,7 +42,8 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
         lowest_held: 1,
         ..Header::new(organization, AgentId([2; 16]), Lane::Records, WorkspaceGeo::Europe)
     };
-    Landed { key: format!("key-{seq}"), day: "2026-11-23".to_owned(), landed: T0, batch: Batch { header, records } }
+    let (key, day) = (format!("key-{seq}"), "2026-11-23".to_owned());
+    Landed { key, day, landed: T0, store: Store::All, batch: Batch { header, records } }
 }
 
 fn line(text: &str) -> Body {
@@ -121,7 +122,7 @@ async fn query(
 }
 
 fn unread(landed: &[Landed]) -> Vec<Fresh> {
-    landed.iter().map(|l| Fresh { key: l.key.clone(), day: l.day.clone(), landed: l.landed }).collect()
+    landed.iter().map(|l| Fresh { key: l.key.clone(), day: l.day.clone(), landed: l.landed, store: l.store }).collect()
 }
 
 async fn ask(lake: &Lake, org: OrganizationId, sql: &str, fresh: &[Landed], known: &Versions) -> Vec<String> {
@@ -267,4 +268,22 @@ fn a_query_that_takes_too_long_is_given_up() {
     // An operator may not yield for long: nobody waits for it.
     runtime.shutdown_background();
     assert!(matches!(refused, Err(QueryError::Timeout(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_tier_leaves_security_events_out_whether_they_are_materialised_or_not() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let login = "sshd[1]: Connection closed";
+    let closed =
+        Syslog { raw: login.as_bytes().to_vec(), app: Some(vedette_wire::body::Span(0, 4)), ..Syslog::default() };
+    let mut batch = landed(org, 1, vec![line("one"), closed.into(), line("two"), session(Change::End)]);
+    batch.store = Store::Minimal;
+    let rows = "SELECT message || ' ' || index FROM syslog";
+    let fresh = std::slice::from_ref(&batch);
+    assert_eq!(ask(&lake, org, rows, fresh, &Versions::new()).await, ["one 0", "two 2"]);
+    let known = lake.materialise(org, fresh, &Versions::new()).await.expect("materialises");
+    assert_eq!(ask(&lake, org, rows, &[], &known).await, ["one 0", "two 2"]);
+    // Nothing of the class is left: no table.
+    assert!(!known.contains_key("authentication"), "{known:?}");
 }

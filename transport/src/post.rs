@@ -43,6 +43,11 @@ impl HttpPost {
         Self { client, base: workspace.trim_end_matches('/').to_owned() }
     }
 
+    /// The same towards another workspace.
+    pub fn at(&self, workspace: &str) -> Self {
+        Self::new(self.client.clone(), workspace)
+    }
+
     /// A page of what the workspace has stored of this agent's sources, behind a (collector, source id).
     ///
     /// # Errors

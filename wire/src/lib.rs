@@ -18,6 +18,7 @@ pub mod policy;
 pub mod record;
 pub mod reply;
 pub mod seal;
+pub mod security_event;
 pub mod set_aside;
 
 pub use body::Body;

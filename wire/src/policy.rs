@@ -17,7 +17,7 @@ pub enum Tier {
     Standard,
 }
 
-/// Which security events the workspace keeps.
+/// Which security events the workspace keeps ([`crate::security_event`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Store {
@@ -104,6 +104,10 @@ pub struct Policy {
     /// How far artifact requests go.
     #[serde(default)]
     pub artifacts: ArtifactLimits,
+    /// Workspaces that agents deliver to, `https://host:port`: the first is preferred, the others are its pair in the same
+    /// geography. None means the one that each agent was enrolled at, which comes last where it is not named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<String>,
     /// Single collectors, by id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub collectors: BTreeMap<String, CollectorPolicy>,
@@ -120,6 +124,7 @@ impl Policy {
             collect: true,
             store: Store::All,
             artifacts: ArtifactLimits::default(),
+            endpoints: Vec::new(),
             collectors: BTreeMap::new(),
         }
     }
@@ -160,6 +165,9 @@ impl Policy {
         {
             return Err("a collector looks at least once a day, and not more than once a second".to_owned());
         }
+        if self.endpoints.len() > ENDPOINTS_MAX {
+            return Err(format!("a policy names {ENDPOINTS_MAX} endpoints at the most"));
+        }
         if self.artifacts.bytes_max == 0 || self.artifacts.per_hour_max == 0 {
             return Err("artifacts cannot be switched off by policy; limit them to at least 1 byte and 1 an hour, or \
                         narrow them in the host's own configuration"
@@ -184,6 +192,9 @@ impl SignedPolicy {
         [b"vedette policy 1\n", policy.as_bytes()].concat()
     }
 }
+
+/// Endpoints of a policy.
+const ENDPOINTS_MAX: usize = 8;
 
 /// Every collector, and whether it looks at intervals.
 pub const COLLECTORS: &[(&str, bool)] = &[

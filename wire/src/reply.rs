@@ -59,6 +59,9 @@ pub struct StoredSource {
     /// The newest cursor that it was told, in the collector's own format.
     #[serde(with = "serde_bytes")]
     pub cursor: Vec<u8>,
+    /// When the batch that told it was sealed, nanoseconds UTC.
+    #[serde(default)]
+    pub sealed: i64,
     /// Positions that it has stored: half-open, ascending, apart.
     pub stored: Vec<(u64, u64)>,
 }

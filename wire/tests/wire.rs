@@ -122,7 +122,7 @@ fn the_golden_batches_are_still_read() {
     golden("tests/golden/batch-v2.zst", second, &records);
 }
 
-/// The batch of when they were written: a host had no cloud then.
+/// The batch of when they were written: a host had no cloud then, and an agent one endpoint.
 fn of_golden() -> Batch {
     let mut batch = samples::batch();
     batch.records.retain(|record| record.body.kind().name != "artifact");
@@ -131,6 +131,9 @@ fn of_golden() -> Batch {
     for record in &mut batch.records {
         if let Body::Host(host) = &mut record.body {
             host.cloud = None;
+        }
+        if let Body::Heartbeat(heartbeat) = &mut record.body {
+            (heartbeat.endpoint_since, heartbeat.endpoint_why) = (None, None);
         }
     }
     batch

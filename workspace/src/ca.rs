@@ -17,6 +17,9 @@ const SERVER_DAYS: i64 = 825;
 /// Clocks of hosts are not all right: a certificate is valid from so long before, or a third of its life where that is less.
 const SKEW: Duration = Duration::hours(1);
 
+/// The name in the certificate that the second workspace of a pair asks the first with.
+pub(crate) const PAIR: &str = "Vedette workspace pair";
+
 /// The authority, ready to sign.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -51,6 +54,14 @@ pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<
     write_public(&dir.join("ca.pem"), certificate.pem().as_bytes())?;
     let authority = Authority::load(dir)?;
     authority.issue_server(dir, geo, names)
+}
+
+/// Take the authority of another workspace over, certificate and key, PEM, and make the server's certificate.
+pub(crate) fn take_over(dir: &Path, (ca, key): (&str, &str), geo: WorkspaceGeo, names: &[String]) -> Result<()> {
+    let names: Vec<SanType> = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?;
+    write_private(&dir.join("ca.key"), key.as_bytes())?;
+    write_public(&dir.join("ca.pem"), ca.as_bytes())?;
+    Authority::load(dir)?.issue_server(dir, geo, names)
 }
 
 fn subject_alt_name(name: &str) -> Result<SanType> {
@@ -101,6 +112,17 @@ impl Authority {
         let certificate = server.signed_by(&key, &self.issuer)?;
         write_private(&dir.join("server.key"), key.serialize_pem().as_bytes())?;
         write_public(&dir.join("server.pem"), certificate.pem().as_bytes())
+    }
+
+    /// Certificate and key, PEM, that the second workspace of a pair asks the first with.
+    pub(crate) fn issue_pair(&self, life: std::time::Duration) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let mut pair = params(life.try_into()?);
+        pair.distinguished_name.push(DnType::CommonName, PAIR);
+        pair.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        pair.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        pair.use_authority_key_identifier_extension = true;
+        Ok((pair.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
     }
 
     /// The agent that a signing request is from; its signature is checked.

@@ -32,6 +32,26 @@ pub(crate) enum Command {
         /// Names and addresses in the server's certificate [default: host name, localhost, 127.0.0.1, ::1].
         #[arg(long = "name")]
         names: Vec<String>,
+        /// Be the second of a pair: directory or https address of the first workspace, which shares its CA, policy key,
+        /// organizations, agents and revocations.
+        #[arg(long, value_name = "DIR|URL")]
+        pair_with: Option<String>,
+        /// With an address: the first workspace's ca.pem.
+        #[arg(long, value_name = "FILE", requires = "pair_with")]
+        pair_ca: Option<PathBuf>,
+        /// With an address: file with what `token pair` printed there.
+        #[arg(long, value_name = "FILE", requires = "pair_with")]
+        pair_token_file: Option<PathBuf>,
+    },
+    /// Make the second workspace of a pair stand alone, when the first is gone for good: from now on organizations, policies
+    /// and tokens are changed here.
+    PairPromote {
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Why, for the audit log.
+        #[arg(long)]
+        reason: String,
     },
     /// Make another key and certificate for the server; one that runs takes it within a second.
     Certificate {
@@ -165,6 +185,15 @@ pub(crate) enum Token {
         #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=87_600))]
         hours: u32,
     },
+    /// Make a token for `init --pair-with` at another machine and print it; whoever has it gets the keys of this workspace.
+    Pair {
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Hours until it expires; it is used once.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=24))]
+        hours: u32,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,13 +229,17 @@ pub(crate) struct PolicyChange {
     /// Whether agents collect; artifacts are asked for all the same.
     #[arg(long)]
     pub(crate) collect: Option<Switch>,
-    /// Which security events the workspace is to keep: none, minimal, common or all. Nothing is filtered by it yet.
+    /// Which security events the tables hold: none, minimal, common or all.
     #[arg(long)]
     pub(crate) store: Option<Store>,
     /// How far artifact requests go, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default` for no
     /// limit but the host's own.
     #[arg(long)]
     pub(crate) artifacts: Option<String>,
+    /// Address of a workspace that agents deliver to, as in https://one.example.net:8443; the first is preferred, the
+    /// others are its pair. `default` for the one that each was enrolled at.
+    #[arg(long = "endpoint", value_name = "URL")]
+    pub(crate) endpoints: Vec<String>,
     /// A setting of one collector: ID.enabled=on|off, ID.every=30s, or ID=default.
     #[arg(long = "collector", value_name = "SETTING")]
     pub(crate) collectors: Vec<String>,

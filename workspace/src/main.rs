@@ -7,6 +7,7 @@ mod control;
 mod landing;
 #[cfg(feature = "lake")]
 mod materialise;
+mod pair;
 mod receive;
 mod signer;
 mod tiles;

@@ -134,7 +134,8 @@ impl Materialiser {
             match self.landing.read(&pending.key, PLAIN_BYTES_MAX).await {
                 Ok(batch) => {
                     records += batch.records.len();
-                    landed.push(Landed { key: pending.key, day: pending.day, landed: pending.landed, batch });
+                    let (landed_at, store) = (pending.landed, pending.store.0);
+                    landed.push(Landed { key: pending.key, day: pending.day, landed: landed_at, store, batch });
                 }
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
                 Err(ReadError::Damaged(err)) => {

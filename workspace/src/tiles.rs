@@ -1,7 +1,7 @@
 //! What a batch covers of its sources: the tiles that the ledger lays side by side.
 
 use std::collections::BTreeMap;
-use vedette_wire::{Batch, Header, Position, Told, set_aside::RANGES_MAX};
+use vedette_wire::{Batch, Header, Position, Record, Told, policy::Store, set_aside::RANGES_MAX};
 
 /// Each takes a few statements while the control store is locked; ten thousand files with a line each fit.
 const TILES_MAX: usize = 20_000;
@@ -56,6 +56,10 @@ impl Tile {
 pub(crate) struct Noted {
     pub(crate) header: Header,
     pub(crate) tiles: Vec<Tile>,
+    /// The tier that it was observed under.
+    pub(crate) store: Store,
+    /// Records by collector that the tier leaves out.
+    pub(crate) left_out: BTreeMap<String, u64>,
 }
 
 impl Noted {
@@ -89,7 +93,7 @@ impl Noted {
                 skipped: Some((Position(*from, *to), *count)),
             }));
         }
-        Self { header, tiles }
+        Self { header, tiles, store: Store::All, left_out: BTreeMap::new() }
     }
 
     /// Whether the ledger can hold it. An agent may be enrolled and send anything all the same.
@@ -144,6 +148,23 @@ impl Noted {
         Ok(())
     }
 
+    /// Of a landed batch that was observed under a tier.
+    pub(crate) fn of(Batch { header, records }: Batch, store: Store) -> Self {
+        let mut noted = Self::new(header, records.iter().map(|record| (record.source, record.position)));
+        noted.leave_out(store, &records);
+        noted
+    }
+
+    /// Note which of its records a tier leaves out.
+    pub(crate) fn leave_out(&mut self, store: Store, records: &[Record]) {
+        self.store = store;
+        for record in records.iter().filter(|record| !store.keeps(&record.body)) {
+            let source = self.header.sources.get(record.source as usize);
+            let collector = source.map_or_else(|| "unknown".to_owned(), |source| source.collector.clone());
+            *self.left_out.entry(collector).or_default() += 1;
+        }
+    }
+
     /// Records by collector.
     pub(crate) fn records(&self) -> BTreeMap<&str, u64> {
         let mut out = BTreeMap::new();
@@ -151,12 +172,6 @@ impl Noted {
             *out.entry(tile.collector.as_str()).or_default() += tile.positions.len() as u64;
         }
         out
-    }
-}
-
-impl From<Batch> for Noted {
-    fn from(batch: Batch) -> Self {
-        Self::new(batch.header, batch.records.iter().map(|record| (record.source, record.position)))
     }
 }
 
@@ -185,7 +200,7 @@ mod tests {
             positions: vec![Position(from, to)],
             skipped: None,
         };
-        Noted { header, tiles: positions.iter().map(tile).collect() }
+        Noted { tiles: positions.iter().map(tile).collect(), ..Noted::new(header, []) }
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn table(report: &Report) -> String {
     };
     line("agent", &report.agent);
     line("organization", &format!("{} ({})", report.organization_name, report.organization));
-    line("endpoint", &report.endpoint);
+    line("endpoint", &format!("{} since {}: {}", report.endpoint, report.endpoint_since, report.endpoint_why));
     let policy = &report.policy;
     let collect = if policy.collect { "on" } else { "off" };
     line("policy", &format!("revision {}, tier {}, collection {collect}", policy.revision, policy.tier));

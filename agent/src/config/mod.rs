@@ -32,7 +32,7 @@ pub(crate) struct Config {
 }
 
 /// Where data goes. `vedette enroll` notes all of it; what is stated here as well must agree.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Workspace {
     /// Address of the workspace, `https://host:port`.
@@ -51,6 +51,10 @@ pub(crate) struct Workspace {
     /// (`10.0.0.0/8`). The agent reads no `NO_PROXY` from its environment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) no_proxy: Option<String>,
+    /// A workspace that took no batch for so long is left for its pair, where the policy names one; 1s to 1h.
+    pub(crate) fail_over_after: Interval,
+    /// The preferred one is gone back to when it has taken every batch that it was tried with for so long; 1s to 1d.
+    pub(crate) fail_back_after: Interval,
 }
 
 /// Who this agent is.
@@ -199,6 +203,20 @@ impl Default for Host {
             cloud: CloudSetting::Auto,
             cloud_tags: Vec::new(),
             metadata_url: None,
+        }
+    }
+}
+
+impl Default for Workspace {
+    fn default() -> Self {
+        Self {
+            url: None,
+            ca: None,
+            geo: None,
+            proxy: None,
+            no_proxy: None,
+            fail_over_after: Interval(Duration::from_secs(60)),
+            fail_back_after: Interval(Duration::from_secs(300)),
         }
     }
 }

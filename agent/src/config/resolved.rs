@@ -70,6 +70,8 @@ pub(crate) struct Resolved {
     pub(crate) workspace_ca: Option<PathBuf>,
     pub(crate) workspace_geo: Option<WorkspaceGeo>,
     pub(crate) proxy: Option<Proxy>,
+    /// How long an endpoint fails until the next is used, and how long the preferred one works until it is used again.
+    pub(crate) fail_over: (Duration, Duration),
     pub(crate) identity_dir: PathBuf,
     pub(crate) bootstrap: PathBuf,
     pub(crate) state_dir: PathBuf,
@@ -158,6 +160,10 @@ impl Resolved {
         {
             check.wrong("workspace.proxy", "must be http://host:port");
         }
+        let fail_over = (config.workspace.fail_over_after.0, config.workspace.fail_back_after.0);
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        check.within("workspace.fail_over_after", fail_over.0, second..=hour, "1s to 1h");
+        check.within("workspace.fail_back_after", fail_over.1, second..=24 * hour, "1s to 1d");
         let (identity_dir, state_dir, root) = (config.identity.dir, config.state.dir, config.host.root);
         let bootstrap = config.identity.bootstrap;
         check.absolute("identity.bootstrap", &bootstrap);
@@ -212,6 +218,7 @@ impl Resolved {
                 .workspace
                 .proxy
                 .map(|url| Proxy { url, not_for: config.workspace.no_proxy.unwrap_or_default() }),
+            fail_over,
             identity_dir,
             bootstrap,
             state_dir,

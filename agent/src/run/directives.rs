@@ -15,7 +15,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub(super) async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directives {
     let (mut pause, mut said) = (Duration::from_millis(500), false);
     loop {
-        match post.current().directives(behind, VERSION).await {
+        match post.directives(behind, VERSION).await {
             Ok(directives) if directives == Directives::default() => {
                 pause = Duration::from_millis(500);
                 // It was held, or the workspace stops.

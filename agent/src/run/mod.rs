@@ -3,6 +3,7 @@
 mod artifacts;
 mod board;
 mod directives;
+mod endpoints;
 mod own;
 mod post;
 mod renew;
@@ -137,6 +138,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         enrollment: enrollment.clone(),
         board: Arc::clone(&board),
         lane: Arc::clone(&lane),
+        post: Arc::clone(&post),
         policy,
         started: tokio::time::Instant::now(),
     };
@@ -231,7 +233,7 @@ fn start_lane(
     identity: &IdentityDir,
     enrollment: &Enrollment,
 ) -> Result<(Lane, Arc<Reloading>, watch::Sender<Stamp>, HostLabel), Exit> {
-    let post = Arc::new(Reloading::new(identity, enrollment, config.proxy.clone())?);
+    let post = Arc::new(Reloading::new(identity, enrollment, config)?);
     let queue =
         Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
     let foreign = queue.own((enrollment.organization, enrollment.agent), fastrand::u64(1..)).map_err(describe)?;

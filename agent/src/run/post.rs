@@ -1,6 +1,8 @@
 //! The way to the workspace, with certificates that are read again when they change on disk.
 
+use super::endpoints::{By, Endpoints};
 use crate::{
+    config::Resolved,
     exit::Exit,
     identity::{Enrollment, IdentityDir},
 };
@@ -18,6 +20,7 @@ use vedette_transport::{
     HttpPost, Outcome, Post,
     tls::{self, ClientSettings, Proxy},
 };
+use vedette_wire::policy::Directives;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -35,6 +38,7 @@ pub(super) struct Reloading {
     state: Mutex<State>,
     /// A renewed certificate that has not delivered yet; the one on disk stays until it has.
     trial: Mutex<Option<Trial>>,
+    endpoints: Mutex<Endpoints>,
     /// What is queued is being purged: nothing is posted.
     closed: AtomicBool,
 }
@@ -55,7 +59,8 @@ struct State {
 }
 
 impl Reloading {
-    pub(super) fn new(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<Proxy>) -> Result<Self, Exit> {
+    pub(super) fn new(identity: &IdentityDir, enrollment: &Enrollment, config: &Resolved) -> Result<Self, Exit> {
+        let proxy = config.proxy.clone();
         let stamps = stamps(identity);
         let post = client(identity, enrollment, proxy.clone())?;
         let state = Mutex::new(State { post, stamps, looked: Instant::now(), refused: stamps });
@@ -65,6 +70,7 @@ impl Reloading {
             proxy,
             state,
             trial: Mutex::default(),
+            endpoints: Mutex::new(Endpoints::new(enrollment, config.fail_over)),
             closed: AtomicBool::new(false),
         })
     }
@@ -78,8 +84,37 @@ impl Reloading {
         self.closed.store(closed, Ordering::Release);
     }
 
-    /// The client of now.
+    /// The endpoints.
+    pub(super) fn endpoints(&self) -> MutexGuard<'_, Endpoints> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Towards the endpoint in use.
     pub(super) fn current(&self) -> HttpPost {
+        let url = self.endpoints().in_use().url.clone();
+        self.client().at(&url)
+    }
+
+    /// Towards each endpoint.
+    pub(super) fn all(&self) -> Vec<HttpPost> {
+        let urls = self.endpoints().all().to_vec();
+        let client = self.client();
+        urls.iter().map(|url| client.at(url)).collect()
+    }
+
+    /// Ask the workspace that is next in turn for what it has for this agent.
+    pub(super) async fn directives(&self, behind: u64, version: &str) -> Result<Directives, String> {
+        let url = self.endpoints().next(Instant::now());
+        let answer = self.client().at(&url).directives(behind, version).await;
+        match &answer {
+            Ok(_) => self.endpoints().works(By::Question, &url, Instant::now()),
+            Err(why) => drop(self.endpoints().fails(By::Question, &url, why, Instant::now())),
+        }
+        answer
+    }
+
+    /// The client of now.
+    fn client(&self) -> HttpPost {
         let mut state = self.lock();
         if state.looked.elapsed() >= LOOK_EVERY {
             state.looked = Instant::now();
@@ -109,28 +144,55 @@ impl Post for Reloading {
             let why = "policy has what is queued purged".to_owned();
             return Box::pin(async { Outcome::Retry { after: Some(Duration::from_secs(1)), why } });
         }
-        let current = self.current();
-        let Some(trial) = self.lock_trial().clone() else {
-            return Box::pin(async move { current.post(frame).await });
-        };
         Box::pin(async move {
-            let outcome = trial.post.post(frame.clone()).await;
-            if matches!(outcome, Outcome::Done { .. }) {
-                self.promote(&trial);
-                return outcome;
+            let url = self.endpoints().next(Instant::now());
+            let has_others = self.endpoints().all().len() > 1;
+            let copy = has_others.then(|| frame.clone());
+            let outcome = self.post_to(&url, frame).await;
+            let fails = match &outcome {
+                Outcome::Retry { why, .. } | Outcome::Misdirected { why } => why,
+                Outcome::Done { .. } | Outcome::Purge | Outcome::Conflict { .. } | Outcome::TooLarge { .. } => {
+                    self.endpoints().works(By::Delivery, &url, Instant::now());
+                    return outcome;
+                }
+                _ => return outcome,
+            };
+            self.endpoints().fails(By::Delivery, &url, fails, Instant::now());
+            // Another is in use: this was the last attempt at the one before, or one to see whether the preferred one works.
+            let now = self.endpoints().in_use().url.clone();
+            match copy.filter(|_| now != url) {
+                Some(frame) => {
+                    let outcome = self.post_to(&now, frame).await;
+                    if matches!(outcome, Outcome::Done { .. }) {
+                        self.endpoints().works(By::Delivery, &now, Instant::now());
+                    }
+                    outcome
+                }
+                None => outcome,
             }
-            // Is it the certificate, or would the old one fare no better?
-            let outcome = current.post(frame).await;
-            if matches!(outcome, Outcome::Done { .. }) {
-                tracing::error!("the renewed certificate does not deliver and the old one does; it is given up");
-                *self.lock_trial() = None;
-            }
-            outcome
         })
     }
 }
 
 impl Reloading {
+    /// Post to one workspace, with the renewed certificate where there is one.
+    async fn post_to(&self, url: &str, frame: Vec<u8>) -> Outcome {
+        let current = self.client().at(url);
+        let Some(trial) = self.lock_trial().clone() else { return current.post(frame).await };
+        let outcome = trial.post.at(url).post(frame.clone()).await;
+        if matches!(outcome, Outcome::Done { .. }) {
+            self.promote(&trial);
+            return outcome;
+        }
+        // Is it the certificate, or would the old one fare no better?
+        let outcome = current.post(frame).await;
+        if matches!(outcome, Outcome::Done { .. }) {
+            tracing::error!("the renewed certificate does not deliver and the old one does; it is given up");
+            *self.lock_trial() = None;
+        }
+        outcome
+    }
+
     fn lock_trial(&self) -> MutexGuard<'_, Option<Trial>> {
         self.trial.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -169,7 +231,8 @@ impl Reloading {
     /// Where nothing is delivered, collection being off: have the renewed certificate ask for the policy, which counts.
     pub(super) async fn prove(&self, version: &str) {
         let Some(trial) = self.lock_trial().clone() else { return };
-        match trial.post.directives(0, version).await {
+        let url = self.endpoints().in_use().url.clone();
+        match trial.post.at(&url).directives(0, version).await {
             Ok(_) => self.promote(&trial),
             Err(why) => tracing::warn!(why, "the renewed certificate is not taken yet"),
         }

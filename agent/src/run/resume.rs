@@ -3,6 +3,7 @@
 
 use super::{own::OwnRecords, post::Reloading};
 use std::{
+    collections::{BTreeMap, btree_map::Entry},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -23,6 +24,8 @@ use vedette_wire::{Lane as LaneName, body::LifecycleEvent, reply::StoredSource};
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// All pages must have come after this; else it is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+/// Where one of a pair has answered, the other is given so long.
+const PAIR_PATIENCE: Duration = Duration::from_secs(600);
 /// How often what waits is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The longest pause between two questions.
@@ -59,8 +62,17 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
     let sources = loop {
         let first = queue.resume() == Resume::First;
         let patience = if first { FIRST_PATIENCE.saturating_sub(began.elapsed()) } else { ANSWER_TIMEOUT };
-        let answer = tokio::time::timeout(patience, ask(&post.current())).await;
-        match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+        let (mut answers, mut failed) = (Vec::new(), None);
+        // Of a pair either may have what the other has not.
+        for post in post.all() {
+            let answer = tokio::time::timeout(patience, ask(&post)).await;
+            match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+                Ok(sources) => answers.push(sources),
+                Err(why) => failed = Some(why),
+            }
+        }
+        let enough = failed.is_none() || !answers.is_empty() && began.elapsed() >= PAIR_PATIENCE;
+        match failed.filter(|_| !enough).map_or_else(|| Ok(together(answers)), Err) {
             Ok(sources) => break sources,
             Err(why) if first && began.elapsed() >= FIRST_PATIENCE => {
                 tracing::info!(why, "the workspace did not say what it has; this is taken for the first start");
@@ -115,6 +127,30 @@ async fn salvage_one(lane: &Arc<Lane>, own: &OwnRecords, path: &Path) {
     own.lifecycle(LifecycleEvent::QueueSalvaged, message, None, None);
 }
 
+/// What several workspaces have, as if it were one: all that any has stored, and the newest cursors.
+fn together(answers: Vec<Vec<StoredSource>>) -> Vec<StoredSource> {
+    let mut all: BTreeMap<(String, String), StoredSource> = BTreeMap::new();
+    for source in answers.into_iter().flatten() {
+        match all.entry((source.collector.clone(), source.id.clone())) {
+            Entry::Vacant(none) => drop(none.insert(source)),
+            Entry::Occupied(mut there) => {
+                let there = there.get_mut();
+                if source.sealed > there.sealed {
+                    (there.cursor, there.sealed) = (source.cursor, source.sealed);
+                }
+                there.stored.extend(source.stored);
+                there.stored.sort_unstable();
+                there.stored.dedup_by(|next, before| {
+                    let touch = next.0 <= before.1;
+                    before.1 = if touch { before.1.max(next.1) } else { before.1 };
+                    touch
+                });
+            }
+        }
+    }
+    all.into_values().collect()
+}
+
 /// All pages.
 async fn ask(post: &HttpPost) -> Result<Vec<StoredSource>, String> {
     let mut sources: Vec<StoredSource> = Vec::new();
@@ -131,5 +167,25 @@ async fn ask(post: &HttpPost) -> Result<Vec<StoredSource>, String> {
         if !more {
             return Ok(sources);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_either_of_a_pair_has_is_not_read_again() {
+        let source = |id: &str, sealed, stored: &[(u64, u64)]| StoredSource {
+            collector: "syslog".to_owned(),
+            id: id.to_owned(),
+            cursor: vec![sealed as u8],
+            sealed,
+            stored: stored.to_vec(),
+        };
+        let one = vec![source("a", 1, &[(0, 10), (30, 40)]), source("b", 9, &[(0, 5)])];
+        let two = vec![source("a", 2, &[(10, 20), (35, 50), (60, 70)]), source("b", 3, &[(5, 6)]), source("c", 1, &[])];
+        let expected = [source("a", 2, &[(0, 20), (30, 50), (60, 70)]), source("b", 9, &[(0, 6)]), source("c", 1, &[])];
+        assert_eq!(together(vec![one, two]), expected);
     }
 }

@@ -1,7 +1,8 @@
 //! Status over a unix socket in the state directory: whoever may open the directory may ask.
 
-use super::{Board, VERSION, socket_name, supervisor::PolicyState};
+use super::{Board, VERSION, post::Reloading, socket_name, supervisor::PolicyState};
 use crate::{identity::Enrollment, now};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,11 @@ pub(crate) struct Report {
     pub(crate) organization_name: String,
     pub(crate) workspace: String,
     pub(crate) endpoint: String,
+    /// Since when it is in use, RFC 3339, and why.
+    #[serde(default)]
+    pub(crate) endpoint_since: String,
+    #[serde(default)]
+    pub(crate) endpoint_why: String,
     pub(crate) policy_revision: u64,
     #[serde(default)]
     pub(crate) policy: PolicyState,
@@ -88,11 +94,12 @@ pub(crate) struct Delivery {
 }
 
 /// What a report is made from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) enrollment: Enrollment,
     pub(crate) board: Arc<Board>,
     pub(crate) lane: Arc<Lane>,
+    pub(super) post: Arc<Reloading>,
     pub(crate) policy: Arc<Mutex<PolicyState>>,
     pub(crate) started: Instant,
 }
@@ -113,6 +120,7 @@ impl Source {
                 last_error: (!said.is_empty()).then(|| said.join("; ")),
             }
         });
+        let in_use = self.post.endpoints().in_use().clone();
         let policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Report {
             version: VERSION.to_owned(),
@@ -120,7 +128,10 @@ impl Source {
             organization: self.enrollment.organization.to_string(),
             organization_name: self.enrollment.organization_name.clone(),
             workspace: self.enrollment.workspace.clone(),
-            endpoint: self.enrollment.workspace.clone(),
+            endpoint: in_use.url,
+            endpoint_since: Timestamp::from_nanosecond(in_use.since.into())
+                .map_or_else(|_| String::new(), |at| format!("{at:.0}")),
+            endpoint_why: in_use.why,
             policy_revision: policy.revision,
             policy,
             collectors: collectors.collect(),
@@ -147,11 +158,13 @@ impl Source {
     }
 
     pub(crate) fn heartbeat(&self) -> Heartbeat {
-        let report = self.report();
+        let (report, in_use) = (self.report(), self.post.endpoints().in_use().clone());
         Heartbeat {
             version: report.version,
             policy_revision: report.policy_revision,
-            endpoint: Some(report.endpoint),
+            endpoint: Some(in_use.url),
+            endpoint_since: Some(in_use.since),
+            endpoint_why: Some(in_use.why),
             queue_bytes: report.queue.bytes,
             queue_batches: report.queue.batches,
             oldest_unsent: report.oldest_sealed,

@@ -257,6 +257,7 @@ impl Supervisor {
             }
             return Ok(());
         };
+        self.agent.post.endpoints().set(&policy.endpoints);
         let cx = context(&self.agent.config, Vec::new(), Vec::new());
         let decisions = decide(&policy, &self.agent.config.collectors, &cx);
         let before = self.off.len();

@@ -39,7 +39,7 @@ impl Queue {
     pub fn resume_at(&self, sources: Vec<StoredSource>) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |tx, meta| {
             let (mut cursors, mut table) = (tx.open_table(CURSORS)?, tx.open_table(STORED)?);
-            for StoredSource { collector, id, cursor, stored } in sources {
+            for StoredSource { collector, id, cursor, stored, sealed: _ } in sources {
                 let key = format!("{collector}\0{id}");
                 if cursors.get(key.as_str())?.is_some() {
                     // Read since, without asking.

@@ -19,6 +19,12 @@ pub struct Heartbeat {
     /// Endpoint in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// Since when it is in use, nanoseconds UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_since: Option<i64>,
+    /// Why it is: `preferred`, or how long which other one has failed, and with what.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_why: Option<String>,
     /// Size of the queue's file in bytes.
     pub queue_bytes: u64,
     /// Batches not yet delivered.
@@ -65,6 +71,8 @@ const COLUMNS: &[Column] = &[
     text("waiting", "why sources wait for the queue; null while it takes batches"),
     integer("quarantined", "batches kept aside that the workspace will never take"),
     text("collectors", "state of each collector, JSON list"),
+    time("endpoint_since", "since when the endpoint is in use"),
+    text("endpoint_why", "why it is: `preferred`, or how long which other one has failed, and with what"),
 ];
 
 impl Observation for Heartbeat {
@@ -96,6 +104,8 @@ impl Observation for Heartbeat {
             ("waiting", json!(self.waiting)),
             ("quarantined", json!(self.quarantined)),
             ("collectors", json!(self.collectors)),
+            ("endpoint_since", json!(self.endpoint_since.map(milliseconds))),
+            ("endpoint_why", json!(self.endpoint_why)),
         ] {
             event.set_in("unmapped", name, value);
         }
@@ -113,6 +123,8 @@ impl Observation for Heartbeat {
             self.waiting.as_ref().into(),
             self.quarantined.into(),
             list(&self.collectors),
+            at(self.endpoint_since),
+            self.endpoint_why.as_ref().into(),
         ]
     }
 }

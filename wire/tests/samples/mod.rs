@@ -195,6 +195,8 @@ fn heartbeat() -> Heartbeat {
         version: "0.1.0".to_owned(),
         policy_revision: 3,
         endpoint: some("https://workspace.example.net:8443"),
+        endpoint_since: Some(T0),
+        endpoint_why: some("preferred"),
         queue_bytes: 65536,
         queue_batches: 2,
         oldest_unsent: Some(T0),

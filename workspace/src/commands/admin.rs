@@ -8,18 +8,35 @@ use crate::{
     control::{AgentRow, Change, Control},
     landing::Landing,
     now,
+    pair::{self, First},
     signer::Signer,
 };
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
 use vedette_wire::{geo::WorkspaceGeo, policy::Tier};
 
 /// An agent that was not heard of for so long is silent.
 const SILENT_AFTER_NS: i64 = 10 * 60 * 1_000_000_000;
 
-pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>) -> Result<()> {
+/// The first workspace of a pair, as `init` was told of it.
+pub(super) fn first_of_pair(with: String, ca: Option<PathBuf>, token: Option<PathBuf>) -> Result<First> {
+    match (with.starts_with("https://"), ca, token) {
+        (true, Some(ca), Some(token)) => Ok(First::Url { url: with, ca, token }),
+        (true, ..) => {
+            bail!("--pair-with {with}: also give --pair-ca and --pair-token-file (`token pair` there prints one)")
+        }
+        (false, None, None) => Ok(First::Dir(with.into())),
+        (false, ..) => bail!("--pair-with {with}: --pair-ca and --pair-token-file go with an https address"),
+    }
+}
+
+pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>, first: Option<First>) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -36,10 +53,14 @@ pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>) 
             names.insert(0, hostname.into_owned());
         }
     }
-    ca::create(dir, geo, &names)?;
-    Signer::create(dir)?;
+    if let Some(first) = &first {
+        pair::join(dir, geo, &names, first).await?;
+    } else {
+        ca::create(dir, geo, &names)?;
+        Signer::create(dir)?;
+        Control::create(dir, geo).await?;
+    }
     Landing::open(&dir.join("landing"))?;
-    Control::create(dir, geo).await?;
     tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace made; agents need its ca.pem");
     Ok(())
 }
@@ -51,11 +72,20 @@ pub(super) async fn renew_certificate(dir: &Path, names: &[String]) -> Result<()
     Ok(())
 }
 
+/// Let a second workspace of a pair stand alone.
+pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
+    let control = Control::open(dir).await?;
+    let Some(first) = control.pair_of().await? else { bail!("this workspace is not the second of a pair") };
+    control.set_pair_of(None).await?;
+    control.audit_by(Change { who: &who(), reason, now: now() }, "pair promote", &format!("{first}: {reason}")).await
+}
+
 pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Result<()> {
     if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
         bail!("an organization's name has 1 to 200 characters, none of them control characters");
     }
     let control = Control::open(dir).await?;
+    control.must_be_first().await?;
     let change = Change { who: &who(), reason: "organization added", now: now() };
     let id = control.add_organization(name, tier, &super::signer(dir, &control).await?, change).await?;
     print(format!("{id}\n").as_bytes())
@@ -63,14 +93,31 @@ pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Resu
 
 pub(super) async fn new_token(dir: &Path, org: &str, uses: u32, hours: u32) -> Result<()> {
     let control = Control::open(dir).await?;
+    control.must_be_first().await?;
     let organization = control.organization(org).await?;
+    let (token, expires) = (secret("vdt_")?, expires_in(hours));
+    control.add_token(&organization, &token_digest(&token), uses, now(), expires).await?;
+    print(format!("{token}\n").as_bytes())
+}
+
+pub(super) async fn pair_token(dir: &Path, hours: u32) -> Result<()> {
+    let control = Control::open(dir).await?;
+    control.must_be_first().await?;
+    let token = secret("vdp_")?;
+    control.add_pair_token(&token_digest(&token), now(), expires_in(hours)).await?;
+    print(format!("{token}\n").as_bytes())
+}
+
+/// A new token: 256 random bits.
+fn secret(prefix: &str) -> Result<String> {
     let mut secret = [0_u8; 32];
     let provider = rustls::crypto::CryptoProvider::get_default().expect("main installs it");
     provider.secure_random.fill(&mut secret).map_err(|_| anyhow::anyhow!("no randomness"))?;
-    let token = format!("vdt_{}", hex::encode(secret));
-    let expires = now() + i64::from(hours) * 3600 * 1_000_000_000;
-    control.add_token(&organization, &token_digest(&token), uses, now(), expires).await?;
-    print(format!("{token}\n").as_bytes())
+    Ok(format!("{prefix}{}", hex::encode(secret)))
+}
+
+fn expires_in(hours: u32) -> i64 {
+    now() + i64::from(hours) * 3600 * 1_000_000_000
 }
 
 /// What is kept of a token.

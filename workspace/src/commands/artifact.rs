@@ -22,6 +22,7 @@ pub(super) async fn request(wanted: &ArtifactWanted) -> Result<()> {
         bail!("--reason must say why");
     }
     let control = Control::open(&wanted.dir).await?;
+    control.must_be_first().await?;
     let organization = control.organization(&wanted.org).await?;
     let (now, who) = (now(), who());
     let expires = now + i64::from(wanted.hours) * 3600 * 1_000_000_000;

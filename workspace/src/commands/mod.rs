@@ -27,7 +27,10 @@ use std::{
 /// Run one command.
 pub(crate) async fn run(command: Command) -> Result<()> {
     match command {
-        Command::Init { dir, geo, names } => admin::init(&dir, geo, names).await,
+        Command::Init { dir, geo, names, pair_with, pair_ca, pair_token_file } => {
+            let first = pair_with.map(|with| admin::first_of_pair(with, pair_ca, pair_token_file)).transpose()?;
+            admin::init(&dir, geo, names, first).await
+        }
         Command::Certificate { dir, names } => admin::renew_certificate(&dir, &names).await,
         Command::Serve {
             dir,
@@ -43,6 +46,8 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             serve::serve(&dir, listen, address_file.as_deref(), settings).await
         }
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
+        Command::Token(Token::Pair { dir, hours }) => admin::pair_token(&dir, hours).await,
+        Command::PairPromote { dir, reason } => admin::promote(&dir, &reason).await,
         Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,
         Command::Policy(Policy::Show { org, dir, history }) => policy::show(&dir, &org, history).await,
         Command::Policy(Policy::Set(change)) => policy::set(&change).await,
@@ -83,7 +88,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
 }
 
 /// The key that policies are signed with; a workspace of a release without policies is given one.
-async fn signer(dir: &Path, control: &Control) -> Result<Signer> {
+pub(crate) async fn signer(dir: &Path, control: &Control) -> Result<Signer> {
     if control.has_policies().await? || dir.join("policy.key").exists() {
         Signer::load(dir)
     } else {

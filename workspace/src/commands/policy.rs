@@ -41,6 +41,7 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
         bail!("--reason must say why");
     }
     let control = Control::open(&wanted.dir).await?;
+    control.must_be_first().await?;
     let organization = control.organization(&wanted.org).await?;
     let signer = signer(&wanted.dir, &control).await?;
     control.first_policies(&signer, upgraded()).await?;
@@ -56,6 +57,11 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
     policy.store = wanted.store.unwrap_or(policy.store);
     if let Some(limits) = &wanted.artifacts {
         policy.artifacts = artifact_limits(limits, &policy.artifacts)?;
+    }
+    if wanted.endpoints == ["default"] {
+        policy.endpoints.clear();
+    } else if !wanted.endpoints.is_empty() {
+        policy.endpoints = wanted.endpoints.iter().map(|url| endpoint(url)).collect::<Result<_>>()?;
     }
     for setting in &wanted.collectors {
         let (id, value) =
@@ -86,9 +92,6 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
     if *policy == before {
         bail!("that is what the policy says already; nothing was changed");
     }
-    if policy.store != before.store {
-        tracing::warn!("--store is kept and shown; this release filters nothing by it");
-    }
     Ok(())
 }
 
@@ -117,6 +120,17 @@ fn artifact_limits(text: &str, now: &ArtifactLimits) -> Result<ArtifactLimits> {
         bail!("--artifacts paths: {wrong:?} must be absolute");
     }
     Ok(limits)
+}
+
+/// `https://host[:port]`, without a slash at the end.
+fn endpoint(text: &str) -> Result<String> {
+    let url = text.trim_end_matches('/');
+    let parsed: http::Uri = url.parse().with_context(|| format!("--endpoint {text} is no address"))?;
+    let bare = parsed.path_and_query().is_none_or(|path| path == "/");
+    if parsed.scheme_str() != Some("https") || parsed.host().is_none_or(str::is_empty) || !bare || url.contains('@') {
+        bail!("--endpoint {text}: write https://HOST:PORT");
+    }
+    Ok(url.to_owned())
 }
 
 fn size(text: &str) -> Option<u64> {

@@ -4,7 +4,7 @@ use crate::{
     ca::Authority,
     control::Control,
     landing::{Landing, ReadError},
-    now,
+    now, pair,
     receive::{self, PLAIN_BYTES_MAX, Receiver, Settings},
     tiles::Noted,
 };
@@ -15,6 +15,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
+use vedette_wire::policy::Store;
 
 pub(super) async fn serve(
     dir: &Path,
@@ -31,9 +32,12 @@ pub(super) async fn serve(
     control.first_policies(&signer, super::policy::upgraded()).await?;
     let (stop, stopped) = watch::channel(false);
     let news = receive::follow_news(control.clone(), stopped.clone());
+    if control.pair_of().await?.is_some() {
+        tokio::spawn(pair::follow(dir.clone(), control.clone(), stopped.clone()));
+    }
     let receiver = Arc::new(Receiver::new(
-        control.clone(),
-        landing.clone(),
+        &dir,
+        (control.clone(), landing.clone()),
         Authority::load(&dir)?,
         control.geo().await?,
         (signer.public(), news),
@@ -95,7 +99,9 @@ async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
         }
         let noted = match landing.read(&key, PLAIN_BYTES_MAX).await {
             Ok(batch) => {
-                let noted = Noted::from(batch);
+                let (organization, revision) = (batch.header.organization, batch.header.policy_revision);
+                let policy = control.policy(organization, revision).await?;
+                let noted = Noted::of(batch, policy.map_or(Store::All, |(policy, _)| policy.store));
                 let checked = noted.check();
                 checked.inspect_err(|wrong| tracing::error!(key, wrong, "a landed batch is not in the ledger")).ok();
                 checked.is_ok().then_some(noted)

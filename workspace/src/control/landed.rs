@@ -5,7 +5,7 @@ use crate::tiles::Noted;
 use anyhow::Result;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
-use vedette_wire::OrganizationId;
+use vedette_wire::{OrganizationId, policy::Store};
 
 /// A landed batch that is not materialised.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -14,6 +14,20 @@ pub(crate) struct Pending {
     pub(crate) day: String,
     pub(crate) landed: i64,
     pub(crate) bytes: i64,
+    #[sqlx(try_from = "String")]
+    pub(crate) store: Tier,
+}
+
+/// A tier of the store, as it stands in a row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tier(pub(crate) Store);
+
+impl TryFrom<String> for Tier {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse().map(Self)
+    }
 }
 
 /// The batches that are not marked as materialised, and the versions up to which tables hold those that are.
@@ -29,7 +43,7 @@ impl Control {
         let header = &noted.header;
         let organization = header.organization.to_string();
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        if insert(&mut tx, key, &organization, day, bytes as u64, now).await? {
+        if insert(&mut tx, key, &organization, day, (bytes as u64, noted.store), now).await? {
             ledger::note(&mut tx, noted, now).await?;
         }
         sqlx::query(
@@ -71,7 +85,8 @@ impl Control {
         now: i64,
     ) -> Result<bool> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let new = insert(&mut tx, key, organization, day, bytes, now).await?;
+        let store = noted.map_or(Store::All, |noted| noted.store);
+        let new = insert(&mut tx, key, organization, day, (bytes, store), now).await?;
         if let Some(noted) = noted.filter(|_| new) {
             ledger::note(&mut tx, noted, now).await?;
         }
@@ -83,7 +98,7 @@ impl Control {
     pub(crate) async fn undecided(&self, organization: OrganizationId, most: u32) -> Result<Undecided> {
         let mut tx = self.pool.begin().await?;
         let pending = sqlx::query_as(
-            "SELECT key, day, landed, bytes FROM landed WHERE organization = ? AND state = 0 ORDER BY landed LIMIT ?",
+            "SELECT key, day, landed, bytes, store FROM landed WHERE organization = ? AND state = 0 ORDER BY landed LIMIT ?",
         )
         .bind(organization.to_string())
         .bind(most)
@@ -138,17 +153,19 @@ async fn insert(
     key: &str,
     organization: &str,
     day: &str,
-    bytes: u64,
+    (bytes, store): (u64, Store),
     now: i64,
 ) -> Result<bool> {
-    let done =
-        sqlx::query("INSERT OR IGNORE INTO landed (key, organization, day, landed, bytes) VALUES (?, ?, ?, ?, ?)")
-            .bind(key)
-            .bind(organization)
-            .bind(day)
-            .bind(now)
-            .bind(bytes.cast_signed())
-            .execute(tx)
-            .await?;
+    let done = sqlx::query(
+        "INSERT OR IGNORE INTO landed (key, organization, day, landed, bytes, store) VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(key)
+    .bind(organization)
+    .bind(day)
+    .bind(now)
+    .bind(bytes.cast_signed())
+    .bind(store.name())
+    .execute(tx)
+    .await?;
     Ok(done.rows_affected() > 0)
 }

@@ -10,6 +10,8 @@ mod account;
 
 pub(crate) use account::{Account, Gap};
 
+use account::Books;
+
 use super::Control;
 use crate::tiles::{Noted, Tile};
 use anyhow::Result;
@@ -88,6 +90,15 @@ pub(super) async fn note(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> 
         .bind(repeated)
         .execute(&mut *tx)
         .await?;
+    }
+    for (collector, left_out) in &noted.left_out {
+        sqlx::query("UPDATE stored SET left_out = left_out + ? WHERE organization = ? AND agent = ? AND collector = ?")
+            .bind(left_out.cast_signed())
+            .bind(noted.header.organization.to_string())
+            .bind(noted.header.agent.to_string())
+            .bind(collector)
+            .execute(&mut *tx)
+            .await?;
     }
     Ok(())
 }
@@ -256,20 +267,6 @@ async fn lay_positions(tx: &mut SqliteConnection, noted: &Noted, tile: &Tile, no
     Ok(i64::try_from(repeated)?)
 }
 
-/// Accounts of one agent while they are added up, by collector.
-#[derive(Default)]
-struct Books(BTreeMap<String, Account>);
-
-impl Books {
-    fn of(&mut self, agent: &str, collector: &str) -> &mut Account {
-        self.0.entry(collector.to_owned()).or_insert_with(|| Account {
-            agent: agent.to_owned(),
-            collector: collector.to_owned(),
-            ..Account::default()
-        })
-    }
-}
-
 /// Sequences that have not landed.
 struct Absent {
     lane: String,
@@ -314,15 +311,18 @@ impl Control {
         }
         let mut out = Vec::new();
         for (agent, (mut books, open)) in agents {
-            let stored: Vec<(String, i64, i64)> =
-                sqlx::query_as("SELECT collector, records, repeated FROM stored WHERE organization = ? AND agent = ?")
-                    .bind(&id)
-                    .bind(&agent)
-                    .fetch_all(&mut *tx)
-                    .await?;
-            for (collector, records, repeated) in stored {
+            let stored: Vec<(String, i64, i64, i64)> = sqlx::query_as(
+                "SELECT collector, records, repeated, left_out FROM stored WHERE organization = ? AND agent = ?",
+            )
+            .bind(&id)
+            .bind(&agent)
+            .fetch_all(&mut *tx)
+            .await?;
+            for (collector, records, repeated, left_out) in stored {
                 let account = books.of(&agent, &collector);
-                (account.stored, account.repeated) = (records.cast_unsigned(), repeated.cast_unsigned());
+                account.stored = (records - left_out).cast_unsigned();
+                account.repeated = repeated.cast_unsigned();
+                account.drop(Reason::Policy, left_out.cast_unsigned());
             }
             holes(&mut tx, &id, &agent, &mut books, &open).await?;
             out.extend(books.0.into_values());
@@ -337,8 +337,7 @@ fn count(books: &mut Books, epoch: &Epoch) -> Result<()> {
         let account = books.of(&epoch.agent, collector);
         account.emitted = account.emitted.saturating_add(counters.emitted);
         for (reason, dropped) in &counters.dropped {
-            let sum = account.dropped.entry(reason.name().to_owned()).or_default();
-            *sum = sum.saturating_add(*dropped);
+            account.drop(*reason, *dropped);
         }
     }
     Ok(())
@@ -417,8 +416,7 @@ fn sequences(books: &mut Books, open: &mut Open, epoch: &Epoch, runs: &[Run]) ->
                     Fate::Quarantined => account.quarantined = account.quarantined.saturating_add(records),
                     Fate::Purged | Fate::Lost => {
                         let reason = if fate == Fate::Purged { Reason::Policy } else { Reason::QueueDamaged };
-                        let sum = account.dropped.entry(reason.name().to_owned()).or_default();
-                        *sum = sum.saturating_add(records);
+                        account.drop(reason, records);
                     }
                     Fate::Missing => {
                         account.missing = account.missing.saturating_add(records);

@@ -8,6 +8,7 @@ mod landed;
 mod ledger;
 mod policies;
 mod positions;
+mod shared;
 
 #[cfg(test)]
 pub(crate) use agents::TokenError;
@@ -15,6 +16,7 @@ pub(crate) use agents::{AgentRow, Enrollment};
 pub(crate) use artifacts::Piece;
 pub(crate) use ledger::Account;
 pub(crate) use policies::Change;
+pub(crate) use shared::{Revocation, Shared};
 
 use crate::signer::Signer;
 use anyhow::{Context, Result, anyhow, bail};

@@ -59,8 +59,8 @@ impl Control {
     ) -> Result<Positions> {
         let (organization, agent) = (organization.to_string(), agent.to_string());
         let mut tx = self.pool.begin().await?;
-        let rows: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
-            "SELECT collector, source, cursor FROM cursors
+        let rows: Vec<(String, String, Vec<u8>, i64)> = sqlx::query_as(
+            "SELECT collector, source, cursor, sealed FROM cursors
              WHERE organization = ? AND agent = ? AND cursor IS NOT NULL AND (collector, source) > (?, ?)
              ORDER BY collector, source LIMIT ?",
         )
@@ -73,7 +73,7 @@ impl Control {
         .await?;
         let more = rows.len() > PAGE;
         let mut sources = Vec::new();
-        for (collector, id, cursor) in rows.into_iter().take(PAGE) {
+        for (collector, id, cursor, sealed) in rows.into_iter().take(PAGE) {
             let mut stretches: Vec<(i64, i64)> = sqlx::query_as(
                 "SELECT start, reached FROM positions WHERE organization = ? AND agent = ? AND collector = ? AND source = ?
                  ORDER BY start DESC LIMIT ?",
@@ -87,7 +87,7 @@ impl Control {
             .await?;
             stretches.reverse();
             let stored = stretches.iter().map(|(from, to)| (from.cast_unsigned(), to.cast_unsigned())).collect();
-            sources.push(StoredSource { collector, id, cursor, stored });
+            sources.push(StoredSource { collector, id, cursor, sealed, stored });
         }
         Ok(Positions { sources, more })
     }

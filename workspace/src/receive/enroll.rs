@@ -18,9 +18,8 @@ pub(super) async fn enroll(
     State(receiver): State<Arc<Receiver>>,
     request: Result<Json<EnrollRequest>, JsonRejection>,
 ) -> Result<Json<EnrollReply>, Refusal> {
-    if receiver.enrollments.check().is_err() {
-        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments").retry_after(10));
-    }
+    receiver.enrolls()?;
+    receiver.is_first().await?;
     let Json(request) =
         request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
     let fields = [&request.hostname, &request.version, request.machine.as_ref().unwrap_or(&request.version)];

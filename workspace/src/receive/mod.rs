@@ -4,6 +4,7 @@
 
 mod batch;
 mod enroll;
+mod pair;
 mod policy;
 mod positions;
 mod problem;
@@ -16,12 +17,14 @@ use crate::{ca::Authority, control::Control, landing::Landing};
 use axum::{
     Router,
     extract::DefaultBodyLimit,
+    http::StatusCode,
     routing::{get, post, put},
 };
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use std::{
     collections::HashMap,
     num::NonZeroU32,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,6 +35,8 @@ use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, repl
 pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Largest enrollment request; whoever sends it is not known yet.
 const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
+/// Largest list of revocations.
+const EXCHANGE_BYTES_MAX: usize = 16 << 20;
 /// Largest batch when decompressed.
 pub(crate) const PLAIN_BYTES_MAX: usize = 128 << 20;
 /// Batches that are being checked and landed at the same time: a bound on memory.
@@ -43,6 +48,10 @@ const ENROLLMENTS_PER_MINUTE: u32 = 600;
 
 /// Questions of one agent a minute; one that is told at once asks again at once.
 const QUESTIONS_PER_MINUTE: u32 = 120;
+
+/// Whether the client certificate is of the other workspace of the pair.
+#[derive(Debug, Clone, Copy)]
+struct OfPair(bool);
 
 /// Whom a client certificate names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +75,7 @@ pub(crate) struct Settings {
 
 /// What the handlers share.
 pub(crate) struct Receiver {
+    dir: PathBuf,
     control: Control,
     landing: Landing,
     authority: Authority,
@@ -84,8 +94,8 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     pub(crate) fn new(
-        control: Control,
-        landing: Landing,
+        dir: &Path,
+        (control, landing): (Control, Landing),
         authority: Authority,
         geo: WorkspaceGeo,
         (policy_key, news): (String, watch::Receiver<News>),
@@ -93,6 +103,7 @@ impl Receiver {
     ) -> Self {
         let enrollments = NonZeroU32::new(ENROLLMENTS_PER_MINUTE).expect("not zero");
         Self {
+            dir: dir.to_owned(),
             control,
             landing,
             authority,
@@ -108,10 +119,26 @@ impl Receiver {
         }
     }
 
+    /// Refuse where too many enroll.
+    fn enrolls(&self) -> Result<(), problem::Refusal> {
+        let refused = |_| problem::Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments");
+        self.enrollments.check().map_err(|err| refused(err).retry_after(10))
+    }
+
+    /// Refuse what the first workspace of a pair does alone.
+    async fn is_first(&self) -> Result<(), problem::Refusal> {
+        match self.control.pair_of().await.map_err(|err| problem::Refusal::internal(&err))? {
+            None => Ok(()),
+            Some(first) => {
+                let title = format!("this workspace is the second of a pair; do this at the first, {first}");
+                Err(problem::Refusal::new(StatusCode::MISDIRECTED_REQUEST, "pair", title))
+            }
+        }
+    }
+
     /// Refuse an agent that asks too often.
     fn asks(&self, agent: AgentId) -> Result<(), problem::Refusal> {
-        let refused =
-            || problem::Refusal::new(axum::http::StatusCode::TOO_MANY_REQUESTS, "rate", "this agent asks too often");
+        let refused = || problem::Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "this agent asks too often");
         self.questions.check_key(&agent).map_err(|_| refused().retry_after(1))
     }
 
@@ -141,6 +168,8 @@ fn router(receiver: Arc<Receiver>) -> Router {
         .route("/v1/policy/{behind}", get(policy::next))
         .route("/v1/enroll", post(enroll::enroll).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/v1/renew", post(enroll::renew).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
+        .route("/v1/pair/join", post(pair::join).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
+        .route("/v1/pair", post(pair::exchange).layer(DefaultBodyLimit::max(EXCHANGE_BYTES_MAX)))
         .route("/livez", get(|| async { "ok\n" }))
         .fallback(problem::not_found)
         .with_state(receiver)

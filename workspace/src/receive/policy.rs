@@ -15,7 +15,10 @@ use std::{
 };
 use tokio::sync::watch;
 use vedette_wire::{
-    AgentId, Body, Header, Lane, OrganizationId, Policy, Record, body::Artifact, codec, frame, policy::Directives,
+    AgentId, Body, Header, Lane, OrganizationId, Policy, Record,
+    body::Artifact,
+    codec, frame,
+    policy::{Directives, Store},
 };
 
 /// How long a question waits for another revision; shorter than what gives up an idle connection.
@@ -133,47 +136,59 @@ impl Receiver {
             let title = format!("policy revision {} is not known here", header.policy_revision);
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "policy_revision", title).retry_after(60));
         }
-        let frame = if header.records == 0 {
-            frame
-        } else {
-            let (frame, why) = self.forbidden(header, frame, in_force).await.map_err(|err| Refusal::internal(&err))?;
-            if let Some(why) = why {
-                let who = (header.organization, header.agent);
-                tracing::warn!(agent = %header.agent, why, "a batch was refused");
-                let raised = self.control.alert(who, "policy", &why, now()).await;
-                raised.map_err(|err| Refusal::internal(&err))?;
-                return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "policy", why));
-            }
-            frame
+        if header.records == 0 {
+            return Ok((noted, frame, digest));
+        }
+        let internal = |err: anyhow::Error| Refusal::internal(&err);
+        let policy = self.policy_of(header).await.map_err(internal)?;
+        let (frame, why) = match &policy {
+            None => (frame, Some(format!("there never was a policy revision {}", header.policy_revision))),
+            Some(policy) => self.forbidden(header, policy, frame, in_force).await.map_err(internal)?,
         };
-        Ok((noted, frame, digest))
+        if let Some(why) = why {
+            let who = (header.organization, header.agent);
+            tracing::warn!(agent = %header.agent, why, "a batch was refused");
+            self.control.alert(who, "policy", &why, now()).await.map_err(internal)?;
+            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "policy", why));
+        }
+        let store = policy.map_or(Store::All, |policy| policy.store);
+        if store == Store::All {
+            return Ok((noted, frame, digest));
+        }
+        let look = move || {
+            let (mut noted, records) = (noted, records(&frame)?);
+            noted.leave_out(store, &records);
+            Ok((noted, frame, digest))
+        };
+        tokio::task::spawn_blocking(look).await.map_err(|err| internal(err.into()))?.map_err(internal)
+    }
+
+    /// The policy that a batch was observed under; absent where there never was one.
+    async fn policy_of(&self, header: &Header) -> anyhow::Result<Option<Arc<Policy>>> {
+        let key = (header.organization, header.policy_revision);
+        let remembered = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if remembered.is_some() {
+            return Ok(remembered);
+        }
+        let Some((policy, _)) = self.control.policy(key.0, key.1).await? else { return Ok(None) };
+        let policy = Arc::new(policy);
+        let mut read = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.len() >= REMEMBERED_MAX {
+            read.clear();
+        }
+        read.insert(key, Arc::clone(&policy));
+        Ok(Some(policy))
     }
 
     /// The frame again, and why the policy forbids what is in it.
     async fn forbidden(
         &self,
         header: &Header,
+        policy: &Policy,
         frame: Vec<u8>,
         in_force: u64,
     ) -> anyhow::Result<(Vec<u8>, Option<String>)> {
         let revision = header.policy_revision;
-        let key = (header.organization, revision);
-        let remembered = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        let policy = match remembered {
-            Some(policy) => policy,
-            None => {
-                let Some((policy, _)) = self.control.policy(header.organization, revision).await? else {
-                    return Ok((frame, Some(format!("there never was a policy revision {revision}"))));
-                };
-                let policy = Arc::new(policy);
-                let mut read = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner);
-                if read.len() >= REMEMBERED_MAX {
-                    read.clear();
-                }
-                read.insert(key, Arc::clone(&policy));
-                policy
-            }
-        };
         if !policy.collect {
             let of_host =
                 header.sources.iter().find(|source| !matches!(source.collector.as_str(), "agent" | "artifacts"));
@@ -214,21 +229,23 @@ impl Receiver {
     }
 }
 
+fn records(bytes: &[u8]) -> anyhow::Result<Vec<Record>> {
+    let (head, sealed) = frame::parse(bytes)?;
+    Ok(codec::decode(&codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?)?.records)
+}
+
 /// The kind of a record in it that collection yields.
 fn collected(bytes: &[u8]) -> anyhow::Result<Option<&'static str>> {
-    let (head, sealed) = frame::parse(bytes)?;
-    let batch = codec::decode(&codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?)?;
-    let kinds = batch.records.iter().map(|record| record.body.kind().name);
-    Ok(kinds.into_iter().find(|kind| !matches!(*kind, "heartbeat" | "artifact")))
+    let records = records(bytes)?;
+    let mut kinds = records.iter().map(|record| record.body.kind().name);
+    Ok(kinds.find(|kind| !matches!(*kind, "heartbeat" | "artifact")))
 }
 
 /// The pieces of artifacts in a batch.
 pub(super) fn pieces(bytes: &[u8]) -> anyhow::Result<Vec<Artifact>> {
-    let (head, sealed) = frame::parse(bytes)?;
-    let batch = codec::decode(&codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?)?;
     let piece = |record: Record| match record.body {
         Body::Artifact(piece) => Some(piece),
         _ => None,
     };
-    Ok(batch.records.into_iter().filter_map(piece).collect())
+    Ok(records(bytes)?.into_iter().filter_map(piece).collect())
 }

@@ -1,6 +1,7 @@
 //! TLS: 1.2 and 1.3, client certificates signed by our authority; a connection without one may only enroll.
 
-use super::{Peer, Receiver, router};
+use super::{OfPair, Peer, Receiver, router};
+use crate::ca::PAIR;
 use anyhow::{Context, Result};
 use axum::{Extension, Router};
 use hyper_util::{
@@ -147,8 +148,10 @@ async fn connection(socket: TcpStream, acceptor: TlsAcceptor, router: Router, mu
         Ok(Err(err)) => return tracing::debug!(error = %err, ?nodelay, "handshake failed"),
         Err(_) => return tracing::debug!("handshake took too long"),
     };
-    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| peer_of(chain.first()?));
-    let service = TowerToHyperService::new(router.layer(Extension(peer)));
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let of_pair = OfPair(certificate.is_some_and(is_of_pair));
+    let router = router.layer(Extension(certificate.and_then(peer_of))).layer(Extension(of_pair));
+    let service = TowerToHyperService::new(router);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
     builder
@@ -173,6 +176,12 @@ fn log_end(done: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     if let Err(err) = done {
         tracing::debug!(error = %err, "connection ended");
     }
+}
+
+/// Whether our authority signed a certificate for the other workspace of the pair; names of agents are never like it.
+fn is_of_pair(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+    certificate.subject().iter_common_name().any(|name| name.as_str() == Ok(PAIR))
 }
 
 /// Organization and agent from the subject of a certificate that our authority signed.

@@ -170,6 +170,7 @@ fn headers_tell_cursors_and_what_the_workspace_gives_back_is_kept_until_it_is_be
         collector: "test".to_owned(),
         id: "file".to_owned(),
         cursor: b"c2".to_vec(),
+        sealed: 0,
         stored: vec![(0, 4), (8, 9)],
     };
     again().resume_at(vec![source]).expect("kept");

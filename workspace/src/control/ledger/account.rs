@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
+use vedette_wire::Reason;
 
 /// One line of `vedette-workspace ledger`.
 #[derive(Debug, Default, PartialEq, Serialize)]
@@ -10,9 +11,9 @@ pub(crate) struct Account {
     pub(crate) collector: String,
     /// Records that the agent counted, shipped or dropped.
     pub(crate) emitted: u64,
-    /// Records stored; repeated ones once more each.
+    /// Records stored; repeated ones once more each, and not those that the store's tier leaves out.
     pub(crate) stored: u64,
-    /// Records that the agent dropped or purged, by reason.
+    /// Records that the agent dropped or purged, or that the store's tier leaves out, by reason.
     pub(crate) dropped: BTreeMap<String, u64>,
     /// Records that the agent still holds.
     pub(crate) in_flight: u64,
@@ -24,6 +25,30 @@ pub(crate) struct Account {
     /// Records whose positions were stored before.
     pub(crate) repeated: u64,
     pub(crate) gaps: Vec<Gap>,
+}
+
+impl Account {
+    /// Count records as dropped.
+    pub(super) fn drop(&mut self, reason: Reason, records: u64) {
+        if records > 0 {
+            let sum = self.dropped.entry(reason.name().to_owned()).or_default();
+            *sum = sum.saturating_add(records);
+        }
+    }
+}
+
+/// Accounts of one agent while they are added up, by collector.
+#[derive(Default)]
+pub(super) struct Books(pub(super) BTreeMap<String, Account>);
+
+impl Books {
+    pub(super) fn of(&mut self, agent: &str, collector: &str) -> &mut Account {
+        self.0.entry(collector.to_owned()).or_insert_with(|| Account {
+            agent: agent.to_owned(),
+            collector: collector.to_owned(),
+            ..Account::default()
+        })
+    }
 }
 
 /// What is missing.

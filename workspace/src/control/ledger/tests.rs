@@ -2,6 +2,7 @@ use super::*;
 use crate::control::tests::add;
 use vedette_wire::{
     AgentId, Batch, Epoch as EpochId, Header, Lane, Position, Record, SourceRef, body::Syslog, geo::WorkspaceGeo,
+    policy::Store,
 };
 
 const AGENT: AgentId = AgentId([7; 16]);
@@ -40,7 +41,7 @@ fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64,
         position: Position(from, to),
         body: Syslog::default().into(),
     };
-    Batch { header, records: positions.iter().map(record).collect() }.into()
+    Noted::of(Batch { header, records: positions.iter().map(record).collect() }, Store::All)
 }
 
 async fn land(control: &Control, noted: &Noted) {
@@ -204,7 +205,7 @@ async fn positions_whose_records_were_dropped_are_no_hole() {
         header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 3);
         header.sources[0].skipped = skipped;
         let record = Record { source: 0, observed: 1, position: Position(40, 50), body: Syslog::default().into() };
-        Noted::from(Batch { header, records: vec![record] })
+        Noted::of(Batch { header, records: vec![record] }, Store::All)
     };
     land(&control, &with(vec![(10, 40, 3)])).await;
     assert_eq!(books(&control, org).await, ((6, 2, 0, 0, 0), vec![]));

@@ -1,0 +1,238 @@
+//! Which workspace of the pair is delivered to. The first of the list is preferred. One that has taken nothing for a while is
+//! left for the next; the preferred one is tried with a batch now and then, and is gone back to when it has taken all of
+//! them for a longer while. All stand in the workspace's geography: TLS sees to that.
+
+use crate::{identity::Enrollment, now};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// How often the preferred one is tried, where going back does not ask for more.
+const PROBE_EVERY: Duration = Duration::from_secs(30);
+
+/// How an endpoint was found to work or to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// A batch.
+    Delivery,
+    /// The question for the policy, which says nothing of whether batches land.
+    Question,
+}
+
+/// The endpoint in use, for status and heartbeat.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct InUse {
+    pub(crate) url: String,
+    /// Nanoseconds UTC.
+    pub(crate) since: i64,
+    pub(crate) why: String,
+}
+
+/// The endpoints of this agent.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    enrolled: String,
+    urls: Vec<String>,
+    active: usize,
+    in_use: InUse,
+    fail_over_after: Duration,
+    fail_back_after: Duration,
+    /// Since when the active one fails, by delivery and by question.
+    fails: [Option<Instant>; 2],
+    /// When the active one took a batch last.
+    delivered: Option<Instant>,
+    /// Since when the preferred one works, while it is not the active one.
+    well: Option<Instant>,
+    probed: Option<Instant>,
+}
+
+impl Endpoints {
+    /// The endpoint of the enrollment alone.
+    pub(super) fn new(enrollment: &Enrollment, (fail_over_after, fail_back_after): (Duration, Duration)) -> Self {
+        let url = enrollment.workspace.clone();
+        Self {
+            enrolled: url.clone(),
+            urls: vec![url.clone()],
+            active: 0,
+            in_use: InUse { url, since: now(), why: "preferred".to_owned() },
+            fail_over_after,
+            fail_back_after,
+            fails: [None; 2],
+            delivered: None,
+            well: None,
+            probed: None,
+        }
+    }
+
+    /// Go by the endpoints of a policy. The one of the enrollment comes last where it is not named: a policy that names wrong
+    /// ones alone could never be replaced.
+    pub(super) fn set(&mut self, named: &[String]) {
+        let mut urls: Vec<String> = Vec::new();
+        for url in named.iter().chain([&self.enrolled]).filter(|url| crate::config::parse_workspace_url(url).is_ok()) {
+            if !urls.contains(url) {
+                urls.push(url.clone());
+            }
+        }
+        if urls == self.urls || urls.is_empty() {
+            return;
+        }
+        let active = urls.iter().position(|url| *url == self.in_use.url);
+        self.urls = urls;
+        self.well = None;
+        match active {
+            Some(active) => self.active = active,
+            None => self.go(0, "the policy names other endpoints".to_owned()),
+        }
+    }
+
+    /// All of them, the preferred one first.
+    pub(super) fn all(&self) -> &[String] {
+        &self.urls
+    }
+
+    /// The one in use.
+    pub(super) fn in_use(&self) -> &InUse {
+        &self.in_use
+    }
+
+    /// Where the next request goes: to the active one, or now and then to the preferred one, to see whether it works.
+    pub(super) fn next(&mut self, at: Instant) -> String {
+        let every = PROBE_EVERY.min(self.fail_back_after / 3);
+        if self.active != 0 && self.probed.is_none_or(|probed| at - probed >= every) {
+            self.probed = Some(at);
+            return self.urls[0].clone();
+        }
+        self.in_use.url.clone()
+    }
+
+    /// One answered as it should.
+    pub(super) fn works(&mut self, by: By, url: &str, at: Instant) {
+        if url == self.in_use.url {
+            self.fails[by as usize] = None;
+            if by == By::Delivery {
+                (self.fails, self.delivered) = ([None; 2], Some(at));
+            }
+        } else if url == self.urls[0] && (by == By::Delivery || self.delivered.is_none()) {
+            let well = *self.well.get_or_insert(at);
+            if at - well >= self.fail_back_after {
+                self.go(0, format!("it works again, for {} s", (at - well).as_secs()));
+            }
+        }
+    }
+
+    /// One did not. True where another is in use from now on.
+    pub(super) fn fails(&mut self, by: By, url: &str, why: &str, at: Instant) -> bool {
+        if url != self.in_use.url {
+            if url == self.urls[0] {
+                self.well = None;
+            }
+            return false;
+        }
+        let since = *self.fails[by as usize].get_or_insert(at);
+        let delivers = self.delivered.is_some_and(|delivered| at - delivered < self.fail_over_after);
+        if self.urls.len() < 2 || at - since < self.fail_over_after || by == By::Question && delivers {
+            return false;
+        }
+        let why = format!("{url} has failed for {} s: {why}", (at - since).as_secs());
+        self.go((self.active + 1) % self.urls.len(), why);
+        self.probed = Some(at);
+        true
+    }
+
+    fn go(&mut self, active: usize, why: String) {
+        let url = self.urls[active].clone();
+        tracing::warn!(from = self.in_use.url, to = url, why, "another endpoint is in use");
+        self.active = active;
+        self.in_use = InUse { url, since: now(), why };
+        (self.fails, self.delivered, self.well, self.probed) = ([None; 2], None, None, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo, id::Uuid};
+
+    const ONE: &str = "https://one:8443";
+    const TWO: &str = "https://two:8443";
+
+    fn endpoints() -> Endpoints {
+        let enrollment = Enrollment {
+            organization: OrganizationId(Uuid::nil()),
+            organization_name: "acme".to_owned(),
+            agent: AgentId([1; 16]),
+            workspace: ONE.to_owned(),
+            geo: WorkspaceGeo::Europe,
+            policy_revision: 1,
+            compression: None,
+            policy_key: None,
+        };
+        let mut endpoints = Endpoints::new(&enrollment, (Duration::from_secs(60), Duration::from_secs(300)));
+        endpoints.set(&[ONE.to_owned(), TWO.to_owned()]);
+        endpoints
+    }
+
+    #[test]
+    fn after_a_minute_without_a_delivery_the_pair_is_used_and_after_five_good_ones_the_first_again() {
+        let (mut e, begin) = (endpoints(), Instant::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        assert!(!e.fails(By::Delivery, ONE, "refused", at(0)));
+        e.works(By::Delivery, ONE, at(30));
+        // Not a minute in one piece.
+        assert!(!e.fails(By::Delivery, ONE, "refused", at(40)));
+        assert!(!e.fails(By::Delivery, ONE, "refused", at(99)));
+        assert!(e.fails(By::Delivery, ONE, "refused", at(100)));
+        assert_eq!((e.in_use().url.as_str(), e.in_use().why.contains("60 s: refused")), (TWO, true), "{e:?}");
+        // The first is tried each half minute, and has to work for five minutes without a failure.
+        assert_eq!((e.next(at(101)), e.next(at(130)), e.next(at(131))), (TWO.into(), ONE.into(), TWO.into()));
+        e.works(By::Delivery, ONE, at(131));
+        e.works(By::Delivery, TWO, at(200));
+        assert!(!e.fails(By::Delivery, ONE, "refused", at(400)));
+        e.works(By::Delivery, ONE, at(432));
+        e.works(By::Delivery, ONE, at(731));
+        assert_eq!(e.in_use().url, TWO);
+        e.works(By::Delivery, ONE, at(732));
+        assert_eq!(e.in_use().url, ONE, "{e:?}");
+    }
+
+    #[test]
+    fn with_both_away_it_goes_from_one_to_the_other_and_nowhere_else() {
+        let (mut e, begin) = (endpoints(), Instant::now());
+        let mut seen = Vec::new();
+        for seconds in 0..400 {
+            let at = begin + Duration::from_secs(seconds);
+            let url = e.next(at);
+            if e.fails(By::Delivery, &url, "timed out", at) {
+                seen.push(e.in_use().url.clone());
+            }
+        }
+        assert!(seen.len() >= 5 && seen.iter().zip([TWO, ONE].iter().cycle()).all(|(a, b)| a == b), "{seen:?}");
+    }
+
+    #[test]
+    fn questions_count_where_nothing_is_delivered() {
+        let (mut e, begin) = (endpoints(), Instant::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        e.works(By::Delivery, ONE, at(0));
+        assert!(!e.fails(By::Question, ONE, "timed out", at(1)));
+        e.works(By::Delivery, ONE, at(50));
+        assert!(!e.fails(By::Question, ONE, "timed out", at(61)), "batches land");
+        // Deliveries fail, and the question is answered: what counts is whether batches land.
+        assert!(!e.fails(By::Delivery, ONE, "503", at(70)));
+        e.works(By::Question, ONE, at(100));
+        assert!(e.fails(By::Delivery, ONE, "503", at(130)));
+        // On the pair with collection off: nothing but questions.
+        e.works(By::Question, ONE, at(200));
+        e.works(By::Question, ONE, at(500));
+        assert_eq!(e.in_use().url, ONE);
+    }
+
+    #[test]
+    fn a_policy_cannot_take_the_endpoint_of_the_enrollment_away() {
+        let mut e = endpoints();
+        e.set(&["https://three:1".to_owned(), "http://plain:1".to_owned(), "https://three:1".to_owned()]);
+        assert_eq!(e.all(), ["https://three:1", ONE]);
+        assert_eq!(e.in_use().url, ONE, "it was in use and is still named");
+        e.set(&[]);
+        assert_eq!(e.all(), [ONE]);
+    }
+}

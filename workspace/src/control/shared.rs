@@ -1,0 +1,234 @@
+//! What the two workspaces of a pair share: organizations, their policies, agents with revocations, and requests for
+//! artifacts. It is changed at the first of the two; the other takes it over. Revocations are made at either.
+
+use super::Control;
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use vedette_wire::{AgentId, OrganizationId};
+
+/// All of it, as of one moment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Shared {
+    organizations: Vec<Organization>,
+    policies: Vec<Policy>,
+    agents: Vec<Agent>,
+    artifacts: Vec<Artifact>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, sqlx::FromRow)]
+struct Organization {
+    id: String,
+    name: String,
+    tier: String,
+    policy_revision: i64,
+    created: i64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, sqlx::FromRow)]
+struct Policy {
+    organization: String,
+    revision: i64,
+    collect: bool,
+    document: String,
+    signature: String,
+    issued: i64,
+    who: String,
+    reason: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, sqlx::FromRow)]
+struct Agent {
+    organization: String,
+    id: String,
+    hostname: String,
+    machine: Option<String>,
+    version: String,
+    enrolled: i64,
+    revoked: Option<i64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize, sqlx::FromRow)]
+struct Artifact {
+    id: String,
+    organization: String,
+    agent: String,
+    path: String,
+    document: String,
+    signature: String,
+    requested: i64,
+    expires: i64,
+    who: String,
+    reason: String,
+}
+
+/// An agent that was revoked, and when, nanoseconds UTC.
+pub(crate) type Revocation = (OrganizationId, AgentId, i64);
+
+impl Control {
+    /// Where the first workspace of the pair is; absent where this is the first, or stands alone.
+    pub(crate) async fn pair_of(&self) -> Result<Option<String>> {
+        Ok(sqlx::query_scalar("SELECT value FROM settings WHERE name = 'pair_of'").fetch_optional(&self.pool).await?)
+    }
+
+    /// Note that this workspace is the pair of one, or is none from now on.
+    pub(crate) async fn set_pair_of(&self, first: Option<&str>) -> Result<()> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("DELETE FROM settings WHERE name = 'pair_of'").execute(&mut *tx).await?;
+        if let Some(first) = first {
+            sqlx::query("INSERT INTO settings (name, value) VALUES ('pair_of', ?)")
+                .bind(first)
+                .execute(&mut *tx)
+                .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Refuse what is done at the first workspace of a pair alone.
+    pub(crate) async fn must_be_first(&self) -> Result<()> {
+        match self.pair_of().await? {
+            Some(first) => bail!("this workspace is the pair of {first}: do this there, it is taken over from there"),
+            None => Ok(()),
+        }
+    }
+
+    /// Keep the digest of a token that a pair joins with.
+    pub(crate) async fn add_pair_token(&self, digest: &str, now: i64, expires: i64) -> Result<()> {
+        sqlx::query("INSERT INTO pair_tokens (digest, expires) VALUES (?, ?)")
+            .bind(digest)
+            .bind(expires)
+            .execute(&self.pool)
+            .await?;
+        self.audit(now, "token pair", "").await
+    }
+
+    /// Use a pair's token up; false where it is not known, or has expired.
+    pub(crate) async fn use_pair_token(&self, digest: &str, now: i64) -> Result<bool> {
+        let done = sqlx::query("DELETE FROM pair_tokens WHERE digest = ? AND expires > ?")
+            .bind(digest)
+            .bind(now)
+            .execute(&self.pool)
+            .await?;
+        let known = done.rows_affected() == 1;
+        if known {
+            self.audit(now, "pair join", "another workspace has the keys of this one now").await?;
+        }
+        Ok(known)
+    }
+
+    /// What the other of the pair takes over.
+    pub(crate) async fn shared(&self, now: i64) -> Result<Shared> {
+        let mut tx = self.pool.begin().await?;
+        let organizations = sqlx::query_as("SELECT * FROM organizations ORDER BY id").fetch_all(&mut *tx).await?;
+        let policies =
+            sqlx::query_as("SELECT * FROM policies ORDER BY organization, revision").fetch_all(&mut *tx).await?;
+        let agents = sqlx::query_as(
+            "SELECT organization, id, hostname, machine, version, enrolled, revoked FROM agents ORDER BY organization, id",
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        let artifacts = sqlx::query_as(
+            "SELECT id, organization, agent, path, document, signature, requested, expires, who, reason FROM artifacts
+             WHERE state IN ('requested', 'sending') AND expires > ? ORDER BY id",
+        )
+        .bind(now)
+        .fetch_all(&mut *tx)
+        .await?;
+        Ok(Shared { organizations, policies, agents, artifacts })
+    }
+
+    /// Take over what the first of the pair says, in one transaction. What it says of an agent that is revoked here stays
+    /// revoked.
+    pub(crate) async fn take_over(&self, shared: &Shared) -> Result<()> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for one in &shared.organizations {
+            sqlx::query(
+                "INSERT INTO organizations (id, name, tier, policy_revision, created) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (id) DO UPDATE SET name = ?2, tier = ?3, policy_revision = ?4
+                 WHERE name <> ?2 OR tier <> ?3 OR policy_revision <> ?4",
+            )
+            .bind(&one.id)
+            .bind(&one.name)
+            .bind(&one.tier)
+            .bind(one.policy_revision)
+            .bind(one.created)
+            .execute(&mut *tx)
+            .await?;
+        }
+        for one in &shared.policies {
+            sqlx::query(
+                "INSERT OR IGNORE INTO policies (organization, revision, collect, document, signature, issued, who, reason)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(&one.organization)
+            .bind(one.revision)
+            .bind(one.collect)
+            .bind(&one.document)
+            .bind(&one.signature)
+            .bind(one.issued)
+            .bind(&one.who)
+            .bind(&one.reason)
+            .execute(&mut *tx)
+            .await?;
+        }
+        for one in &shared.agents {
+            sqlx::query(
+                "INSERT INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled, revoked)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7)
+                 ON CONFLICT (organization, id) DO UPDATE SET machine = ?4, enrolled = ?6, revoked = coalesce(revoked, ?7)
+                 WHERE machine IS NOT ?4 OR enrolled <> ?6 OR revoked IS NULL AND ?7 IS NOT NULL",
+            )
+            .bind(&one.organization)
+            .bind(&one.id)
+            .bind(&one.hostname)
+            .bind(&one.machine)
+            .bind(&one.version)
+            .bind(one.enrolled)
+            .bind(one.revoked)
+            .execute(&mut *tx)
+            .await?;
+        }
+        for one in &shared.artifacts {
+            sqlx::query(
+                "INSERT OR IGNORE INTO artifacts
+                 (id, organization, agent, path, document, signature, requested, expires, who, reason)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(&one.id)
+            .bind(&one.organization)
+            .bind(&one.agent)
+            .bind(&one.path)
+            .bind(&one.document)
+            .bind(&one.signature)
+            .bind(one.requested)
+            .bind(one.expires)
+            .bind(&one.who)
+            .bind(&one.reason)
+            .execute(&mut *tx)
+            .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Every agent that is revoked here.
+    pub(crate) async fn revocations(&self) -> Result<Vec<Revocation>> {
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT organization, id, revoked FROM agents WHERE revoked IS NOT NULL ORDER BY organization, id",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(|(organization, agent, when)| Ok((organization.parse()?, agent.parse()?, when))).collect()
+    }
+
+    /// Revoke here what the other of the pair has revoked.
+    pub(crate) async fn note_revocations(&self, revoked: &[Revocation]) -> Result<()> {
+        for (organization, agent, when) in revoked {
+            sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
+                .bind(when)
+                .bind(organization.to_string())
+                .bind(agent.to_string())
+                .execute(&self.pool)
+                .await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,53 @@
+//! `POST /v1/pair/join`: the keys of this workspace for another that is made as its pair; `POST /v1/pair`: what they share.
+
+use super::{OfPair, Receiver, problem::Refusal};
+use crate::{
+    commands::token_digest,
+    now,
+    pair::{self, Exchange, JoinReply, JoinRequest},
+};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use std::sync::Arc;
+
+pub(super) async fn join(
+    State(receiver): State<Arc<Receiver>>,
+    Json(request): Json<JoinRequest>,
+) -> Result<Json<JoinReply>, Refusal> {
+    receiver.enrolls()?;
+    receiver.is_first().await?;
+    if request.geo != receiver.geo {
+        let title = format!("a pair stands in one geography, and this workspace is in {}", receiver.geo);
+        return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "geo", title));
+    }
+    let known = receiver.control.use_pair_token(&token_digest(&request.token), now()).await;
+    if !known.map_err(|err| Refusal::internal(&err))? {
+        tracing::warn!("a workspace that would join as the pair of this one was refused");
+        return Err(Refusal::new(
+            StatusCode::FORBIDDEN,
+            "token",
+            "the token is not known, was used or has expired; make one with `vedette-workspace token pair`",
+        ));
+    }
+    let keys = pair::keys(&receiver.dir, &receiver.control).await.map_err(|err| Refusal::internal(&err))?;
+    tracing::info!("another workspace has joined as the pair of this one");
+    Ok(Json(keys))
+}
+
+pub(super) async fn exchange(
+    State(receiver): State<Arc<Receiver>>,
+    Extension(OfPair(of_pair)): Extension<OfPair>,
+    Json(request): Json<Exchange>,
+) -> Result<Response, Refusal> {
+    if !of_pair {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this is not the pair of this workspace"));
+    }
+    let internal = |err: anyhow::Error| Refusal::internal(&err);
+    receiver.control.note_revocations(&request.revoked).await.map_err(internal)?;
+    let (body, digest) = pair::answer(&receiver.control).await.map_err(internal)?;
+    Ok(if digest == request.have { StatusCode::NO_CONTENT.into_response() } else { body.into_response() })
+}
