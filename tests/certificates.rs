@@ -99,7 +99,7 @@ async fn a_renewal_is_for_the_key_that_asks() {
         ca_pem: read("ca.pem"),
         identity_pem: Some((read("cert.pem"), read("key.pem"))),
         geo: Some(vedette_wire::geo::WorkspaceGeo::Europe),
-        proxy: None,
+        ..ClientSettings::default()
     };
     let client = tls::client(&settings).expect("builds");
     let ask = async |key: &rcgen::KeyPair| {

@@ -25,7 +25,7 @@ fn client(world: &World, identity: &str, geo: WorkspaceGeo) -> reqwest::Client {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let read = |name: &str| fs::read(world.path(identity).join(name)).expect("is there after enrollment");
     let (ca_pem, identity) = (read("ca.pem"), (read("cert.pem"), read("key.pem")));
-    let settings = ClientSettings { ca_pem, identity_pem: Some(identity), geo: Some(geo), proxy: None };
+    let settings = ClientSettings { ca_pem, identity_pem: Some(identity), geo: Some(geo), ..ClientSettings::default() };
     tls::client(&settings).expect("builds")
 }
 
@@ -83,13 +83,30 @@ impl Peer {
 
     /// A batch of one line under a header that differs as told.
     pub(crate) fn sealed(&self, text: &str, change: impl FnOnce(&mut Header)) -> Vec<u8> {
+        self.sealed_with(Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() }.into(), change)
+    }
+
+    /// The same, of one body.
+    pub(crate) fn sealed_with(&self, of: Body, change: impl FnOnce(&mut Header)) -> Vec<u8> {
         let (mut records, mut body) = (Vec::new(), Vec::new());
-        let line = Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() };
-        codec::append_body(&Body::from(line), &mut body);
+        codec::append_body(&of, &mut body);
         codec::append_record(0, 1, Position(0, 1), &body, &mut records);
         let mut header = self.header.clone();
         change(&mut header);
         codec::seal(&header, &records, Compression::Zstd).expect("seals")
+    }
+
+    /// Status and body of an answer to an agent of this build.
+    pub(crate) async fn get(&self, path: &str) -> (u16, Vec<u8>) {
+        let request = self.client.get(format!("{}/v1/{path}", self.url)).header("user-agent", "vedette/0.1.0");
+        let response = request.send().await.expect("is answered");
+        (response.status().as_u16(), response.bytes().await.expect("a body").to_vec())
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.client.post(format!("{}/v1/{path}", self.url)).json(body);
+        let response = request.send().await.expect("is answered");
+        (response.status().as_u16(), response.json().await.expect("JSON"))
     }
 
     pub(crate) async fn put(&self, path: &str, sealed: Vec<u8>) -> Answer {

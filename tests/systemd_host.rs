@@ -11,14 +11,14 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-/// Where `.ci/prepare-host` puts the root file system.
-fn root_file_system() -> Option<PathBuf> {
-    let dir = PathBuf::from(std::env::var_os("HOME")?).join(".cache/vedette/host-bookworm");
+/// Where `.ci/prepare-host` puts a root file system.
+fn root_file_system(name: &str) -> Option<PathBuf> {
+    let dir = PathBuf::from(std::env::var_os("HOME")?).join(".cache/vedette").join(name);
     dir.join(".complete").exists().then_some(dir)
 }
 
 /// A booted host; gone when dropped.
-struct Host {
+pub(crate) struct Host {
     dir: tempfile::TempDir,
     nspawn: Child,
     /// Its systemd's process id out here.
@@ -26,7 +26,20 @@ struct Host {
 }
 
 impl Host {
-    fn boot(base: &Path) -> Self {
+    /// Boot a host with something added to its root; absent, having said why, where that cannot be done here.
+    pub(crate) fn boot_named(name: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
+        if rustix::process::getuid().as_raw() != 0 {
+            println!("skipped: booting a host needs root");
+            return None;
+        }
+        let Some(base) = root_file_system(name) else {
+            println!("skipped: there is no root file system to boot; .ci/run prepares one");
+            return None;
+        };
+        Some(Self::boot(&base, prepare))
+    }
+
+    fn boot(base: &Path, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("temp dir");
         for name in ["upper", "work", "root"] {
             fs::create_dir(dir.path().join(name)).expect("makes");
@@ -44,6 +57,7 @@ impl Host {
         let sysctl = Path::new(&root).join("etc/sysctl.d/50-coredump.conf");
         fs::create_dir_all(sysctl.parent().expect("has one")).expect("makes");
         std::os::unix::fs::symlink("/dev/null", sysctl).expect("links");
+        prepare(Path::new(&root));
         let boot = format!(
             "mount -t tmpfs tmpfs /run; exec systemd-nspawn --quiet --register=no --keep-unit -D {root} \
              --machine=vedette-test --private-network -b"
@@ -86,13 +100,13 @@ impl Host {
             .expect("nsenter runs")
     }
 
-    fn must(&self, script: &str) -> String {
+    pub(crate) fn must(&self, script: &str) -> String {
         let output = self.run(script);
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    fn query(&self, sql: &str) -> Vec<Value> {
+    pub(crate) fn query(&self, sql: &str) -> Vec<Value> {
         let sql = sql.replace('\'', "'\\''");
         let script =
             format!("/opt/vedette-workspace query --log error --org acme --dir /var/lib/ws --format json '{sql}'");
@@ -116,17 +130,9 @@ const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\n
 
 #[test]
 fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
-    if rustix::process::getuid().as_raw() != 0 {
-        println!("skipped: booting a host needs root");
-        return;
-    }
-    let Some(base) = root_file_system() else {
-        println!("skipped: there is no root file system to boot; .ci/run prepares one");
-        return;
-    };
     let core_pattern = || fs::read_to_string("/proc/sys/kernel/core_pattern").expect("reads");
     let before = core_pattern();
-    let host = Host::boot(&base);
+    let Some(host) = Host::boot_named("host-bookworm", |_| ()) else { return };
     host.must("useradd -m alice && mkdir -p /var/lib/vedette");
     host.must("systemd-run --unit=alice su -l alice -c 'sleep 1000'");
     host.must(&format!("printf '{}' > /var/lib/vedette/vedette.toml", CONFIG.replace('\n', "\\n")));

@@ -5,9 +5,14 @@ use crate::{
     receive::Peer,
     support::{ORG, World, refusal},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs};
-use vedette_wire::Header;
+use vedette_wire::{
+    Header, Lane, Policy, Told,
+    body::Artifact,
+    policy::{ArtifactRequest, Directives},
+    reply::Positions,
+};
 
 /// Rounds of what two agents do, drawn at random.
 const ROUNDS: u64 = 120;
@@ -108,10 +113,86 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
         );
         assert!(schema.len() <= 1, "{schema:?}");
     }
+    what_else_can_be_asked(&world, &peers).await;
     // Revoked in both, since the key is the same one and stolen.
     world.workspace(&["agent", "revoke", &peers[0].1.header.agent.to_string(), "--reason", "a copy"]);
     for (_, peer) in &peers {
         let answer = peer.put("records/0000000000000007/99", peer.sealed("x", |header| header.seq = 99)).await;
         assert_eq!(answer.code(), (403, "identity"));
     }
+}
+
+/// Positions, policy, renewal, artifacts and alerts.
+async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
+    let agent = peers[0].1.header.agent.to_string();
+    // The same source of the same agent: each is given its own cursor back.
+    for (name, peer) in peers {
+        let told = Told { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(name.as_bytes().to_vec()) };
+        let batch = peer.sealed("cursor", |header| (header.seq, header.cursors) = (50, vec![told]));
+        assert_eq!(peer.put("records/0000000000000007/50", batch).await.status, 200);
+    }
+    for (name, peer) in peers {
+        let (status, page) = peer.get("positions").await;
+        let page: Positions = rmp_serde::from_slice(&page).expect("a page");
+        let cursors: Vec<&[u8]> = page.sources.iter().map(|source| source.cursor.as_slice()).collect();
+        assert_eq!((status, cursors), (200, vec![name.as_bytes()]));
+    }
+    // One switches collection off, and asks its agent for a file.
+    world.workspace(&["policy", "set", "--org", "other", "--collect", "off", "--reason", "a test"]);
+    let request =
+        ["artifact", "request", "--org", ORG, "--agent", &agent, "--path", "/etc/os-release", "--reason", "r"];
+    let id = world.workspace(&request).trim().to_owned();
+    // What is told is looked for each second.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let asked = async |peer: &Peer| -> Directives {
+        let (status, body) = peer.get("policy/0").await;
+        assert_eq!(status, 200);
+        serde_json::from_slice(&body).expect("directives")
+    };
+    for (at, (name, peer)) in peers.iter().enumerate() {
+        let told = asked(peer).await;
+        let policy: Policy = serde_json::from_str(&told.policy.expect("a policy").policy).expect("a policy");
+        assert_eq!((policy.organization, policy.collect), (peer.header.organization, at == 0), "{name}");
+        let requests: Vec<ArtifactRequest> =
+            told.artifacts.iter().map(|signed| serde_json::from_str(&signed.request).expect("a request")).collect();
+        assert!(requests.iter().all(|request| request.organization == peer.header.organization), "{name}");
+        assert!(at == 0 || requests.is_empty(), "{name}: {requests:?}");
+        let (status, reply) = peer.post("renew", &json!({"csr": signing_request(world)})).await;
+        let pem = reply["certificate"].as_str().expect("a certificate").as_bytes().to_vec();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).expect("PEM");
+        let certificate = pem.parse_x509().expect("a certificate");
+        let named = certificate.subject().iter_organization().next().and_then(|name| name.as_str().ok());
+        assert_eq!((status, named), (200, Some(peer.header.organization.to_string().as_str())), "{name}");
+    }
+    let listed = |org: &str| world.workspace(&["artifact", "list", "--org", org, "--format", "json"]);
+    assert_eq!((listed(ORG).lines().count(), listed("other").lines().count()), (1, 0));
+    let to = world.path("got").display().to_string();
+    refusal(&world.workspace_output(&["artifact", "get", "--org", "other", "--id", &id, "--to", &to]), 1);
+    // The other answers what was not asked of it: nothing comes of that.
+    let piece = Artifact {
+        request: id.clone(),
+        path: "/etc/os-release".to_owned(),
+        offset: 0,
+        data: b"forged".to_vec(),
+        refused: Some("forged".to_owned()),
+        whole: None,
+    };
+    let forged =
+        peers[1].1.sealed_with(piece.into(), |header| (header.lane, header.policy_revision) = (Lane::Blobs, 1));
+    assert_eq!(peers[1].1.put("blobs/0000000000000007/1", forged).await.status, 200);
+    assert!(listed(ORG).contains("\"requested\""), "{}", listed(ORG));
+    // What the policy of the one refuses is an alert of that one alone.
+    let late = peers[1].1.sealed("late", |header| (header.seq, header.policy_revision) = (60, 2));
+    assert_eq!(peers[1].1.put("records/0000000000000007/60", late).await.code(), (422, "policy"));
+    let of_policy = |org: &str| {
+        let alerts = world.workspace(&["alerts", "--org", org, "--format", "json"]);
+        alerts.lines().filter(|line| line.contains("\"policy\"")).count()
+    };
+    assert_eq!((of_policy(ORG), of_policy("other")), (0, 1));
+}
+
+fn signing_request(world: &World) -> String {
+    let key = fs::read_to_string(world.path("identity/key.pem")).expect("reads");
+    let key = rcgen::KeyPair::from_pem(&key).expect("a key");
+    rcgen::CertificateParams::default().serialize_request(&key).and_then(|csr| csr.pem()).expect("signs")
 }

@@ -9,6 +9,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::Arc,
 };
@@ -110,7 +111,7 @@ async fn the_agent_talks_to_1_2_and_1_3_and_not_to_1_1() {
         ca_pem: read("ca.pem"),
         identity_pem: Some((read("cert.pem"), read("key.pem"))),
         geo: Some(vedette_wire::geo::WorkspaceGeo::Europe),
-        proxy: None,
+        ..Default::default()
     };
     for (version, talks) in [("-tls1_2", true), ("-tls1_3", true), ("-tls1_1", false)] {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
@@ -160,4 +161,49 @@ async fn the_agent_names_the_server_that_it_wants() {
     drop(client.get(format!("https://localhost:{port}/")).send().await);
     let hello = first.join().expect("no panic");
     assert!(hello.windows(9).any(|window| window == b"localhost"), "{hello:x?}");
+}
+
+/// `[workspace] roots`: the CA file, what the platform trusts (here, what `SSL_CERT_FILE` says that it trusts), or both.
+#[test]
+fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
+    let (world, other) = (World::new(), World::new());
+    let (right, wrong) = (world.path("workspace/ca.pem"), other.path("workspace/ca.pem"));
+    let enroll = |roots: &str, ca: Option<&Path>, platform: &Path| {
+        drop(fs::remove_dir_all(world.path("identity")));
+        world.write_config(&format!("[workspace]\nroots = \"{roots}\"\n"));
+        let mut command = Command::new(crate::support::VEDETTE);
+        command.args(["enroll", "--workspace", &world.url(), "--token-file"]).arg(world.token("token"));
+        command.args(ca.map(|ca| format!("--ca={}", ca.display())));
+        command.arg("--config").arg(world.path("vedette.toml")).env("SSL_CERT_FILE", platform);
+        let output = command.env_remove("SSL_CERT_DIR").output();
+        String::from_utf8_lossy(&output.expect("runs").stderr).into_owned()
+    };
+    let empty = world.path("empty.pem");
+    fs::write(&empty, "").expect("writes");
+    for (roots, ca, platform, said) in [
+        ("ca", Some(&right), &wrong, "enrolled;"),
+        ("ca", Some(&wrong), &right, "not signed by the CA in"),
+        ("ca", None, &right, "--ca: give the workspace's ca.pem"),
+        ("both", Some(&wrong), &right, "enrolled;"),
+        ("both", Some(&right), &wrong, "enrolled;"),
+        ("both", Some(&wrong), &wrong, "not signed by"),
+        ("platform", Some(&right), &wrong, "not signed by"),
+        ("platform", None, &wrong, "not signed by anybody the platform trusts"),
+        ("platform", None, &empty, "no root certificate of the platform can be used"),
+        ("anybody", Some(&right), &right, "expected one of `ca`, `platform`, `both`"),
+        ("platform", None, &right, "enrolled;"),
+    ] {
+        let answer = enroll(roots, ca.map(PathBuf::as_path), platform);
+        assert!(answer.contains(said), "{roots} {ca:?}: {answer}");
+    }
+    // And it delivers.
+    world.append("a.log", "a line\n");
+    let mut command = Command::new(crate::support::VEDETTE);
+    command
+        .args(["run", "--config"])
+        .arg(world.path("vedette.toml"))
+        .env("SSL_CERT_FILE", &right)
+        .env_remove("SSL_CERT_DIR");
+    let _agent = Process::start(&mut command, &world.path("agent.log"));
+    eventually("the line", || (world.count("syslog") == 1).then_some(()));
 }

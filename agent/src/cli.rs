@@ -31,9 +31,9 @@ pub(crate) enum Command {
         /// Address of the workspace, https://host:port.
         #[arg(long)]
         workspace: String,
-        /// The workspace's CA certificate (its ca.pem).
+        /// The workspace's CA certificate (its ca.pem); left out where the configuration's `workspace.roots` is `platform`.
         #[arg(long)]
-        ca: PathBuf,
+        ca: Option<PathBuf>,
         /// File with the enrollment token; `-` reads it from stdin.
         #[arg(long)]
         token_file: PathBuf,

@@ -1,18 +1,21 @@
 //! Who this agent is: files in `[identity] dir`, written by `vedette enroll` alone.
 //!
-//! `key.pem` (0600), `cert.pem`, `ca.pem`, and last `enrollment.json`, which says that the others are whole.
+//! `key.pem` (0600), `cert.pem`, `ca.pem`, and last `enrollment.json`, which says that the others are whole. `next.json` is
+//! another identity that takes the place of these, whole in one file, until it has.
 
 use crate::{config::Resolved, exit::Exit};
 use anyhow::{Context, Result};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::{
     fs,
     io::Write,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
-use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo};
+use vedette_collectors::Cx;
+use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::EnrollReply};
 
 /// What enrollment noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +32,57 @@ pub(crate) struct Enrollment {
     /// What policies are verified with: Ed25519, hex. Absent where a release without policies enrolled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) policy_key: Option<String>,
+    /// Agents that this machine was before, having been found to share its key with another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) replaces: Vec<AgentId>,
 }
+
+impl Enrollment {
+    /// As the workspace at this address answered.
+    pub(crate) fn of(reply: EnrollReply, workspace: &str) -> Self {
+        Self {
+            organization: reply.organization,
+            organization_name: reply.organization_name,
+            agent: reply.agent,
+            workspace: workspace.to_owned(),
+            geo: reply.geo,
+            policy_revision: reply.policy_revision,
+            compression: reply.compression,
+            policy_key: reply.policy_key,
+            replaces: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Enrollment {
+    /// Of an agent of tests.
+    pub(crate) fn sample(workspace: &str) -> Self {
+        Self {
+            organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
+            organization_name: "acme".to_owned(),
+            agent: AgentId([7; 16]),
+            workspace: workspace.to_owned(),
+            geo: WorkspaceGeo::Europe,
+            policy_revision: 1,
+            compression: None,
+            policy_key: None,
+            replaces: Vec::new(),
+        }
+    }
+}
+
+/// Another identity of this machine.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Next {
+    /// PEM, as the certificate.
+    pub(crate) key: String,
+    pub(crate) certificate: String,
+    pub(crate) enrollment: Enrollment,
+}
+
+/// Its file.
+const NEXT: &str = "next.json";
 
 /// The identity directory.
 #[derive(Debug, Clone)]
@@ -81,6 +134,37 @@ impl IdentityDir {
         Ok(key)
     }
 
+    /// Keep another identity, and put it in the place of the present one: what a crash leaves undone is done by
+    /// [`IdentityDir::finish_next`].
+    pub(crate) fn keep_next(&self, next: &Next) -> Result<()> {
+        self.write(NEXT, &serde_json::to_vec(next)?)?;
+        self.finish_next()
+    }
+
+    /// Put an identity that was kept in the place of the present one, where there is any.
+    pub(crate) fn finish_next(&self) -> Result<()> {
+        let bytes = match fs::read(self.path(NEXT)) {
+            Ok(bytes) => bytes,
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(err) => return Err(err).with_context(|| format!("cannot read {}", self.path(NEXT).display())),
+        };
+        let damaged = || format!("{} is damaged; run `vedette enroll --again`", self.path(NEXT).display());
+        let next: Next = serde_json::from_slice(&bytes).with_context(damaged)?;
+        self.write("key.pem", next.key.as_bytes())?;
+        self.write("cert.pem", next.certificate.as_bytes())?;
+        self.write("enrollment.json", &serde_json::to_vec_pretty(&next.enrollment)?)?;
+        // Of the other machine, which answers them.
+        for name in ["artifacts.json", NEXT] {
+            match fs::remove_file(self.path(name)) {
+                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(err).with_context(|| format!("cannot delete {}", self.path(name).display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// What enrollment noted; absent before it.
     pub(crate) fn enrollment(&self) -> Result<Option<Enrollment>> {
         let path = self.path("enrollment.json");
@@ -96,6 +180,7 @@ impl IdentityDir {
 
     /// What enrollment noted, held against what the configuration states.
     pub(crate) fn enrolled(&self, config: &Resolved) -> Result<Enrollment, Exit> {
+        self.finish_next()?;
         let Some(enrollment) = self.enrollment()? else {
             return Err(Exit::NotEnrolled(format!(
                 "not enrolled: {} does not exist; run `vedette enroll`",
@@ -126,6 +211,21 @@ impl IdentityDir {
         }
         Ok(enrollment)
     }
+}
+
+/// `/etc/machine-id`, hashed: machine-id(5) asks not to show the id itself, and a hash that is ours alone tells machines
+/// apart as well.
+pub(crate) fn machine(cx: &Cx) -> Option<String> {
+    hashed("machine", &cx.text("/etc/machine-id")?)
+}
+
+/// The boot id (random(4)), hashed.
+pub(crate) fn boot(cx: &Cx) -> Option<String> {
+    hashed("boot", &cx.text("/proc/sys/kernel/random/boot_id")?)
+}
+
+fn hashed(what: &str, id: &str) -> Option<String> {
+    Some(hex::encode(&Sha256::digest(format!("vedette {what} {id}"))[..16]))
 }
 
 /// A signing request (RFC 2986), PEM. The names in it are the workspace's to give.

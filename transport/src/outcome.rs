@@ -51,6 +51,11 @@ pub enum Outcome {
         /// Why, for status and log.
         why: String,
     },
+    /// The agent's key is in use on another machine, which keeps it: this one makes another, and seals again what it holds.
+    Rekey {
+        /// Why, for status and log.
+        why: String,
+    },
     /// The workspace does not accept this agent: pause and alarm.
     Identity {
         /// Why, for status and log.
@@ -80,6 +85,7 @@ pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Dura
         401 => Outcome::Renew { why },
         409 => Outcome::Conflict { why },
         413 => Outcome::TooLarge { why },
+        403 if code == "clone" => Outcome::Rekey { why },
         403 => Outcome::Identity { why },
         422 if code == "policy" => Outcome::Purge,
         // A workspace of an earlier release is brought up to date, and takes it then.
@@ -109,6 +115,7 @@ mod tests {
             Outcome::TooLarge { .. } => "too large",
             Outcome::Damaged { .. } => "damaged",
             Outcome::Renew { .. } => "renew",
+            Outcome::Rekey { .. } => "rekey",
             Outcome::Identity { .. } => "identity",
             Outcome::Misdirected { .. } => "misdirected",
         };
@@ -121,6 +128,7 @@ mod tests {
             (422, "policy", "purge"),
             (401, "", "renew"),
             (403, "identity", "identity"),
+            (403, "clone", "rekey"),
             (408, "", "retry"),
             (429, "", "retry"),
             (500, "", "retry"),

@@ -11,7 +11,7 @@ use std::{
 use vedette_wire::{
     frame,
     policy::Directives,
-    reply::{Ack, Positions, Problem, RenewReply, RenewRequest},
+    reply::{Ack, EnrollReply, Positions, Problem, RekeyRequest, RenewReply, RenewRequest},
 };
 
 /// What the sender posts through: HTTPS, or a fake on a paused clock.
@@ -113,6 +113,20 @@ impl HttpPost {
         }
         let reply: RenewReply = response.json().await.map_err(|err| root_cause(&err))?;
         Ok(reply.certificate)
+    }
+
+    /// Become another agent, since the key of this one is in use on another machine.
+    ///
+    /// # Errors
+    /// Why not, for status and log.
+    pub async fn rekey(&self, request: &RekeyRequest) -> Result<EnrollReply, String> {
+        let asked = self.client.post(format!("{}/v1/rekey", self.base)).json(request).send().await;
+        let response = asked.map_err(|err| root_cause(&err))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(format!("the workspace answered {status}"));
+        }
+        response.json().await.map_err(|err| root_cause(&err))
     }
 
     async fn put(&self, bytes: Vec<u8>) -> Outcome {

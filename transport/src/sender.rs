@@ -46,6 +46,8 @@ pub struct SenderStatus {
     pub in_flight_max: usize,
     /// Bytes of a batch before compression that the workspace was found to take; absent until one was too large.
     pub batch_bytes_max: Option<usize>,
+    /// Why the agent has to make another key; absent while its own is its alone.
+    pub rekey: Option<String>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
     /// Policy revision that the workspace told last.
@@ -198,6 +200,11 @@ impl Sender {
                 work.window.failed();
                 let pause = jitter(work.failures, after);
                 self.failed(work, after, pause, &why);
+                Ok(())
+            }
+            Outcome::Rekey { why } => {
+                self.update(|status| status.rekey = Some(why.clone()));
+                self.failed(work, None, PAUSE.mul_f64(0.5 + fastrand::f64()), &why);
                 Ok(())
             }
             Outcome::Renew { why } | Outcome::Identity { why } | Outcome::Misdirected { why } => {

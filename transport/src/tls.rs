@@ -10,13 +10,29 @@ use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
+use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc, time::Duration};
 use vedette_wire::geo::WorkspaceGeo;
+
+/// Whose certificates are taken for the workspace's authority.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Roots {
+    /// Those of the CA file.
+    #[default]
+    Ca,
+    /// Those that the platform trusts.
+    Platform,
+    /// Both.
+    Both,
+}
 
 /// What a client needs to know of TLS and proxy.
 #[derive(Debug, Default)]
 pub struct ClientSettings {
-    /// Certificates of the workspace's CA, PEM.
+    /// Whose certificates are taken.
+    pub roots: Roots,
+    /// Certificates of the workspace's CA, PEM; not looked at where the platform's alone are taken.
     pub ca_pem: Vec<u8>,
     /// The agent's certificate chain and key, PEM; absent before enrollment.
     pub identity_pem: Option<(Vec<u8>, Vec<u8>)>,
@@ -41,6 +57,9 @@ pub enum TlsError {
     /// The CA file has no usable certificate.
     #[error("the CA file holds no usable certificate ({0}); use the workspace's ca.pem")]
     Ca(String),
+    /// The platform trusts nobody, as far as can be read.
+    #[error("no root certificate of the platform can be used ({0}); install ca-certificates, or set [workspace] roots")]
+    Platform(String),
     /// Certificate or key of the agent cannot be used.
     #[error("the agent's certificate or key cannot be used ({0}); enroll again")]
     Identity(String),
@@ -86,14 +105,7 @@ pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
 }
 
 fn config(settings: &ClientSettings) -> Result<ClientConfig, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&settings.ca_pem) {
-        let certificate = certificate.map_err(|err| TlsError::Ca(err.to_string()))?;
-        roots.add(certificate).map_err(|err| TlsError::Ca(err.to_string()))?;
-    }
-    if roots.is_empty() {
-        return Err(TlsError::Ca("no PEM certificate in it".to_owned()));
-    }
+    let roots = roots(settings)?;
     let provider = CryptoProvider::get_default().expect("main installs the provider first thing").clone();
     let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
@@ -116,6 +128,29 @@ fn config(settings: &ClientSettings) -> Result<ClientConfig, TlsError> {
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+fn roots(settings: &ClientSettings) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    if settings.roots != Roots::Platform {
+        for certificate in CertificateDer::pem_slice_iter(&settings.ca_pem) {
+            let certificate = certificate.map_err(|err| TlsError::Ca(err.to_string()))?;
+            roots.add(certificate).map_err(|err| TlsError::Ca(err.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(TlsError::Ca("no PEM certificate in it".to_owned()));
+        }
+    }
+    if settings.roots != Roots::Ca {
+        let found = rustls_native_certs::load_native_certs();
+        // Old ones that cannot be read any more lie in every platform's store.
+        let (added, _) = roots.add_parsable_certificates(found.certs);
+        if added == 0 {
+            let why = found.errors.first().map_or_else(|| "there is none".to_owned(), ToString::to_string);
+            return Err(TlsError::Platform(why));
+        }
+    }
+    Ok(roots)
 }
 
 /// Read a PEM file, saying which one is missing.

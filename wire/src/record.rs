@@ -54,6 +54,12 @@ pub struct HostLabel {
     /// Operating system version, `/etc/os-release` `VERSION_ID`; absent on rolling releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
+    /// `/etc/machine-id`, hashed by the agent: by it the workspace sees a key that is in use on two machines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// `/proc/sys/kernel/random/boot_id`, hashed: another one after each start of the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
 }
 
 /// The epoch before this one, as far as the agent knows what became of it.

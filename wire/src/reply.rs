@@ -82,6 +82,22 @@ pub struct EnrollRequest {
     pub version: String,
 }
 
+/// `POST /v1/rekey`, over the certificate of the key that is in use on another machine too. The answer is that to an
+/// enrollment: this machine is another agent from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RekeyRequest {
+    /// Certificate signing request (RFC 2986), PEM, signed by the new key.
+    pub csr: String,
+    /// Name of the host, for the list of agents.
+    pub hostname: String,
+    /// As in the headers that were refused.
+    pub machine: String,
+    /// As in the headers that were refused.
+    pub boot: String,
+    /// Version of the agent.
+    pub version: String,
+}
+
 /// Reply to an enrollment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollReply {

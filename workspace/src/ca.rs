@@ -56,6 +56,11 @@ pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<
     authority.issue_server(dir, geo, names)
 }
 
+/// Whether a certificate can be for these names.
+pub(crate) fn check_names(names: &[String]) -> Result<()> {
+    names.iter().try_for_each(|name| subject_alt_name(name).map(drop))
+}
+
 /// Take the authority of another workspace over, certificate and key, PEM, and make the server's certificate.
 pub(crate) fn take_over(dir: &Path, (ca, key): (&str, &str), geo: WorkspaceGeo, names: &[String]) -> Result<()> {
     let names: Vec<SanType> = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?;

@@ -236,7 +236,7 @@ pub(crate) struct PolicyChange {
     /// limit but the host's own.
     #[arg(long)]
     pub(crate) artifacts: Option<String>,
-    /// Address of a workspace that agents deliver to, as in https://one.example.net:8443; the first is preferred, the
+    /// Address of a workspace that agents deliver to, HOST and PORT behind https://; the first is preferred, the
     /// others are its pair. `default` for the one that each was enrolled at.
     #[arg(long = "endpoint", value_name = "URL")]
     pub(crate) endpoints: Vec<String>,

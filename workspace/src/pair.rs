@@ -89,6 +89,8 @@ pub(crate) enum First {
 
 /// Take keys and organizations of the first over into an empty directory.
 pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], first: &First) -> Result<()> {
+    // Before a token is used up.
+    ca::check_names(names)?;
     let (reply, at) = match first {
         First::Dir(of) => {
             let of = std::path::absolute(of)?;
@@ -122,7 +124,8 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], first:
 
 /// Keep a second workspace in step with the first until told to stop, or until it stands alone.
 pub(crate) async fn follow(dir: PathBuf, control: Control, mut stop: watch::Receiver<bool>) {
-    let (mut follower, mut failed) = (Follower { dir, control, have: String::new(), client: None }, false);
+    let (mut follower, mut failed) =
+        (Follower { dir, control, have: String::new(), beside: None, client: None }, false);
     loop {
         let done = follower.step().await;
         match &done {
@@ -146,6 +149,8 @@ struct Follower {
     dir: PathBuf,
     control: Control,
     have: String,
+    /// The first's control store, where it is on this machine.
+    beside: Option<Control>,
     /// And when it was made.
     client: Option<(reqwest::Client, Instant)>,
 }
@@ -158,9 +163,12 @@ impl Follower {
         let body = if first.starts_with("https://") {
             self.exchange(&first, revoked).await?
         } else {
-            let first = Control::open(Path::new(&first)).await?;
+            let first = match &self.beside {
+                Some(first) => first,
+                None => self.beside.insert(Control::open(Path::new(&first)).await?),
+            };
             first.note_revocations(&revoked).await?;
-            let (body, digest) = answer(&first).await?;
+            let (body, digest) = answer(first).await?;
             (digest != self.have).then_some(body)
         };
         if let Some(body) = body {

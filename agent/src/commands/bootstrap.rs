@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! workspace = "https://workspace.example.net:8443"
-//! ca = "/etc/vedette/ca.pem"
+//! ca = "/etc/vedette/ca.pem"    # left out where [workspace] roots is "platform"
 //! token_file = "/etc/vedette/token"
 //! geo = "europe"    # may be left out
 //! ```
@@ -24,7 +24,7 @@ const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Durat
 #[serde(deny_unknown_fields)]
 struct Bootstrap {
     workspace: String,
-    ca: PathBuf,
+    ca: Option<PathBuf>,
     token_file: PathBuf,
     geo: Option<WorkspaceGeo>,
 }
@@ -42,7 +42,7 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
         toml::from_str(&text).map_err(|err| Exit::config(format!("{}: {err}", path.display())))?;
     // An agent that was killed between the two is enrolled and has the file still.
     if IdentityDir::new(&config.identity_dir).enrollment()?.is_none() {
-        let (ca, token) = (bootstrap.ca.as_path(), bootstrap.token_file.as_path());
+        let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
         let wanted = Wanted { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
         let mut pause = *PAUSE.start();
         loop {

@@ -10,12 +10,11 @@ use crate::{
 };
 use anyhow::{Context, anyhow, bail};
 use rcgen::PublicKeyData;
-use sha2::{Digest, Sha256};
 use std::{io::Read, path::Path};
 use url::Url;
 use vedette_transport::{
     post::root_cause,
-    tls::{self, ClientSettings},
+    tls::{self, ClientSettings, Roots},
 };
 use vedette_wire::{
     AgentId,
@@ -31,7 +30,7 @@ pub(super) struct Unreachable(String);
 /// Where to enroll, and with what.
 pub(super) struct Wanted<'a> {
     pub(super) workspace: &'a str,
-    pub(super) ca: &'a Path,
+    pub(super) ca: Option<&'a Path>,
     /// File with the token; `-` is stdin.
     pub(super) token: &'a Path,
     /// Geography that the workspace must be of.
@@ -55,20 +54,30 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         let at = there.workspace;
         return Err(anyhow!("already enrolled as {} at {at}; use --again to replace it", there.agent).into());
     }
-    let ca_pem = tls::read_ca(ca)?;
+    let ca_pem = match ca {
+        Some(ca) => tls::read_ca(ca)?,
+        None if config.roots == Roots::Platform => Vec::new(),
+        None => {
+            return Err(Exit::config(
+                "--ca: give the workspace's ca.pem, or set workspace.roots to platform".to_owned(),
+            ));
+        }
+    };
     let token = read_token(token)?;
     identity.create()?;
+    identity.finish_next()?;
     let key = identity.key()?;
     let request = EnrollRequest {
         token,
         csr: identity::signing_request(&key)?,
         hostname: vedette_collectors::host_label(&context(config, Vec::new(), Vec::new())).hostname,
-        machine: machine(config),
+        machine: identity::machine(&context(config, Vec::new(), Vec::new())),
         version: VERSION.to_owned(),
     };
     let geo = expected_geo(config, geo)?;
     let client = tls::client(&ClientSettings {
         ca_pem: ca_pem.clone(),
+        roots: config.roots,
         proxy: config.proxy.clone(),
         geo,
         ..ClientSettings::default()
@@ -79,20 +88,11 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     }
     identity.write("ca.pem", &ca_pem)?;
     identity.write("cert.pem", reply.certificate.as_bytes())?;
-    let enrollment = Enrollment {
-        organization: reply.organization,
-        organization_name: reply.organization_name,
-        agent: reply.agent,
-        workspace: url.as_str().trim_end_matches('/').to_owned(),
-        geo: reply.geo,
-        policy_revision: reply.policy_revision,
-        compression: reply.compression,
-        policy_key: reply.policy_key,
-    };
     // Before the enrollment, which says that the others are whole.
     if let Some(policy) = &reply.policy {
         policy::keep(&identity, policy)?;
     }
+    let enrollment = Enrollment::of(reply, url.as_str().trim_end_matches('/'));
     identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
         "enrolled; start the agent with `vedette run`");
@@ -138,13 +138,12 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     Ok(token.to_owned())
 }
 
-/// machine-id(5) asks not to show the id itself: a hash that is ours alone tells machines apart as well.
-fn machine(config: &Resolved) -> Option<String> {
-    let id = context(config, Vec::new(), Vec::new()).text("/etc/machine-id")?;
-    Some(hex::encode(&Sha256::digest(format!("vedette machine {id}"))[..16]))
-}
-
-async fn ask(client: &reqwest::Client, url: &Url, ca: &Path, request: &EnrollRequest) -> anyhow::Result<EnrollReply> {
+async fn ask(
+    client: &reqwest::Client,
+    url: &Url,
+    ca: Option<&Path>,
+    request: &EnrollRequest,
+) -> anyhow::Result<EnrollReply> {
     let response = client
         .post(url.join("/v1/enroll")?)
         .json(request)
@@ -167,9 +166,11 @@ async fn ask(client: &reqwest::Client, url: &Url, ca: &Path, request: &EnrollReq
 }
 
 /// What to do about a connection that failed.
-fn explain(cause: &str, url: &Url, ca: &Path) -> String {
+fn explain(cause: &str, url: &Url, ca: Option<&Path>) -> String {
     let advice = if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
-        format!("its certificate was not signed by the CA in {}; use the ca.pem of that workspace", ca.display())
+        let signed =
+            ca.map_or_else(|| "anybody the platform trusts".to_owned(), |ca| format!("the CA in {}", ca.display()));
+        format!("its certificate was not signed by {signed}; use the ca.pem of that workspace")
     } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
         "its certificate is for other names; use one of them, or make it another with `vedette-workspace certificate --name`".to_owned()
     } else if cause.contains("not a workspace of geography") {

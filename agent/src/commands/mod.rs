@@ -24,7 +24,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Enroll { config, workspace, ca, token_file, again } => {
             let config = load(config)?;
             start_log(&config);
-            let wanted = enroll::Wanted { workspace: &workspace, ca: &ca, token: &token_file, geo: None, again };
+            let wanted =
+                enroll::Wanted { workspace: &workspace, ca: ca.as_deref(), token: &token_file, geo: None, again };
             runtime()?.block_on(enroll::enroll(&config, &wanted))
         }
         Command::Run { config } => {

@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use vedette_collectors::settings::{Bytes, Interval};
+use vedette_transport::tls::Roots;
 use vedette_wire::Compression;
 
 /// The whole configuration; every section has defaults.
@@ -41,6 +42,10 @@ pub(crate) struct Workspace {
     /// The workspace's CA certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca: Option<PathBuf>,
+    /// Whose certificates are taken for the workspace's authority: `ca` (its CA certificate), `platform` (those that the
+    /// operating system trusts, or that `SSL_CERT_FILE` and `SSL_CERT_DIR` name) or `both`. The workspace's certificate has to carry the geography all the same.
+    #[schemars(with = "String")]
+    pub(crate) roots: Roots,
     /// Geography of the workspace: `united-states`, `europe`, `asia-pacific` or `australia`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) geo: Option<String>,
@@ -212,6 +217,7 @@ impl Default for Workspace {
         Self {
             url: None,
             ca: None,
+            roots: Roots::Ca,
             geo: None,
             proxy: None,
             no_proxy: None,

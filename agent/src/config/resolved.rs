@@ -5,7 +5,10 @@ use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
 use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
-use vedette_transport::{BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX, tls::Proxy};
+use vedette_transport::{
+    BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX,
+    tls::{Proxy, Roots},
+};
 use vedette_wire::geo::{Geography, UnknownPlace, WorkspaceGeo};
 
 /// A collector and its settings.
@@ -68,6 +71,7 @@ pub(crate) struct HostPlace {
 pub(crate) struct Resolved {
     pub(crate) workspace_url: Option<Url>,
     pub(crate) workspace_ca: Option<PathBuf>,
+    pub(crate) roots: Roots,
     pub(crate) workspace_geo: Option<WorkspaceGeo>,
     pub(crate) proxy: Option<Proxy>,
     /// How long an endpoint fails until the next is used, and how long the preferred one works until it is used again.
@@ -213,6 +217,7 @@ impl Resolved {
         Ok(Self {
             workspace_url,
             workspace_ca: config.workspace.ca,
+            roots: config.workspace.roots,
             workspace_geo,
             proxy: config
                 .workspace

@@ -89,7 +89,7 @@ mod kept {
     use super::*;
     use crate::identity::{Enrollment, IdentityDir};
     use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
-    use vedette_wire::{AgentId, geo::WorkspaceGeo, policy::SignedPolicy};
+    use vedette_wire::policy::SignedPolicy;
 
     fn sign(key: &KeyPair, policy: &Policy) -> SignedPolicy {
         let policy = serde_json::to_string(policy).expect("serializes");
@@ -104,13 +104,9 @@ mod kept {
         let identity = IdentityDir::new(dir.path());
         let enrollment = Enrollment {
             organization: policy(Tier::Free, true).organization,
-            organization_name: "acme".to_owned(),
-            agent: AgentId([7; 16]),
-            workspace: String::new(),
-            geo: WorkspaceGeo::Europe,
             policy_revision: 5,
-            compression: None,
             policy_key: Some(hex::encode(key.der_bytes())),
+            ..Enrollment::sample("")
         };
         let load = || Kept::load(&identity, &enrollment);
         let (kept, problem) = load();

@@ -152,7 +152,7 @@ impl Asked {
 mod tests {
     use super::*;
     use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
-    use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
+    use vedette_wire::{AgentId, OrganizationId};
 
     fn sign(key: &KeyPair, request: &ArtifactRequest) -> SignedRequest {
         let request = serde_json::to_string(request).expect("serializes");
@@ -164,22 +164,12 @@ mod tests {
     fn a_request_is_for_one_agent_expires_is_limited_and_is_answered_once() {
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let (dir, key) = (tempfile::tempdir().expect("temp dir"), KeyPair::generate_for(&PKCS_ED25519).expect("makes"));
-        let organization = OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID"));
-        let enrollment = Enrollment {
-            organization,
-            organization_name: "acme".to_owned(),
-            agent: AgentId([7; 16]),
-            workspace: String::new(),
-            geo: WorkspaceGeo::Europe,
-            policy_revision: 1,
-            compression: None,
-            policy_key: Some(hex::encode(key.der_bytes())),
-        };
+        let enrollment = Enrollment { policy_key: Some(hex::encode(key.der_bytes())), ..Enrollment::sample("") };
         let identity = IdentityDir::new(dir.path());
         let request = |id: &str| ArtifactRequest {
             id: id.to_owned(),
-            organization,
-            agent: AgentId([7; 16]),
+            organization: enrollment.organization,
+            agent: enrollment.agent,
             path: "/usr/bin/tool".to_owned(),
             issued: now(),
             expires: now() + HOUR_NS,

@@ -42,7 +42,8 @@ pub(super) struct Endpoints {
     delivered: Option<Instant>,
     /// Since when the preferred one works, while it is not the active one.
     well: Option<Instant>,
-    probed: Option<Instant>,
+    /// When it was tried last, by delivery and by question.
+    probed: [Option<Instant>; 2],
 }
 
 impl Endpoints {
@@ -59,7 +60,7 @@ impl Endpoints {
             fails: [None; 2],
             delivered: None,
             well: None,
-            probed: None,
+            probed: [None; 2],
         }
     }
 
@@ -94,11 +95,13 @@ impl Endpoints {
         &self.in_use
     }
 
-    /// Where the next request goes: to the active one, or now and then to the preferred one, to see whether it works.
-    pub(super) fn next(&mut self, at: Instant) -> String {
+    /// Where the next request goes: to the active one, or now and then to the preferred one, to see whether it works; a
+    /// question only where nothing is delivered.
+    pub(super) fn next(&mut self, by: By, at: Instant) -> String {
         let every = PROBE_EVERY.min(self.fail_back_after / 3);
-        if self.active != 0 && self.probed.is_none_or(|probed| at - probed >= every) {
-            self.probed = Some(at);
+        let counts = by == By::Delivery || self.delivered.is_none();
+        if self.active != 0 && counts && self.probed[by as usize].is_none_or(|probed| at - probed >= every) {
+            self.probed[by as usize] = Some(at);
             return self.urls[0].clone();
         }
         self.in_use.url.clone()
@@ -134,7 +137,7 @@ impl Endpoints {
         }
         let why = format!("{url} has failed for {} s: {why}", (at - since).as_secs());
         self.go((self.active + 1) % self.urls.len(), why);
-        self.probed = Some(at);
+        self.probed = [Some(at); 2];
         true
     }
 
@@ -143,29 +146,19 @@ impl Endpoints {
         tracing::warn!(from = self.in_use.url, to = url, why, "another endpoint is in use");
         self.active = active;
         self.in_use = InUse { url, since: now(), why };
-        (self.fails, self.delivered, self.well, self.probed) = ([None; 2], None, None, None);
+        (self.fails, self.delivered, self.well, self.probed) = ([None; 2], None, None, [None; 2]);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo, id::Uuid};
 
     const ONE: &str = "https://one:8443";
     const TWO: &str = "https://two:8443";
 
     fn endpoints() -> Endpoints {
-        let enrollment = Enrollment {
-            organization: OrganizationId(Uuid::nil()),
-            organization_name: "acme".to_owned(),
-            agent: AgentId([1; 16]),
-            workspace: ONE.to_owned(),
-            geo: WorkspaceGeo::Europe,
-            policy_revision: 1,
-            compression: None,
-            policy_key: None,
-        };
+        let enrollment = Enrollment::sample(ONE);
         let mut endpoints = Endpoints::new(&enrollment, (Duration::from_secs(60), Duration::from_secs(300)));
         endpoints.set(&[ONE.to_owned(), TWO.to_owned()]);
         endpoints
@@ -183,9 +176,12 @@ mod tests {
         assert!(e.fails(By::Delivery, ONE, "refused", at(100)));
         assert_eq!((e.in_use().url.as_str(), e.in_use().why.contains("60 s: refused")), (TWO, true), "{e:?}");
         // The first is tried each half minute, and has to work for five minutes without a failure.
-        assert_eq!((e.next(at(101)), e.next(at(130)), e.next(at(131))), (TWO.into(), ONE.into(), TWO.into()));
+        let next = |e: &mut Endpoints, seconds| e.next(By::Delivery, at(seconds));
+        assert_eq!([next(&mut e, 101), next(&mut e, 130), next(&mut e, 131)], [TWO, ONE, TWO]);
         e.works(By::Delivery, ONE, at(131));
         e.works(By::Delivery, TWO, at(200));
+        // Where batches say it, a question takes no turn of theirs.
+        assert_eq!([e.next(By::Question, at(201)), next(&mut e, 202)], [TWO, ONE]);
         assert!(!e.fails(By::Delivery, ONE, "refused", at(400)));
         e.works(By::Delivery, ONE, at(432));
         e.works(By::Delivery, ONE, at(731));
@@ -200,7 +196,7 @@ mod tests {
         let mut seen = Vec::new();
         for seconds in 0..400 {
             let at = begin + Duration::from_secs(seconds);
-            let url = e.next(at);
+            let url = e.next(By::Delivery, at);
             if e.fails(By::Delivery, &url, "timed out", at) {
                 seen.push(e.in_use().url.clone());
             }

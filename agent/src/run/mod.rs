@@ -6,6 +6,7 @@ mod directives;
 mod endpoints;
 mod own;
 mod post;
+mod rekey;
 mod renew;
 mod resume;
 mod runner;
@@ -46,6 +47,8 @@ use vedette_wire::{HostLabel, Lane as LaneName, Stored, body::LifecycleEvent};
 const BROKEN: &str = "a part of the transport ended unexpectedly";
 /// Why it begins again.
 const DAMAGED: &str = "the queue is damaged";
+/// Why it begins again, too.
+const REKEYED: &str = "another key";
 /// How often the transport is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is left of the 5 s that a stop may take after collectors and batcher have ended.
@@ -60,7 +63,7 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
     allow_many_files();
     while run_once(&config).await? == End::Again {
-        tracing::warn!("beginning again with a new queue");
+        tracing::warn!("beginning again");
     }
     Ok(())
 }
@@ -80,7 +83,7 @@ fn allow_many_files() {
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Stopped,
-    /// The queue was found damaged and moved aside.
+    /// The queue was found damaged and moved aside, or the agent is another now.
     Again,
 }
 
@@ -128,7 +131,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
             board: Arc::clone(&board),
             stop: stop.clone(),
             stamp,
-            host,
+            host: host.clone(),
             state: Arc::clone(&policy),
         },
         &enrollment,
@@ -158,6 +161,14 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         tokio::pin!(resuming);
         let renewing = renew::renew(IdentityDir::new(&config.identity_dir), Arc::clone(&post), Arc::clone(&own));
         tokio::pin!(renewing);
+        let rekeying = rekey::rekey(
+            IdentityDir::new(&config.identity_dir),
+            enrollment.clone(),
+            Arc::clone(&lane),
+            Arc::clone(&post),
+            host.clone(),
+        );
+        tokio::pin!(rekeying);
         let (resumed, mut is_resumed) = (watch::channel(false).0, false);
         let governing = supervisor.govern(resumed.subscribe());
         tokio::pin!(governing);
@@ -177,6 +188,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
                 }
                 never = &mut governing => match never {},
                 never = &mut renewing => match never {},
+                () = &mut rekeying => break REKEYED,
                 _ = terminate.recv() => break "SIGTERM",
                 _ = interrupt.recv() => break "SIGINT",
                 never = &mut beat => match never {},
@@ -184,7 +196,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         }
     };
     tracing::info!(reason, "stopping");
-    if reason != DAMAGED {
+    if !matches!(reason, DAMAGED | REKEYED) {
         drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
     }
     stop.stop();
@@ -209,7 +221,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
     match reason {
         // Whoever supervises the agent starts it again.
         BROKEN => Err(anyhow::anyhow!("{BROKEN}; see the log, and report this").into()),
-        DAMAGED => Ok(End::Again),
+        DAMAGED | REKEYED => Ok(End::Again),
         _ => Ok(End::Stopped),
     }
 }
@@ -236,11 +248,13 @@ fn start_lane(
     let post = Arc::new(Reloading::new(identity, enrollment, config)?);
     let queue =
         Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
-    let foreign = queue.own((enrollment.organization, enrollment.agent), fastrand::u64(1..)).map_err(describe)?;
+    let host = vedette_collectors::host_label(&context(config, Vec::new(), Vec::new()));
+    let host = rekey::told_apart(config, host);
+    let (owner, replaced) = ((enrollment.organization, enrollment.agent), &enrollment.replaces);
+    let foreign = queue.own(owner, replaced, &host, fastrand::u64(1..)).map_err(describe)?;
     if foreign > 0 {
         tracing::error!(batches = foreign, "batches of an earlier enrollment were left; they are in quarantine");
     }
-    let host = vedette_collectors::host_label(&context(config, Vec::new(), Vec::new()));
     let (stamps, stamp) = watch::channel(Stamp {
         organization: enrollment.organization,
         agent: enrollment.agent,

@@ -18,7 +18,7 @@ use std::{
 };
 use vedette_transport::{
     HttpPost, Outcome, Post,
-    tls::{self, ClientSettings, Proxy},
+    tls::{self, ClientSettings, Proxy, Roots},
 };
 use vedette_wire::policy::Directives;
 
@@ -30,11 +30,14 @@ const FILES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
 /// Inode, modification time and size of each.
 type Stamps = [Option<(u64, i64, i64, u64)>; FILES.len()];
 
+/// Through which proxy, and by whose certificates.
+type Way = (Option<Proxy>, Roots);
+
 /// Posts with the certificate that is on disk; the old one is used on while the new one cannot be.
 pub(super) struct Reloading {
     identity: IdentityDir,
     enrollment: Enrollment,
-    proxy: Option<Proxy>,
+    way: Way,
     state: Mutex<State>,
     /// A renewed certificate that has not delivered yet; the one on disk stays until it has.
     trial: Mutex<Option<Trial>>,
@@ -60,14 +63,14 @@ struct State {
 
 impl Reloading {
     pub(super) fn new(identity: &IdentityDir, enrollment: &Enrollment, config: &Resolved) -> Result<Self, Exit> {
-        let proxy = config.proxy.clone();
+        let way = (config.proxy.clone(), config.roots);
         let stamps = stamps(identity);
-        let post = client(identity, enrollment, proxy.clone())?;
+        let post = client(identity, enrollment, way.clone())?;
         let state = Mutex::new(State { post, stamps, looked: Instant::now(), refused: stamps });
         Ok(Self {
             identity: identity.clone(),
             enrollment: enrollment.clone(),
-            proxy,
+            way,
             state,
             trial: Mutex::default(),
             endpoints: Mutex::new(Endpoints::new(enrollment, config.fail_over)),
@@ -104,7 +107,7 @@ impl Reloading {
 
     /// Ask the workspace that is next in turn for what it has for this agent.
     pub(super) async fn directives(&self, behind: u64, version: &str) -> Result<Directives, String> {
-        let url = self.endpoints().next(Instant::now());
+        let url = self.endpoints().next(By::Question, Instant::now());
         let answer = self.client().at(&url).directives(behind, version).await;
         match &answer {
             Ok(_) => self.endpoints().works(By::Question, &url, Instant::now()),
@@ -120,7 +123,7 @@ impl Reloading {
             state.looked = Instant::now();
             let now = stamps(&self.identity);
             if now != state.stamps {
-                match client(&self.identity, &self.enrollment, self.proxy.clone()) {
+                match client(&self.identity, &self.enrollment, self.way.clone()) {
                     Ok(post) => {
                         tracing::info!("certificates were read again");
                         (state.post, state.stamps) = (post, now);
@@ -145,7 +148,7 @@ impl Post for Reloading {
             return Box::pin(async { Outcome::Retry { after: Some(Duration::from_secs(1)), why } });
         }
         Box::pin(async move {
-            let url = self.endpoints().next(Instant::now());
+            let url = self.endpoints().next(By::Delivery, Instant::now());
             let has_others = self.endpoints().all().len() > 1;
             let copy = has_others.then(|| frame.clone());
             let outcome = self.post_to(&url, frame).await;
@@ -199,7 +202,7 @@ impl Reloading {
 
     /// Deliver with a renewed certificate, and keep it once it has delivered.
     pub(super) fn try_certificate(&self, certificate: String) -> Result<(), Exit> {
-        let post = client_with(&self.identity, certificate.clone().into_bytes(), &self.enrollment, self.proxy.clone())?;
+        let post = client_with(&self.identity, certificate.clone().into_bytes(), &self.enrollment, self.way.clone())?;
         *self.lock_trial() = Some(Trial { post, certificate });
         Ok(())
     }
@@ -246,21 +249,25 @@ fn stamps(identity: &IdentityDir) -> Stamps {
     })
 }
 
-fn client(identity: &IdentityDir, enrollment: &Enrollment, proxy: Option<Proxy>) -> Result<HttpPost, Exit> {
-    client_with(identity, identity.read("cert.pem")?, enrollment, proxy)
+fn client(identity: &IdentityDir, enrollment: &Enrollment, way: Way) -> Result<HttpPost, Exit> {
+    client_with(identity, identity.read("cert.pem")?, enrollment, way)
 }
 
 fn client_with(
     identity: &IdentityDir,
     certificate: Vec<u8>,
     enrollment: &Enrollment,
-    proxy: Option<Proxy>,
+    (proxy, roots): Way,
 ) -> Result<HttpPost, Exit> {
     let client = tls::client(&ClientSettings {
         ca_pem: identity.read("ca.pem")?,
         identity_pem: Some((certificate, identity.read("key.pem")?)),
         geo: Some(enrollment.geo),
+        roots,
         proxy,
     })?;
     Ok(HttpPost::new(client, &enrollment.workspace))
 }
+
+#[cfg(test)]
+mod tests;

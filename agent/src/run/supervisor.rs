@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 use vedette_collectors::{Class, CollectError, Cx, Outlet, Sink, Skip, StopSignal, Waker};
 use vedette_transport::{BatchLimits, Lane, LaneConfig, Post, Queue, Quota, Stamp};
 use vedette_wire::{
-    HostLabel, Lane as LaneName,
+    AgentId, HostLabel, Lane as LaneName,
     body::{CloudInstance, LifecycleEvent},
     policy::{Directives, Policy, SignedPolicy, SignedRequest},
 };
@@ -96,6 +96,8 @@ pub(super) struct Supervisor {
     /// Artifacts that were asked for.
     asked: Asked,
     blobs: Option<Blobs>,
+    /// Agents that this one takes the place of.
+    replaces: Vec<AgentId>,
 }
 
 /// The lane that artifacts travel on.
@@ -125,7 +127,8 @@ impl Supervisor {
         agent.state.lock().unwrap_or_else(PoisonError::into_inner).problem = problem.map(|problem| problem.to_string());
         let asked = Asked::load(&agent.identity, enrollment);
         let (running, told) = (BTreeMap::new(), BTreeSet::new());
-        Self { agent, kept, running, off, told, asked, blobs: None, refused: None, skipping: BTreeMap::new() }
+        let (skipping, replaces) = (BTreeMap::new(), enrollment.replaces.clone());
+        Self { agent, kept, running, off, told, asked, blobs: None, refused: None, skipping, replaces }
     }
 
     /// Run collectors by the policy in force, and by each that follows it.
@@ -206,7 +209,8 @@ impl Supervisor {
             let quota = Quota { cache_bytes: 1 << 20, ..self.agent.config.quota };
             let queue = Queue::open(dir, LaneName::Blobs, quota, fastrand::u64(1..))?;
             let stamp = self.agent.stamp.borrow().clone();
-            queue.own((stamp.organization, stamp.agent), fastrand::u64(1..))?;
+            let owner = (stamp.organization, stamp.agent);
+            queue.own(owner, &self.replaces, &self.agent.host, fastrand::u64(1..))?;
             let lane = Lane::start(LaneConfig {
                 queue,
                 limits: BatchLimits { bytes_max: BLOB_BYTES, records_max: 64, ..self.agent.config.batches.clone() },

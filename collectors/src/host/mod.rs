@@ -72,5 +72,6 @@ impl Poll for Host {
 /// What every batch says of the host.
 pub fn label(cx: &Cx) -> HostLabel {
     let facts = facts::read(cx);
-    HostLabel { hostname: facts.hostname, os_name: facts.os.name, os_version: facts.os.version }
+    let (hostname, os_name, os_version) = (facts.hostname, facts.os.name, facts.os.version);
+    HostLabel { hostname, os_name, os_version, ..HostLabel::default() }
 }

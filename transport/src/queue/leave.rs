@@ -1,7 +1,7 @@
 //! How batches leave the queue: delivered, purged, put into quarantine, or made into others.
 
 use super::{
-    BATCHES, Meta, QUARANTINE, Queue, QueueError,
+    BATCHES, Meta, Owner, QUARANTINE, Queue, QueueError,
     commit::{append, seal},
     lock,
     meta::note,
@@ -10,7 +10,7 @@ use super::{
 use redb::{Durability, WriteTransaction};
 use std::sync::atomic::Ordering::Relaxed;
 use vedette_wire::{
-    AgentId, Header, Ledger, OrganizationId, codec,
+    AgentId, Header, HostLabel, Ledger, codec,
     frame::{self, FrameHead},
 };
 
@@ -90,20 +90,30 @@ impl Queue {
         Ok(())
     }
 
-    /// Put batches that were sealed for another organization or agent into quarantine: the workspace would refuse them
-    /// for ever. They are the oldest; with none of them this looks at one batch.
+    /// Seal batches of an agent that this one takes the place of again, and put those of any other into quarantine: the
+    /// workspace would refuse them for ever. They are the oldest; with none of them this looks at one batch.
     ///
     /// # Errors
-    /// [`QueueError::Storage`].
-    pub(super) fn quarantine_foreign(&self, organization: OrganizationId, agent: AgentId) -> Result<u64, QueueError> {
+    /// [`QueueError`].
+    pub(super) fn take_over(&self, owner: Owner, replaced: &[AgentId], host: &HostLabel) -> Result<u64, QueueError> {
         let mut moved = 0;
         while let Some((slot, bytes)) = self.next_after(0)? {
             match frame::parse_head(&bytes) {
-                Ok((head, _)) if (head.key.organization, head.key.agent) != (organization, agent) => {
+                Ok((head, _)) if (head.key.organization, head.key.agent) == owner => break,
+                Ok((head, _)) if head.key.organization == owner.0 && replaced.contains(&head.key.agent) => {
+                    let Some((head, mut header, records)) = self.open_batch(slot)? else { break };
+                    header.agent = owner.1;
+                    header.split_into.clear();
+                    if header.host != HostLabel::default() {
+                        header.host = host.clone();
+                    }
+                    self.seal_again(slot, &head, header, &records)?;
+                }
+                Ok(_) => {
                     self.quarantine(slot, "identity", "sealed for another enrollment")?;
                     moved += 1;
                 }
-                _ => break,
+                Err(_) => break,
             }
         }
         Ok(moved)
@@ -125,7 +135,7 @@ impl Queue {
             })?;
             return Ok(());
         }
-        let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(()) };
+        let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(()) };
         let lowest_held = self.lowest_held(0, u64::MAX, head.key.epoch.0)?;
         self.write(Durability::Immediate, |_, meta| {
             if meta.epoch == head.key.epoch.0 {
@@ -133,13 +143,18 @@ impl Queue {
             }
             Ok(Some(()))
         })?;
+        self.seal_again(slot, &head, header, &records)
+    }
+
+    /// Seal a batch anew, as the last one, in place of the one that is there.
+    fn seal_again(&self, slot: u64, head: &FrameHead, mut header: Header, records: &[u8]) -> Result<(), QueueError> {
         loop {
             let before = lock(&self.meta).clone();
-            let counted = counted(&header, &records);
+            let counted = counted(&header, records);
             self.complete(&mut header, &before)?;
             header.ledger = before.ledger.clone();
             header.ledger.add(&counted);
-            let frame = seal(&header, &records, head.compression)?;
+            let frame = seal(&header, records, head.compression)?;
             let done = self.write(Durability::Immediate, |tx, meta| {
                 if (meta.epoch, meta.next_seq) != (before.epoch, before.next_seq) {
                     return Ok(None);

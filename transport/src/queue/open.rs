@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicU64},
 };
-use vedette_wire::Lane;
+use vedette_wire::{AgentId, HostLabel, Lane};
 
 impl Queue {
     /// Open the queue of a lane in `dir`, or make it. `random` becomes the epoch of a new one.
@@ -113,11 +113,12 @@ impl Queue {
     }
 
     /// Who seals from now on. Another organization or agent than before begins another epoch, since the workspace
-    /// counts sequences by agent; batches of the one before go into quarantine. Returns how many.
+    /// counts sequences by agent. Batches of one that this agent takes the place of, having been given another key, are
+    /// sealed again in its name and for this host; those of any other go into quarantine. Returns how many these are.
     ///
     /// # Errors
-    /// [`QueueError::Storage`].
-    pub fn own(&self, owner: Owner, random: u64) -> Result<u64, QueueError> {
+    /// [`QueueError::Storage`]; what is not done is done at the next start.
+    pub fn own(&self, owner: Owner, replaced: &[AgentId], host: &HostLabel, random: u64) -> Result<u64, QueueError> {
         self.write(redb::Durability::Immediate, |_, meta| {
             if meta.owner == Some(owner) {
                 return Ok(None);
@@ -131,7 +132,7 @@ impl Queue {
             meta.owner = Some(owner);
             Ok(Some(()))
         })?;
-        self.quarantine_foreign(owner.0, owner.1)
+        self.take_over(owner, replaced, host)
     }
 }
 

@@ -123,18 +123,54 @@ fn quarantine_is_bounded_counted_and_survives_a_restart() {
 }
 
 #[test]
+fn batches_of_an_agent_that_this_machine_was_before_are_sealed_again_in_its_new_name() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    let owner = (stamp().organization, stamp().agent);
+    assert_eq!(queue.own(owner, &[], &stamp().host, 5).expect("writes"), 0);
+    let epoch = queue.epoch();
+    let was = vedette_wire::HostLabel { hostname: "original".to_owned(), ..stamp().host };
+    for text in ["one", "two", "three"] {
+        let mut open = open_with(text, "c");
+        let header = open.header(&crate::Stamp { host: was.clone(), ..stamp() }, queue.lane(), 77);
+        queue.commit(&mut open, header).expect("commits");
+    }
+    let other = vedette_wire::AgentId([9; 16]);
+    let host = vedette_wire::HostLabel { hostname: "copy".to_owned(), ..stamp().host };
+    let now = (owner.0, other);
+    assert_eq!(queue.own(now, &[owner.1], &host, 6).expect("writes"), 0, "nothing in quarantine");
+    // A second time, as after a crash in between, nothing is left to do.
+    assert_eq!(queue.own(now, &[owner.1], &host, 7).expect("writes"), 0);
+    let mut slot = 0;
+    for (seq, text) in [(1, "one"), (2, "two"), (3, "three")] {
+        let (at, bytes) = queue.next_after(slot).expect("reads").expect("a batch");
+        slot = at;
+        let (head, sealed) = vedette_wire::frame::parse(&bytes).expect("a frame");
+        let plain = vedette_wire::codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
+        let (header, records) = vedette_wire::codec::decode_header(&plain).expect("decodes");
+        assert_eq!((header.agent, header.seq, head.key.agent, head.key.seq), (other, seq, other, seq));
+        assert_ne!(header.epoch, epoch);
+        assert_eq!((header.predecessor.clone(), header.host.hostname.as_str()), (None, "copy"));
+        assert_eq!(header.ledger.0["test"].emitted, seq);
+        assert!(String::from_utf8_lossy(records).contains(text), "in order");
+    }
+    assert_eq!(queue.stats().batches, 3);
+    assert_eq!(queue.stats().quarantine.batches, 0);
+}
+
+#[test]
 fn batches_of_an_earlier_enrollment_do_not_stand_before_those_of_this_one() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
     commit(&queue, "old", "c").expect("commits");
     commit(&queue, "old", "c").expect("commits");
-    let other = vedette_wire::AgentId([9; 16]);
+    let (other, host) = (vedette_wire::AgentId([9; 16]), stamp().host);
     let mut open = open_with("new", "c");
     let header = open.header(&crate::Stamp { agent: other, ..stamp() }, queue.lane(), 77);
     queue.commit(&mut open, header).expect("commits");
-    assert_eq!(queue.own((stamp().organization, other), 5).expect("moves"), 2);
+    assert_eq!(queue.own((stamp().organization, other), &[], &host, 5).expect("moves"), 2);
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));
-    assert_eq!(queue.own((stamp().organization, other), 6).expect("moves"), 0);
+    assert_eq!(queue.own((stamp().organization, other), &[], &host, 6).expect("moves"), 0);
 }
 
 #[test]

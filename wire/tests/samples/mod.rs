@@ -307,6 +307,8 @@ pub(crate) fn batch() -> Batch {
                 hostname: "web1".to_owned(),
                 os_name: "Debian GNU/Linux".to_owned(),
                 os_version: some("12"),
+                machine: some("4f1c0000000000000000000000000001"),
+                boot: some("b0000000000000000000000000000001"),
             },
             sources: vec![SourceRef {
                 collector: "syslog".to_owned(),

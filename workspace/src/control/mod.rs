@@ -4,6 +4,7 @@
 
 mod agents;
 mod artifacts;
+mod clones;
 mod landed;
 mod ledger;
 mod policies;
@@ -123,15 +124,24 @@ impl Control {
 
     /// The organization with a name.
     pub(crate) async fn organization(&self, name: &str) -> Result<Organization> {
-        let row: Option<(String, String, i64)> =
-            sqlx::query_as("SELECT id, name, policy_revision FROM organizations WHERE name = ?")
-                .bind(name)
-                .fetch_optional(&self.pool)
-                .await?;
-        let (id, name, revision) = row.ok_or_else(|| {
+        self.organization_by("name", name).await?.ok_or_else(|| {
             anyhow!("there is no organization {name:?}; add it with `vedette-workspace org add {name} --tier TIER`")
-        })?;
-        Ok(Organization { id: id.parse()?, name, policy_revision: revision.cast_unsigned() })
+        })
+    }
+
+    /// The organization with an id that a certificate names.
+    pub(crate) async fn organization_of(&self, id: OrganizationId) -> Result<Organization> {
+        self.organization_by("id", &id.to_string()).await?.ok_or_else(|| anyhow!("there is no organization {id}"))
+    }
+
+    async fn organization_by(&self, column: &'static str, value: &str) -> Result<Option<Organization>> {
+        let sql = format!("SELECT id, name, policy_revision FROM organizations WHERE {column} = ?");
+        let row: Option<(String, String, i64)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(value).fetch_optional(&self.pool).await?;
+        row.map(|(id, name, revision)| {
+            Ok(Organization { id: id.parse()?, name, policy_revision: revision.cast_unsigned() })
+        })
+        .transpose()
     }
 
     /// Every organization's id.

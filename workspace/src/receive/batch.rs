@@ -50,6 +50,7 @@ pub(super) async fn put(
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
     let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
     let checked = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
+    receiver.is_its_own(&checked.0.header).await?;
     let (noted, frame, digest) = receiver.permitted(checked, policy_revision).await?;
     let (key, day) = Landing::key(receiver.geo, &noted.header);
     let (frame, pieces) = if noted.header.lane == Lane::Blobs && noted.header.records > 0 {
@@ -67,6 +68,9 @@ pub(super) async fn put(
     drop(permit);
     if landed == Landed::Conflict {
         tracing::error!(key, "a batch came twice with different content");
+        let why = "another batch has landed under a key of this agent: its disk was set back, or copied";
+        let raised = receiver.control.alert((peer.organization, peer.agent), "conflict", why, now()).await;
+        raised.map_err(|err| Refusal::internal(&err))?;
         return Err(Refusal::new(StatusCode::CONFLICT, "conflict", "another batch has landed under this key"));
     }
     // Also for a repeat: the first time may have ended between landing and noting.

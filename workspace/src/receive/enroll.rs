@@ -1,14 +1,20 @@
-//! `POST /v1/enroll`: a token and a signing request for a certificate; `POST /v1/renew`: another one for the same key.
+//! `POST /v1/enroll`: a token and a signing request for a certificate; `POST /v1/renew`: another one for the same key;
+//! `POST /v1/rekey`: one for another key, where the same is in use on two machines.
 
 use super::{Peer, Receiver, batch::known, problem::Refusal};
-use crate::{ca::Authority, commands::token_digest, control::Enrollment, now};
+use crate::{
+    ca::Authority,
+    commands::token_digest,
+    control::{Enrollment, Organization},
+    now,
+};
 use anyhow::Context as _;
 use axum::{Extension, Json, extract::State, extract::rejection::JsonRejection, http::StatusCode};
 use rcgen::CertificateSigningRequestParams;
 use std::sync::Arc;
 use vedette_wire::{
     AgentId,
-    reply::{EnrollReply, EnrollRequest, RenewReply, RenewRequest},
+    reply::{EnrollReply, EnrollRequest, RekeyRequest, RenewReply, RenewRequest},
 };
 
 /// A host name has 64 characters at the most on Linux (gethostname(2)); others have longer ones.
@@ -22,14 +28,7 @@ pub(super) async fn enroll(
     receiver.is_first().await?;
     let Json(request) =
         request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
-    let fields = [&request.hostname, &request.version, request.machine.as_ref().unwrap_or(&request.version)];
-    if fields.iter().any(|field| field.len() > FIELD_BYTES_MAX || field.chars().any(char::is_control)) {
-        return Err(Refusal::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "shape",
-            "host name, version or machine is not valid",
-        ));
-    }
+    sound(&[&request.hostname, &request.version, request.machine.as_ref().unwrap_or(&request.version)])?;
     let (signing, agent) = read(&request.csr)?;
     let enrollment = Enrollment {
         agent,
@@ -46,6 +45,26 @@ pub(super) async fn enroll(
             tracing::warn!(%agent, hostname = request.hostname, error = %err, "enrollment refused");
             Refusal::new(StatusCode::FORBIDDEN, "token", err.to_string())
         })?;
+    tracing::info!(%agent, hostname = request.hostname, organization = organization.name, "enrolled");
+    admitted_as(&receiver, organization, agent, signing).await.map(Json)
+}
+
+/// Refuse fields that nobody could read.
+fn sound(fields: &[&String]) -> Result<(), Refusal> {
+    if fields.iter().any(|field| field.len() > FIELD_BYTES_MAX || field.chars().any(char::is_control)) {
+        let title = "host name, version or machine is not valid";
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", title));
+    }
+    Ok(())
+}
+
+/// What an agent that was just admitted is told.
+async fn admitted_as(
+    receiver: &Receiver,
+    organization: Organization,
+    agent: AgentId,
+    signing: CertificateSigningRequestParams,
+) -> Result<EnrollReply, Refusal> {
     let policy = receiver.control.policy(organization.id, organization.policy_revision).await;
     let (_, policy) = policy
         .and_then(|found| found.context("the organization has no policy"))
@@ -54,8 +73,7 @@ pub(super) async fn enroll(
         .authority
         .sign_agent(signing, organization.id, agent, receiver.settings.certificate_life)
         .map_err(|err| Refusal::internal(&err))?;
-    tracing::info!(%agent, hostname = request.hostname, organization = organization.name, "enrolled");
-    Ok(Json(EnrollReply {
+    Ok(EnrollReply {
         organization: organization.id,
         organization_name: organization.name,
         agent,
@@ -65,7 +83,7 @@ pub(super) async fn enroll(
         compression: receiver.settings.compression,
         policy_key: Some(receiver.policy_key.clone()),
         policy: Some(policy),
-    }))
+    })
 }
 
 fn read(csr: &str) -> Result<(CertificateSigningRequestParams, AgentId), Refusal> {
@@ -93,4 +111,34 @@ pub(super) async fn renew(
     let certificate = certificate.map_err(|err| Refusal::internal(&err))?;
     tracing::info!(%agent, "certificate renewed");
     Ok(Json(RenewReply { certificate }))
+}
+
+/// A machine whose key was found on another one too becomes another agent. Its certificate is enough, since nothing that it
+/// sends under it is taken any more.
+pub(super) async fn rekey(
+    State(receiver): State<Arc<Receiver>>,
+    Extension(peer): Extension<Option<Peer>>,
+    request: Result<Json<RekeyRequest>, JsonRejection>,
+) -> Result<Json<EnrollReply>, Refusal> {
+    let (peer, _) = known(&receiver, peer).await?;
+    receiver.asks(peer.agent)?;
+    receiver.is_first().await?;
+    let Json(request) =
+        request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
+    sound(&[&request.hostname, &request.version, &request.machine, &request.boot])?;
+    let (signing, agent) = read(&request.csr)?;
+    if agent == peer.agent {
+        return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "csr", "the request is signed by the old key"));
+    }
+    let (hostname, version) = (request.hostname.as_str(), request.version.as_str());
+    let enrollment = Enrollment { agent, hostname, machine: Some(&request.machine), version };
+    let internal = |err: anyhow::Error| Refusal::internal(&err);
+    let organization = receiver.control.organization_of(peer.organization).await.map_err(internal)?;
+    let (was, machine) = ((peer.organization, peer.agent), (request.machine.as_str(), request.boot.as_str()));
+    if !receiver.control.rekey(was, machine, &enrollment, now()).await.map_err(internal)? {
+        let title = "this machine was not told to make another key";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", title));
+    }
+    tracing::warn!(was = %peer.agent, %agent, hostname, "a machine that used another's key is another agent now");
+    admitted_as(&receiver, organization, agent, signing).await.map(Json)
 }

@@ -13,7 +13,7 @@ mod tls;
 pub(crate) use policy::{News, follow_news};
 pub(crate) use tls::{config as tls_config, serve};
 
-use crate::{ca::Authority, control::Control, landing::Landing};
+use crate::{ca::Authority, control::Control, landing::Landing, now};
 use axum::{
     Router,
     extract::DefaultBodyLimit,
@@ -26,10 +26,12 @@ use std::{
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::Limits};
+use vedette_wire::{
+    AgentId, Compression, Epoch, Header, HostLabel, Lane, OrganizationId, geo::WorkspaceGeo, reply::Limits,
+};
 
 /// Largest sealed batch.
 pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
@@ -45,6 +47,10 @@ const LANDING_AT_ONCE: usize = 16;
 const READING_AT_ONCE: usize = 64;
 /// Enrollments a minute, over all tokens: guessing a token is hopeless and shall not be cheap either.
 const ENROLLMENTS_PER_MINUTE: u32 = 600;
+
+/// Agents of which it is remembered where they seal, and for how long.
+const OWN_MAX: usize = 100_000;
+const OWN_FOR: Duration = Duration::from_secs(10);
 
 /// Questions of one agent a minute; one that is told at once asks again at once.
 const QUESTIONS_PER_MINUTE: u32 = 120;
@@ -73,6 +79,14 @@ pub(crate) struct Settings {
     pub(crate) certificate_life: Duration,
 }
 
+/// Where a batch was sealed that was found to be its agent's own, and when it was found.
+#[derive(Clone)]
+struct Sealed {
+    epoch: Epoch,
+    host: HostLabel,
+    found: Instant,
+}
+
 /// What the handlers share.
 pub(crate) struct Receiver {
     dir: PathBuf,
@@ -89,6 +103,8 @@ pub(crate) struct Receiver {
     questions: DefaultKeyedRateLimiter<AgentId>,
     enrollments: governor::DefaultDirectRateLimiter,
     reading: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
+    /// Of each agent's lane, the last.
+    own: Mutex<HashMap<(OrganizationId, AgentId, Lane), Sealed>>,
     at_once: Semaphore,
 }
 
@@ -115,6 +131,7 @@ impl Receiver {
             questions: RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(QUESTIONS_PER_MINUTE).expect("not zero"))),
             enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
             reading: Mutex::default(),
+            own: Mutex::default(),
             at_once: Semaphore::new(LANDING_AT_ONCE),
         }
     }
@@ -134,6 +151,34 @@ impl Receiver {
                 Err(problem::Refusal::new(StatusCode::MISDIRECTED_REQUEST, "pair", title))
             }
         }
+    }
+
+    /// Refuse what was sealed on another machine than the agent's own.
+    async fn is_its_own(&self, header: &Header) -> Result<(), problem::Refusal> {
+        let lane = (header.organization, header.agent, header.lane);
+        let last = self.own.lock().unwrap_or_else(PoisonError::into_inner).get(&lane).cloned();
+        let same =
+            |last: &Sealed| (last.epoch, &last.host) == (header.epoch, &header.host) && last.found.elapsed() < OWN_FOR;
+        if last.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        let judged = self.control.is_its_own(header, now()).await.map_err(|err| problem::Refusal::internal(&err))?;
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.len() >= OWN_MAX {
+            own.clear();
+        }
+        match judged {
+            Ok(()) => {
+                let (epoch, host, found) = (header.epoch, header.host.clone(), Instant::now());
+                own.insert(lane, Sealed { epoch, host, found });
+            }
+            Err(why) => {
+                tracing::warn!(agent = %header.agent, why, "a batch was refused");
+                let refusal = problem::Refusal::new(StatusCode::FORBIDDEN, "clone", why);
+                return Err(refusal.detail("the agent makes another key by itself, and sends what it holds under that"));
+            }
+        }
+        Ok(())
     }
 
     /// Refuse an agent that asks too often.
@@ -168,6 +213,7 @@ fn router(receiver: Arc<Receiver>) -> Router {
         .route("/v1/policy/{behind}", get(policy::next))
         .route("/v1/enroll", post(enroll::enroll).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/v1/renew", post(enroll::renew).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
+        .route("/v1/rekey", post(enroll::rekey).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/v1/pair/join", post(pair::join).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
         .route("/v1/pair", post(pair::exchange).layer(DefaultBodyLimit::max(EXCHANGE_BYTES_MAX)))
         .route("/livez", get(|| async { "ok\n" }))

@@ -15,7 +15,7 @@ use std::{
 };
 use tokio::sync::watch;
 use vedette_wire::{
-    AgentId, Body, Header, Lane, OrganizationId, Policy, Record,
+    AgentId, Body, Header, HostLabel, Lane, OrganizationId, Policy, Record,
     body::Artifact,
     codec, frame,
     policy::{Directives, Store},
@@ -193,7 +193,7 @@ impl Receiver {
             let of_host =
                 header.sources.iter().find(|source| !matches!(source.collector.as_str(), "agent" | "artifacts"));
             let cursor = header.cursors.iter().find(|told| told.collector != "artifacts");
-            if of_host.is_some() || cursor.is_some() || !header.host.hostname.is_empty() {
+            if of_host.is_some() || cursor.is_some() || header.host != HostLabel::default() {
                 return Ok((
                     frame,
                     Some(format!("policy revision {revision} forbids what the header says of the host")),

@@ -188,10 +188,10 @@ fn another_enrollment_begins_another_epoch() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
     let owner = (stamp().organization, stamp().agent);
-    assert_eq!(queue.own(owner, 50).expect("writes"), 0);
+    assert_eq!(queue.own(owner, &[], &stamp().host, 50).expect("writes"), 0);
     assert_eq!(queue.epoch(), Epoch(42), "the first is no other");
     commit(&queue, "old", "c").expect("commits");
-    assert_eq!(queue.own((owner.0, vedette_wire::AgentId([9; 16])), 51).expect("writes"), 1);
+    assert_eq!(queue.own((owner.0, vedette_wire::AgentId([9; 16])), &[], &stamp().host, 51).expect("writes"), 1);
     assert_eq!(queue.epoch(), Epoch(51));
     let mut open = open_with("new", "c");
     let header = open.header(&crate::Stamp { agent: vedette_wire::AgentId([9; 16]), ..stamp() }, queue.lane(), 1);

@@ -1,0 +1,89 @@
+//! Another key for this machine, when the workspace has found its own in use on another one: an image that was made with the
+//! agent's identity in it, a copy of a disk. Nothing of this machine lands under the old key any more; it goes on collecting
+//! to disk, becomes another agent over the old certificate, and seals again what it has not delivered.
+
+use super::{VERSION, post::Reloading};
+use crate::{
+    config::Resolved,
+    identity::{Enrollment, IdentityDir, Next, signing_request},
+    policy,
+};
+use rcgen::{KeyPair, PublicKeyData};
+use std::{sync::Arc, time::Duration};
+use vedette_transport::Lane;
+use vedette_wire::{AgentId, HostLabel, reply::RekeyRequest};
+
+/// How often it is looked whether the workspace has said so.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The shortest pause between two attempts, and the longest.
+const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(300);
+
+/// Ends when this machine has another identity on disk; the agent then begins again with it.
+pub(super) async fn rekey(
+    identity: IdentityDir,
+    enrollment: Enrollment,
+    lane: Arc<Lane>,
+    post: Arc<Reloading>,
+    host: HostLabel,
+) {
+    while lane.status().sender.rekey.is_none() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    tracing::warn!("the key of this agent is in use on another machine; this one makes another");
+    // One, however often it is asked for: each that is signed is an agent.
+    let key = loop {
+        match KeyPair::generate() {
+            Ok(key) => break key,
+            Err(err) => tracing::error!(error = %err, "no key can be made; tried again"),
+        }
+        tokio::time::sleep(*PAUSE.end()).await;
+    };
+    let mut pause = *PAUSE.start();
+    while let Err(why) = attempt(&key, &identity, &enrollment, &post, &host).await {
+        tracing::warn!(why, "no other key yet; what is collected waits on disk");
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        pause = (pause * 2).min(*PAUSE.end());
+    }
+}
+
+async fn attempt(
+    key: &KeyPair,
+    identity: &IdentityDir,
+    enrollment: &Enrollment,
+    post: &Reloading,
+    host: &HostLabel,
+) -> Result<(), String> {
+    let text = |err: &dyn std::fmt::Display| format!("{err:#}");
+    let request = RekeyRequest {
+        csr: signing_request(key).map_err(|err| text(&err))?,
+        hostname: host.hostname.clone(),
+        machine: host.machine.clone().unwrap_or_default(),
+        boot: host.boot.clone().unwrap_or_default(),
+        version: VERSION.to_owned(),
+    };
+    let reply = post.current().rekey(&request).await?;
+    if reply.agent != AgentId::of_public_key(&key.subject_public_key_info()) {
+        return Err("the workspace answered for another agent".to_owned());
+    }
+    if (reply.organization, reply.geo) != (enrollment.organization, enrollment.geo) {
+        return Err("the workspace answered for another organization or geography".to_owned());
+    }
+    if let Some(policy) = &reply.policy {
+        policy::keep(identity, policy).map_err(|err| text(&err))?;
+    }
+    let (certificate, mut next) = (reply.certificate.clone(), Enrollment::of(reply, &enrollment.workspace));
+    next.replaces.clone_from(&enrollment.replaces);
+    next.replaces.push(enrollment.agent);
+    let agent = next.agent;
+    let next = Next { key: key.serialize_pem(), certificate, enrollment: next };
+    identity.keep_next(&next).map_err(|err| text(&err))?;
+    tracing::warn!(was = %enrollment.agent, is = %agent, "this machine is another agent now");
+    Ok(())
+}
+
+/// What a workspace tells two machines apart by, beside the host's name: both hashed, machine-id(5) asks not to show it.
+pub(super) fn told_apart(config: &Resolved, label: HostLabel) -> HostLabel {
+    let cx = super::context(config, Vec::new(), Vec::new());
+    let (machine, boot) = (crate::identity::machine(&cx), crate::identity::boot(&cx));
+    HostLabel { machine, boot, ..label }
+}

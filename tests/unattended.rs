@@ -1,0 +1,103 @@
+//! The lines of docs/provisioning.md, as they stand there, on a booted Debian host: cloud-init's user data and the Ansible
+//! tasks bring the files, the service enrolls at its first start and collects.
+
+use crate::{support::eventually, systemd_host::Host};
+use std::{fs, path::Path};
+
+const UNIT: &str = "[Unit]\nAfter=network.target\n[Service]\nType=notify\nStateDirectory=vedette\n\
+    ExecStart=/opt/vedette run --config /etc/vedette/vedette.toml\n[Install]\nWantedBy=multi-user.target\n";
+const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\ndir = \"/var/lib/vedette/state\"\n\
+    [host]\ncloud = \"off\"\n";
+
+/// A block of the page, by how it begins.
+fn block(begins: &str) -> String {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/provisioning.md")).expect("reads");
+    let from = page.find(begins).unwrap_or_else(|| panic!("the page has no {begins}"));
+    let block = &page[from..];
+    block[..block.find("```").expect("it ends")].to_owned()
+}
+
+/// A host with a workspace in it, the agent's binary and its unit, as a package would bring them.
+fn host(prepare: impl FnOnce(&Path)) -> Option<Host> {
+    Host::boot_named("host-provisioning", |root| {
+        fs::write(root.join("etc/systemd/system/vedette.service"), UNIT).expect("writes");
+        fs::create_dir_all(root.join("etc/vedette")).expect("makes");
+        let made = [
+            "init --geo europe --dir /var/lib/ws",
+            "org add acme --tier free --dir /var/lib/ws",
+            "token new --org acme --uses 2 --dir /var/lib/ws > /var/lib/token",
+        ];
+        for command in made {
+            let chrooted = format!("/opt/vedette-workspace {command}");
+            let done = std::process::Command::new("chroot").arg(root).args(["sh", "-c", &chrooted]).output();
+            let done = done.expect("chroot runs");
+            assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
+        }
+        prepare(root);
+    })
+}
+
+fn serve(host: &Host) {
+    host.must("systemd-run --unit=ws /opt/vedette-workspace serve --dir /var/lib/ws --listen 127.0.0.1:8443");
+}
+
+fn enrolled(host: &Host) {
+    eventually("the host to be listed", || {
+        let listed = host.must("/opt/vedette-workspace agents --org acme --dir /var/lib/ws --format json");
+        listed.contains("\"active\"").then_some(())
+    });
+    eventually("a heartbeat", || (!host.query("SELECT hostname FROM heartbeats").is_empty()).then_some(()));
+    let left = host.must("ls /etc/vedette");
+    assert!(!left.contains("token") && !left.contains("bootstrap.toml"), "{left}");
+}
+
+const ADDRESS: &str = "https://workspace.example.net:8443";
+
+#[test]
+fn user_data_of_cloud_init_enrolls_a_host_at_its_first_boot() {
+    let data = block("#cloud-config");
+    let Some(host) = host(|root| {
+        let read = |name: &str| fs::read_to_string(root.join(name)).expect("reads").trim().replace('\n', "\\n");
+        let data = data.replace("-----BEGIN CERTIFICATE-----\\n…", &read("var/lib/ws/ca.pem"));
+        let data = data.replace("vdt_…", &read("var/lib/token")).replace(ADDRESS, "https://localhost:8443");
+        let seed = root.join("var/lib/cloud/seed/nocloud");
+        fs::create_dir_all(&seed).expect("makes");
+        fs::write(seed.join("user-data"), data).expect("writes");
+        fs::write(seed.join("meta-data"), "instance-id: i-1\nlocal-hostname: web1\n").expect("writes");
+        // A minimal Debian has no locales to set.
+        fs::write(root.join("etc/cloud/cloud.cfg.d/90-test.cfg"), "locale: false\n").expect("writes");
+        fs::write(root.join("etc/vedette/vedette.toml"), CONFIG).expect("writes");
+    }) else {
+        return;
+    };
+    serve(&host);
+    enrolled(&host);
+    assert_eq!(host.must("stat -c %a /var/lib/vedette/identity/key.pem").trim(), "600");
+    let status = host.must("cloud-init status --long || true");
+    assert!(!status.contains("error"), "{status}");
+}
+
+#[test]
+fn the_tasks_of_ansible_enroll_a_host() {
+    let tasks = block("- ansible.builtin.copy");
+    let Some(host) = host(|root| {
+        let play = root.join("root/play");
+        fs::create_dir_all(play.join("files")).expect("makes");
+        let tasks: String = tasks.lines().map(|line| format!("    {line}\n")).collect();
+        let head = "- hosts: localhost\n  connection: local\n  gather_facts: false\n  tasks:\n";
+        fs::write(play.join("play.yml"), format!("{head}{tasks}")).expect("writes");
+        let copy = |from: &str, to: &str| fs::copy(root.join(from), play.join("files").join(to)).expect("copies");
+        copy("var/lib/ws/ca.pem", "ca.pem");
+        copy("var/lib/token", "token");
+        fs::write(play.join("files/vedette.toml"), CONFIG).expect("writes");
+        let bootstrap = block("workspace = ").replace(ADDRESS, "https://localhost:8443");
+        fs::write(play.join("files/bootstrap.toml"), bootstrap).expect("writes");
+    }) else {
+        return;
+    };
+    serve(&host);
+    let play = "cd /root/play && LC_ALL=C.UTF-8 ansible-playbook -i localhost, play.yml 2>&1";
+    let said = host.must(play);
+    assert!(said.contains("failed=0"), "{said}");
+    enrolled(&host);
+}
