@@ -110,11 +110,27 @@ fn alerts(world: &World) -> BTreeSet<String> {
 const ONE: (&str, &str) = ("4f1c0000000000000000000000000001", "b0000000-0000-4000-8000-000000000001");
 const TWO: (&str, &str) = ("4f1c0000000000000000000000000002", "b0000000-0000-4000-8000-000000000002");
 
-/// An image that was made with the agent in it, enrolled and with batches that had not been delivered.
 #[test]
 fn a_copy_on_another_machine_becomes_another_agent_and_nothing_is_mixed_under_one_id() {
+    copied_to(TWO);
+}
+
+/// Two containers on one kernel have one boot id.
+#[test]
+fn a_copy_in_the_same_boot_becomes_another_agent_and_the_original_stays() {
+    copied_to((TWO.0, ONE.1));
+}
+
+/// A container without a machine id.
+#[test]
+fn a_copy_without_a_machine_id_becomes_another_agent_too() {
+    copied_to(("", TWO.1));
+}
+
+/// An image that was made with the agent in it, enrolled and with batches that had not been delivered, runs on another machine.
+fn copied_to(machine: (&str, &str)) {
     let mut world = World::new();
-    let (one, two) = (Machine::new(&world, "one", ONE), Machine::new(&world, "two", TWO));
+    let (one, two) = (Machine::new(&world, "one", ONE), Machine::new(&world, "two", machine));
     one.enroll(&world);
     one.append("before");
     let mut agent = one.run();
@@ -156,6 +172,12 @@ fn a_copy_on_another_machine_becomes_another_agent_and_nothing_is_mixed_under_on
     assert!(world.query(&format!("SELECT * FROM syslog WHERE agent <> '{was}' AND hostname <> 'two'")).is_empty());
     assert!(two.log().contains("this machine is another agent now"), "{}", two.log());
     assert_eq!((listed(&world).len(), alerts(&world).contains("clone")), (2, true));
+    let replaces =
+        listed(&world).into_iter().find(|row| row["agent"] == two.agent()).map(|row| row["replaces"].clone());
+    assert_eq!(replaces, Some(Value::from(was.as_str())), "it is listed what it was");
+    let revoked = world.workspace_output(&["agent", "revoke", &was, "--reason", "a copy"]);
+    let said = String::from_utf8_lossy(&revoked.stderr).into_owned();
+    assert!(revoked.status.success() && said.contains(&two.agent()), "{said}");
     for account in world.ledger() {
         assert_eq!((account["missing"].as_u64(), account["repeated"].as_u64()), (Some(0), Some(0)), "{account}");
     }
@@ -224,6 +246,34 @@ fn of_two_copies_that_are_the_same_in_everything_one_becomes_another_agent() {
     let distinct: BTreeSet<&String> = all.iter().collect();
     assert_eq!((distinct.len(), all.len()), (2 * number - 1, 2 * number - 1), "{all:?}");
     assert!(alerts(&world).is_superset(&["clone".to_owned(), "conflict".to_owned()].into()));
+}
+
+/// While the workspace is away a machine starts again, with batches of both boots in its queue; then they come in whatever
+/// order, as slowly as the workspace takes them.
+#[test]
+fn a_machine_that_starts_again_with_a_backlog_is_no_copy_of_itself() {
+    let mut world = World::new();
+    let one = Machine::new(&world, "one", ONE);
+    one.enroll(&world);
+    let (was, address) = (one.agent(), world.address());
+    world.serve = None;
+    let mut expected = Vec::new();
+    for (boot, name) in [(ONE.1, "first"), (TWO.1, "second")] {
+        one.starts(ONE.0, boot);
+        let mut agent = one.run();
+        for number in 1..=4 {
+            one.append(&format!("{name} boot {number}"));
+            expected.push(format!("{name} boot {number}"));
+            std::thread::sleep(Duration::from_millis(1200));
+        }
+        agent.terminate();
+    }
+    let _agent = one.run();
+    world.serve_with(&address, &["--batches-per-second", "2"]);
+    eventually("every line", || (lines(&world, &was) == expected).then_some(()));
+    one.append("the end");
+    eventually("the end", || (lines(&world, &was).len() == expected.len() + 1).then_some(()));
+    assert_eq!((one.agent(), listed(&world).len(), alerts(&world)), (was, 1, BTreeSet::new()));
 }
 
 /// Its disk is set back to an earlier state, and it starts again: it stays who it is. What it observed in between went with the

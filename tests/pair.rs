@@ -102,7 +102,7 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
     assert!(since.is_some_and(|since| since.starts_with("20") && since.ends_with('Z')));
     let log = fs::read_to_string(first.path("agent.log")).expect("reads");
     assert!(log.contains("another endpoint is in use"), "{log}");
-    // A policy and a revocation of another agent are taken over meanwhile, and what is changed there is refused.
+    // What is changed at the second is refused.
     for command in [
         &["policy", "set", "--org", ORG, "--reason", "x", "--collect", "off"][..],
         &["org", "add", "other", "--tier", "free"],
@@ -139,8 +139,65 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
     for messages in [messages(&first), messages(&second)] {
         assert_eq!(messages.iter().collect::<BTreeSet<_>>().len(), messages.len(), "{messages:?}");
     }
-    let beats = second.query(&format!("SELECT endpoint_why FROM heartbeats WHERE endpoint = '{}'", two.0));
-    assert!(beats.is_empty() || beats[0]["endpoint_why"].as_str().is_some_and(|why| why.contains("has failed")));
+}
+
+/// Heartbeats say where they go, since when and why.
+#[test]
+fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
+    let (mut first, second) = pair();
+    first.write_config(QUICK);
+    first.enroll();
+    let revision = both(&first, &second);
+    let agent = first.run();
+    in_force(&first, revision);
+    let beats = |world: &World| world.query("SELECT endpoint, endpoint_since, endpoint_why FROM heartbeats");
+    eventually("a heartbeat", || (!beats(&first).is_empty()).then_some(()));
+    let beat = &beats(&first)[0];
+    assert_eq!((&beat["endpoint"], &beat["endpoint_why"]), (&first.url().into(), &"preferred".into()));
+    assert!(beat["endpoint_since"].as_str().is_some_and(|since| since.starts_with("20")), "{beat}");
+    // Switched off while the agent can hear it from the second alone.
+    let off = set(&first, &["--collect", "off"]);
+    eventually("the second to have it", || {
+        let shown: Value = serde_json::from_str(&second.workspace(&["policy", "show", "--org", ORG])).ok()?;
+        (shown["revision"] == off).then_some(())
+    });
+    let on = set(&first, &["--collect", "on"]);
+    eventually("the second to have that", || {
+        let shown: Value = serde_json::from_str(&second.workspace(&["policy", "show", "--org", ORG])).ok()?;
+        (shown["revision"] == on).then_some(())
+    });
+    first.serve = None;
+    eventually("the agent to go to the second", || (endpoint(&first).0 == second.url()).then_some(()));
+    in_force(&first, on);
+    drop(agent);
+}
+
+/// Each has what the other has not: an agent whose queue is lost reads nothing of it again.
+#[test]
+fn an_agent_whose_queue_was_lost_goes_by_what_either_of_the_pair_has() {
+    let (mut first, second) = pair();
+    first.write_config(QUICK);
+    first.enroll();
+    let revision = both(&first, &second);
+    let address = first.address();
+    let mut agent = first.run();
+    in_force(&first, revision);
+    first.append("a.log", "at the first\n");
+    eventually("the line", || (first.count("syslog") == 1).then_some(()));
+    first.serve = None;
+    first.append("a.log", "at the second\n");
+    eventually("the line", || (second.count("syslog") == 1).then_some(()));
+    agent.terminate();
+    first.serve(&address);
+    for round in 0..3 {
+        fs::remove_file(first.path("state/records.redb")).expect("removes");
+        let mut agent = first.run();
+        first.append("a.log", &format!("and later {round}\n"));
+        let all = || [messages(&first), messages(&second)].concat();
+        eventually("the line", || all().contains(&format!("and later {round}")).then_some(()));
+        assert_eq!(all().len(), 3 + round, "{:?}", all());
+        agent.terminate();
+    }
 }
 
 /// Over the network, with a token that is used once; and what is revoked at either is revoked at both.

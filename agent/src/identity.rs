@@ -81,8 +81,9 @@ pub(crate) struct Next {
     pub(crate) enrollment: Enrollment,
 }
 
-/// Its file.
+/// Its file, and that of its key before it has a certificate.
 const NEXT: &str = "next.json";
+const NEXT_KEY: &str = "next-key.pem";
 
 /// The identity directory.
 #[derive(Debug, Clone)]
@@ -123,14 +124,23 @@ impl IdentityDir {
 
     /// The key that is there, or a new one (P-256, RFC 5480), on disk before anybody hears of it.
     pub(crate) fn key(&self) -> Result<KeyPair> {
-        let path = self.path("key.pem");
+        self.key_in("key.pem")
+    }
+
+    /// The key of another identity that is asked for, or a new one.
+    pub(crate) fn next_key(&self) -> Result<KeyPair> {
+        self.key_in(NEXT_KEY)
+    }
+
+    fn key_in(&self, name: &str) -> Result<KeyPair> {
+        let path = self.path(name);
         if path.exists() {
-            let pem = String::from_utf8(self.read("key.pem")?)?;
+            let pem = String::from_utf8(self.read(name)?)?;
             return KeyPair::from_pem(&pem)
                 .with_context(|| format!("{} holds no key; move it away to make a new one", path.display()));
         }
         let key = KeyPair::generate()?;
-        self.write("key.pem", key.serialize_pem().as_bytes())?;
+        self.write(name, key.serialize_pem().as_bytes())?;
         Ok(key)
     }
 
@@ -154,7 +164,7 @@ impl IdentityDir {
         self.write("cert.pem", next.certificate.as_bytes())?;
         self.write("enrollment.json", &serde_json::to_vec_pretty(&next.enrollment)?)?;
         // Of the other machine, which answers them.
-        for name in ["artifacts.json", NEXT] {
+        for name in ["artifacts.json", NEXT_KEY, NEXT] {
             match fs::remove_file(self.path(name)) {
                 Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
                     return Err(err).with_context(|| format!("cannot delete {}", self.path(name).display()));
@@ -233,4 +243,49 @@ pub(crate) fn signing_request(key: &KeyPair) -> Result<String> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     Ok(params.serialize_request(key)?.pem()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Killed behind any of the writes: the next start finishes it.
+    #[test]
+    fn another_identity_takes_the_place_of_the_present_one_whole() {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let config = crate::config::load(&crate::config::Sources::default()).expect("defaults");
+        for done in 0..=4 {
+            let dir = tempfile::tempdir().expect("temp dir");
+            let identity = IdentityDir::new(dir.path());
+            let was = Enrollment::sample("https://one:1");
+            let old = [("key.pem", "old"), ("cert.pem", "old"), ("ca.pem", "ca"), ("artifacts.json", "{}")];
+            for (name, text) in old {
+                identity.write(name, text.as_bytes()).expect("writes");
+            }
+            identity.write("enrollment.json", &serde_json::to_vec(&was).expect("serializes")).expect("writes");
+            let key = identity.next_key().expect("makes").serialize_pem();
+            assert_eq!(identity.next_key().expect("reads").serialize_pem(), key, "asked for again with the same");
+            let enrollment = Enrollment { agent: AgentId([9; 16]), replaces: vec![was.agent], ..was.clone() };
+            let next = Next { key: key.clone(), certificate: "new".to_owned(), enrollment: enrollment.clone() };
+            let steps: [(&str, Vec<u8>); 4] = [
+                (NEXT, serde_json::to_vec(&next).expect("serializes")),
+                ("key.pem", key.clone().into_bytes()),
+                ("cert.pem", b"new".to_vec()),
+                ("enrollment.json", serde_json::to_vec(&enrollment).expect("serializes")),
+            ];
+            for (name, bytes) in &steps[..done] {
+                identity.write(name, bytes).expect("writes");
+            }
+            let found = identity.enrolled(&config).map_err(|exit| format!("{exit:?}")).expect("is enrolled");
+            let text = |name: &str| String::from_utf8(identity.read(name).expect("reads")).expect("text");
+            if done == 0 {
+                assert_eq!((found, text("key.pem")), (was, "old".to_owned()), "nothing is kept yet");
+                continue;
+            }
+            assert_eq!((found, text("key.pem"), text("cert.pem")), (enrollment, key, "new".to_owned()), "{done}");
+            for gone in [NEXT, NEXT_KEY, "artifacts.json"] {
+                assert!(!identity.path(gone).exists(), "{done}: {gone}");
+            }
+        }
+    }
 }

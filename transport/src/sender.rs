@@ -252,6 +252,7 @@ impl Sender {
             status.delivered += 1;
             status.delivered_at = Some(Instant::now());
             status.last_error = None;
+            status.rekey = None;
             status.in_flight_max = work.window.limit();
             status.policy_revision = Some(policy_revision);
             status.compression = compression;

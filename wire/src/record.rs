@@ -57,7 +57,8 @@ pub struct HostLabel {
     /// `/etc/machine-id`, hashed by the agent: by it the workspace sees a key that is in use on two machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// `/proc/sys/kernel/random/boot_id`, hashed: another one after each start of the machine.
+    /// `/proc/sys/kernel/random/boot_id`, hashed: another one after each start of the machine. Absent in what was sealed
+    /// again: it stands behind what was sealed later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }

@@ -64,6 +64,15 @@ impl Landing {
         }
     }
 
+    /// Whether this very batch lies under its key.
+    pub(crate) async fn holds(&self, key: &str, digest: &[u8; 32]) -> Result<bool> {
+        match self.store.get_range(&Key::from(key), 0..frame::HEAD_BYTES as u64).await {
+            Ok(there) => Ok(frame::parse_head(&there).is_ok_and(|(head, _)| head.digest == *digest)),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(err) => Err(err.into()),
+        }
+    }
+
     /// Read a landed batch.
     ///
     /// # Errors

@@ -95,6 +95,16 @@ impl Endpoints {
         &self.in_use
     }
 
+    /// How long the endpoints are let rest at the most, whatever one of them says: another may be used by then.
+    pub(super) fn rest_max(&self) -> Option<Duration> {
+        (self.urls.len() > 1).then_some(self.fail_over_after)
+    }
+
+    /// Whether this is not the one in use: it is only tried.
+    pub(super) fn is_probe(&self, url: &str) -> bool {
+        url != self.in_use.url
+    }
+
     /// Where the next request goes: to the active one, or now and then to the preferred one, to see whether it works; a
     /// question only where nothing is delivered.
     pub(super) fn next(&mut self, by: By, at: Instant) -> String {
@@ -122,15 +132,15 @@ impl Endpoints {
         }
     }
 
-    /// One did not. True where another is in use from now on.
-    pub(super) fn fails(&mut self, by: By, url: &str, why: &str, at: Instant) -> bool {
+    /// One did not, though it was given the time from `began` on. True where another is in use from now on.
+    pub(super) fn fails(&mut self, by: By, url: &str, why: &str, (began, at): (Instant, Instant)) -> bool {
         if url != self.in_use.url {
             if url == self.urls[0] {
                 self.well = None;
             }
             return false;
         }
-        let since = *self.fails[by as usize].get_or_insert(at);
+        let since = *self.fails[by as usize].get_or_insert(began);
         let delivers = self.delivered.is_some_and(|delivered| at - delivered < self.fail_over_after);
         if self.urls.len() < 2 || at - since < self.fail_over_after || by == By::Question && delivers {
             return false;
@@ -168,12 +178,12 @@ mod tests {
     fn after_a_minute_without_a_delivery_the_pair_is_used_and_after_five_good_ones_the_first_again() {
         let (mut e, begin) = (endpoints(), Instant::now());
         let at = |seconds| begin + Duration::from_secs(seconds);
-        assert!(!e.fails(By::Delivery, ONE, "refused", at(0)));
+        assert!(!e.fails(By::Delivery, ONE, "refused", (at(0), at(0))));
         e.works(By::Delivery, ONE, at(30));
         // Not a minute in one piece.
-        assert!(!e.fails(By::Delivery, ONE, "refused", at(40)));
-        assert!(!e.fails(By::Delivery, ONE, "refused", at(99)));
-        assert!(e.fails(By::Delivery, ONE, "refused", at(100)));
+        assert!(!e.fails(By::Delivery, ONE, "refused", (at(40), at(40))));
+        assert!(!e.fails(By::Delivery, ONE, "refused", (at(99), at(99))));
+        assert!(e.fails(By::Delivery, ONE, "refused", (at(100), at(100))));
         assert_eq!((e.in_use().url.as_str(), e.in_use().why.contains("60 s: refused")), (TWO, true), "{e:?}");
         // The first is tried each half minute, and has to work for five minutes without a failure.
         let next = |e: &mut Endpoints, seconds| e.next(By::Delivery, at(seconds));
@@ -182,12 +192,22 @@ mod tests {
         e.works(By::Delivery, TWO, at(200));
         // Where batches say it, a question takes no turn of theirs.
         assert_eq!([e.next(By::Question, at(201)), next(&mut e, 202)], [TWO, ONE]);
-        assert!(!e.fails(By::Delivery, ONE, "refused", at(400)));
+        assert!(!e.fails(By::Delivery, ONE, "refused", (at(400), at(400))));
         e.works(By::Delivery, ONE, at(432));
         e.works(By::Delivery, ONE, at(731));
         assert_eq!(e.in_use().url, TWO);
         e.works(By::Delivery, ONE, at(732));
         assert_eq!(e.in_use().url, ONE, "{e:?}");
+    }
+
+    #[test]
+    fn one_that_hangs_is_left_when_its_first_request_is_given_up() {
+        let (mut e, begin) = (endpoints(), Instant::now());
+        assert!(e.fails(By::Delivery, ONE, "timed out", (begin, begin + Duration::from_secs(120))));
+        assert_eq!((e.in_use().url.as_str(), e.is_probe(ONE), e.is_probe(TWO)), (TWO, true, false));
+        assert_eq!(e.rest_max(), Some(Duration::from_secs(60)));
+        e.set(&[]);
+        assert_eq!(e.rest_max(), None);
     }
 
     #[test]
@@ -197,7 +217,7 @@ mod tests {
         for seconds in 0..400 {
             let at = begin + Duration::from_secs(seconds);
             let url = e.next(By::Delivery, at);
-            if e.fails(By::Delivery, &url, "timed out", at) {
+            if e.fails(By::Delivery, &url, "timed out", (at, at)) {
                 seen.push(e.in_use().url.clone());
             }
         }
@@ -209,13 +229,13 @@ mod tests {
         let (mut e, begin) = (endpoints(), Instant::now());
         let at = |seconds| begin + Duration::from_secs(seconds);
         e.works(By::Delivery, ONE, at(0));
-        assert!(!e.fails(By::Question, ONE, "timed out", at(1)));
+        assert!(!e.fails(By::Question, ONE, "timed out", (at(1), at(1))));
         e.works(By::Delivery, ONE, at(50));
-        assert!(!e.fails(By::Question, ONE, "timed out", at(61)), "batches land");
+        assert!(!e.fails(By::Question, ONE, "timed out", (at(61), at(61))), "batches land");
         // Deliveries fail, and the question is answered: what counts is whether batches land.
-        assert!(!e.fails(By::Delivery, ONE, "503", at(70)));
+        assert!(!e.fails(By::Delivery, ONE, "503", (at(70), at(70))));
         e.works(By::Question, ONE, at(100));
-        assert!(e.fails(By::Delivery, ONE, "503", at(130)));
+        assert!(e.fails(By::Delivery, ONE, "503", (at(130), at(130))));
         // On the pair with collection off: nothing but questions.
         e.works(By::Question, ONE, at(200));
         e.works(By::Question, ONE, at(500));

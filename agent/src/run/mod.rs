@@ -108,6 +108,10 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
     let own = Arc::new(OwnRecords::new(lane.intake().clone()));
     let (kept, problem) = Kept::load(&identity, &enrollment);
     own.set_silent(kept.policy().is_none_or(|policy| !policy.collect));
+    // Before anybody is asked anything.
+    if let Some(policy) = kept.policy() {
+        post.endpoints().set(&policy.endpoints);
+    }
     let sink = Arc::new(QueueSink::new(lane.intake().clone(), Arc::clone(&board), Arc::clone(&own)));
     let stop = StopSignal::default();
 
@@ -166,7 +170,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
             enrollment.clone(),
             Arc::clone(&lane),
             Arc::clone(&post),
-            host.clone(),
+            (host.clone(), config.state_dir.clone()),
         );
         tokio::pin!(rekeying);
         let (resumed, mut is_resumed) = (watch::channel(false).0, false);

@@ -24,6 +24,8 @@ use vedette_wire::policy::Directives;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A workspace that is tried is given so long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a client is made of.
 const FILES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
 
@@ -42,6 +44,8 @@ pub(super) struct Reloading {
     /// A renewed certificate that has not delivered yet; the one on disk stays until it has.
     trial: Mutex<Option<Trial>>,
     endpoints: Mutex<Endpoints>,
+    /// A batch is out to see whether the preferred workspace works.
+    probing: AtomicBool,
     /// What is queued is being purged: nothing is posted.
     closed: AtomicBool,
 }
@@ -74,6 +78,7 @@ impl Reloading {
             state,
             trial: Mutex::default(),
             endpoints: Mutex::new(Endpoints::new(enrollment, config.fail_over)),
+            probing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         })
     }
@@ -107,11 +112,11 @@ impl Reloading {
 
     /// Ask the workspace that is next in turn for what it has for this agent.
     pub(super) async fn directives(&self, behind: u64, version: &str) -> Result<Directives, String> {
-        let url = self.endpoints().next(By::Question, Instant::now());
+        let (began, url) = (Instant::now(), self.endpoints().next(By::Question, Instant::now()));
         let answer = self.client().at(&url).directives(behind, version).await;
         match &answer {
             Ok(_) => self.endpoints().works(By::Question, &url, Instant::now()),
-            Err(why) => drop(self.endpoints().fails(By::Question, &url, why, Instant::now())),
+            Err(why) => drop(self.endpoints().fails(By::Question, &url, why, (began, Instant::now()))),
         }
         answer
     }
@@ -148,32 +153,83 @@ impl Post for Reloading {
             return Box::pin(async { Outcome::Retry { after: Some(Duration::from_secs(1)), why } });
         }
         Box::pin(async move {
-            let url = self.endpoints().next(By::Delivery, Instant::now());
-            let has_others = self.endpoints().all().len() > 1;
-            let copy = has_others.then(|| frame.clone());
-            let outcome = self.post_to(&url, frame).await;
-            let fails = match &outcome {
-                Outcome::Retry { why, .. } | Outcome::Misdirected { why } => why,
-                Outcome::Done { .. } | Outcome::Purge | Outcome::Conflict { .. } | Outcome::TooLarge { .. } => {
-                    self.endpoints().works(By::Delivery, &url, Instant::now());
-                    return outcome;
+            let mut url = self.endpoints().next(By::Delivery, Instant::now());
+            if self.endpoints().is_probe(&url) {
+                match self.probe(&url, frame.clone()).await {
+                    Some(outcome) => return outcome,
+                    None => url = self.endpoints().in_use().url.clone(),
                 }
-                _ => return outcome,
-            };
-            self.endpoints().fails(By::Delivery, &url, fails, Instant::now());
-            // Another is in use: this was the last attempt at the one before, or one to see whether the preferred one works.
-            let now = self.endpoints().in_use().url.clone();
-            match copy.filter(|_| now != url) {
-                Some(frame) => {
-                    let outcome = self.post_to(&now, frame).await;
-                    if matches!(outcome, Outcome::Done { .. }) {
-                        self.endpoints().works(By::Delivery, &now, Instant::now());
-                    }
-                    outcome
-                }
-                None => outcome,
             }
+            let copy = self.endpoints().rest_max().map(|_| frame.clone());
+            let outcome = self.deliver(&url, frame).await;
+            // Another is in use: this was the last attempt at the one before.
+            let now = self.endpoints().in_use().url.clone();
+            let failed = matches!(outcome, Outcome::Retry { .. } | Outcome::Misdirected { .. });
+            let outcome = match copy.filter(|_| now != url && failed) {
+                Some(frame) => self.deliver(&now, frame).await,
+                None => outcome,
+            };
+            rested(outcome, self.endpoints().rest_max())
         })
+    }
+}
+
+/// What one workspace asks for does not keep batches from the other for longer than it takes until that is used.
+fn rested(outcome: Outcome, most: Option<Duration>) -> Outcome {
+    match (outcome, most) {
+        (Outcome::Retry { after: Some(after), why }, Some(most)) => {
+            Outcome::Retry { after: Some(after.min(most)), why }
+        }
+        (Outcome::Misdirected { why }, Some(_)) => Outcome::Retry { after: None, why },
+        (outcome, _) => outcome,
+    }
+}
+
+/// Ends a probe, however it ends.
+struct Probing<'a>(&'a AtomicBool);
+
+impl Drop for Probing<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Reloading {
+    /// Try the preferred workspace with a batch, one at a time and not for long; what came of it where it took the batch.
+    async fn probe(&self, url: &str, frame: Vec<u8>) -> Option<Outcome> {
+        if self.probing.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let _probing = Probing(&self.probing);
+        let (began, answer) = (Instant::now(), tokio::time::timeout(PROBE_TIMEOUT, self.deliver(url, frame)).await);
+        match answer {
+            Ok(outcome @ Outcome::Done { .. }) => Some(outcome),
+            Ok(_) => None,
+            Err(_) => {
+                self.endpoints().fails(By::Delivery, url, "it does not answer", (began, Instant::now()));
+                None
+            }
+        }
+    }
+
+    /// Deliver to one workspace, and note what that says of it.
+    async fn deliver(&self, url: &str, frame: Vec<u8>) -> Outcome {
+        let began = Instant::now();
+        let outcome = self.post_to(url, frame).await;
+        let (now, mut endpoints) = (Instant::now(), self.endpoints());
+        match &outcome {
+            Outcome::Retry { why, .. } | Outcome::Misdirected { why } => {
+                endpoints.fails(By::Delivery, url, why, (began, now));
+            }
+            Outcome::Done { .. }
+            | Outcome::Purge
+            | Outcome::Conflict { .. }
+            | Outcome::TooLarge { .. }
+            | Outcome::Rekey { .. } => endpoints.works(By::Delivery, url, now),
+            _ => {}
+        }
+        drop(endpoints);
+        outcome
     }
 }
 

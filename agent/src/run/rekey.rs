@@ -8,15 +8,21 @@ use crate::{
     identity::{Enrollment, IdentityDir, Next, signing_request},
     policy,
 };
-use rcgen::{KeyPair, PublicKeyData};
-use std::{sync::Arc, time::Duration};
-use vedette_transport::Lane;
-use vedette_wire::{AgentId, HostLabel, reply::RekeyRequest};
+use rcgen::PublicKeyData;
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use vedette_transport::{Lane, queue::salvage};
+use vedette_wire::{AgentId, HostLabel, Lane as LaneName, reply::RekeyRequest};
 
 /// How often it is looked whether the workspace has said so.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The shortest pause between two attempts, and the longest.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(300);
+/// What is in a damaged queue is brought into the present one before; it is given so long.
+const SALVAGE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Ends when this machine has another identity on disk; the agent then begins again with it.
 pub(super) async fn rekey(
@@ -24,44 +30,57 @@ pub(super) async fn rekey(
     enrollment: Enrollment,
     lane: Arc<Lane>,
     post: Arc<Reloading>,
-    host: HostLabel,
+    (host, state_dir): (HostLabel, PathBuf),
 ) {
-    while lane.status().sender.rekey.is_none() {
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    tracing::warn!("the key of this agent is in use on another machine; this one makes another");
-    // One, however often it is asked for: each that is signed is an agent.
-    let key = loop {
-        match KeyPair::generate() {
-            Ok(key) => break key,
-            Err(err) => tracing::error!(error = %err, "no key can be made; tried again"),
+    let (mut pause, mut told): (_, Option<Instant>) = (*PAUSE.start(), None);
+    loop {
+        // What was refused may be delivered later all the same, or be gone.
+        if lane.status().sender.rekey.is_none() {
+            (pause, told) = (*PAUSE.start(), None);
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
         }
-        tokio::time::sleep(*PAUSE.end()).await;
-    };
-    let mut pause = *PAUSE.start();
-    while let Err(why) = attempt(&key, &identity, &enrollment, &post, &host).await {
-        tracing::warn!(why, "no other key yet; what is collected waits on disk");
+        let since = *told.get_or_insert_with(|| {
+            tracing::warn!("the key of this agent is in use on another machine; this one makes another");
+            Instant::now()
+        });
+        if !salvage::broken(&state_dir, LaneName::Records).is_empty() && since.elapsed() < SALVAGE_PATIENCE {
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        }
+        match attempt(&identity, &enrollment, &post, &host).await {
+            Ok(()) => return,
+            Err(why) => tracing::warn!(why, "no other key yet; what is collected waits on disk"),
+        }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(*PAUSE.end());
     }
 }
 
 async fn attempt(
-    key: &KeyPair,
     identity: &IdentityDir,
     enrollment: &Enrollment,
     post: &Reloading,
     host: &HostLabel,
 ) -> Result<(), String> {
     let text = |err: &dyn std::fmt::Display| format!("{err:#}");
+    let key = identity.next_key().map_err(|err| text(&err))?;
     let request = RekeyRequest {
-        csr: signing_request(key).map_err(|err| text(&err))?,
+        csr: signing_request(&key).map_err(|err| text(&err))?,
         hostname: host.hostname.clone(),
         machine: host.machine.clone().unwrap_or_default(),
         boot: host.boot.clone().unwrap_or_default(),
         version: VERSION.to_owned(),
     };
-    let reply = post.current().rekey(&request).await?;
+    // The second workspace of a pair sends to the first.
+    let mut answer = Err("no workspace was asked".to_owned());
+    for post in post.all() {
+        answer = post.rekey(&request).await;
+        if answer.is_ok() {
+            break;
+        }
+    }
+    let reply = answer?;
     if reply.agent != AgentId::of_public_key(&key.subject_public_key_info()) {
         return Err("the workspace answered for another agent".to_owned());
     }

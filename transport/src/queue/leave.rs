@@ -90,33 +90,35 @@ impl Queue {
         Ok(())
     }
 
-    /// Seal batches of an agent that this one takes the place of again, and put those of any other into quarantine: the
-    /// workspace would refuse them for ever. They are the oldest; with none of them this looks at one batch.
+    /// Seal the first batch again where it is of an agent that this one takes the place of, or put it into quarantine where it
+    /// is of any other: the workspace would refuse it for ever. Whether it is there now; absent where the first one is this
+    /// agent's own, since those of others are older.
     ///
     /// # Errors
     /// [`QueueError`].
-    pub(super) fn take_over(&self, owner: Owner, replaced: &[AgentId], host: &HostLabel) -> Result<u64, QueueError> {
-        let mut moved = 0;
-        while let Some((slot, bytes)) = self.next_after(0)? {
-            match frame::parse_head(&bytes) {
-                Ok((head, _)) if (head.key.organization, head.key.agent) == owner => break,
-                Ok((head, _)) if head.key.organization == owner.0 && replaced.contains(&head.key.agent) => {
-                    let Some((head, mut header, records)) = self.open_batch(slot)? else { break };
-                    header.agent = owner.1;
-                    header.split_into.clear();
-                    if header.host != HostLabel::default() {
-                        header.host = host.clone();
-                    }
-                    self.seal_again(slot, &head, header, &records)?;
-                }
-                Ok(_) => {
-                    self.quarantine(slot, "identity", "sealed for another enrollment")?;
-                    moved += 1;
-                }
-                Err(_) => break,
-            }
+    pub(super) fn take_over(
+        &self,
+        owner: Owner,
+        replaced: &[AgentId],
+        host: &HostLabel,
+    ) -> Result<Option<bool>, QueueError> {
+        let Some((slot, bytes)) = self.next_after(0)? else { return Ok(None) };
+        let Ok((head, _)) = frame::parse_head(&bytes) else { return Ok(None) };
+        if (head.key.organization, head.key.agent) == owner {
+            return Ok(None);
         }
-        Ok(moved)
+        if head.key.organization != owner.0 || !replaced.contains(&head.key.agent) {
+            self.quarantine(slot, "identity", "sealed for another enrollment")?;
+            return Ok(Some(true));
+        }
+        let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(None) };
+        header.agent = owner.1;
+        header.split_into.clear();
+        if header.host != HostLabel::default() {
+            header.host = host.clone();
+        }
+        self.seal_again(slot, &head, header, &records)?;
+        Ok(Some(false))
     }
 
     /// Another batch has landed under the key of this one: begin another epoch where it is of this one, and seal it
@@ -135,7 +137,9 @@ impl Queue {
             })?;
             return Ok(());
         }
-        let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(()) };
+        let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(()) };
+        // In another place among what this boot has sealed than where it was.
+        header.host.boot = None;
         let lowest_held = self.lowest_held(0, u64::MAX, head.key.epoch.0)?;
         self.write(Durability::Immediate, |_, meta| {
             if meta.epoch == head.key.epoch.0 {
@@ -190,6 +194,7 @@ impl Queue {
             let mut frames = Vec::new();
             for ((bytes, count), ahead) in halves.iter().zip(0..) {
                 let mut part = Header { cursors: Vec::new(), ..header.clone() };
+                part.host.boot = None;
                 self.complete(&mut part, &before)?;
                 part.seq += ahead;
                 part.ledger = before.ledger.clone();

@@ -119,6 +119,15 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Storage`]; what is not done is done at the next start.
     pub fn own(&self, owner: Owner, replaced: &[AgentId], host: &HostLabel, random: u64) -> Result<u64, QueueError> {
+        self.begin(owner, random)?;
+        let mut quarantined = 0;
+        while let Some(aside) = self.take_over(owner, replaced, host)? {
+            quarantined += u64::from(aside);
+        }
+        Ok(quarantined)
+    }
+
+    pub(super) fn begin(&self, owner: Owner, random: u64) -> Result<(), QueueError> {
         self.write(redb::Durability::Immediate, |_, meta| {
             if meta.owner == Some(owner) {
                 return Ok(None);
@@ -132,7 +141,7 @@ impl Queue {
             meta.owner = Some(owner);
             Ok(Some(()))
         })?;
-        self.take_over(owner, replaced, host)
+        Ok(())
     }
 }
 

@@ -125,22 +125,28 @@ fn quarantine_is_bounded_counted_and_survives_a_restart() {
 #[test]
 fn batches_of_an_agent_that_this_machine_was_before_are_sealed_again_in_its_new_name() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let queue = queue(dir.path());
+    let open = || queue(dir.path());
+    let queue = open();
     let owner = (stamp().organization, stamp().agent);
     assert_eq!(queue.own(owner, &[], &stamp().host, 5).expect("writes"), 0);
     let epoch = queue.epoch();
     let was = vedette_wire::HostLabel { hostname: "original".to_owned(), ..stamp().host };
     for text in ["one", "two", "three"] {
-        let mut open = open_with(text, "c");
-        let header = open.header(&crate::Stamp { host: was.clone(), ..stamp() }, queue.lane(), 77);
-        queue.commit(&mut open, header).expect("commits");
+        let mut batch = open_with(text, "c");
+        let header = batch.header(&crate::Stamp { host: was.clone(), ..stamp() }, queue.lane(), 77);
+        queue.commit(&mut batch, header).expect("commits");
     }
     let other = vedette_wire::AgentId([9; 16]);
     let host = vedette_wire::HostLabel { hostname: "copy".to_owned(), ..stamp().host };
     let now = (owner.0, other);
-    assert_eq!(queue.own(now, &[owner.1], &host, 6).expect("writes"), 0, "nothing in quarantine");
-    // A second time, as after a crash in between, nothing is left to do.
-    assert_eq!(queue.own(now, &[owner.1], &host, 7).expect("writes"), 0);
+    // Killed when one of the three had been sealed again: the next start does the others.
+    queue.begin(now, 6).expect("writes");
+    assert_eq!(queue.take_over(now, &[owner.1], &host).expect("writes"), Some(false));
+    drop(queue);
+    let queue = open();
+    for random in [7, 8] {
+        assert_eq!(queue.own(now, &[owner.1], &host, random).expect("writes"), 0, "nothing in quarantine");
+    }
     let mut slot = 0;
     for (seq, text) in [(1, "one"), (2, "two"), (3, "three")] {
         let (at, bytes) = queue.next_after(slot).expect("reads").expect("a batch");

@@ -140,7 +140,7 @@ pub(super) async fn agents(dir: &Path, org: &str, format: Format) -> Result<()> 
         let (enrolled, seen) = (rfc3339(row.enrolled), row.last_seen.map(rfc3339));
         if format == Format::Json {
             let object = json!({"agent": row.agent, "hostname": row.hostname, "enrolled": enrolled, "last_seen": seen,
-                "state": state, "version": row.version, "policy_revision": row.policy_revision});
+                "state": state, "version": row.version, "policy_revision": row.policy_revision, "replaces": row.replaces});
             out.push_str(&format!("{object}\n"));
         } else {
             let revision = row.policy_revision.to_string();

@@ -147,7 +147,14 @@ fn size(text: &str) -> Option<u64> {
 }
 
 pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<()> {
-    Control::open(dir).await?.revoke(agent, Change { who: &who(), reason, now: now() }).await
+    let control = Control::open(dir).await?;
+    control.revoke(agent, Change { who: &who(), reason, now: now() }).await?;
+    let copies = control.copies_of(agent).await?;
+    if !copies.is_empty() {
+        let agents = copies.join(" ");
+        tracing::warn!(agents, "machines that had the same key are these agents now, and are not revoked with it");
+    }
+    Ok(())
 }
 
 pub(super) async fn alerts(dir: &Path, org: &str, format: Format) -> Result<()> {

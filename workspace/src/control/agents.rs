@@ -43,6 +43,8 @@ pub(crate) struct AgentRow {
     pub(crate) policy_revision: i64,
     #[serde(skip)]
     pub(crate) revoked: Option<i64>,
+    /// The agent that this machine was, before it was found to share its key.
+    pub(crate) replaces: Option<String>,
 }
 
 impl Control {
@@ -137,7 +139,7 @@ impl Control {
     /// The agents of an organization, oldest first.
     pub(crate) async fn agents(&self, organization: OrganizationId) -> Result<Vec<AgentRow>> {
         let rows = sqlx::query_as(
-            "SELECT id, hostname, enrolled, last_seen, version, policy_revision, revoked FROM agents
+            "SELECT id, hostname, enrolled, last_seen, version, policy_revision, revoked, replaces FROM agents
              WHERE organization = ? ORDER BY enrolled",
         )
         .bind(organization.to_string())

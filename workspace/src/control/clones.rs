@@ -1,48 +1,64 @@
 //! One key on two machines: an image that was made with an agent's identity in it, a copy of a disk.
 //!
-//! Every batch says on which machine, in which boot and in which epoch of which queue it was sealed. One agent's epochs and
-//! boots follow each other: once another has begun, nothing comes of the one before but what was sealed before. Where it does,
-//! there are two. The machine of the enrollment stays; of two with the same machine id, the one whose boot was seen first. The
-//! other is refused, and becomes another agent (`/v1/rekey`).
+//! Every batch says on which machine and in which boot, a *start*, and in which epoch of which queue it was sealed. A machine
+//! other than the one of the enrollment is another. Else, what one machine cannot do is go on in an epoch, or in a boot, that it
+//! has left: where a start goes on in an epoch behind the first sequence of a later start, or an epoch behind what its
+//! successor says was its last sequence, or, of epochs that do not know of each other, behind the time when the later one
+//! began, there are two. In which order batches come says nothing. The start that was seen first stays; the other is refused,
+//! and becomes another agent (`/v1/rekey`). adr/0006.
 
 use super::{Control, agents::Enrollment};
 use anyhow::Result;
 use sqlx::SqliteConnection;
-use vedette_wire::{AgentId, Header, OrganizationId, Predecessor};
+use vedette_wire::{AgentId, Header, HostLabel, OrganizationId, Predecessor};
 
-/// Boots, and epochs of a lane, that are remembered of one agent.
+/// Starts that are remembered of one agent, and what they have sealed.
 const REMEMBERED_MAX: i64 = 200;
+
+/// Why a batch does not land.
+const OTHER_MACHINE: &str = "the key of this agent is in use on another machine than the one that was enrolled";
+const TWO: &str = "the key of this agent is in use on two machines that cannot be told apart by their machine id";
+const MANY: &str = "the key of this agent is in use on more machines, or in more boots, than can be told apart";
 
 /// A row of `incarnations`.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 struct Incarnation {
     epoch: String,
-    boot: String,
-    first_sealed: i64,
-    first_seq: i64,
-    refused: Option<i64>,
+    start: String,
+    first: i64,
+    min_seq: i64,
+    min_sealed: i64,
 }
 
 /// Whose batch it is, as text for SQL.
-struct Whose<'a> {
+struct Whose {
     organization: String,
     agent: String,
     lane: &'static str,
     epoch: String,
-    boot: &'a str,
+    start: String,
+}
+
+/// A start; a machine without an id has the empty one.
+fn start_of(machine: &str, boot: &str) -> String {
+    format!("{machine}/{boot}")
 }
 
 impl Control {
-    /// Whether a batch may land under its agent's name; else why not. Nothing is known of an agent that names no machine: its
-    /// collection is off, or it is of an older release.
-    pub(crate) async fn is_its_own(&self, header: &Header, now: i64) -> Result<Result<(), String>> {
-        let (Some(machine), Some(boot)) = (&header.host.machine, &header.host.boot) else { return Ok(Ok(())) };
+    /// Whether a batch may land under its agent's name; else why not. Nothing is known where the header says nothing of the
+    /// host, which is so with collection off.
+    pub(crate) async fn is_its_own(&self, header: &Header, now: i64) -> Result<Result<(), &'static str>> {
+        let host = &header.host;
+        if *host == HostLabel::default() {
+            return Ok(Ok(()));
+        }
+        let machine = host.machine.as_deref().unwrap_or_default();
         let whose = Whose {
             organization: header.organization.to_string(),
             agent: header.agent.to_string(),
             lane: header.lane.name(),
             epoch: header.epoch.to_string(),
-            boot,
+            start: start_of(machine, host.boot.as_deref().unwrap_or_default()),
         };
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let verdict = judge(&mut tx, &whose, machine, header, now).await?;
@@ -50,7 +66,8 @@ impl Control {
         Ok(verdict)
     }
 
-    /// Make a machine that was refused another agent of its organization; false where it was not refused.
+    /// Make a machine that was refused another agent of its organization, once for each start that was; false where none is
+    /// left.
     pub(crate) async fn rekey(
         &self,
         (organization, was): (OrganizationId, AgentId),
@@ -58,208 +75,270 @@ impl Control {
         enrollment: &Enrollment<'_>,
         now: i64,
     ) -> Result<bool> {
+        let (id, old, new) = (organization.to_string(), was.to_string(), enrollment.agent.to_string());
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let refused: Option<i64> = sqlx::query_scalar(
-            "SELECT 1 FROM incarnations i JOIN boots b USING (organization, agent, boot)
-             WHERE organization = ? AND agent = ? AND boot = ? AND machine = ? AND refused IS NOT NULL",
+        // What is refused may be of an earlier boot of the machine that asks. The same again where the answer was lost.
+        let refused: Option<String> = sqlx::query_scalar(
+            "SELECT start FROM starts WHERE organization = ?1 AND agent = ?2 AND (became IS NULL OR became = ?4)
+             AND (refused IS NOT NULL OR EXISTS (SELECT 1 FROM incarnations i WHERE i.organization = ?1 AND i.agent = ?2
+               AND i.start = starts.start AND i.refused IS NOT NULL))
+             ORDER BY became IS NULL, start <> ?3 LIMIT 1",
         )
-        .bind(organization.to_string())
-        .bind(was.to_string())
-        .bind(boot)
-        .bind(machine)
+        .bind(&id)
+        .bind(&old)
+        .bind(start_of(machine, boot))
+        .bind(&new)
         .fetch_optional(&mut *tx)
         .await?;
-        if refused.is_none() {
-            return Ok(false);
-        }
-        // Again where the answer was lost.
+        let Some(start) = refused else { return Ok(false) };
+        sqlx::query("UPDATE starts SET became = ? WHERE organization = ? AND agent = ? AND start = ?")
+            .bind(&new)
+            .bind(&id)
+            .bind(&old)
+            .bind(start)
+            .execute(&mut *tx)
+            .await?;
         sqlx::query(
-            "INSERT OR IGNORE INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled)
-             VALUES (?, ?, ?, ?, ?, 0, ?)",
+            "INSERT OR IGNORE INTO agents
+             (organization, id, hostname, machine, version, policy_revision, enrolled, replaces)
+             VALUES (?, ?, ?, ?, ?, 0, ?, ?)",
         )
-        .bind(organization.to_string())
-        .bind(enrollment.agent.to_string())
+        .bind(&id)
+        .bind(&new)
         .bind(enrollment.hostname)
         .bind(machine)
         .bind(enrollment.version)
         .bind(now)
+        .bind(&old)
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
-        self.audit(now, "agent rekey", &format!("{was} on another machine is {} now", enrollment.agent)).await?;
+        let detail = format!("a machine that used its key, {}, is agent {new} now", enrollment.hostname);
+        self.alert((organization, was), "clone", &detail, now).await?;
+        self.audit(now, "agent rekey", &format!("{was}: {detail}")).await?;
         Ok(true)
+    }
+
+    /// Agents that machines with this one's key have become.
+    pub(crate) async fn copies_of(&self, agent: AgentId) -> Result<Vec<String>> {
+        let rows = sqlx::query_scalar("SELECT id FROM agents WHERE replaces = ? AND revoked IS NULL ORDER BY enrolled");
+        Ok(rows.bind(agent.to_string()).fetch_all(&self.pool).await?)
     }
 }
 
 async fn judge(
     tx: &mut SqliteConnection,
-    whose: &Whose<'_>,
+    whose: &Whose,
     machine: &str,
     header: &Header,
     now: i64,
-) -> Result<Result<(), String>> {
+) -> Result<Result<(), &'static str>> {
+    let starts: i64 = sqlx::query_scalar("SELECT count(*) FROM starts WHERE organization = ? AND agent = ?")
+        .bind(&whose.organization)
+        .bind(&whose.agent)
+        .fetch_one(&mut *tx)
+        .await?;
+    if starts == 0 && header.host.machine.is_none() && header.host.boot.is_none() {
+        // An agent of an older release names neither.
+        return Ok(Ok(()));
+    }
     let enrolled: Option<String> = sqlx::query_scalar("SELECT machine FROM agents WHERE organization = ? AND id = ?")
         .bind(&whose.organization)
         .bind(&whose.agent)
         .fetch_optional(&mut *tx)
         .await?
         .flatten();
+    let is_other = enrolled.as_ref().is_some_and(|enrolled| enrolled != machine);
     if enrolled.is_none() {
-        // It could not tell at its enrollment.
-        sqlx::query("UPDATE agents SET machine = ? WHERE organization = ? AND id = ? AND machine IS NULL")
+        // It did not say at its enrollment: the first that does is the one.
+        sqlx::query("UPDATE agents SET machine = ? WHERE organization = ? AND id = ?")
             .bind(machine)
             .bind(&whose.organization)
             .bind(&whose.agent)
             .execute(&mut *tx)
             .await?;
     }
-    remember(tx, whose, machine, header, now).await?;
-    if enrolled.is_some_and(|enrolled| enrolled != machine) {
-        refuse(tx, whose, whose.boot, None, now).await?;
-        return Ok(Err("the key of this agent is in use on another machine than the one that was enrolled".to_owned()));
+    if header.host.boot.is_none() && !is_other {
+        // Sealed again, after 409 or 413: its first sealing was judged, or will be.
+        return Ok(Ok(()));
     }
-    let (epoch, boot) = (whose.epoch.as_str(), whose.boot);
+    let Some(refused) = remember(tx, whose, header, now).await? else { return Ok(Err(MANY)) };
+    if is_other {
+        refuse(tx, whose, &whose.start, None, now).await?;
+        return Ok(Err(OTHER_MACHINE));
+    }
+    if refused {
+        return Ok(Err(TWO));
+    }
+    let Some(other) = interleaved(tx, whose, header, now).await? else { return Ok(Ok(())) };
+    if other.start == whose.start {
+        // A machine that was copied while it ran: the epoch that was there first goes on.
+        refuse(tx, whose, &other.start, Some(&other.epoch), now).await?;
+        return Ok(Ok(()));
+    }
+    let first: Option<String> = sqlx::query_scalar(
+        "SELECT start FROM starts WHERE organization = ? AND agent = ? AND start IN (?, ?) ORDER BY first, rowid LIMIT 1",
+    )
+    .bind(&whose.organization)
+    .bind(&whose.agent)
+    .bind(&whose.start)
+    .bind(&other.start)
+    .fetch_optional(&mut *tx)
+    .await?;
+    if first.is_some_and(|first| first == whose.start) {
+        refuse(tx, whose, &other.start, None, now).await?;
+        return Ok(Ok(()));
+    }
+    refuse(tx, whose, &whose.start, None, now).await?;
+    Ok(Err(TWO))
+}
+
+/// Another incarnation that goes on beside the one of this batch, which was there before it.
+async fn interleaved(
+    tx: &mut SqliteConnection,
+    whose: &Whose,
+    header: &Header,
+    now: i64,
+) -> Result<Option<Incarnation>> {
     let all: Vec<Incarnation> = sqlx::query_as(
-        "SELECT epoch, boot, first_sealed, first_seq, refused FROM incarnations
-         WHERE organization = ? AND agent = ? AND lane = ? ORDER BY first DESC, rowid DESC",
+        "SELECT i.epoch, i.start, i.first, i.min_seq, i.min_sealed FROM incarnations i
+         JOIN starts s USING (organization, agent, start)
+         WHERE organization = ? AND agent = ? AND lane = ? AND i.refused IS NULL AND s.refused IS NULL
+         ORDER BY i.first DESC, i.rowid DESC",
     )
     .bind(&whose.organization)
     .bind(&whose.agent)
     .bind(whose.lane)
     .fetch_all(&mut *tx)
     .await?;
-    let told =
-        || "the key of this agent is in use on two machines that cannot be told apart by their machine id".to_owned();
-    if all.iter().any(|one| one.refused.is_some() && (one.epoch.as_str(), one.boot.as_str()) == (epoch, boot)) {
-        return Ok(Err(told()));
-    }
-    let newest = all.into_iter().find(|one| one.refused.is_none());
-    let Some(newest) = newest.filter(|newest| (newest.epoch.as_str(), newest.boot.as_str()) != (epoch, boot)) else {
-        return Ok(Ok(()));
+    let Some(me) = all.iter().find(|one| (&one.epoch, &one.start) == (&whose.epoch, &whose.start)) else {
+        return Ok(None);
     };
-    if header.sealed < newest.first_sealed || is_of_before(tx, whose, header, &newest).await? {
-        return Ok(Ok(()));
+    let seq = header.seq.cast_signed();
+    let later = all
+        .iter()
+        .find(|one| one.epoch == me.epoch && one.start != me.start && me.min_seq < one.min_seq && seq > one.min_seq);
+    if let Some(later) = later {
+        return Ok(Some(later.clone()));
     }
-    // Both go on: the boot that was seen first stays; where it is the same one, as of a machine that was copied while it ran,
-    // the epoch that was there first.
-    let first: Vec<String> = sqlx::query_scalar(
-        "SELECT boot FROM boots WHERE organization = ? AND agent = ? AND boot IN (?, ?) ORDER BY first, rowid",
-    )
-    .bind(&whose.organization)
-    .bind(&whose.agent)
-    .bind(boot)
-    .bind(&newest.boot)
-    .fetch_all(&mut *tx)
-    .await?;
-    if newest.boot == boot {
-        refuse(tx, whose, boot, Some(&newest.epoch), now).await?;
-        return Ok(Ok(()));
+    let others = || all.iter().filter(|one| one.epoch != me.epoch);
+    if others().next().is_none() {
+        return Ok(None);
     }
-    if first.first().is_some_and(|first| first == boot) {
-        refuse(tx, whose, &newest.boot, None, now).await?;
-        return Ok(Ok(()));
+    if let Some(last_seq) = ended(tx, whose, &whose.epoch).await? {
+        return Ok((header.seq > last_seq).then(|| others().next().cloned()).flatten());
     }
-    refuse(tx, whose, boot, None, now).await?;
-    Ok(Err(told()))
+    let sealed = header.sealed.min(now);
+    for other in others().filter(|other| me.min_sealed < other.min_sealed && sealed > other.min_sealed) {
+        if ended(tx, whose, &other.epoch).await?.is_none() {
+            return Ok(Some(other.clone()));
+        }
+    }
+    Ok(None)
 }
 
-/// Whether a batch is of the time before the newest incarnation by its sequence: a clock may have jumped between the two.
-async fn is_of_before(
-    tx: &mut SqliteConnection,
-    whose: &Whose<'_>,
-    header: &Header,
-    newest: &Incarnation,
-) -> Result<bool> {
-    if whose.epoch == newest.epoch {
-        return Ok(header.seq.cast_signed() < newest.first_seq);
-    }
+/// The last sequence of an epoch, where the epoch behind it has said.
+async fn ended(tx: &mut SqliteConnection, whose: &Whose, epoch: &str) -> Result<Option<u64>> {
     let ended: Option<String> =
         sqlx::query_scalar("SELECT ended FROM epochs WHERE organization = ? AND agent = ? AND lane = ? AND epoch = ?")
             .bind(&whose.organization)
             .bind(&whose.agent)
             .bind(whose.lane)
-            .bind(&whose.epoch)
+            .bind(epoch)
             .fetch_optional(tx)
             .await?
             .flatten();
     let ended: Option<Predecessor> = ended.and_then(|ended| serde_json::from_str(&ended).ok());
-    Ok(ended.is_some_and(|ended| header.seq <= ended.last_seq))
+    Ok(ended.map(|ended| ended.last_seq))
 }
 
-async fn remember(
-    tx: &mut SqliteConnection,
-    whose: &Whose<'_>,
-    machine: &str,
-    header: &Header,
-    now: i64,
-) -> Result<()> {
-    let boots =
-        sqlx::query("INSERT OR IGNORE INTO boots (organization, agent, boot, machine, first) VALUES (?, ?, ?, ?, ?)")
+/// Note where a batch was sealed; whether nothing is taken of that any more. Absent where there is no room for another start.
+async fn remember(tx: &mut SqliteConnection, whose: &Whose, header: &Header, now: i64) -> Result<Option<bool>> {
+    let known: Option<Option<i64>> =
+        sqlx::query_scalar("SELECT refused FROM starts WHERE organization = ? AND agent = ? AND start = ?")
             .bind(&whose.organization)
             .bind(&whose.agent)
-            .bind(whose.boot)
-            .bind(machine)
+            .bind(&whose.start)
+            .fetch_optional(&mut *tx)
+            .await?;
+    if known.is_none() {
+        if !make_room(tx, whose).await? {
+            return Ok(None);
+        }
+        sqlx::query("INSERT INTO starts (organization, agent, start, first) VALUES (?, ?, ?, ?)")
+            .bind(&whose.organization)
+            .bind(&whose.agent)
+            .bind(&whose.start)
             .bind(now)
             .execute(&mut *tx)
             .await?;
-    let seq = header.seq.cast_signed();
-    let known = sqlx::query(
-        "UPDATE incarnations SET first_seq = min(first_seq, ?6)
-         WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4 AND boot = ?5",
+    }
+    let refused: Option<i64> = sqlx::query_scalar(
+        "INSERT INTO incarnations (organization, agent, lane, epoch, start, first, min_seq, min_sealed)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+         ON CONFLICT DO UPDATE SET min_seq = min(min_seq, ?7), min_sealed = min(min_sealed, ?8) RETURNING refused",
     )
     .bind(&whose.organization)
     .bind(&whose.agent)
     .bind(whose.lane)
     .bind(&whose.epoch)
-    .bind(whose.boot)
-    .bind(seq)
-    .execute(&mut *tx)
+    .bind(&whose.start)
+    .bind(now)
+    .bind(header.seq.cast_signed())
+    .bind(header.sealed.min(now))
+    .fetch_one(&mut *tx)
     .await?;
-    if known.rows_affected() == 0 {
-        sqlx::query(
-            "INSERT INTO incarnations (organization, agent, lane, epoch, boot, first, first_sealed, first_seq)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        )
-        .bind(&whose.organization)
-        .bind(&whose.agent)
-        .bind(whose.lane)
-        .bind(&whose.epoch)
-        .bind(whose.boot)
-        .bind(now)
-        .bind(header.sealed)
-        .bind(seq)
-        .execute(&mut *tx)
-        .await?;
-    }
-    if boots.rows_affected() + u64::from(known.rows_affected() == 0) > 0 {
-        for table in ["boots", "incarnations"] {
-            let oldest = format!(
-                "DELETE FROM {table} WHERE rowid IN (SELECT rowid FROM {table} WHERE organization = ? AND agent = ?
-                 ORDER BY first DESC, rowid DESC LIMIT -1 OFFSET {REMEMBERED_MAX})"
-            );
-            sqlx::query(sqlx::AssertSqlSafe(oldest))
-                .bind(&whose.organization)
-                .bind(&whose.agent)
-                .execute(&mut *tx)
-                .await?;
-        }
-    }
-    Ok(())
+    Ok(Some(refused.is_some() || known.flatten().is_some()))
 }
 
-/// Take nothing more of a boot, or of one epoch of it, and raise an alert.
-async fn refuse(tx: &mut SqliteConnection, whose: &Whose<'_>, boot: &str, epoch: Option<&str>, now: i64) -> Result<()> {
+/// Forget the oldest starts, but for the first of all, those that are refused and what these have sealed; and the oldest
+/// incarnations of one start. False where there is no more to forget.
+async fn make_room(tx: &mut SqliteConnection, whose: &Whose) -> Result<bool> {
     sqlx::query(
-        "UPDATE incarnations SET refused = ?1
-         WHERE organization = ?2 AND agent = ?3 AND boot = ?4 AND (?5 IS NULL OR epoch = ?5) AND refused IS NULL",
+        "DELETE FROM starts WHERE rowid IN (SELECT rowid FROM starts WHERE organization = ?1 AND agent = ?2
+           AND refused IS NULL AND rowid > (SELECT min(rowid) FROM starts WHERE organization = ?1 AND agent = ?2)
+           ORDER BY first DESC, rowid DESC LIMIT -1 OFFSET ?3)",
     )
-    .bind(now)
     .bind(&whose.organization)
     .bind(&whose.agent)
-    .bind(boot)
-    .bind(epoch)
+    .bind(REMEMBERED_MAX / 2)
     .execute(&mut *tx)
     .await?;
+    sqlx::query(
+        "DELETE FROM incarnations WHERE organization = ?1 AND agent = ?2 AND (refused IS NULL
+           AND rowid NOT IN (SELECT rowid FROM incarnations WHERE organization = ?1 AND agent = ?2
+             ORDER BY first DESC, rowid DESC LIMIT ?3)
+           OR start NOT IN (SELECT start FROM starts WHERE organization = ?1 AND agent = ?2))",
+    )
+    .bind(&whose.organization)
+    .bind(&whose.agent)
+    .bind(REMEMBERED_MAX)
+    .execute(&mut *tx)
+    .await?;
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM starts WHERE organization = ? AND agent = ?")
+        .bind(&whose.organization)
+        .bind(&whose.agent)
+        .fetch_one(tx)
+        .await?;
+    Ok(left < REMEMBERED_MAX)
+}
+
+/// Take nothing more of a start, or of one epoch of it, and raise an alert.
+async fn refuse(tx: &mut SqliteConnection, whose: &Whose, start: &str, epoch: Option<&str>, now: i64) -> Result<()> {
+    let sql = match epoch {
+        None => "UPDATE starts SET refused = ?1 WHERE organization = ?2 AND agent = ?3 AND start = ?4 AND ?5 IS NULL",
+        Some(_) => {
+            "UPDATE incarnations SET refused = ?1 WHERE organization = ?2 AND agent = ?3 AND start = ?4 AND epoch = ?5"
+        }
+    };
+    sqlx::query(sql)
+        .bind(now)
+        .bind(&whose.organization)
+        .bind(&whose.agent)
+        .bind(start)
+        .bind(epoch)
+        .execute(&mut *tx)
+        .await?;
     sqlx::query(
         "INSERT INTO alerts (organization, agent, kind, detail, first, last, times) VALUES (?1, ?2, 'clone', ?3, ?4, ?4, 1)
          ON CONFLICT DO UPDATE SET last = ?4, times = times + 1",
@@ -274,129 +353,4 @@ async fn refuse(tx: &mut SqliteConnection, whose: &Whose<'_>, boot: &str, epoch:
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::tests::add;
-    use vedette_wire::{Epoch, HostLabel, Lane, geo::WorkspaceGeo};
-
-    struct World {
-        _dir: tempfile::TempDir,
-        control: Control,
-        organization: OrganizationId,
-        came: std::cell::Cell<i64>,
-    }
-
-    const AGENT: AgentId = AgentId([7; 16]);
-
-    impl World {
-        async fn new() -> Self {
-            let dir = tempfile::tempdir().expect("temp dir");
-            let control = Control::create(dir.path(), WorkspaceGeo::Europe).await.expect("makes");
-            let organization = add(&control, "acme").await.expect("adds");
-            sqlx::query("INSERT INTO agents (organization, id, hostname, version, policy_revision, enrolled) VALUES (?, ?, '', '', 0, 0)")
-                .bind(organization.to_string())
-                .bind(AGENT.to_string())
-                .execute(&control.pool)
-                .await
-                .expect("enrolls");
-            Self { _dir: dir, control, organization, came: std::cell::Cell::new(0) }
-        }
-
-        fn header(&self, (machine, boot): (&str, &str), (epoch, seq): (u64, u64), sealed: i64) -> Header {
-            Header {
-                epoch: Epoch(epoch),
-                seq,
-                sealed,
-                host: HostLabel { machine: Some(machine.into()), boot: Some(boot.into()), ..HostLabel::default() },
-                ..Header::new(self.organization, AGENT, Lane::Records, WorkspaceGeo::Europe)
-            }
-        }
-
-        async fn takes(&self, machine: (&str, &str), key: (u64, u64), sealed: i64) -> bool {
-            self.came.set(self.came.get() + 1);
-            let header = self.header(machine, key, sealed);
-            self.control.is_its_own(&header, self.came.get()).await.expect("judges").is_ok()
-        }
-
-        async fn may_rekey(&self, machine: (&str, &str)) -> bool {
-            let agent = AgentId([self.came.get() as u8; 16]);
-            let enrollment = Enrollment { agent, hostname: "h", machine: None, version: "0" };
-            self.control.rekey((self.organization, AGENT), machine, &enrollment, 1).await.expect("asks")
-        }
-    }
-
-    const A: (&str, &str) = ("m", "a");
-    const B: (&str, &str) = ("m", "b");
-
-    #[tokio::test]
-    async fn another_machine_id_is_refused_and_may_make_another_key() {
-        let w = World::new().await;
-        assert!(w.takes(A, (1, 1), 10).await, "the first that says which machine it is, is the one");
-        assert!(!w.may_rekey(A).await);
-        let other = ("n", "x");
-        assert!(!w.may_rekey(other).await, "it was not told to");
-        assert!(!w.takes(other, (2, 1), 20).await);
-        assert!(w.takes(A, (1, 2), 30).await);
-        assert!(!w.takes(other, (2, 2), 40).await);
-        assert!(w.may_rekey(other).await && !w.may_rekey(A).await && !w.may_rekey(("m", "x")).await);
-        let alerts = w.control.alerts(w.organization).await.expect("lists");
-        assert_eq!(alerts.iter().map(|alert| (alert.kind.as_str(), alert.times)).collect::<Vec<_>>(), [("clone", 2)]);
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_starts_again_is_no_clone_of_itself() {
-        let w = World::new().await;
-        assert!(w.takes(A, (1, 1), 10).await && w.takes(A, (1, 3), 30).await);
-        assert!(w.takes(B, (1, 5), 50).await, "started again");
-        // What was sealed before, late; and what a split has made of it, under later sequences.
-        assert!(w.takes(A, (1, 2), 20).await && w.takes(A, (1, 9), 40).await && w.takes(B, (1, 4), 45).await);
-        // Its clock was ahead before the start: the sequence tells.
-        assert!(w.takes(A, (1, 3), 9_000).await);
-        // Its queue was lost: another epoch, and what is salvaged of the old one.
-        assert!(w.takes(B, (2, 1), 100).await && w.takes(B, (1, 6), 60).await && w.takes(B, (2, 2), 110).await);
-        assert!(!w.may_rekey(A).await && !w.may_rekey(B).await);
-    }
-
-    #[tokio::test]
-    async fn of_two_that_interleave_the_boot_that_was_seen_first_stays() {
-        let w = World::new().await;
-        assert!(w.takes(A, (1, 1), 10).await && w.takes(B, (2, 1), 20).await, "it may have lost its queue and started");
-        assert!(w.takes(A, (1, 2), 30).await, "both go on");
-        assert!(!w.takes(B, (2, 2), 40).await && !w.takes(B, (3, 1), 41).await, "in whichever epoch");
-        assert!(w.may_rekey(B).await && w.takes(A, (1, 3), 50).await);
-        // And when it is the later one whose batch shows it.
-        let w = World::new().await;
-        assert!(w.takes(A, (1, 1), 10).await && w.takes(B, (1, 2), 20).await && w.takes(A, (3, 1), 30).await);
-        assert!(!w.takes(B, (1, 3), 40).await && w.takes(A, (3, 2), 50).await);
-    }
-
-    #[tokio::test]
-    async fn a_machine_that_was_copied_while_it_ran_is_told_by_its_epochs() {
-        let w = World::new().await;
-        assert!(w.takes(A, (1, 1), 10).await);
-        // One of the two met the other's batch under its key, and began another epoch.
-        assert!(w.takes(A, (2, 1), 20).await);
-        let mut ended = w.header(A, (2, 1), 20);
-        ended.predecessor =
-            Some(Predecessor { epoch: Epoch(1), last_seq: 4, lowest_held: None, set_aside: Default::default() });
-        w.control.note_landed("k", "2026-11-25", 1, &crate::tiles::Noted::new(ended, []), 3).await.expect("notes");
-        assert!(w.takes(A, (1, 4), 30).await, "what it had sealed before");
-        assert!(!w.may_rekey(A).await);
-        assert!(w.takes(A, (1, 5), 40).await, "which it cannot have");
-        assert!(!w.takes(A, (2, 2), 50).await && w.may_rekey(A).await);
-    }
-
-    #[tokio::test]
-    async fn no_more_is_remembered_than_there_is_room_for() {
-        let w = World::new().await;
-        for number in 0..REMEMBERED_MAX + 50 {
-            let boot = number.to_string();
-            assert!(w.takes(("m", &boot), (1, number as u64 + 1), number).await);
-        }
-        for table in ["boots", "incarnations"] {
-            let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
-            let count: i64 = sqlx::query_scalar(sql).fetch_one(&w.control.pool).await.expect("counts");
-            assert_eq!(count, REMEMBERED_MAX);
-        }
-    }
-}
+mod tests;

@@ -45,6 +45,7 @@ struct Agent {
     version: String,
     enrolled: i64,
     revoked: Option<i64>,
+    replaces: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, sqlx::FromRow)]
@@ -122,7 +123,7 @@ impl Control {
         let policies =
             sqlx::query_as("SELECT * FROM policies ORDER BY organization, revision").fetch_all(&mut *tx).await?;
         let agents = sqlx::query_as(
-            "SELECT organization, id, hostname, machine, version, enrolled, revoked FROM agents ORDER BY organization, id",
+            "SELECT organization, id, hostname, machine, version, enrolled, revoked, replaces FROM agents ORDER BY organization, id",
         )
         .fetch_all(&mut *tx)
         .await?;
@@ -172,8 +173,8 @@ impl Control {
         }
         for one in &shared.agents {
             sqlx::query(
-                "INSERT INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled, revoked)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7)
+                "INSERT INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled, revoked, replaces)
+                 VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8)
                  ON CONFLICT (organization, id) DO UPDATE SET machine = ?4, enrolled = ?6, revoked = coalesce(revoked, ?7)
                  WHERE machine IS NOT ?4 OR enrolled <> ?6 OR revoked IS NULL AND ?7 IS NOT NULL",
             )
@@ -184,6 +185,7 @@ impl Control {
             .bind(&one.version)
             .bind(one.enrolled)
             .bind(one.revoked)
+            .bind(&one.replaces)
             .execute(&mut *tx)
             .await?;
         }

@@ -50,7 +50,14 @@ pub(super) async fn put(
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
     let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
     let checked = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
-    receiver.is_its_own(&checked.0.header).await?;
+    if let Err(refusal) = receiver.is_its_own(&checked.0.header).await {
+        // It may have landed before that was known, and the answer was lost.
+        let key = Landing::key(receiver.geo, &checked.0.header).0;
+        if !receiver.landing.holds(&key, &checked.2).await.map_err(|err| Refusal::internal(&err))? {
+            return Err(refusal);
+        }
+        return Ok(Json(Ack { duplicate: true, policy_revision, limits: receiver.limits() }));
+    }
     let (noted, frame, digest) = receiver.permitted(checked, policy_revision).await?;
     let (key, day) = Landing::key(receiver.geo, &noted.header);
     let (frame, pieces) = if noted.header.lane == Lane::Blobs && noted.header.records > 0 {

@@ -48,6 +48,7 @@ fn posting(dir: &std::path::Path, url: &str) -> Reloading {
         state: Mutex::new(State { post: client(&[]), stamps, looked: Instant::now(), refused: stamps }),
         trial: Mutex::new(Some(Trial { post: client(&["x-renewed"]), certificate: "renewed".to_owned() })),
         endpoints: Mutex::new(Endpoints::new(&enrollment, (Duration::from_secs(60), Duration::from_secs(300)))),
+        probing: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         identity,
         enrollment,
@@ -84,4 +85,21 @@ async fn a_renewed_certificate_that_does_not_deliver_is_given_up_where_the_old_o
     assert_eq!(outcome(403, 200).await, (true, false, "present".to_owned()));
     assert_eq!(outcome(503, 503).await, (false, true, "present".to_owned()), "the workspace is away, as it seems");
     assert_eq!(outcome(200, 403).await, (true, false, "renewed".to_owned()), "it has delivered and is kept");
+}
+
+#[test]
+fn one_of_a_pair_does_not_have_batches_wait_for_longer_than_it_takes_to_use_the_other() {
+    let asked = |seconds| Outcome::Retry { after: Some(Duration::from_secs(seconds)), why: String::new() };
+    let minute = Some(Duration::from_secs(60));
+    for (outcome, most, expected) in [
+        (asked(3600), minute, Some(60)),
+        (asked(5), minute, Some(5)),
+        (asked(3600), None, Some(3600)),
+        (Outcome::Misdirected { why: String::new() }, minute, None),
+    ] {
+        let Outcome::Retry { after, .. } = rested(outcome, most) else { panic!("it is tried again") };
+        assert_eq!(after.map(|after| after.as_secs()), expected);
+    }
+    let alone = rested(Outcome::Misdirected { why: String::new() }, None);
+    assert!(matches!(alone, Outcome::Misdirected { .. }));
 }
