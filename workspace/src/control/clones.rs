@@ -45,12 +45,12 @@ fn start_of(machine: &str, boot: &str) -> String {
 }
 
 impl Control {
-    /// Whether a batch may land under its agent's name; else why not. Nothing is known where the header says nothing of the
-    /// host, which is so with collection off.
-    pub(crate) async fn is_its_own(&self, header: &Header, now: i64) -> Result<Result<(), &'static str>> {
+    /// Whether a batch may land under its agent's name, and then whether another start is refused by it; else why not.
+    /// Nothing is known where the header says nothing of the host, which is so with collection off.
+    pub(crate) async fn is_its_own(&self, header: &Header, now: i64) -> Result<Result<bool, &'static str>> {
         let host = &header.host;
         if *host == HostLabel::default() {
-            return Ok(Ok(()));
+            return Ok(Ok(false));
         }
         let machine = host.machine.as_deref().unwrap_or_default();
         let whose = Whose {
@@ -132,7 +132,7 @@ async fn judge(
     machine: &str,
     header: &Header,
     now: i64,
-) -> Result<Result<(), &'static str>> {
+) -> Result<Result<bool, &'static str>> {
     let starts: i64 = sqlx::query_scalar("SELECT count(*) FROM starts WHERE organization = ? AND agent = ?")
         .bind(&whose.organization)
         .bind(&whose.agent)
@@ -140,7 +140,7 @@ async fn judge(
         .await?;
     if starts == 0 && header.host.machine.is_none() && header.host.boot.is_none() {
         // An agent of an older release names neither.
-        return Ok(Ok(()));
+        return Ok(Ok(false));
     }
     let enrolled: Option<String> = sqlx::query_scalar("SELECT machine FROM agents WHERE organization = ? AND id = ?")
         .bind(&whose.organization)
@@ -160,7 +160,7 @@ async fn judge(
     }
     if header.host.boot.is_none() && !is_other {
         // Sealed again, after 409 or 413: its first sealing was judged, or will be.
-        return Ok(Ok(()));
+        return Ok(Ok(false));
     }
     let Some(refused) = remember(tx, whose, header, now).await? else { return Ok(Err(MANY)) };
     if is_other {
@@ -170,11 +170,11 @@ async fn judge(
     if refused {
         return Ok(Err(TWO));
     }
-    let Some(other) = interleaved(tx, whose, header, now).await? else { return Ok(Ok(())) };
+    let Some(other) = interleaved(tx, whose, header, now).await? else { return Ok(Ok(false)) };
     if other.start == whose.start {
         // A machine that was copied while it ran: the epoch that was there first goes on.
         refuse(tx, whose, &other.start, Some(&other.epoch), now).await?;
-        return Ok(Ok(()));
+        return Ok(Ok(true));
     }
     let first: Option<String> = sqlx::query_scalar(
         "SELECT start FROM starts WHERE organization = ? AND agent = ? AND start IN (?, ?) ORDER BY first, rowid LIMIT 1",
@@ -187,7 +187,7 @@ async fn judge(
     .await?;
     if first.is_some_and(|first| first == whose.start) {
         refuse(tx, whose, &other.start, None, now).await?;
-        return Ok(Ok(()));
+        return Ok(Ok(true));
     }
     refuse(tx, whose, &whose.start, None, now).await?;
     Ok(Err(TWO))

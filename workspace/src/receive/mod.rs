@@ -50,7 +50,7 @@ const ENROLLMENTS_PER_MINUTE: u32 = 600;
 
 /// Agents of which it is remembered where they seal, and for how long.
 const OWN_MAX: usize = 100_000;
-const OWN_FOR: Duration = Duration::from_secs(10);
+const OWN_FOR: Duration = Duration::from_secs(120);
 
 /// Questions of one agent a minute; one that is told at once asks again at once.
 const QUESTIONS_PER_MINUTE: u32 = 120;
@@ -167,8 +167,12 @@ impl Receiver {
         if own.len() >= OWN_MAX {
             own.clear();
         }
+        if !matches!(judged, Ok(false)) {
+            // Something of this agent is refused from now on.
+            own.retain(|(organization, agent, _), _| (*organization, *agent) != (header.organization, header.agent));
+        }
         match judged {
-            Ok(()) => {
+            Ok(_) => {
                 let (epoch, host, found) = (header.epoch, header.host.clone(), Instant::now());
                 own.insert(lane, Sealed { epoch, host, found });
             }
