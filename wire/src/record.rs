@@ -57,8 +57,7 @@ pub struct HostLabel {
     /// `/etc/machine-id`, hashed by the agent: by it the workspace sees a key that is in use on two machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// `/proc/sys/kernel/random/boot_id`, hashed: another one after each start of the machine. Absent in what was sealed
-    /// again: it stands behind what was sealed later.
+    /// `/proc/sys/kernel/random/boot_id`, hashed: another one after each start of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }
@@ -135,6 +134,9 @@ pub struct Header {
     /// Cursors that changed since the batch before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cursors: Vec<Told>,
+    /// It was sealed again, or is a part of what was split: it stands behind what was sealed later.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
     /// Sequences into which this batch was split since it was too large; it has no records itself then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub split_into: Vec<u64>,
@@ -162,6 +164,7 @@ impl Header {
             set_aside: SetAside::default(),
             predecessor: None,
             cursors: Vec::new(),
+            again: false,
             split_into: Vec::new(),
         }
     }

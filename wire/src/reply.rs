@@ -90,10 +90,8 @@ pub struct RekeyRequest {
     pub csr: String,
     /// Name of the host, for the list of agents.
     pub hostname: String,
-    /// As in the headers that were refused.
+    /// As in the headers that were refused; empty where they name none.
     pub machine: String,
-    /// As in the headers that were refused.
-    pub boot: String,
     /// Version of the agent.
     pub version: String,
 }

@@ -125,7 +125,7 @@ fn the_golden_batches_are_still_read() {
 /// The batch of when they were written: a host had no cloud then, and an agent one endpoint.
 fn of_golden() -> Batch {
     let mut batch = samples::batch();
-    (batch.header.host.machine, batch.header.host.boot) = (None, None);
+    (batch.header.host.machine, batch.header.host.boot, batch.header.again) = (None, None, false);
     batch.records.retain(|record| record.body.kind().name != "artifact");
     batch.header.records = u32::try_from(batch.records.len()).expect("few");
     batch.header.sources[0].reached = batch.records.len() as u64;

@@ -40,6 +40,8 @@ pub(super) struct Endpoints {
     fails: [Option<Instant>; 2],
     /// When the active one took a batch last.
     delivered: Option<Instant>,
+    /// Since when the active one is in use.
+    used: Option<Instant>,
     /// Since when the preferred one works, while it is not the active one.
     well: Option<Instant>,
     /// When it was tried last, by delivery and by question.
@@ -59,6 +61,7 @@ impl Endpoints {
             fail_back_after,
             fails: [None; 2],
             delivered: None,
+            used: None,
             well: None,
             probed: [None; 2],
         }
@@ -128,6 +131,7 @@ impl Endpoints {
             let well = *self.well.get_or_insert(at);
             if at - well >= self.fail_back_after {
                 self.go(0, format!("it works again, for {} s", (at - well).as_secs()));
+                self.used = Some(at);
             }
         }
     }
@@ -140,6 +144,7 @@ impl Endpoints {
             }
             return false;
         }
+        let began = self.delivered.max(self.used).map_or(began, |known| began.max(known));
         let since = *self.fails[by as usize].get_or_insert(began);
         let delivers = self.delivered.is_some_and(|delivered| at - delivered < self.fail_over_after);
         if self.urls.len() < 2 || at - since < self.fail_over_after || by == By::Question && delivers {
@@ -147,7 +152,7 @@ impl Endpoints {
         }
         let why = format!("{url} has failed for {} s: {why}", (at - since).as_secs());
         self.go((self.active + 1) % self.urls.len(), why);
-        self.probed = [Some(at); 2];
+        (self.probed, self.used) = ([Some(at); 2], Some(at));
         true
     }
 
@@ -206,6 +211,10 @@ mod tests {
         assert!(e.fails(By::Delivery, ONE, "timed out", (begin, begin + Duration::from_secs(120))));
         assert_eq!((e.in_use().url.as_str(), e.is_probe(ONE), e.is_probe(TWO)), (TWO, true, false));
         assert_eq!(e.rest_max(), Some(Duration::from_secs(60)));
+        // One of several that hung while the others were taken says nothing.
+        let (mut e, at) = (endpoints(), |seconds| begin + Duration::from_secs(seconds));
+        e.works(By::Delivery, ONE, at(119));
+        assert!(!e.fails(By::Delivery, ONE, "timed out", (begin, at(120))));
         e.set(&[]);
         assert_eq!(e.rest_max(), None);
     }

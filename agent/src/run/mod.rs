@@ -170,7 +170,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
             enrollment.clone(),
             Arc::clone(&lane),
             Arc::clone(&post),
-            (host.clone(), config.state_dir.clone()),
+            host.clone(),
         );
         tokio::pin!(rekeying);
         let (resumed, mut is_resumed) = (watch::channel(false).0, false);

@@ -9,20 +9,14 @@ use crate::{
     policy,
 };
 use rcgen::PublicKeyData;
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
-use vedette_transport::{Lane, queue::salvage};
-use vedette_wire::{AgentId, HostLabel, Lane as LaneName, reply::RekeyRequest};
+use std::{sync::Arc, time::Duration};
+use vedette_transport::Lane;
+use vedette_wire::{AgentId, HostLabel, reply::RekeyRequest};
 
 /// How often it is looked whether the workspace has said so.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The shortest pause between two attempts, and the longest.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(300);
-/// What is in a damaged queue is brought into the present one before; it is given so long.
-const SALVAGE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Ends when this machine has another identity on disk; the agent then begins again with it.
 pub(super) async fn rekey(
@@ -30,23 +24,18 @@ pub(super) async fn rekey(
     enrollment: Enrollment,
     lane: Arc<Lane>,
     post: Arc<Reloading>,
-    (host, state_dir): (HostLabel, PathBuf),
+    host: HostLabel,
 ) {
-    let (mut pause, mut told): (_, Option<Instant>) = (*PAUSE.start(), None);
+    let (mut pause, mut told) = (*PAUSE.start(), false);
     loop {
         // What was refused may be delivered later all the same, or be gone.
         if lane.status().sender.rekey.is_none() {
-            (pause, told) = (*PAUSE.start(), None);
+            (pause, told) = (*PAUSE.start(), false);
             tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }
-        let since = *told.get_or_insert_with(|| {
+        if !std::mem::replace(&mut told, true) {
             tracing::warn!("the key of this agent is in use on another machine; this one makes another");
-            Instant::now()
-        });
-        if !salvage::broken(&state_dir, LaneName::Records).is_empty() && since.elapsed() < SALVAGE_PATIENCE {
-            tokio::time::sleep(LOOK_EVERY).await;
-            continue;
         }
         match attempt(&identity, &enrollment, &post, &host).await {
             Ok(()) => return,
@@ -69,7 +58,6 @@ async fn attempt(
         csr: signing_request(&key).map_err(|err| text(&err))?,
         hostname: host.hostname.clone(),
         machine: host.machine.clone().unwrap_or_default(),
-        boot: host.boot.clone().unwrap_or_default(),
         version: VERSION.to_owned(),
     };
     // The second workspace of a pair sends to the first.

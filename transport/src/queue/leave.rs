@@ -1,7 +1,7 @@
 //! How batches leave the queue: delivered, purged, put into quarantine, or made into others.
 
 use super::{
-    BATCHES, Meta, Owner, QUARANTINE, Queue, QueueError,
+    BATCHES, Meta, QUARANTINE, Queue, QueueError,
     commit::{append, seal},
     lock,
     meta::note,
@@ -10,7 +10,7 @@ use super::{
 use redb::{Durability, WriteTransaction};
 use std::sync::atomic::Ordering::Relaxed;
 use vedette_wire::{
-    AgentId, Header, HostLabel, Ledger, codec,
+    BatchKey, Header, HostLabel, Ledger, codec,
     frame::{self, FrameHead},
 };
 
@@ -90,32 +90,44 @@ impl Queue {
         Ok(())
     }
 
+    /// [`Queue::take_over`] until there is nothing left; how many went into quarantine.
+    pub(super) fn take_all_over(&self) -> Result<u64, QueueError> {
+        let mut quarantined = 0;
+        while let Some(aside) = self.take_over()? {
+            quarantined += u64::from(aside);
+        }
+        Ok(quarantined)
+    }
+
+    /// Whether a batch is of an agent that this machine was before.
+    pub(super) fn is_replaced(&self, key: &BatchKey) -> bool {
+        let organization = lock(&self.meta).owner.map(|owner| owner.0);
+        organization == Some(key.organization) && lock(&self.replaced).0.contains(&key.agent)
+    }
+
     /// Seal the first batch again where it is of an agent that this one takes the place of, or put it into quarantine where it
     /// is of any other: the workspace would refuse it for ever. Whether it is there now; absent where the first one is this
     /// agent's own, since those of others are older.
     ///
     /// # Errors
     /// [`QueueError`].
-    pub(super) fn take_over(
-        &self,
-        owner: Owner,
-        replaced: &[AgentId],
-        host: &HostLabel,
-    ) -> Result<Option<bool>, QueueError> {
+    pub(super) fn take_over(&self) -> Result<Option<bool>, QueueError> {
+        let Some(owner) = lock(&self.meta).owner else { return Ok(None) };
         let Some((slot, bytes)) = self.next_after(0)? else { return Ok(None) };
         let Ok((head, _)) = frame::parse_head(&bytes) else { return Ok(None) };
         if (head.key.organization, head.key.agent) == owner {
             return Ok(None);
         }
-        if head.key.organization != owner.0 || !replaced.contains(&head.key.agent) {
+        if !self.is_replaced(&head.key) {
             self.quarantine(slot, "identity", "sealed for another enrollment")?;
             return Ok(Some(true));
         }
         let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(None) };
         header.agent = owner.1;
+        header.again = true;
         header.split_into.clear();
         if header.host != HostLabel::default() {
-            header.host = host.clone();
+            header.host = lock(&self.replaced).1.clone();
         }
         self.seal_again(slot, &head, header, &records)?;
         Ok(Some(false))
@@ -138,8 +150,7 @@ impl Queue {
             return Ok(());
         }
         let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(()) };
-        // In another place among what this boot has sealed than where it was.
-        header.host.boot = None;
+        header.again = true;
         let lowest_held = self.lowest_held(0, u64::MAX, head.key.epoch.0)?;
         self.write(Durability::Immediate, |_, meta| {
             if meta.epoch == head.key.epoch.0 {
@@ -194,7 +205,7 @@ impl Queue {
             let mut frames = Vec::new();
             for ((bytes, count), ahead) in halves.iter().zip(0..) {
                 let mut part = Header { cursors: Vec::new(), ..header.clone() };
-                part.host.boot = None;
+                part.again = true;
                 self.complete(&mut part, &before)?;
                 part.seq += ahead;
                 part.ledger = before.ledger.clone();

@@ -43,7 +43,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
 };
 use store::Store;
-use vedette_wire::{AgentId, Epoch, Lane, Ledger, OrganizationId, frame};
+use vedette_wire::{AgentId, Epoch, HostLabel, Lane, Ledger, OrganizationId, frame};
 
 const BATCHES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("batches");
 const QUARANTINE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("quarantine");
@@ -192,6 +192,8 @@ pub struct Queue {
     untold: Mutex<Cursors>,
     resealed: AtomicU64,
     split: AtomicU64,
+    /// Agents that this machine was before, and what headers say of the host: their batches are sealed again.
+    replaced: Mutex<(Vec<AgentId>, HostLabel)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

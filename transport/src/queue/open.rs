@@ -1,8 +1,8 @@
 //! Opening the queue: in constant time, whatever the backlog; a database that cannot be read is moved aside.
 
 use super::{
-    BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, positions,
-    salvage,
+    BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, lock,
+    positions, salvage,
     store::{Opener, Store, catching},
 };
 use redb::{Database, DatabaseError, ReadableTable};
@@ -109,6 +109,7 @@ impl Queue {
             untold: Mutex::new(untold),
             resealed: AtomicU64::new(0),
             split: AtomicU64::new(0),
+            replaced: Mutex::default(),
         })
     }
 
@@ -119,12 +120,9 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Storage`]; what is not done is done at the next start.
     pub fn own(&self, owner: Owner, replaced: &[AgentId], host: &HostLabel, random: u64) -> Result<u64, QueueError> {
+        *lock(&self.replaced) = (replaced.to_vec(), host.clone());
         self.begin(owner, random)?;
-        let mut quarantined = 0;
-        while let Some(aside) = self.take_over(owner, replaced, host)? {
-            quarantined += u64::from(aside);
-        }
-        Ok(quarantined)
+        self.take_all_over()
     }
 
     pub(super) fn begin(&self, owner: Owner, random: u64) -> Result<(), QueueError> {

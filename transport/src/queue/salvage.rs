@@ -184,7 +184,8 @@ impl Queue {
                 }
                 Hit::Whole(head, ..)
                     if head.key.lane != self.lane
-                        || owner.is_some_and(|owner| owner != (head.key.organization, head.key.agent)) =>
+                        || owner.is_some_and(|owner| owner != (head.key.organization, head.key.agent))
+                            && !self.is_replaced(&head.key) =>
                 {
                     salvaged.foreign += 1;
                 }
@@ -309,6 +310,7 @@ impl Queue {
                 }
             }
             self.write(Durability::Immediate, |tx, meta| copy(tx, meta, &frames))?;
+            self.take_all_over()?;
             for (_, records, _) in &frames {
                 match records {
                     Some(records) => {

@@ -140,8 +140,9 @@ fn batches_of_an_agent_that_this_machine_was_before_are_sealed_again_in_its_new_
     let host = vedette_wire::HostLabel { hostname: "copy".to_owned(), ..stamp().host };
     let now = (owner.0, other);
     // Killed when one of the three had been sealed again: the next start does the others.
+    *crate::queue::lock(&queue.replaced) = (vec![owner.1], host.clone());
     queue.begin(now, 6).expect("writes");
-    assert_eq!(queue.take_over(now, &[owner.1], &host).expect("writes"), Some(false));
+    assert_eq!(queue.take_over().expect("writes"), Some(false));
     drop(queue);
     let queue = open();
     for random in [7, 8] {
@@ -166,26 +167,23 @@ fn batches_of_an_agent_that_this_machine_was_before_are_sealed_again_in_its_new_
 
 /// It stands behind what a later boot has sealed, which the workspace would take for a copy of this machine.
 #[test]
-fn what_is_sealed_again_names_no_boot() {
+fn what_is_sealed_again_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
     let mut batch = open_with("one", "c");
     batch.add(crate::queue::tests_support::chunk_of("two", 3, "d"));
-    let id = |text: &str| Some(text.to_owned());
-    let host = vedette_wire::HostLabel { machine: id("m"), boot: id("b"), ..stamp().host };
-    let header = batch.header(&crate::Stamp { host, ..stamp() }, queue.lane(), 77);
+    let header = batch.header(&stamp(), queue.lane(), 77);
     queue.commit(&mut batch, header).expect("commits");
     let label = |slot| {
         let (slot, bytes) = queue.next_after(slot).expect("reads").expect("a batch");
         let (head, sealed) = vedette_wire::frame::parse(&bytes).expect("a frame");
         let plain = vedette_wire::codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
-        let host = vedette_wire::codec::decode_header(&plain).expect("decodes").0.host;
-        (slot, host.machine, host.boot)
+        (slot, vedette_wire::codec::decode_header(&plain).expect("decodes").0.again)
     };
     queue.split(1, "too large").expect("splits").expect("two halves");
-    assert_eq!([label(0), label(1), label(2)], [(1, id("m"), id("b")), (2, id("m"), None), (3, id("m"), None)]);
+    assert_eq!([label(0), label(1), label(2)], [(1, false), (2, true), (3, true)]);
     queue.reseal(1).expect("seals");
-    assert_eq!(label(3), (4, id("m"), None));
+    assert_eq!(label(3), (4, true));
 }
 
 #[test]

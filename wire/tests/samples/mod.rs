@@ -328,6 +328,7 @@ pub(crate) fn batch() -> Batch {
                 set_aside: Default::default(),
             }),
             cursors: Vec::new(),
+            again: true,
             split_into: Vec::new(),
         },
         records,

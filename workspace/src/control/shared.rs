@@ -175,8 +175,9 @@ impl Control {
             sqlx::query(
                 "INSERT INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled, revoked, replaces)
                  VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8)
-                 ON CONFLICT (organization, id) DO UPDATE SET machine = ?4, enrolled = ?6, revoked = coalesce(revoked, ?7)
-                 WHERE machine IS NOT ?4 OR enrolled <> ?6 OR revoked IS NULL AND ?7 IS NOT NULL",
+                 ON CONFLICT (organization, id) DO UPDATE SET machine = coalesce(?4, machine), enrolled = ?6,
+                   revoked = coalesce(revoked, ?7)
+                 WHERE ?4 IS NOT NULL AND machine IS NOT ?4 OR enrolled <> ?6 OR revoked IS NULL AND ?7 IS NOT NULL",
             )
             .bind(&one.organization)
             .bind(&one.id)

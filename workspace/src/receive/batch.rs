@@ -56,7 +56,6 @@ pub(super) async fn put(
         if !receiver.landing.holds(&key, &checked.2).await.map_err(|err| Refusal::internal(&err))? {
             return Err(refusal);
         }
-        return Ok(Json(Ack { duplicate: true, policy_revision, limits: receiver.limits() }));
     }
     let (noted, frame, digest) = receiver.permitted(checked, policy_revision).await?;
     let (key, day) = Landing::key(receiver.geo, &noted.header);

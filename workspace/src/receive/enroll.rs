@@ -5,7 +5,7 @@ use super::{Peer, Receiver, batch::known, problem::Refusal};
 use crate::{
     ca::Authority,
     commands::token_digest,
-    control::{Enrollment, Organization},
+    control::{Enrollment, Organization, Rekeyed},
     now,
 };
 use anyhow::Context as _;
@@ -125,7 +125,7 @@ pub(super) async fn rekey(
     receiver.is_first().await?;
     let Json(request) =
         request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
-    sound(&[&request.hostname, &request.version, &request.machine, &request.boot])?;
+    sound(&[&request.hostname, &request.version, &request.machine])?;
     let (signing, agent) = read(&request.csr)?;
     if agent == peer.agent {
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "csr", "the request is signed by the old key"));
@@ -134,9 +134,13 @@ pub(super) async fn rekey(
     let enrollment = Enrollment { agent, hostname, machine: Some(&request.machine), version };
     let internal = |err: anyhow::Error| Refusal::internal(&err);
     let organization = receiver.control.organization_of(peer.organization).await.map_err(internal)?;
-    let (was, machine) = ((peer.organization, peer.agent), (request.machine.as_str(), request.boot.as_str()));
-    if !receiver.control.rekey(was, machine, &enrollment, now()).await.map_err(internal)? {
-        let title = "this machine was not told to make another key";
+    let was = (peer.organization, peer.agent);
+    let title = match receiver.control.rekey(was, &request.machine, &enrollment, now()).await.map_err(internal)? {
+        Rekeyed::Done => None,
+        Rekeyed::NotTold => Some("this machine was not told to make another key"),
+        Rekeyed::Many => Some("too many machines have had this key; enroll this one with a token"),
+    };
+    if let Some(title) = title {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", title));
     }
     tracing::warn!(was = %peer.agent, %agent, hostname, "a machine that used another's key is another agent now");

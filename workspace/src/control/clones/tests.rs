@@ -45,9 +45,10 @@ impl World {
         self.control.is_its_own(header, self.came.get()).await.expect("judges").is_ok()
     }
 
-    async fn may_rekey(&self, machine: (&str, &str), agent: u8) -> bool {
+    async fn may_rekey(&self, machine: &str, agent: u8) -> bool {
         let enrollment = Enrollment { agent: AgentId([agent; 16]), hostname: "h", machine: None, version: "0" };
-        self.control.rekey((self.organization, AGENT), machine, &enrollment, 1).await.expect("asks")
+        let done = self.control.rekey((self.organization, AGENT), machine, &enrollment, 1).await;
+        done.expect("asks") == Rekeyed::Done
     }
 
     async fn alerts(&self) -> usize {
@@ -72,32 +73,44 @@ const A: (&str, &str) = ("m", "a");
 const B: (&str, &str) = ("m", "b");
 
 #[tokio::test]
-async fn another_machine_id_is_refused_and_may_make_another_key_once() {
+async fn another_machine_id_is_refused_and_may_make_another_key() {
     let w = World::new().await;
     assert!(w.takes(A, (1, 1), 10).await, "the first that says which machine it is, is the one");
-    assert!(!w.may_rekey(A, 1).await);
-    // In the same boot: of two containers on one kernel, which is not the other's fault.
+    assert!(!w.may_rekey("m", 1).await);
+    // In the same boot: of two containers on one kernel, which is not the other's fault. And without an id at all.
     for other in [("n", "x"), ("n", "a"), ("", "a"), ("", "x"), ("n", "")] {
-        assert!(!w.takes(other, (2, 1), 20).await, "{other:?}");
+        for lane in [Lane::Records, Lane::Blobs] {
+            let mut header = w.header(other, (2, 1), 20);
+            header.lane = lane;
+            assert!(!w.judges(&header).await, "{other:?}");
+            header.again = true;
+            assert!(!w.judges(&header).await, "{other:?}");
+        }
         assert!(w.takes(A, (1, 2), 30).await, "{other:?}");
-        assert!(!w.takes(other, (2, 2), 40).await, "{other:?}");
     }
-    assert!(!w.judges(&w.header(("", ""), (4, 1), 1)).await, "nor what names none, once one has");
-    assert!(w.may_rekey(("n", "x"), 1).await && w.may_rekey(("n", "x"), 1).await, "the same again");
-    for agent in 2..=6 {
-        assert!(w.may_rekey(("n", "x"), agent).await, "one for each start that was refused");
+    // As many as there are, each with a key of its own, and each once however often it asks.
+    for agent in 50..=249 {
+        assert!(w.may_rekey("n", agent).await && w.may_rekey("n", agent).await);
     }
-    assert!(!w.may_rekey(("n", "x"), 7).await);
-    assert_eq!(w.control.copies_of(AGENT).await.expect("lists").len(), 6);
-    assert!(w.alerts().await >= 6);
-    // With collection off nothing is said of the host, and nothing is known.
+    assert!(!w.may_rekey("m", 1).await, "the machine itself was not refused");
+    assert!(!w.may_rekey("n", 7).await, "that is an agent already");
+    assert_eq!(w.control.copies_of(AGENT).await.expect("lists").len(), 200);
+    assert_eq!(w.alerts().await, 201, "one for the machine, and one for each that it became");
+    // With collection off nothing is said of the host; an older release names neither.
     let off = Header { host: HostLabel::default(), ..w.header(("n", "x"), (9, 1), 1) };
-    assert!(w.judges(&off).await);
+    assert!(w.judges(&off).await && w.takes(("", ""), (3, 1), 1).await);
+}
+
+#[tokio::test]
+async fn a_machine_that_never_said_its_id_may_say_it_later() {
+    let w = World::new().await;
+    assert!(w.takes(("", "a"), (1, 1), 10).await && w.takes(("m", "b"), (1, 2), 20).await);
+    assert!(w.takes(("", "a"), (1, 3), 30).await && w.alerts().await == 0);
 }
 
 #[tokio::test]
 async fn a_machine_that_starts_again_is_no_clone_of_itself_in_whatever_order_its_batches_come() {
-    let batches = [(A, 1, 10), (A, 2, 20), (A, 3, 9_000), (B, 4, 30), (B, 5, 40), (B, 6, 50)];
+    let batches = [(A, 1, 10), (A, 2, 20), (A, 3, 9_000), (B, 4, 30), (B, 5, 40), (B, 6, 50), (A, 7, 60), (B, 8, 70)];
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..50 {
         let (w, mut order) = (World::new().await, batches);
@@ -105,45 +118,78 @@ async fn a_machine_that_starts_again_is_no_clone_of_itself_in_whatever_order_its
         for (machine, seq, sealed) in order {
             assert!(w.takes(machine, (1, seq), sealed).await, "{order:?}");
         }
-        // Split or sealed again, under another sequence or another epoch: it names no boot.
-        assert!(w.takes(("m", ""), (1, 7), 10).await && w.takes(("m", ""), (2, 1), 10).await);
+        // Split or sealed again, under another sequence or another epoch.
+        for epoch in [1, 2] {
+            let mut header = w.header(A, (epoch, 9), 10);
+            header.again = true;
+            assert!(w.judges(&header).await);
+        }
         assert_eq!(w.alerts().await, 0);
     }
-    // Its queue was lost: another epoch, and what is salvaged of the old one.
+    // Its queue was lost or damaged: another epoch, which learns of the one before only when that is gone through. What is
+    // salvaged comes in between, sealed by a clock that may have been ahead.
+    for ahead in [0, 10 * NOON] {
+        let w = World::new().await;
+        assert!(w.takes(B, (1, 5), 50 + ahead).await && w.takes(B, (2, 1), 100 + ahead).await);
+        assert!(w.takes(B, (1, 6), 60 + ahead).await && w.takes(B, (2, 2), 110 + ahead).await);
+        assert!(w.takes(B, (1, 7), 70 + ahead).await);
+        w.follows(B, 2, (1, 8)).await;
+        assert!(w.takes(B, (1, 8), 9_000 + ahead).await && w.takes(B, (2, 3), 110 + ahead).await);
+        assert_eq!(w.alerts().await, 0);
+    }
+    // Its clock stands at the beginning of time at each start, and its queue is in memory.
     let w = World::new().await;
-    assert!(w.takes(B, (1, 5), 50).await && w.takes(B, (2, 1), 100).await && w.takes(B, (1, 6), 60).await);
-    w.follows(B, 2, (1, 8)).await;
-    assert!(w.takes(B, (1, 8), 9_000).await && w.takes(B, (2, 2), 110).await && w.alerts().await == 0);
+    for (epoch, boot) in ["a", "b", "c", "d"].into_iter().enumerate() {
+        for (seq, sealed) in [(1, 50 - epoch as i64), (2, 900), (3, 1_000 + 100 * epoch as i64)] {
+            assert!(w.takes(("m", boot), (epoch as u64 + 1, seq), sealed).await, "{boot} {seq}");
+        }
+    }
+    assert_eq!(w.alerts().await, 0);
 }
 
 #[tokio::test]
 async fn a_disk_that_is_set_back_is_no_clone_as_long_as_it_goes_on_alone() {
     let w = World::new().await;
-    assert!(w.takes(A, (1, 5), 50).await && w.takes(A, (1, 9), 90).await);
-    // It meets 409 there, and begins another epoch.
-    assert!(w.takes(B, (1, 6), 100).await && w.takes(B, (2, 1), 110).await);
-    w.follows(B, 2, (1, 6)).await;
-    assert!(w.takes(B, (2, 2), 120).await && w.alerts().await == 0);
-    assert!(w.takes(A, (1, 10), 130).await, "the other goes on as well");
-    assert!(!w.takes(B, (2, 3), 140).await && w.alerts().await == 1);
+    assert!(w.takes(A, (1, 5), 50).await && w.takes(B, (1, 11), 90).await);
+    // Set back to before the second boot, twice, and each time it meets 409 and begins another epoch.
+    for (boot, epoch, at) in [("c", 2, 100), ("d", 3, 200)] {
+        let c = ("m", boot);
+        for seq in 6..=12 {
+            assert!(w.takes(c, (1, seq), at + seq as i64).await, "{boot} {seq}");
+        }
+        assert!(w.takes(c, (epoch, 1), at + 20).await);
+        w.follows(c, epoch, (1, 12)).await;
+        assert!(w.takes(c, (1, 12), at + 12).await && w.takes(c, (epoch, 2), at + 30).await, "{boot}");
+        assert_eq!(w.alerts().await, 0);
+    }
+    // As above, and the other goes on as well.
+    let c = ("m", "d");
+    assert!(w.takes(B, (1, 13), 300).await && !w.takes(c, (3, 3), 310).await && w.alerts().await == 1);
+    assert!(w.takes(B, (1, 14), 320).await && w.may_rekey("m", 9).await);
 }
 
 #[tokio::test]
-async fn of_two_that_interleave_the_start_that_was_seen_first_stays() {
+async fn of_two_that_go_on_in_turn_the_start_that_was_seen_first_stays() {
+    for (behind, ahead) in [(0, 0), (10_000, 0), (0, i64::MAX / 2)] {
+        let w = World::new().await;
+        let at = |sealed| sealed + ahead - behind;
+        assert!(w.takes(A, (1, 1), NOON - 20_000).await && w.takes(B, (2, 1), at(NOON)).await);
+        assert!(w.takes(A, (1, 2), NOON + 1_000).await, "both go on");
+        assert!(!w.takes(B, (2, 2), at(NOON + 2_000)).await, "{behind} {ahead}");
+        assert!(!w.takes(B, (3, 1), at(NOON + 2_001)).await, "in whichever epoch");
+        let mut again = w.header(B, (4, 1), 1);
+        again.again = true;
+        assert!(!w.judges(&again).await, "and what it seals again");
+        again.lane = Lane::Blobs;
+        assert!(!w.judges(&again).await, "on either lane");
+        assert!(w.may_rekey("m", 1).await && w.takes(A, (1, 3), NOON + 3_000).await);
+    }
+    // The original is the one that met 409, and the copy goes on in its epoch.
     let w = World::new().await;
-    assert!(w.takes(A, (1, 1), 10).await && w.takes(B, (2, 1), 20).await, "it may have lost its queue and started");
-    assert!(w.takes(A, (1, 2), 30).await, "both go on");
-    assert!(!w.takes(B, (2, 2), 40).await && !w.takes(B, (3, 1), 41).await, "in whichever epoch");
-    assert!(w.may_rekey(("m", "later"), 1).await, "also when it has started again meanwhile");
-    assert!(w.takes(A, (1, 3), 50).await);
-    // A clock that is years ahead hides nothing.
-    let w = World::new().await;
-    assert!(w.takes(A, (1, 1), NOON).await && w.takes(B, (2, 1), i64::MAX).await);
-    assert!(w.takes(A, (1, 2), NOON + 10).await && !w.takes(B, (2, 2), i64::MAX).await);
-    // In one epoch, as of a queue that was copied too.
-    let w = World::new().await;
-    assert!(w.takes(A, (1, 1), 10).await && w.takes(B, (1, 2), 20).await && w.takes(A, (1, 3), 30).await);
-    assert!(!w.takes(B, (1, 4), 40).await && w.takes(A, (1, 5), 50).await);
+    assert!(w.takes(A, (1, 1), 10).await && w.takes(B, (1, 2), 20).await && w.takes(A, (3, 1), 30).await);
+    w.follows(A, 3, (1, 2)).await;
+    assert!(w.takes(B, (1, 3), 40).await && w.takes(A, (3, 2), 50).await, "the original goes on");
+    assert!(!w.takes(B, (1, 4), 60).await && w.takes(A, (3, 3), 70).await);
 }
 
 #[tokio::test]
@@ -152,24 +198,26 @@ async fn a_machine_that_was_copied_while_it_ran_is_told_by_its_epochs() {
     assert!(w.takes(A, (1, 1), 10).await && w.takes(A, (2, 1), 20).await);
     // One of the two met the other's batch under its key, and began another epoch.
     w.follows(A, 2, (1, 4)).await;
-    assert!(w.takes(A, (1, 4), 30).await, "what it had sealed before");
-    assert!(!w.may_rekey(A, 1).await);
+    assert!(w.takes(A, (1, 4), 30).await && w.takes(A, (2, 2), 35).await, "what it had sealed before");
+    assert!(!w.may_rekey("m", 1).await);
     assert!(w.takes(A, (1, 5), 40).await, "which it cannot have");
-    assert!(!w.takes(A, (2, 2), 50).await && w.may_rekey(A, 1).await);
+    assert!(!w.takes(A, (2, 3), 50).await && w.may_rekey("m", 1).await);
+    assert!(w.takes(A, (1, 6), 60).await);
 }
 
 #[tokio::test]
 async fn what_is_remembered_is_bounded_and_floods_do_not_drive_the_original_out() {
     let w = World::new().await;
     assert!(w.takes(A, (1, 1), 1).await);
-    for number in 0..REMEMBERED_MAX * 2 {
-        w.takes(("m", &number.to_string()), (2, number as u64 + 1), number + 2).await;
-        w.takes(("n", &number.to_string()), (3, number as u64 + 1), number + 2).await;
+    for number in 0..REMEMBERED_MAX as u64 * 2 {
+        w.takes(("m", &number.to_string()), (2, number + 1), 2).await;
+        w.takes(("n", &number.to_string()), (3, number + 1), 2).await;
+        w.takes(B, (number + 10, 1), 2).await;
     }
     for table in ["starts", "incarnations"] {
         let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
         let count: i64 = sqlx::query_scalar(sql).fetch_one(&w.control.pool).await.expect("counts");
-        assert!(count <= 2 * REMEMBERED_MAX, "{table}: {count}");
+        assert!(count <= REMEMBERED_MAX + 1, "{table}: {count}");
     }
-    assert!(w.takes(A, (1, 2), 2).await, "it was there first");
+    assert!(w.takes(A, (1, 2), NOON).await, "it was there first");
 }
