@@ -345,3 +345,28 @@ fn a_machine_that_is_installed_anew_is_another_agent_and_one_with_another_name_t
     assert_eq!((listed(&world).len(), alerts(&world).contains("clone")), (2, false));
     assert!(Path::new(&one.dir).exists());
 }
+
+/// Its agent was revoked; enrolled with another key, it sends what waited under the new name.
+#[test]
+fn a_host_that_is_enrolled_again_with_another_key_keeps_what_waited() {
+    let world = World::new();
+    let one = Machine::new(&world, "one", ONE);
+    one.enroll(&world);
+    let was = one.agent();
+    let mut agent = one.run();
+    one.append("before");
+    eventually("the first line", || (lines(&world, &was) == ["before"]).then_some(()));
+    world.workspace(&["agent", "revoke", &was, "--reason", "a test"]);
+    one.append("refused");
+    std::thread::sleep(Duration::from_millis(2500));
+    agent.terminate();
+    fs::rename(one.dir.join("identity/key.pem"), one.dir.join("old-key.pem")).expect("renames");
+    let (ca, token) = (world.path("workspace/ca.pem"), world.token("again"));
+    let mut command = one.vedette(&["enroll", "--again", "--workspace", &world.url()]);
+    let output = command.arg("--ca").arg(ca).arg("--token-file").arg(token).output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_ne!(one.agent(), was);
+    let _agent = one.run();
+    one.append("after");
+    eventually("both lines", || (lines(&world, &one.agent()) == ["after", "refused"]).then_some(()));
+}

@@ -127,7 +127,7 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
         (endpoint(&first).0 == one.0).then_some(count)
     });
     assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
-    assert!(endpoint(&first).1.contains("works again"), "{:?}", endpoint(&first));
+    assert!(endpoint(&first).1.contains("has taken every batch"), "{:?}", endpoint(&first));
     eventually("the last line", || messages(&first).contains(&format!("line {count}")).then_some(()));
     drop(agent);
     // Each line is there once: what lies in both lies under the same key and is the same.
@@ -203,7 +203,7 @@ fn an_agent_whose_queue_was_lost_goes_by_what_either_of_the_pair_has() {
 /// Over the network, with a token that is used once; and what is revoked at either is revoked at both.
 #[test]
 fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
-    let first = World::new();
+    let mut first = World::new();
     first.enroll();
     let (url, ca, token) = (first.url(), first.path("workspace/ca.pem"), first.path("pair-token"));
     let (ca, token) = (ca.display().to_string(), token.display().to_string());
@@ -251,6 +251,9 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     let refused = first.enroll_with(&second.url(), Path::new(&ca), &first.token("later"));
     assert!(!refused.status.success());
     // The first is gone for good: the second stands alone.
+    let early = second.workspace_output(&["pair-promote", "--reason", "a mistake"]);
+    assert!(refusal(&early, 1).contains("is there"));
+    first.serve = None;
     second.workspace(&["pair-promote", "--reason", "the first has burnt down"]);
     second.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);
     refusal(&second.workspace_output(&["pair-promote", "--reason", "again"]), 1);

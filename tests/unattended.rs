@@ -4,8 +4,6 @@
 use crate::{support::eventually, systemd_host::Host};
 use std::{fs, path::Path};
 
-const UNIT: &str = "[Unit]\nAfter=network.target\n[Service]\nType=notify\nStateDirectory=vedette\n\
-    ExecStart=/opt/vedette run --config /etc/vedette/vedette.toml\n[Install]\nWantedBy=multi-user.target\n";
 const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\ndir = \"/var/lib/vedette/state\"\n\
     [host]\ncloud = \"off\"\n";
 
@@ -20,7 +18,7 @@ fn block(begins: &str) -> String {
 /// A host with a workspace in it, the agent's binary and its unit, as a package would bring them.
 fn host(prepare: impl FnOnce(&Path)) -> Option<Host> {
     Host::boot_named("host-provisioning", |root| {
-        fs::write(root.join("etc/systemd/system/vedette.service"), UNIT).expect("writes");
+        fs::write(root.join("etc/systemd/system/vedette.service"), block("[Unit]")).expect("writes");
         fs::create_dir_all(root.join("etc/vedette")).expect("makes");
         let made = [
             "init --geo europe --dir /var/lib/ws",

@@ -58,6 +58,7 @@ pub struct Lane {
     status: Arc<Mutex<SenderStatus>>,
     waiting: Arc<Mutex<Option<String>>>,
     committed: Arc<Notify>,
+    again: Arc<Notify>,
     batcher: Option<JoinHandle<()>>,
     sender: Option<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -73,7 +74,7 @@ impl Lane {
         let queue = Arc::new(queue);
         let intake = Intake::new(intake_bytes_max);
         intake.set_compression(limits.compression);
-        let committed = Arc::new(Notify::new());
+        let (committed, again) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let status = Arc::new(Mutex::new(SenderStatus::default()));
         let (stop, stopped) = watch::channel(false);
         let waiting = Arc::default();
@@ -93,11 +94,12 @@ impl Lane {
             queue: Arc::clone(&queue),
             in_flight_bytes_max,
             committed: Arc::clone(&committed),
+            again: Arc::clone(&again),
             status: Arc::clone(&status),
             stop: stopped,
         };
         let sender = post.map(|post| tokio::spawn(sender.run(post)));
-        Ok(Self { intake, queue, status, waiting, committed, batcher: Some(batcher), sender, stop })
+        Ok(Self { intake, queue, status, waiting, committed, again, batcher: Some(batcher), sender, stop })
     }
 
     /// Where collectors hand chunks over.
@@ -113,6 +115,11 @@ impl Lane {
     /// Have the sender look into the queue, after something was put there past the batcher.
     pub fn wake(&self) {
         self.committed.notify_one();
+    }
+
+    /// Have the sender try at once, whatever it waits for: batches go elsewhere now.
+    pub fn try_again(&self) {
+        self.again.notify_one();
     }
 
     /// State now.

@@ -124,7 +124,8 @@ impl HttpPost {
         let response = asked.map_err(|err| root_cause(&err))?;
         let status = response.status();
         if !status.is_success() {
-            return Err(format!("the workspace answered {status}"));
+            let problem: Option<Problem> = response.json().await.ok();
+            return Err(format!("{status}: {}", problem.map_or_else(String::new, |problem| problem.title)));
         }
         response.json().await.map_err(|err| root_cause(&err))
     }

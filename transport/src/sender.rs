@@ -64,6 +64,8 @@ pub(crate) struct Sender {
     pub(crate) in_flight_bytes_max: usize,
     /// Told when a batch is committed.
     pub(crate) committed: Arc<Notify>,
+    /// Told when what failed may work now.
+    pub(crate) again: Arc<Notify>,
     pub(crate) status: Arc<Mutex<SenderStatus>>,
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -107,6 +109,7 @@ impl Sender {
                 () = stopped(&mut stop) => return,
                 Some(done) = work.posting.join_next() => self.settle(&mut work, done).await,
                 () = self.committed.notified() => {}
+                () = self.again.notified() => work.rests_until = None,
                 () = async { tokio::time::sleep_until(rest.expect("checked below")).await }, if rest.is_some() => {
                     work.rests_until = None;
                 }

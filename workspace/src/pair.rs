@@ -122,6 +122,13 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], first:
     control.take_over(&reply.shared).await
 }
 
+/// Whether the first workspace of the pair is there.
+pub(crate) async fn answers(dir: &Path, control: &Control) -> bool {
+    let dir = dir.to_owned();
+    let mut asking = Follower { dir, control: control.clone(), have: String::new(), beside: None, client: None };
+    tokio::time::timeout(ASK_EVERY * 2, asking.step()).await.is_ok_and(|asked| asked.is_ok())
+}
+
 /// Keep a second workspace in step with the first until told to stop, or until it stands alone.
 pub(crate) async fn follow(dir: PathBuf, control: Control, mut stop: watch::Receiver<bool>) {
     let (mut follower, mut failed) =

@@ -29,17 +29,27 @@ struct Bootstrap {
     geo: Option<WorkspaceGeo>,
 }
 
+/// What the file says, where there is one.
+fn read(config: &Resolved) -> Result<Option<Bootstrap>, Exit> {
+    let path = &config.bootstrap;
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(err) => return Err(Exit::config(format!("{}: cannot be read: {err}", path.display()))),
+    };
+    toml::from_str(&text).map(Some).map_err(|err| Exit::config(format!("{}: {err}", path.display())))
+}
+
+/// Whether the bootstrap file can be used, where there is one.
+pub(super) fn check(config: &Resolved) -> Result<(), Exit> {
+    read(config).map(drop)
+}
+
 /// Enroll by the bootstrap file where there is one and the agent is not enrolled, however long the workspace is away; then
 /// delete it, and the token.
 pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     let path = &config.bootstrap;
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(err) => return Err(Exit::config(format!("{}: cannot be read: {err}", path.display()))),
-    };
-    let bootstrap: Bootstrap =
-        toml::from_str(&text).map_err(|err| Exit::config(format!("{}: {err}", path.display())))?;
+    let Some(bootstrap) = read(config)? else { return Ok(()) };
     // An agent that was killed between the two is enrolled and has the file still.
     if IdentityDir::new(&config.identity_dir).enrollment()?.is_none() {
         let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
@@ -49,7 +59,7 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
             match enroll::enroll(config, &wanted).await {
                 Ok(()) => break,
                 Err(Exit::Failure(err)) if err.is::<Unreachable>() => {
-                    tracing::warn!(error = format!("{err:#}"), "not enrolled yet; tried again");
+                    tracing::warn!(error = format!("{err:#}"), "not enrolled yet; it is tried again");
                     // Whoever supervises it must not take this for a start that hangs.
                     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
                 }

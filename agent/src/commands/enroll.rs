@@ -48,10 +48,11 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         return Err(Exit::config(format!("workspace.url: the configuration says {stated}, --workspace says {url}")));
     }
     let identity = IdentityDir::new(&config.identity_dir);
-    if let Some(there) = identity.enrollment()?
+    let before = identity.enrollment()?;
+    if let Some(there) = &before
         && !again
     {
-        let at = there.workspace;
+        let at = &there.workspace;
         return Err(anyhow!("already enrolled as {} at {at}; use --again to replace it", there.agent).into());
     }
     let ca_pem = match ca {
@@ -92,10 +93,17 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     if let Some(policy) = &reply.policy {
         policy::keep(&identity, policy)?;
     }
-    let enrollment = Enrollment::of(reply, url.as_str().trim_end_matches('/'));
+    let mut enrollment = Enrollment::of(reply, url.as_str().trim_end_matches('/'));
+    // What is queued was observed for the same organization: it is sealed again under the new name.
+    if let Some(before) = before.filter(|before| before.organization == enrollment.organization) {
+        enrollment.replaces = before.replaces;
+        if before.agent != enrollment.agent {
+            enrollment.replaces.push(before.agent);
+        }
+    }
     identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
-        "enrolled; start the agent with `vedette run`");
+        "enrolled; `vedette run` collects");
     Ok(())
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Check { config } => {
             let path = config.config.display().to_string();
             let config = load(config)?;
+            bootstrap::check(&config)?;
             let conflicts = conflicts(&config)?;
             if !conflicts.is_empty() {
                 return Err(Exit::Config(

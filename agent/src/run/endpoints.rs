@@ -130,7 +130,7 @@ impl Endpoints {
         } else if url == self.urls[0] && (by == By::Delivery || self.delivered.is_none()) {
             let well = *self.well.get_or_insert(at);
             if at - well >= self.fail_back_after {
-                self.go(0, format!("it works again, for {} s", (at - well).as_secs()));
+                self.go(0, format!("preferred; it has taken every batch for {} s", (at - well).as_secs()));
                 self.used = Some(at);
             }
         }

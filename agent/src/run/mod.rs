@@ -176,9 +176,16 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         let (resumed, mut is_resumed) = (watch::channel(false).0, false);
         let governing = supervisor.govern(resumed.subscribe());
         tokio::pin!(governing);
+        let mut endpoint = post.endpoints().in_use().url.clone();
         loop {
             tokio::select! {
                 _ = look.tick() => {
+                    let now = post.endpoints().in_use().url.clone();
+                    if now != endpoint {
+                        endpoint = now;
+                        lane.try_again();
+                        own.heartbeat(|| status.heartbeat());
+                    }
                     if lane.queue().is_damaged() {
                         break DAMAGED;
                     }

@@ -103,7 +103,7 @@ impl OwnRecords {
 
     /// One heartbeat waits at the most: while the queue is full for hours, tasks that wait must not take the threads
     /// that the sender needs to empty it.
-    fn heartbeat(&self, make: impl FnOnce() -> Heartbeat) {
+    pub(super) fn heartbeat(&self, make: impl FnOnce() -> Heartbeat) {
         if self.beating.swap(true, Ordering::AcqRel) {
             return;
         }

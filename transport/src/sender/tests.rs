@@ -259,3 +259,34 @@ fn pauses_after_failures_are_anything_up_to_a_bound_that_doubles() {
         assert!(pauses.iter().any(|pause| *pause < bound / 10) && pauses.iter().any(|pause| *pause > bound * 9 / 10));
     }
 }
+
+/// Told that batches go elsewhere now, it does not wait for what the last endpoint asked for; and an agent whose key is in use
+/// twice says so until something is taken.
+#[tokio::test(start_paused = true)]
+async fn what_rests_is_tried_at_once_when_it_goes_elsewhere() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let rekey = Outcome::Rekey { why: "a copy".to_owned() };
+    let script = Arc::new(Script { answers: Mutex::new([retry(Some(3600)), rekey].into()), ..Script::default() });
+    let lane = lane(dir.path(), Arc::clone(&script));
+    lane.intake().put(chunk(0, "c")).expect("takes");
+    let seen = |count: usize| {
+        let script = Arc::clone(&script);
+        async move {
+            while script.seen.lock().expect("lock").len() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    };
+    let began = Instant::now();
+    seen(1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(script.seen.lock().expect("lock").len(), 1, "it rests");
+    lane.try_again();
+    seen(2).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(lane.status().sender.rekey.as_deref(), Some("a copy"));
+    drained(&lane).await;
+    assert_eq!(lane.status().sender.rekey, None);
+    lane.stop(Duration::ZERO).await;
+}

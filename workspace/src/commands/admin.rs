@@ -32,7 +32,7 @@ pub(super) fn first_of_pair(with: String, ca: Option<PathBuf>, token: Option<Pat
             bail!("--pair-with {with}: also give --pair-ca and --pair-token-file (`token pair` there prints one)")
         }
         (false, None, None) => Ok(First::Dir(with.into())),
-        (false, ..) => bail!("--pair-with {with}: --pair-ca and --pair-token-file go with an https address"),
+        (false, ..) => bail!("--pair-with {with}: write https://HOST:PORT; a directory goes without the other two"),
     }
 }
 
@@ -76,6 +76,9 @@ pub(super) async fn renew_certificate(dir: &Path, names: &[String]) -> Result<()
 pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
     let control = Control::open(dir).await?;
     let Some(first) = control.pair_of().await? else { bail!("this workspace is not the second of a pair") };
+    if pair::answers(dir, &control).await {
+        bail!("the first workspace, {first}, is there: end it for good before, or both would change what they share");
+    }
     control.set_pair_of(None).await?;
     control.audit_by(Change { who: &who(), reason, now: now() }, "pair promote", &format!("{first}: {reason}")).await
 }
@@ -132,7 +135,7 @@ pub(super) async fn agents(dir: &Path, org: &str, format: Format) -> Result<()> 
     let rows = control.agents(organization.id).await?;
     let mut out = String::new();
     if format != Format::Json {
-        let head = ["agent", "hostname", "enrolled", "last_seen", "state", "version", "policy_revision"];
+        let head = ["agent", "hostname", "enrolled", "last_seen", "state", "version", "policy_revision", "replaces"];
         out.push_str(&line(&head.map(str::to_owned), format));
     }
     for row in rows {
@@ -146,7 +149,16 @@ pub(super) async fn agents(dir: &Path, org: &str, format: Format) -> Result<()> 
             let revision = row.policy_revision.to_string();
             let seen = seen.unwrap_or_else(|| "never".to_owned());
             out.push_str(&line(
-                &[row.agent, row.hostname, enrolled, seen, state.to_owned(), row.version, revision],
+                &[
+                    row.agent,
+                    row.hostname,
+                    enrolled,
+                    seen,
+                    state.to_owned(),
+                    row.version,
+                    revision,
+                    row.replaces.unwrap_or_default(),
+                ],
                 format,
             ));
         }
@@ -164,13 +176,16 @@ fn state(row: &AgentRow, now: i64) -> &'static str {
     }
 }
 
-fn line(cells: &[String; 7], format: Format) -> String {
+fn line(cells: &[String; 8], format: Format) -> String {
     if format == Format::Csv {
         let quoted: Vec<String> = cells.iter().map(|cell| format!("\"{}\"", cell.replace('"', "\"\""))).collect();
         return quoted.join(",") + "\n";
     }
-    let [agent, hostname, enrolled, seen, state, version, revision] = cells;
-    format!("{agent:<32}  {hostname:<20}  {enrolled:<20}  {seen:<20}  {state:<10}  {version:<8}  {revision}\n")
+    let [agent, hostname, enrolled, seen, state, version, revision, replaces] = cells;
+    let line = format!(
+        "{agent:<32}  {hostname:<20}  {enrolled:<20}  {seen:<20}  {state:<10}  {version:<8}  {revision:<15}  {replaces}"
+    );
+    format!("{}\n", line.trim_end())
 }
 
 /// RFC 3339 to the second, with `Z`.

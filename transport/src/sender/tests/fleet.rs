@@ -70,6 +70,7 @@ fn a_thousand_agents_come_back_spread_and_not_at_once() {
                 queue: Arc::clone(queue),
                 in_flight_bytes_max: 1 << 20,
                 committed: Arc::default(),
+                again: Arc::default(),
                 status: Arc::default(),
                 stop: stopped.clone(),
             };
