@@ -122,13 +122,18 @@ impl Lane {
         self.again.notify_one();
     }
 
+    /// What the sender is doing; unlike the whole state, it asks no disk.
+    pub fn sender(&self) -> SenderStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// State now.
     pub fn status(&self) -> LaneStatus {
         let mut ledger = self.queue.ledger();
         ledger.add(&self.intake.given_up());
         LaneStatus {
             queue: self.queue.stats(),
-            sender: self.status.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            sender: self.sender(),
             ledger,
             waiting: self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }

@@ -30,7 +30,7 @@ pub(super) async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directiv
             }
         }
         let until = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-        let newer = || lane.status().sender.policy_revision.is_some_and(|revision| revision > behind);
+        let newer = || lane.sender().policy_revision.is_some_and(|revision| revision > behind);
         while Instant::now() < until && !newer() {
             tokio::time::sleep(LOOK_EVERY).await;
         }

@@ -14,7 +14,7 @@ use vedette_transport::Lane;
 use vedette_wire::{AgentId, HostLabel, reply::RekeyRequest};
 
 /// How often it is looked whether the workspace has said so.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The shortest pause between two attempts, and the longest.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(300);
 
@@ -29,7 +29,7 @@ pub(super) async fn rekey(
     let (mut pause, mut told) = (*PAUSE.start(), false);
     loop {
         // What was refused may be delivered later all the same, or be gone.
-        if lane.status().sender.rekey.is_none() {
+        if lane.sender().rekey.is_none() {
             (pause, told) = (*PAUSE.start(), false);
             tokio::time::sleep(LOOK_EVERY).await;
             continue;

@@ -284,3 +284,23 @@ fn a_header_tells_no_more_cursors_than_the_workspace_takes_and_the_next_ones_tel
     told.dedup();
     assert_eq!(told.len(), 25_001);
 }
+
+#[test]
+fn what_is_found_of_an_agent_that_this_machine_was_before_is_sealed_again_and_of_another_is_not() {
+    for (replaced, found_batches) in [(vec![stamp().agent], 3), (Vec::new(), 0)] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        filled(dir.path(), 3);
+        harm(dir.path(), |bytes| bytes[..512].fill(0));
+        let new = opened(dir.path(), 1 << 30, 43);
+        let now = vedette_wire::AgentId([9; 16]);
+        assert_eq!(new.own((stamp().organization, now), &replaced, &stamp().host, 50).expect("writes"), 0);
+        let path = broken(dir.path(), Lane::Records).remove(0);
+        let found = new.salvage(&path, |_| true).expect("goes through");
+        assert_eq!((found.batches, found.foreign), (found_batches, 3 - found_batches));
+        assert_eq!(new.stats().batches, found_batches);
+        assert!(!new.holds_salvaged().expect("reads"), "what is sealed again is as what is collected");
+        let epoch = new.epoch().0;
+        assert_eq!(sequences(&new), (1..=found_batches).map(|seq| (epoch, seq)).collect::<Vec<_>>());
+        assert!(found_batches == 0 || newest_header(&new).agent == now);
+    }
+}
