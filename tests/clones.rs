@@ -370,3 +370,43 @@ fn a_host_that_is_enrolled_again_with_another_key_keeps_what_waited() {
     one.append("after");
     eventually("both lines", || (lines(&world, &one.agent()) == ["after", "refused"]).then_some(()));
 }
+
+/// While the workspace was away it had no machine id for one start. And a torn enrollment is mended as the agent says.
+#[test]
+fn what_a_machine_sealed_without_its_id_lands_all_the_same() {
+    let mut world = World::new();
+    let one = Machine::new(&world, "one", ONE);
+    one.enroll(&world);
+    let mut agent = one.run();
+    one.append("with its id");
+    eventually("the first line", || (lines(&world, &one.agent()).len() == 1).then_some(()));
+    agent.terminate();
+    let (was, address) = (one.agent(), world.address());
+    world.serve = None;
+    one.starts("", TWO.1);
+    let mut agent = one.run();
+    one.append("without");
+    std::thread::sleep(Duration::from_millis(2500));
+    agent.terminate();
+    one.starts(ONE.0, "b0000000-0000-4000-8000-000000000003");
+    world.serve(&address);
+    let mut agent = one.run();
+    one.append("with it again");
+    eventually("all lines", || {
+        (lines(&world, &one.agent()) == ["with it again", "with its id", "without"]).then_some(())
+    });
+    assert_eq!((one.agent(), listed(&world).len()), (was.clone(), 1));
+    agent.terminate();
+    fs::write(one.dir.join("identity/enrollment.json"), "{torn").expect("writes");
+    fs::write(one.dir.join("identity/next.json"), "{torn too").expect("writes");
+    let said = String::from_utf8_lossy(&one.vedette(&["run"]).output().expect("runs").stderr).into_owned();
+    assert!(said.contains("is damaged; run `vedette enroll --again`"), "{said}");
+    let (ca, token) = (world.path("workspace/ca.pem"), world.token("again"));
+    let mut command = one.vedette(&["enroll", "--again", "--workspace", &world.url()]);
+    let output = command.arg("--ca").arg(ca).arg("--token-file").arg(token).output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(one.agent(), was, "the key is the same");
+    let _agent = one.run();
+    one.append("in the end");
+    eventually("the last line", || (lines(&world, &was).len() == 4).then_some(()));
+}

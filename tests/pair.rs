@@ -148,6 +148,8 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     first.write_config(QUICK);
     first.enroll();
     let revision = both(&first, &second);
+    let promote = |world: &World| world.workspace_output(&["pair-promote", "--reason", "a mistake"]);
+    assert!(refusal(&promote(&second), 1).contains("is there"));
     let agent = first.run();
     in_force(&first, revision);
     let beats = |world: &World| world.query("SELECT endpoint, endpoint_since, endpoint_why FROM heartbeats");
@@ -170,6 +172,8 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     eventually("the agent to go to the second", || (endpoint(&first).0 == second.url()).then_some(()));
     in_force(&first, on);
     drop(agent);
+    // It is not served any more.
+    assert!(promote(&second).status.success());
 }
 
 /// Each has what the other has not: an agent whose queue is lost reads nothing of it again.

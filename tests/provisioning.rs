@@ -34,6 +34,14 @@ fn the_first_start_enrolls_however_long_the_workspace_is_away_and_deletes_what_i
     world.serve(&address);
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
     assert!(!world.path("bootstrap.toml").exists() && !world.path("token").exists());
+    // What stands there later is no affair of a host that is enrolled.
+    fs::write(world.path("bootstrap.toml"), "workspace = ").expect("writes");
+    agent.terminate();
+    agent = world.run();
+    world.append("a.log", "another\n");
+    eventually("another line", || (world.count("syslog") == 2).then_some(()));
+    assert!(world.vedette(&["check"]).status.success());
+    fs::remove_file(world.path("bootstrap.toml")).expect("removes");
     let agents: Value =
         serde_json::from_str(&world.workspace(&["agents", "--org", ORG, "--format", "json"])).expect("one");
     assert_eq!(agents["state"], "active");

@@ -132,6 +132,33 @@ impl IdentityDir {
         self.key_in(NEXT_KEY)
     }
 
+    /// Make another one when it is asked for next.
+    pub(crate) fn forget_next_key(&self) -> Result<()> {
+        self.delete(NEXT_KEY)
+    }
+
+    fn delete(&self, name: &str) -> Result<()> {
+        match fs::remove_file(self.path(name)) {
+            Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
+                Err(err).with_context(|| format!("cannot delete {}", self.path(name).display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// For an enrollment that replaces whatever is there: the present one, where it can be read; another one that was kept
+    /// takes its place before, or is deleted where it is damaged.
+    pub(crate) fn replaced(&self) -> Result<Option<Enrollment>> {
+        if let Err(err) = self.finish_next() {
+            tracing::warn!(error = format!("{err:#}"), "deleted");
+            self.delete(NEXT)?;
+        }
+        Ok(self.enrollment().unwrap_or_else(|err| {
+            tracing::warn!(error = format!("{err:#}"), "what is queued for it cannot be sent under another name");
+            None
+        }))
+    }
+
     fn key_in(&self, name: &str) -> Result<KeyPair> {
         let path = self.path(name);
         if path.exists() {
@@ -165,12 +192,7 @@ impl IdentityDir {
         self.write("enrollment.json", &serde_json::to_vec_pretty(&next.enrollment)?)?;
         // Of the other machine, which answers them.
         for name in ["artifacts.json", NEXT_KEY, NEXT] {
-            match fs::remove_file(self.path(name)) {
-                Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(err).with_context(|| format!("cannot delete {}", self.path(name).display()));
-                }
-                _ => {}
-            }
+            self.delete(name)?;
         }
         Ok(())
     }

@@ -122,6 +122,11 @@ impl Lane {
         self.again.notify_one();
     }
 
+    /// Whether the workspace has said since this was asked last that the agent has to make another key.
+    pub fn take_rekey(&self) -> bool {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).rekey.take().is_some()
+    }
+
     /// What the sender is doing; unlike the whole state, it asks no disk.
     pub fn sender(&self) -> SenderStatus {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -117,17 +117,22 @@ impl HttpPost {
 
     /// Become another agent, since the key of this one is in use on another machine.
     ///
+    /// Absent where the workspace says that this machine was not told to.
+    ///
     /// # Errors
     /// Why not, for status and log.
-    pub async fn rekey(&self, request: &RekeyRequest) -> Result<EnrollReply, String> {
+    pub async fn rekey(&self, request: &RekeyRequest) -> Result<Option<EnrollReply>, String> {
         let asked = self.client.post(format!("{}/v1/rekey", self.base)).json(request).send().await;
         let response = asked.map_err(|err| root_cause(&err))?;
         let status = response.status();
         if !status.is_success() {
             let problem: Option<Problem> = response.json().await.ok();
-            return Err(format!("{status}: {}", problem.map_or_else(String::new, |problem| problem.title)));
+            return match problem {
+                Some(problem) if problem.code == "not-told" => Ok(None),
+                problem => Err(format!("{status}: {}", problem.map_or_else(String::new, |problem| problem.title))),
+            };
         }
-        response.json().await.map_err(|err| root_cause(&err))
+        response.json().await.map(Some).map_err(|err| root_cause(&err))
     }
 
     async fn put(&self, bytes: Vec<u8>) -> Outcome {

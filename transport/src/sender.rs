@@ -46,7 +46,7 @@ pub struct SenderStatus {
     pub in_flight_max: usize,
     /// Bytes of a batch before compression that the workspace was found to take; absent until one was too large.
     pub batch_bytes_max: Option<usize>,
-    /// Why the agent has to make another key; absent while its own is its alone.
+    /// Why the agent has to make another key, until somebody takes notice of it ([`crate::Lane::take_rekey`]).
     pub rekey: Option<String>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
@@ -255,7 +255,6 @@ impl Sender {
             status.delivered += 1;
             status.delivered_at = Some(Instant::now());
             status.last_error = None;
-            status.rekey = None;
             status.in_flight_max = work.window.limit();
             status.policy_revision = Some(policy_revision);
             status.compression = compression;

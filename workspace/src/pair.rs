@@ -3,7 +3,7 @@
 
 use crate::{
     ca::{self, Authority},
-    control::{Control, Revocation, Shared},
+    control::{Control, Refused, Revocation, Shared},
     now,
     signer::Signer,
 };
@@ -54,6 +54,9 @@ pub(crate) struct Exchange {
     pub(crate) have: String,
     /// What was revoked at the second.
     pub(crate) revoked: Vec<Revocation>,
+    /// Starts of machines that the second takes nothing of: the first makes other agents of them.
+    #[serde(default)]
+    pub(crate) refused: Vec<Refused>,
 }
 
 /// What the second of a pair is given.
@@ -122,11 +125,19 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], first:
     control.take_over(&reply.shared).await
 }
 
-/// Whether the first workspace of the pair is there.
-pub(crate) async fn answers(dir: &Path, control: &Control) -> bool {
-    let dir = dir.to_owned();
-    let mut asking = Follower { dir, control: control.clone(), have: String::new(), beside: None, client: None };
-    tokio::time::timeout(ASK_EVERY * 2, asking.step()).await.is_ok_and(|asked| asked.is_ok())
+/// Whether the first workspace of the pair is there: whatever it answers, or while its directory is served.
+pub(crate) async fn answers(dir: &Path, first: &str) -> Result<bool> {
+    if first.starts_with("https://") {
+        let client = client(&std::fs::read(dir.join("ca.pem"))?, None)?;
+        let asked = client.get(format!("{first}/livez")).timeout(ASK_EVERY * 2).send();
+        return Ok(asked.await.is_ok());
+    }
+    let lock = match std::fs::File::open(Path::new(first).join("serve.lock")) {
+        Ok(lock) => lock,
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(err) => return Err(err).with_context(|| format!("cannot look whether {first} is served")),
+    };
+    Ok(matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }
 
 /// Keep a second workspace in step with the first until told to stop, or until it stands alone.
@@ -166,15 +177,16 @@ impl Follower {
     /// Ask once; false where this workspace is the pair of none any more.
     async fn step(&mut self) -> Result<bool> {
         let Some(first) = self.control.pair_of().await? else { return Ok(false) };
-        let revoked = self.control.revocations().await?;
+        let (revoked, refused) = (self.control.revocations().await?, self.control.refused_starts().await?);
         let body = if first.starts_with("https://") {
-            self.exchange(&first, revoked).await?
+            self.exchange(&first, (revoked, refused)).await?
         } else {
             let first = match &self.beside {
                 Some(first) => first,
                 None => self.beside.insert(Control::open(Path::new(&first)).await?),
             };
             first.note_revocations(&revoked).await?;
+            first.note_refused(&refused, now()).await?;
             let (body, digest) = answer(first).await?;
             (digest != self.have).then_some(body)
         };
@@ -185,7 +197,11 @@ impl Follower {
         Ok(true)
     }
 
-    async fn exchange(&mut self, first: &str, revoked: Vec<Revocation>) -> Result<Option<Vec<u8>>> {
+    async fn exchange(
+        &mut self,
+        first: &str,
+        (revoked, refused): (Vec<Revocation>, Vec<Refused>),
+    ) -> Result<Option<Vec<u8>>> {
         let client = match &self.client {
             Some((client, made)) if made.elapsed() < CERTIFICATE_LIFE / 2 => client.clone(),
             _ => {
@@ -196,7 +212,7 @@ impl Follower {
                 client
             }
         };
-        post(&client, &format!("{first}/v1/pair"), &Exchange { have: self.have.clone(), revoked }).await
+        post(&client, &format!("{first}/v1/pair"), &Exchange { have: self.have.clone(), revoked, refused }).await
     }
 }
 

@@ -40,18 +40,31 @@ fn read(config: &Resolved) -> Result<Option<Bootstrap>, Exit> {
     toml::from_str(&text).map(Some).map_err(|err| Exit::config(format!("{}: {err}", path.display())))
 }
 
-/// Whether the bootstrap file can be used, where there is one.
+/// Whether the bootstrap file can be used, where there is one and this host is not enrolled.
 pub(super) fn check(config: &Resolved) -> Result<(), Exit> {
-    read(config).map(drop)
+    match IdentityDir::new(&config.identity_dir).enrollment() {
+        Ok(None) => read(config).map(drop),
+        _ => Ok(()),
+    }
 }
 
 /// Enroll by the bootstrap file where there is one and the agent is not enrolled, however long the workspace is away; then
 /// delete it, and the token.
 pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     let path = &config.bootstrap;
-    let Some(bootstrap) = read(config)? else { return Ok(()) };
+    let enrolled = IdentityDir::new(&config.identity_dir).enrollment()?.is_some();
+    let bootstrap = match read(config) {
+        Ok(Some(bootstrap)) => bootstrap,
+        // Whatever stands there now, this host needs it no more.
+        Err(err) if enrolled => {
+            tracing::warn!(?err, "this host is enrolled; the bootstrap file is not looked at");
+            return Ok(());
+        }
+        Ok(None) => return Ok(()),
+        Err(err) => return Err(err),
+    };
     // An agent that was killed between the two is enrolled and has the file still.
-    if IdentityDir::new(&config.identity_dir).enrollment()?.is_none() {
+    if !enrolled {
         let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
         let wanted = Wanted { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
         let mut pause = *PAUSE.start();

@@ -48,7 +48,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         return Err(Exit::config(format!("workspace.url: the configuration says {stated}, --workspace says {url}")));
     }
     let identity = IdentityDir::new(&config.identity_dir);
-    let before = identity.enrollment()?;
+    let before = if again { identity.replaced()? } else { identity.enrollment()? };
     if let Some(there) = &before
         && !again
     {
@@ -66,7 +66,6 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     };
     let token = read_token(token)?;
     identity.create()?;
-    identity.finish_next()?;
     let key = identity.key()?;
     let request = EnrollRequest {
         token,
@@ -102,6 +101,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         }
     }
     identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
+    identity.forget_next_key()?;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
         "enrolled; `vedette run` collects");
     Ok(())

@@ -42,6 +42,8 @@ pub(super) struct Endpoints {
     delivered: Option<Instant>,
     /// Since when the active one is in use.
     used: Option<Instant>,
+    /// Another one is in use since something else than a batch said so: the sender may rest.
+    wake: bool,
     /// Since when the preferred one works, while it is not the active one.
     well: Option<Instant>,
     /// When it was tried last, by delivery and by question.
@@ -62,6 +64,7 @@ impl Endpoints {
             fails: [None; 2],
             delivered: None,
             used: None,
+            wake: false,
             well: None,
             probed: [None; 2],
         }
@@ -84,7 +87,10 @@ impl Endpoints {
         self.well = None;
         match active {
             Some(active) => self.active = active,
-            None => self.go(0, "the policy names other endpoints".to_owned()),
+            None => {
+                self.go(0, "the policy names other endpoints".to_owned());
+                self.wake = true;
+            }
         }
     }
 
@@ -96,6 +102,11 @@ impl Endpoints {
     /// The one in use.
     pub(super) fn in_use(&self) -> &InUse {
         &self.in_use
+    }
+
+    /// Whether the sender is to be woken, told once.
+    pub(super) fn wakes(&mut self) -> bool {
+        std::mem::take(&mut self.wake)
     }
 
     /// How long the endpoints are let rest at the most, whatever one of them says: another may be used by then.
@@ -131,7 +142,7 @@ impl Endpoints {
             let well = *self.well.get_or_insert(at);
             if at - well >= self.fail_back_after {
                 self.go(0, format!("preferred; it has taken every batch for {} s", (at - well).as_secs()));
-                self.used = Some(at);
+                (self.used, self.wake) = (Some(at), by == By::Question);
             }
         }
     }
@@ -152,7 +163,7 @@ impl Endpoints {
         }
         let why = format!("{url} has failed for {} s: {why}", (at - since).as_secs());
         self.go((self.active + 1) % self.urls.len(), why);
-        (self.probed, self.used) = ([Some(at); 2], Some(at));
+        (self.probed, self.used, self.wake) = ([Some(at); 2], Some(at), by == By::Question);
         true
     }
 

@@ -183,7 +183,9 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
                     let now = post.endpoints().in_use().url.clone();
                     if now != endpoint {
                         endpoint = now;
-                        lane.try_again();
+                        if post.endpoints().wakes() {
+                            lane.try_again();
+                        }
                         own.heartbeat(|| status.heartbeat());
                     }
                     if lane.queue().is_damaged() {

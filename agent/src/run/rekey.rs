@@ -28,17 +28,21 @@ pub(super) async fn rekey(
 ) {
     let (mut pause, mut told) = (*PAUSE.start(), false);
     loop {
-        // What was refused may be delivered later all the same, or be gone.
-        if lane.sender().rekey.is_none() {
-            (pause, told) = (*PAUSE.start(), false);
-            tokio::time::sleep(LOOK_EVERY).await;
-            continue;
-        }
-        if !std::mem::replace(&mut told, true) {
+        if !told {
+            told = lane.take_rekey();
+            if !told {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
             tracing::warn!("the key of this agent is in use on another machine; this one makes another");
+            pause = *PAUSE.start();
         }
         match attempt(&identity, &enrollment, &post, &host).await {
-            Ok(()) => return,
+            Ok(true) => return,
+            Ok(false) => {
+                not_told(&identity, &lane, &host).await;
+                told = false;
+            }
             Err(why) => tracing::warn!(why, "no other key yet; what is collected waits on disk"),
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
@@ -46,12 +50,27 @@ pub(super) async fn rekey(
     }
 }
 
+/// What is refused was sealed when this machine had another id, or none: it is sealed again with the one that it has. And the
+/// key that was made is another agent's, where an answer was lost: the next attempt makes a new one.
+async fn not_told(identity: &IdentityDir, lane: &Lane, host: &HostLabel) {
+    let (queue, label) = (Arc::clone(lane.queue()), host.clone());
+    match tokio::task::spawn_blocking(move || queue.seal_for(&label)).await.expect("the queue does not panic") {
+        Ok(batches) => tracing::warn!(batches, "sealed again: the machine had another id when they were sealed"),
+        Err(err) => tracing::error!(error = %err, "what another id sealed cannot be sealed again; tried again"),
+    }
+    if let Err(err) = identity.forget_next_key() {
+        tracing::warn!(error = format!("{err:#}"), "a key that is not used cannot be deleted");
+    }
+    lane.try_again();
+}
+
+/// False where this machine was not told to make another key.
 async fn attempt(
     identity: &IdentityDir,
     enrollment: &Enrollment,
     post: &Reloading,
     host: &HostLabel,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let text = |err: &dyn std::fmt::Display| format!("{err:#}");
     let key = identity.next_key().map_err(|err| text(&err))?;
     let request = RekeyRequest {
@@ -64,11 +83,11 @@ async fn attempt(
     let mut answer = Err("no workspace was asked".to_owned());
     for post in post.all() {
         answer = post.rekey(&request).await;
-        if answer.is_ok() {
+        if matches!(answer, Ok(Some(_))) {
             break;
         }
     }
-    let reply = answer?;
+    let Some(reply) = answer? else { return Ok(false) };
     if reply.agent != AgentId::of_public_key(&key.subject_public_key_info()) {
         return Err("the workspace answered for another agent".to_owned());
     }
@@ -85,7 +104,7 @@ async fn attempt(
     let next = Next { key: key.serialize_pem(), certificate, enrollment: next };
     identity.keep_next(&next).map_err(|err| text(&err))?;
     tracing::warn!(was = %enrollment.agent, is = %agent, "this machine is another agent now");
-    Ok(())
+    Ok(true)
 }
 
 /// What a workspace tells two machines apart by, beside the host's name: both hashed, machine-id(5) asks not to show it.

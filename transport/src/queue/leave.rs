@@ -90,6 +90,41 @@ impl Queue {
         Ok(())
     }
 
+    /// Seal batches again that were sealed when this machine had another id: nothing of them is taken under it, and this agent
+    /// was not told to make another key. How many.
+    ///
+    /// # Errors
+    /// [`QueueError`]; what is not done is done when this is called again.
+    pub fn seal_for(&self, host: &HostLabel) -> Result<u64, QueueError> {
+        let (last, mut slot, mut done) = (lock(&self.meta).next_slot, 0, 0);
+        while let Some((next, _)) = self.next_after(slot)?.filter(|(next, _)| *next < last) {
+            slot = next;
+            let Some((head, mut header, records)) = self.open_batch(slot)? else { break };
+            if header.host != HostLabel::default() && header.host.machine != host.machine {
+                (header.host, header.again) = (host.clone(), true);
+                self.seal_again(slot, &head, header, &records)?;
+                done += 1;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Seal batches among what was salvaged again that are of an agent that this one takes the place of: they lie in the order
+    /// of their epochs, among this agent's own.
+    pub(super) fn take_salvaged_over(&self) -> Result<(), QueueError> {
+        if lock(&self.replaced).0.is_empty() {
+            return Ok(());
+        }
+        let (below, mut slot) = (lock(&self.meta).salvaged_below, 0);
+        while let Some((next, bytes)) = self.next_after(slot)?.filter(|(next, _)| *next < below) {
+            slot = next;
+            if frame::parse_head(&bytes).is_ok_and(|(head, _)| self.is_replaced(&head.key)) {
+                self.take_slot_over(slot)?;
+            }
+        }
+        Ok(())
+    }
+
     /// [`Queue::take_over`] until there is nothing left; how many went into quarantine.
     pub(super) fn take_all_over(&self) -> Result<u64, QueueError> {
         let mut quarantined = 0;
@@ -122,7 +157,13 @@ impl Queue {
             self.quarantine(slot, "identity", "sealed for another enrollment")?;
             return Ok(Some(true));
         }
-        let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(None) };
+        Ok(self.take_slot_over(slot)?.then_some(false))
+    }
+
+    /// False where it cannot be read.
+    fn take_slot_over(&self, slot: u64) -> Result<bool, QueueError> {
+        let Some(owner) = lock(&self.meta).owner else { return Ok(false) };
+        let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(false) };
         header.agent = owner.1;
         header.again = true;
         header.split_into.clear();
@@ -130,7 +171,7 @@ impl Queue {
             header.host = lock(&self.replaced).1.clone();
         }
         self.seal_again(slot, &head, header, &records)?;
-        Ok(Some(false))
+        Ok(true)
     }
 
     /// Another batch has landed under the key of this one: begin another epoch where it is of this one, and seal it

@@ -310,7 +310,7 @@ impl Queue {
                 }
             }
             self.write(Durability::Immediate, |tx, meta| copy(tx, meta, &frames))?;
-            self.take_all_over()?;
+            self.take_salvaged_over()?;
             for (_, records, _) in &frames {
                 match records {
                     Some(records) => {

@@ -165,6 +165,34 @@ fn batches_of_an_agent_that_this_machine_was_before_are_sealed_again_in_its_new_
     assert_eq!(queue.stats().quarantine.batches, 0);
 }
 
+#[test]
+fn what_was_sealed_when_the_machine_had_another_id_is_sealed_again_with_the_present_one() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    let label = |machine: Option<&str>| vedette_wire::HostLabel {
+        hostname: "h".to_owned(),
+        machine: machine.map(str::to_owned),
+        ..stamp().host
+    };
+    for host in [label(None), label(Some("m")), stamp().host, label(Some("n"))] {
+        let mut batch = open_with("one", "c");
+        let header = batch.header(&crate::Stamp { host, ..stamp() }, queue.lane(), 77);
+        queue.commit(&mut batch, header).expect("commits");
+    }
+    assert_eq!(queue.seal_for(&label(Some("m"))).expect("seals"), 2);
+    assert_eq!(queue.seal_for(&label(Some("m"))).expect("seals"), 0);
+    let (mut slot, mut found) = (0, Vec::new());
+    while let Some((next, bytes)) = queue.next_after(slot).expect("reads") {
+        slot = next;
+        let (head, sealed) = vedette_wire::frame::parse(&bytes).expect("a frame");
+        let plain = vedette_wire::codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
+        let header = vedette_wire::codec::decode_header(&plain).expect("decodes").0;
+        found.push((header.seq, header.host.machine, header.again));
+    }
+    let m = || Some("m".to_owned());
+    assert_eq!(found, [(2, m(), false), (3, None, false), (5, m(), true), (6, m(), true)]);
+}
+
 /// It stands behind what a later boot has sealed, which the workspace would take for a copy of this machine.
 #[test]
 fn what_is_sealed_again_says_so() {

@@ -76,7 +76,7 @@ pub(super) async fn renew_certificate(dir: &Path, names: &[String]) -> Result<()
 pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
     let control = Control::open(dir).await?;
     let Some(first) = control.pair_of().await? else { bail!("this workspace is not the second of a pair") };
-    if pair::answers(dir, &control).await {
+    if pair::answers(dir, &first).await? {
         bail!("the first workspace, {first}, is there: end it for good before, or both would change what they share");
     }
     control.set_pair_of(None).await?;

@@ -50,7 +50,44 @@ pub(crate) enum Rekeyed {
     Many,
 }
 
+/// Organization, agent and start.
+pub(crate) type Refused = (OrganizationId, AgentId, String);
+
+/// Refused starts that the second of a pair tells the first.
+const TOLD_MAX: i64 = 10_000;
+
 impl Control {
+    /// Starts that nothing is taken of here, the newest first.
+    pub(crate) async fn refused_starts(&self) -> Result<Vec<Refused>> {
+        let rows: Vec<(String, String, String)> = sqlx::query_as(
+            "SELECT organization, agent, start FROM starts WHERE refused IS NOT NULL ORDER BY refused DESC LIMIT ?",
+        )
+        .bind(TOLD_MAX)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|(organization, agent, start)| Ok((organization.parse()?, agent.parse()?, start)))
+            .collect()
+    }
+
+    /// Take nothing here either of what the second of the pair has refused.
+    pub(crate) async fn note_refused(&self, refused: &[Refused], now: i64) -> Result<()> {
+        for (organization, agent, start) in refused {
+            sqlx::query(
+                "INSERT INTO starts (organization, agent, start, first, refused) SELECT organization, id, ?3, ?4, ?4 FROM agents
+                 WHERE organization = ?1 AND id = ?2
+                 ON CONFLICT DO UPDATE SET refused = ?4 WHERE refused IS NULL",
+            )
+            .bind(organization.to_string())
+            .bind(agent.to_string())
+            .bind(start)
+            .bind(now)
+            .execute(&self.pool)
+            .await?;
+        }
+        Ok(())
+    }
+
     /// Whether a batch may land under its agent's name, and then whether something else is refused by it; else why not.
     /// Nothing is known where the header says nothing of the host, which is so with collection off, or names neither machine
     /// nor boot, which an older release does not.

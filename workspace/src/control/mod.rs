@@ -15,7 +15,7 @@ mod shared;
 pub(crate) use agents::TokenError;
 pub(crate) use agents::{AgentRow, Enrollment};
 pub(crate) use artifacts::Piece;
-pub(crate) use clones::Rekeyed;
+pub(crate) use clones::{Refused, Rekeyed};
 pub(crate) use ledger::Account;
 pub(crate) use policies::Change;
 pub(crate) use shared::{Revocation, Shared};

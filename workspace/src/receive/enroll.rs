@@ -137,11 +137,11 @@ pub(super) async fn rekey(
     let was = (peer.organization, peer.agent);
     let title = match receiver.control.rekey(was, &request.machine, &enrollment, now()).await.map_err(internal)? {
         Rekeyed::Done => None,
-        Rekeyed::NotTold => Some("this machine was not told to make another key"),
-        Rekeyed::Many => Some("too many machines have had this key; enroll this one with a token"),
+        Rekeyed::NotTold => Some(("not-told", "this machine was not told to make another key")),
+        Rekeyed::Many => Some(("identity", "too many machines have had this key; enroll this one with a token")),
     };
-    if let Some(title) = title {
-        return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", title));
+    if let Some((code, title)) = title {
+        return Err(Refusal::new(StatusCode::FORBIDDEN, code, title));
     }
     tracing::warn!(was = %peer.agent, %agent, hostname, "a machine that used another's key is another agent now");
     admitted_as(&receiver, organization, agent, signing).await.map(Json)

@@ -48,6 +48,7 @@ pub(super) async fn exchange(
     }
     let internal = |err: anyhow::Error| Refusal::internal(&err);
     receiver.control.note_revocations(&request.revoked).await.map_err(internal)?;
+    receiver.control.note_refused(&request.refused, now()).await.map_err(internal)?;
     let (body, digest) = pair::answer(&receiver.control).await.map_err(internal)?;
     Ok(if digest == request.have { StatusCode::NO_CONTENT.into_response() } else { body.into_response() })
 }

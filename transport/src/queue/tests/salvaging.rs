@@ -304,3 +304,34 @@ fn what_is_found_of_an_agent_that_this_machine_was_before_is_sealed_again_and_of
         assert!(found_batches == 0 || newest_header(&new).agent == now);
     }
 }
+
+/// Two damaged queues, of before and after this machine was given another key: what is salvaged lies in the order of epochs.
+#[test]
+fn what_an_agent_that_this_machine_was_before_left_is_sealed_again_among_this_ones_own() {
+    let (before, now) = (stamp().agent, vedette_wire::AgentId([9; 16]));
+    for own_epoch in [1, u64::MAX] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        filled(dir.path(), 3);
+        harm(dir.path(), |bytes| bytes[..512].fill(0));
+        {
+            let own = opened(dir.path(), 1 << 30, 43);
+            own.own((stamp().organization, now), &[before], &stamp().host, own_epoch).expect("writes");
+            let mut open = open_with("own", "c");
+            let header = open.header(&crate::Stamp { agent: now, ..stamp() }, own.lane(), 1);
+            own.commit(&mut open, header).expect("commits");
+        }
+        harm(dir.path(), |bytes| bytes[..512].fill(0));
+        let new = opened(dir.path(), 1 << 30, 44);
+        new.own((stamp().organization, now), &[before], &stamp().host, 50).expect("writes");
+        for path in broken(dir.path(), Lane::Records) {
+            new.salvage(&path, |_| true).expect("goes through");
+        }
+        let mut slot = 0;
+        let mut agents = Vec::new();
+        while let Some((next, frame)) = new.next_after(slot).expect("reads") {
+            slot = next;
+            agents.push(frame::parse(&frame).expect("whole").0.key.agent);
+        }
+        assert_eq!(agents, vec![now; 4], "{own_epoch}");
+    }
+}
