@@ -50,8 +50,16 @@ impl Machine {
     }
 
     fn enroll(&self, world: &World) {
+        self.enroll_with(world, &["enroll", "--workspace", &world.url()]);
+    }
+
+    fn enroll_again(&self, world: &World) {
+        self.enroll_with(world, &["enroll", "--again", "--workspace", &world.url()]);
+    }
+
+    fn enroll_with(&self, world: &World, arguments: &[&str]) {
         let (ca, token) = (world.path("workspace/ca.pem"), world.token("token"));
-        let mut command = self.vedette(&["enroll", "--workspace", &world.url()]);
+        let mut command = self.vedette(arguments);
         let output = command.arg("--ca").arg(ca).arg("--token-file").arg(token).output().expect("runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -361,10 +369,7 @@ fn a_host_that_is_enrolled_again_with_another_key_keeps_what_waited() {
     std::thread::sleep(Duration::from_millis(2500));
     agent.terminate();
     fs::rename(one.dir.join("identity/key.pem"), one.dir.join("old-key.pem")).expect("renames");
-    let (ca, token) = (world.path("workspace/ca.pem"), world.token("again"));
-    let mut command = one.vedette(&["enroll", "--again", "--workspace", &world.url()]);
-    let output = command.arg("--ca").arg(ca).arg("--token-file").arg(token).output().expect("runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    one.enroll_again(&world);
     assert_ne!(one.agent(), was);
     let _agent = one.run();
     one.append("after");
@@ -401,10 +406,7 @@ fn what_a_machine_sealed_without_its_id_lands_all_the_same() {
     fs::write(one.dir.join("identity/next.json"), "{torn too").expect("writes");
     let said = String::from_utf8_lossy(&one.vedette(&["run"]).output().expect("runs").stderr).into_owned();
     assert!(said.contains("is damaged; run `vedette enroll --again`"), "{said}");
-    let (ca, token) = (world.path("workspace/ca.pem"), world.token("again"));
-    let mut command = one.vedette(&["enroll", "--again", "--workspace", &world.url()]);
-    let output = command.arg("--ca").arg(ca).arg("--token-file").arg(token).output().expect("runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    one.enroll_again(&world);
     assert_eq!(one.agent(), was, "the key is the same");
     let _agent = one.run();
     one.append("in the end");

@@ -150,7 +150,7 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     let revision = both(&first, &second);
     let promote = |world: &World| world.workspace_output(&["pair-promote", "--reason", "a mistake"]);
     assert!(refusal(&promote(&second), 1).contains("is there"));
-    let agent = first.run();
+    let (began, agent) = (Instant::now(), first.run());
     in_force(&first, revision);
     let beats = |world: &World| world.query("SELECT endpoint, endpoint_since, endpoint_why FROM heartbeats");
     eventually("a heartbeat", || (!beats(&first).is_empty()).then_some(()));
@@ -171,6 +171,13 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     first.serve = None;
     eventually("the agent to go to the second", || (endpoint(&first).0 == second.url()).then_some(()));
     in_force(&first, on);
+    // At once, and not with the next minute.
+    eventually("a heartbeat at the second", || {
+        let beat = beats(&second).into_iter().find(|beat| beat["endpoint"] == second.url())?;
+        assert!(beat["endpoint_why"].as_str().is_some_and(|why| why.contains("has failed")), "{beat}");
+        Some(())
+    });
+    assert!(began.elapsed() < Duration::from_secs(55), "{:?}", began.elapsed());
     drop(agent);
     // It is not served any more.
     assert!(promote(&second).status.success());

@@ -25,7 +25,7 @@ pub struct Fresh {
     pub day: String,
     /// When it landed, nanoseconds UTC.
     pub landed: i64,
-    /// The tier that it was observed under.
+    /// The store level that it was observed under.
     pub store: Store,
 }
 

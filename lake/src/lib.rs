@@ -31,7 +31,7 @@ pub struct Landed {
     pub day: String,
     /// When it landed, nanoseconds UTC.
     pub landed: i64,
-    /// The tier that it was observed under: which of its security events are kept.
+    /// The store level that it was observed under: which of its security events are kept.
     pub store: Store,
     /// What it holds.
     pub batch: Batch,

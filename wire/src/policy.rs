@@ -44,6 +44,12 @@ macro_rules! names {
                 f.write_str(self.name())
             }
         }
+        impl TryFrom<String> for $ty {
+            type Error = String;
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
         impl FromStr for $ty {
             type Err = String;
             fn from_str(text: &str) -> Result<Self, String> {

@@ -1,7 +1,7 @@
-//! Which records are security events, and which of them each tier of [`Store`] keeps.
+//! Which records are security events, and which of them each level of [`Store`] keeps.
 //!
-//! The tiers are Microsoft's for Windows security events; what happens on Linux goes by the event that Windows would have
-//! written. What is no security event (inventory, crash dumps, other log lines) is kept by every tier.
+//! The levels are Microsoft's for Windows security events; what happens on Linux goes by the event that Windows would have
+//! written. What is no security event (inventory, crash dumps, other log lines) is kept at every level.
 
 use crate::{
     Body,

@@ -134,7 +134,7 @@ impl Materialiser {
             match self.landing.read(&pending.key, PLAIN_BYTES_MAX).await {
                 Ok(batch) => {
                     records += batch.records.len();
-                    let (landed_at, store) = (pending.landed, pending.store.0);
+                    let (landed_at, store) = (pending.landed, pending.store);
                     landed.push(Landed { key: pending.key, day: pending.day, landed: landed_at, store, batch });
                 }
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),

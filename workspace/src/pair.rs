@@ -143,7 +143,7 @@ pub(crate) async fn answers(dir: &Path, first: &str) -> Result<bool> {
 /// Keep a second workspace in step with the first until told to stop, or until it stands alone.
 pub(crate) async fn follow(dir: PathBuf, control: Control, mut stop: watch::Receiver<bool>) {
     let (mut follower, mut failed) =
-        (Follower { dir, control, have: String::new(), beside: None, client: None }, false);
+        (Follower { dir, control, have: String::new(), told: Default::default(), beside: None, client: None }, false);
     loop {
         let done = follower.step().await;
         match &done {
@@ -167,6 +167,8 @@ struct Follower {
     dir: PathBuf,
     control: Control,
     have: String,
+    /// What the first was told of revocations and refusals, which it keeps.
+    told: (Vec<Revocation>, Vec<Refused>),
     /// The first's control store, where it is on this machine.
     beside: Option<Control>,
     /// And when it was made.
@@ -177,7 +179,8 @@ impl Follower {
     /// Ask once; false where this workspace is the pair of none any more.
     async fn step(&mut self) -> Result<bool> {
         let Some(first) = self.control.pair_of().await? else { return Ok(false) };
-        let (revoked, refused) = (self.control.revocations().await?, self.control.refused_starts().await?);
+        let news = (self.control.revocations().await?, self.control.refused_starts().await?);
+        let (revoked, refused) = if news == self.told { Default::default() } else { news.clone() };
         let body = if first.starts_with("https://") {
             self.exchange(&first, (revoked, refused)).await?
         } else {
@@ -190,6 +193,7 @@ impl Follower {
             let (body, digest) = answer(first).await?;
             (digest != self.have).then_some(body)
         };
+        self.told = news;
         if let Some(body) = body {
             self.control.take_over(&serde_json::from_slice(&body)?).await?;
             self.have = hex::encode(Sha256::digest(&body));

@@ -56,9 +56,9 @@ impl Tile {
 pub(crate) struct Noted {
     pub(crate) header: Header,
     pub(crate) tiles: Vec<Tile>,
-    /// The tier that it was observed under.
+    /// The store level that it was observed under.
     pub(crate) store: Store,
-    /// Records by collector that the tier leaves out.
+    /// Records by collector that the level leaves out.
     pub(crate) left_out: BTreeMap<String, u64>,
 }
 
@@ -148,14 +148,14 @@ impl Noted {
         Ok(())
     }
 
-    /// Of a landed batch that was observed under a tier.
+    /// Of a landed batch that was observed under a store level.
     pub(crate) fn of(Batch { header, records }: Batch, store: Store) -> Self {
         let mut noted = Self::new(header, records.iter().map(|record| (record.source, record.position)));
         noted.leave_out(store, &records);
         noted
     }
 
-    /// Note which of its records a tier leaves out.
+    /// Note which of its records a store level leaves out.
     pub(crate) fn leave_out(&mut self, store: Store, records: &[Record]) {
         self.store = store;
         for record in records.iter().filter(|record| !store.keeps(&record.body)) {

@@ -56,8 +56,8 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     let bootstrap = match read(config) {
         Ok(Some(bootstrap)) => bootstrap,
         // Whatever stands there now, this host needs it no more.
-        Err(err) if enrolled => {
-            tracing::warn!(?err, "this host is enrolled; the bootstrap file is not looked at");
+        Err(_) if enrolled => {
+            tracing::warn!(path = %path.display(), "cannot be used; this host is enrolled and needs it no more: delete it");
             return Ok(());
         }
         Ok(None) => return Ok(()),

@@ -176,9 +176,14 @@ async fn ask(
 /// What to do about a connection that failed.
 fn explain(cause: &str, url: &Url, ca: Option<&Path>) -> String {
     let advice = if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
-        let signed =
-            ca.map_or_else(|| "anybody the platform trusts".to_owned(), |ca| format!("the CA in {}", ca.display()));
-        format!("its certificate was not signed by {signed}; use the ca.pem of that workspace")
+        match ca {
+            Some(ca) => {
+                format!("its certificate was not signed by the CA in {}; use the ca.pem of that workspace", ca.display())
+            }
+            None => "its certificate was not signed by anybody the platform trusts; have it trust the workspace's ca.pem, or \
+                     set workspace.roots to ca and give --ca"
+                .to_owned(),
+        }
     } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
         "its certificate is for other names; use one of them, or make it another with `vedette-workspace certificate --name`".to_owned()
     } else if cause.contains("not a workspace of geography") {

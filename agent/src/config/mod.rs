@@ -43,7 +43,8 @@ pub(crate) struct Workspace {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca: Option<PathBuf>,
     /// Whose certificates are taken for the workspace's authority: `ca` (its CA certificate), `platform` (those that the
-    /// operating system trusts, or that `SSL_CERT_FILE` and `SSL_CERT_DIR` name) or `both`. The workspace's certificate has to carry the geography all the same.
+    /// operating system trusts, or that `SSL_CERT_FILE` and `SSL_CERT_DIR` name) or `both`. The workspace's certificate has
+    /// to carry the geography all the same.
     #[schemars(with = "String")]
     pub(crate) roots: Roots,
     /// Geography of the workspace: `united-states`, `europe`, `asia-pacific` or `australia`.

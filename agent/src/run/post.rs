@@ -231,9 +231,7 @@ impl Reloading {
         drop(endpoints);
         outcome
     }
-}
 
-impl Reloading {
     /// Post to one workspace, with the renewed certificate where there is one.
     async fn post_to(&self, url: &str, frame: Vec<u8>) -> Outcome {
         let current = self.client().at(url);

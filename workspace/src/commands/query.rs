@@ -49,7 +49,7 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
     let fresh: Vec<Fresh> = undecided
         .pending
         .into_iter()
-        .map(|pending| Fresh { key: pending.key, day: pending.day, landed: pending.landed, store: pending.store.0 })
+        .map(|pending| Fresh { key: pending.key, day: pending.day, landed: pending.landed, store: pending.store })
         .collect();
     let landing: Arc<dyn vedette_lake::Landing> = Arc::new(Store(Landing::open(&dir.join("landing"))?));
     let lake = Lake::new(dir.join("tables"));

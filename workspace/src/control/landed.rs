@@ -15,19 +15,7 @@ pub(crate) struct Pending {
     pub(crate) landed: i64,
     pub(crate) bytes: i64,
     #[sqlx(try_from = "String")]
-    pub(crate) store: Tier,
-}
-
-/// A tier of the store, as it stands in a row.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Tier(pub(crate) Store);
-
-impl TryFrom<String> for Tier {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        name.parse().map(Self)
-    }
+    pub(crate) store: Store,
 }
 
 /// The batches that are not marked as materialised, and the versions up to which tables hold those that are.

@@ -169,7 +169,9 @@ impl Receiver {
         }
         if !matches!(judged, Ok(false)) {
             // Something of this agent is refused from now on.
-            own.retain(|(organization, agent, _), _| (*organization, *agent) != (header.organization, header.agent));
+            for lane in [Lane::Records, Lane::Blobs] {
+                own.remove(&(header.organization, header.agent, lane));
+            }
         }
         match judged {
             Ok(_) => {

@@ -11,9 +11,9 @@ pub(crate) struct Account {
     pub(crate) collector: String,
     /// Records that the agent counted, shipped or dropped.
     pub(crate) emitted: u64,
-    /// Records stored; repeated ones once more each, and not those that the store's tier leaves out.
+    /// Records stored; repeated ones once more each, and not those that the store level leaves out.
     pub(crate) stored: u64,
-    /// Records that the agent dropped or purged, or that the store's tier leaves out, by reason.
+    /// Records that the agent dropped or purged, or that the store level leaves out, by reason.
     pub(crate) dropped: BTreeMap<String, u64>,
     /// Records that the agent still holds.
     pub(crate) in_flight: u64,
