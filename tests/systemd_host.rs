@@ -134,7 +134,8 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let before = core_pattern();
     let Some(host) = Host::boot_named("host-bookworm", |_| ()) else { return };
     host.must("useradd -m alice && mkdir -p /var/lib/vedette");
-    host.must("systemd-run --unit=alice su -l alice -c 'sleep 1000'");
+    // Without a terminal logind takes it for a background job.
+    host.must("systemd-run --unit=alice --setenv=XDG_SESSION_CLASS=user su -l alice -c 'sleep 1000'");
     host.must(&format!("printf '{}' > /var/lib/vedette/vedette.toml", CONFIG.replace('\n', "\\n")));
     host.must("/opt/vedette-workspace init --dir /var/lib/ws --geo europe");
     host.must("/opt/vedette-workspace org add acme --tier free --dir /var/lib/ws");

@@ -1,12 +1,16 @@
 //! What a collector is given: the clock, the host's root, its cursors, and whether it runs once.
 
-use crate::Requests;
+use crate::{Requests, root::Root};
 use std::{
     collections::BTreeSet,
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
 use vedette_wire::body::CloudInstance;
+
+/// The largest text file that is read whole: dpkg's status of a large host has some 10 MiB.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
 
 /// Wall clock, nanoseconds UTC.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -67,10 +71,23 @@ impl Cx {
         }
     }
 
+    /// The host's files, which are opened beneath its root.
+    pub(crate) fn host(&self) -> std::io::Result<Root> {
+        Root::open(&self.root)
+    }
+
+    /// Read a small file of the host; absent where it cannot be read or is larger.
+    pub(crate) fn bytes(&self, host_path: &str, bytes_max: u64) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut file = self.host().and_then(|root| root.read(Path::new(host_path))).ok()?.take(bytes_max + 1);
+        file.read_to_end(&mut bytes).ok()?;
+        (bytes.len() as u64 <= bytes_max).then_some(bytes)
+    }
+
     /// Read a small text file of the host, without the white space around it; absent where it cannot be read or is
     /// empty.
     pub fn text(&self, host_path: &str) -> Option<String> {
-        let bytes = std::fs::read(self.path(host_path)).ok()?;
+        let bytes = self.bytes(host_path, TEXT_BYTES_MAX)?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
         (!text.is_empty()).then_some(text)
     }

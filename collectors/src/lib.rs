@@ -12,6 +12,7 @@ mod host;
 mod journal;
 mod outlet;
 mod processes;
+mod root;
 mod sessions;
 pub mod settings;
 mod spec;

@@ -159,8 +159,8 @@ impl Outlet {
     }
 
     /// Report what could not be done while the collector goes on with the rest.
-    pub fn complain(&self, collector: &'static str, error: &CollectError) {
-        self.sink.complain(collector, error.to_string());
+    pub fn complain(&self, collector: &'static str, what: &impl std::fmt::Display) {
+        self.sink.complain(collector, what.to_string());
     }
 
     /// What was reported last is over.

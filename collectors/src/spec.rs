@@ -1,6 +1,6 @@
 //! What a collector is: its entry in the registry, and its two shapes.
 
-use crate::{Cx, Outlet, settings::Interval};
+use crate::{Cx, Outlet, root::glob::Pattern, settings::Interval};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 use vedette_wire::Body;
@@ -59,6 +59,7 @@ impl CollectError {
                 "give the agent's user the right to read it (group adm or systemd-journal, or a capability)"
             }
             std::io::ErrorKind::NotFound => "check the path",
+            std::io::ErrorKind::InvalidInput => "it is left alone",
             _ => "the collector tries again",
         };
         Self::Read { what: what.into(), source, advice }
@@ -155,6 +156,12 @@ pub(crate) fn interval(collector: &'static str, key: &str, interval: Interval) -
         return Err(BuildError { collector, message: format!("{key}: must be at least 1s") });
     }
     Ok(interval.0)
+}
+
+/// Patterns of the setting `paths`.
+pub(crate) fn patterns(collector: &'static str, paths: &[String]) -> Result<Vec<Pattern>, BuildError> {
+    let wrong = |message: String| BuildError { collector, message: format!("paths: {message}") };
+    paths.iter().map(|path| Pattern::new(path).map_err(wrong)).collect()
 }
 
 /// Settings from a checked table.

@@ -99,16 +99,47 @@ impl Builder {
     }
 }
 
-/// The rows of one class, a record batch for each day.
+/// Text of one record batch: a column of text has 2 GiB at the most, and what reads it holds it whole.
+const TEXT_BYTES_MAX: usize = 64 << 20;
+
+/// Rows of one day that are being built.
+struct Building {
+    rows: usize,
+    text_bytes: usize,
+    builders: Vec<Builder>,
+}
+
+impl Building {
+    fn new(columns: &[Column]) -> Self {
+        let builders = columns.iter().map(|column| Builder::new(column.ty)).collect();
+        Self { rows: 0, text_bytes: 0, builders }
+    }
+
+    fn push(&mut self, row: &[&Value<'_>]) {
+        for (builder, value) in self.builders.iter_mut().zip(row) {
+            if let Value::Text(text) = value {
+                self.text_bytes += text.len();
+            }
+            builder.push(value);
+        }
+        self.rows += 1;
+    }
+
+    fn finish(self, schema: &SchemaRef, day: &str) -> Result<RecordBatch, LakeError> {
+        let mut arrays: Vec<ArrayRef> = self.builders.into_iter().map(|mut builder| builder.finish()).collect();
+        arrays.push(Arc::new(StringArray::from(vec![day; self.rows])));
+        RecordBatch::try_new(Arc::clone(schema), arrays).map_err(|err| LakeError::Rows(err.to_string()))
+    }
+}
+
+/// The rows of one class, in record batches of one day and of [`TEXT_BYTES_MAX`] and a row at the most.
 pub(crate) fn rows(class: Class, batches: &[&Landed]) -> Result<Vec<RecordBatch>, LakeError> {
-    let columns = columns(class);
-    let mut days: BTreeMap<&str, (usize, Vec<Builder>)> = BTreeMap::new();
+    let (columns, schema) = (columns(class), schema(class));
+    let (mut days, mut out): (BTreeMap<&str, Building>, _) = (BTreeMap::new(), Vec::new());
     // Where each kind's columns stand in the table.
     let mut places: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
     for landed in batches {
-        let (count, builders) = days
-            .entry(&landed.day)
-            .or_insert_with(|| (0, columns.iter().map(|column| Builder::new(column.ty)).collect()));
+        let day = landed.day.as_str();
         for (index, record) in landed.kept() {
             if record.body.class() != class {
                 continue;
@@ -129,21 +160,19 @@ pub(crate) fn rows(class: Class, batches: &[&Landed]) -> Result<Vec<RecordBatch>
             for (place, value) in places.iter().zip(&own) {
                 row[*place] = value;
             }
-            for (builder, value) in builders.iter_mut().zip(row) {
-                builder.push(value);
+            let building = days.entry(day).or_insert_with(|| Building::new(&columns));
+            building.push(&row);
+            if building.text_bytes >= TEXT_BYTES_MAX
+                && let Some(full) = days.remove(day)
+            {
+                out.push(full.finish(&schema, day)?);
             }
-            *count += 1;
         }
     }
-    let schema = schema(class);
-    days.into_iter()
-        .filter(|(_, (count, _))| *count > 0)
-        .map(|(day, (count, builders))| {
-            let mut arrays: Vec<ArrayRef> = builders.into_iter().map(|mut builder| builder.finish()).collect();
-            arrays.push(Arc::new(StringArray::from(vec![day; count])));
-            RecordBatch::try_new(Arc::clone(&schema), arrays).map_err(|err| LakeError::Rows(err.to_string()))
-        })
-        .collect()
+    for (day, building) in days {
+        out.push(building.finish(&schema, day)?);
+    }
+    Ok(out)
 }
 
 /// The values of [`COMMON`], in its order.

@@ -25,6 +25,13 @@ pub enum Reason {
     Unparseable,
     /// In a batch that was lost with a damaged queue. Where the source can be read again, the record is emitted again.
     QueueDamaged,
+    /// In a file that was rotated away before it could be read to its end.
+    RotatedAway,
+    /// Zeros, or a hole, where a line would be: nothing was written there.
+    Hole,
+    /// What a later release gives as a reason.
+    #[serde(other)]
+    Other,
 }
 
 impl Reason {
@@ -39,6 +46,9 @@ impl Reason {
             Reason::Oversize => "oversize",
             Reason::Unparseable => "unparseable",
             Reason::QueueDamaged => "queue_damaged",
+            Reason::RotatedAway => "rotated_away",
+            Reason::Hole => "hole",
+            Reason::Other => "other",
         }
     }
 }
@@ -101,9 +111,24 @@ mod tests {
 
     #[test]
     fn a_reason_is_shown_as_it_is_written() {
-        use Reason::{KernelLoss, Oversize, Policy, QueueDamaged, QueueFull, Redaction, SourceOverrun, Unparseable};
-        for reason in [QueueFull, SourceOverrun, KernelLoss, Policy, Redaction, Oversize, Unparseable, QueueDamaged] {
-            assert_eq!(rmp_serde::to_vec(&reason).expect("serializes")[1..], *reason.name().as_bytes());
+        use Reason::*;
+        for reason in [
+            QueueFull,
+            SourceOverrun,
+            KernelLoss,
+            Policy,
+            Redaction,
+            Oversize,
+            Unparseable,
+            QueueDamaged,
+            RotatedAway,
+            Hole,
+        ] {
+            let written = rmp_serde::to_vec(&reason).expect("serializes");
+            assert_eq!(written[1..], *reason.name().as_bytes());
+            assert_eq!(rmp_serde::from_slice::<Reason>(&written).expect("reads"), reason);
         }
+        let later = rmp_serde::to_vec("of_a_later_release").expect("serializes");
+        assert_eq!(rmp_serde::from_slice::<Reason>(&later).expect("reads"), Other);
     }
 }

@@ -20,6 +20,8 @@ pub mod reply;
 pub mod seal;
 pub mod security_event;
 pub mod set_aside;
+pub mod stamp;
+pub mod text;
 
 pub use body::Body;
 pub use chunk::{Chunk, Dropped, Source, Stored};

@@ -174,6 +174,7 @@ fn of(body: &Body) -> Option<Option<u16>> {
         },
         Body::Session(session) => match session.change {
             Change::Snapshot | Change::Change => None,
+            Change::Start | Change::End if !session.is_user_session() => None,
             Change::Start => Some(Some(4624)),
             Change::End => Some(Some(4634)),
         },
@@ -199,9 +200,9 @@ fn message(app: &str, facility: Option<u8>, text: &str) -> Option<Option<u16>> {
     if let Some(login) = login::recognise(app, text) {
         return Some(Some(match (login.activity, login.success) {
             (login::LOGOFF, _) => 4634,
-            (_, false) => 4625,
-            (login::SWITCH, true) => 4648,
-            (_, true) => 4624,
+            (_, Some(false)) => 4625,
+            (login::SWITCH, _) => 4648,
+            _ => 4624,
         }));
     }
     let is_security = PROGRAMS.contains(&app) || facility.is_some_and(|facility| FACILITIES.contains(&facility));

@@ -82,6 +82,9 @@ pub(crate) enum Command {
         /// How long an agent's certificate is valid, as in 90d, 12h or 60s; it is renewed after two thirds of that.
         #[arg(long, default_value = "90d", value_parser = parse_life)]
         certificate_life: std::time::Duration,
+        /// Memory that the process may take, as in 1GiB; without it half of what the machine or its cgroup has.
+        #[arg(long, value_parser = parse_bytes)]
+        memory: Option<u64>,
         /// Codec that agents are asked to use; without it each goes by its own configuration.
         #[arg(long)]
         compression: Option<Codec>,
@@ -368,6 +371,13 @@ pub(crate) fn parse_interval(text: &str) -> Option<u64> {
 fn parse_life(text: &str) -> Result<std::time::Duration, String> {
     let seconds = parse_interval(text).filter(|seconds| (10..=3650 * 86_400).contains(seconds));
     seconds.map(std::time::Duration::from_secs).ok_or_else(|| "write 10s to 3650d, as in 90d".to_owned())
+}
+
+/// An amount of memory: 128 MiB at the least.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20)];
+    let bytes = units.iter().find_map(|(unit, factor)| text.strip_suffix(unit)?.trim().parse::<u64>().ok()?.checked_mul(*factor));
+    bytes.filter(|bytes| *bytes >= 128 << 20).ok_or_else(|| "write at least 128MiB, as in 512MiB or 2GiB".to_owned())
 }
 
 pub(crate) fn parse() -> Arguments {

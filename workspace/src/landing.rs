@@ -6,6 +6,9 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::Loca
 use std::{path::Path, sync::Arc};
 use vedette_wire::{Batch, Header, codec, frame, geo::WorkspaceGeo};
 
+/// A batch that has more bytes as rows is not read: it landed under an earlier release, which took any.
+const LANDED_ROWS_BYTES_MAX: usize = 1 << 30;
+
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Landed {
@@ -73,18 +76,22 @@ impl Landing {
         }
     }
 
-    /// Read a landed batch.
+    /// Read a landed batch, and about how many bytes its rows have.
     ///
     /// # Errors
     /// [`ReadError::Store`] may pass; [`ReadError::Damaged`] will not.
-    pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<Batch, ReadError> {
+    pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<(Batch, usize), ReadError> {
         let bytes = self.store.get(&Key::from(key)).await?.bytes().await?;
-        let decode = move || -> Result<Batch> {
+        let decode = move || -> Result<(Batch, usize)> {
             let (head, sealed) = frame::parse(&bytes)?;
             let plain = codec::decompress(sealed, head.compression, plain_bytes_max)?;
-            Ok(codec::decode(&plain)?)
+            let (header, positions) = codec::check(&plain)?;
+            let rows = rows_bytes(plain.len(), &header, positions.iter().map(|(source, _)| *source));
+            anyhow::ensure!(rows <= LANDED_ROWS_BYTES_MAX, "it has {rows} bytes as rows, more than fit into memory");
+            Ok((codec::decode(&plain)?, rows))
         };
-        tokio::task::spawn_blocking(decode).await.expect("decoding does not panic").map_err(ReadError::Damaged)
+        let decoded = tokio::task::spawn_blocking(decode).await;
+        decoded.unwrap_or_else(|err| Err(anyhow::anyhow!("decoding it failed: {err}"))).map_err(ReadError::Damaged)
     }
 
     /// Every object written at `since` (seconds UTC) or later: key, organization, day, size.
@@ -103,6 +110,23 @@ impl Landing {
         }
         Ok(found)
     }
+}
+
+/// About how many bytes the rows of a batch have, given the source of each record: what stands once in a header stands in
+/// each row.
+pub(crate) fn rows_bytes(plain: usize, header: &Header, sources: impl Iterator<Item = u32>) -> usize {
+    // Ids, times and numbers of a row.
+    const ROW_BYTES: usize = 250;
+    let host = &header.host;
+    let each = ROW_BYTES + host.hostname.len() + host.os_name.len() + header.agent_version.len();
+    let names: Vec<usize> = header
+        .sources
+        .iter()
+        .map(|source| source.collector.len() + source.name.as_ref().map_or(0, String::len))
+        .collect();
+    let of_rows: usize = sources.map(|source| each + names.get(source as usize).copied().unwrap_or(0)).sum();
+    // A line is in its row whole, and its message once more.
+    2 * plain + of_rows
 }
 
 /// `YYYY-MM-DD` of nanoseconds UTC.

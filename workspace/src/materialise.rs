@@ -4,12 +4,12 @@ use crate::{
     control::Control,
     landing::{Landing, ReadError},
     now,
-    receive::PLAIN_BYTES_MAX,
+    receive::LANDED_PLAIN_BYTES_MAX,
 };
 use anyhow::Result;
-use std::{path::Path, thread::JoinHandle, time::Duration};
+use std::{path::Path, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::sync::watch;
-use vedette_lake::{Lake, Landed};
+use vedette_lake::{Lake, LakeError, Landed, Versions};
 use vedette_wire::OrganizationId;
 
 /// How often it looks.
@@ -24,6 +24,8 @@ const BATCHES_MAX: u32 = 512;
 /// are some twenty times the bytes, and any number of times where lines are alike.
 const BYTES_MAX: i64 = 8 << 20;
 const RECORDS_MAX: usize = 200_000;
+/// Bytes as rows in one commit, by the memory there is; a batch that has more by itself is alone in its commit.
+const ROWS_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 20;
 /// Commits until the small files are merged.
 const COMPACT_EVERY: u32 = 60;
 const LEASE_NS: i64 = 60_000_000_000;
@@ -36,6 +38,15 @@ struct Materialiser {
     lake: Lake,
     holder: String,
     commits: u32,
+    rows_bytes_max: usize,
+}
+
+/// Why batches are not in the tables.
+enum Failure {
+    /// It may pass: the disk, the control store.
+    Passing(anyhow::Error),
+    /// These batches, whenever they are tried.
+    Batches(String),
 }
 
 /// Start the materialiser on a thread with a runtime of its own, from within the runtime of receiving.
@@ -43,11 +54,14 @@ pub(crate) fn start(
     control: Control,
     landing: Landing,
     dir: &Path,
+    memory_max: u64,
     stop: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
+    let rows_bytes_max = (memory_max / 16).clamp(*ROWS_BYTES.start(), *ROWS_BYTES.end());
+    let rows_bytes_max = usize::try_from(rows_bytes_max).expect("it is small");
     let holder = uuid::Uuid::now_v7().to_string();
     let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
-    let mut materialiser = Materialiser { control, receiving, landing, lake, holder, commits: 0 };
+    let mut materialiser = Materialiser { control, receiving, landing, lake, holder, commits: 0, rows_bytes_max };
     let lower = || {
         // Of a thread, on Linux (setpriority(2), "C library/kernel differences"): receiving goes first.
         if let Err(err) = rustix::process::nice(19) {
@@ -123,43 +137,102 @@ impl Materialiser {
         if !self.lease(organization).await? {
             return Ok(false);
         }
-        let (mut taken, mut records, mut more) = (0, 0, false);
-        let (mut landed, mut undecodable) = (Vec::new(), Vec::new());
+        let (mut taken, mut records, mut rows, mut more) = (0, 0, 0, false);
+        let (mut landed, mut set_aside) = (Vec::new(), Vec::new());
         for pending in undecided.pending {
-            more = records > RECORDS_MAX || taken > 0 && taken + pending.bytes > BYTES_MAX;
+            more = records > RECORDS_MAX
+                || rows > self.rows_bytes_max
+                || taken > 0 && taken + pending.bytes > BYTES_MAX;
             if more {
                 break;
             }
             taken += pending.bytes;
-            match self.landing.read(&pending.key, PLAIN_BYTES_MAX).await {
-                Ok(batch) => {
-                    records += batch.records.len();
+            match self.landing.read(&pending.key, LANDED_PLAIN_BYTES_MAX).await {
+                Ok((batch, bytes)) => {
+                    (records, rows) = (records + batch.records.len(), rows + bytes);
                     let (landed_at, store) = (pending.landed, pending.store);
                     landed.push(Landed { key: pending.key, day: pending.day, landed: landed_at, store, batch });
                 }
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
-                Err(ReadError::Damaged(err)) => {
-                    let error = format!("{err:#}");
-                    tracing::error!(key = pending.key, error, "landed batch is damaged; left as it is");
-                    undecodable.push(pending.key);
-                }
+                Err(ReadError::Damaged(err)) => set_aside.push((pending.key, format!("{err:#}"))),
             }
         }
         // Reading may have taken long: the commit is made by whoever holds the lease now.
         if !self.lease(organization).await? {
             return Ok(false);
         }
-        let versions = self.lake.materialise(organization, &landed, &undecided.versions).await?;
-        let keys: Vec<String> = landed.into_iter().map(|landed| landed.key).collect();
-        tracing::debug!(%organization, batches = keys.len(), "materialised");
-        self.control(move |control| async move {
-            control.mark_materialised(organization, &keys, &undecodable, &versions).await
-        })
-        .await?;
+        self.write(organization, landed, set_aside, undecided.versions).await?;
         self.commits += 1;
         if self.commits.is_multiple_of(COMPACT_EVERY) {
             self.lake.compact(organization).await?;
         }
         Ok(more || taken >= ENOUGH_BYTES)
+    }
+
+    /// Write batches into the tables and mark them. Where they cannot be written together each is tried by itself, and what
+    /// cannot be written at all is set aside.
+    async fn write(
+        &self,
+        organization: OrganizationId,
+        landed: Vec<Landed>,
+        mut set_aside: Vec<(String, String)>,
+        mut versions: Versions,
+    ) -> Result<()> {
+        let together = Arc::new(landed);
+        let mut keys: Vec<String> = Vec::new();
+        match self.materialise(organization, Arc::clone(&together), &versions).await {
+            Ok(newer) => {
+                versions = newer;
+                keys.extend(together.iter().map(|landed| landed.key.clone()));
+            }
+            Err(Failure::Passing(err)) => return Err(err),
+            Err(Failure::Batches(why)) => {
+                tracing::warn!(%organization, why, batches = together.len(), "batches cannot be written together");
+                for landed in together.iter() {
+                    match self.materialise(organization, Arc::new(vec![landed.clone()]), &versions).await {
+                        Ok(newer) => {
+                            versions = newer;
+                            keys.push(landed.key.clone());
+                        }
+                        Err(Failure::Passing(err)) => return Err(err),
+                        Err(Failure::Batches(why)) => set_aside.push((landed.key.clone(), why)),
+                    }
+                }
+            }
+        }
+        tracing::debug!(%organization, batches = keys.len(), "materialised");
+        for (key, why) in &set_aside {
+            tracing::error!(key, why, "a landed batch cannot be written into the tables; it is set aside");
+            // `geo/organization/day/agent/…`
+            if let Some(Ok(agent)) = key.split('/').nth(3).map(str::parse) {
+                let why = format!("a batch is in no table: {why}: {key}");
+                let alert = move |control: Control| async move {
+                    control.alert((organization, agent), "unreadable", &why, now()).await
+                };
+                self.control(alert).await?;
+            }
+        }
+        let set_aside: Vec<String> = set_aside.into_iter().map(|(key, _)| key).collect();
+        self.control(move |control| async move {
+            control.mark_materialised(organization, &keys, &set_aside, &versions).await
+        })
+        .await
+    }
+
+    /// On a task of its own: a panic ends that and nothing else.
+    async fn materialise(
+        &self,
+        organization: OrganizationId,
+        landed: Arc<Vec<Landed>>,
+        versions: &Versions,
+    ) -> Result<Versions, Failure> {
+        let (lake, versions) = (self.lake.clone(), versions.clone());
+        let work = tokio::spawn(async move { lake.materialise(organization, &landed, &versions).await });
+        match work.await {
+            Ok(Ok(versions)) => Ok(versions),
+            Ok(Err(LakeError::Rows(why))) => Err(Failure::Batches(why)),
+            Ok(Err(err)) => Err(Failure::Passing(err.into())),
+            Err(err) => Err(Failure::Batches(err.to_string())),
+        }
     }
 }

@@ -1,16 +1,29 @@
 //! What a batch covers of its sources: the tiles that the ledger lays side by side.
 
 use std::collections::BTreeMap;
-use vedette_wire::{Batch, Header, Position, Record, Told, policy::Store, set_aside::RANGES_MAX};
+use vedette_wire::{
+    Batch, Header, Position, Record, Told, policy::Store, set_aside::RANGES_MAX, text::is_printable,
+};
 
-/// Each takes a few statements while the control store is locked; ten thousand files with a line each fit.
-const TILES_MAX: usize = 20_000;
+/// Each takes a few statements while the control store is locked. What has more is split by its agent: two thousand files
+/// with a line each fit.
+const TILES_MAX: usize = 2_000;
 
 /// More than there will ever be; each agent has a line in the answer for each.
 const COLLECTORS_MAX: usize = 256;
 
+/// Cursors of one batch.
+const CURSORS_MAX: usize = 20_000;
+
 /// A cursor, in the collector's own format.
 const CURSOR_BYTES_MAX: usize = 1 << 20;
+
+/// A host's name, its system's, a version: RFC 1035 has 255 for a name.
+const TEXT_BYTES_MAX: usize = 255;
+/// A path has 4,096 bytes at the most (PATH_MAX); three for each where it is no UTF-8.
+const NAME_BYTES_MAX: usize = 3 * 4096;
+/// Sources of one batch.
+const SOURCES_MAX: usize = 100_000;
 
 /// No sequence, count or position is larger: what SQLite and JSON readers can hold, added up many times.
 const NUMBER_MAX: u64 = 1 << 53;
@@ -96,6 +109,11 @@ impl Noted {
         Self { header, tiles, store: Store::All, left_out: BTreeMap::new() }
     }
 
+    /// Whether laying its positions would keep others from the control store for too long.
+    pub(crate) fn is_ragged(&self) -> bool {
+        self.tiles.len() > TILES_MAX
+    }
+
     /// Whether the ledger can hold it. An agent may be enrolled and send anything all the same.
     ///
     /// # Errors
@@ -120,8 +138,19 @@ impl Noted {
         if before.is_some_and(|before| before.last_seq.max(before.lowest_held.unwrap_or(0)) > most) {
             return Err("the sequence of the epoch before is out of range");
         }
+        let host = &header.host;
+        let texts = [&host.hostname, &host.os_name, &header.agent_version];
+        let texts = texts.into_iter().chain([&host.os_version, &host.machine, &host.boot].into_iter().flatten());
+        if !texts.into_iter().all(|text| text.len() <= TEXT_BYTES_MAX && text.chars().all(is_printable)) {
+            return Err("the name or version of host, system or agent is too long or is not printable");
+        }
+        if header.sources.len() > SOURCES_MAX
+            || header.sources.iter().filter_map(|source| source.name.as_ref()).any(|name| name.len() > NAME_BYTES_MAX)
+        {
+            return Err("a source's name is too long, or there are too many");
+        }
         let is_cursor = |told: &Told| told.cursor.as_ref().is_none_or(|cursor| cursor.len() <= CURSOR_BYTES_MAX);
-        if header.cursors.len() > TILES_MAX || !header.cursors.iter().all(is_cursor) {
+        if header.cursors.len() > CURSORS_MAX || !header.cursors.iter().all(is_cursor) {
             return Err("a cursor is too large, or there are too many");
         }
         let collectors = header.ledger.0.keys().chain(self.tiles.iter().map(|tile| &tile.collector));
@@ -136,9 +165,6 @@ impl Noted {
         let mut ids = self.tiles.iter().map(|tile| &tile.source).chain(header.cursors.iter().map(|told| &told.id));
         if !ids.all(|id| id.len() <= 1024 && !id.contains(char::is_control)) {
             return Err("a source's id is too long or has control characters");
-        }
-        if self.tiles.len() > TILES_MAX {
-            return Err("the positions of its records have too many holes");
         }
         let in_order = |position: &Position| position.0 <= position.1 && position.1 < most;
         let skipped = |tile: &Tile| tile.skipped.is_none_or(|(span, count)| in_order(&span) && count < most);
@@ -209,8 +235,12 @@ mod tests {
         for positions in [[(10, 5)], [(0, u64::MAX)], [(0, NUMBER_MAX)]] {
             noted(&positions).check().expect_err("no position");
         }
-        noted(&vec![(0, 1); TILES_MAX]).check().expect("as many as may be");
-        noted(&vec![(0, 1); TILES_MAX + 1]).check().expect_err("one more");
+        assert!(!noted(&vec![(0, 1); TILES_MAX]).is_ragged() && noted(&vec![(0, 1); TILES_MAX + 1]).is_ragged());
+        for hostname in ["\u{1b}[31mred", "two\nlines", "\u{202e}", &"x".repeat(256)] {
+            let mut noted = noted(&[(0, 1)]);
+            noted.header.host.hostname = hostname.to_owned();
+            noted.check().expect_err("no name");
+        }
         for (seq, lowest_held) in [(0, 1), (NUMBER_MAX, 1), (u64::MAX, 1), (1, u64::MAX)] {
             let mut noted = noted(&[]);
             (noted.header.seq, noted.header.lowest_held) = (seq, lowest_held);

@@ -18,11 +18,8 @@ use sha2::{Digest, Sha256};
 use std::{
     fs::File,
     io::{self, Read},
-    os::{
-        fd::AsRawFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
-    path::{Path, PathBuf},
+    os::unix::fs::MetadataExt,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -212,11 +209,8 @@ impl Artifacts {
             return Err("the path is not absolute".to_owned());
         }
         let failed = |err: io::Error| format!("it cannot be opened: {err}");
-        let real = std::fs::canonicalize(cx.path(&wanted.path)).map_err(failed)?;
-        let host = cx.host_path(&real);
-        if !real.starts_with(&cx.root) {
-            return Err("it leads out of the host's root".to_owned());
-        }
+        let found = cx.host().and_then(|root| root.find(Path::new(&wanted.path))).map_err(failed)?;
+        let host = found.path().display().to_string();
         if !Self::matches(&self.settings.allow, &host) {
             return Err(format!(
                 "{host} is not on this host's list of what may be asked for ([collectors.artifacts] allow)"
@@ -225,16 +219,12 @@ impl Artifacts {
         if !wanted.paths.is_empty() && !Self::matches(&wanted.paths, &host) {
             return Err(format!("{host} is not among the paths that the policy allows"));
         }
-        // A FIFO or a device in its place must neither hang nor be read.
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
-        let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(&real).map_err(failed)?;
-        if opened_path(&file).map_err(failed)? != real {
-            return Err("the path changed while it was opened".to_owned());
-        }
-        let meta = file.metadata().map_err(failed)?;
+        let meta = found.meta();
         if !meta.is_file() {
             return Err("it is not a regular file".to_owned());
         }
+        // A FIFO or a device in its place must neither hang nor be read.
+        let file = found.read().map_err(failed)?;
         let most = self.settings.bytes_max.0.min(wanted.bytes_max);
         if meta.len() > most {
             return Err(format!("it has {} bytes, and {most} are allowed", meta.len()));
@@ -340,11 +330,6 @@ fn fill(file: &mut File, block: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(got)
-}
-
-/// Where an open file lies now.
-fn opened_path(file: &File) -> io::Result<PathBuf> {
-    std::fs::read_link(Path::new("/proc/self/fd").join(file.as_raw_fd().to_string()))
 }
 
 fn whole(

@@ -17,16 +17,26 @@ const HEADERS_MAX: u16 = 16_384;
 /// Bytes of notes that are read.
 const NOTES_BYTES_MAX: u64 = 4 << 20;
 
-/// Fill in what the notes tell; false where it is no core of a 64-bit little-endian machine.
+/// Fill in what the notes tell; false where it is no core. Of cores of 32-bit and big-endian machines nothing is read.
 pub(super) fn read(file: &File, crash: &mut Crash) -> io::Result<bool> {
     let mut head = [0; 64];
     match file.read_exact_at(&mut head, 0) {
         Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
         other => other?,
     }
-    // ELFCLASS64, ELFDATA2LSB
-    if head[..6] != *b"\x7fELF\x02\x01" || u16_at(&head, 16) != Some(ET_CORE) {
+    let kind = [head[16], head[17]];
+    // ELFDATA2LSB, ELFDATA2MSB
+    let is_core = match head[5] {
+        1 => kind == ET_CORE.to_le_bytes(),
+        2 => kind == ET_CORE.to_be_bytes(),
+        _ => false,
+    };
+    if head[..4] != *b"\x7fELF" || !is_core {
         return Ok(false);
+    }
+    // ELFCLASS64
+    if head[4..6] != [2, 1] {
+        return Ok(true);
     }
     let (Some(offset), Some(size), Some(count)) = (u64_at(&head, 32), u16_at(&head, 54), u16_at(&head, 56)) else {
         return Ok(false);

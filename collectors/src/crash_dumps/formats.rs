@@ -1,14 +1,20 @@
 //! Where each system leaves its dumps, and what it notes beside them.
 
 use super::elf;
-use crate::Cx;
+use crate::{
+    Cx,
+    root::{
+        Root,
+        glob::{Expansion, Named, Pattern},
+    },
+};
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
-    os::fd::AsFd,
-    path::{Path, PathBuf},
+    os::{fd::AsFd, unix::fs::FileExt},
+    path::Path,
 };
-use vedette_wire::body::Crash;
+use vedette_wire::{body::Crash, stamp::When};
 
 /// Who wrote a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,23 +40,23 @@ impl Format {
     }
 }
 
-/// Every file that may be a dump.
-pub(super) fn candidates(cx: &Cx, paths: &[String]) -> Vec<(PathBuf, Format)> {
-    let mut globs = vec![
-        ("/var/lib/systemd/coredump/core.*".to_owned(), Format::SystemdCoredump),
-        ("/var/crash/*.crash".to_owned(), Format::Apport),
-        ("/var/crash/*/vmcore".to_owned(), Format::Kdump),
-        ("/var/crash/*/dump.*".to_owned(), Format::Kdump),
+/// Every file that may be a dump; what could not be listed is among the expansion's troubles.
+pub(super) fn candidates(cx: &Cx, root: &Root, own: &[Pattern], expansion: &mut Expansion) -> Vec<(Named, Format)> {
+    let known = [
+        ("/var/lib/systemd/coredump/core.*", Format::SystemdCoredump),
+        ("/var/crash/*.crash", Format::Apport),
+        ("/var/crash/*/vmcore", Format::Kdump),
+        ("/var/crash/*/dump.*", Format::Kdump),
     ];
-    globs.extend(paths.iter().map(|path| (path.clone(), Format::Core)));
-    globs.extend(core_pattern(cx).map(|glob| (glob, Format::Core)));
-    globs
-        .into_iter()
-        .flat_map(|(pattern, format)| {
-            let found = glob::glob(&cx.path(&pattern).to_string_lossy()).into_iter().flatten();
-            found.filter_map(Result::ok).map(move |path| (path, format))
-        })
-        .collect()
+    let mut patterns: Vec<(Pattern, Format)> =
+        known.into_iter().filter_map(|(text, format)| Some((Pattern::new(text).ok()?, format))).collect();
+    patterns.extend(own.iter().map(|pattern| (pattern.clone(), Format::Core)));
+    patterns.extend(core_pattern(cx).and_then(|text| Pattern::new(&text).ok()).map(|pattern| (pattern, Format::Core)));
+    let mut out = Vec::new();
+    for (pattern, format) in patterns {
+        out.extend(expansion.expand(root, &pattern).into_iter().map(|named| (named, format)));
+    }
+    out
 }
 
 /// An absolute kernel.core_pattern as a glob.
@@ -73,7 +79,7 @@ pub(super) fn glob_of(pattern: &str) -> Option<String> {
                 _ if glob.ends_with('*') => {}
                 _ => glob.push('*'),
             },
-            '*' | '?' | '[' | ']' => glob.push_str(&format!("[{letter}]")),
+            '*' | '?' | '[' | ']' | '{' | '}' => glob.push_str(&format!("[{letter}]")),
             other => glob.push(other),
         }
     }
@@ -85,21 +91,48 @@ pub(super) fn glob_of(pattern: &str) -> Option<String> {
 }
 
 /// Fill in what the dump tells; false where it is none.
-pub(super) fn read(file: &File, path: &Path, format: Format, crash: &mut Crash) -> io::Result<bool> {
+pub(super) fn read(cx: &Cx, file: &File, path: &Path, format: Format, crash: &mut Crash) -> io::Result<bool> {
     match format {
         Format::Core => elf::read(file, crash),
         Format::SystemdCoredump => {
             // Where the core is not compressed it tells more than the attributes.
-            elf::read(file, crash)?;
+            let is_dump = elf::read(file, crash)? || is_compressed(file)?;
             coredump(file, path, crash);
-            Ok(true)
+            Ok(is_dump)
         }
-        Format::Apport => apport(file, crash),
+        Format::Apport => apport(cx, file, path, crash),
         Format::Kdump => {
             crash.process = Some("kernel".to_owned());
             Ok(true)
         }
     }
+}
+
+/// Whether a file begins as zstd (RFC 8878 §3.1.1), lz4 (its frame format) or xz (its file format) do.
+fn is_compressed(file: &File) -> io::Result<bool> {
+    let mut head = [0; 6];
+    let length = file.read_at(&mut head, 0)?;
+    let magics: [&[u8]; 3] = [b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"\xfd7zXZ\0"];
+    Ok(magics.iter().any(|magic| head[..length].starts_with(magic)))
+}
+
+/// `my\x20app`, as systemd-coredump writes a process's name into that of a file.
+pub(super) fn unescape(name: &str) -> String {
+    let mut parts = name.split("\\x");
+    let mut out = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        match part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                out.extend_from_slice(&part.as_bytes()[2..]);
+            }
+            None => {
+                out.extend_from_slice(b"\\x");
+                out.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// `user.coredump.*` (systemd.journal-fields(7), `COREDUMP_*`), else the name
@@ -115,7 +148,7 @@ fn coredump(file: &File, path: &Path, crash: &mut Crash) {
     // From the right: a process's name may hold dots.
     let parts: Vec<&str> = name.rsplitn(5, '.').collect();
     if let [time, pid, _boot, uid, comm] = parts.as_slice() {
-        crash.process = comm.strip_prefix("core.").map(str::to_owned).or_else(|| crash.process.take());
+        crash.process = comm.strip_prefix("core.").map(unescape).or_else(|| crash.process.take());
         crash.user_id = uid.parse().ok().or(crash.user_id);
         crash.pid = pid.parse().ok().or(crash.pid);
         crash.time = time.parse::<i64>().ok().and_then(|time| time.checked_mul(1000)).or(crash.time);
@@ -133,41 +166,71 @@ fn coredump(file: &File, path: &Path, crash: &mut Crash) {
     crash.truncated |= attribute("truncated").as_deref() == Some("1");
 }
 
-/// `Key: value` lines up to the core itself.
-fn apport(file: &File, crash: &mut Crash) -> io::Result<bool> {
-    let mut is_crash = false;
+/// `Key: value` lines up to the core itself; lines of a longer value begin with a blank (apport's problem_report).
+/// A process's number and user stand in what was `/proc/PID/status`, the user in the report's name as well:
+/// `_usr_bin_app.1000.crash`.
+fn apport(cx: &Cx, file: &File, path: &Path, crash: &mut Crash) -> io::Result<bool> {
+    let mut kind = String::new();
+    let mut block = String::new();
     for line in BufReader::new(file.take(1 << 20)).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
-        let Some((key, value)) = line.split_once(": ") else {
-            if line.starts_with("CoreDump:") {
-                break;
+        if let Some(line) = line.strip_prefix(' ') {
+            let number = |text: &str| text.split_whitespace().next().and_then(|word| word.parse().ok());
+            match line.split_once(':') {
+                Some(("Pid", value)) if block == "ProcStatus" => crash.pid = number(value).or(crash.pid),
+                Some(("Uid", value)) if block == "ProcStatus" => crash.user_id = number(value).or(crash.user_id),
+                _ => {}
             }
             continue;
-        };
+        }
+        let Some((key, value)) = line.split_once(':') else { continue };
+        if key == "CoreDump" || key == "VmCore" {
+            break;
+        }
+        value.trim().clone_into(&mut block);
+        let value = std::mem::replace(&mut block, key.to_owned());
         match key {
-            "ProblemType" => is_crash = value == "Crash",
-            "ExecutablePath" => crash.path = Some(value.to_owned()),
-            "ProcCmdline" => crash.cmd_line = Some(value.to_owned()),
-            "Signal" => crash.signal = value.trim().parse().ok(),
-            "Package" => crash.package = Some(value.to_owned()),
-            "Pid" => crash.pid = value.trim().parse().ok(),
+            "ProblemType" => kind = value,
+            "Date" => crash.time = date(cx, &value).or(crash.time),
+            "ExecutablePath" => crash.path = Some(value),
+            "ProcCmdline" => crash.cmd_line = Some(value),
+            "Signal" => crash.signal = value.parse().ok(),
+            "Package" => crash.package = Some(value),
+            "Pid" => crash.pid = value.parse().ok(),
             _ => {}
         }
     }
+    if kind == "KernelCrash" || kind == "KernelOops" {
+        crash.process = Some("kernel".to_owned());
+        return Ok(true);
+    }
     let name = crash.path.as_deref().and_then(|path| path.rsplit('/').next()).map(str::to_owned);
     crash.process = name.or_else(|| crash.process.take());
-    Ok(is_crash)
+    let of_name = path.file_stem().and_then(|name| name.to_str()?.rsplit_once('.')?.1.parse().ok());
+    crash.user_id = crash.user_id.or(of_name);
+    Ok(kind == "Crash")
+}
+
+/// `Thu Nov 26 10:00:28 2026` in the host's own time (asctime(3)).
+fn date(cx: &Cx, text: &str) -> Option<i64> {
+    let (_weekday, date) = text.split_once(' ')?;
+    match vedette_wire::stamp::head(date.as_bytes()).stamp?.when {
+        When::Local(time) => Some(crate::syslog::parse::local(time, &crate::host::time_zone(cx).1)),
+        When::Utc(time) => Some(time),
+        When::Yearless(_) | When::Impossible => None,
+    }
 }
 
 /// `name version` of the Debian package that a file belongs to.
 pub(super) fn package(cx: &Cx, executable: &str) -> Option<String> {
     // /bin is a link to /usr/bin on most hosts; dpkg knows one of the two names.
     let other = executable.strip_prefix("/usr").map_or_else(|| format!("/usr{executable}"), str::to_owned);
-    let lists = std::fs::read_dir(cx.path("/var/lib/dpkg/info")).ok()?;
+    const LISTS: &str = "/var/lib/dpkg/info";
+    let (_, lists) = cx.host().and_then(|root| root.entries(Path::new(LISTS))).ok()?;
     let name = lists.filter_map(Result::ok).find_map(|entry| {
-        let name = entry.file_name().to_str()?.strip_suffix(".list")?.to_owned();
-        let text = std::fs::read_to_string(entry.path()).ok()?;
+        let name = entry.file_name().to_str().ok()?.strip_suffix(".list")?.to_owned();
+        let text = cx.text(&format!("{LISTS}/{name}.list"))?;
         text.lines().any(|line| line == executable || line == other).then_some(name)
     })?;
     let name = name.split(':').next().unwrap_or(&name);

@@ -7,20 +7,25 @@ mod formats;
 
 use crate::{
     Cx, Outlet, Wake,
+    root::{
+        Root,
+        glob::{Expansion, Pattern},
+    },
     settings::Interval,
     spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
 };
+use rustix::fs::Stat;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Read},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, body::Crash};
 
@@ -37,8 +42,8 @@ pub(crate) const SPEC: Spec = Spec {
     skip: Some(skip),
 };
 
-/// A file that was changed so recently may still be written.
-const SETTLED_NS: i64 = 2_000_000_000;
+/// A dump whose length and times stand still for so long is complete.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// A larger file is reported without its digest: it may be sparse, and made to keep the agent busy.
 const DIGEST_BYTES_MAX: u64 = 64 << 30;
 /// Dumps that are remembered at the most; older ones are forgotten when their files are gone.
@@ -68,15 +73,8 @@ fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
         return Ok(Plan::Off);
     }
     spec::interval(SPEC.id, "every", settings.every)?;
-    for path in &settings.paths {
-        let message = match glob::Pattern::new(path) {
-            Err(err) => format!("paths: {path:?} is not a glob: {err}"),
-            Ok(_) if !path.starts_with('/') => format!("paths: {path:?} must be absolute, as in \"/var/cores/core*\""),
-            Ok(_) => continue,
-        };
-        return Err(BuildError { collector: SPEC.id, message });
-    }
-    Ok(Plan::Watch(Box::new(CrashDumps { settings })))
+    let patterns = spec::patterns(SPEC.id, &settings.paths)?;
+    Ok(Plan::Watch(Box::new(CrashDumps { every: settings.every.0, patterns })))
 }
 
 /// What is there counts as reported.
@@ -84,11 +82,11 @@ fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError
     let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
     let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
     let mut reported = Reported::of(cx);
-    let there = formats::candidates(cx, &settings.paths);
-    let there = there.into_iter().filter_map(|(path, _)| std::fs::symlink_metadata(path).ok());
-    let new =
-        there.filter(|meta| meta.is_file() && meta.len() > 0).filter(|meta| reported.dumps.insert(identity(meta)));
-    let count = new.count() as u64;
+    let patterns = spec::patterns(SPEC.id, &settings.paths).map_err(|err| CollectError::Absent(err.message))?;
+    let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
+    let there = formats::candidates(cx, &root, &patterns, &mut Expansion::default());
+    let there = there.into_iter().filter(|(named, _)| named.is_file() && named.stat.st_size > 0);
+    let count = there.filter(|(named, _)| reported.dumps.insert(identity(&named.stat))).count() as u64;
     let mut chunk = Chunk::new(source);
     if count > 0 {
         let positions = Some(Position(reported.count, reported.count + count));
@@ -101,7 +99,8 @@ fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError
 }
 
 struct CrashDumps {
-    settings: Settings,
+    every: Duration,
+    patterns: Vec<Pattern>,
 }
 
 /// Which file a dump is: device, inode, size, modification time.
@@ -114,8 +113,8 @@ fn begun(meta: &std::fs::Metadata) -> i64 {
     made.unwrap_or_else(|| meta.mtime().saturating_mul(1_000_000_000))
 }
 
-fn identity(meta: &std::fs::Metadata) -> Identity {
-    (meta.dev(), meta.ino(), meta.len(), meta.mtime())
+fn identity(stat: &Stat) -> Identity {
+    (stat.st_dev, stat.st_ino, stat.st_size.cast_unsigned(), stat.st_mtime)
 }
 
 /// Id of the one source.
@@ -142,23 +141,23 @@ impl Watch for CrashDumps {
     fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
         let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
         let mut reported = Reported::of(cx);
-        let mut refused: BTreeSet<PathBuf> = BTreeSet::new();
+        let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
+        let (mut growing, mut said) = (Growing::default(), String::new());
         loop {
-            let mut there = BTreeSet::new();
-            for (path, format) in formats::candidates(cx, &self.settings.paths) {
+            let (mut there, mut expansion) = (BTreeSet::new(), Expansion::default());
+            let mut troubles = Vec::new();
+            growing.begin();
+            for (named, format) in formats::candidates(cx, &root, &self.patterns, &mut expansion) {
                 // Not through a link: a directory of dumps may be everybody's to write to.
-                let Ok(meta) = std::fs::symlink_metadata(&path) else { continue };
-                let identity = identity(&meta);
+                let (path, identity) = (&named.path, identity(&named.stat));
                 there.insert(identity);
-                let modified = meta.mtime().saturating_mul(1_000_000_000);
-                let unsettled = cx.now().saturating_sub(modified) < SETTLED_NS && cx.once.is_none();
-                if begun(&meta) < reported.passed_over {
-                    reported.dumps.insert(identity);
-                }
-                if reported.dumps.contains(&identity) || !meta.is_file() || meta.len() == 0 || unsettled {
+                if reported.dumps.contains(&identity) || !named.is_file() || named.stat.st_size == 0 {
                     continue;
                 }
-                match describe(cx, outlet, &path, format) {
+                if cx.once.is_none() && !growing.has_settled(path, &named.stat) {
+                    continue;
+                }
+                match describe(cx, outlet, &root, (path, format), reported.passed_over) {
                     // Not told half: it is looked at again after the next start.
                     Ok(Some(_)) if outlet.is_stopped() => return Ok(()),
                     Ok(Some(crash)) => {
@@ -170,44 +169,85 @@ impl Watch for CrashDumps {
                         chunk.cursor = Some(rmp_serde::to_vec_named(&reported).expect("numbers serialize"));
                         outlet.emit(chunk)?;
                     }
-                    // Not a dump: no need to look at it again.
+                    // Not a dump, or passed over: no need to look at it again.
                     Ok(None) => drop(reported.dumps.insert(identity)),
-                    Err(err) => {
-                        if refused.insert(path.clone()) {
-                            outlet.complain(SPEC.id, &CollectError::read(cx.host_path(&path), err));
-                        }
-                    }
+                    Err(err) => troubles.push(CollectError::read(path.display().to_string(), err).to_string()),
                 }
                 if outlet.is_stopped() {
                     return Ok(());
                 }
             }
+            troubles.extend(expansion.troubles.iter().map(|(path, err)| format!("{}: {err}", path.display())));
+            let now = troubles.join("; ");
+            match (now == said, now.is_empty()) {
+                (true, _) => {}
+                (false, true) => outlet.recovered(SPEC.id),
+                (false, false) => outlet.complain(SPEC.id, &now),
+            }
+            said = now;
             if reported.dumps.len() > REMEMBERED_MAX {
                 reported.dumps.retain(|identity| there.contains(identity));
             }
             if cx.once.is_some() {
                 return Ok(());
             }
-            if outlet.wait(self.settings.every.0) == Wake::Stop {
+            let pause = if growing.now.is_empty() { self.every } else { SETTLED_AFTER };
+            if outlet.wait(pause) == Wake::Stop {
                 return Ok(());
             }
         }
     }
 }
 
-/// What the dump tells; absent where it is none.
-fn describe(cx: &Cx, outlet: &Outlet, path: &Path, format: formats::Format) -> io::Result<Option<Crash>> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let mut file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+/// Length and times of change, seconds and nanoseconds.
+type Stamp = (i64, i64, u64, i64, u64);
+
+/// Dumps that may still be written: as they were at the last look, and since when.
+#[derive(Default)]
+struct Growing {
+    before: BTreeMap<PathBuf, (Stamp, Instant)>,
+    now: BTreeMap<PathBuf, (Stamp, Instant)>,
+}
+
+impl Growing {
+    fn begin(&mut self) {
+        self.before = std::mem::take(&mut self.now);
+    }
+
+    /// Whether a dump stands still. What its times are does not matter: clocks jump, and files are copied with theirs.
+    fn has_settled(&mut self, path: &Path, stat: &Stat) -> bool {
+        let stamp = (stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
+        let known = self.before.get(path).filter(|(known, _)| *known == stamp);
+        let since = known.map_or_else(Instant::now, |(_, since)| *since);
+        let settled = since.elapsed() >= SETTLED_AFTER;
+        if !settled {
+            self.now.insert(path.to_owned(), (stamp, since));
+        }
+        settled
+    }
+}
+
+/// What the dump tells; absent where it is none, or was begun before a time up to which they are passed over.
+fn describe(
+    cx: &Cx,
+    outlet: &Outlet,
+    root: &Root,
+    (path, format): (&Path, formats::Format),
+    passed_over: i64,
+) -> io::Result<Option<Crash>> {
+    let mut file = root.log(path)?.read()?;
     let meta = file.metadata()?;
+    if begun(&meta) < passed_over {
+        return Ok(None);
+    }
     let mut crash = Crash {
-        file: cx.host_path(path),
+        file: path.display().to_string(),
         format: format.name().to_owned(),
         size: meta.len(),
         time: Some(meta.mtime().saturating_mul(1_000_000_000)),
         ..Crash::default()
     };
-    if !formats::read(&file, path, format, &mut crash)? {
+    if !formats::read(cx, &file, path, format, &mut crash)? {
         return Ok(None);
     }
     crash.package = crash.path.as_deref().and_then(|executable| formats::package(cx, executable)).or(crash.package);

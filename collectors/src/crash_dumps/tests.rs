@@ -34,9 +34,9 @@ fn look(root: &Path, paths: &[&str], kept: &Arc<Kept>) -> Vec<Crash> {
         once: Some(100),
         ..Cx::new(root, Arc::new(|| i64::MAX))
     };
-    let settings = Settings { paths: paths.iter().map(|path| (*path).to_owned()).collect(), ..Settings::default() };
+    let patterns = paths.iter().map(|path| Pattern::new(path).expect("a pattern")).collect();
     let mut outlet = Outlet::new(Arc::clone(kept) as Arc<dyn Sink>, StopSignal::default());
-    CrashDumps { settings }.watch(&cx, &mut outlet).expect("looks");
+    CrashDumps { every: Duration::from_secs(10), patterns }.watch(&cx, &mut outlet).expect("looks");
     std::mem::take(&mut *kept.crashes.lock().expect("lock"))
 }
 
@@ -83,8 +83,14 @@ fn dumps_of_each_system_are_found_with_what_it_notes() {
     put(
         dir.path(),
         "var/crash/_usr_bin_app.0.crash",
-        b"ProblemType: Crash\nExecutablePath: /usr/bin/app\nProcCmdline: app -x\nSignal: 6\nCoreDump: base64\n H4s\n",
+        b"ProblemType: Crash\nDate: Thu Nov 26 10:00:28 2026\nExecutablePath: /usr/bin/app\nProcCmdline: app -x\nProcStatus:\n \
+          Name:\tapp\n Pid:\t4711\n Uid:\t1000\t1000\t1000\t1000\nSignal: 6\nCoreDump: base64\n Pid: 1\n",
     );
+    put(dir.path(), "var/crash/_opt_x.1001.crash", b"ProblemType: Crash\nExecutablePath: /opt/x\nCoreDump: base64\n");
+    put(dir.path(), "var/crash/linux-image-6.1.0.crash", b"ProblemType: KernelOops\nDate: Thu Nov 26 10:00:28 2026\n");
+    put(dir.path(), "var/crash/package.0.crash", b"ProblemType: Package\nPackage: x\n");
+    put(dir.path(), "var/lib/systemd/coredump/core.a.0.b.1.2", b"no ELF header");
+    put(dir.path(), "var/lib/systemd/coredump/core.my\\x20app.0.b.1.1795404079000000.lz4", b"\x04\x22\x4d\x18 and so on");
     put(dir.path(), "var/crash/202611230321/vmcore", b"KDUMP");
     put(dir.path(), "var/crash/notes.txt", b"no dump");
     put(dir.path(), "cores/README", b"no dump either");
@@ -92,8 +98,14 @@ fn dumps_of_each_system_are_found_with_what_it_notes() {
     put(dir.path(), "var/lib/dpkg/status", b"Package: other\nVersion: 9\n\nPackage: app\nStatus: ok\nVersion: 1.2-3\n");
     let kept = Arc::new(Kept::default());
     let mut crashes = look(dir.path(), &["/cores/*"], &kept);
-    crashes.sort_by(|a, b| a.format.cmp(&b.format));
-    let [apport, kdump, systemd] = crashes.as_slice() else { panic!("{crashes:#?}") };
+    crashes.sort_by(|a, b| (&a.format, a.pid).cmp(&(&b.format, b.pid)));
+    let [kernel, other, apport, kdump, escaped, systemd] = crashes.as_slice() else { panic!("{crashes:#?}") };
+    let (kernel, other) = if kernel.process.as_deref() == Some("kernel") { (kernel, other) } else { (other, kernel) };
+    // 10:00:28 in a root without a zone of its own is UTC.
+    assert_eq!((kernel.process.as_deref(), kernel.time), (Some("kernel"), Some(1_795_687_228_000_000_000)));
+    assert_eq!((other.process.as_deref(), other.user_id), (Some("x"), Some(1001)));
+    assert_eq!((apport.pid, apport.user_id, apport.time), (Some(4711), Some(1000), kernel.time));
+    assert_eq!((escaped.process.as_deref(), escaped.user_id), (Some("my app"), Some(0)));
     assert_eq!((apport.format.as_str(), apport.signal, apport.process.as_deref()), ("apport", Some(6), Some("app")));
     assert_eq!(apport.package.as_deref(), Some("app 1.2-3"));
     assert_eq!((kdump.format.as_str(), kdump.process.as_deref()), ("kdump", Some("kernel")));
@@ -156,5 +168,36 @@ proptest! {
         note.extend_from_slice(b"CORE");
         note.extend_from_slice(&bytes);
         elf::read_notes(&note, &mut crash);
+    }
+}
+
+#[test]
+fn a_dump_is_complete_when_it_stands_still_whatever_its_times_say() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    put(dir.path(), "core", b"x");
+    let path = dir.path().join("core");
+    let meta = || rustix::fs::stat(&path).expect("is there");
+    let mut growing = Growing::default();
+    let look = |growing: &mut Growing, back: Duration| {
+        growing.begin();
+        for (_, since) in growing.before.values_mut() {
+            *since = since.checked_sub(back).expect("the machine runs longer");
+        }
+        growing.has_settled(&path, &meta())
+    };
+    let file = File::options().append(true).open(&path).expect("opens");
+    file.set_modified(std::time::SystemTime::now() + Duration::from_secs(1 << 30)).expect("sets");
+    assert!(!look(&mut growing, Duration::ZERO));
+    assert!(!look(&mut growing, SETTLED_AFTER / 4));
+    put(dir.path(), "core", b"longer");
+    file.set_modified(std::time::SystemTime::now() + Duration::from_secs(1 << 30)).expect("sets");
+    assert!(!look(&mut growing, SETTLED_AFTER));
+    assert!(look(&mut growing, SETTLED_AFTER), "a time in the future is no reason never to report");
+}
+
+#[test]
+fn names_are_unescaped() {
+    for (name, expected) in [("my\\x20app", "my app"), ("a\\x2eb\\x2fc", "a.b/c"), ("a\\xzz", "a\\xzz"), ("\\x", "\\x")] {
+        assert_eq!(formats::unescape(name), expected);
     }
 }

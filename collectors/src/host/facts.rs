@@ -9,7 +9,7 @@ use vedette_wire::body::{Cpu, Firmware, Hardware, Host, OperatingSystem};
 pub(super) fn read(cx: &Cx) -> Host {
     let stat = cx.text("/proc/stat").unwrap_or_default();
     let dmi = |name: &str| cx.text(&format!("/sys/class/dmi/id/{name}")).filter(|text| !is_filler(text));
-    let hostname = cx.text("/proc/sys/kernel/hostname").or_else(|| cx.text("/etc/hostname")).unwrap_or_default();
+    let hostname = hostname(cx).unwrap_or_default();
     let cpuinfo = cx.text("/proc/cpuinfo").unwrap_or_default();
     Host {
         os: operating_system(cx),
@@ -32,6 +32,15 @@ pub(super) fn read(cx: &Cx) -> Host {
         hostname,
         cloud: cx.cloud.as_deref().cloned().map(Box::new),
     }
+}
+
+/// The machine's own name. What `/proc` says is the reader's: in a container, the container's (uts_namespaces(7)).
+fn hostname(cx: &Cx) -> Option<String> {
+    let kernel = || cx.text("/proc/sys/kernel/hostname");
+    let file = || cx.text("/etc/hostname");
+    let name = if cx.is_this_host() { kernel().or_else(file) } else { file().or_else(kernel) };
+    // RFC 1035 §2.3.4
+    name.filter(|name| name.len() <= 255 && !name.contains(char::is_control))
 }
 
 /// What vendors write where they had nothing to say.
@@ -140,19 +149,27 @@ fn cpu(cx: &Cx, cpuinfo: &str) -> Cpu {
     }
 }
 
-/// The host's IANA time zone: `/etc/timezone`, the link `/etc/localtime`, else UTC.
+/// The host's time zone and its IANA name: the rules that `/etc/localtime` holds (TZif, RFC 9636), named by where it links to
+/// or by `/etc/timezone`; else UTC.
 pub(crate) fn time_zone(cx: &Cx) -> (String, TimeZone) {
     let link = std::fs::read_link(cx.path("/etc/localtime")).ok();
-    let from_link = link.and_then(|target| {
+    let from_link = link.as_ref().and_then(|target| {
         let target = target.to_string_lossy().into_owned();
         target.split_once("zoneinfo/").map(|(_, name)| name.to_owned())
     });
-    let name = from_link.or_else(|| cx.text("/etc/timezone")).unwrap_or_else(|| "UTC".to_owned());
-    match TimeZone::get(&name) {
-        Ok(zone) => (name, zone),
-        Err(_) => (name, TimeZone::UTC),
+    let name = from_link.or_else(|| cx.text("/etc/timezone"));
+    let rules = cx.bytes("/etc/localtime", TZIF_BYTES_MAX);
+    let zone = rules.and_then(|rules| TimeZone::tzif(name.as_deref().unwrap_or("localtime"), &rules).ok());
+    let zone = zone.or_else(|| TimeZone::get(name.as_deref()?).ok());
+    match (name, zone) {
+        (Some(name), zone) => (name, zone.unwrap_or(TimeZone::UTC)),
+        (None, Some(zone)) => ("localtime".to_owned(), zone),
+        (None, None) => ("UTC".to_owned(), TimeZone::UTC),
     }
 }
+
+/// The largest zones have some 4 kB of rules.
+const TZIF_BYTES_MAX: u64 = 64 << 10;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ mod export;
 
 use crate::{
     Cx, Outlet,
+    root::glob::{Expansion, Pattern},
     spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
 };
 use export::{Entry, Parser};
@@ -62,24 +63,20 @@ impl Default for Settings {
 /// Where journals lie, persistent first.
 const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
 
-/// The directory that holds a journal; absent where the host keeps none.
-pub(crate) fn directory(cx: &Cx) -> Option<PathBuf> {
-    DIRECTORIES.iter().map(|dir| cx.path(dir)).find(|dir| {
-        let machines = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-        machines.into_iter().any(|machine| {
-            let files = std::fs::read_dir(machine.path()).into_iter().flatten().filter_map(Result::ok);
-            files.into_iter().any(|file| file.path().extension().is_some_and(|extension| extension == "journal"))
-        })
+/// Files of a journal in the first directory that holds some; absent where the host keeps none.
+fn files(cx: &Cx) -> Option<Vec<PathBuf>> {
+    let root = cx.host().ok()?;
+    DIRECTORIES.iter().find_map(|dir| {
+        let pattern = Pattern::new(&format!("{dir}/*/*.journal")).expect("a pattern");
+        let named = Expansion::default().expand(&root, &pattern);
+        (!named.is_empty()).then(|| named.into_iter().map(|named| named.path).collect())
     })
 }
 
 /// Whether this agent can read the host's journal: there is one, it may be opened, and there is a journalctl.
 pub(crate) fn is_readable(cx: &Cx) -> bool {
-    let Some(dir) = directory(cx) else { return false };
-    let machines = std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-    let mut files = machines.flat_map(|machine| std::fs::read_dir(machine.path()).into_iter().flatten());
-    let opens = files.any(|file| file.is_ok_and(|file| std::fs::File::open(file.path()).is_ok()));
-    opens
+    let (Some(files), Ok(root)) = (files(cx), cx.host()) else { return false };
+    files.iter().any(|path| root.read(path).is_ok())
         && ["/usr/bin", "/bin", "/usr/local/bin"]
             .iter()
             .any(|dir| std::path::Path::new(dir).join("journalctl").exists())
@@ -90,7 +87,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     if !settings.enabled {
         return Ok(Plan::Off);
     }
-    if directory(cx).is_none() {
+    if files(cx).is_none() {
         return Ok(Plan::Absent(format!("this host keeps no journal in {} or {}", DIRECTORIES[0], DIRECTORIES[1])));
     }
     Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
@@ -98,7 +95,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
 
 /// The place is the newest entry's; what lies between is counted by its sequence numbers.
 fn skip(_: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
-    let newest = match directory(cx) {
+    let newest = match files(cx) {
         Some(_) => last_cursor(cx)?,
         None => None,
     };

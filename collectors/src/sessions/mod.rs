@@ -14,6 +14,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    io::Read,
+    path::Path,
     time::{Duration, Instant},
 };
 use vedette_wire::{
@@ -60,7 +62,8 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     if !settings.enabled {
         return Ok(Plan::Off);
     }
-    if !cx.path(LOGIND).is_dir() && !UTMP.iter().any(|path| cx.path(path).is_file()) {
+    let has_utmp = || UTMP.iter().any(|path| cx.host().is_ok_and(|root| root.find(Path::new(path)).is_ok()));
+    if !cx.path(LOGIND).is_dir() && !has_utmp() {
         return Ok(Plan::Absent(format!("this host has neither {LOGIND} (logind) nor {} (utmp)", UTMP[0])));
     }
     Ok(Plan::Poll(spec::interval(SPEC.id, "every", settings.every)?, Box::new(Sessions::default())))
@@ -116,13 +119,22 @@ fn read(cx: &Cx) -> Result<BTreeMap<String, Session>, CollectError> {
             .collect());
     }
     for path in UTMP {
-        match std::fs::read(cx.path(path)) {
+        match read_whole(cx, path) {
             Ok(bytes) => return Ok(utmp::sessions(&bytes).map(|session| (session.id.clone(), session)).collect()),
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
             Err(err) => return Err(CollectError::read(path, err)),
         }
     }
     Err(CollectError::Absent(format!("{LOGIND} is gone")))
+}
+
+/// utmp(5) has some hundred records; what is larger is none.
+const UTMP_BYTES_MAX: u64 = 16 << 20;
+
+fn read_whole(cx: &Cx, path: &str) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    cx.host()?.read(Path::new(path))?.take(UTMP_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// One session file; absent for what is no log-in of a person (`manager` runs a user's services).
@@ -145,7 +157,7 @@ fn logind(id: &str, text: &str) -> Option<Session> {
         user_id: Some(user_id),
         terminal: field("TTY"),
         display: field("DISPLAY"),
-        remote_host: field("REMOTE_HOST"),
+        remote_host: field("REMOTE_HOST").and_then(|host| utmp::display_and_host(&host).1),
         since: field("REALTIME").and_then(|text| text.parse::<i64>().ok()?.checked_mul(1000)),
         service: field("SERVICE"),
         class,

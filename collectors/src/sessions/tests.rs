@@ -1,7 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
 use super::*;
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 fn cx(root: &Path) -> Cx {
     Cx::new(root, Arc::new(|| 1))
@@ -78,4 +78,42 @@ fn a_host_without_either_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
     let Ok(Plan::Absent(why)) = build(toml::Table::new(), &cx(dir.path())) else { panic!("not absent") };
     assert!(why.contains("utmp"), "{why}");
+}
+
+#[test]
+fn decorations_of_the_host_field_are_no_host() {
+    for case in include_str!("utmp-hosts.jsonl").lines() {
+        let case: serde_json::Value = serde_json::from_str(case).expect("a case");
+        let (display, host) = utmp::display_and_host(case["host"].as_str().expect("text"));
+        assert_eq!(case["remote_host"].as_str(), host.as_deref(), "{case}");
+        assert_eq!(case["is_remote"], host.is_some(), "{case}");
+        if let Some(expected) = case.get("display") {
+            assert_eq!(expected.as_str(), display.as_deref(), "{case}");
+        }
+    }
+    let parts = |display: Option<&str>, host: Option<&str>| (display.map(str::to_owned), host.map(str::to_owned));
+    for (field, expected) in [
+        ("db1.example.net", parts(None, Some("db1.example.net"))),
+        ("db1:0.0", parts(Some(":0.0"), Some("db1"))),
+        ("2001:db8::1", parts(None, Some("2001:db8::1"))),
+        ("fe80::1%eth0:S.2", parts(None, Some("fe80::1%eth0"))),
+        ("two words", parts(None, None)),
+        ("", parts(None, None)),
+    ] {
+        assert_eq!(utmp::display_and_host(field), expected, "{field}");
+    }
+}
+
+#[test]
+fn sessions_in_which_nobody_logged_in_are_no_log_ins() {
+    let class = |class: &str| {
+        let session = logind("3", &FILE.replace("CLASS=user", &format!("CLASS={class}"))).expect("a session");
+        Body::from(Session { change: Change::Start, ..session }).class()
+    };
+    for greeter in ["greeter", "lock-screen", "background", "background-light"] {
+        assert_eq!(class(greeter), vedette_wire::ocsf::Class::LiveEvidenceInfo, "{greeter}");
+    }
+    for user in ["user", "user-early"] {
+        assert_eq!(class(user), vedette_wire::ocsf::Class::Authentication, "{user}");
+    }
 }

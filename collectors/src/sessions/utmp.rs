@@ -25,11 +25,7 @@ fn session(record: &[u8]) -> Option<Session> {
         i64::from_le_bytes(record[344..352].try_into().ok()?)
     };
     let terminal = line.filter(|line| !line.is_empty());
-    // A display such as `:0` stands where a remote host would.
-    let (display, remote_host) = match host {
-        Some(host) if host.starts_with(':') => (Some(host), None),
-        other => (None, other),
-    };
+    let (display, remote_host) = host.as_deref().map_or((None, None), display_and_host);
     Some(Session {
         change: Change::Snapshot,
         snapshot: None,
@@ -45,6 +41,36 @@ fn session(record: &[u8]) -> Option<Session> {
         source: "utmp".to_owned(),
         leader: Some(pid),
     })
+}
+
+/// What the field of the remote host holds: a host, a display, or what terminal multiplexers write there.
+///
+/// ```text
+/// 192.0.2.7    192.0.2.7:S.1 (screen)    192.0.2.7 via mosh [99]    192.0.2.7:0 (XDMCP)
+/// :0           :pts/0:S.0 (screen)       tmux(4242).%0
+/// ```
+pub(super) fn display_and_host(field: &str) -> (Option<String>, Option<String>) {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_display = |text: &str| match text.split_once('.') {
+        Some((display, screen)) => is_number(display) && is_number(screen),
+        None => is_number(text),
+    };
+    if field.strip_prefix(':').is_some_and(is_display) {
+        return (Some(field.to_owned()), None);
+    }
+    let host = field.split_once(" via mosh").map_or(field, |(host, _)| host);
+    let host = host.rsplit_once(":S.").filter(|(_, window)| is_number(window)).map_or(host, |(host, _)| host);
+    let is_address = |host: &str| host.split('%').next().is_some_and(|host| host.parse::<std::net::IpAddr>().is_ok());
+    if is_address(host) {
+        return (None, Some(host.to_owned()));
+    }
+    let (host, display) = match host.split_once(':') {
+        Some((host, display)) if is_display(display) => (host, Some(format!(":{display}"))),
+        _ => (host, None),
+    };
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let is_name = !host.is_empty() && host.bytes().all(|byte| is_letter(byte) || byte >= 0x80);
+    if is_name { (display, Some(host.to_owned())) } else { (None, None) }
 }
 
 fn text(field: &[u8]) -> Option<String> {

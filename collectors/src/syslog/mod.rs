@@ -67,13 +67,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     if !settings.enabled {
         return Ok(Plan::Off);
     }
-    for path in &settings.paths {
-        let wrong = |message: String| BuildError { collector: SPEC.id, message };
-        glob::Pattern::new(path).map_err(|err| wrong(format!("paths: {path:?} is not a glob: {err}")))?;
-        if !path.starts_with('/') {
-            return Err(wrong(format!("paths: {path:?} must be absolute, as in \"/var/log/*.log\"")));
-        }
-    }
+    spec::patterns(SPEC.id, &settings.paths)?;
     // What rsyslog writes to the default files it has from the journal, where there is one; and the journal says more.
     let default_files = settings.paths == Settings::default().paths;
     if default_files && !settings.beside_journal && cx.enabled.contains("journal") && crate::journal::is_readable(cx) {
@@ -87,7 +81,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
 fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
     let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
     let parser = Lines { zone: TimeZone::UTC };
-    Tailer::new(SPEC.id, settings.paths, settings.start, parser).skip(cx, outlet)
+    Tailer::new(SPEC.id, &settings.paths, settings.start, parser).skip(cx, outlet)
 }
 
 struct Syslog {
@@ -97,8 +91,10 @@ struct Syslog {
 impl Watch for Syslog {
     fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
         let parser = Lines { zone: crate::host::time_zone(cx).1 };
-        let (globs, start) = (self.settings.paths.clone(), self.settings.start);
-        Tailer::new(SPEC.id, globs, start, parser).run(cx, outlet)
+        let Settings { paths, start, .. } = &self.settings;
+        // Of the default files each distribution has some.
+        let is_own = *paths != Settings::default().paths;
+        Tailer::new(SPEC.id, paths, *start, parser).expecting_each(is_own).run(cx, outlet)
     }
 }
 
@@ -108,7 +104,7 @@ struct Lines {
 
 impl LineParser for Lines {
     fn parse(&mut self, line: &Line<'_>, taken: &mut Taken) {
-        let mut found = parse::recognise(line.bytes, taken.observed(), &self.zone);
+        let mut found = parse::recognise(line.bytes, parse::Origin::Any, taken.observed(), &self.zone);
         (found.part, found.unfinished) = (line.part, line.unfinished);
         taken.syslog(line, found);
     }

@@ -9,14 +9,18 @@
 use crate::{
     Cx, Outlet,
     spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
-    syslog::parse,
+    syslog::parse::{self, Origin},
 };
 use jiff::tz::TimeZone;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
-    io,
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
     net::{SocketAddr, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -26,7 +30,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source};
+use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, body::Syslog};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "syslog_listener",
@@ -107,12 +111,51 @@ impl Socket {
         }
     }
 
-    fn receive(&self, into: &mut [u8]) -> io::Result<usize> {
+    /// The length of the next datagram, and who sent it.
+    fn receive(&self, into: &mut [u8]) -> io::Result<(usize, Sender)> {
         match self {
-            Socket::Unix(socket) => socket.recv(into),
-            Socket::Udp(socket, _) => socket.recv(into),
+            Socket::Unix(socket) => {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+                let mut control = RecvAncillaryBuffer::new(&mut space);
+                let received =
+                    recvmsg(socket, &mut [IoSliceMut::new(into)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+                let sender = control.drain().find_map(|message| match message {
+                    RecvAncillaryMessage::ScmCredentials(who) => Some(Sender::Process {
+                        uid: who.uid.as_raw(),
+                        pid: who.pid.as_raw_nonzero().get().cast_unsigned(),
+                    }),
+                    _ => None,
+                });
+                Ok((received.bytes, sender.unwrap_or(Sender::Unknown)))
+            }
+            Socket::Udp(socket, _) => {
+                socket.recv_from(into).map(|(length, address)| (length, Sender::Address(address)))
+            }
         }
     }
+}
+
+/// Who sent a datagram, as the kernel says.
+enum Sender {
+    Unknown,
+    Address(SocketAddr),
+    Process { uid: u32, pid: u32 },
+}
+
+/// A datagram as a record; absent where there is nothing in it.
+fn record(datagram: &[u8], sender: &Sender, now: i64, zone: &TimeZone) -> Option<Syslog> {
+    let text = datagram.trim_ascii_end();
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    if text.is_empty() {
+        return None;
+    }
+    let origin = if matches!(sender, Sender::Address(_)) { Origin::Any } else { Origin::LocalSocket };
+    let line = parse::line(text, origin, now, zone);
+    Some(match *sender {
+        Sender::Unknown => line,
+        Sender::Address(address) => Syslog { sender: Some(address.to_string()), ..line },
+        Sender::Process { uid, pid } => Syslog { sender_uid: Some(uid), sender_pid: Some(pid), ..line },
+    })
 }
 
 impl Watch for Listener {
@@ -169,14 +212,12 @@ impl Open {
             let (now, mut chunk) = (cx.now(), Chunk::new(Arc::clone(&self.source)));
             let mut more = true;
             while chunk.bodies.len() < CHUNK_BYTES {
-                let Ok(got) = self.socket.receive(block) else {
+                let Ok((length, sender)) = self.socket.receive(block) else {
                     more = false;
                     break;
                 };
-                let text = block[..got].trim_ascii_end();
-                let text = text.strip_suffix(b"\0").unwrap_or(text);
-                if !text.is_empty() {
-                    chunk.push(now, Position(self.next, self.next + 1), &Body::Syslog(parse::line(text, now, zone)));
+                if let Some(line) = record(&block[..length], &sender, now, zone) {
+                    chunk.push(now, Position(self.next, self.next + 1), &Body::Syslog(line));
                     self.next += 1;
                 }
             }
@@ -232,6 +273,8 @@ fn unix(path: &Path) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     socket.set_nonblocking(true)?;
+    // Anybody may write here: the kernel says with each datagram who did.
+    rustix::net::sockopt::set_socket_passcred(&socket, true)?;
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
     Ok(socket)
 }

@@ -78,6 +78,17 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
         other => panic!("{other:?}"),
     };
     assert!(bodies.iter().any(|body| raw(body) == "not syslog at all"), "kept whole");
+    let (uid, pid) = (rustix::process::getuid().as_raw(), std::process::id());
+    let device = device.local_addr().expect("bound").to_string();
+    for body in &bodies {
+        let Body::Syslog(line) = body else { panic!("{body:?}") };
+        let expected = if line.raw.starts_with(b"<13>1 ") {
+            (None, Some(uid), Some(pid))
+        } else {
+            (Some(device.as_str()), None, None)
+        };
+        assert_eq!((line.sender.as_deref(), line.sender_uid, line.sender_pid), expected, "{}", raw(body));
+    }
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Where a file was left, and how to recognise it.
 
-use crate::Cx;
 use serde::{Deserialize, Serialize};
-use std::{os::unix::fs::MetadataExt, path::PathBuf, sync::Arc};
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use vedette_wire::Stored;
 
 /// How many bytes before the cursor are remembered.
@@ -17,10 +21,16 @@ pub(crate) struct Cursor {
     pub(crate) inode: u64,
     /// When this content was first seen, nanoseconds UTC: a reused inode or a truncated file is another source.
     pub(crate) generation: i64,
-    /// Last known path on the host.
+    /// Last known path on the host; where it is not UTF-8, U+FFFD stands for what is not.
     pub(crate) path: String,
+    /// The path where it is not UTF-8.
+    #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
+    pub(crate) raw_path: Option<Vec<u8>>,
     /// Start of the first line not handed over.
     pub(crate) offset: u64,
+    /// The length that the file was last seen to have; zero in cursors of older releases.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) length: u64,
     /// Offset at which it was begun; absent in cursors of older releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) begin: Option<u64>,
@@ -60,20 +70,31 @@ impl Cursor {
         format!("{:x}:{:x}:{}", self.device, self.inode, self.generation)
     }
 
-    /// The path that the file has now: its own, or another in the same directory.
-    pub(crate) fn find_renamed(&self, cx: &Cx) -> Option<PathBuf> {
-        let path = cx.path(&self.path);
-        let is_it = |path: &PathBuf| {
-            std::fs::metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.key() && meta.is_file())
-        };
-        if is_it(&path) {
-            return Some(path);
-        }
-        std::fs::read_dir(path.parent()?).ok()?.filter_map(|entry| Some(entry.ok()?.path())).find(is_it)
+    /// The path as the host has it.
+    pub(crate) fn host_path(&self) -> PathBuf {
+        self.raw_path.as_ref().map_or_else(|| PathBuf::from(&self.path), |raw| PathBuf::from(OsStr::from_bytes(raw)))
+    }
+
+    /// Bytes that were seen and not read.
+    pub(crate) fn unread(&self) -> Option<vedette_wire::Position> {
+        (self.length > self.offset).then_some(vedette_wire::Position(self.offset, self.length))
+    }
+}
+
+/// A path as text, and as bytes where it is no text.
+pub(crate) fn text_and_bytes(path: &Path) -> (String, Option<Vec<u8>>) {
+    match path.to_str() {
+        Some(text) => (text.to_owned(), None),
+        None => (path.to_string_lossy().into_owned(), Some(path.as_os_str().as_bytes().to_vec())),
     }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_none(length: &u64) -> bool {
+    *length == 0
 }

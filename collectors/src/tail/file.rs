@@ -1,13 +1,16 @@
 //! One file: reading it in blocks, cutting lines, knowing its cursor.
 
 use super::{
-    cursor::{BEFORE_BYTES, Cursor},
+    cursor::{BEFORE_BYTES, Cursor, text_and_bytes},
+    input::{Input, Next, ZEROS_MIN, Zeros},
     rotation::GRANULARITY_NS,
+    unpacked::Unpacked,
 };
+use crate::root::Found;
 use std::{
     cell::Cell,
-    io::{self, IoSliceMut},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::Arc,
 };
@@ -27,10 +30,12 @@ pub(crate) enum Reading {
     More,
     /// The file is not the one that it was.
     Truncated,
+    /// There may be more, behind positions that hold nothing but zeros.
+    Hole(Position),
 }
 
 /// Length, and times of modification and of change, seconds and nanoseconds.
-type Stamp = (u64, i64, i64, i64, i64);
+pub(crate) type Stamp = (u64, i64, i64, i64, i64);
 
 /// A line without its end.
 #[derive(Debug)]
@@ -47,10 +52,10 @@ pub(crate) struct Line<'a> {
     pub(crate) unfinished: bool,
 }
 
-/// An open file and where it is read.
+/// A file and where it is read.
 #[derive(Debug)]
 pub(crate) struct File {
-    file: std::fs::File,
+    input: Input,
     device: u64,
     inode: u64,
     generation: i64,
@@ -72,19 +77,20 @@ pub(crate) struct File {
 }
 
 impl File {
-    /// Open a file that is read for the first time, at an offset.
-    pub(crate) fn open(path: &Path, offset: u64, now: i64) -> io::Result<Self> {
-        // O_NONBLOCK: a FIFO put in the place of the file must not hang the collector.
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .custom_flags((rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC).bits().cast_signed())
-            .open(path)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-        }
+    /// Read a file that is new, from an offset on.
+    pub(crate) fn open(found: &Found, offset: u64, now: i64) -> io::Result<Self> {
+        Self::new(Input::Open(found.read()?), found, offset, now)
+    }
+
+    /// Read the lines of a compressed file that is new, from the beginning on.
+    pub(crate) fn open_unpacked(found: &Found, now: i64) -> io::Result<Self> {
+        Self::new(Input::Unpacked(Unpacked::open(found.read()?)?), found, 0, now)
+    }
+
+    fn new(input: Input, found: &Found, offset: u64, now: i64) -> io::Result<Self> {
+        let meta = found.meta();
         let mut file = Self {
-            file,
+            input,
             device: meta.dev(),
             inode: meta.ino(),
             generation: now,
@@ -97,47 +103,118 @@ impl File {
             quiet: None,
             pending: Vec::new(),
         };
-        file.before = file.read_before()?;
+        if let Input::Open(_) = file.input {
+            file.before = file.read_before()?;
+        }
         Ok(file)
     }
 
-    /// Open a file where a cursor left it; absent where it is not the file that it was.
-    pub(crate) fn resume(path: &Path, cursor: &Cursor) -> io::Result<Option<Self>> {
-        let mut file = Self::open(path, cursor.offset, cursor.generation)?;
+    /// Read a file on from where a cursor left it; absent where it is not the file that it was.
+    pub(crate) fn resume(found: &Found, cursor: &Cursor) -> io::Result<Option<Self>> {
+        let mut file = Self::open(found, cursor.offset, cursor.generation)?;
         let same = file.before == cursor.before && !file.was_truncated()?;
-        // The source keeps its name, also where the device has another number now, and in a copy.
-        (file.device, file.inode) = (cursor.device, cursor.inode);
-        file.begin = cursor.begin;
-        file.stored = cursor.stored.clone();
-        file.parts = cursor.parts;
-        if let Some(hole) = cursor.stored.as_ref().filter(|stored| !stored.begun).and_then(|s| s.first_hole(file.begin))
-        {
+        file.be_of(cursor);
+        if let Some(hole) = file.first_hole(cursor) {
             (file.offset, file.parts) = (hole, 0);
             file.before = file.read_before()?;
         }
         Ok(same.then_some(file))
     }
 
-    /// Device and inode of the open file, whatever its source is called.
-    pub(crate) fn key_now(&self) -> io::Result<(u64, u64)> {
-        let meta = self.file.metadata()?;
-        Ok((meta.dev(), meta.ino()))
+    /// The same with what the file was compressed to meanwhile.
+    pub(crate) fn resume_unpacked(
+        found: &Found,
+        cursor: &Cursor,
+        stopped: &dyn Fn() -> bool,
+    ) -> io::Result<Option<Self>> {
+        let mut file = Self::open_unpacked(found, cursor.generation)?;
+        let from = file.first_hole(cursor).unwrap_or(cursor.offset);
+        let before = if from == cursor.offset { cursor.before.as_slice() } else { &[] };
+        let Input::Unpacked(unpacked) = &mut file.input else { return Ok(None) };
+        if !unpacked.skip_to(from, before, stopped)? || cursor.offset > 0 && cursor.before.is_empty() {
+            return Ok(None);
+        }
+        file.be_of(cursor);
+        (file.offset, file.before) = (from, before.to_vec());
+        file.parts = if from == cursor.offset { cursor.parts } else { 0 };
+        Ok(Some(file))
+    }
+
+    /// The source keeps its name, also where the device has another number now, in a copy and in an archive.
+    fn be_of(&mut self, cursor: &Cursor) {
+        (self.device, self.inode) = (cursor.device, cursor.inode);
+        self.begin = cursor.begin;
+        self.stored = cursor.stored.clone();
+        self.parts = cursor.parts;
+    }
+
+    fn first_hole(&self, cursor: &Cursor) -> Option<u64> {
+        cursor.stored.as_ref().filter(|stored| !stored.begun).and_then(|stored| stored.first_hole(cursor.begin))
+    }
+
+    /// Whether the file itself is open.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.input, Input::Open(_))
+    }
+
+    /// Whether its bytes come from an archive, which does not grow.
+    pub(crate) fn is_unpacked(&self) -> bool {
+        matches!(self.input, Input::Unpacked(_))
+    }
+
+    /// Whether there was nothing more to read at the last look.
+    pub(crate) fn was_quiet(&self) -> bool {
+        self.quiet.is_some()
+    }
+
+    /// Whether it holds a descriptor, of its own file or of an archive.
+    pub(crate) fn holds_descriptor(&self) -> bool {
+        !matches!(self.input, Input::Closed)
+    }
+
+    /// Give the descriptor back. What was read of an unfinished line is read once more.
+    pub(crate) fn close(&mut self) {
+        self.input = Input::Closed;
+        self.pending.clear();
+    }
+
+    /// Whether a closed file has changed since it was closed.
+    pub(crate) fn has_changed(&self, meta: &Stamp) -> bool {
+        self.quiet.as_ref() != Some(meta)
+    }
+
+    /// Open it again; false where another file has its name now.
+    pub(crate) fn reopen(&mut self, found: &Found, key: (u64, u64)) -> io::Result<bool> {
+        if (found.meta().dev(), found.meta().ino()) != key {
+            return Ok(false);
+        }
+        self.input = Input::Open(found.read()?);
+        self.quiet = None;
+        Ok(true)
+    }
+
+    /// Start of the first line not handed over.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
     }
 
     /// The open file.
-    pub(crate) fn inner(&self) -> &std::fs::File {
-        &self.file
+    pub(crate) fn file(&self) -> io::Result<&std::fs::File> {
+        self.input.file()
     }
 
     /// The cursor as it stands; the file was `seen` under its name.
-    pub(crate) fn cursor(&self, path: &str, seen: i64) -> Cursor {
+    pub(crate) fn cursor(&self, path: &Path, seen: i64) -> Cursor {
+        let (path, raw_path) = text_and_bytes(path);
         Cursor {
             device: self.device,
             inode: self.inode,
             generation: self.generation,
             begin: self.begin,
             parts: self.parts,
-            path: path.to_owned(),
+            path,
+            raw_path,
+            length: self.seen_length.get(),
             offset: self.offset,
             seen,
             before: self.before.clone(),
@@ -148,7 +225,7 @@ impl File {
     fn read_before(&self) -> io::Result<Vec<u8>> {
         let length = self.offset.min(BEFORE_BYTES as u64);
         let mut before = vec![0; length as usize];
-        match self.file.read_exact_at(&mut before, self.offset - length) {
+        match self.file()?.read_exact_at(&mut before, self.offset - length) {
             Ok(()) => Ok(before),
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(Vec::new()),
             Err(err) => Err(err),
@@ -157,8 +234,11 @@ impl File {
 
     /// The file is shorter than what was read, or other bytes stand there.
     pub(crate) fn was_truncated(&self) -> io::Result<bool> {
+        if !self.is_open() {
+            return Ok(false);
+        }
         let read = self.offset + self.pending.len() as u64;
-        let length = self.file.metadata()?.len();
+        let length = self.file()?.metadata()?.len();
         if length < read || self.read_before()? != self.before {
             return Ok(true);
         }
@@ -166,7 +246,7 @@ impl File {
         // An unfinished line: what comes behind it must not be taken for its end when it is another's.
         let last = &self.pending[self.pending.len().saturating_sub(BEFORE_BYTES)..];
         let mut there = vec![0; last.len()];
-        match self.file.read_exact_at(&mut there, read - last.len() as u64) {
+        match self.file()?.read_exact_at(&mut there, read - last.len() as u64) {
             Ok(()) => Ok(there != last),
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
             Err(err) => Err(err),
@@ -196,7 +276,7 @@ impl File {
 
     /// Go behind everything that is there; the positions passed over, where there are any.
     pub(crate) fn skip(&mut self) -> io::Result<Option<Position>> {
-        let (from, to) = (self.offset, self.file.metadata()?.len());
+        let (from, to) = (self.offset, self.file()?.metadata()?.len());
         self.pending.clear();
         (self.offset, self.parts) = (to, 0);
         self.before = self.read_before()?;
@@ -215,10 +295,11 @@ impl File {
 
     /// Move to where the last so many lines begin, within one line's limit.
     pub(crate) fn seek_to_last_lines(&mut self, lines: usize) {
-        let end = self.file.metadata().map_or(0, |meta| meta.len());
+        let Ok(file) = self.file() else { return };
+        let end = file.metadata().map_or(0, |meta| meta.len());
         let from = end.saturating_sub(LINE_BYTES_MAX as u64);
         let mut tail = vec![0; (end - from) as usize];
-        if self.file.read_exact_at(&mut tail, from).is_err() {
+        if file.read_exact_at(&mut tail, from).is_err() {
             return;
         }
         let body = tail.strip_suffix(b"\n").unwrap_or(&tail);
@@ -232,7 +313,11 @@ impl File {
     /// Whether anything may have changed since the last look that found nothing. One system call: there may be thousands
     /// of files.
     pub(crate) fn is_quiet(&self) -> io::Result<bool> {
-        Ok(self.quiet.is_some() && self.quiet == Some(stamp(&self.file.metadata()?)))
+        match &self.input {
+            Input::Closed => Ok(true),
+            Input::Unpacked(_) => Ok(false),
+            Input::Open(file) => Ok(self.quiet.is_some() && self.quiet == Some(stamp(&file.metadata()?))),
+        }
     }
 
     /// There was nothing more to read than when this stamp was taken. Not where the file was changed a moment ago: what
@@ -244,13 +329,17 @@ impl File {
 
     /// Length and times of change now.
     pub(crate) fn stamp(&self) -> io::Result<Stamp> {
-        Ok(stamp(&self.file.metadata()?))
+        match &self.input {
+            Input::Unpacked(_) => Ok((u64::MAX, 0, 0, 0, 0)),
+            _ => Ok(stamp(&self.file()?.metadata()?)),
+        }
     }
 
     /// Read on, up to about `bytes_max`, and hand each whole line to `take`.
     ///
     /// The cursor advances over whole lines only; an unfinished last line waits for its end. A line that is longer
-    /// than [`LINE_BYTES_MAX`] goes as parts of that length.
+    /// than [`LINE_BYTES_MAX`] goes as parts of that length. A hole, and zeros that fill a page or more where a line
+    /// would begin, are passed over.
     ///
     /// What was read last is read once more in the same system call (preadv(2)): where other bytes stand there, the file
     /// was truncated meanwhile, and nothing of the block is taken. `block` is memory to read into, the same each time.
@@ -263,34 +352,63 @@ impl File {
         let mut taken = 0;
         loop {
             let had = self.pending.len();
-            let last: Vec<u8> = {
-                let of_pending = had.min(BEFORE_BYTES);
-                let of_before = self.before.len().min(BEFORE_BYTES - of_pending);
-                let before = &self.before[self.before.len() - of_before..];
-                [before, &self.pending[had - of_pending..]].concat()
+            let room = match self.input.next(self.offset + had as u64, BLOCK_BYTES) {
+                Next::Data(room) => room,
+                // A truncation is noticed by the bytes that are gone.
+                _ if self.was_truncated()? => return Ok(Reading::Truncated),
+                Next::Hole(data) => return self.pass_over(data, &mut take),
+                Next::Nothing => return Ok(Reading::End),
             };
-            let mut seen = vec![0; last.len()];
             // Only ever made longer: nothing is zeroed for each read.
-            block.resize(block.len().max(had + BLOCK_BYTES), 0);
+            block.resize(block.len().max(had + room), 0);
             block[..had].copy_from_slice(&self.pending);
-            let mut into = [IoSliceMut::new(&mut seen), IoSliceMut::new(&mut block[had..had + BLOCK_BYTES])];
-            let read = rustix::io::preadv(&self.file, &mut into, self.offset + had as u64 - last.len() as u64)?;
-            if read < last.len() || seen != last {
-                return Ok(Reading::Truncated);
+            let last = self.last_bytes();
+            let read = self.input.read(&last, self.offset + had as u64, &mut block[had..had + room])?;
+            let Some(got) = read else { return Ok(Reading::Truncated) };
+            if had == 0 && block[..got].starts_with(&[0]) {
+                match self.input.zeros(self.offset)? {
+                    Zeros::Until(text) if text - self.offset >= ZEROS_MIN as u64 => return self.pass_over(text, &mut take),
+                    Zeros::Until(_) => {}
+                    Zeros::ToTheEnd => return Ok(Reading::End),
+                }
             }
-            let got = read - last.len();
             let used = self.cut_lines(&block[..had + got], had, &mut take);
             taken += used;
             // An idle file keeps no memory.
             self.pending = block[used..had + got].to_vec();
             self.seen_length.set(self.seen_length.get().max(self.offset + self.pending.len() as u64));
-            if got < BLOCK_BYTES {
+            if got == 0 || got < room {
                 return Ok(Reading::End);
             }
             if taken >= bytes_max {
                 return Ok(Reading::More);
             }
         }
+    }
+
+    /// What was read last, of [`BEFORE_BYTES`].
+    fn last_bytes(&self) -> Vec<u8> {
+        let of_pending = self.pending.len().min(BEFORE_BYTES);
+        let of_before = self.before.len().min(BEFORE_BYTES - of_pending);
+        let before = &self.before[self.before.len() - of_before..];
+        [before, &self.pending[self.pending.len() - of_pending..]].concat()
+    }
+
+    /// Go on at an offset. What was read of a line before it has its end there.
+    fn pass_over(&mut self, data: u64, take: &mut impl FnMut(Line<'_>)) -> io::Result<Reading> {
+        // A file system knows holes of whole blocks: the zeros before and behind it are of it too.
+        let text = self.pending.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        self.pending.truncate(text);
+        self.take_rest(|line| take(line));
+        let to = match self.input.zeros(data)? {
+            Zeros::Until(text) => text,
+            Zeros::ToTheEnd => data,
+        };
+        let from = std::mem::replace(&mut self.offset, to);
+        self.parts = 0;
+        self.before = self.read_before()?;
+        self.seen_length.set(self.seen_length.get().max(to));
+        Ok(Reading::Hole(Position(from, to)))
     }
 
     /// It is so long, and was read from where it should.
@@ -345,6 +463,6 @@ impl File {
     }
 }
 
-fn stamp(meta: &std::fs::Metadata) -> Stamp {
+pub(crate) fn stamp(meta: &std::fs::Metadata) -> Stamp {
     (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
 }

@@ -1,11 +1,18 @@
 //! Which files are followed: those of the globs, those that were renamed away, and what rotation left of them.
 
 use super::{
-    Cursor, File, Followed, Found, Key, LineParser, Name, PASSED_OVER, SCANNED, Start, State, Tailer,
+    Cursor, File, Followed, Found, Key, LineParser, Name, Place, SCANNED, Start, State, Tailer, file, passed_over,
     rotation::{self, key},
+    unpacked,
     watches::Watches,
 };
-use crate::{CollectError, Cx, Outlet};
+use crate::{
+    CollectError,
+    root::{
+        self,
+        glob::{Expansion, Named},
+    },
+};
 use std::{
     collections::BTreeMap,
     io,
@@ -13,11 +20,7 @@ use std::{
     sync::Arc,
     time::Instant,
 };
-use vedette_wire::{Chunk, Dropped, Position, Reason, Source};
-
-fn passed_over(positions: Position) -> Dropped {
-    Dropped { reason: Reason::Policy, count: 1, positions: Some(positions) }
-}
+use vedette_wire::{Chunk, Dropped, Reason, Source};
 
 /// When a file was made, where its file system says (statx(2)), or was last written, nanoseconds UTC.
 fn made(meta: &std::fs::Metadata) -> i64 {
@@ -25,306 +28,302 @@ fn made(meta: &std::fs::Metadata) -> i64 {
     made.and_then(|made| i64::try_from(made.as_nanos()).ok()).unwrap_or_else(|| rotation::modified(meta))
 }
 
+fn leads_nowhere(err: &io::Error) -> bool {
+    err.kind() == io::ErrorKind::NotFound || err.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+/// Length and times of change of a directory entry.
+fn stamp(stat: &rustix::fs::Stat) -> file::Stamp {
+    let nanoseconds = |part: u64| i64::try_from(part).unwrap_or(0);
+    (
+        u64::try_from(stat.st_size).unwrap_or(0),
+        stat.st_mtime,
+        nanoseconds(stat.st_mtime_nsec),
+        stat.st_ctime,
+        nanoseconds(stat.st_ctime_nsec),
+    )
+}
+
 impl<P: LineParser> Tailer<P> {
     /// Expand the globs, take in what is new, and notice what is gone.
     pub(super) fn scan(
         &mut self,
-        cx: &Cx,
-        outlet: &Outlet,
+        at: &Place<'_>,
         state: &mut State,
         watches: &mut Watches,
     ) -> Result<(), CollectError> {
         state.scans += 1;
-        state.scan_began = cx.now();
+        state.scan_began = at.cx.now();
+        state.troubles.clear();
         let mut found: BTreeMap<PathBuf, Key> = BTreeMap::new();
-        for followed in state.files.values_mut() {
-            followed.listed = false;
-        }
-        for glob in self.globs.clone() {
-            let pattern = cx.path(&glob);
-            watches.add(&pattern);
-            let Ok(paths) = glob::glob(&pattern.to_string_lossy()) else { continue };
-            for path in paths.filter_map(Result::ok) {
-                let from_end = !state.scanned.contains(&glob) && self.start == Start::End && cx.once.is_none();
-                if let Some(key) = self.take_in(cx, outlet, state, &path, Found { listed: true, from_end })? {
-                    found.insert(path, key);
+        let mut expansion = Expansion::default();
+        for pattern in self.patterns.clone() {
+            watches.add(at, &pattern);
+            let named = expansion.expand(&at.root, &pattern);
+            if named.is_empty() && self.expects_each && pattern.is_one_path() {
+                state.trouble(Path::new(pattern.text()), "it is not there; check `paths`");
+            }
+            let from_end =
+                !state.scanned.contains(pattern.text()) && self.start == Start::End && at.cx.once.is_none();
+            for named in named {
+                let how = Found { listed: true, from_end, original: None };
+                if let Some(key) = self.take_in(at, state, &named, how)? {
+                    found.insert(named.path, key);
+                }
+                if at.outlet.is_stopped() {
+                    return Ok(());
                 }
             }
         }
+        for followed in state.files.values_mut() {
+            followed.listed = followed.seen == state.scan_began;
+        }
+        for (path, err) in &expansion.troubles {
+            state.trouble(path, &err.to_string());
+        }
+        let nothing = found.is_empty() && state.troubles.is_empty() && state.files.is_empty();
+        if nothing && !self.patterns.is_empty() {
+            state.troubles.insert(String::new(), "no file matches any of `paths`".to_owned());
+        }
+        self.find_closed(state);
         // Names that another file has now, or none: since when generations may have come and gone unseen.
         let gone = |(path, name): &(&PathBuf, &Name)| found.get(*path) != Some(&name.key);
         let mut unseen: Vec<(PathBuf, i64)> =
             state.names.iter().filter(gone).map(|(path, name)| (path.clone(), name.seen)).collect();
-        self.find_orphans(cx, outlet, state, &mut unseen)?;
+        self.find_orphans(at, state, &mut unseen)?;
         for (path, since) in unseen {
-            self.generations(cx, outlet, state, &path, since)?;
+            self.generations(at, state, &path, since)?;
         }
         let seen = state.scan_began;
         state.names.extend(found.into_iter().map(|(path, key)| (path, Name { key, seen })));
         // A name that nothing takes for so long is given up.
         let patience = i64::try_from(self.patience.as_nanos()).unwrap_or(i64::MAX);
         state.names.retain(|_, name| seen.saturating_sub(name.seen) <= patience);
-        if self.globs.iter().any(|glob| !state.scanned.contains(glob)) {
-            state.scanned.extend(self.globs.iter().cloned());
+        let files = &state.files;
+        state.suspects.retain(|key, _| !files.contains_key(key));
+        if self.patterns.iter().any(|pattern| !state.scanned.contains(pattern.text()))
+            || state.scanned.len() != self.patterns.len()
+        {
+            state.scanned = self.patterns.iter().map(|pattern| pattern.text().to_owned()).collect();
             let mut chunk = Chunk::new(self.source(SCANNED, None));
             chunk.cursor = Some(rmp_serde::to_vec(&state.scanned).expect("a set of strings serializes"));
-            outlet.emit(chunk)?;
+            at.outlet.emit(chunk)?;
         }
         Ok(())
     }
 
-    /// Leave every file of the globs behind what it holds now, counted as dropped by policy: one for each, since how many
-    /// lines they were is not known. What cannot be seen now is forgotten; when it comes back and is older than this, it is
-    /// begun at its end, and counted then.
-    pub(crate) fn skip(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
-        let mut known: BTreeMap<String, Cursor> =
-            cx.cursors.iter().filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[])).map(|c| (c.id(), c)).collect();
-        let now = cx.now();
-        for glob in self.globs.clone() {
-            let Ok(paths) = glob::glob(&cx.path(&glob).to_string_lossy()) else { continue };
-            for path in paths.filter_map(Result::ok).filter(|path| !rotation::is_compressed(path)) {
-                let Ok(meta) = std::fs::metadata(&path) else { continue };
-                let (found, host_path) = (key(&meta), cx.host_path(&path));
-                let is_of = |c: &&Cursor| c.key() == found || c.inode == found.1 && c.path == host_path;
-                let here: Vec<Cursor> = known.values().filter(is_of).cloned().collect();
-                let mut file = match self.resume(&path, &here) {
-                    Ok(Some((file, id))) => {
-                        known.remove(&id);
-                        file
-                    }
-                    _ => match File::open(&path, 0, now) {
-                        Ok(file) => file,
-                        Err(_) => continue,
-                    },
-                };
-                let dropped = file.skip().map_err(|err| CollectError::read(host_path.clone(), err))?;
-                let cursor = file.cursor(&host_path, now);
-                let mut chunk = Chunk::new(self.source(&cursor.id(), Some(host_path)));
-                chunk.dropped.extend(dropped.map(passed_over));
-                chunk.cursor = Some(cursor.encode());
-                outlet.emit(chunk)?;
-            }
+    /// A closed file that is found no more was renamed or deleted: it is looked for as one of an earlier run.
+    fn find_closed(&self, state: &mut State) {
+        let is_gone = |followed: &Followed| !followed.listed && !followed.file.holds_descriptor();
+        let gone: Vec<Key> =
+            state.files.iter().filter(|(_, followed)| is_gone(followed)).map(|(key, _)| *key).collect();
+        for followed in gone.into_iter().filter_map(|key| state.files.remove(&key)) {
+            let cursor = followed.cursor();
+            state.orphans.insert(cursor.id(), cursor);
         }
-        let mut scanned = Chunk::new(self.source(SCANNED, None));
-        scanned.forget = known.into_keys().collect();
-        scanned.cursor = Some(rmp_serde::to_vec(&self.globs).expect("strings serialize"));
-        outlet.emit(scanned)?;
-        let mut since = Chunk::new(self.source(PASSED_OVER, None));
-        since.cursor = Some(now.to_be_bytes().to_vec());
-        outlet.emit(since)
     }
 
-    /// Files that were being read may have been renamed out of the globs, or copied and truncated, while the agent was
-    /// down.
-    fn find_orphans(
+    /// Follow what a glob names.
+    pub(super) fn take_in(
         &mut self,
-        cx: &Cx,
-        outlet: &Outlet,
+        at: &Place<'_>,
         state: &mut State,
-        unseen: &mut Vec<(PathBuf, i64)>,
-    ) -> Result<(), CollectError> {
-        for cursor in std::mem::take(&mut state.orphans).into_values() {
-            let original = cx.path(&cursor.path);
-            if state.scans == 1 {
-                unseen.push((original.clone(), cursor.seen));
-                let name = Name { key: cursor.key(), seen: cursor.seen };
-                let known = state.names.entry(original.clone()).or_insert(name);
-                known.seen = known.seen.max(cursor.seen);
-            }
-            let renamed = cursor.find_renamed(cx);
-            let copy =
-                || rotation::siblings(&original).into_iter().find(|(path, _)| rotation::continues(path, &cursor));
-            let found = renamed.iter().cloned().chain(copy().map(|(path, _)| path));
-            let mut taken = false;
-            for path in found {
-                let Ok(meta) = std::fs::metadata(&path) else { continue };
-                if state.files.contains_key(&key(&meta)) {
-                    continue;
-                }
-                if let Ok(Some(file)) = File::resume(&path, &cursor) {
-                    let source = self.source(&cursor.id(), Some(cursor.path.clone()));
-                    self.follow(outlet, state, key(&meta), (file, source), (false, state.scan_began))?;
-                    taken = true;
-                    break;
-                }
-            }
-            if taken {
-                continue;
-            }
-            // Its inode holds something else now, or its file system may not be mounted yet.
-            if renamed.is_none() && state.since.elapsed() < self.patience {
-                state.orphans.insert(cursor.id(), cursor);
-            } else {
-                self.forget(outlet, &cursor)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Take in what lies beside a file and was written after it was last seen: it was this file in between.
-    fn generations(
-        &mut self,
-        cx: &Cx,
-        outlet: &Outlet,
-        state: &mut State,
-        original: &Path,
-        since: i64,
-    ) -> Result<(), CollectError> {
-        for (path, meta) in rotation::siblings(original) {
-            let modified = rotation::modified(&meta).saturating_add(rotation::GRANULARITY_NS);
-            if modified >= since && since > 0 && !state.files.contains_key(&key(&meta)) {
-                self.take_in(cx, outlet, state, &path, Found { listed: false, from_end: false })?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn source(&self, id: &str, path: Option<String>) -> Arc<Source> {
-        Arc::new(Source { collector: self.collector, id: id.to_owned(), name: path })
-    }
-
-    pub(super) fn forget(&self, outlet: &Outlet, cursor: &Cursor) -> Result<(), CollectError> {
-        tracing::debug!(collector = self.collector, path = cursor.path, "file is gone; its cursor is dropped");
-        let mut chunk = Chunk::new(self.source(SCANNED, None));
-        chunk.forget.push(cursor.id());
-        outlet.emit(chunk)
-    }
-
-    fn take_in(
-        &mut self,
-        cx: &Cx,
-        outlet: &Outlet,
-        state: &mut State,
-        path: &Path,
-        found: Found,
+        named: &Named,
+        how: Found<'_>,
     ) -> Result<Option<Key>, CollectError> {
-        let Ok(meta) = std::fs::metadata(path) else { return Ok(None) };
-        if !meta.is_file() || rotation::is_compressed(path) {
+        if !named.is_link() {
+            if !named.is_file() || unpacked::is_compressed(&named.path) {
+                return Ok(None);
+            }
+            let key = (named.stat.st_dev, named.stat.st_ino);
+            if self.is_followed(at, state, key, how, Some(&stamp(&named.stat))) {
+                return Ok(Some(key));
+            }
+        }
+        let found = match at.root.log(&named.path) {
+            Ok(found) => found,
+            // It is gone, or a link that leads to no file.
+            Err(err) if leads_nowhere(&err) => return Ok(None),
+            Err(err) => {
+                state.refused.entry(named.path.clone()).or_insert(how.from_end);
+                state.trouble(&named.path, &CollectError::read(named.path.display().to_string(), err).to_string());
+                return Ok(None);
+            }
+        };
+        if unpacked::is_compressed(found.path()) {
             return Ok(None);
         }
-        let key = key(&meta);
-        if let Some(followed) = state.files.get_mut(&key) {
-            if found.listed {
-                followed.listed = true;
-                followed.seen = state.scan_began;
+        self.take_in_found(at, state, (&named.path, &found), how)
+    }
+
+    /// Whether a file is followed already; a closed one that has changed is opened again.
+    fn is_followed(
+        &self,
+        at: &Place<'_>,
+        state: &mut State,
+        key: Key,
+        how: Found<'_>,
+        stamp: Option<&file::Stamp>,
+    ) -> bool {
+        let Some(followed) = state.files.get_mut(&key) else { return false };
+        if how.listed {
+            followed.listed = true;
+            followed.seen = state.scan_began;
+        }
+        let has_changed = stamp.is_none_or(|stamp| followed.file.has_changed(stamp));
+        if !followed.file.holds_descriptor() && has_changed {
+            let path = followed.path.clone();
+            if !self.make_room(state) {
+                return true;
             }
+            let Some(followed) = state.files.get_mut(&key) else { return false };
+            followed.had_turn = false;
+            let reopened = at.root.log(&path).and_then(|found| followed.file.reopen(&found, key));
+            if !reopened.is_ok_and(|reopened| reopened) {
+                // It was renamed since it was listed.
+                let cursor = followed.cursor();
+                state.files.remove(&key);
+                state.orphans.insert(cursor.id(), cursor);
+            }
+        }
+        true
+    }
+
+    /// Whether another file may be opened. Where as many are open as may be, the one that has not grown for longest is
+    /// closed, of those that had their turn; where none had, it is tried again when they have.
+    fn make_room(&self, state: &mut State) -> bool {
+        let held = state.files.values().filter(|followed| followed.file.holds_descriptor()).count();
+        for _ in self.open_max..=held {
+            let had_turn = |followed: &&mut Followed| followed.listed && followed.file.is_open() && followed.had_turn;
+            let open = state.files.values_mut().filter(had_turn);
+            let Some(oldest) = open.min_by_key(|followed| (!followed.file.was_quiet(), followed.grew)) else {
+                state.is_waiting = true;
+                return false;
+            };
+            oldest.file.close();
+        }
+        true
+    }
+
+    fn take_in_found(
+        &mut self,
+        at: &Place<'_>,
+        state: &mut State,
+        (path, found): (&Path, &root::Found),
+        how: Found<'_>,
+    ) -> Result<Option<Key>, CollectError> {
+        let key = key(found.meta());
+        if self.is_followed(at, state, key, how, None) {
             return Ok(Some(key));
         }
-        let host_path = cx.host_path(path);
+        let name = how.original.unwrap_or(path);
         // Device numbers may change over a reboot (btrfs, overlayfs, NFS): path, inode and content tell as well.
-        let is_known = |cursor: &&Cursor| cursor.key() == key || cursor.inode == key.1 && cursor.path == host_path;
+        let is_known = |cursor: &&Cursor| cursor.key() == key || cursor.inode == key.1 && cursor.host_path() == path;
         let known: Vec<Cursor> = state.orphans.values().filter(is_known).cloned().collect();
+        if !self.make_room(state) {
+            return Ok(None);
+        }
         let mut passed = false;
-        let opened = match self.resume(path, &known) {
+        let opened = match resume(found, &known) {
             Ok(Some((file, id))) => {
                 state.orphans.remove(&id);
+                passed = state.returning.remove(&id);
                 Ok(file)
             }
-            Ok(None) if self.is_copy(cx, outlet, state, path, key)? => return Ok(None),
+            Ok(None) if self.is_copy(at, state, (path, found))? => return Ok(None),
             // Of a copy of an earlier run's file it is known where it goes on.
             Ok(None)
                 if state.orphans.values().any(|cursor| {
-                    rotation::may_be_of(path, &cx.path(&cursor.path)) && rotation::continues(path, cursor)
+                    rotation::may_be_of(path, &cursor.host_path()) && rotation::continues(&at.root, path, cursor)
                 }) =>
             {
                 return Ok(None);
             }
             Ok(None) => {
-                let from_end = state.refused.get(path).copied().unwrap_or(found.from_end) && known.is_empty();
+                let from_end = state.refused.get(path).copied().unwrap_or(how.from_end) && known.is_empty();
                 // Known ones were passed over when it was due: here stands something else, written since.
-                passed = known.is_empty() && made(&meta) < state.passed_over;
-                File::open(path, if from_end && !passed { meta.len() } else { 0 }, cx.now())
+                passed = known.is_empty() && made(found.meta()) < state.passed_over;
+                File::open(found, if from_end && !passed { found.meta().len() } else { 0 }, at.cx.now())
             }
             Err(err) => Err(err),
         };
-        match opened {
-            Ok(mut file) => {
-                // It may have been renamed since it was looked at, and another opened under its name.
-                let opened = file.key_now().unwrap_or(key);
-                if opened != key && state.files.contains_key(&opened) {
-                    return Ok(Some(opened));
-                }
-                let key = opened;
-                if let Some(lines) = cx.once {
-                    file.seek_to_last_lines(lines);
-                }
-                let id = file.cursor(&host_path, 0).id();
-                let source = self.source(&id, Some(host_path));
-                if state.refused.remove(path).is_some() && state.refused.is_empty() {
-                    outlet.recovered(self.collector);
-                }
-                if passed && let Ok(Some(positions)) = file.skip() {
-                    let mut over = Chunk::new(Arc::clone(&source));
-                    over.dropped.push(passed_over(positions));
-                    outlet.emit(over)?;
-                }
-                self.follow(outlet, state, key, (file, source), (found.listed, state.scan_began))?;
-                Ok(Some(key))
-            }
+        let mut file = match opened {
+            Ok(file) => file,
             Err(err) => {
-                if state.refused.insert(path.to_owned(), found.from_end).is_none() {
-                    let err = CollectError::read(host_path, err);
-                    tracing::warn!(collector = self.collector, error = %err, "file is left out until it can be read");
-                    outlet.complain(self.collector, &err);
-                }
-                Ok(None)
+                state.refused.entry(path.to_owned()).or_insert(how.from_end);
+                state.trouble(path, &CollectError::read(path.display().to_string(), err).to_string());
+                return Ok(None);
             }
+        };
+        if let Some(lines) = at.cx.once {
+            file.seek_to_last_lines(lines);
         }
+        let source = self.source(&file.cursor(name, 0).id(), Some(name));
+        state.refused.remove(path);
+        if passed && let Ok(Some(positions)) = file.skip() {
+            let mut over = Chunk::new(Arc::clone(&source));
+            over.dropped.push(passed_over(positions));
+            at.outlet.emit(over)?;
+        }
+        self.follow(at, state, key, (file, name, source), (how.listed, state.scan_began))?;
+        Ok(Some(key))
     }
 
-    /// The file where one of these cursors left it, and that cursor's id.
-    fn resume(&self, path: &Path, known: &[Cursor]) -> io::Result<Option<(File, String)>> {
-        for cursor in known {
-            if let Some(file) = File::resume(path, cursor)? {
-                return Ok(Some((file, cursor.id())));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Whether a file that is new holds what is read from another already: it is left alone until that one is truncated.
+    /// Whether a file that is new holds what is read from another already, as rotation by copy and truncation makes it. It
+    /// is left alone until that one is truncated; where that does not happen soon after it stands still, it is no copy.
     fn is_copy(
         &mut self,
-        cx: &Cx,
-        outlet: &Outlet,
+        at: &Place<'_>,
         state: &mut State,
-        path: &Path,
-        new: Key,
+        (path, found): (&Path, &root::Found),
     ) -> Result<bool, CollectError> {
+        let (new, length) = (key(found.meta()), found.meta().len());
         let before = |followed: &Followed| followed.scan < state.scans;
         let originals: Vec<Key> = state
             .files
             .iter()
-            .filter(|(_, followed)| before(followed) && rotation::may_be_of(path, &cx.path(followed.path())))
+            .filter(|(_, followed)| before(followed) && rotation::may_be_of(path, &followed.path))
             .map(|(key, _)| *key)
             .collect();
         for original in originals {
             // Between the copy and this look it may have been truncated.
             if state.files.get(&original).is_some_and(|followed| followed.file.was_truncated().unwrap_or(false)) {
-                self.truncated(cx, outlet, state, original)?;
+                self.truncated(at, state, original)?;
             }
-            let is_copy = |followed: &Followed| rotation::is_copy(path, followed.file.inner());
-            if state.files.contains_key(&new) || state.files.get(&original).is_some_and(is_copy) {
+            if state.files.contains_key(&new) {
                 return Ok(true);
+            }
+            let may_be = |followed: &Followed| {
+                let (copy, original) = (found.read().ok(), followed.file.file().ok());
+                copy.zip(original).is_some_and(|(copy, original)| rotation::may_be_copy(&copy, original))
+            };
+            if state.files.get(&original).is_some_and(may_be) {
+                let (known, since) = state.suspects.entry(new).or_insert((length, Instant::now()));
+                if *known != length {
+                    (*known, *since) = (length, Instant::now());
+                }
+                if since.elapsed() < self.copy_wait {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)
     }
 
-    fn follow(
+    pub(super) fn follow(
         &self,
-        outlet: &Outlet,
+        at: &Place<'_>,
         state: &mut State,
         key: Key,
-        (file, source): (File, Arc<Source>),
+        (file, path, source): (File, &Path, Arc<Source>),
         (listed, seen): (bool, i64),
     ) -> Result<(), CollectError> {
-        let followed =
-            Followed { file, source, listed, grew: Instant::now(), seen, scan: state.scans, complained: false };
+        let (grew, scan, path) = (Instant::now(), state.scans, path.to_owned());
+        let followed = Followed { file, path, source, listed, grew, seen, scan, had_turn: false, trouble: None };
         let mut first = Chunk::new(Arc::clone(&followed.source));
         // Where it begins must be durable too: a restart must not begin at a later end.
         first.cursor = Some(followed.cursor().encode());
-        outlet.emit(first)?;
+        at.outlet.emit(first)?;
         state.files.insert(key, followed);
         Ok(())
     }
@@ -333,51 +332,66 @@ impl<P: LineParser> Tailer<P> {
     /// the file itself begins again as another.
     pub(super) fn truncated(
         &mut self,
-        cx: &Cx,
-        outlet: &Outlet,
+        at: &Place<'_>,
         state: &mut State,
         original: Key,
     ) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&original) else { return Ok(()) };
-        let (cursor, path) = (followed.cursor(), followed.path().to_owned());
-        tracing::info!(collector = self.collector, path, "file was truncated; reading it from its beginning");
-        let copy = rotation::siblings(&cx.path(&path))
-            .into_iter()
-            .find(|(path, meta)| !state.files.contains_key(&key(meta)) && rotation::continues(path, &cursor));
-        match copy.and_then(|(path, meta)| Some((File::resume(&path, &cursor).ok()??, key(&meta)))) {
+        let (cursor, path) = (followed.cursor(), followed.path.clone());
+        tracing::info!(collector = self.collector, path = %path.display(), "file was truncated; reading it from its beginning");
+        let copy = rotation::siblings(&at.root, &path).into_iter().find(|(sibling, meta)| {
+            !state.files.contains_key(&key(meta))
+                && rotation::may_be_of(sibling, &path)
+                && rotation::continues(&at.root, sibling, &cursor)
+        });
+        let resumed = copy.and_then(|(path, _)| {
+            let found = at.root.log(&path).ok()?;
+            Some((File::resume(&found, &cursor).ok()??, key(found.meta())))
+        });
+        match resumed {
             Some((file, copy)) => {
-                let parts = (file, Arc::clone(&followed.source));
-                self.follow(outlet, state, copy, parts, (false, state.scan_began))?;
+                let parts = (file, path.as_path(), Arc::clone(&followed.source));
+                self.follow(at, state, copy, parts, (false, state.scan_began))?;
             }
             None => {
-                self.rest(cx, outlet, &mut followed)?;
+                self.rest(at, &mut followed)?;
                 if let Some(positions) = followed.file.destroyed() {
+                    let bytes = positions.1 - positions.0;
                     tracing::warn!(
                         collector = self.collector,
-                        path,
-                        bytes = positions.1 - positions.0,
+                        path = %path.display(),
+                        bytes,
                         "file was truncated before all of it could be read"
                     );
                     let mut lost = Chunk::new(Arc::clone(&followed.source));
                     // How many lines they were is not known.
                     let reason = Reason::SourceOverrun;
                     lost.dropped.push(Dropped { reason, count: 1, positions: Some(positions) });
-                    outlet.emit(lost)?;
+                    at.outlet.emit(lost)?;
                 }
-                self.forget(outlet, &cursor)?;
+                self.forget(at, &cursor)?;
             }
         }
-        followed.file.restart(cx.now());
-        let source = self.source(&followed.cursor().id(), Some(path));
-        self.follow(outlet, state, original, (followed.file, source), (followed.listed, followed.seen))
+        followed.file.restart(at.cx.now());
+        let source = self.source(&followed.cursor().id(), Some(&path));
+        self.follow(at, state, original, (followed.file, &path, source), (followed.listed, followed.seen))
     }
+}
 
-    /// What was read of a last line that will not be finished.
-    pub(super) fn rest(&mut self, cx: &Cx, outlet: &Outlet, followed: &mut Followed) -> Result<(), CollectError> {
-        let (parser, taken) = (&mut self.parser, &mut self.taken);
-        taken.begin(&followed.source, cx.now());
-        followed.file.take_rest(|line| parser.parse(&line, taken));
-        let chunk = taken.end();
-        if chunk.entries.is_empty() { Ok(()) } else { outlet.emit(chunk) }
+/// The file where one of these cursors left it, and that cursor's id.
+pub(super) fn resume(found: &root::Found, known: &[Cursor]) -> io::Result<Option<(File, String)>> {
+    for cursor in known {
+        if let Some(file) = File::resume(found, cursor)? {
+            return Ok(Some((file, cursor.id())));
+        }
+    }
+    Ok(None)
+}
+
+impl State {
+    pub(super) fn trouble(&mut self, path: &Path, why: &str) {
+        let path = path.display().to_string();
+        let text = if why.contains(&path) { why.to_owned() } else { format!("{path}: {why}") };
+        self.troubles.insert(path, text);
     }
 }

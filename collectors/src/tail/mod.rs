@@ -4,15 +4,24 @@
 //! reused inode or a truncation the bytes there are others. The cursor stands at the start of the first line that is
 //! not yet handed over, and is made durable in the same transaction as the lines before it.
 //!
-//! Rotation by rename, by copy and truncation, and several of them while nobody looked: [`follow`], [`rotation`].
+//! Files are read in turn, so many bytes each: a file that is written to without end does not keep the others waiting.
+//! Descriptors have a limit; a file that has not grown for long is closed, and opened again when it grows.
+//!
+//! Rotation by rename, by copy and truncation, into archives, and several of them while nobody looked: [`follow`],
+//! [`lost`], [`rotation`], [`unpacked`].
 //!
 //! notify(7) events only wake the tailer; what there is to read is found by looking.
 
 mod cursor;
 mod file;
 mod follow;
+mod input;
+mod logrotate;
+mod lost;
 mod rotation;
+mod skip;
 mod taken;
+mod unpacked;
 mod watches;
 
 pub(crate) use cursor::Cursor;
@@ -20,14 +29,17 @@ pub(crate) use file::{File, Line, Reading};
 pub(crate) use taken::Taken;
 use watches::Watches;
 
-use crate::{CollectError, Cx, Outlet, Wake};
+use crate::{
+    CollectError, Cx, Outlet, Wake,
+    root::{Root, glob::Pattern},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
-use vedette_wire::Source;
+use vedette_wire::{Chunk, Dropped, Position, Reason, Source};
 
 /// How often files are looked at when no event comes (network file systems, watches exhausted).
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -37,9 +49,20 @@ const SCAN_EVERY: Duration = Duration::from_secs(5);
 const GATHER: Duration = Duration::from_millis(100);
 /// The usual [`Tailer::patience`].
 const PATIENCE: Duration = Duration::from_secs(600);
+/// The usual [`Tailer::copy_wait`].
+const COPY_WAIT: Duration = Duration::from_secs(10);
 /// A chunk is handed over at this size.
 const CHUNK_BYTES: usize = 128 << 10;
-/// Source id of the marker that says that the first scan is behind us.
+/// Bytes of one file until it is another's turn.
+const TURN_BYTES: u64 = 1 << 20;
+/// For so long only files that have more are read; then all are looked at.
+const TURNS_MAX: Duration = Duration::from_millis(500);
+/// Descriptors that are left to others, and those that are used at the least and at the most.
+const OPEN_RESERVE: u64 = 128;
+const OPEN_RANGE: std::ops::RangeInclusive<u64> = 16..=8192;
+/// Troubles that are named in status; of the others the number is.
+const TROUBLES_NAMED: usize = 5;
+/// Source id of the marker that says which globs were scanned in the last run.
 const SCANNED: &str = "scanned";
 /// Source id of the time, nanoseconds UTC, up to which what was written is not to be collected.
 const PASSED_OVER: &str = "passed-over";
@@ -64,21 +87,36 @@ pub(crate) enum Start {
 /// Tails the files of some globs for one collector.
 pub(crate) struct Tailer<P> {
     collector: &'static str,
-    globs: Vec<String>,
+    patterns: Vec<Pattern>,
     start: Start,
     parser: P,
+    /// Whether it is a trouble where a path without wildcards names nothing.
+    expects_each: bool,
     /// A rotated file is let go when it has not grown for so long, and a file of an earlier run that is not found (its
     /// file system may not be mounted yet) is looked for so long.
     patience: Duration,
+    /// What may be a copy of a followed file is one where that is truncated within this after it stands still.
+    copy_wait: Duration,
+    /// Descriptors that it may hold.
+    open_max: usize,
     /// What is taken of a file.
     taken: Taken,
     /// What is read of one.
     block: Vec<u8>,
 }
 
+/// The host, and where records go.
+struct Place<'a> {
+    cx: &'a Cx,
+    outlet: &'a Outlet,
+    root: Root,
+}
+
 /// A file that is followed.
 struct Followed {
     file: File,
+    /// On the host.
+    path: PathBuf,
     source: Arc<Source>,
     /// Still found by a glob under its name.
     listed: bool,
@@ -88,25 +126,29 @@ struct Followed {
     seen: i64,
     /// The scan that found it.
     scan: u64,
-    /// Said to be unreadable, so that it is said once.
-    complained: bool,
+    /// It was read since it was opened.
+    had_turn: bool,
+    /// Why it cannot be read.
+    trouble: Option<String>,
 }
 
 impl Followed {
-    fn path(&self) -> &str {
-        self.source.name.as_deref().unwrap_or_default()
-    }
-
     fn cursor(&self) -> Cursor {
-        self.file.cursor(self.path(), self.seen)
+        self.file.cursor(&self.path, self.seen)
     }
 }
 
 /// What a look at a file found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Read {
     Nothing,
+    /// It was read to its end.
     Grew,
+    /// There is more, and it is another's turn.
+    More,
     Truncated,
+    /// An archive has been read to its end.
+    Done,
 }
 
 /// Device and inode.
@@ -114,11 +156,13 @@ type Key = (u64, u64);
 
 /// How a file was found.
 #[derive(Clone, Copy)]
-struct Found {
+struct Found<'a> {
     /// By a glob under its name.
     listed: bool,
     /// It was there before its glob was scanned for the first time, and such files are begun at their end.
     from_end: bool,
+    /// The name that it had, where it was found under another.
+    original: Option<&'a std::path::Path>,
 }
 
 /// Which file was found under a name, and when the last scan began that found it, nanoseconds UTC.
@@ -129,11 +173,19 @@ struct Name {
 }
 
 struct State {
-    /// By path on this machine.
+    /// By path on the host.
     names: BTreeMap<PathBuf, Name>,
     files: BTreeMap<Key, Followed>,
-    /// Cursors of earlier runs whose files have not been found yet, by the source's id.
+    /// Cursors whose files have not been found yet, by the source's id.
     orphans: BTreeMap<String, Cursor>,
+    /// Sources that no glob named in the last run: what was written meanwhile is not to be collected.
+    returning: BTreeSet<String>,
+    /// What may be a copy: its length, and since when it stands still.
+    suspects: BTreeMap<Key, (u64, Instant)>,
+    /// Archives that were held against a source, each at a length.
+    tried: BTreeSet<(String, Key, u64)>,
+    /// Where logrotate's configuration puts old logs; read when it is needed.
+    old_directories: Option<BTreeSet<PathBuf>>,
     /// Files that were made before this are begun at their end, whenever they are found.
     passed_over: i64,
     /// Scans so far, and when the last one began, nanoseconds UTC.
@@ -141,150 +193,294 @@ struct State {
     scan_began: i64,
     /// Globs that were scanned before: what appears in them from now on is new.
     scanned: BTreeSet<String>,
+    /// A file waits for a descriptor.
+    is_waiting: bool,
     /// Files that cannot be opened, and whether they are to be begun at their end once they can.
     refused: BTreeMap<PathBuf, bool>,
+    /// What cannot be read, by path, as the last scan found it.
+    troubles: BTreeMap<String, String>,
+    /// What was reported of it.
+    reported: String,
     since: Instant,
 }
 
+impl State {
+    fn new(cx: &Cx, patterns: &[Pattern]) -> Self {
+        let kept = |id: &str| cx.cursors.iter().find(|(known, _)| known == id).map(|(_, bytes)| bytes);
+        let scanned: BTreeSet<String> =
+            kept(SCANNED).and_then(|globs| rmp_serde::from_slice(globs).ok()).unwrap_or_default();
+        let before: Vec<Pattern> = scanned.iter().filter_map(|glob| Pattern::new(glob).ok()).collect();
+        let names = |patterns: &[Pattern], cursor: &Cursor| {
+            let path = cursor.host_path();
+            patterns.iter().any(|pattern| pattern.matches(&path))
+        };
+        // What no glob names any more is not opened; its cursor stays with the queue.
+        let orphans: BTreeMap<String, Cursor> = cx
+            .cursors
+            .iter()
+            .filter_map(|(id, bytes)| Cursor::decode(id, bytes, &cx.stored))
+            .filter(|cursor| names(patterns, cursor))
+            .map(|cursor| (cursor.id(), cursor))
+            .collect();
+        let returning = if before.is_empty() {
+            BTreeSet::new()
+        } else {
+            orphans.values().filter(|cursor| !names(&before, cursor)).map(Cursor::id).collect()
+        };
+        let passed_over = kept(PASSED_OVER).and_then(|time| Some(i64::from_be_bytes(time.as_slice().try_into().ok()?)));
+        Self {
+            names: BTreeMap::new(),
+            files: BTreeMap::new(),
+            orphans,
+            returning,
+            suspects: BTreeMap::new(),
+            tried: BTreeSet::new(),
+            old_directories: None,
+            passed_over: passed_over.unwrap_or(i64::MIN),
+            scans: 0,
+            scan_began: 0,
+            scanned,
+            is_waiting: false,
+            refused: BTreeMap::new(),
+            troubles: BTreeMap::new(),
+            reported: String::new(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Say what cannot be read, where that has changed.
+    fn report(&mut self, collector: &'static str, outlet: &Outlet) {
+        let of_files = self.files.values().filter_map(|followed| followed.trouble.as_ref());
+        let all: Vec<&String> = self.troubles.values().chain(of_files).collect();
+        let mut text: Vec<&str> = all.iter().take(TROUBLES_NAMED).map(|trouble| trouble.as_str()).collect();
+        let more = format!("and {} more", all.len().saturating_sub(TROUBLES_NAMED));
+        if all.len() > TROUBLES_NAMED {
+            text.push(&more);
+        }
+        let text = text.join("; ");
+        if text == self.reported {
+            return;
+        }
+        if text.is_empty() {
+            outlet.recovered(collector);
+        } else {
+            tracing::warn!(collector, "{}", vedette_wire::text::printable(&text));
+            outlet.complain(collector, &text);
+        }
+        self.reported = text;
+    }
+}
+
+/// Descriptors that one tailer may hold, of those that the process may (getrlimit(2)).
+fn open_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let share = (limit / 2).min(limit.saturating_sub(OPEN_RESERVE));
+    usize::try_from(share.clamp(*OPEN_RANGE.start(), *OPEN_RANGE.end())).expect("it is small")
+}
+
 impl<P: LineParser> Tailer<P> {
-    pub(crate) fn new(collector: &'static str, globs: Vec<String>, start: Start, parser: P) -> Self {
-        let (taken, block) = (Taken::default(), Vec::new());
-        Self { collector, globs, start, parser, patience: PATIENCE, taken, block }
+    /// A tailer of globs that are patterns.
+    pub(crate) fn new(collector: &'static str, globs: &[String], start: Start, parser: P) -> Self {
+        Self {
+            collector,
+            patterns: globs.iter().filter_map(|glob| Pattern::new(glob).ok()).collect(),
+            start,
+            parser,
+            expects_each: false,
+            patience: PATIENCE,
+            copy_wait: COPY_WAIT,
+            open_max: open_max(),
+            taken: Taken::default(),
+            block: Vec::new(),
+        }
+    }
+
+    /// Each path without wildcards was named by a person, and is to be there.
+    pub(crate) fn expecting_each(self, expects_each: bool) -> Self {
+        Self { expects_each, ..self }
+    }
+
+    fn place<'a>(cx: &'a Cx, outlet: &'a Outlet) -> Result<Place<'a>, CollectError> {
+        let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
+        Ok(Place { cx, outlet, root })
     }
 
     /// Follow until told to stop.
     pub(crate) fn run(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
-        let mut state = State {
-            names: BTreeMap::new(),
-            files: BTreeMap::new(),
-            orphans: cx
-                .cursors
-                .iter()
-                .filter_map(|(id, bytes)| Cursor::decode(id, bytes, &cx.stored))
-                .map(|c| (c.id(), c))
-                .collect(),
-            scanned: cx
-                .cursors
-                .iter()
-                .find(|(id, _)| id == SCANNED)
-                .and_then(|(_, globs)| rmp_serde::from_slice(globs).ok())
-                .unwrap_or_default(),
-            passed_over: cx
-                .cursors
-                .iter()
-                .find(|(id, _)| id == PASSED_OVER)
-                .and_then(|(_, time)| Some(i64::from_be_bytes(time.as_slice().try_into().ok()?)))
-                .unwrap_or(i64::MIN),
-            scans: 0,
-            scan_began: 0,
-            refused: BTreeMap::new(),
-            since: Instant::now(),
-        };
+        match self.follow_all(cx, outlet) {
+            Err(CollectError::Stopped) if outlet.is_stopped() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn follow_all(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+        let at = Self::place(cx, outlet)?;
+        let mut state = State::new(cx, &self.patterns);
         let mut watches = Watches::new(outlet.waker());
         let mut scan_at = Instant::now();
         loop {
-            if watches.take_changed() || Instant::now() >= scan_at {
-                self.scan(cx, outlet, &mut state, &mut watches)?;
+            if watches.take_changed() || Instant::now() >= scan_at || std::mem::take(&mut state.is_waiting) {
+                self.scan(&at, &mut state, &mut watches)?;
                 scan_at = Instant::now() + SCAN_EVERY;
             }
-            let read = self.read_all(cx, outlet, &mut state)?;
+            let read = self.read_all(&at, &mut state)?;
+            state.report(self.collector, outlet);
             if self.block.len() > 2 * file::BLOCK_BYTES {
                 // There was a very long line.
                 self.block = Vec::new();
             }
-            if cx.once.is_some() {
+            if cx.once.is_some() && read != Read::More {
                 return Ok(());
             }
-            if read {
-                if outlet.pause(GATHER) {
-                    return Ok(());
+            match read {
+                Read::More if outlet.is_stopped() => return Ok(()),
+                Read::More => {}
+                Read::Nothing if !state.is_waiting => {
+                    if outlet.wait(LOOK_EVERY) == Wake::Stop {
+                        return Ok(());
+                    }
                 }
-                continue;
-            }
-            if outlet.wait(LOOK_EVERY) == Wake::Stop {
-                return Ok(());
+                _ if outlet.pause(GATHER) => return Ok(()),
+                _ => {}
             }
         }
     }
 
-    /// Read every file to its end; true where there was anything.
-    fn read_all(&mut self, cx: &Cx, outlet: &Outlet, state: &mut State) -> Result<bool, CollectError> {
-        let mut any = false;
-        let (mut gone, mut truncated) = (Vec::new(), Vec::new());
-        for (key, followed) in &mut state.files {
-            match self.read_one(cx, outlet, followed) {
-                Ok(read) => {
-                    if std::mem::take(&mut followed.complained) {
-                        outlet.recovered(self.collector);
-                    }
-                    match read {
-                        Read::Grew => any = true,
-                        Read::Nothing if !followed.listed && followed.grew.elapsed() > self.patience => gone.push(*key),
-                        Read::Nothing => {}
-                        Read::Truncated => truncated.push(*key),
-                    }
+    /// Read every file, each in its turn; whether there was anything, and whether there is more.
+    fn read_all(&mut self, at: &Place<'_>, state: &mut State) -> Result<Read, CollectError> {
+        let open = |(key, followed): (&Key, &Followed)| followed.file.holds_descriptor().then_some(*key);
+        let mut turns: Vec<Key> = state.files.iter().filter_map(open).collect();
+        let (mut any, began) = (false, Instant::now());
+        loop {
+            let mut more = Vec::new();
+            for key in turns {
+                match self.read_one(at, state, key)? {
+                    Read::Nothing => continue,
+                    Read::More => more.push(key),
+                    Read::Truncated => self.truncated(at, state, key)?,
+                    Read::Grew => {}
+                    Read::Done => self.let_go(at, state, key)?,
                 }
-                Err(CollectError::Stopped) => return Err(CollectError::Stopped),
-                Err(err) => {
-                    if !std::mem::replace(&mut followed.complained, true) {
-                        tracing::warn!(collector = self.collector, error = %err, "file cannot be read");
-                        outlet.complain(self.collector, &err);
-                    }
+                any = true;
+                if at.outlet.is_stopped() {
+                    return Ok(Read::Grew);
                 }
             }
-            if outlet.is_stopped() {
+            if more.is_empty() {
                 break;
             }
-        }
-        for key in truncated {
-            self.truncated(cx, outlet, state, key)?;
-            any = true;
-        }
-        for key in gone {
-            if let Some(mut followed) = state.files.remove(&key) {
-                self.rest(cx, outlet, &mut followed)?;
-                self.forget(outlet, &followed.cursor())?;
+            if began.elapsed() > TURNS_MAX {
+                return Ok(Read::More);
             }
+            turns = more;
         }
-        Ok(any)
+        let is_over = |followed: &Followed| {
+            !followed.listed && followed.file.is_open() && followed.grew.elapsed() > self.patience
+        };
+        let over: Vec<Key> = state.files.iter().filter(|(_, followed)| is_over(followed)).map(|(key, _)| *key).collect();
+        for key in over {
+            self.let_go(at, state, key)?;
+        }
+        Ok(if any { Read::Grew } else { Read::Nothing })
     }
 
-    fn read_one(&mut self, cx: &Cx, outlet: &Outlet, followed: &mut Followed) -> Result<Read, CollectError> {
-        let path = followed.source.name.clone().unwrap_or_default();
-        let failed = |err| CollectError::read(path.clone(), err);
+    /// A file that will not grow: its unfinished line, and nothing of it any more.
+    fn let_go(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<(), CollectError> {
+        let Some(mut followed) = state.files.remove(&key) else { return Ok(()) };
+        self.rest(at, &mut followed)?;
+        self.forget(at, &followed.cursor())
+    }
+
+    /// One turn of a file.
+    fn read_one(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<Read, CollectError> {
+        let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
+        let read = self.turn(at, followed);
+        followed.had_turn = true;
+        match read {
+            Ok(read) => {
+                followed.trouble = None;
+                Ok(read)
+            }
+            Err(CollectError::Stopped) => Err(CollectError::Stopped),
+            Err(err) if followed.file.is_unpacked() => {
+                let cursor = followed.cursor();
+                state.files.remove(&key);
+                self.lost(at, &cursor, &err.to_string())?;
+                Ok(Read::Grew)
+            }
+            Err(err) => {
+                followed.trouble = Some(err.to_string());
+                Ok(Read::Nothing)
+            }
+        }
+    }
+
+    fn turn(&mut self, at: &Place<'_>, followed: &mut Followed) -> Result<Read, CollectError> {
+        let failed = |err| CollectError::read(followed.source.name.clone().unwrap_or_default(), err);
         if followed.file.is_quiet().map_err(failed)? {
             return Ok(Read::Nothing);
         }
         // Taken before: what is written meanwhile makes another.
         let stamp = followed.file.stamp().map_err(failed)?;
-        let mut read = Read::Nothing;
+        let (mut read, from) = (Read::Nothing, followed.file.offset());
         loop {
             let (parser, taken, block) = (&mut self.parser, &mut self.taken, &mut self.block);
-            taken.begin(&followed.source, cx.now());
+            taken.begin(&followed.source, at.cx.now());
             let ended = followed.file.read(block, CHUNK_BYTES, |line| parser.parse(&line, taken));
             let mut chunk = taken.end();
-            if ended.as_ref().is_ok_and(|ended| *ended != Reading::Truncated) {
+            if ended.as_ref().is_ok_and(|ended| *ended != Reading::Truncated) && !followed.file.is_unpacked() {
                 followed.file.saw(stamp.0);
             }
+            if let Ok(Reading::Hole(positions)) = &ended {
+                chunk.dropped.push(Dropped { reason: Reason::Hole, count: 1, positions: Some(*positions) });
+            }
             // Also of what was read before it failed.
-            if !chunk.entries.is_empty() {
+            if !chunk.entries.is_empty() || !chunk.dropped.is_empty() {
                 read = Read::Grew;
                 followed.grew = Instant::now();
                 chunk.cursor = Some(followed.cursor().encode());
-                outlet.emit(chunk)?;
+                at.outlet.emit(chunk)?;
             }
             match ended.map_err(failed)? {
                 Reading::Truncated => return Ok(Read::Truncated),
-                Reading::End if matches!(read, Read::Nothing) => {
-                    followed.file.now_quiet(stamp, cx.now());
+                Reading::End if followed.file.is_unpacked() => return Ok(Read::Done),
+                Reading::End if read == Read::Nothing => {
+                    followed.file.now_quiet(stamp, at.cx.now());
                     return Ok(read);
                 }
                 Reading::End => return Ok(read),
-                Reading::More if outlet.is_stopped() => return Ok(read),
-                Reading::More => {}
+                Reading::More | Reading::Hole(_) if at.outlet.is_stopped() => return Ok(read),
+                Reading::More | Reading::Hole(_) if followed.file.offset() - from >= TURN_BYTES => return Ok(Read::More),
+                Reading::More | Reading::Hole(_) => {}
             }
         }
     }
+
+    /// What was read of a last line that will not be finished.
+    fn rest(&mut self, at: &Place<'_>, followed: &mut Followed) -> Result<(), CollectError> {
+        let (parser, taken) = (&mut self.parser, &mut self.taken);
+        taken.begin(&followed.source, at.cx.now());
+        followed.file.take_rest(|line| parser.parse(&line, taken));
+        let chunk = taken.end();
+        if chunk.entries.is_empty() { Ok(()) } else { at.outlet.emit(chunk) }
+    }
+
+    fn source(&self, id: &str, path: Option<&std::path::Path>) -> Arc<Source> {
+        let name = path.map(|path| path.to_string_lossy().into_owned());
+        Arc::new(Source { collector: self.collector, id: id.to_owned(), name })
+    }
+
+    fn forget(&self, at: &Place<'_>, cursor: &Cursor) -> Result<(), CollectError> {
+        tracing::debug!(collector = self.collector, path = cursor.path, "file is gone; its cursor is dropped");
+        let mut chunk = Chunk::new(self.source(SCANNED, None));
+        chunk.forget.push(cursor.id());
+        at.outlet.emit(chunk)
+    }
+}
+
+/// Positions that policy or configuration leaves out.
+fn passed_over(positions: Position) -> Dropped {
+    Dropped { reason: Reason::Policy, count: 1, positions: Some(positions) }
 }
 
 #[cfg(test)]

@@ -1,58 +1,140 @@
-//! What rotation leaves beside a file: copies of it (logrotate's `copytruncate`), and generations that came and went
-//! while nobody looked.
+//! What rotation leaves of a file: copies of it (logrotate's `copytruncate`), generations that came and went while nobody
+//! looked, and archives.
 //!
 //! ```text
-//! app.log    →    app.log.1, app.log-20261125, app-20261125.log
+//! app.log    →    app.log.1, app.log-20261125, app-20261125.log, app.log.2.gz, archive/app.log.1
 //! ```
 
-use super::Cursor;
+use super::{Cursor, unpacked};
+use crate::root::Root;
 use std::{
+    ffi::OsStr,
     fs::{File, Metadata},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
 };
 
-/// Endings of what rotation has compressed: not lines.
-const COMPRESSED: [&str; 6] = ["gz", "bz2", "xz", "zst", "lz4", "Z"];
 /// Bytes by which a copy is recognised, at its beginning and at its end.
 const COMPARED_BYTES: u64 = 64;
 
 /// The shortest date that follows a name without a separator: `%y%m%d`.
 const DATE_DIGITS: usize = 6;
 
+/// Entries of one directory that are looked at.
+const ENTRIES_MAX: usize = 20_000;
+/// Directories below a log's own that old ones are looked for in.
+const DIRECTORIES_MAX: usize = 64;
+
 /// The kernel stamps files with the time of its last tick, up to 10 ms ago at 100 ticks a second.
 pub(super) const GRANULARITY_NS: i64 = 10_000_000;
 
-/// Whether a file is compressed, by its name.
-pub(super) fn is_compressed(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| COMPRESSED.iter().any(|known| extension == *known))
-}
-
 /// Whether a name may be what rotation made of another: it begins with the other's name up to its last dot, and goes on
 /// with a separator or a date. `app10.log` is not of `app1.log`.
-pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
-    let (Some(name), Some(stem)) = (path.file_name(), original.file_stem()) else { return false };
-    let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes());
+fn may_be_named(name: &OsStr, original: &Path) -> bool {
+    let Some(stem) = original.file_stem() else { return false };
     let is_of = |rest: &[u8]| {
         !rest.first().is_some_and(u8::is_ascii_alphanumeric)
             || rest.get(..DATE_DIGITS).is_some_and(|date| date.iter().all(u8::is_ascii_digit))
     };
-    path != original && path.parent() == original.parent() && rest.is_some_and(is_of) && !is_compressed(path)
+    name.as_bytes().strip_prefix(stem.as_bytes()).is_some_and(is_of)
 }
 
-/// Files beside another that rotation may have made of it.
-pub(super) fn siblings(original: &Path) -> Vec<(PathBuf, Metadata)> {
-    let entries = original.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+/// Whether a path may be what rotation made of another, in the same directory and as lines.
+pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
+    path != original
+        && path.parent() == original.parent()
+        && path.file_name().is_some_and(|name| may_be_named(name, original))
+        && !unpacked::is_compressed(path)
+}
+
+/// Names in a directory; none where it cannot be listed.
+fn names(root: &Root, dir: &Path) -> Vec<(Vec<u8>, bool)> {
+    let Ok((_, entries)) = root.entries(dir) else { return Vec::new() };
     entries
-        .into_iter()
         .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| may_be_of(path, original))
+        .take(ENTRIES_MAX)
+        .map(|entry| (entry.file_name().to_bytes().to_vec(), entry.file_type() == rustix::fs::FileType::Directory))
+        .filter(|(name, _)| !matches!(name.as_slice(), b"." | b".."))
+        .collect()
+}
+
+/// Files in a directory that rotation may have made of another, compressed ones too.
+fn made_of(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)> {
+    names(root, dir)
+        .into_iter()
+        .map(|(name, _)| OsStr::from_bytes(&name).to_owned())
+        .filter(|name| may_be_named(name, original))
+        .map(|name| dir.join(name))
+        .filter(|path| path != original)
         .filter_map(|path| {
-            let meta = std::fs::metadata(&path).ok().filter(Metadata::is_file)?;
+            let meta = root.log(&path).ok()?.meta().clone();
             Some((path, meta))
         })
         .collect()
+}
+
+/// Files beside another that rotation may have made of it, oldest first.
+pub(super) fn siblings(root: &Root, original: &Path) -> Vec<(PathBuf, Metadata)> {
+    let dir = original.parent().unwrap_or(Path::new("/"));
+    let mut found = made_of(root, dir, original);
+    found.sort_by_key(|(_, meta)| modified(meta));
+    found
+}
+
+/// The directories that old logs of a directory may lie in: its own, those below it, and those that logrotate's
+/// configuration names.
+pub(super) fn archives<'a>(
+    root: &Root,
+    dir: &Path,
+    old: impl IntoIterator<Item = &'a PathBuf>,
+) -> Vec<PathBuf> {
+    let below = names(root, dir).into_iter().filter(|(_, is_dir)| *is_dir).take(DIRECTORIES_MAX);
+    let mut out = vec![dir.to_owned()];
+    out.extend(below.map(|(name, _)| dir.join(OsStr::from_bytes(&name))));
+    // Below its own where it is relative.
+    out.extend(old.into_iter().map(|old| dir.join(old)));
+    out.dedup();
+    out
+}
+
+/// Files of these directories that may be what a cursor was in: by its inode, then by name, then archives.
+pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor) -> Vec<(PathBuf, Metadata)> {
+    let original = cursor.host_path();
+    let mut out = Vec::new();
+    if let Ok(found) = root.log(&original)
+        && key(found.meta()) == cursor.key()
+    {
+        out.push((original.clone(), found.meta().clone()));
+    }
+    for dir in dirs {
+        for (name, _) in names(root, dir) {
+            let path = dir.join(OsStr::from_bytes(&name));
+            let is_it = root
+                .stat(dir, OsStr::from_bytes(&name))
+                .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == cursor.key());
+            if is_it
+                && path != original
+                && let Ok(found) = root.log(&path)
+            {
+                out.push((path, found.meta().clone()));
+            }
+        }
+    }
+    let (mut archives, plain): (Vec<_>, Vec<_>) = dirs
+        .iter()
+        .flat_map(|dir| made_of(root, dir, &original))
+        .partition(|(path, _)| unpacked::is_compressed(path));
+    out.extend(plain);
+    // An archive has the time of the last line. Before the file was seen last, the newest may be it, and whole.
+    archives.sort_by_key(|(_, meta)| modified(meta));
+    let since = cursor.seen.saturating_sub(GRANULARITY_NS);
+    let first = archives.iter().position(|(_, meta)| modified(meta) >= since).unwrap_or(archives.len());
+    out.extend(archives.split_off(first));
+    out.extend(archives.pop());
+    out
 }
 
 /// Device and inode.
@@ -72,23 +154,23 @@ fn bytes_at(file: &File, offset: u64, length: u64) -> Option<Vec<u8>> {
 }
 
 /// Whether the bytes before a cursor stand at the same place in another file: a copy that goes on where it stood.
-pub(super) fn continues(path: &Path, cursor: &Cursor) -> bool {
+pub(super) fn continues(root: &Root, path: &Path, cursor: &Cursor) -> bool {
     let length = cursor.before.len() as u64;
-    let found = File::open(path).ok().and_then(|file| bytes_at(&file, cursor.offset.checked_sub(length)?, length));
+    let file = root.log(path).and_then(|found| found.read()).ok();
+    let found = file.and_then(|file| bytes_at(&file, cursor.offset.checked_sub(length)?, length));
     length > 0 && found.as_ref() == Some(&cursor.before)
 }
 
-/// Whether a file holds the first bytes of another and nothing else, as far as its beginning and its end tell: a copy,
-/// or one that is being made, which is empty at first.
-pub(super) fn is_copy(path: &Path, original: &File) -> bool {
-    let Ok(copy) = File::open(path) else { return false };
+/// Whether a file holds the first bytes of another and nothing else, as far as its beginning and its end tell: it may be
+/// a copy, or one that is being made, which is empty at first.
+pub(super) fn may_be_copy(copy: &File, original: &File) -> bool {
     let (Ok(meta), Ok(there)) = (copy.metadata(), original.metadata()) else { return false };
     if meta.len() > there.len() {
         return false;
     }
     let length = meta.len().min(COMPARED_BYTES);
     [0, meta.len() - length].iter().all(|at| {
-        let ours = bytes_at(&copy, *at, length);
+        let ours = bytes_at(copy, *at, length);
         ours.is_some() && ours == bytes_at(original, *at, length)
     })
 }

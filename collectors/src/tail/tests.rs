@@ -1,3 +1,5 @@
+mod archives;
+mod hostile;
 mod rotation;
 
 use super::*;
@@ -17,6 +19,13 @@ struct Kept {
     complaints: Mutex<Vec<String>>,
     parts: Mutex<Vec<Option<u32>>>,
     unfinished: Mutex<Vec<bool>>,
+    dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
+}
+
+impl Kept {
+    fn dropped(&self) -> Vec<(Reason, u64, Option<Position>)> {
+        self.dropped.lock().expect("lock").clone()
+    }
 }
 
 impl Sink for Kept {
@@ -28,6 +37,8 @@ impl Sink for Kept {
             self.unfinished.lock().expect("lock").push(line.unfinished);
             self.lines.lock().expect("lock").push((chunk.source.id.clone(), record.position, text));
         }
+        let dropped = chunk.dropped.iter().map(|dropped| (dropped.reason, dropped.count, dropped.positions));
+        self.dropped.lock().expect("lock").extend(dropped);
         let mut cursors = self.cursors.lock().expect("lock");
         for id in &chunk.forget {
             cursors.remove(id);
@@ -91,10 +102,13 @@ fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
 }
 
 fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience: Duration) -> Running {
+    start_with(dir, Tailer { patience, ..Tailer::new("syslog", &[glob.to_owned()], start, Raw) }, kept)
+}
+
+fn start_with(dir: &Path, mut tailer: Tailer<Raw>, kept: Arc<Kept>) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
     let cx = Cx { cursors, ..Cx::new(dir, Arc::new(clock)) };
     let signal = StopSignal::default();
-    let mut tailer = Tailer { patience, ..Tailer::new("syslog", vec![glob.to_owned()], start, Raw) };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
     let thread = std::thread::spawn(move || tailer.run(&cx, &outlet));
     Running { kept, signal, thread: Some(thread) }
@@ -372,7 +386,7 @@ fn once_gives_the_last_lines_and_ends() {
     let kept = Arc::new(Kept::default());
     let cx = Cx { once: Some(100), ..Cx::new(dir.path(), Arc::new(|| 1)) };
     let (globs, start, patience) = (vec!["/a.log".to_owned()], Start::End, PATIENCE);
-    let mut tailer = Tailer { patience, ..Tailer::new("syslog", globs, start, Raw) };
+    let mut tailer = Tailer { patience, ..Tailer::new("syslog", &globs, start, Raw) };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
     tailer.run(&cx, &outlet).expect("ends");
     let lines = kept.lines.lock().expect("lock");

@@ -1,10 +1,11 @@
 //! Wake-ups: inotify(7) through notify. Only a hint; what there is to read is found by looking.
 
-use crate::Waker;
+use super::Place;
+use crate::{Waker, root::glob::Pattern};
 use notify::{RecursiveMode, Watcher};
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -60,18 +61,22 @@ impl Watches {
     }
 
     /// Watch the directory that a pattern's last part is in, where its name holds no wildcard.
-    pub(super) fn add(&mut self, pattern: &Path) {
-        let (Some(watcher), Some(dir)) = (&mut self.watcher, pattern.parent()) else { return };
-        if self.watched.contains(dir) || dir.to_string_lossy().contains(['*', '?', '[']) || !dir.is_dir() {
+    pub(super) fn add(&mut self, at: &Place<'_>, pattern: &Pattern) {
+        let (Some(watcher), Some(dir)) = (&mut self.watcher, pattern.directory()) else { return };
+        if self.watched.contains(&dir) {
             return;
         }
-        match watcher.watch(dir, RecursiveMode::NonRecursive) {
-            Ok(()) => drop(self.watched.insert(dir.to_owned())),
+        // Without links, which would lead out of the host's root.
+        let Ok(found) = at.root.find(&dir) else { return };
+        match watcher.watch(&at.cx.path(found.path()), RecursiveMode::NonRecursive) {
+            Ok(()) => {}
+            // One that may not be listed is said to be by whoever lists it.
             Err(err) => {
-                tracing::warn!(path = %dir.display(), error = %err, "no events for this directory; it is looked at every second");
-                self.watched.insert(dir.to_owned());
+                let dir = dir.display();
+                tracing::warn!(path = %dir, error = %err, "no file events for this directory; its files are polled every second");
             }
         }
+        self.watched.insert(dir);
     }
 
     pub(super) fn take_changed(&self) -> bool {

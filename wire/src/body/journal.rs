@@ -5,7 +5,7 @@ use super::{
     syslog::{facility_name, severity_name},
 };
 use crate::{
-    column::{Column, Value, boolean, integer, text},
+    column::{Column, Value, integer, text},
     ocsf::{Class, Event, object, severity_of_syslog},
 };
 use serde::{Deserialize, Serialize};
@@ -95,9 +95,13 @@ const COLUMNS: &[Column] = &[
     text("message_id", "`MESSAGE_ID`"),
     text("cursor", "`__CURSOR`"),
     text("fields", "every other field of the entry, JSON object"),
-    text("login_user", "user of the log-in that the entry tells of"),
-    text("login_source", "address that the log-in came from"),
-    boolean("login_success", "whether it succeeded"),
+    integer("repeat", "how many times the entry says that it happened; null where it does not"),
+    login::COLUMNS[0],
+    login::COLUMNS[1],
+    login::COLUMNS[2],
+    login::COLUMNS[3],
+    login::COLUMNS[4],
+    login::COLUMNS[5],
 ];
 
 impl Journal {
@@ -107,7 +111,7 @@ impl Journal {
 
     /// Anyone may write `SYSLOG_IDENTIFIER=sshd` (logger(1)): the sender counts, as the kernel names it. `_EXE` is missing
     /// where the sender was gone before journald looked; then it must have been root.
-    fn login(&self) -> Option<login::Login> {
+    pub(super) fn login(&self) -> Option<login::Login> {
         let login = login::recognise(self.app()?, &self.message)?;
         let is_sender = match &self.exe {
             Some(exe) => login::is_login_program(exe),
@@ -151,6 +155,7 @@ impl Observation for Journal {
         event.set_in("metadata", "log_level", self.priority.and_then(severity_name));
         event.set_in("metadata", "log_provider", self.app());
         event.set_in("metadata", "event_code", self.message_id.clone());
+        event.set("count", login::repeated(&self.message).map(|(count, _)| count));
         event.set_in("metadata", "original_event_uid", self.cursor.as_str());
         if let Some(login) = self.login() {
             login.render(event);
@@ -180,9 +185,8 @@ impl Observation for Journal {
     }
 
     fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
-        let login = self.login();
         let more = (!self.more.is_empty()).then(|| serde_json::to_string(&self.more).unwrap_or_default());
-        vec![
+        let mut row = vec![
             self.message.as_str().into(),
             self.priority.and_then(severity_name).into(),
             self.facility.and_then(facility_name).into(),
@@ -202,9 +206,9 @@ impl Observation for Journal {
             self.message_id.as_ref().into(),
             self.cursor.as_str().into(),
             more.into(),
-            login.as_ref().map(|login| login.user.clone()).into(),
-            login.as_ref().and_then(|login| login.source.clone()).into(),
-            login.as_ref().map(|login| login.success).into(),
-        ]
+            login::repeated(&self.message).map(|(count, _)| count).into(),
+        ];
+        row.extend(login::values(self.login()));
+        row
     }
 }

@@ -8,11 +8,18 @@
 //! sshd       Failed password for invalid user admin from 192.0.2.7 port 51514 ssh2
 //! sudo       pam_unix(sudo:session): session opened for user root(uid=0) by alice(uid=1000)
 //! login      pam_unix(login:session): session closed for user alice
-//! su         pam_unix(su:auth): authentication failure; logname= uid=1000 … user=root
+//! su         pam_unix(su:auth): authentication failure; logname= uid=1000 … ruser=alice rhost=  user=root
 //! ```
+//!
+//! A peer chooses the name it logs in with, the id in its certificate and its host's name. None of them becomes another
+//! field: a message is read from its fixed ends, and where two readings are possible the fields in doubt are absent.
 
-use crate::ocsf::{Event, object};
+use crate::{
+    column::{Column, Value, boolean, integer, text},
+    ocsf::{Event, object},
+};
 use serde_json::json;
+use core::net::IpAddr;
 
 /// OCSF 3002 activity: log on.
 pub const LOGON: u8 = 1;
@@ -26,11 +33,11 @@ pub const SWITCH: u8 = 7;
 pub struct Login {
     /// OCSF activity.
     pub activity: u8,
-    /// The user who logs in, or whom the account is switched to.
-    pub user: String,
-    /// Whether it succeeded.
-    pub success: bool,
-    /// Address that it came from.
+    /// The user who logs in, or whom the account is switched to; absent where the message does not name one.
+    pub user: Option<String>,
+    /// Whether it succeeded; absent for a log-out.
+    pub success: Option<bool>,
+    /// Address or host name that it came from.
     pub source: Option<String>,
     /// Port that it came from.
     pub port: Option<u16>,
@@ -42,42 +49,101 @@ pub struct Login {
     pub by: Option<String>,
 }
 
+/// Columns of the kinds that tell of log-ins, in the order of [`values`].
+pub(super) const COLUMNS: [Column; 6] = [
+    text("login_user", "user who logs in, or whom sudo or su switches to; any local user may have such a line written"),
+    text("login_source", "address or host name that the log-in came from"),
+    integer("login_port", "port that it came from"),
+    boolean("login_success", "whether it succeeded; null for a log-out"),
+    text("login_by", "account behind a switch by sudo or su; null where a user logs in"),
+    text("login_method", "how the user was authenticated: `password`, `publickey`, …"),
+];
+
+/// Values of [`COLUMNS`].
+pub(super) fn values(login: Option<Login>) -> [Value<'static>; COLUMNS.len()] {
+    let Some(login) = login else { return [const { Value::Null }; COLUMNS.len()] };
+    let Login { user, source, port, success, by, method, .. } = login;
+    [user.into(), source.into(), port.into(), success.into(), by.into(), method.into()]
+}
+
+/// How often a message says that it happened, and the message itself: rsyslog's `message repeated 5 times: [ … ]`, and
+/// `last message repeated 5 times` of others, which does not say what.
+pub(super) fn repeated(message: &str) -> Option<(u64, &str)> {
+    let (count, rest) = match message.strip_prefix("message repeated ") {
+        Some(rest) => rest.split_once(" times: [")?,
+        None => (message.strip_prefix("last message repeated ")?.strip_suffix(" times")?, ""),
+    };
+    let inner = rest.strip_suffix(']').unwrap_or(rest);
+    Some((count.parse().ok()?, inner.strip_prefix(' ').unwrap_or(inner)))
+}
+
 /// Recognise a message; most are not about log-ins, which the first comparison finds out.
 pub fn recognise(app: &str, message: &str) -> Option<Login> {
-    match app {
-        "sshd" | "sshd-session" => sshd(message).or_else(|| pam(message)),
-        "sudo" | "su" | "login" | "su-l" | "gdm-password" | "gdm-password]" | "lightdm" | "cron" | "CRON" => {
+    let message = repeated(message).map_or(message, |(_, message)| message);
+    // gdm names itself `gdm-password]`.
+    match app.trim_end_matches(']') {
+        "sshd" | "sshd-session" | "sshd-auth" => sshd(message).or_else(|| pam(message)),
+        "sudo" | "sudo-i" | "sudo-rs" | "su" | "su-l" | "su-rs" | "login" | "lightdm" | "sddm" | "cron" | "CRON" => {
             pam(message)
         }
+        app if app.starts_with("gdm-") => pam(message),
         _ => None,
     }
 }
 
-/// Whether a path is a program of the system that logs users in.
+/// Where systems install their programs; users cannot write there.
+const SYSTEM: [&str; 6] = ["/usr/", "/bin/", "/sbin/", "/lib/", "/nix/store/", "/gnu/store/"];
+/// Programs that log users in.
+const PROGRAMS: [&str; 11] = [
+    "sshd",
+    "sshd-session",
+    "sshd-auth",
+    "sudo",
+    "sudo-rs",
+    "su",
+    "su-rs",
+    "login",
+    "gdm-session-worker",
+    "lightdm",
+    "sddm-helper",
+];
+
+/// Whether a path is a program of the system that logs users in, as the kernel names it: with ` (deleted)` behind it
+/// where the file was replaced (proc_pid_exe(5)).
 pub fn is_login_program(path: &str) -> bool {
+    let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let Some((dir, name)) = path.rsplit_once('/') else { return false };
-    let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/lib/openssh", "/usr/libexec", "/usr/libexec/openssh"];
-    let programs = ["sshd", "sshd-session", "sshd-auth", "sudo", "su", "login", "gdm-session-worker", "lightdm"];
-    system.contains(&dir) && programs.contains(&name)
+    let is_plain = !dir.split('/').any(|part| part == "..");
+    let is_system = SYSTEM.iter().any(|system| path.starts_with(system));
+    is_plain && is_system && !dir.starts_with("/usr/local/") && PROGRAMS.contains(&name)
 }
 
+/// `Accepted|Failed METHOD for [invalid user ]USER from ADDRESS port PORT ssh2[: KEY]` (auth_log of OpenSSH's auth.c).
 fn sshd(message: &str) -> Option<Login> {
     let (success, rest) = match message.strip_prefix("Accepted ") {
         Some(rest) => (true, rest),
         None => (false, message.strip_prefix("Failed ")?),
     };
-    let (method, rest) = rest.split_once(" for ")?;
-    let rest = rest.strip_prefix("invalid user ").unwrap_or(rest);
-    // A user name may hold blanks; the address is behind the last " from ".
-    let (user, rest) = rest.rsplit_once(" from ")?;
-    let mut words = rest.split(' ');
-    let source = words.next()?.to_owned();
-    let port = (words.next() == Some("port")).then(|| words.next()?.trim_end_matches(':').parse().ok()).flatten();
+    let (method, rest) = rest.split_once(' ')?;
+    let rest = rest.strip_prefix("for ")?;
+    let (is_known, rest) = rest.strip_prefix("invalid user ").map_or((true, rest), |rest| (false, rest));
+    let mut readings = rest.match_indices(" from ").filter_map(|(at, from)| {
+        let (user, rest) = (&rest[..at], &rest[at + from.len()..]);
+        let (source, rest) = rest.split_once(" port ")?;
+        let (port, key) = rest.split_once(" ssh2").unwrap_or((rest, ""));
+        let is_end = key.is_empty() || key.strip_prefix(": ").is_some_and(is_key);
+        (is_end && !source.contains(' ')).then_some((user, source, port.parse::<u16>().ok()?))
+    });
+    let first = readings.next()?;
+    // A name that is an account's holds no such text: the first reading is the one, whatever a certificate's id holds.
+    let is_sure = is_known || readings.next().is_none();
+    let (user, source, port) =
+        if is_sure { (Some(first.0), address(first.1), Some(first.2)) } else { (None, None, None) };
     Some(Login {
         activity: LOGON,
-        user: user.to_owned(),
-        success,
-        source: Some(source),
+        user: user.map(str::to_owned),
+        success: Some(success),
+        source,
         port,
         service: "sshd".to_owned(),
         method: Some(method.to_owned()),
@@ -85,44 +151,145 @@ fn sshd(message: &str) -> Option<Login> {
     })
 }
 
+/// What stands behind `ssh2: `: a Kerberos principal, or `TYPE FINGERPRINT`, for a certificate `ID … (serial N) CA TYPE FINGERPRINT` behind that,
+/// for a host `, client user "…", client host "…"`.
+fn is_key(text: &str) -> bool {
+    let Some((kind, rest)) = text.split_once(' ') else { return !text.is_empty() };
+    let Some((fingerprint, rest)) = rest.split_once(' ') else { return !kind.is_empty() && !rest.is_empty() };
+    if fingerprint.ends_with(',') {
+        return rest.starts_with("client user \"") && rest.ends_with('"');
+    }
+    let serial = rest.strip_prefix("ID ").and_then(|rest| rest.rsplit_once(" (serial "));
+    let authority = serial.and_then(|(_, rest)| rest.split_once(") CA "));
+    authority.is_some_and(|(number, key)| {
+        number.bytes().all(|byte| byte.is_ascii_digit()) && key.split(' ').take(3).count() == 2
+    })
+}
+
+/// An address or a host's name; sshd and PAM write `UNKNOWN` where there is none.
+fn address(text: &str) -> Option<String> {
+    let is_name = !text.is_empty() && text != "UNKNOWN" && !text.contains(|letter: char| letter.is_whitespace());
+    is_name.then(|| text.to_owned())
+}
+
+/// Services that open sessions without anybody logging in: jobs, a user's services, and the screens before a log-in.
+const NOBODY: [&str; 10] = [
+    "cron",
+    "crond",
+    "anacron",
+    "atd",
+    "systemd-user",
+    "gdm-launch-environment",
+    "lightdm-greeter",
+    "lightdm-autologin-greeter",
+    "sddm-greeter",
+    "runuser",
+];
+/// Services by which an account becomes another.
+const SWITCHES: [&str; 5] = ["sudo", "sudo-i", "su", "su-l", "su-rs"];
+
+/// `pam_unix(SERVICE:TYPE): …` (pam_unix(8)).
 fn pam(message: &str) -> Option<Login> {
     let rest = message.strip_prefix("pam_unix(")?;
     let (module, rest) = rest.split_once("): ")?;
     let (service, kind) = module.split_once(':')?;
-    // cron opens a session each time a job runs: not a log-in.
-    if service == "cron" {
+    if NOBODY.contains(&service) {
         return None;
     }
-    let switch = matches!(service, "sudo" | "su" | "su-l");
-    let name = |text: &str| text.split(['(', ' ']).next().unwrap_or_default().to_owned();
-    let (activity, success, user, by) = if let Some(rest) = rest.strip_prefix("session opened for user ") {
+    let switch = SWITCHES.contains(&service);
+    let activity = if switch { SWITCH } else { LOGON };
+    let mut login = Login {
+        activity,
+        user: None,
+        success: Some(true),
+        source: None,
+        port: None,
+        service: service.to_owned(),
+        method: None,
+        by: None,
+    };
+    if let Some(rest) = rest.strip_prefix("session opened for user ") {
         if service == "sshd" {
             return None;
         }
-        let by = rest.split_once(" by ").map(|(_, by)| name(by)).filter(|by| !by.is_empty());
-        (if switch { SWITCH } else { LOGON }, true, name(rest), by)
+        let (user, by) = opened(rest);
+        login.user = user;
+        // A session that root's own programs open is nobody's switch.
+        login.by = by.filter(|_| switch);
     } else if let Some(rest) = rest.strip_prefix("session closed for user ") {
-        (LOGOFF, true, name(rest), None)
-    } else if kind == "auth" && rest.starts_with("authentication failure;") && service != "sshd" {
-        let field = |key: &str| rest.split(' ').find_map(|word| word.strip_prefix(key)).map(str::to_owned);
-        (if switch { SWITCH } else { LOGON }, false, field("user=")?, field("ruser=").filter(|by| !by.is_empty()))
+        (login.activity, login.success) = (LOGOFF, None);
+        login.user = name(rest);
+    } else if kind == "auth"
+        && service != "sshd"
+        && let Some(fields) = rest.strip_prefix("authentication failure; ")
+    {
+        let failure = Failure::read(fields)?;
+        login.success = Some(false);
+        login.source = failure.host.and_then(address);
+        let by = failure.by.map(str::to_owned).filter(|by| !by.is_empty());
+        if service.starts_with("sudo") {
+            // sudo asks for the password of who calls it, and does not say here whom that was to become.
+            login.by = by.or_else(|| failure.user.map(str::to_owned));
+        } else {
+            login.user = failure.user.map(str::to_owned);
+            login.by = by.filter(|_| switch);
+        }
     } else {
         return None;
-    };
-    let service = service.to_owned();
-    Some(Login { activity, user, success, source: None, port: None, service, method: None, by })
+    }
+    Some(login)
+}
+
+/// `USER(uid=0) by ACCOUNT(uid=1000)`, of older releases `USER by ACCOUNT(uid=1000)`; names may hold blanks.
+fn opened(text: &str) -> (Option<String>, Option<String>) {
+    // The account behind a session is one of the host; the last ` by ` is its.
+    match text.rsplit_once(" by ") {
+        Some((user, by)) => (name(user), name(by)),
+        None => (name(text), None),
+    }
+}
+
+/// A name without its `(uid=1000)`.
+fn name(text: &str) -> Option<String> {
+    let is_uid = |uid: &str| uid.strip_suffix(')').is_some_and(|uid| uid.bytes().all(|byte| byte.is_ascii_digit()));
+    let name = text.rsplit_once("(uid=").filter(|(_, uid)| is_uid(uid)).map_or(text, |(name, _)| name);
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// `logname=%s uid=%d euid=%d tty=%s ruser=%s rhost=%s  user=%s` (pam_unix_auth.c): the last three are the peer's.
+struct Failure<'a> {
+    by: Option<&'a str>,
+    host: Option<&'a str>,
+    user: Option<&'a str>,
+}
+
+impl<'a> Failure<'a> {
+    fn read(fields: &'a str) -> Option<Self> {
+        let (_, rest) = fields.split_once(" ruser=")?;
+        let (head, user) = match rest.split_once("  user=") {
+            Some((head, user)) => (head, Some(user)),
+            None => (rest, None),
+        };
+        let (by, host) = head.split_once(" rhost=").unzip();
+        // Where a name holds what separates the fields, none of them is sure.
+        let is_sure = rest.matches(" rhost=").count() == 1 && rest.matches("  user=").count() <= 1;
+        let sure = |text: &'a str| is_sure.then_some(text.trim_end());
+        Some(Self { by: by.and_then(sure), host: host.and_then(sure), user: user.and_then(sure) })
+    }
 }
 
 impl Login {
     /// The attributes of class 3002.
     pub(super) fn render(&self, event: &mut Event) {
-        event.set("user", json!({"name": self.user}));
+        event.set("user", object([("name", json!(self.user))]));
         event.set("service", json!({"name": self.service}));
-        event.set("status_id", if self.success { 1 } else { 2 });
+        event.set("status_id", self.success.map(|success| if success { 1 } else { 2 }));
         event.set("is_remote", self.source.is_some());
         event.set("auth_protocol", self.method.clone());
         event.set("auth_protocol_id", self.method.as_ref().map(|_| 99));
-        event.set("src_endpoint", object([("ip", json!(self.source)), ("port", json!(self.port))]));
+        let is_address = self.source.as_ref().is_some_and(|source| source.parse::<IpAddr>().is_ok());
+        let what = if is_address { "ip" } else { "hostname" };
+        event.set("src_endpoint", object([(what, json!(self.source)), ("port", json!(self.port))]));
         if let Some(by) = &self.by {
             event.set("actor", json!({"user": {"name": by}}));
         }
@@ -130,67 +297,4 @@ impl Login {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(app: &str, message: &str, expected: Option<(u8, &str, bool, Option<&str>)>) {
-        let login = recognise(app, message);
-        let found = login.as_ref().map(|l| (l.activity, l.user.as_str(), l.success, l.source.as_deref()));
-        assert_eq!(found, expected, "{app}: {message}");
-    }
-
-    #[test]
-    fn only_programs_of_the_system_log_in() {
-        for path in ["/usr/sbin/sshd", "/usr/lib/openssh/sshd-session", "/usr/bin/sudo", "/bin/login"] {
-            assert!(is_login_program(path), "{path}");
-        }
-        for path in ["/usr/bin/logger", "/tmp/sshd", "/home/eve/usr/sbin/sshd", "sshd", "/usr/sbin/../../tmp/sshd"] {
-            assert!(!is_login_program(path), "{path}");
-        }
-        let forged = crate::body::Journal {
-            message: "Accepted password for root from 203.0.113.9 port 1 ssh2".to_owned(),
-            identifier: Some("sshd".to_owned()),
-            comm: Some("sshd".to_owned()),
-            exe: Some("/usr/bin/logger".to_owned()),
-            uid: Some(0),
-            ..crate::body::Journal::default()
-        };
-        let class = |journal: &crate::body::Journal| crate::body::Observation::class(journal);
-        assert_eq!(class(&forged), crate::ocsf::Class::BaseEvent);
-        let gone = crate::body::Journal { exe: None, ..forged.clone() };
-        assert_eq!(class(&gone), crate::ocsf::Class::Authentication);
-        assert_eq!(class(&crate::body::Journal { uid: Some(1000), ..gone }), crate::ocsf::Class::BaseEvent);
-        let real = crate::body::Journal { exe: Some("/usr/sbin/sshd".to_owned()), ..forged };
-        assert_eq!(class(&real), crate::ocsf::Class::Authentication);
-    }
-
-    #[test]
-    fn log_ins_are_recognised_once() {
-        check(
-            "sshd",
-            "Accepted publickey for alice from 192.0.2.7 port 51514 ssh2: ED25519 SHA256:abc",
-            Some((LOGON, "alice", true, Some("192.0.2.7"))),
-        );
-        check(
-            "sshd-session",
-            "Failed password for invalid user a from b from 2001:db8::1 port 22 ssh2",
-            Some((LOGON, "a from b", false, Some("2001:db8::1"))),
-        );
-        check("sshd", "pam_unix(sshd:session): session opened for user alice(uid=1000) by (uid=0)", None);
-        check("sshd", "pam_unix(sshd:session): session closed for user alice", Some((LOGOFF, "alice", true, None)));
-        check(
-            "sudo",
-            "pam_unix(sudo:session): session opened for user root(uid=0) by alice(uid=1000)",
-            Some((SWITCH, "root", true, None)),
-        );
-        check(
-            "su",
-            "pam_unix(su:auth): authentication failure; logname=a uid=1000 euid=0 tty=pts/0 ruser=a rhost=  user=root",
-            Some((SWITCH, "root", false, None)),
-        );
-        check("CRON", "pam_unix(cron:session): session opened for user root(uid=0) by (uid=0)", None);
-        check("nginx", "Accepted publickey for alice from 192.0.2.7 port 51514 ssh2", None);
-        check("sshd", "Accepted", None);
-        check("sshd", "Server listening on 0.0.0.0 port 22.", None);
-    }
-}
+mod tests;

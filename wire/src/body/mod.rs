@@ -24,7 +24,7 @@ pub use lifecycle::{Lifecycle, LifecycleEvent};
 pub use process::{Namespaces, Principal, Process};
 pub use session::Session;
 pub use snapshot::{Change, Snapshot};
-pub use syslog::{Inferred, Span, Syslog};
+pub use syslog::{Inferred, Span, Syslog, severity_and_facility};
 pub use unknown::Unknown;
 
 use crate::{

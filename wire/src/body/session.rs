@@ -68,6 +68,12 @@ const COLUMNS: &[Column] = &[
 ];
 
 impl Session {
+    /// Whether a person logged in: `greeter` is the screen before that, `lock-screen` the one on top, `background` a job
+    /// (sd_session_get_class(3)). utmp(5) holds persons alone.
+    pub fn is_user_session(&self) -> bool {
+        self.class.as_deref().is_none_or(|class| class.starts_with("user"))
+    }
+
     fn user_object(&self) -> serde_json::Value {
         object([("name", json!(self.user)), ("uid", json!(self.user_id.map(|id| id.to_string())))])
     }
@@ -94,13 +100,13 @@ impl Observation for Session {
 
     fn class(&self) -> Class {
         match self.change {
-            Change::Snapshot | Change::Change => Class::LiveEvidenceInfo,
-            Change::Start | Change::End => Class::Authentication,
+            Change::Start | Change::End if self.is_user_session() => Class::Authentication,
+            _ => Class::LiveEvidenceInfo,
         }
     }
 
     fn activity(&self) -> u8 {
-        if self.change == Change::End { 2 } else { 1 }
+        if self.change == Change::End && self.is_user_session() { 2 } else { 1 }
     }
 
     fn time(&self) -> Option<i64> {

@@ -8,6 +8,7 @@ use super::{Kind, Observation, Place, login};
 use crate::{
     column::{Column, Value, boolean, integer, text},
     ocsf::{Class, Event, severity_of_syslog},
+    stamp,
 };
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -79,6 +80,15 @@ pub struct Syslog {
     /// The file was gone before the line was finished.
     #[serde(rename = "unf", skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
+    /// Address and port that a datagram came from.
+    #[serde(rename = "sa", skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+    /// User id of the process that wrote to the local socket, as the kernel says (unix(7), `SCM_CREDENTIALS`).
+    #[serde(rename = "su", skip_serializing_if = "Option::is_none")]
+    pub sender_uid: Option<u32>,
+    /// Its process id.
+    #[serde(rename = "sp", skip_serializing_if = "Option::is_none")]
+    pub sender_pid: Option<u32>,
 }
 
 const COLUMNS: &[Column] = &[
@@ -96,10 +106,17 @@ const COLUMNS: &[Column] = &[
     integer("part", "number of this part, from 1, of a line longer than 1 MiB; null where the line is whole"),
     boolean("unfinished", "true where the file was gone before the line had its end"),
     text("original_time", "the time stamp as the line has it, with its zone where it names one"),
-    text("time_inferred", "what of the time the host supplied: `zone`, `year_and_zone`"),
-    text("login_user", "user of the log-in that the line tells of; any local user may have such a line written"),
-    text("login_source", "address that the log-in came from"),
-    boolean("login_success", "whether it succeeded"),
+    text("time_inferred", "what of the time the host supplied: `zone`, `year_and_zone`, or all of it: `observed`"),
+    integer("repeat", "how many times the line says that it happened: `message repeated 5 times`; null where it does not"),
+    text("sender", "address and port that a datagram came from"),
+    integer("sender_user_id", "user id of the process that wrote to the local socket, as the kernel says"),
+    integer("sender_pid", "its process id"),
+    login::COLUMNS[0],
+    login::COLUMNS[1],
+    login::COLUMNS[2],
+    login::COLUMNS[3],
+    login::COLUMNS[4],
+    login::COLUMNS[5],
 ];
 
 const FACILITIES: [&str; 24] = [
@@ -118,6 +135,20 @@ pub(super) fn severity_name(number: u8) -> Option<&'static str> {
     SEVERITIES.get(usize::from(number)).copied()
 }
 
+/// `auth.info`: severity and facility, as busybox writes them.
+pub fn severity_and_facility(word: &[u8]) -> Option<(u8, u8)> {
+    let (facility, severity) = std::str::from_utf8(word).ok()?.split_once('.')?;
+    let severity = match severity {
+        "panic" => "emerg",
+        "error" => "err",
+        "warn" => "warning",
+        other => other,
+    };
+    let number = |names: &[&str], name: &str| names.iter().position(|known| *known == name);
+    let (severity, facility) = number(&SEVERITIES, severity).zip(number(&FACILITIES, facility))?;
+    u8::try_from(severity).ok().zip(u8::try_from(facility).ok())
+}
+
 impl Syslog {
     /// The text of a span; absent where the span is absent or outside the line.
     pub fn text(&self, span: Option<Span>) -> Option<Cow<'_, str>> {
@@ -130,27 +161,22 @@ impl Syslog {
         self.text(self.message).unwrap_or_else(|| String::from_utf8_lossy(&self.raw))
     }
 
-    /// The time stamp as the line has it: up to the first blank in ISO form, 15 bytes in RFC 3164's.
+    /// The time stamp as the line has it, where it says a time.
     fn original_time(&self) -> Option<Cow<'_, str>> {
         self.time?;
-        let rest = self.raw.as_slice();
-        let rest = match rest.strip_prefix(b"<") {
-            Some(pri) => {
-                let rest = &pri[pri.iter().position(|byte| *byte == b'>')? + 1..];
-                rest.strip_prefix(b"1 ").unwrap_or(rest)
-            }
-            None => rest,
-        };
-        let length = if rest.first()?.is_ascii_digit() {
-            rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len())
-        } else {
-            15
-        };
-        rest.get(..length).map(String::from_utf8_lossy)
+        self.raw.get(stamp::head(&self.raw).stamp?.text).map(String::from_utf8_lossy)
     }
 
+    /// Who writes to the local socket is known: programs that log users in are root's.
     fn login(&self) -> Option<login::Login> {
+        if self.sender_uid.is_some_and(|uid| uid != 0) {
+            return None;
+        }
         login::recognise(&self.text(self.app)?, &self.message_text())
+    }
+
+    fn repeat(&self) -> Option<u64> {
+        login::repeated(&self.message_text()).map(|(count, _)| count)
     }
 }
 
@@ -193,6 +219,10 @@ impl Observation for Syslog {
         event.set_in("unmapped", "log_hostname", self.text(self.host).map(Cow::into_owned));
         event.set_in("unmapped", "procid", self.text(self.pid).map(Cow::into_owned));
         event.set_in("unmapped", "structured_data", self.text(self.structured_data).map(Cow::into_owned));
+        event.set("count", self.repeat());
+        event.set_in("unmapped", "sender", self.sender.clone());
+        event.set_in("unmapped", "sender_uid", self.sender_uid);
+        event.set_in("unmapped", "sender_pid", self.sender_pid);
         event.set_in("unmapped", "part", self.part);
         event.set_in("unmapped", "unfinished", self.unfinished.then_some(true));
         if let Some(login) = self.login() {
@@ -201,8 +231,7 @@ impl Observation for Syslog {
     }
 
     fn row<'a>(&'a self, place: &Place<'a>) -> Vec<Value<'a>> {
-        let login = self.login();
-        vec![
+        let mut row = vec![
             self.text(self.host).into(),
             self.facility.and_then(facility_name).into(),
             self.severity.and_then(severity_name).into(),
@@ -218,14 +247,18 @@ impl Observation for Syslog {
             if self.unfinished { true.into() } else { Value::Null },
             self.original_time().into(),
             match self.inferred {
+                _ if self.time.is_none() => "observed".into(),
                 Inferred::Nothing => Value::Null,
                 Inferred::Zone => "zone".into(),
                 Inferred::YearAndZone => "year_and_zone".into(),
             },
-            login.as_ref().map(|login| login.user.clone()).into(),
-            login.as_ref().and_then(|login| login.source.clone()).into(),
-            login.as_ref().map(|login| login.success).into(),
-        ]
+            self.repeat().into(),
+            self.sender.as_ref().into(),
+            self.sender_uid.into(),
+            self.sender_pid.into(),
+        ];
+        row.extend(login::values(self.login()));
+        row
     }
 }
 

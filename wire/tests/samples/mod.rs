@@ -143,6 +143,9 @@ fn syslog(message: &str) -> Syslog {
         raw: raw.into_bytes(),
         part: None,
         unfinished: false,
+        sender: None,
+        sender_uid: None,
+        sender_pid: None,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     control::{Change, Control, Piece},
     landing::Landing,
     now,
-    receive::PLAIN_BYTES_MAX,
+    receive::LANDED_PLAIN_BYTES_MAX,
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ async fn write(landing: &Landing, pieces: &[Piece], id: &str, whole: &Value, fil
             bail!("bytes {at} to {} have not come yet; try again in a moment", piece.start);
         }
         if batch.as_ref().is_none_or(|(key, _)| *key != piece.key) {
-            batch = Some((piece.key.clone(), landing.read(&piece.key, PLAIN_BYTES_MAX).await?));
+            batch = Some((piece.key.clone(), landing.read(&piece.key, LANDED_PLAIN_BYTES_MAX).await?.0));
         }
         let records = batch.iter().flat_map(|(_, batch)| &batch.records);
         let data = records.into_iter().find_map(|record| match &record.body {

@@ -40,9 +40,11 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             batch_bytes_max,
             compression,
             certificate_life,
+            memory,
         } => {
             let compression = compression.map(Into::into);
-            let settings = Settings { batches_per_second, batch_bytes_max, compression, certificate_life };
+            let memory_max = memory.unwrap_or_else(serve::memory_max);
+            let settings = Settings { batches_per_second, batch_bytes_max, compression, certificate_life, memory_max };
             serve::serve(&dir, listen, address_file.as_deref(), settings).await
         }
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,

@@ -5,7 +5,7 @@ use crate::{
     cli::Format,
     control::Control,
     landing::{Landing, ReadError},
-    receive::PLAIN_BYTES_MAX,
+    receive::LANDED_PLAIN_BYTES_MAX,
 };
 use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
@@ -23,8 +23,8 @@ struct Store(Landing);
 impl vedette_lake::Landing for Store {
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Batch>, String>> {
         Box::pin(async move {
-            match self.0.read(key, PLAIN_BYTES_MAX).await {
-                Ok(batch) => Ok(Some(batch)),
+            match self.0.read(key, LANDED_PLAIN_BYTES_MAX).await {
+                Ok((batch, _)) => Ok(Some(batch)),
                 Err(ReadError::Damaged(err)) => {
                     tracing::warn!(key, error = format!("{err:#}"), "landed batch is damaged; left out of the answer");
                     Ok(None)

@@ -5,7 +5,7 @@ use crate::{
     control::Control,
     landing::{Landing, ReadError},
     now, pair,
-    receive::{self, PLAIN_BYTES_MAX, Receiver, Settings},
+    receive::{self, LANDED_PLAIN_BYTES_MAX, Receiver, Settings},
     tiles::Noted,
 };
 use anyhow::{Context, Result};
@@ -24,6 +24,7 @@ pub(super) async fn serve(
     settings: Settings,
 ) -> Result<()> {
     let dir = std::path::absolute(dir)?;
+    let file_limit = receive::raise_file_limit();
     let control = Control::open(&dir).await?;
     let _lock = lock(&dir)?;
     let landing = Landing::open(&dir.join("landing"))?;
@@ -54,10 +55,10 @@ pub(super) async fn serve(
         std::fs::rename(&part, path)?;
     }
     #[cfg(feature = "lake")]
-    let materialiser = crate::materialise::start(control, landing, &dir, stopped.clone())?;
+    let materialiser = crate::materialise::start(control, landing, &dir, settings.memory_max, stopped.clone())?;
     tracing::info!(%address, "receiving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let serving = tokio::spawn(receive::serve(listener, dir.clone(), tls, receiver, stopped));
+    let serving = tokio::spawn(receive::serve(listener, dir.clone(), tls, receiver, file_limit, stopped));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -70,6 +71,16 @@ pub(super) async fn serve(
         .await?
         .map_err(|_| anyhow::anyhow!("the materialiser panicked"))?;
     Ok(())
+}
+
+/// What is taken where nobody says: half of the machine's memory, or of its cgroup's (proc_meminfo(5), cgroup v2
+/// `memory.max`), and 512 MiB at the least.
+pub(super) fn memory_max() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let machine = kib.map_or(u64::MAX, |kib: u64| kib.saturating_mul(1024));
+    let cgroup = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|max| max.trim().parse().ok());
+    (machine.min(cgroup.unwrap_or(u64::MAX)) / 2).max(512 << 20)
 }
 
 /// One process serves a directory, as long as the file is open.
@@ -97,8 +108,8 @@ async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
         if control.is_noted(&key).await? {
             continue;
         }
-        let noted = match landing.read(&key, PLAIN_BYTES_MAX).await {
-            Ok(batch) => {
+        let noted = match landing.read(&key, LANDED_PLAIN_BYTES_MAX).await {
+            Ok((batch, _)) => {
                 let (organization, revision) = (batch.header.organization, batch.header.policy_revision);
                 let policy = control.policy(organization, revision).await?;
                 let noted = Noted::of(batch, policy.map_or(Store::All, |(policy, _)| policy.store));

@@ -47,6 +47,16 @@ pub(crate) struct AgentRow {
     pub(crate) replaces: Option<String>,
 }
 
+/// The organization of a token, its expiry and the uses that are left.
+fn good(token: Option<(String, i64, i64)>, now: i64) -> Result<String, TokenError> {
+    match token {
+        None => Err(TokenError::Unknown),
+        Some((_, expires, _)) if expires <= now => Err(TokenError::Expired),
+        Some((_, _, uses)) if uses <= 0 => Err(TokenError::Used),
+        Some((organization, _, _)) => Ok(organization),
+    }
+}
+
 impl Control {
     /// Keep a new token's digest.
     pub(crate) async fn add_token(
@@ -68,6 +78,19 @@ impl Control {
         self.audit(now, "token new", &format!("{} uses {uses}", organization.name)).await
     }
 
+    /// The organization of a token that is good now.
+    pub(crate) async fn check_token(&self, digest: &str, now: i64) -> Result<Result<OrganizationId, TokenError>> {
+        let token: Option<(String, i64, i64)> =
+            sqlx::query_as("SELECT organization, expires, uses_left FROM tokens WHERE digest = ?")
+                .bind(digest)
+                .fetch_optional(&self.pool)
+                .await?;
+        Ok(match good(token, now) {
+            Ok(organization) => Ok(organization.parse()?),
+            Err(err) => Err(err),
+        })
+    }
+
     /// Use a token up and note the agent, in one transaction.
     pub(crate) async fn enroll(
         &self,
@@ -81,11 +104,9 @@ impl Control {
                 .bind(digest)
                 .fetch_optional(&mut *tx)
                 .await?;
-        let organization = match token {
-            None => return Ok(Err(TokenError::Unknown)),
-            Some((_, expires, _)) if expires <= now => return Ok(Err(TokenError::Expired)),
-            Some((_, _, uses)) if uses <= 0 => return Ok(Err(TokenError::Used)),
-            Some((organization, _, _)) => organization,
+        let organization = match good(token, now) {
+            Ok(organization) => organization,
+            Err(err) => return Ok(Err(err)),
         };
         let revoked: Option<i64> =
             sqlx::query_scalar("SELECT 1 FROM agents WHERE organization = ? AND id = ? AND revoked IS NOT NULL")

@@ -30,6 +30,7 @@ impl Control {
     pub(crate) async fn note_landed(&self, key: &str, day: &str, bytes: usize, noted: &Noted, now: i64) -> Result<()> {
         let header = &noted.header;
         let organization = header.organization.to_string();
+        let _turn = self.turn(header.organization).await;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         if insert(&mut tx, key, &organization, day, (bytes as u64, noted.store), now).await? {
             ledger::note(&mut tx, noted, now).await?;
@@ -109,6 +110,7 @@ impl Control {
         undecodable: &[String],
         versions: &BTreeMap<String, u64>,
     ) -> Result<()> {
+        let _turn = self.turn(organization).await;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         for (state, keys) in [(1, keys), (2, undecodable)] {
             for key in keys {

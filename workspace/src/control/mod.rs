@@ -26,14 +26,32 @@ use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use std::{path::Path, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::OwnedMutexGuard;
 use vedette_wire::{OrganizationId, geo::WorkspaceGeo, policy::Tier};
 
 /// The control store of a workspace.
 #[derive(Debug, Clone)]
 pub(crate) struct Control {
     pool: SqlitePool,
+    writers: Arc<Writers>,
 }
+
+/// SQLite has one writer, and gives the place to whoever comes at the right moment. Here it goes in turn: writes of one
+/// organization wait for each other first, and then behind one of each other's.
+#[derive(Debug, Default)]
+struct Writers {
+    all: Arc<tokio::sync::Mutex<()>>,
+    of: Mutex<HashMap<OrganizationId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// The right to write until it is dropped.
+struct Turn(#[expect(dead_code, reason = "held")] [OwnedMutexGuard<()>; 2]);
 
 /// An organization.
 #[derive(Debug, Clone)]
@@ -86,7 +104,17 @@ impl Control {
             .run(&pool)
             .await
             .with_context(|| format!("cannot bring {} up to date", path.display()))?;
-        Ok(Self { pool })
+        Ok(Self { pool, writers: Arc::default() })
+    }
+
+    /// Wait for a turn to write something of an organization; what takes long takes one.
+    async fn turn(&self, organization: OrganizationId) -> Turn {
+        let own = {
+            let mut all = self.writers.of.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(all.entry(organization).or_default())
+        };
+        let own = own.lock_owned().await;
+        Turn([own, Arc::clone(&self.writers.all).lock_owned().await])
     }
 
     /// Geography of the workspace.

@@ -1,8 +1,8 @@
 //! `PUT /v1/{lane}/{epoch}/{seq}`: check, land, note, acknowledge.
 
-use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, Receiver, policy::pieces, problem::Refusal};
+use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, ROWS_BYTES_MAX, Receiver, policy::pieces, problem::Refusal};
 use crate::{
-    landing::{Landed, Landing},
+    landing::{Landed, Landing, rows_bytes},
     now,
     tiles::Noted,
 };
@@ -43,8 +43,11 @@ pub(super) async fn put(
         }
     };
     // Only now, when the peer is admitted, is the body read; a slow one does not keep other organizations' from landing.
-    let reading = receiver.reading(peer.organization).await;
+    let shares = receiver.shares(peer.organization);
+    let reading = shares.reading.acquire_owned().await.expect("never closed");
     let body = read(body, receiver.settings.batch_bytes_max).await?;
+    // One of its own first: an organization that sends much waits for itself.
+    let landing = shares.landing.acquire_owned().await.expect("never closed");
     let permit = receiver.at_once.acquire().await.expect("never closed");
     drop(reading);
     let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
@@ -71,7 +74,7 @@ pub(super) async fn put(
     };
     let bytes = frame.len();
     let landed = receiver.landing.land(&key, frame, &digest).await.map_err(|err| Refusal::internal(&err))?;
-    drop(permit);
+    drop((permit, landing));
     if landed == Landed::Conflict {
         tracing::error!(key, "a batch came twice with different content");
         let why = "another batch has landed under a key of this agent: its disk was set back, or copied";
@@ -188,7 +191,17 @@ fn check(
     let plain = codec::decompress(sealed, compression, PLAIN_BYTES_MAX).map_err(shape)?;
     // Whole: what is acknowledged can be read back.
     let (header, positions) = codec::check(&plain).map_err(shape)?;
+    let rows = rows_bytes(plain.len(), &header, positions.iter().map(|(source, _)| *source));
+    if rows > ROWS_BYTES_MAX {
+        let title = format!("the batch has {rows} bytes as rows, and {ROWS_BYTES_MAX} are allowed");
+        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title).detail("the agent splits it"));
+    }
+    drop(plain);
     let noted = Noted::new(header, positions);
+    if noted.is_ragged() {
+        let title = "the positions of its records have too many holes for one batch";
+        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title).detail("the agent splits it"));
+    }
     noted.check().map_err(|wrong| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong))?;
     let header = &noted.header;
     if (header.organization, header.agent) != (peer.organization, peer.agent) {

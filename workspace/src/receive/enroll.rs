@@ -1,7 +1,7 @@
 //! `POST /v1/enroll`: a token and a signing request for a certificate; `POST /v1/renew`: another one for the same key;
 //! `POST /v1/rekey`: one for another key, where the same is in use on two machines.
 
-use super::{Peer, Receiver, batch::known, problem::Refusal};
+use super::{ENROLLMENT_BYTES_MAX, From, Peer, Receiver, batch::known, problem::Refusal, read_json};
 use crate::{
     ca::Authority,
     commands::token_digest,
@@ -9,11 +9,12 @@ use crate::{
     now,
 };
 use anyhow::Context as _;
-use axum::{Extension, Json, extract::State, extract::rejection::JsonRejection, http::StatusCode};
+use axum::{Extension, Json, body::Body, extract::State, http::StatusCode};
 use rcgen::CertificateSigningRequestParams;
 use std::sync::Arc;
 use vedette_wire::{
     AgentId,
+    text::is_printable,
     reply::{EnrollReply, EnrollRequest, RekeyRequest, RenewReply, RenewRequest},
 };
 
@@ -22,12 +23,18 @@ const FIELD_BYTES_MAX: usize = 255;
 
 pub(super) async fn enroll(
     State(receiver): State<Arc<Receiver>>,
-    request: Result<Json<EnrollRequest>, JsonRejection>,
+    Extension(from): Extension<From>,
+    body: Body,
 ) -> Result<Json<EnrollReply>, Refusal> {
-    receiver.enrolls()?;
     receiver.is_first().await?;
-    let Json(request) =
-        request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
+    let request: EnrollRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
+    // Before anything else of the request is looked at.
+    let known = receiver.control.check_token(&token_digest(&request.token), now()).await;
+    let organization = known.map_err(|err| Refusal::internal(&err))?.map_err(|err| {
+        tracing::warn!(from = %from.0, error = %err, "enrollment refused");
+        receiver.token_refused(from, Refusal::new(StatusCode::FORBIDDEN, "token", err.to_string()))
+    })?;
+    receiver.check_enroll_rate(organization)?;
     sound(&[&request.hostname, &request.version, request.machine.as_ref().unwrap_or(&request.version)])?;
     let (signing, agent) = read(&request.csr)?;
     let enrollment = Enrollment {
@@ -51,7 +58,7 @@ pub(super) async fn enroll(
 
 /// Refuse fields that nobody could read.
 fn sound(fields: &[&String]) -> Result<(), Refusal> {
-    if fields.iter().any(|field| field.len() > FIELD_BYTES_MAX || field.chars().any(char::is_control)) {
+    if !fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX && field.chars().all(is_printable)) {
         let title = "host name, version or machine is not valid";
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", title));
     }
@@ -96,12 +103,11 @@ fn read(csr: &str) -> Result<(CertificateSigningRequestParams, AgentId), Refusal
 pub(super) async fn renew(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
-    request: Result<Json<RenewRequest>, JsonRejection>,
+    body: Body,
 ) -> Result<Json<RenewReply>, Refusal> {
     let (peer, _) = known(&receiver, peer).await?;
     receiver.asks(peer.agent)?;
-    let Json(request) =
-        request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
+    let request: RenewRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
     let (signing, agent) = read(&request.csr)?;
     if agent != peer.agent {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "the request is signed by another agent's key"));
@@ -118,13 +124,12 @@ pub(super) async fn renew(
 pub(super) async fn rekey(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
-    request: Result<Json<RekeyRequest>, JsonRejection>,
+    body: Body,
 ) -> Result<Json<EnrollReply>, Refusal> {
     let (peer, _) = known(&receiver, peer).await?;
     receiver.asks(peer.agent)?;
     receiver.is_first().await?;
-    let Json(request) =
-        request.map_err(|err| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.body_text()))?;
+    let request: RekeyRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
     sound(&[&request.hostname, &request.version, &request.machine])?;
     let (signing, agent) = read(&request.csr)?;
     if agent == peer.agent {

@@ -3,6 +3,7 @@
 //! A batch is acknowledged only when it lies durably in the landing store and is noted in control.
 
 mod batch;
+mod connections;
 mod enroll;
 mod pair;
 mod policy;
@@ -11,24 +12,28 @@ mod problem;
 mod tls;
 
 pub(crate) use policy::{News, follow_news};
+pub(crate) use connections::raise_file_limit;
 pub(crate) use tls::{config as tls_config, serve};
 
 use crate::{ca::Authority, control::Control, landing::Landing, now};
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
+    body::Body,
     http::StatusCode,
     routing::{get, post, put},
 };
+use problem::Refusal;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use serde::de::DeserializeOwned;
 use std::{
     collections::HashMap,
+    net::IpAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use vedette_wire::{
     AgentId, Compression, Epoch, Header, HostLabel, Lane, OrganizationId, geo::WorkspaceGeo, reply::Limits,
 };
@@ -39,14 +44,25 @@ pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
 const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
 /// Largest list of revocations.
 const EXCHANGE_BYTES_MAX: usize = 16 << 20;
-/// Largest batch when decompressed.
-pub(crate) const PLAIN_BYTES_MAX: usize = 128 << 20;
-/// Batches that are being checked and landed at the same time: a bound on memory.
-const LANDING_AT_ONCE: usize = 16;
+/// Largest batch when decompressed. One that landed under an earlier release may have [`LANDED_PLAIN_BYTES_MAX`].
+pub(crate) const PLAIN_BYTES_MAX: usize = 48 << 20;
+pub(crate) const LANDED_PLAIN_BYTES_MAX: usize = 128 << 20;
+/// Largest batch as rows of a table; the agent splits a larger one.
+const ROWS_BYTES_MAX: usize = 256 << 20;
+/// Memory that checking and landing a batch may take: its plain bytes, the positions of its records, what was sent.
+const LANDING_BYTES: u64 = 2 * PLAIN_BYTES_MAX as u64;
+/// Batches that are being checked and landed at the same time, by the memory there is.
+const LANDING_AT_ONCE: std::ops::RangeInclusive<u64> = 2..=16;
+/// Batches of one organization that are being checked and landed at the same time.
+const LANDING_OF_ONE: usize = 2;
 /// Bodies of one organization that are read at the same time: its slow ones stand before its own alone.
 const READING_AT_ONCE: usize = 64;
-/// Enrollments a minute, over all tokens: guessing a token is hopeless and shall not be cheap either.
+/// Enrollments a minute with tokens of one organization.
 const ENROLLMENTS_PER_MINUTE: u32 = 600;
+/// Tokens that are not known, a minute, from one address: guessing one is hopeless and shall not be cheap either.
+const FAILURES_PER_MINUTE: u32 = 30;
+/// A request other than a batch has to come whole within this.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Agents of which it is remembered where they seal, and for how long.
 const OWN_MAX: usize = 100_000;
@@ -59,8 +75,12 @@ const QUESTIONS_PER_MINUTE: u32 = 120;
 #[derive(Debug, Clone, Copy)]
 struct OfPair(bool);
 
+/// The address that a connection comes from.
+#[derive(Debug, Clone, Copy)]
+struct From(IpAddr);
+
 /// Whom a client certificate names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Peer {
     pub(crate) organization: OrganizationId,
     pub(crate) agent: AgentId,
@@ -77,6 +97,15 @@ pub(crate) struct Settings {
     pub(crate) compression: Option<Compression>,
     /// Life of an agent's certificate.
     pub(crate) certificate_life: Duration,
+    /// Memory that the process may take, bytes.
+    pub(crate) memory_max: u64,
+}
+
+/// What one organization may have under way.
+#[derive(Clone)]
+struct Shares {
+    reading: Arc<Semaphore>,
+    landing: Arc<Semaphore>,
 }
 
 /// Where a batch was sealed that was found to be its agent's own, and when it was found.
@@ -101,8 +130,9 @@ pub(crate) struct Receiver {
     batches: DefaultKeyedRateLimiter<OrganizationId>,
     /// Questions for the policy, and renewals: of each agent, so that none stands before others.
     questions: DefaultKeyedRateLimiter<AgentId>,
-    enrollments: governor::DefaultDirectRateLimiter,
-    reading: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
+    enrollments: DefaultKeyedRateLimiter<OrganizationId>,
+    failures: DefaultKeyedRateLimiter<IpAddr>,
+    reading: Mutex<HashMap<OrganizationId, Shares>>,
     /// Of each agent's lane, the last.
     own: Mutex<HashMap<(OrganizationId, AgentId, Lane), Sealed>>,
     at_once: Semaphore,
@@ -117,7 +147,8 @@ impl Receiver {
         (policy_key, news): (String, watch::Receiver<News>),
         settings: Settings,
     ) -> Self {
-        let enrollments = NonZeroU32::new(ENROLLMENTS_PER_MINUTE).expect("not zero");
+        let per_minute = |count| Quota::per_minute(NonZeroU32::new(count).expect("not zero"));
+        let at_once = (settings.memory_max / 4 / LANDING_BYTES).clamp(*LANDING_AT_ONCE.start(), *LANDING_AT_ONCE.end());
         Self {
             dir: dir.to_owned(),
             control,
@@ -128,33 +159,43 @@ impl Receiver {
             policies: policy::Policies::new(news),
             settings,
             batches: RateLimiter::keyed(Quota::per_second(settings.batches_per_second)),
-            questions: RateLimiter::keyed(Quota::per_minute(NonZeroU32::new(QUESTIONS_PER_MINUTE).expect("not zero"))),
-            enrollments: RateLimiter::direct(Quota::per_minute(enrollments)),
+            questions: RateLimiter::keyed(per_minute(QUESTIONS_PER_MINUTE)),
+            enrollments: RateLimiter::keyed(per_minute(ENROLLMENTS_PER_MINUTE)),
+            failures: RateLimiter::keyed(per_minute(FAILURES_PER_MINUTE)),
             reading: Mutex::default(),
             own: Mutex::default(),
-            at_once: Semaphore::new(LANDING_AT_ONCE),
+            at_once: Semaphore::new(usize::try_from(at_once).expect("it is small")),
         }
     }
 
-    /// Refuse where too many enroll.
-    fn enrolls(&self) -> Result<(), problem::Refusal> {
-        let refused = |_| problem::Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments");
-        self.enrollments.check().map_err(|err| refused(err).retry_after(10))
+    /// Refuse where too many enroll with good tokens of an organization.
+    fn check_enroll_rate(&self, organization: OrganizationId) -> Result<(), Refusal> {
+        let refused = |_| Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments of this organization");
+        self.enrollments.check_key(&organization).map_err(|err| refused(err).retry_after(10))
+    }
+
+    /// A token that is not good: the refusal, or where its address sends many of them, that it has to wait.
+    fn token_refused(&self, From(from): From, refusal: Refusal) -> Refusal {
+        if self.failures.check_key(&from).is_ok() {
+            return refusal;
+        }
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many tokens that are not known came from this address")
+            .retry_after(10)
     }
 
     /// Refuse what the first workspace of a pair does alone.
-    async fn is_first(&self) -> Result<(), problem::Refusal> {
-        match self.control.pair_of().await.map_err(|err| problem::Refusal::internal(&err))? {
+    async fn is_first(&self) -> Result<(), Refusal> {
+        match self.control.pair_of().await.map_err(|err| Refusal::internal(&err))? {
             None => Ok(()),
             Some(first) => {
                 let title = format!("this workspace is the second of a pair; do this at the first, {first}");
-                Err(problem::Refusal::new(StatusCode::MISDIRECTED_REQUEST, "pair", title))
+                Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "pair", title))
             }
         }
     }
 
     /// Refuse what was sealed on another machine than the agent's own.
-    async fn is_its_own(&self, header: &Header) -> Result<(), problem::Refusal> {
+    async fn is_its_own(&self, header: &Header) -> Result<(), Refusal> {
         let lane = (header.organization, header.agent, header.lane);
         let last = self.own.lock().unwrap_or_else(PoisonError::into_inner).get(&lane).cloned();
         let same =
@@ -162,7 +203,7 @@ impl Receiver {
         if last.as_ref().is_some_and(same) {
             return Ok(());
         }
-        let judged = self.control.is_its_own(header, now()).await.map_err(|err| problem::Refusal::internal(&err))?;
+        let judged = self.control.is_its_own(header, now()).await.map_err(|err| Refusal::internal(&err))?;
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         if own.len() >= OWN_MAX {
             own.clear();
@@ -180,7 +221,7 @@ impl Receiver {
             }
             Err(why) => {
                 tracing::warn!(agent = %header.agent, why, "a batch was refused");
-                let refusal = problem::Refusal::new(StatusCode::FORBIDDEN, "clone", why);
+                let refusal = Refusal::new(StatusCode::FORBIDDEN, "clone", why);
                 return Err(refusal.detail("the agent makes another key by itself, and sends what it holds under that"));
             }
         }
@@ -188,18 +229,19 @@ impl Receiver {
     }
 
     /// Refuse an agent that asks too often.
-    fn asks(&self, agent: AgentId) -> Result<(), problem::Refusal> {
-        let refused = || problem::Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "this agent asks too often");
+    fn asks(&self, agent: AgentId) -> Result<(), Refusal> {
+        let refused = || Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "this agent asks too often");
         self.questions.check_key(&agent).map_err(|_| refused().retry_after(1))
     }
 
-    /// A place to read a body of this organization; it waits for one of its own.
-    async fn reading(&self, organization: OrganizationId) -> OwnedSemaphorePermit {
-        let places = {
-            let mut all = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(all.entry(organization).or_insert_with(|| Arc::new(Semaphore::new(READING_AT_ONCE))))
+    /// What an organization may have under way: it waits for a place of its own.
+    fn shares(&self, organization: OrganizationId) -> Shares {
+        let mut all = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Shares {
+            reading: Arc::new(Semaphore::new(READING_AT_ONCE)),
+            landing: Arc::new(Semaphore::new(LANDING_OF_ONE)),
         };
-        places.acquire_owned().await.expect("never closed")
+        all.entry(organization).or_insert_with(new).clone()
     }
 
     fn limits(&self) -> Limits {
@@ -211,17 +253,32 @@ impl Receiver {
     }
 }
 
+/// The body of a request as JSON, within limits of size and time.
+async fn read_json<T: DeserializeOwned>(body: Body, bytes_max: usize) -> Result<T, Refusal> {
+    let bytes = match tokio::time::timeout(REQUEST_TIMEOUT, axum::body::to_bytes(body, bytes_max)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => {
+            let title = format!("the request ended too early, or has more than {bytes_max} bytes");
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title));
+        }
+        Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "body", "the request took too long")),
+    };
+    serde_json::from_slice(&bytes).map_err(|err| {
+        Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", format!("the request cannot be decoded: {err}"))
+    })
+}
+
 fn router(receiver: Arc<Receiver>) -> Router {
     Router::new()
         .route("/v1/{lane}/{epoch}/{seq}", put(batch::put))
         .route("/v1/positions", get(positions::first))
         .route("/v1/positions/{collector}/{source}", get(positions::behind))
         .route("/v1/policy/{behind}", get(policy::next))
-        .route("/v1/enroll", post(enroll::enroll).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
-        .route("/v1/renew", post(enroll::renew).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
-        .route("/v1/rekey", post(enroll::rekey).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
-        .route("/v1/pair/join", post(pair::join).layer(DefaultBodyLimit::max(ENROLLMENT_BYTES_MAX)))
-        .route("/v1/pair", post(pair::exchange).layer(DefaultBodyLimit::max(EXCHANGE_BYTES_MAX)))
+        .route("/v1/enroll", post(enroll::enroll))
+        .route("/v1/renew", post(enroll::renew))
+        .route("/v1/rekey", post(enroll::rekey))
+        .route("/v1/pair/join", post(pair::join))
+        .route("/v1/pair", post(pair::exchange))
         .route("/livez", get(|| async { "ok\n" }))
         .fallback(problem::not_found)
         .with_state(receiver)

@@ -1,6 +1,6 @@
 //! `POST /v1/pair/join`: the keys of this workspace for another that is made as its pair; `POST /v1/pair`: what they share.
 
-use super::{OfPair, Receiver, problem::Refusal};
+use super::{ENROLLMENT_BYTES_MAX, EXCHANGE_BYTES_MAX, From, OfPair, Receiver, problem::Refusal, read_json};
 use crate::{
     commands::token_digest,
     now,
@@ -8,6 +8,7 @@ use crate::{
 };
 use axum::{
     Extension, Json,
+    body::Body,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -16,10 +17,11 @@ use std::sync::Arc;
 
 pub(super) async fn join(
     State(receiver): State<Arc<Receiver>>,
-    Json(request): Json<JoinRequest>,
+    Extension(from): Extension<From>,
+    body: Body,
 ) -> Result<Json<JoinReply>, Refusal> {
-    receiver.enrolls()?;
     receiver.is_first().await?;
+    let request: JoinRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
     if request.geo != receiver.geo {
         let title = format!("a pair stands in one geography, and this workspace is in {}", receiver.geo);
         return Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "geo", title));
@@ -27,11 +29,8 @@ pub(super) async fn join(
     let known = receiver.control.use_pair_token(&token_digest(&request.token), now()).await;
     if !known.map_err(|err| Refusal::internal(&err))? {
         tracing::warn!("a workspace that would join as the pair of this one was refused");
-        return Err(Refusal::new(
-            StatusCode::FORBIDDEN,
-            "token",
-            "the token is not known, was used or has expired; make one with `vedette-workspace token pair`",
-        ));
+        let title = "the token is not known, was used or has expired; make one with `vedette-workspace token pair`";
+        return Err(receiver.token_refused(from, Refusal::new(StatusCode::FORBIDDEN, "token", title)));
     }
     let keys = pair::keys(&receiver.dir, &receiver.control).await.map_err(|err| Refusal::internal(&err))?;
     tracing::info!("another workspace has joined as the pair of this one");
@@ -41,11 +40,12 @@ pub(super) async fn join(
 pub(super) async fn exchange(
     State(receiver): State<Arc<Receiver>>,
     Extension(OfPair(of_pair)): Extension<OfPair>,
-    Json(request): Json<Exchange>,
+    body: Body,
 ) -> Result<Response, Refusal> {
     if !of_pair {
         return Err(Refusal::new(StatusCode::FORBIDDEN, "identity", "this is not the pair of this workspace"));
     }
+    let request: Exchange = read_json(body, EXCHANGE_BYTES_MAX).await?;
     let internal = |err: anyhow::Error| Refusal::internal(&err);
     receiver.control.note_revocations(&request.revoked).await.map_err(internal)?;
     receiver.control.note_refused(&request.refused, now()).await.map_err(internal)?;

@@ -1,12 +1,18 @@
 //! TLS: 1.2 and 1.3, client certificates signed by our authority; a connection without one may only enroll.
+//!
+//! Every phase of a connection has its time: the handshake, the first request, and how long a peer may say nothing.
 
-use super::{OfPair, Peer, Receiver, router};
+use super::{
+    From, OfPair, Peer, Receiver,
+    connections::{Activity, Place, Places, Watched},
+    router,
+};
 use crate::ca::PAIR;
 use anyhow::{Context, Result};
 use axum::{Extension, Router};
+use hyper::server::conn::{http1, http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
     service::TowerToHyperService,
 };
 use rustls::{
@@ -23,15 +29,21 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// A peer that does not finish its handshake is let go.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Open connections at the most.
-const CONNECTIONS_MAX: usize = 10_000;
+/// A peer without a certificate that says nothing for so long is let go, and whatever it says when its connection is so
+/// old: it may enroll, which takes a second.
+const UNKNOWN_IDLE: Duration = Duration::from_secs(10);
+const UNKNOWN_AGE_MAX: Duration = Duration::from_secs(60);
+/// An agent that says nothing for so long is let go: a question for the policy waits a shorter time.
+const IDLE: Duration = Duration::from_secs(150);
+/// The head of a request has to come within this.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the files of certificates are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Requests under way at a stop get so long.
@@ -83,22 +95,19 @@ pub(crate) async fn serve(
     dir: PathBuf,
     tls: Arc<ServerConfig>,
     receiver: Arc<Receiver>,
+    file_limit: u64,
     mut stop: watch::Receiver<bool>,
 ) {
     let router = router(receiver);
     let mut acceptor = TlsAcceptor::from(tls);
     let (mut known, mut look) = (stamps(&dir), tokio::time::interval(LOOK_EVERY));
     let mut complained = known;
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Places::new(file_limit));
     let mut open = tokio::task::JoinSet::new();
     loop {
-        let accept = async {
-            let permit = Arc::clone(&connections).acquire_owned().await.expect("never closed");
-            listener.accept().await.map(|(socket, _)| (socket, permit))
-        };
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            accepted = accept => accepted,
+            accepted = listener.accept() => accepted,
             Some(_) = open.join_next() => continue,
             _ = look.tick() => {
                 let now = stamps(&dir);
@@ -120,12 +129,16 @@ pub(crate) async fn serve(
             }
         };
         match accepted {
-            Ok((socket, permit)) => {
+            Ok((socket, from)) => {
+                // IPv4 over an IPv6 socket is one address.
+                let from = from.ip().to_canonical();
+                let Some(place) = places.unknown(from) else {
+                    tracing::debug!(%from, "too many connections without a certificate; this one is closed");
+                    continue;
+                };
                 let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
-                open.spawn(async move {
-                    connection(socket, acceptor, router, stop).await;
-                    drop(permit);
-                });
+                let places = Arc::clone(&places);
+                open.spawn(connection(socket, acceptor, router.layer(Extension(From(from))), (places, place), stop));
             }
             Err(err) => {
                 // Out of descriptors, most likely: it passes when connections close.
@@ -141,38 +154,95 @@ pub(crate) async fn serve(
     }
 }
 
-async fn connection(socket: TcpStream, acceptor: TlsAcceptor, router: Router, mut stop: watch::Receiver<bool>) {
+async fn connection(
+    socket: TcpStream,
+    acceptor: TlsAcceptor,
+    router: Router,
+    (places, unknown): (Arc<Places>, Place),
+    stop: watch::Receiver<bool>,
+) {
     let nodelay = socket.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(err)) => return tracing::debug!(error = %err, ?nodelay, "handshake failed"),
-        Err(_) => return tracing::debug!("handshake took too long"),
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket));
+    let stream = tokio::select! {
+        done = handshake => match done {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(err)) => return tracing::debug!(error = %err, ?nodelay, "handshake failed"),
+            Err(_) => return tracing::debug!("handshake took too long"),
+        },
+        () = unknown.give_way.notified() => return tracing::debug!("handshake gave way to newer ones of its address"),
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let of_pair = OfPair(certificate.is_some_and(is_of_pair));
-    let router = router.layer(Extension(certificate.and_then(peer_of))).layer(Extension(of_pair));
-    let service = TowerToHyperService::new(router);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
-    builder
-        .http2()
-        .timer(hyper_util::rt::TokioTimer::new())
-        .keep_alive_interval(Some(Duration::from_secs(60)))
-        .max_concurrent_streams(64)
-        // A batch comes in one go, without waiting for the window to be opened again.
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(2 * WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES);
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(serving);
+    let of_pair = certificate.is_some_and(is_of_pair);
+    let peer = certificate.and_then(peer_of);
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let router = router.layer(Extension(peer)).layer(Extension(OfPair(of_pair)));
+    let (place, idle, age_max) = match peer {
+        Some(peer) => {
+            let Some(known) = places.known(peer) else {
+                return tracing::warn!(agent = %peer.agent, "too many connections; this one is closed");
+            };
+            drop(unknown);
+            (known, IDLE, None)
+        }
+        None if of_pair => (unknown, IDLE, None),
+        None => (unknown, UNKNOWN_IDLE, Some(UNKNOWN_AGE_MAX)),
+    };
+    let activity = Activity::new();
+    let silent = activity.clone();
+    let aged = async {
+        match age_max {
+            Some(most) => tokio::time::sleep(most).await,
+            None => std::future::pending().await,
+        }
+    };
+    let io = TokioIo::new(Watched { stream, activity });
     tokio::select! {
-        done = serving.as_mut() => return log_end(done),
-        _ = stop.wait_for(|stop| *stop) => serving.as_mut().graceful_shutdown(),
+        done = exchange(io, is_http2, router, stop) => log_end(done),
+        () = silent.silence(idle) => tracing::debug!("connection was silent for too long"),
+        () = aged => tracing::debug!("connection without a certificate was open for too long"),
+        () = place.give_way.notified() => tracing::debug!("connection gave way to newer ones of its peer"),
     }
-    log_end(serving.await);
 }
 
-fn log_end(done: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+/// Serve the requests of a connection until it ends, or until told to stop.
+async fn exchange(
+    io: TokioIo<Watched<TlsStream<TcpStream>>>,
+    is_http2: bool,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), hyper::Error> {
+    let service = TowerToHyperService::new(router);
+    let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
+    tokio::pin!(stopped);
+    if is_http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(hyper_util::rt::TokioTimer::new())
+            .keep_alive_interval(Some(Duration::from_secs(60)))
+            .max_concurrent_streams(64)
+            // A batch comes in one go, without waiting for the window to be opened again.
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(2 * WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES);
+        let mut serving = std::pin::pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            done = serving.as_mut() => return done,
+            () = &mut stopped => serving.as_mut().graceful_shutdown(),
+        }
+        serving.await
+    } else {
+        let mut builder = http1::Builder::new();
+        builder.timer(hyper_util::rt::TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT);
+        let mut serving = std::pin::pin!(builder.serve_connection(io, service));
+        tokio::select! {
+            done = serving.as_mut() => return done,
+            () = &mut stopped => serving.as_mut().graceful_shutdown(),
+        }
+        serving.await
+    }
+}
+
+fn log_end(done: Result<(), hyper::Error>) {
     if let Err(err) = done {
         tracing::debug!(error = %err, "connection ended");
     }

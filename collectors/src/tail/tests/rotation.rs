@@ -12,7 +12,7 @@ use std::{
     path::PathBuf,
 };
 
-fn numbered(numbers: std::ops::Range<u64>) -> String {
+pub(super) fn numbered(numbers: std::ops::Range<u64>) -> String {
     numbers.map(|number| format!("line {number:06} {}\n", "x".repeat((number % 90) as usize))).collect()
 }
 
@@ -23,6 +23,11 @@ fn numbers(texts: &[String]) -> Vec<u64> {
     numbers
 }
 
+/// A file of this machine.
+fn found(path: &Path) -> crate::root::Found {
+    Root::open(Path::new("/")).and_then(|root| root.log(path)).expect("is there")
+}
+
 /// Wait until the tailer has expanded its globs once.
 fn scanned(running: &Running) {
     while !running.kept.cursors.lock().expect("lock").contains_key(SCANNED) {
@@ -31,7 +36,7 @@ fn scanned(running: &Running) {
 }
 
 /// Lines 0 to `count` have come once each.
-fn whole(running: &Running, count: u64) {
+pub(super) fn whole(running: &Running, count: u64) {
     let texts = running.until(count as usize);
     // What came twice comes behind what came once.
     std::thread::sleep(Duration::from_millis(50));
@@ -117,11 +122,11 @@ fn a_file_of_two_names_is_read_once_and_a_link_that_points_elsewhere_is_followed
     let (old, new) = (dir.path().join("old"), dir.path().join("new"));
     append(&old, &numbered(10..20));
     append(&new, &numbered(20..30));
-    symlink(&old, &link).expect("links");
+    symlink("old", &link).expect("links");
     let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
     running.until(20);
     let next = dir.path().join("next");
-    symlink(&new, &next).expect("links");
+    symlink("new", &next).expect("links");
     fs::rename(&next, &link).expect("replaces");
     running.until(30);
     // Of the one it pointed at before, what comes is read on for a while.
@@ -152,7 +157,7 @@ fn bytes_are_kept_as_they_are() {
     let lines: [&[u8]; 4] = [b"nul \0 inside", b"\xff\xfe not UTF-8 \xc3", b"", b"\0\0\0"];
     let content: Vec<u8> = lines.iter().flat_map(|line| [line, b"\r\n".as_slice()].concat()).collect();
     fs::write(dir.path().join("a.log"), content).expect("writes");
-    let mut file = File::open(&dir.path().join("a.log"), 0, 1).expect("opens");
+    let mut file = File::open(&found(&dir.path().join("a.log")), 0, 1).expect("opens");
     let mut found: Vec<Vec<u8>> = Vec::new();
     file.read(&mut Vec::new(), 1 << 20, |line| found.push(line.bytes.to_vec())).expect("reads");
     assert_eq!(found, lines);
@@ -203,7 +208,7 @@ fn bytes_that_were_seen_and_destroyed_unread_are_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
     append(&log, "read\n");
-    let mut file = File::open(&log, 0, 1).expect("opens");
+    let mut file = File::open(&found(&log), 0, 1).expect("opens");
     file.read(&mut Vec::new(), 1 << 20, |_| ()).expect("reads");
     append(&log, "seen, not read\n");
     assert!(!file.was_truncated().expect("looks"));
@@ -217,14 +222,14 @@ fn after_a_lost_queue_only_the_holes_are_read() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
     append(&log, "old\nl1\nl2\nl3\nl4\nl5\n");
-    let mut file = File::open(&log, 4, 1).expect("opens");
+    let mut file = File::open(&found(&log), 4, 1).expect("opens");
     file.read(&mut Vec::new(), 1 << 20, |_| ()).expect("reads");
-    let mut cursor = file.cursor("/a.log", 1);
+    let mut cursor = file.cursor(Path::new("/a.log"), 1);
     // Begun behind "old"; l2 and l4 are stored.
     let read = |ranges: &[(u64, u64)], begun: bool, cursor: &mut Cursor| {
         let stored = vedette_wire::Stored { id: cursor.id(), ranges: ranges.to_vec(), begun };
         cursor.stored = Some(Arc::new(stored));
-        let mut file = File::resume(&log, cursor).expect("opens").expect("it is the same");
+        let mut file = File::resume(&found(&log), cursor).expect("opens").expect("it is the same");
         let mut lines = Vec::new();
         file.read(&mut Vec::new(), 1 << 20, |line| lines.push(String::from_utf8_lossy(line.bytes).into_owned()))
             .expect("reads");

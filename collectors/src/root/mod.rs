@@ -1,0 +1,278 @@
+//! The host's files, opened beneath its root: no link leads out of it, whatever it names.
+//!
+//! A path without links is opened by the kernel in one go (openat2(2), `RESOLVE_IN_ROOT`). Where there is a link, or no
+//! such call (before Linux 5.6, or in a sandbox), the path is walked part by part, each opened by the handle of the one
+//! before; an absolute link begins again at the root, and `..` never leads above it.
+//!
+//! What is read as a log has to be one: [`Root::log`] refuses special files, `/proc`, `/sys` and `/dev`, and links that
+//! somebody else than the file's owner or root could have made.
+
+pub(crate) mod glob;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use std::{
+    collections::VecDeque,
+    ffi::{OsStr, OsString},
+    fs::{File, Metadata},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::{Component, Path, PathBuf},
+};
+
+/// Links of one path that are followed (path_resolution(7): the kernel follows 40).
+const LINKS_MAX: usize = 40;
+
+/// File systems of the kernel's own (statfs(2)): proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, selinuxfs,
+/// configfs, bpf, devpts.
+const KERNEL_FILE_SYSTEMS: [i64; 11] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xf97c_ff8c,
+    0x6265_6570,
+    0xcafe_4a11,
+    0x1cd1,
+];
+
+/// The root of a host's file system.
+#[derive(Debug)]
+pub(crate) struct Root {
+    dir: OwnedFd,
+}
+
+/// A directory entry that a path leads to, held open without the right to read it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    parent: OwnedFd,
+    name: OsString,
+    handle: File,
+    meta: Metadata,
+    /// Its path on the host, without links.
+    path: PathBuf,
+    /// Links that were followed, and the directory that holds each.
+    links: Vec<(PathBuf, Metadata, Metadata)>,
+}
+
+fn refused(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
+fn open_at(dir: impl AsFd, name: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+impl Root {
+    /// The root in a directory of this machine.
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { dir: rustix::fs::openat(CWD, dir, flags, Mode::empty())? })
+    }
+
+    /// What a path of the host leads to, links followed.
+    pub(crate) fn find(&self, path: &Path) -> io::Result<Found> {
+        match self.find_without_links(path) {
+            Ok(Some(found)) => Ok(found),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Err(err),
+            _ => self.walk(path),
+        }
+    }
+
+    /// Open a file or a directory of the host for reading, links followed. A FIFO does not hang.
+    pub(crate) fn read(&self, path: &Path) -> io::Result<File> {
+        self.find(path)?.read()
+    }
+
+    /// A file that is to be read as a log.
+    ///
+    /// # Errors
+    /// `InvalidInput` where it is none, or where it cannot be trusted to be what its name says; the message says why.
+    pub(crate) fn log(&self, path: &Path) -> io::Result<Found> {
+        let found = self.find(path)?;
+        found.check()?;
+        Ok(found)
+    }
+
+    /// Names and kinds in a directory, which no untrusted link leads to.
+    pub(crate) fn entries(&self, dir: &Path) -> io::Result<(OwnedFd, rustix::fs::Dir)> {
+        let found = self.find(dir)?;
+        found.check_links()?;
+        let handle = open_at(&found.parent, &found.name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let entries = rustix::fs::Dir::read_from(&handle)?;
+        Ok((handle, entries))
+    }
+
+    /// Of an entry of a directory, which no untrusted link leads to; an entry that is a link is not followed.
+    pub(crate) fn stat(&self, dir: &Path, name: &OsStr) -> io::Result<rustix::fs::Stat> {
+        let found = self.find(dir)?;
+        found.check_links()?;
+        stat_at(&open_at(&found.parent, &found.name, OFlags::PATH | OFlags::DIRECTORY)?, name)
+    }
+
+    /// Absent where the path goes through a link, or the kernel cannot say.
+    fn find_without_links(&self, path: &Path) -> io::Result<Option<Found>> {
+        let (Some(name), Some(dir)) = (path.file_name(), path.parent()) else { return Ok(None) };
+        let relative = dir.strip_prefix("/").unwrap_or(dir);
+        let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let parent = rustix::fs::openat2(&self.dir, relative, flags, Mode::empty(), resolve)?;
+        let handle = File::from(open_at(&parent, name, OFlags::PATH)?);
+        let meta = handle.metadata()?;
+        if meta.is_symlink() || path.components().any(|part| part == Component::ParentDir) {
+            return Ok(None);
+        }
+        // As it is, without doubled slashes.
+        let path = path.components().collect();
+        Ok(Some(Found { parent, name: name.to_owned(), handle, meta, path, links: Vec::new() }))
+    }
+
+    /// The same, part by part, through links.
+    fn walk(&self, path: &Path) -> io::Result<Found> {
+        let mut parts: VecDeque<OsString> = VecDeque::new();
+        let ahead = |parts: &mut VecDeque<OsString>, path: &Path| {
+            for part in path.components().rev() {
+                match part {
+                    Component::Normal(name) => parts.push_front(name.to_owned()),
+                    Component::ParentDir => parts.push_front("..".into()),
+                    Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+                }
+            }
+        };
+        ahead(&mut parts, path);
+        // The directories on the way, each with its name.
+        let mut above: Vec<(OwnedFd, OsString)> = vec![(self.dir.try_clone()?, "/".into())];
+        let mut links = Vec::new();
+        let join = |above: &[(OwnedFd, OsString)]| above.iter().map(|(_, name)| name).collect::<PathBuf>();
+        while let Some(name) = parts.pop_front() {
+            if name == ".." {
+                above.truncate(above.len().saturating_sub(1).max(1));
+                continue;
+            }
+            let (dir, _) = above.last().expect("the root stays");
+            let handle = File::from(open_at(dir, &name, OFlags::PATH)?);
+            let meta = handle.metadata()?;
+            if meta.is_symlink() {
+                if links.len() == LINKS_MAX {
+                    return Err(rustix::io::Errno::LOOP.into());
+                }
+                let of = File::from(dir.try_clone()?).metadata()?;
+                links.push((join(&above).join(&name), meta, of));
+                let target = rustix::fs::readlinkat(&handle, "", Vec::new())?;
+                let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+                if target.is_absolute() {
+                    above.truncate(1);
+                }
+                ahead(&mut parts, target);
+            } else if parts.is_empty() {
+                let path = join(&above).join(&name);
+                let parent = dir.try_clone()?;
+                return Ok(Found { parent, name, handle, meta, path, links });
+            } else if meta.is_dir() {
+                above.push((handle.into(), name));
+            } else {
+                return Err(rustix::io::Errno::NOTDIR.into());
+            }
+        }
+        // It ended in `..`, or is the root itself.
+        let (dir, _) = above.last().expect("the root stays");
+        let handle = File::from(dir.try_clone()?);
+        let meta = handle.metadata()?;
+        Ok(Found { parent: dir.try_clone()?, name: ".".into(), handle, meta, path: join(&above), links })
+    }
+}
+
+impl Found {
+    /// Of what was found.
+    pub(crate) fn meta(&self) -> &Metadata {
+        &self.meta
+    }
+
+    /// Its path on the host, without links.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Open it for reading; it is what was found.
+    pub(crate) fn read(&self) -> io::Result<File> {
+        let file = File::from(open_at(&self.parent, &self.name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
+        let meta = file.metadata()?;
+        if (meta.dev(), meta.ino()) != (self.meta.dev(), self.meta.ino()) {
+            return Err(io::Error::other("another file was put in its place while it was opened"));
+        }
+        Ok(file)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if !self.meta.is_file() {
+            return Err(refused("it is not a regular file".to_owned()));
+        }
+        let system = rustix::fs::fstatfs(&self.handle)?.f_type;
+        #[expect(clippy::useless_conversion, reason = "the type differs between architectures")]
+        let is_kernel_s = KERNEL_FILE_SYSTEMS.contains(&i64::from(system));
+        if is_kernel_s || ["/proc", "/sys", "/dev"].iter().any(|dir| self.path.starts_with(dir)) {
+            return Err(refused(format!("{} is the kernel's and no log", self.path.display())));
+        }
+        self.check_links()?;
+        if self.meta.nlink() > 1 {
+            // A second name of a file, which somebody may have made of another's.
+            let dir = File::from(self.parent.try_clone()?).metadata()?;
+            if let Some(why) = self.distrust(&dir, "the directory") {
+                let path = self.path.display();
+                return Err(refused(format!("{path} is one of several names of its file, and {why}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Links, their directories and what they lead to belong to root or to the owner of that, and none else can change
+    /// them.
+    fn check_links(&self) -> io::Result<()> {
+        for (path, link, dir) in &self.links {
+            let why = if link.uid() != 0 && link.uid() != self.meta.uid() {
+                Some(format!("the link belongs to user {}", link.uid()))
+            } else {
+                self.distrust(dir, "its directory")
+            };
+            if let Some(why) = why {
+                return Err(refused(format!(
+                    "the link {} leads to {} of user {}, and {why}; name the target itself, or make both belong to one user",
+                    path.display(),
+                    self.path.display(),
+                    self.meta.uid()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why somebody else than root and the owner may have put a name into a directory.
+    fn distrust(&self, dir: &Metadata, what: &str) -> Option<String> {
+        let (owner, group, mode) = (dir.uid(), dir.gid(), dir.mode());
+        // Whoever is in the file's group may read it without a link.
+        let is_of_group = group == 0 || group == self.meta.gid() && self.meta.mode() & 0o040 != 0;
+        if owner != 0 && owner != self.meta.uid() {
+            Some(format!("{what} belongs to user {owner}"))
+        } else if mode & 0o002 != 0 {
+            Some(format!("{what} is writable by everybody"))
+        } else if mode & 0o020 != 0 && !is_of_group {
+            Some(format!("{what} is writable by group {group}"))
+        } else {
+            None
+        }
+    }
+}
+
+/// Of an entry of a directory, without following a link.
+pub(crate) fn stat_at(dir: &OwnedFd, name: &OsStr) -> io::Result<rustix::fs::Stat> {
+    Ok(rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+#[cfg(test)]
+mod tests;

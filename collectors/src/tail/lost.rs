@@ -1,0 +1,198 @@
+//! Files of an earlier run that are not under their names: renamed, copied and truncated, moved to another directory,
+//! compressed; and generations that came and went while nobody looked. What cannot be found is counted.
+
+use super::{
+    Cursor, File, Followed, Found, LineParser, Name, Place, State, Tailer, logrotate,
+    rotation::{self, key},
+    unpacked::{self, Unpacked},
+};
+use crate::{CollectError, root::glob::Named};
+use std::{
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+use vedette_wire::{Chunk, Dropped, Reason};
+
+/// By so many first bytes an archive is held against a followed file before it is unpacked.
+const HEAD_BYTES: usize = 64;
+
+/// What became of a search.
+enum Search {
+    Found,
+    /// Its inode is there, and holds something else.
+    Replaced,
+    NotFound,
+}
+
+impl<P: LineParser> Tailer<P> {
+    /// Look for the files of cursors that no name led to.
+    pub(super) fn find_orphans(
+        &mut self,
+        at: &Place<'_>,
+        state: &mut State,
+        unseen: &mut Vec<(PathBuf, i64)>,
+    ) -> Result<(), CollectError> {
+        for cursor in std::mem::take(&mut state.orphans).into_values() {
+            let original = cursor.host_path();
+            if state.scans == 1 {
+                unseen.push((original.clone(), cursor.seen));
+                let name = Name { key: cursor.key(), seen: cursor.seen };
+                let known = state.names.entry(original.clone()).or_insert(name);
+                known.seen = known.seen.max(cursor.seen);
+            }
+            match self.search(at, state, &cursor)? {
+                Search::Found => {}
+                // Its file system may not be mounted yet.
+                Search::NotFound if state.since.elapsed() < self.patience => {
+                    state.orphans.insert(cursor.id(), cursor);
+                }
+                Search::NotFound | Search::Replaced => self.lost(at, &cursor, "it was rotated away")?,
+            }
+        }
+        Ok(())
+    }
+
+    fn search(&mut self, at: &Place<'_>, state: &mut State, cursor: &Cursor) -> Result<Search, CollectError> {
+        let original = cursor.host_path();
+        let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
+        let dirs = rotation::archives(&at.root, original.parent().unwrap_or(Path::new("/")), &*old);
+        let mut searched = Search::NotFound;
+        for (path, meta) in rotation::candidates(&at.root, &dirs, cursor) {
+            let found_key = key(&meta);
+            if state.files.contains_key(&found_key) {
+                continue;
+            }
+            let is_it = found_key == cursor.key();
+            let resumed = if unpacked::is_compressed(&path) {
+                // Unpacking takes long: once for each archive.
+                if !state.tried.insert((cursor.id(), found_key, meta.len())) {
+                    continue;
+                }
+                let stopped = || at.outlet.is_stopped();
+                at.root.log(&path).and_then(|found| File::resume_unpacked(&found, cursor, &stopped))
+            } else if is_it || rotation::continues(&at.root, &path, cursor) {
+                at.root.log(&path).and_then(|found| File::resume(&found, cursor))
+            } else {
+                Ok(None)
+            };
+            match resumed {
+                Ok(Some(mut file)) => {
+                    let source = self.source(&cursor.id(), Some(&original));
+                    if state.returning.remove(&cursor.id())
+                        && let Ok(Some(positions)) = file.skip()
+                    {
+                        let mut over = Chunk::new(std::sync::Arc::clone(&source));
+                        over.dropped.push(super::passed_over(positions));
+                        at.outlet.emit(over)?;
+                    }
+                    self.follow(at, state, found_key, (file, &original, source), (false, state.scan_began))?;
+                    return Ok(Search::Found);
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => return Err(CollectError::Stopped),
+                Err(err) => {
+                    tracing::debug!(collector = self.collector, path = %path.display(), error = %err, "cannot be held against a cursor");
+                }
+                Ok(None) => {}
+            }
+            if is_it {
+                searched = Search::Replaced;
+            }
+        }
+        Ok(searched)
+    }
+
+    /// What stood behind a cursor is not to be had. How many lines that were, and where it is not known how long the file
+    /// was, whether there were any, nobody can say.
+    pub(super) fn lost(&self, at: &Place<'_>, cursor: &Cursor, why: &str) -> Result<(), CollectError> {
+        let positions = cursor.unread();
+        let bytes = positions.map(|positions| positions.1 - positions.0);
+        tracing::warn!(
+            collector = self.collector,
+            path = cursor.path,
+            read_to = cursor.offset,
+            bytes,
+            why,
+            "what was written to this file after it was last read cannot be found"
+        );
+        let mut chunk = Chunk::new(self.source(&cursor.id(), Some(&cursor.host_path())));
+        chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: 1, positions });
+        at.outlet.emit(chunk)?;
+        self.forget(at, cursor)
+    }
+
+    /// Take in what lies beside a file and was written after it was last seen: it was this file in between.
+    pub(super) fn generations(
+        &mut self,
+        at: &Place<'_>,
+        state: &mut State,
+        original: &Path,
+        since: i64,
+    ) -> Result<(), CollectError> {
+        if since <= 0 {
+            return Ok(());
+        }
+        for (path, meta) in rotation::siblings(&at.root, original) {
+            let modified = rotation::modified(&meta).saturating_add(rotation::GRANULARITY_NS);
+            if modified < since || state.files.contains_key(&key(&meta)) {
+                continue;
+            }
+            if unpacked::is_compressed(&path) {
+                self.archived(at, state, original, &path)?;
+            } else if let Some(name) = path.file_name()
+                && let Ok(stat) = at.root.stat(path.parent().unwrap_or(Path::new("/")), name)
+            {
+                let how = Found { listed: false, from_end: false, original: Some(original) };
+                self.take_in(at, state, &Named { path, stat }, how)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Read a generation that was compressed before it was seen, unless it is one that is followed.
+    fn archived(
+        &mut self,
+        at: &Place<'_>,
+        state: &mut State,
+        original: &Path,
+        path: &Path,
+    ) -> Result<(), CollectError> {
+        let Ok(found) = at.root.log(path) else { return Ok(()) };
+        let found_key = key(found.meta());
+        if !state.tried.insert((String::new(), found_key, found.meta().len())) {
+            return Ok(());
+        }
+        for followed in state.files.values() {
+            let is_of = followed.path == original || rotation::may_be_of(&followed.path, original);
+            match if is_of { holds(at, &found, followed) } else { Ok(false) } {
+                Ok(true) => return Ok(()),
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => return Err(CollectError::Stopped),
+                _ => {}
+            }
+        }
+        let file = match File::open_unpacked(&found, at.cx.now()) {
+            Ok(file) => file,
+            Err(err) => {
+                let cursor = File::open(&found, 0, at.cx.now()).map(|file| file.cursor(original, 0));
+                let why = format!("{} cannot be read: {err}", path.display());
+                return cursor.map_or(Ok(()), |cursor| self.lost(at, &cursor, &why));
+            }
+        };
+        let source = self.source(&file.cursor(original, 0).id(), Some(original));
+        self.follow(at, state, found_key, (file, original, source), (false, state.scan_began))
+    }
+}
+
+/// Whether an archive holds what is read from a followed file.
+fn holds(at: &Place<'_>, archive: &crate::root::Found, followed: &Followed) -> io::Result<bool> {
+    let open = || archive.read().and_then(Unpacked::open);
+    if let Ok(file) = followed.file.file() {
+        let (mut ours, mut theirs) = ([0; HEAD_BYTES], [0; HEAD_BYTES]);
+        let length = file.read_at(&mut theirs, 0)?;
+        if open()?.read(&mut ours[..length])? < length || ours[..length] != theirs[..length] {
+            return Ok(false);
+        }
+    }
+    let cursor = followed.cursor();
+    open()?.skip_to(cursor.offset, &cursor.before, &|| at.outlet.is_stopped())
+}

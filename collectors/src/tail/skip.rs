@@ -1,0 +1,54 @@
+//! Passing over what the files hold while policy keeps the collector from running.
+
+use super::{Cursor, File, LineParser, PASSED_OVER, SCANNED, Tailer, follow::resume, passed_over, rotation::key, unpacked};
+use crate::{CollectError, Cx, Outlet, root::glob::Expansion};
+use std::collections::BTreeMap;
+use vedette_wire::Chunk;
+
+impl<P: LineParser> Tailer<P> {
+    /// Leave every file of the globs behind what it holds now, counted as dropped by policy: one for each, since how many
+    /// lines they were is not known. What cannot be seen now is forgotten; when it comes back and is older than this, it is
+    /// begun at its end, and counted then.
+    pub(crate) fn skip(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+        let at = Self::place(cx, outlet)?;
+        let mut known: BTreeMap<String, Cursor> =
+            cx.cursors.iter().filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[])).map(|c| (c.id(), c)).collect();
+        let (now, mut expansion) = (cx.now(), Expansion::default());
+        for pattern in &self.patterns {
+            for named in expansion.expand(&at.root, pattern) {
+                if unpacked::is_compressed(&named.path) {
+                    continue;
+                }
+                let Ok(found) = at.root.log(&named.path) else { continue };
+                let key = key(found.meta());
+                let is_of = |c: &&Cursor| c.key() == key || c.inode == key.1 && c.host_path() == named.path;
+                let here: Vec<Cursor> = known.values().filter(is_of).cloned().collect();
+                let mut file = match resume(&found, &here) {
+                    Ok(Some((file, id))) => {
+                        known.remove(&id);
+                        file
+                    }
+                    _ => match File::open(&found, 0, now) {
+                        Ok(file) => file,
+                        Err(_) => continue,
+                    },
+                };
+                let path = named.path.display().to_string();
+                let dropped = file.skip().map_err(|err| CollectError::read(path, err))?;
+                let cursor = file.cursor(&named.path, now);
+                let mut chunk = Chunk::new(self.source(&cursor.id(), Some(&named.path)));
+                chunk.dropped.extend(dropped.map(passed_over));
+                chunk.cursor = Some(cursor.encode());
+                outlet.emit(chunk)?;
+            }
+        }
+        let globs: Vec<&str> = self.patterns.iter().map(|pattern| pattern.text()).collect();
+        let mut scanned = Chunk::new(self.source(SCANNED, None));
+        scanned.forget = known.into_keys().collect();
+        scanned.cursor = Some(rmp_serde::to_vec(&globs).expect("strings serialize"));
+        outlet.emit(scanned)?;
+        let mut since = Chunk::new(self.source(PASSED_OVER, None));
+        since.cursor = Some(now.to_be_bytes().to_vec());
+        outlet.emit(since)
+    }
+}

@@ -1,0 +1,155 @@
+//! What rotation moved and compressed while the agent was down, and what it took away.
+
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+
+use super::{rotation::*, *};
+use std::fs;
+
+/// As logrotate does: the archive has the time of the file that it was made of.
+fn compress(path: &Path, to: &Path) {
+    let text = fs::read(path).expect("reads");
+    let modified = fs::metadata(path).expect("is there").modified().expect("has one");
+    let file = fs::File::create(to).expect("makes");
+    match to.extension().and_then(|extension| extension.to_str()) {
+        Some("gz") => {
+            let mut gz = flate2::write::GzEncoder::new(&file, flate2::Compression::fast());
+            gz.write_all(&text).expect("writes");
+            gz.finish().expect("ends");
+        }
+        Some("zst") => zstd::stream::copy_encode(&text[..], &file, 1).expect("writes"),
+        Some("bz2") => {
+            let mut bz2 = bzip2::write::BzEncoder::new(&file, bzip2::Compression::fast());
+            bz2.write_all(&text).expect("writes");
+            bz2.finish().expect("ends");
+        }
+        other => panic!("{other:?}"),
+    }
+    file.set_modified(modified).expect("sets");
+    fs::remove_file(path).expect("removes");
+}
+
+/// Read the first lines of `a.log`, and stop.
+fn first_run(dir: &Path, lines: std::ops::Range<u64>) -> Arc<Kept> {
+    append(&dir.join("a.log"), &numbered(lines.clone()));
+    let running = start(dir, "/*.log", Start::Beginning, Arc::default());
+    running.until(lines.end as usize);
+    running.stop()
+}
+
+#[test]
+fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archive() {
+    for ending in ["gz", "zst", "bz2"] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let log = dir.path().join("a.log");
+        let kept = first_run(dir.path(), 0..1000);
+        append(&log, &numbered(1000..3000));
+        compress(&log, &dir.path().join(format!("a.log.1.{ending}")));
+        append(&log, &numbered(3000..3010));
+        let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+        whole(&running, 3010);
+        let sources: BTreeSet<String> =
+            running.kept.lines.lock().expect("lock").iter().map(|(source, _, _)| source.clone()).collect();
+        assert_eq!(sources.len(), 2, "the archive goes on as the source that the file was");
+        // The archive's cursor is let go, and is not looked for at the next start.
+        files_with_cursors(&running.kept, 1);
+        assert_eq!(running.stop().dropped(), []);
+    }
+}
+
+#[test]
+fn several_generations_of_which_the_older_were_compressed_are_read() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (log, name) = (dir.path().join("a.log"), |name: &str| dir.path().join(name));
+    let kept = first_run(dir.path(), 0..100);
+    append(&log, &numbered(100..200));
+    compress(&log, &name("a.log.3.gz"));
+    append(&log, &numbered(200..300));
+    compress(&log, &name("a.log.2.gz"));
+    append(&log, &numbered(300..400));
+    fs::rename(&log, name("a.log.1")).expect("renames");
+    append(&log, &numbered(400..410));
+    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    whole(&running, 410);
+    running.stop();
+}
+
+#[test]
+fn an_archive_of_what_was_read_while_running_is_not_read_once_more() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, &numbered(0..500));
+    let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
+    running.until(500);
+    append(&log, &numbered(500..600));
+    compress(&log, &dir.path().join("a.log.1.gz"));
+    append(&log, &numbered(600..610));
+    whole(&running, 610);
+    append(&log, &numbered(610..620));
+    whole(&running, 620);
+    running.stop();
+}
+
+#[test]
+fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
+    for (to, configuration) in [
+        ("archive/a.log-20261126", None),
+        ("srv/old/a.log.1", Some("/*.log {\n  olddir /srv/old\n}\n")),
+        ("srv/old/a.log.1.gz", Some("/*.log {\n  olddir /srv/old\n}\n")),
+    ] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (log, old) = (dir.path().join("a.log"), dir.path().join(to));
+        fs::create_dir_all(old.parent().expect("has one")).expect("makes");
+        if let Some(text) = configuration {
+            fs::create_dir_all(dir.path().join("etc/logrotate.d")).expect("makes");
+            fs::write(dir.path().join("etc/logrotate.d/a"), text).expect("writes");
+        }
+        let kept = first_run(dir.path(), 0..100);
+        append(&log, &numbered(100..200));
+        if to.ends_with(".gz") { compress(&log, &old) } else { fs::rename(&log, &old).expect("renames") }
+        append(&log, &numbered(200..210));
+        let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+        whole(&running, 210);
+        assert_eq!(running.stop().dropped(), [], "{to}");
+    }
+}
+
+#[test]
+fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    let kept = first_run(dir.path(), 0..10);
+    let read = fs::metadata(&log).expect("is there").len();
+    {
+        // More had been seen than was read.
+        let mut cursors = kept.cursors.lock().expect("lock");
+        let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one");
+        let cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
+        let id = id.clone();
+        cursors.insert(id, Cursor { length: read + 500, ..cursor }.encode());
+    }
+    fs::remove_file(&log).expect("removes");
+    append(&log, &numbered(10..12));
+    let running = start_patient(dir.path(), "/*.log", Start::Beginning, kept, Duration::from_millis(1));
+    whole(&running, 12);
+    files_with_cursors(&running.kept, 1);
+    let dropped = running.stop().dropped();
+    assert_eq!(dropped, [(Reason::RotatedAway, 1, Some(Position(read, read + 500)))]);
+}
+
+#[test]
+fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (log, archive) = (dir.path().join("a.log"), dir.path().join("a.log.1.gz"));
+    let kept = first_run(dir.path(), 0..10);
+    append(&log, &numbered(10..20_000));
+    compress(&log, &archive);
+    let bytes = fs::read(&archive).expect("reads");
+    let modified = fs::metadata(&archive).expect("is there").modified().expect("has one");
+    fs::write(&archive, &bytes[..bytes.len() / 2]).expect("writes");
+    fs::File::options().append(true).open(&archive).and_then(|file| file.set_modified(modified)).expect("sets");
+    let running = start_patient(dir.path(), "/*.log", Start::Beginning, kept, Duration::from_millis(1));
+    files_with_cursors(&running.kept, 0);
+    let kept = running.stop();
+    assert_eq!(kept.dropped().iter().map(|(reason, count, _)| (*reason, *count)).collect::<Vec<_>>(), [(Reason::RotatedAway, 1)]);
+    assert!(kept.lines.lock().expect("lock").len() > 10, "what could be read of it was");
+}

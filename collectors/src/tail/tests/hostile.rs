@@ -1,0 +1,225 @@
+//! Files that others put in the way: too many, endless, full of holes, or not theirs.
+
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+
+use super::{rotation::*, *};
+use std::{
+    fs,
+    os::unix::fs::{FileExt, symlink},
+};
+
+fn config(dir: &Path, glob: &str, change: impl FnOnce(Tailer<Raw>) -> Tailer<Raw>) -> Running {
+    start_with(dir, change(Tailer::new("syslog", &[glob.to_owned()], Start::Beginning, Raw)), Arc::default())
+}
+
+#[test]
+fn more_files_than_descriptors_are_read_and_followed() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let name = |number: u64| dir.path().join(format!("{number:03}.log"));
+    for number in 0..60 {
+        append(&name(number), &numbered(number..number + 1));
+    }
+    let running = config(dir.path(), "/*.log", |tailer| Tailer { open_max: 4, ..tailer });
+    running.until(60);
+    let descriptors = || {
+        let links = fs::read_dir("/proc/self/fd").expect("lists").filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        links.filter(|path| path.starts_with(dir.path()) && path.extension().is_some_and(|end| end == "log")).count()
+    };
+    assert!(descriptors() <= 4, "{}", descriptors());
+    // Closed ones that grow are opened again, the last of them too.
+    for number in 0..60 {
+        append(&name(number), &numbered(60 + number..61 + number));
+    }
+    whole(&running, 120);
+    // A closed one that is renamed and written to is found.
+    append(&name(7), &numbered(120..121));
+    fs::rename(name(7), dir.path().join("007.log.1")).expect("renames");
+    append(&name(7), &numbered(121..122));
+    whole(&running, 122);
+    running.stop();
+}
+
+#[test]
+fn a_file_without_end_does_not_keep_the_others_waiting() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    // Sorted before the other, and longer than what is read in one go many times over.
+    let flood = "f".repeat(1023) + "\n";
+    append(&dir.path().join("a.log"), &flood.repeat(64 << 10));
+    append(&dir.path().join("z.log"), "security\n");
+    let running = config(dir.path(), "/*.log", |tailer| tailer);
+    let began = Instant::now();
+    while !running.texts().iter().any(|text| text == "security") {
+        assert!(began.elapsed() < Duration::from_secs(20), "{} lines", running.texts().len());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let before = running.kept.lines.lock().expect("lock").iter().position(|(_, _, text)| text == "security");
+    assert!(before.is_some_and(|lines| lines < 8 << 10), "{before:?} lines of the flood before it");
+    running.until((64 << 10) + 1);
+    running.stop();
+}
+
+#[test]
+fn holes_are_passed_over_and_counted() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "first\nhalf");
+    let file = fs::File::options().write(true).open(&log).expect("opens");
+    let far = 1_u64 << 40;
+    if file.write_all_at(b"behind\n", far + 100).is_err() {
+        // No sparse file of that length here.
+        return;
+    }
+    let began = Instant::now();
+    let running = config(dir.path(), "/*.log", |tailer| tailer);
+    assert_eq!(running.until(3), ["first", "half", "behind"]);
+    assert!(began.elapsed() < Duration::from_secs(15), "a terabyte of nothing is not read");
+    // Up to the end of the file there may still come something.
+    file.set_len(far * 2).expect("extends");
+    std::thread::sleep(Duration::from_millis(300));
+    file.write_all_at(b"into the hole\n", far + (1 << 20)).expect("writes");
+    assert_eq!(running.until(4)[3], "into the hole");
+    let kept = running.stop();
+    let holes: Vec<Position> =
+        kept.dropped().into_iter().filter(|(reason, ..)| *reason == Reason::Hole).filter_map(|(.., at)| at).collect();
+    assert_eq!(holes, [Position(10, far + 100), Position(far + 107, far + (1 << 20))]);
+    tile(&kept);
+}
+
+/// Records and what was dropped leave no hole and overlap nowhere.
+fn tile(kept: &Kept) {
+    let mut spans: Vec<Position> = kept.lines.lock().expect("lock").iter().map(|(_, position, _)| *position).collect();
+    spans.extend(kept.dropped().into_iter().filter_map(|(.., positions)| positions));
+    spans.sort();
+    for pair in spans.windows(2) {
+        assert_eq!(pair[0].1, pair[1].0, "{spans:?}");
+    }
+}
+
+#[test]
+fn zeros_that_copytruncate_left_swallow_no_line() {
+    for is_sparse in [true, false] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let log = dir.path().join("a.log");
+        append(&log, &numbered(0..2000));
+        let running = config(dir.path(), "/*.log", |tailer| tailer);
+        running.until(2000);
+        // The writer goes on where it was; what is before is zeros.
+        let length = fs::metadata(&log).expect("is there").len();
+        let file = fs::File::options().write(true).open(&log).expect("opens");
+        file.set_len(0).expect("truncates");
+        if !is_sparse {
+            file.write_all_at(&vec![0; length as usize], 0).expect("writes");
+        }
+        file.write_all_at(numbered(2000..2010).as_bytes(), length).expect("writes");
+        whole(&running, 2010);
+        running.stop();
+    }
+}
+
+#[test]
+fn two_files_with_the_same_ends_are_both_read() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let text = |middle: &str| format!("{}\n{middle}\n{}\n", "h".repeat(80), "t".repeat(80));
+    append(&dir.path().join("report.log"), &text("one"));
+    let running = config(dir.path(), "/*.log", |tailer| Tailer { copy_wait: Duration::from_millis(200), ..tailer });
+    running.until(3);
+    append(&dir.path().join("report-2.log"), &text("two"));
+    let mut texts = running.until(6);
+    texts.retain(|text| text.len() == 3);
+    assert_eq!(texts, ["one", "two"], "it is no copy: the other was not truncated");
+    running.stop();
+}
+
+#[test]
+fn what_no_glob_names_any_more_is_not_read_and_is_counted_when_it_comes_back() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = dir.path().join("a.log");
+    append(&log, "one\n");
+    append(&dir.path().join("b.txt"), "b\n");
+    let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
+    running.until(1);
+    let kept = running.stop();
+    let cursor = kept.cursors.lock().expect("lock").len();
+    append(&log, "private\n");
+    let running = start(dir.path(), "/*.txt", Start::Beginning, kept);
+    assert_eq!(running.until(2), ["one", "b"]);
+    append(&log, "private too\n");
+    let kept = running.stop();
+    assert_eq!(kept.cursors.lock().expect("lock").len(), cursor + 1, "the cursor stays");
+    assert_eq!(kept.lines.lock().expect("lock").len(), 2);
+    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    while running.kept.dropped().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    append(&log, "new\n");
+    assert_eq!(running.until(3), ["one", "b", "new"]);
+    assert_eq!(running.stop().dropped(), [(Reason::Policy, 1, Some(Position(4, 24)))]);
+}
+
+#[test]
+fn a_link_to_another_s_file_is_not_followed_and_said() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    fs::create_dir(dir.path().join("logs")).expect("makes");
+    fs::write(dir.path().join("shadow"), "root:secret\n").expect("writes");
+    append(&dir.path().join("logs/own.log"), "own\n");
+    symlink("../shadow", dir.path().join("logs/x.log")).expect("links");
+    std::os::unix::fs::lchown(dir.path().join("logs/x.log"), Some(1234), None).expect("chowns");
+    let running = config(dir.path(), "/logs/*.log", |tailer| tailer);
+    assert_eq!(running.until(1), ["own"]);
+    while running.kept.complaints.lock().expect("lock").is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let kept = running.stop();
+    assert_eq!(kept.lines.lock().expect("lock").len(), 1);
+    let complaints = kept.complaints.lock().expect("lock");
+    assert!(complaints[0].contains("/logs/x.log") && complaints[0].contains("belongs to user 1234"), "{complaints:?}");
+}
+
+#[test]
+fn loops_of_links_and_a_name_that_is_not_utf_8_keep_nothing_from_being_read() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().expect("temp dir");
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.log"));
+    append(&odd, "odd\n");
+    fs::create_dir(dir.path().join("d")).expect("makes");
+    symlink("..", dir.path().join("d/up")).expect("links");
+    symlink("../d", dir.path().join("d/self")).expect("links");
+    append(&dir.path().join("d/in.log"), "in\n");
+    let running = start(dir.path(), "/**/*.log", Start::Beginning, Arc::default());
+    let mut texts = running.until(2);
+    texts.sort();
+    assert_eq!(texts, ["in", "odd"]);
+    let kept = running.stop();
+    append(&odd, "more\n");
+    let running = start(dir.path(), "/**/*.log", Start::Beginning, kept);
+    assert_eq!(running.until(3)[2], "more");
+    running.stop();
+}
+
+#[test]
+fn a_root_whose_name_holds_a_wildcard_is_a_root() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let root = dir.path().join("[host]*");
+    fs::create_dir(&root).expect("makes");
+    append(&root.join("a.log"), "a\n");
+    let running = config(&root, "/*.log", |tailer| tailer);
+    assert_eq!(running.until(1), ["a"]);
+    running.stop();
+}
+
+#[test]
+fn paths_that_name_nothing_are_said() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    for (glob, expects_each, expected) in
+        [("/absent.log", true, "/absent.log: it is not there"), ("/*.log", false, "no file matches any of `paths`")]
+    {
+        let running = config(dir.path(), glob, |tailer| tailer.expecting_each(expects_each));
+        while running.kept.complaints.lock().expect("lock").is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(running.stop().complaints.lock().expect("lock")[0].contains(expected));
+    }
+}

@@ -1,0 +1,253 @@
+//! Connections and who holds them: limits of each address, each agent, and all together.
+//!
+//! Until a peer has shown a certificate of ours, its connections are counted by its address. Where an address holds as
+//! many as it may, its oldest gives way: whoever only holds connections loses them, and whoever enrolls needs one for a
+//! moment. Agents that are known are counted by their certificate, and have most of the places.
+
+use super::Peer;
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+/// Connections of one address that have not shown a certificate of ours.
+const OF_ADDRESS_MAX: usize = 64;
+/// Connections of one agent: it needs two, and what it sends over others waits for itself.
+const OF_AGENT_MAX: usize = 128;
+/// Descriptors that are left to the stores.
+const RESERVED: u64 = 256;
+/// Connections at the most, however many descriptors there are.
+const CONNECTIONS_MAX: usize = 10_000;
+/// Connections without a certificate have this share of the places.
+const UNKNOWN_SHARE: usize = 4;
+
+/// Raise the limit of open files to what the process may have (getrlimit(2)); what it is then.
+pub(crate) fn raise_file_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(err) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(error = %err, "the limit of open files cannot be raised");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Places for connections.
+pub(super) struct Places {
+    unknown: Arc<Semaphore>,
+    known: Arc<Semaphore>,
+    addresses: Holders<IpAddr>,
+    agents: Holders<Peer>,
+}
+
+/// A connection's place; it is given back when this is dropped.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    held: Box<dyn Send>,
+    /// Told when the connection has to give way.
+    pub(super) give_way: Arc<Notify>,
+}
+
+impl Places {
+    /// For so many open files.
+    pub(super) fn new(file_limit: u64) -> Self {
+        let all = usize::try_from(file_limit.saturating_sub(RESERVED)).unwrap_or(CONNECTIONS_MAX);
+        let all = all.clamp(64, CONNECTIONS_MAX);
+        Self {
+            unknown: Arc::new(Semaphore::new(all / UNKNOWN_SHARE)),
+            known: Arc::new(Semaphore::new(all - all / UNKNOWN_SHARE)),
+            addresses: Holders::default(),
+            agents: Holders::default(),
+        }
+    }
+
+    /// A place for a connection that was just accepted; absent where there is none.
+    pub(super) fn unknown(&self, address: IpAddr) -> Option<Place> {
+        let give_way = Arc::new(Notify::new());
+        let held = self.addresses.hold(address, OF_ADDRESS_MAX, &give_way);
+        let permit = Arc::clone(&self.unknown).try_acquire_owned().ok()?;
+        Some(Place { _permit: permit, held, give_way })
+    }
+
+    /// A place for the connection of an agent that has shown its certificate.
+    pub(super) fn known(&self, peer: Peer) -> Option<Place> {
+        let give_way = Arc::new(Notify::new());
+        let held = self.agents.hold(peer, OF_AGENT_MAX, &give_way);
+        let permit = Arc::clone(&self.known).try_acquire_owned().ok()?;
+        Some(Place { _permit: permit, held, give_way })
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("held", &std::ptr::from_ref(&*self.held)).finish_non_exhaustive()
+    }
+}
+
+type Held<K> = Arc<Mutex<HashMap<K, VecDeque<Arc<Notify>>>>>;
+
+/// Who holds how many.
+struct Holders<K>(Held<K>);
+
+impl<K> Default for Holders<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+struct Hold<K: Eq + Hash> {
+    holders: Held<K>,
+    key: K,
+    mine: Arc<Notify>,
+}
+
+impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
+    /// Note one more; the oldest of so many is told to give way.
+    fn hold(&self, key: K, most: usize, mine: &Arc<Notify>) -> Box<dyn Send> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = all.entry(key).or_default();
+        held.push_back(Arc::clone(mine));
+        if held.len() > most
+            && let Some(oldest) = held.pop_front()
+        {
+            oldest.notify_one();
+        }
+        Box::new(Hold { holders: Arc::clone(&self.0), key, mine: Arc::clone(mine) })
+    }
+}
+
+impl<K: Eq + Hash> Drop for Hold<K> {
+    fn drop(&mut self) {
+        let mut all = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = all.get_mut(&self.key) {
+            held.retain(|other| !Arc::ptr_eq(other, &self.mine));
+            if held.is_empty() {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// When a peer last sent something.
+#[derive(Clone)]
+pub(super) struct Activity {
+    began: Instant,
+    last: Arc<AtomicU64>,
+}
+
+impl Activity {
+    pub(super) fn new() -> Self {
+        Self { began: Instant::now(), last: Arc::default() }
+    }
+
+    fn note(&self) {
+        let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(since, Ordering::Relaxed);
+    }
+
+    /// Ends when nothing came for `idle`.
+    pub(super) async fn silence(&self, idle: Duration) {
+        loop {
+            let until = self.began + Duration::from_millis(self.last.load(Ordering::Relaxed)) + idle;
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+/// A stream of which it is noted when something came.
+pub(super) struct Watched<S> {
+    pub(super) stream: S,
+    pub(super) activity: Activity,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        if into.filled().len() > before {
+            self.activity.note();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn address(last: u8) -> IpAddr {
+        Ipv4Addr::new(192, 0, 2, last).into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_of_an_address_gives_way_and_no_other_s() {
+        let places = Places::new(100_000);
+        let other = places.unknown(address(2)).expect("a place");
+        let mut held: Vec<Place> = (0..OF_ADDRESS_MAX).map(|_| places.unknown(address(1)).expect("a place")).collect();
+        let is_told = |place: &Place| {
+            let told = Arc::clone(&place.give_way);
+            async move { tokio::time::timeout(Duration::from_millis(1), told.notified()).await.is_ok() }
+        };
+        assert!(!is_told(&held[0]).await);
+        held.push(places.unknown(address(1)).expect("a place"));
+        assert!(is_told(&held[0]).await);
+        assert!(!is_told(&held[1]).await && !is_told(&other).await);
+        // One that ended leaves room.
+        drop(held.remove(1));
+        held.push(places.unknown(address(1)).expect("a place"));
+        assert!(!is_told(&held[1]).await);
+    }
+
+    #[test]
+    fn unknown_peers_cannot_take_the_places_of_agents() {
+        let places = Places::new(RESERVED + 400);
+        let unknown: Vec<Option<Place>> = (0..200).map(|n| places.unknown(address(n as u8))).collect();
+        assert_eq!(unknown.iter().flatten().count(), 100);
+        let peer = Peer {
+            organization: vedette_wire::OrganizationId::from_uuid(uuid::Uuid::nil()),
+            agent: vedette_wire::AgentId([1; 16]),
+        };
+        assert!(places.known(peer).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_counted_from_what_came_last() {
+        let (activity, began) = (Activity::new(), Instant::now());
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        activity.note();
+        activity.silence(Duration::from_secs(10)).await;
+        assert!(began.elapsed() >= Duration::from_secs(17));
+    }
+}
