@@ -9,6 +9,7 @@ mod capture;
 mod certificates;
 mod clones;
 mod geography;
+mod hostile;
 mod known_failures;
 mod ledger;
 mod listener;

@@ -74,7 +74,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Whether it collects and delivers, for probes and alarms: exit code 1 and a line for each thing that does not.
+    /// Whether it collects and delivers, for probes and alarms: exit code 1 and a line for each thing that does not, also for
+    /// a file that cannot be read or a socket that cannot be bound; 4 where no agent runs. A right that a collector lacks for
+    /// a part of what it tells is in `status` alone.
     Health {
         #[command(flatten)]
         config: ConfigArguments,

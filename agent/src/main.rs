@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     share_heaps();
+    // What is written here is the agent's alone, also where a directory was there before and is everybody's to read.
+    rustix::process::umask(rustix::fs::Mode::from(0o077));
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
     match commands::run(cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -23,7 +23,7 @@ mod tail;
 pub use artifacts::{Requests, Wanted};
 pub use cx::{Clock, Cx};
 pub use host::label as host_label;
-pub use outlet::{Outlet, Sink, StopSignal, Wake, Waker};
+pub use outlet::{Outlet, Progress, Sink, StopSignal, Wake, Waker};
 pub use spec::{BuildError, Class, CollectError, Plan, Poll, Skip, Spec, Watch};
 
 /// Every collector, in the order of the reference page.

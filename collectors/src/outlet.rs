@@ -2,7 +2,10 @@
 
 use crate::{Class, CollectError};
 use std::{
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use vedette_wire::Chunk;
@@ -130,16 +133,50 @@ impl Waker {
     }
 }
 
+/// Whether a collector that owns a loop goes round in it: each call of its outlet is a step.
+#[derive(Debug, Clone, Default)]
+pub struct Progress(Arc<(AtomicU64, AtomicBool)>);
+
+impl Progress {
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.0.0.load(Ordering::Relaxed)
+    }
+
+    /// Whether it waits for others: for time to pass, or for room.
+    pub fn is_waiting(&self) -> bool {
+        self.0.1.load(Ordering::Relaxed)
+    }
+
+    fn step(&self) {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.0.1.store(true, Ordering::Relaxed);
+        let done = wait();
+        self.0.1.store(false, Ordering::Relaxed);
+        self.step();
+        done
+    }
+}
+
 /// A collector's outlet.
 pub struct Outlet {
     sink: Arc<dyn Sink>,
     signal: StopSignal,
+    progress: Progress,
 }
 
 impl Outlet {
     /// An outlet into a sink.
     pub fn new(sink: Arc<dyn Sink>, signal: StopSignal) -> Self {
-        Self { sink, signal }
+        Self { sink, signal, progress: Progress::default() }
+    }
+
+    /// For whoever watches that the collector goes on.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// Hand a chunk over; waits while there is no room.
@@ -147,7 +184,7 @@ impl Outlet {
     /// # Errors
     /// [`CollectError::Stopped`].
     pub fn emit(&self, chunk: Chunk) -> Result<(), CollectError> {
-        self.sink.put(chunk, &self.signal)
+        self.progress.waiting(|| self.sink.put(chunk, &self.signal))
     }
 
     /// Hand over a chunk of a source that cannot wait.
@@ -155,7 +192,7 @@ impl Outlet {
     /// # Errors
     /// [`CollectError::Stopped`].
     pub fn offer(&self, chunk: Chunk, class: Class) -> Result<(), CollectError> {
-        self.sink.offer(chunk, class)
+        self.progress.waiting(|| self.sink.offer(chunk, class))
     }
 
     /// Report what could not be done while the collector goes on with the rest.
@@ -175,16 +212,17 @@ impl Outlet {
 
     /// Wait until something is to be done, `most` at the most.
     pub fn wait(&self, most: Duration) -> Wake {
-        self.signal.wait(most)
+        self.progress.waiting(|| self.signal.wait(most))
     }
 
     /// Wait for `most` whatever comes, or until told to stop; true then.
     pub fn pause(&self, most: Duration) -> bool {
-        self.signal.pause(most)
+        self.progress.waiting(|| self.signal.pause(most))
     }
 
     /// Whether the collector is to stop.
     pub fn is_stopped(&self) -> bool {
+        self.progress.step();
         self.signal.is_stopped()
     }
 }

@@ -2,16 +2,19 @@
 
 use crate::{Output, tables};
 use datafusion::arrow::{
-    array::RecordBatch,
+    array::{Array as _, ArrayRef, RecordBatch, StringArray},
+    compute::cast,
     csv::WriterBuilder as CsvWriter,
+    datatypes::{DataType, Field, Schema},
     error::ArrowError,
     json::{LineDelimitedWriter, WriterBuilder, writer::LineDelimited},
     util::pretty,
 };
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _, sync::Arc};
 use vedette_wire::{
     body::KINDS,
     column::{COMMON, Column, ColumnType},
+    text::{is_printable, printable},
 };
 
 /// How an answer is printed.
@@ -37,7 +40,7 @@ pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
                 WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
             writer.write_batches(&batches)?;
             writer.finish()?;
-            Ok(writer.into_inner())
+            Ok(json_printable(writer.into_inner()))
         }
         Format::Csv => {
             let mut out = Vec::new();
@@ -45,16 +48,70 @@ pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
             // With no rows the head is written all the same.
             writer.write(&RecordBatch::new_empty(output.schema.clone()))?;
             for batch in batches {
-                writer.write(batch)?;
+                writer.write(&texts(batch, cell))?;
             }
             drop(writer);
             Ok(out)
         }
         Format::Table => {
-            let table = pretty::pretty_format_batches_with_schema(output.schema.clone(), &output.batches)?;
+            let shown: Vec<RecordBatch> = batches.into_iter().map(|batch| texts(batch, printable)).collect();
+            let table = pretty::pretty_format_batches_with_schema(output.schema.clone(), &shown)?;
             Ok(format!("{table}\n").into_bytes())
         }
     }
+}
+
+/// A record batch with every text, also of dictionaries and views, as it is to be shown.
+fn texts(batch: &RecordBatch, show: impl for<'a> Fn(&'a str) -> Cow<'a, str>) -> RecordBatch {
+    let columns = batch.columns().iter().map(|column| -> ArrayRef {
+        let is_text = matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+        let text = if is_text { cast(column, &DataType::Utf8).ok() } else { None };
+        let Some(text) = text.as_ref().and_then(|text| text.as_any().downcast_ref::<StringArray>()) else {
+            return Arc::clone(column);
+        };
+        Arc::new(text.iter().map(|text| text.map(&show)).collect::<StringArray>())
+    });
+    let columns: Vec<ArrayRef> = columns.collect();
+    let fields = batch
+        .schema()
+        .fields()
+        .iter()
+        .zip(&columns)
+        .map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true))
+        .collect::<Vec<_>>();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap_or_else(|_| batch.clone())
+}
+
+/// A cell of a spreadsheet: what begins like a formula is text there too.
+fn cell(text: &str) -> Cow<'_, str> {
+    let shown = printable(text);
+    if shown.starts_with(['=', '+', '-', '@', '\t', '\r']) && shown.parse::<f64>().is_err() {
+        return Cow::Owned(format!("'{shown}"));
+    }
+    shown
+}
+
+/// JSON in which characters that move a terminal or hide text are escapes; those below U+0020 are already.
+fn json_printable(json: Vec<u8>) -> Vec<u8> {
+    let text = match String::from_utf8(json) {
+        Ok(text) => text,
+        Err(err) => return err.into_bytes(),
+    };
+    if text.chars().all(|letter| letter == '\n' || is_printable(letter)) {
+        return text.into_bytes();
+    }
+    let mut out = String::with_capacity(text.len() + 64);
+    for letter in text.chars() {
+        if letter == '\n' || is_printable(letter) {
+            out.push(letter);
+        } else {
+            let mut units = [0; 2];
+            for unit in letter.encode_utf16(&mut units) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        }
+    }
+    out.into_bytes()
 }
 
 /// `docs/tables.md`.
@@ -100,5 +157,27 @@ fn columns(out: &mut String, columns: &[Column]) {
             ColumnType::Time => "timestamp",
         };
         let _ = writeln!(out, "| `{}` | {ty} | {} |", column.name, column.help);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_others_moves_no_terminal_and_is_no_formula() {
+        let texts = ["\u{1b}[2Jx\r\ny", "=HYPERLINK(1)", "-1.5", "a\u{9b}b\u{202e}"];
+        let column: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+        let batch = RecordBatch::try_from_iter([("t", column)]).expect("a batch");
+        let output = Output { schema: batch.schema(), batches: vec![batch], cut: false };
+        let shown = |format| String::from_utf8(render(&output, format).expect("renders")).expect("UTF-8");
+        for format in [Format::Table, Format::Csv, Format::Json] {
+            let shown = shown(format);
+            assert!(shown.chars().all(|letter| letter == '\n' || is_printable(letter)), "{format:?}: {shown:?}");
+        }
+        assert_eq!(shown(Format::Csv), "t\n\\x1b[2Jx\\r\\ny\n'=HYPERLINK(1)\n-1.5\na\\u{9b}b\\u{202e}\n");
+        let rows: Vec<serde_json::Value> =
+            shown(Format::Json).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(rows.iter().map(|row| row["t"].as_str().expect("text")).collect::<Vec<_>>(), texts);
     }
 }

@@ -37,6 +37,29 @@ const DIRECTIVES_BYTES_MAX: usize = 4 << 20;
 /// A page of positions is not larger.
 const POSITIONS_BYTES_MAX: usize = 64 << 20;
 
+/// The body of an answer, which may have so many bytes: a workspace may be broken, or another's by now.
+///
+/// # Errors
+/// Why there is none, for status and log.
+pub async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
+        if body.len() + chunk.len() > bytes_max {
+            return Err(format!("the answer is larger than {bytes_max} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// A certificate with its chain and a policy fit many times.
+const JSON_BYTES_MAX: usize = 1 << 20;
+
+async fn json<T: serde::de::DeserializeOwned>(response: &mut reqwest::Response) -> Result<T, String> {
+    let body = bounded(response, JSON_BYTES_MAX).await?;
+    serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be decoded: {err}"))
+}
+
 impl HttpPost {
     /// Post to a workspace, `https://host:port`, through a client made by [`crate::tls::client`].
     pub fn new(client: reqwest::Client, workspace: &str) -> Self {
@@ -66,13 +89,7 @@ impl HttpPost {
         if !status.is_success() {
             return Err(format!("the workspace answered {status}"));
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
-            body.extend_from_slice(&chunk);
-            if body.len() > POSITIONS_BYTES_MAX {
-                return Err(format!("the answer is larger than {POSITIONS_BYTES_MAX} bytes"));
-            }
-        }
+        let body = bounded(&mut response, POSITIONS_BYTES_MAX).await?;
         rmp_serde::from_slice(&body).map(Some).map_err(|err| format!("the answer cannot be decoded: {err}"))
     }
 
@@ -90,13 +107,7 @@ impl HttpPost {
             204 => return Ok(Directives::default()),
             status => return Err(format!("the workspace answered {status}")),
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
-            body.extend_from_slice(&chunk);
-            if body.len() > DIRECTIVES_BYTES_MAX {
-                return Err(format!("the answer is larger than {DIRECTIVES_BYTES_MAX} bytes"));
-            }
-        }
+        let body = bounded(&mut response, DIRECTIVES_BYTES_MAX).await?;
         serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be read: {err}"))
     }
 
@@ -106,12 +117,12 @@ impl HttpPost {
     /// Why there is none, for status and log.
     pub async fn renew(&self, csr: String) -> Result<String, String> {
         let asked = self.client.post(format!("{}/v1/renew", self.base)).json(&RenewRequest { csr }).send().await;
-        let response = asked.map_err(|err| root_cause(&err))?;
+        let mut response = asked.map_err(|err| root_cause(&err))?;
         let status = response.status();
         if !status.is_success() {
             return Err(format!("the workspace answered {status}"));
         }
-        let reply: RenewReply = response.json().await.map_err(|err| root_cause(&err))?;
+        let reply: RenewReply = json(&mut response).await?;
         Ok(reply.certificate)
     }
 
@@ -123,16 +134,16 @@ impl HttpPost {
     /// Why not, for status and log.
     pub async fn rekey(&self, request: &RekeyRequest) -> Result<Option<EnrollReply>, String> {
         let asked = self.client.post(format!("{}/v1/rekey", self.base)).json(request).send().await;
-        let response = asked.map_err(|err| root_cause(&err))?;
+        let mut response = asked.map_err(|err| root_cause(&err))?;
         let status = response.status();
         if !status.is_success() {
-            let problem: Option<Problem> = response.json().await.ok();
+            let problem: Option<Problem> = json(&mut response).await.ok();
             return match problem {
                 Some(problem) if problem.code == "not-told" => Ok(None),
                 problem => Err(format!("{status}: {}", problem.map_or_else(String::new, |problem| problem.title))),
             };
         }
-        response.json().await.map(Some).map_err(|err| root_cause(&err))
+        json(&mut response).await.map(Some)
     }
 
     async fn put(&self, bytes: Vec<u8>) -> Outcome {

@@ -285,8 +285,8 @@ const MONTHS: [&[u8; 3]; 12] =
 const UTC: [&[u8]; 3] = [b"UTC", b"GMT", b"Z"];
 /// Abbreviations that stand behind a time and name no host.
 const ZONES: [&[u8]; 20] = [
-    b"CET", b"CEST", b"EET", b"EEST", b"WET", b"WEST", b"MSK", b"BST", b"IST", b"JST", b"KST", b"AEST", b"AEDT", b"EST",
-    b"EDT", b"CST", b"CDT", b"MST", b"PST", b"PDT",
+    b"CET", b"CEST", b"EET", b"EEST", b"WET", b"WEST", b"MSK", b"BST", b"IST", b"JST", b"KST", b"AEST", b"AEDT",
+    b"EST", b"EDT", b"CST", b"CDT", b"MST", b"PST", b"PDT",
 ];
 
 /// A year as it is in use, of four digits.

@@ -376,7 +376,9 @@ fn parse_life(text: &str) -> Result<std::time::Duration, String> {
 /// An amount of memory: 128 MiB at the least.
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20)];
-    let bytes = units.iter().find_map(|(unit, factor)| text.strip_suffix(unit)?.trim().parse::<u64>().ok()?.checked_mul(*factor));
+    let bytes = units
+        .iter()
+        .find_map(|(unit, factor)| text.strip_suffix(unit)?.trim().parse::<u64>().ok()?.checked_mul(*factor));
     bytes.filter(|bytes| *bytes >= 128 << 20).ok_or_else(|| "write at least 128MiB, as in 512MiB or 2GiB".to_owned())
 }
 

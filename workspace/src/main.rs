@@ -15,7 +15,12 @@ mod tiles;
 use std::process::ExitCode;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
+/// Of the runtime's threads: a statement's expressions are planned recursively.
+const STACK_BYTES: usize = 32 << 20;
+
 fn main() -> ExitCode {
+    // What is written here is the workspace's alone, also where a directory was there before and is everybody's to read.
+    rustix::process::umask(rustix::fs::Mode::from(0o077));
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
     let arguments = cli::parse();
     let level = arguments.log.unwrap_or(tracing::Level::INFO);
@@ -31,7 +36,8 @@ fn main() -> ExitCode {
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     tracing_subscriber::registry().with(log.with_filter(shown)).init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build()
+    {
         Ok(runtime) => runtime,
         Err(err) => {
             tracing::error!(error = %err, "no runtime");

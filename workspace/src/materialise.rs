@@ -140,9 +140,8 @@ impl Materialiser {
         let (mut taken, mut records, mut rows, mut more) = (0, 0, 0, false);
         let (mut landed, mut set_aside) = (Vec::new(), Vec::new());
         for pending in undecided.pending {
-            more = records > RECORDS_MAX
-                || rows > self.rows_bytes_max
-                || taken > 0 && taken + pending.bytes > BYTES_MAX;
+            more =
+                records > RECORDS_MAX || rows > self.rows_bytes_max || taken > 0 && taken + pending.bytes > BYTES_MAX;
             if more {
                 break;
             }

@@ -1,9 +1,7 @@
 //! What a batch covers of its sources: the tiles that the ledger lays side by side.
 
 use std::collections::BTreeMap;
-use vedette_wire::{
-    Batch, Header, Position, Record, Told, policy::Store, set_aside::RANGES_MAX, text::is_printable,
-};
+use vedette_wire::{Batch, Header, Position, Record, Told, policy::Store, set_aside::RANGES_MAX, text::is_printable};
 
 /// Each takes a few statements while the control store is locked. What has more is split by its agent: two thousand files
 /// with a line each fit.

@@ -13,7 +13,7 @@ use rcgen::PublicKeyData;
 use std::{io::Read, path::Path};
 use url::Url;
 use vedette_transport::{
-    post::root_cause,
+    post::{bounded, root_cause},
     tls::{self, ClientSettings, Roots},
 };
 use vedette_wire::{
@@ -66,6 +66,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     };
     let token = read_token(token)?;
     identity.create()?;
+    let had_key = identity.path("key.pem").exists();
     let key = identity.key()?;
     let request = EnrollRequest {
         token,
@@ -82,7 +83,16 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         geo,
         ..ClientSettings::default()
     })?;
-    let reply = ask(&client, &url, ca, &request).await?;
+    let reply = match ask(&client, &url, ca, &request).await {
+        Ok(reply) => reply,
+        Err(err) => {
+            // A workspace that refused knows nothing of the key. One whose answer did not come may have admitted it.
+            if !had_key && !err.is::<Unreachable>() {
+                drop(std::fs::remove_file(identity.path("key.pem")));
+            }
+            return Err(err.into());
+        }
+    };
     if reply.agent != AgentId::of_public_key(&key.subject_public_key_info()) {
         return Err(anyhow!("the workspace answered for another agent; enroll again").into());
     }
@@ -146,20 +156,23 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     Ok(token.to_owned())
 }
 
+/// A certificate and a policy fit many times.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
 async fn ask(
     client: &reqwest::Client,
     url: &Url,
     ca: Option<&Path>,
     request: &EnrollRequest,
 ) -> anyhow::Result<EnrollReply> {
-    let response = client
+    let mut response = client
         .post(url.join("/v1/enroll")?)
         .json(request)
         .send()
         .await
         .map_err(|err| Unreachable(explain(&root_cause(&err), url, ca)))?;
     let status = response.status();
-    let body = response.bytes().await.context("the workspace's answer ended too early")?;
+    let body = bounded(&mut response, ANSWER_BYTES_MAX).await.map_err(|err| anyhow::anyhow!("{url}: {err}"))?;
     if status.is_success() {
         return serde_json::from_slice(&body)
             .with_context(|| format!("{url} answered, but not as a workspace; check --workspace"));

@@ -8,7 +8,8 @@ use std::time::Duration;
 pub(super) fn health(config: &Resolved, stalled_after: Duration) -> Result<(), Exit> {
     let report = status::ask(config)?;
     let reasons = reasons(&report, stalled_after);
-    if reasons.is_empty() { super::print(b"healthy\n") } else { Err(anyhow!("{}", reasons.join("\nvedette: ")).into()) }
+    let shown: Vec<_> = reasons.iter().map(|reason| vedette_wire::text::printable(reason)).collect();
+    if shown.is_empty() { super::print(b"healthy\n") } else { Err(anyhow!("{}", shown.join("\nvedette: ")).into()) }
 }
 
 fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
@@ -17,6 +18,8 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
         if matches!(collector.state.as_str(), "failing" | "stuck") {
             let why = collector.last_error.as_deref().unwrap_or("no reason is known");
             out.push(format!("collector {} is {}: {why}", collector.id, collector.state));
+        } else if let Some(trouble) = &collector.trouble {
+            out.push(format!("collector {}: {trouble}", collector.id));
         }
     }
     if !report.collectors.iter().any(|collector| collector.state == "running") {
@@ -35,7 +38,8 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
             "policy: the workspace refused {purged} batches and they were purged; see `vedette-workspace alerts` there"
         ));
     }
-    if report.queue.batches > 0 && report.delivery.idle_seconds > stalled_after.as_secs_f64() {
+    let is_failing = error.is_some() && report.delivery.idle_seconds >= status::FAILING_AFTER_SECONDS;
+    if report.queue.batches > 0 && (is_failing || report.delivery.idle_seconds > stalled_after.as_secs_f64()) {
         let why = report.delivery.last_error.as_deref().unwrap_or("no answer");
         let (batches, idle) = (report.queue.batches, report.delivery.idle_seconds);
         out.push(format!("delivery: {batches} batches wait and none landed for {idle:.0} s: {why}"));

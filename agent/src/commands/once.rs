@@ -19,6 +19,7 @@ use vedette_wire::{
     column::Value,
     ocsf::{self, Origin},
     record::HostLabel,
+    text::printable,
 };
 
 /// Records of each source of a watching collector at the most.
@@ -28,6 +29,8 @@ const LAST: usize = 100;
 struct Collected {
     chunks: Mutex<Vec<Chunk>>,
     complaints: Mutex<Vec<(&'static str, String)>>,
+    /// A right that a collector lacks for a part of what it tells.
+    lacks: Mutex<Option<String>>,
 }
 
 impl Sink for Collected {
@@ -55,7 +58,7 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
     }
     let cx = cx;
     let host = vedette_collectors::host_label(&cx);
-    let mut out = String::new();
+    let (mut out, mut failed) = (String::new(), Vec::new());
     for plan in &config.collectors {
         if wanted.is_empty() && !plan.enabled || !wanted.is_empty() && !wanted.iter().any(|id| id == plan.spec.id) {
             continue;
@@ -65,10 +68,32 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
             settings.insert("enabled".to_owned(), true.into());
         }
         let collected = Arc::new(Collected::default());
-        let outcome = collect(plan.spec, settings, &cx, &collected);
-        render(&mut out, plan.spec.id, &host, &collected, outcome.err(), format);
+        let why = match collect(plan.spec, settings, &cx, &collected) {
+            Ok(()) => None,
+            Err(Outcome::Nothing(why)) => Some(why),
+            Err(Outcome::Failed(why)) => {
+                failed.push(format!("{}: {why}", plan.spec.id));
+                Some(why)
+            }
+        };
+        let complaints = collected.complaints.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failed.extend(complaints.into_iter().map(|(id, why)| format!("{id}: {why}")));
+        render(&mut out, plan.spec.id, &host, &collected, why, format);
     }
-    print(out.as_bytes())
+    print(out.as_bytes())?;
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(anyhow::anyhow!("not everything could be read: {}", failed.join("; ")).into())
+    }
+}
+
+/// Why a collector gave no records, or not all.
+enum Outcome {
+    /// It is off, or the host has nothing for it.
+    Nothing(String),
+    /// It could not observe.
+    Failed(String),
 }
 
 fn collect(
@@ -76,24 +101,26 @@ fn collect(
     settings: toml::Table,
     cx: &Cx,
     collected: &Arc<Collected>,
-) -> Result<(), String> {
+) -> Result<(), Outcome> {
     let sink: Arc<dyn Sink> = Arc::clone(collected) as Arc<dyn Sink>;
-    match (spec.build)(settings, cx).map_err(|err| err.to_string())? {
-        Plan::Off => Err("switched off".to_owned()),
-        Plan::Absent(why) => Err(why),
+    let failed = |err: vedette_collectors::CollectError| match err {
+        vedette_collectors::CollectError::Absent(why) => Outcome::Nothing(why),
+        other => Outcome::Failed(other.to_string()),
+    };
+    match (spec.build)(settings, cx).map_err(|err| Outcome::Failed(err.to_string()))? {
+        Plan::Off => Err(Outcome::Nothing("switched off".to_owned())),
+        Plan::Absent(why) => Err(Outcome::Nothing(why)),
         Plan::Poll(_, mut poll) => {
-            let bodies = poll.poll(cx).map_err(|err| err.to_string())?;
-            if let Some(why) = poll.complaint() {
-                sink.complain(spec.id, why);
-            }
+            let bodies = poll.poll(cx).map_err(failed)?;
+            *collected.lacks.lock().unwrap_or_else(PoisonError::into_inner) = poll.complaint();
             for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, cx.now()) {
-                sink.put(chunk, &StopSignal::default()).map_err(|err| err.to_string())?;
+                sink.put(chunk, &StopSignal::default()).map_err(failed)?;
             }
             Ok(())
         }
         Plan::Watch(mut watch) => {
             let mut outlet = Outlet::new(sink, StopSignal::default());
-            watch.watch(cx, &mut outlet).map_err(|err| err.to_string())
+            watch.watch(cx, &mut outlet).map_err(failed)
         }
     }
 }
@@ -112,9 +139,10 @@ fn render(
     if format == OnceFormat::Table {
         let _ = writeln!(out, "\n{id}: {records} records");
     }
-    for why in error.iter().chain(complaints.iter().map(|(_, why)| why)) {
+    let lacks = collected.lacks.lock().unwrap_or_else(PoisonError::into_inner);
+    for why in error.iter().chain(complaints.iter().map(|(_, why)| why)).chain(lacks.iter()) {
         match format {
-            OnceFormat::Table => drop(writeln!(out, "  {why}")),
+            OnceFormat::Table => drop(writeln!(out, "  {}", printable(why))),
             // On stdout every line is a record; this goes where logs go.
             _ => tracing::warn!(collector = id, "{why}"),
         }
@@ -148,7 +176,7 @@ fn render(
                         .into_iter()
                         .filter(|(name, value)| !value.is_null() && !name.starts_with("snapshot"))
                         .map(|(name, value)| {
-                            format!("{name}={}", value.as_str().map_or(value.to_string(), str::to_owned))
+                            format!("{name}={}", printable(&value.as_str().map_or(value.to_string(), str::to_owned)))
                         })
                         .collect();
                     let _ = writeln!(out, "  {}", cells.join(" "));

@@ -8,6 +8,7 @@ use crate::{
 };
 use anyhow::Context;
 use std::fmt::Write as _;
+use vedette_wire::text::printable;
 
 /// The report of the agent that runs.
 pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
@@ -17,6 +18,9 @@ pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
     let not_running = || format!("no agent runs with state directory {}", config.state_dir.display());
     report.ok_or_else(|| Exit::NotRunning(not_running()))
 }
+
+/// What does not get through for so long is failing, here and in `vedette health`.
+pub(super) const FAILING_AFTER_SECONDS: f64 = 60.0;
 
 pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
     let report = ask(config)?;
@@ -29,7 +33,7 @@ pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
 fn table(report: &Report) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(out, "{name:<14} {value}");
+        let _ = writeln!(out, "{name:<14} {}", printable(value));
     };
     line("agent", &report.agent);
     line("organization", &format!("{} ({})", report.organization_name, report.organization));
@@ -55,6 +59,7 @@ fn table(report: &Report) -> String {
     }
     let delivery = match &report.delivery.last_error {
         None => format!("{} batches since the start", report.delivery.delivered),
+        Some(error) if report.delivery.idle_seconds < FAILING_AFTER_SECONDS => format!("tries again: {error}"),
         Some(error) => format!("failing: {error}"),
     };
     line("delivery", &delivery);
@@ -76,7 +81,7 @@ fn table(report: &Report) -> String {
             collector.state,
             collector.emitted,
             collector.dropped,
-            why.join("; ")
+            printable(&why.join("; "))
         );
     }
     out

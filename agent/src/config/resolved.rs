@@ -289,8 +289,8 @@ fn collectors(
     for plan in &plans {
         if let Err(err) = (plan.spec.build)(plan.settings.clone(), &cx) {
             // `paths: …`: the key that it is about stands first.
-            let key = err.message.split(':').next().unwrap_or_default();
-            check.wrong(&format!("collectors.{}.{key}", plan.spec.id), &err.message);
+            let (key, why) = err.message.split_once(": ").unwrap_or(("enabled", &err.message));
+            check.wrong(&format!("collectors.{}.{key}", plan.spec.id), why);
         }
     }
     plans

@@ -30,6 +30,9 @@ pub(crate) enum Refused {
     Disk(String),
 }
 
+/// Revisions are counted one by one: no policy of an honest workspace has a larger one.
+const REVISION_MAX: u64 = 1 << 53;
+
 /// The policy in force and its file.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -98,6 +101,9 @@ impl Kept {
             return Err(Refused::Foreign(policy.organization.to_string()));
         }
         policy.check().map_err(Refused::Torn)?;
+        if policy.revision > REVISION_MAX {
+            return Err(Refused::Torn(format!("revision {} leaves room for no other", policy.revision)));
+        }
         Ok(policy)
     }
 }

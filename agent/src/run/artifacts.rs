@@ -16,6 +16,8 @@ use vedette_wire::policy::{ArtifactLimits, ArtifactRequest, SignedRequest};
 const FILE: &str = "artifacts.json";
 /// Answered requests that are remembered: a repeat of one of them is not answered again.
 const REMEMBERED_MAX: usize = 10_000;
+/// Requests of one answer that are looked at, and that may be open.
+const REQUESTS_MAX: usize = 1000;
 /// The rate is per hour.
 const HOUR_NS: i64 = 3600 * 1_000_000_000;
 
@@ -36,6 +38,8 @@ pub(super) struct Asked {
     requests: Requests,
     /// What the collector was told since the start.
     told: BTreeSet<String>,
+    /// Why a request was refused last.
+    refused: Option<String>,
 }
 
 impl Asked {
@@ -47,6 +51,7 @@ impl Asked {
             kept: kept.unwrap_or_default(),
             requests: Requests::default(),
             told: BTreeSet::new(),
+            refused: None,
         }
     }
 
@@ -62,8 +67,11 @@ impl Asked {
 
     /// Take requests in; true where one is new. What is not signed by the workspace, or is for another, is reported.
     pub(super) fn take(&mut self, signed: Vec<SignedRequest>, limits: &ArtifactLimits) -> anyhow::Result<bool> {
-        let mut new = false;
-        for signed in signed {
+        let (mut new, mut refused, count) = (false, None, signed.len());
+        for signed in signed.into_iter().take(REQUESTS_MAX) {
+            if self.kept.open.len() >= REQUESTS_MAX {
+                break;
+            }
             match self.read(&signed) {
                 Ok(request)
                     if self.kept.open.contains_key(&request.id) || self.kept.answered.contains_key(&request.id) => {}
@@ -72,8 +80,15 @@ impl Asked {
                     self.kept.open.insert(request.id, signed);
                     new = true;
                 }
-                Err(why) => tracing::error!(why, "a request for an artifact was refused"),
+                Err(why) => refused = Some(why),
             }
+        }
+        // Once, until something else is wrong or nothing is.
+        if refused != self.refused {
+            if let Some(why) = &refused {
+                tracing::error!(why, count, "requests for artifacts were refused");
+            }
+            self.refused = refused;
         }
         if new {
             self.keep()?;

@@ -46,6 +46,8 @@ pub(crate) struct Line {
     pub(crate) state: CollectorState,
     /// Why it is not running, or what it could not do last.
     pub(crate) why: Option<String>,
+    /// What it could not do is a source that it should observe, and not a right that it lacks for a part of what it tells.
+    pub(crate) is_trouble: bool,
     /// That the configuration says what the policy does not allow.
     pub(crate) note: Option<String>,
 }
@@ -60,7 +62,8 @@ impl Board {
     }
 
     pub(crate) fn add(&self, id: &'static str, class: Class) {
-        self.lock().insert(id, Line { class, state: CollectorState::Starting, why: None, note: None });
+        self.lock()
+            .insert(id, Line { class, state: CollectorState::Starting, why: None, is_trouble: false, note: None });
     }
 
     /// Set a state; true where it is another than before.
@@ -70,6 +73,7 @@ impl Board {
         let changed = line.state != state;
         line.state = state;
         line.why = why;
+        line.is_trouble = false;
         changed
     }
 
@@ -84,6 +88,7 @@ impl Board {
     pub(crate) fn complain(&self, id: &str, why: String) {
         if let Some(line) = self.lock().get_mut(id) {
             line.why = Some(why);
+            line.is_trouble = true;
         }
     }
 
@@ -91,6 +96,7 @@ impl Board {
     pub(crate) fn recovered(&self, id: &str) {
         if let Some(line) = self.lock().get_mut(id) {
             line.why = None;
+            line.is_trouble = false;
         }
     }
 

@@ -1,7 +1,10 @@
 //! The long poll: asks the workspace for what it has for this agent.
 
 use super::{VERSION, post::Reloading};
-use std::time::{Duration, Instant};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 use vedette_transport::Lane;
 use vedette_wire::policy::Directives;
 
@@ -9,6 +12,37 @@ use vedette_wire::policy::Directives;
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whether an acknowledgement tells of a newer policy.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Pauses after answers that change nothing.
+const REST: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(30);
+/// The same after a policy that was refused, which comes for ever.
+const REFUSED_REST: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(300);
+
+/// How long the workspace is not asked: one that says the same for ever, or what is refused, is asked less and less often.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rest {
+    pause: Duration,
+    /// The last policy was refused.
+    pub(super) is_refused: bool,
+}
+
+impl Rest {
+    /// After an answer.
+    pub(super) fn answered(&mut self, is_new: bool) {
+        let bounds = if self.is_refused { REFUSED_REST } else { REST };
+        self.pause = if is_new { Duration::ZERO } else { (self.pause * 2).clamp(*bounds.start(), *bounds.end()) };
+    }
+
+    /// Until the pause is over, or an acknowledgement tells of a newer revision. A refused policy is newer for ever: that is
+    /// no reason to hurry.
+    pub(super) async fn wait(self, lane: &Lane, behind: u64) {
+        let until = tokio::time::Instant::now() + self.pause;
+        let newer = || lane.sender().policy_revision.is_some_and(|revision| revision > behind);
+        while tokio::time::Instant::now() < until && (self.is_refused || !newer()) {
+            tokio::time::sleep(LOOK_EVERY.min(until - tokio::time::Instant::now())).await;
+        }
+    }
+}
 
 /// What the workspace has next for this agent. While nothing answers, pauses grow; an acknowledgement that tells of a newer
 /// revision ends them.

@@ -157,6 +157,12 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!("SIGHUP is ignored; restart the agent to read its configuration again");
+        }
+    });
     let mut look = tokio::time::interval(LOOK_EVERY);
     let reason = {
         let beat = own.beat(|| status.heartbeat());

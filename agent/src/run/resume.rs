@@ -151,9 +151,21 @@ fn together(answers: Vec<Vec<StoredSource>>) -> Vec<StoredSource> {
     all.into_values().collect()
 }
 
+/// What the answers of one workspace may take: ten thousand files with a hundred holes each fit.
+const POSITIONS_BYTES_MAX: usize = 24 << 20;
+
+/// About what a source occupies.
+fn memory_of(source: &StoredSource) -> usize {
+    size_of::<StoredSource>()
+        + source.collector.len()
+        + source.id.len()
+        + source.cursor.len()
+        + 16 * source.stored.len()
+}
+
 /// All pages.
 async fn ask(post: &HttpPost) -> Result<Vec<StoredSource>, String> {
-    let mut sources: Vec<StoredSource> = Vec::new();
+    let (mut sources, mut bytes): (Vec<StoredSource>, usize) = (Vec::new(), 0);
     loop {
         let behind = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
         let Some(page) = post.positions(behind).await? else {
@@ -162,7 +174,14 @@ async fn ask(post: &HttpPost) -> Result<Vec<StoredSource>, String> {
             );
             return Ok(Vec::new());
         };
-        let more = page.more && !page.sources.is_empty();
+        // Each page goes on behind the one before: otherwise there would be no end.
+        let key = |source: &StoredSource| (source.collector.clone(), source.id.clone());
+        let goes_on = sources.last().map(key) < page.sources.last().map(key);
+        let more = page.more && goes_on;
+        bytes += page.sources.iter().map(memory_of).sum::<usize>();
+        if bytes > POSITIONS_BYTES_MAX {
+            return Err(format!("it says more of this agent's sources than fits into {POSITIONS_BYTES_MAX} bytes"));
+        }
         sources.extend(page.sources);
         if !more {
             return Ok(sources);

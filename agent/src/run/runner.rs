@@ -8,7 +8,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-use vedette_collectors::{Cx, Outlet, Plan, Poll, Sink, Spec, StopSignal, Wake, Watch};
+use vedette_collectors::{Cx, Outlet, Plan, Poll, Progress, Sink, Spec, StopSignal, Wake, Watch};
 use vedette_transport::Queue;
 use vedette_wire::{Body, Chunk, Position, Source, body::LifecycleEvent};
 
@@ -136,7 +136,9 @@ impl Runner {
         self.running(None);
         let sink: Arc<dyn Sink> = Arc::clone(&self.sink) as Arc<dyn Sink>;
         let mut outlet = Outlet::new(sink, self.stop.clone());
+        let watchdog = Watchdog::of_watch(self.spec.id, &self.board, self.deadline, outlet.progress());
         let ended = watch.watch(&self.cx, &mut outlet);
+        drop(watchdog);
         self.ended(ended)
     }
 
@@ -159,7 +161,7 @@ impl Runner {
             if complains != complaint
                 && let Some(why) = &complains
             {
-                tracing::warn!(collector = self.spec.id, why, "sees only a part");
+                tracing::warn!(collector = self.spec.id, why, "collector cannot read everything");
                 self.sink.lifecycle(LifecycleEvent::CollectorError, self.spec.id, why.clone());
             }
             complaint = complains;
@@ -228,10 +230,37 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// Shows a poll as stuck that does not come back; a thread cannot be ended from outside.
+/// Shows a poll as stuck that does not come back, and a watch that makes no step; a thread cannot be ended from outside.
 struct Watchdog(StopSignal);
 
 impl Watchdog {
+    fn of_watch(id: &'static str, board: &Arc<Board>, deadline: Duration, progress: Progress) -> Self {
+        let (signal, board) = (StopSignal::default(), Arc::clone(board));
+        let dog = signal.clone();
+        let watch = move || {
+            let (mut steps, mut is_stuck) = (progress.steps(), false);
+            while dog.wait(deadline) == Wake::Time {
+                let now = progress.steps();
+                let stands = now == steps && !progress.is_waiting();
+                if stands != is_stuck {
+                    is_stuck = stands;
+                    if stands {
+                        let why = format!("has made no step for {deadline:?}");
+                        tracing::error!(collector = id, "{why}");
+                        board.set(id, CollectorState::Stuck, Some(why));
+                    } else {
+                        board.set(id, CollectorState::Running, None);
+                    }
+                }
+                steps = now;
+            }
+        };
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {
+            tracing::warn!(collector = id, error = %err, "watching without a deadline");
+        }
+        Self(signal)
+    }
+
     fn start(id: &'static str, board: &Arc<Board>, deadline: Duration) -> Self {
         let (signal, board) = (StopSignal::default(), Arc::clone(board));
         let dog = signal.clone();

@@ -53,6 +53,9 @@ pub(crate) struct Collector {
     pub(crate) dropped: u64,
     pub(crate) dropped_by_reason: BTreeMap<Reason, u64>,
     pub(crate) last_error: Option<String>,
+    /// What it cannot read, watch or bind while it goes on with the rest.
+    #[serde(default)]
+    pub(crate) trouble: Option<String>,
 }
 
 impl Collector {
@@ -109,6 +112,7 @@ impl Source {
         let lane = self.lane.status();
         let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
         let collectors = self.board.lines().into_iter().map(|(id, line)| {
+            let trouble = line.why.clone().filter(|_| line.is_trouble);
             let said: Vec<String> = line.note.into_iter().chain(line.why).collect();
             Collector {
                 id: id.to_owned(),
@@ -118,6 +122,7 @@ impl Source {
                 dropped: counters(id).dropped_total(),
                 dropped_by_reason: counters(id).dropped,
                 last_error: (!said.is_empty()).then(|| said.join("; ")),
+                trouble,
             }
         });
         let in_use = self.post.endpoints().in_use().clone();

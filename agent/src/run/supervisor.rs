@@ -5,7 +5,12 @@
 //! be collected that was written while it was off.
 
 use super::{
-    Board, CollectorState, QueueSink, artifacts::Asked, context, directives::next, own::OwnRecords, post::Reloading,
+    Board, CollectorState, QueueSink,
+    artifacts::Asked,
+    context,
+    directives::{Rest, next},
+    own::OwnRecords,
+    post::Reloading,
     resume, runner,
 };
 use crate::{
@@ -39,8 +44,6 @@ const COLLECTORS_GRACE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often what could not be passed over is tried again.
 const AGAIN_EVERY: Duration = Duration::from_secs(5);
-/// The longest pause after a policy that was refused.
-const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Passing over takes longer on a file system that hangs.
 const SKIP_PATIENCE: Duration = Duration::from_secs(30);
 /// The note in the identity directory: ids of collectors, and since when they are off, nanoseconds UTC.
@@ -89,8 +92,8 @@ pub(super) struct Supervisor {
     off: BTreeMap<String, i64>,
     /// Conflicts that were told.
     told: BTreeSet<&'static str>,
-    /// The last policy was refused: how long the workspace is not asked for another.
-    refused: Option<Duration>,
+    /// How long the workspace is not asked, since its answers changed nothing.
+    rest: Rest,
     /// Passing over what was written while they were off, on threads of their own: a file system may hang.
     skipping: BTreeMap<&'static str, oneshot::Receiver<Result<(), CollectError>>>,
     /// Artifacts that were asked for.
@@ -128,7 +131,7 @@ impl Supervisor {
         let asked = Asked::load(&agent.identity, enrollment);
         let (running, told) = (BTreeMap::new(), BTreeSet::new());
         let (skipping, replaces) = (BTreeMap::new(), enrollment.replaces.clone());
-        Self { agent, kept, running, off, told, asked, blobs: None, refused: None, skipping, replaces }
+        Self { agent, kept, running, off, told, asked, blobs: None, rest: Rest::default(), skipping, replaces }
     }
 
     /// Run collectors by the policy in force, and by each that follows it.
@@ -149,13 +152,15 @@ impl Supervisor {
             };
             tokio::select! {
                 directives = &mut asking => {
+                    let known = self.kept.revision();
                     if let Some(signed) = &directives.policy {
                         self.consider(signed);
                     }
-                    self.asked_for(directives.artifacts).await;
+                    let is_new = self.asked_for(directives.artifacts).await || self.kept.revision() != known;
+                    self.rest.answered(is_new);
                     asking = self.ask();
                 }
-                () = tokio::time::sleep(AGAIN_EVERY), if self.asked.is_open() => self.asked_for(Vec::new()).await,
+                () = tokio::time::sleep(AGAIN_EVERY), if self.asked.is_open() => drop(self.asked_for(Vec::new()).await),
                 _ = resumed.changed() => {}
                 () = tokio::time::sleep(AGAIN_EVERY), if !settled => {}
             }
@@ -165,9 +170,9 @@ impl Supervisor {
     /// The next question to the workspace.
     fn ask(&self) -> Pin<Box<dyn Future<Output = Directives> + Send>> {
         let (post, lane) = (Arc::clone(&self.agent.post), Arc::clone(&self.agent.lane));
-        let (rest, behind) = (self.refused.unwrap_or_default(), self.kept.revision());
+        let (rest, behind) = (self.rest, self.kept.revision());
         Box::pin(async move {
-            tokio::time::sleep(rest).await;
+            rest.wait(&lane, behind).await;
             next(&post, &lane, behind).await
         })
     }
@@ -185,20 +190,24 @@ impl Supervisor {
     }
 
     /// Take requests for artifacts in, note those that are answered, and run the collector once there was one.
-    async fn asked_for(&mut self, signed: Vec<SignedRequest>) {
-        let Some(limits) = self.kept.policy().map(|policy| policy.artifacts.clone()) else { return };
+    async fn asked_for(&mut self, signed: Vec<SignedRequest>) -> bool {
+        let Some(limits) = self.kept.policy().map(|policy| policy.artifacts.clone()) else { return false };
         let settled = match &self.blobs {
             Some(blobs) => self.asked.settle(&blobs.sink).await,
             None => Ok(()),
         };
         let taken = settled.and_then(|()| self.asked.take(signed, &limits));
         match taken {
-            Ok(_) => {
+            Ok(is_new) => {
                 if let Some(running) = self.running.get(ARTIFACTS) {
                     running.waker.wake();
                 }
+                is_new
             }
-            Err(err) => tracing::error!(error = format!("{err:#}"), "requests for artifacts cannot be kept"),
+            Err(err) => {
+                tracing::error!(error = format!("{err:#}"), "requests for artifacts cannot be kept");
+                false
+            }
         }
     }
 
@@ -234,19 +243,17 @@ impl Supervisor {
             Ok(policy) => {
                 let collect = if policy.collect { "on" } else { "off" };
                 tracing::info!(revision = policy.revision, tier = %policy.tier, collect, "another policy is in force");
-                self.refused = None;
                 None
             }
             Err(why) => Some(why.to_string()),
         };
+        self.rest.is_refused = problem.is_some();
         let mut state = self.agent.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(why) = &problem {
-            let pause = self.refused.map_or(AGAIN_EVERY, |pause| (pause * 2).min(REFUSED_PAUSE_MAX));
-            self.refused = Some(pause);
-            if state.problem.as_ref() != Some(why) {
-                tracing::error!(error = why, "a policy was refused; the one in force stays");
-                self.agent.own.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
-            }
+        if let Some(why) = &problem
+            && state.problem.as_ref() != Some(why)
+        {
+            tracing::error!(error = why, "a policy was refused; the one in force stays");
+            self.agent.own.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
         }
         state.problem = problem;
     }

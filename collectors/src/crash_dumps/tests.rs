@@ -90,7 +90,11 @@ fn dumps_of_each_system_are_found_with_what_it_notes() {
     put(dir.path(), "var/crash/linux-image-6.1.0.crash", b"ProblemType: KernelOops\nDate: Thu Nov 26 10:00:28 2026\n");
     put(dir.path(), "var/crash/package.0.crash", b"ProblemType: Package\nPackage: x\n");
     put(dir.path(), "var/lib/systemd/coredump/core.a.0.b.1.2", b"no ELF header");
-    put(dir.path(), "var/lib/systemd/coredump/core.my\\x20app.0.b.1.1795404079000000.lz4", b"\x04\x22\x4d\x18 and so on");
+    put(
+        dir.path(),
+        "var/lib/systemd/coredump/core.my\\x20app.0.b.1.1795404079000000.lz4",
+        b"\x04\x22\x4d\x18 and so on",
+    );
     put(dir.path(), "var/crash/202611230321/vmcore", b"KDUMP");
     put(dir.path(), "var/crash/notes.txt", b"no dump");
     put(dir.path(), "cores/README", b"no dump either");
@@ -197,7 +201,8 @@ fn a_dump_is_complete_when_it_stands_still_whatever_its_times_say() {
 
 #[test]
 fn names_are_unescaped() {
-    for (name, expected) in [("my\\x20app", "my app"), ("a\\x2eb\\x2fc", "a.b/c"), ("a\\xzz", "a\\xzz"), ("\\x", "\\x")] {
+    for (name, expected) in [("my\\x20app", "my app"), ("a\\x2eb\\x2fc", "a.b/c"), ("a\\xzz", "a\\xzz"), ("\\x", "\\x")]
+    {
         assert_eq!(formats::unescape(name), expected);
     }
 }

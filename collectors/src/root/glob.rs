@@ -81,6 +81,12 @@ impl Pattern {
         self.parts.iter().all(|part| matches!(part, Part::Name(_)))
     }
 
+    /// The directory below which it names files: its parts before the first wildcard.
+    pub(crate) fn base(&self) -> PathBuf {
+        let names = self.parts.iter().map_while(|part| if let Part::Name(name) = part { Some(name) } else { None });
+        Path::new("/").join(names.take(self.parts.len() - 1).collect::<PathBuf>())
+    }
+
     /// The directory that its last part is in, where that is one.
     pub(crate) fn directory(&self) -> Option<PathBuf> {
         let (_, dirs) = self.parts.split_last()?;

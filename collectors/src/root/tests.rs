@@ -220,7 +220,7 @@ fn what_cannot_be_listed_is_said() {
     }
     let host = Host::new();
     host.put("/closed/a.log", "x");
-    std::fs::set_permissions(host.at("/closed"), std::fs::Permissions::from_mode(0)).expect("sets");
+    std::fs::set_permissions(host.at("/closed"), std::fs::Permissions::from_mode(0o000)).expect("sets");
     let (named, troubles) = host.expand("/closed/*.log");
     std::fs::set_permissions(host.at("/closed"), std::fs::Permissions::from_mode(0o700)).expect("sets");
     assert!(named.is_empty() && troubles[0].contains("denied"), "{troubles:?}");

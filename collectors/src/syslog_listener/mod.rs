@@ -79,6 +79,8 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     match &settings.datagram {
         None if settings.udp.is_none() => return wrong("enabled: needs datagram, udp or both"),
         Some(path) if !path.is_absolute() => return wrong("datagram: must be an absolute path"),
+        // sun_path of unix(7) has 108 bytes, the last of them zero.
+        Some(path) if path.as_os_str().len() > 107 => return wrong("datagram: a socket's path has at most 107 bytes"),
         _ => {}
     }
     Ok(Plan::Watch(Box::new(Listener { settings })))
@@ -117,8 +119,7 @@ impl Socket {
             Socket::Unix(socket) => {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
                 let mut control = RecvAncillaryBuffer::new(&mut space);
-                let received =
-                    recvmsg(socket, &mut [IoSliceMut::new(into)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+                let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
                 let sender = control.drain().find_map(|message| match message {
                     RecvAncillaryMessage::ScmCredentials(who) => Some(Sender::Process {
                         uid: who.uid.as_raw(),
@@ -267,8 +268,10 @@ fn unix(path: &Path) -> io::Result<UnixDatagram> {
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         std::fs::remove_file(path)?;
     }
-    if let Some(dir) = path.parent() {
+    if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
         std::fs::create_dir_all(dir)?;
+        // Whoever is to write to the socket has to come to it, whatever the agent's umask is.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
     }
     let socket = UnixDatagram::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;

@@ -107,5 +107,7 @@ fn a_listener_without_an_address_is_refused() {
     };
     assert!(refused("enabled = true").contains("needs datagram, udp or both"));
     assert!(refused("enabled = true\ndatagram = \"log.sock\"").contains("absolute"));
+    let long = format!("enabled = true\ndatagram = \"/{}\"", "x".repeat(107));
+    assert!(refused(&long).contains("at most 107 bytes"));
     assert!(matches!(build(toml::Table::new(), &cx()), Ok(Plan::Off)));
 }

@@ -367,7 +367,9 @@ impl File {
             let Some(got) = read else { return Ok(Reading::Truncated) };
             if had == 0 && block[..got].starts_with(&[0]) {
                 match self.input.zeros(self.offset)? {
-                    Zeros::Until(text) if text - self.offset >= ZEROS_MIN as u64 => return self.pass_over(text, &mut take),
+                    Zeros::Until(text) if text - self.offset >= ZEROS_MIN as u64 => {
+                        return self.pass_over(text, &mut take);
+                    }
                     Zeros::Until(_) => {}
                     Zeros::ToTheEnd => return Ok(Reading::End),
                 }
@@ -395,11 +397,11 @@ impl File {
     }
 
     /// Go on at an offset. What was read of a line before it has its end there.
-    fn pass_over(&mut self, data: u64, take: &mut impl FnMut(Line<'_>)) -> io::Result<Reading> {
+    fn pass_over(&mut self, data: u64, take: impl FnMut(Line<'_>)) -> io::Result<Reading> {
         // A file system knows holes of whole blocks: the zeros before and behind it are of it too.
         let text = self.pending.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         self.pending.truncate(text);
-        self.take_rest(|line| take(line));
+        self.take_rest(take);
         let to = match self.input.zeros(data)? {
             Zeros::Until(text) => text,
             Zeros::ToTheEnd => data,

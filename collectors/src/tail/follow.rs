@@ -10,7 +10,7 @@ use crate::{
     CollectError,
     root::{
         self,
-        glob::{Expansion, Named},
+        glob::{Expansion, Named, Pattern},
     },
 };
 use std::{
@@ -63,8 +63,7 @@ impl<P: LineParser> Tailer<P> {
             if named.is_empty() && self.expects_each && pattern.is_one_path() {
                 state.trouble(Path::new(pattern.text()), "it is not there; check `paths`");
             }
-            let from_end =
-                !state.scanned.contains(pattern.text()) && self.start == Start::End && at.cx.once.is_none();
+            let from_end = !state.scanned.contains(pattern.text()) && self.start == Start::End && at.cx.once.is_none();
             for named in named {
                 let how = Found { listed: true, from_end, original: None };
                 if let Some(key) = self.take_in(at, state, &named, how)? {
@@ -81,8 +80,10 @@ impl<P: LineParser> Tailer<P> {
         for (path, err) in &expansion.troubles {
             state.trouble(path, &err.to_string());
         }
-        let nothing = found.is_empty() && state.troubles.is_empty() && state.files.is_empty();
-        if nothing && !self.patterns.is_empty() {
+        // In a directory that is there files may come; elsewhere a path is wrong, or the host logs to somewhere else.
+        let may_come = |pattern: &Pattern| !pattern.is_one_path() && at.root.find(&pattern.base()).is_ok();
+        let is_nothing = found.is_empty() && state.troubles.is_empty() && state.files.is_empty();
+        if is_nothing && !self.patterns.is_empty() && !self.patterns.iter().any(may_come) {
             state.troubles.insert(String::new(), "no file matches any of `paths`".to_owned());
         }
         self.find_closed(state);
@@ -330,12 +331,7 @@ impl<P: LineParser> Tailer<P> {
 
     /// A followed file was truncated. Where a copy of it holds what was not read yet, that is read as the same source;
     /// the file itself begins again as another.
-    pub(super) fn truncated(
-        &mut self,
-        at: &Place<'_>,
-        state: &mut State,
-        original: Key,
-    ) -> Result<(), CollectError> {
+    pub(super) fn truncated(&mut self, at: &Place<'_>, state: &mut State, original: Key) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&original) else { return Ok(()) };
         let (cursor, path) = (followed.cursor(), followed.path.clone());
         tracing::info!(collector = self.collector, path = %path.display(), "file was truncated; reading it from its beginning");

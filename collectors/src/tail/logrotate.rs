@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn directives_are_found_and_comments_are_not() {
-        let text = "# olddir /no\nnoolddir\n/var/log/*.log {\n\tolddir /var/log/old\n  olddir \"arch ive\"\n olddirs x\n}\n";
+        let text =
+            "# olddir /no\nnoolddir\n/var/log/*.log {\n\tolddir /var/log/old\n  olddir \"arch ive\"\n olddirs x\n}\n";
         assert_eq!(named_in(text).collect::<Vec<_>>(), [Path::new("/var/log/old"), Path::new("arch ive")]);
     }
 }

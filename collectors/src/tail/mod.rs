@@ -332,16 +332,13 @@ impl<P: LineParser> Tailer<P> {
             if cx.once.is_some() && read != Read::More {
                 return Ok(());
             }
-            match read {
-                Read::More if outlet.is_stopped() => return Ok(()),
-                Read::More => {}
-                Read::Nothing if !state.is_waiting => {
-                    if outlet.wait(LOOK_EVERY) == Wake::Stop {
-                        return Ok(());
-                    }
-                }
-                _ if outlet.pause(GATHER) => return Ok(()),
-                _ => {}
+            let stops = match read {
+                Read::More => outlet.is_stopped(),
+                Read::Nothing if !state.is_waiting => outlet.wait(LOOK_EVERY) == Wake::Stop,
+                _ => outlet.pause(GATHER),
+            };
+            if stops {
+                return Ok(());
             }
         }
     }
@@ -377,7 +374,8 @@ impl<P: LineParser> Tailer<P> {
         let is_over = |followed: &Followed| {
             !followed.listed && followed.file.is_open() && followed.grew.elapsed() > self.patience
         };
-        let over: Vec<Key> = state.files.iter().filter(|(_, followed)| is_over(followed)).map(|(key, _)| *key).collect();
+        let over: Vec<Key> =
+            state.files.iter().filter(|(_, followed)| is_over(followed)).map(|(key, _)| *key).collect();
         for key in over {
             self.let_go(at, state, key)?;
         }
@@ -450,7 +448,9 @@ impl<P: LineParser> Tailer<P> {
                 }
                 Reading::End => return Ok(read),
                 Reading::More | Reading::Hole(_) if at.outlet.is_stopped() => return Ok(read),
-                Reading::More | Reading::Hole(_) if followed.file.offset() - from >= TURN_BYTES => return Ok(Read::More),
+                Reading::More | Reading::Hole(_) if followed.file.offset() - from >= TURN_BYTES => {
+                    return Ok(Read::More);
+                }
                 Reading::More | Reading::Hole(_) => {}
             }
         }

@@ -86,11 +86,7 @@ pub(super) fn siblings(root: &Root, original: &Path) -> Vec<(PathBuf, Metadata)>
 
 /// The directories that old logs of a directory may lie in: its own, those below it, and those that logrotate's
 /// configuration names.
-pub(super) fn archives<'a>(
-    root: &Root,
-    dir: &Path,
-    old: impl IntoIterator<Item = &'a PathBuf>,
-) -> Vec<PathBuf> {
+pub(super) fn archives<'a>(root: &Root, dir: &Path, old: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
     let below = names(root, dir).into_iter().filter(|(_, is_dir)| *is_dir).take(DIRECTORIES_MAX);
     let mut out = vec![dir.to_owned()];
     out.extend(below.map(|(name, _)| dir.join(OsStr::from_bytes(&name))));
@@ -112,9 +108,8 @@ pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor) -> Vec<
     for dir in dirs {
         for (name, _) in names(root, dir) {
             let path = dir.join(OsStr::from_bytes(&name));
-            let is_it = root
-                .stat(dir, OsStr::from_bytes(&name))
-                .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == cursor.key());
+            let is_it =
+                root.stat(dir, OsStr::from_bytes(&name)).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == cursor.key());
             if is_it
                 && path != original
                 && let Ok(found) = root.log(&path)
@@ -123,10 +118,8 @@ pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor) -> Vec<
             }
         }
     }
-    let (mut archives, plain): (Vec<_>, Vec<_>) = dirs
-        .iter()
-        .flat_map(|dir| made_of(root, dir, &original))
-        .partition(|(path, _)| unpacked::is_compressed(path));
+    let (mut archives, plain): (Vec<_>, Vec<_>) =
+        dirs.iter().flat_map(|dir| made_of(root, dir, &original)).partition(|(path, _)| unpacked::is_compressed(path));
     out.extend(plain);
     // An archive has the time of the last line. Before the file was seen last, the newest may be it, and whole.
     archives.sort_by_key(|(_, meta)| modified(meta));

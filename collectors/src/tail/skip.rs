@@ -1,6 +1,8 @@
 //! Passing over what the files hold while policy keeps the collector from running.
 
-use super::{Cursor, File, LineParser, PASSED_OVER, SCANNED, Tailer, follow::resume, passed_over, rotation::key, unpacked};
+use super::{
+    Cursor, File, LineParser, PASSED_OVER, SCANNED, Tailer, follow::resume, passed_over, rotation::key, unpacked,
+};
 use crate::{CollectError, Cx, Outlet, root::glob::Expansion};
 use std::collections::BTreeMap;
 use vedette_wire::Chunk;

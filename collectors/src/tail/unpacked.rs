@@ -136,9 +136,8 @@ mod tests {
 
     #[test]
     fn another_content_and_a_shorter_one_are_told_apart() {
-        let open = || {
-            Unpacked::open(packed(|file| zstd::stream::copy_encode(TEXT, file, 1).expect("writes"))).expect("opens")
-        };
+        let open =
+            || Unpacked::open(packed(|file| zstd::stream::copy_encode(TEXT, file, 1).expect("writes"))).expect("opens");
         assert!(!open().skip_to(8, b"one\nTWO\n", &|| false).expect("reads"));
         assert!(!open().skip_to(100, b"one\ntwo\n", &|| false).expect("reads"));
         assert!(open().skip_to(8, b"", &|| true).is_err(), "it stops");

@@ -18,8 +18,8 @@ use crate::{
     column::{Column, Value, boolean, integer, text},
     ocsf::{Event, object},
 };
-use serde_json::json;
 use core::net::IpAddr;
+use serde_json::json;
 
 /// OCSF 3002 activity: log on.
 pub const LOGON: u8 = 1;

@@ -107,7 +107,10 @@ const COLUMNS: &[Column] = &[
     boolean("unfinished", "true where the file was gone before the line had its end"),
     text("original_time", "the time stamp as the line has it, with its zone where it names one"),
     text("time_inferred", "what of the time the host supplied: `zone`, `year_and_zone`, or all of it: `observed`"),
-    integer("repeat", "how many times the line says that it happened: `message repeated 5 times`; null where it does not"),
+    integer(
+        "repeat",
+        "how many times the line says that it happened: `message repeated 5 times`; null where it does not",
+    ),
     text("sender", "address and port that a datagram came from"),
     integer("sender_user_id", "user id of the process that wrote to the local socket, as the kernel says"),
     integer("sender_pid", "its process id"),

@@ -84,8 +84,12 @@ pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
 }
 
 pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Result<()> {
-    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
-        bail!("an organization's name has 1 to 200 characters, none of them control characters");
+    let is_plain =
+        |letter: char| vedette_wire::text::is_printable(letter) && !matches!(letter, '/' | '\\' | '"' | '\'');
+    if name.trim() != name || name.is_empty() || name.len() > 200 || !name.chars().all(is_plain) {
+        bail!(
+            "an organization's name has 1 to 200 printable characters, no slash or quotation mark, and no blank at its ends"
+        );
     }
     let control = Control::open(dir).await?;
     control.must_be_first().await?;
@@ -151,7 +155,7 @@ pub(super) async fn agents(dir: &Path, org: &str, format: Format) -> Result<()> 
             out.push_str(&line(
                 &[
                     row.agent,
-                    row.hostname,
+                    vedette_wire::text::printable(&row.hostname).into_owned(),
                     enrolled,
                     seen,
                     state.to_owned(),

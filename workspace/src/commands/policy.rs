@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use vedette_wire::{
     AgentId,
-    policy::{ArtifactLimits, COLLECTORS, CollectorPolicy, Policy},
+    policy::{ArtifactLimits, COLLECTORS, CollectorPolicy, Policy, REQUIRED, Tier},
 };
 
 pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
@@ -47,6 +47,17 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
     control.first_policies(&signer, upgraded()).await?;
     let change = Change { who: &who(), reason: wanted.reason.trim(), now: now() };
     let policy = control.set_policy(&organization, &signer, change, |policy| edit(policy, wanted)).await?;
+    let off = |(id, of): (&String, &CollectorPolicy)| (of.enabled == Some(false)).then(|| id.clone());
+    let off: Vec<String> = policy.collectors.iter().filter_map(off).filter(|_| policy.tier == Tier::Standard).collect();
+    for id in &off {
+        if let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids.contains(&id.as_str())) {
+            let others: Vec<&str> = ids.iter().copied().filter(|other| other != id).collect();
+            tracing::warn!(
+                "{id} is off only where {} runs: the standard tier requires {what}, and hosts without it run {id}",
+                others.join(" or ")
+            );
+        }
+    }
     print(format!("{}\n", policy.revision).as_bytes())
 }
 

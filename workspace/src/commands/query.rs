@@ -9,7 +9,11 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use vedette_lake::{Fresh, Lake, Limits, Output};
 use vedette_wire::Batch;
 
@@ -35,7 +39,59 @@ impl vedette_lake::Landing for Store {
     }
 }
 
+/// The longest statement, and how deep its brackets may nest.
+const SQL_BYTES_MAX: usize = 256 << 10;
+const NESTING_MAX: usize = 128;
+/// Memory beside what a query's operators account for: the program itself, what is read, what an expression makes.
+const BESIDE_BYTES: u64 = 512 << 20;
+/// How often it is seen whether a query keeps to its limits.
+const GUARD_EVERY: Duration = Duration::from_millis(50);
+
+/// Refuse what would take the parser too deep.
+fn shallow(sql: &str) -> Result<()> {
+    let mut depth = 0_usize;
+    let deepest = sql.bytes().fold(0, |deepest, byte| {
+        match byte {
+            b'(' | b'[' => depth += 1,
+            b')' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest.max(depth)
+    });
+    if sql.len() > SQL_BYTES_MAX || deepest > NESTING_MAX {
+        bail!("a statement may have {SQL_BYTES_MAX} bytes and nest {NESTING_MAX} brackets; write a simpler one");
+    }
+    Ok(())
+}
+
+/// End the program when the query takes longer or more memory than it may: an operator that does not yield keeps the
+/// runtime from seeing its clock, and an expression's memory is nobody's account.
+fn guard(limits: Limits) {
+    let began = Instant::now();
+    let watch = move || loop {
+        std::thread::sleep(GUARD_EVERY);
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+        let resident = kib.map_or(0, |kib: u64| kib.saturating_mul(1024));
+        let why = if began.elapsed() > limits.time_max + GUARD_EVERY {
+            format!("the query took longer than {:?}", limits.time_max)
+        } else if resident > limits.memory_max as u64 + BESIDE_BYTES {
+            format!("the query needs more than {} bytes of memory", limits.memory_max)
+        } else {
+            continue;
+        };
+        tracing::error!("{why}; narrow it by time or agent");
+        std::process::exit(1);
+    };
+    if let Err(err) = std::thread::Builder::new().name("guard".to_owned()).spawn(watch) {
+        tracing::warn!(error = %err, "a query that does not yield is not ended in time");
+    }
+}
+
 pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limits: Limits) -> Result<()> {
+    shallow(sql)?;
+    guard(limits);
     let dir = std::path::absolute(dir)?;
     let control = Control::open(&dir).await?;
     let organization = control.organization(org).await?;

@@ -25,6 +25,7 @@ pub(super) async fn serve(
 ) -> Result<()> {
     let dir = std::path::absolute(dir)?;
     let file_limit = receive::raise_file_limit();
+    close_to_others(&dir)?;
     let control = Control::open(&dir).await?;
     let _lock = lock(&dir)?;
     let landing = Landing::open(&dir.join("landing"))?;
@@ -59,9 +60,13 @@ pub(super) async fn serve(
     tracing::info!(%address, "receiving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let serving = tokio::spawn(receive::serve(listener, dir.clone(), tls, receiver, file_limit, stopped));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => tracing::warn!("SIGHUP is ignored; restart to change settings, certificates are read again by themselves"),
+        }
     }
     tracing::info!("stopping");
     stop.send_replace(true);
@@ -73,11 +78,26 @@ pub(super) async fn serve(
     Ok(())
 }
 
+/// The directory holds keys and everybody's data: nobody else looks into it, whoever made it and however.
+fn close_to_others(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let meta = std::fs::metadata(dir).with_context(|| {
+        format!("cannot look into {}; make a workspace there with `vedette-workspace init`", dir.display())
+    })?;
+    if meta.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    tracing::warn!(dir = %dir.display(), mode = format!("{:o}", meta.mode() & 0o777), "others could look into the workspace; now they cannot");
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("others can look into {}, and its mode cannot be changed", dir.display()))
+}
+
 /// What is taken where nobody says: half of the machine's memory, or of its cgroup's (proc_meminfo(5), cgroup v2
 /// `memory.max`), and 512 MiB at the least.
 pub(super) fn memory_max() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let kib =
+        meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     let machine = kib.map_or(u64::MAX, |kib: u64| kib.saturating_mul(1024));
     let cgroup = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|max| max.trim().parse().ok());
     (machine.min(cgroup.unwrap_or(u64::MAX)) / 2).max(512 << 20)

@@ -75,12 +75,19 @@ impl Control {
 
     /// Open the control store of an existing workspace.
     pub(crate) async fn open(dir: &Path) -> Result<Self> {
-        if !dir.join("control.sqlite").exists() {
-            bail!(
+        let store = dir.join("control.sqlite");
+        match std::fs::metadata(&store) {
+            Ok(_) => {}
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => bail!(
                 "{} holds no workspace; make one with `vedette-workspace init --dir {} --geo GEO`",
                 dir.display(),
                 dir.display()
-            );
+            ),
+            Err(err) => {
+                return Err(err).with_context(|| {
+                    format!("cannot look into {}; run this as the user who owns the workspace", dir.display())
+                });
+            }
         }
         Self::connect(dir, false).await
     }
@@ -153,8 +160,18 @@ impl Control {
 
     /// The organization with a name.
     pub(crate) async fn organization(&self, name: &str) -> Result<Organization> {
-        self.organization_by("name", name).await?.ok_or_else(|| {
-            anyhow!("there is no organization {name:?}; add it with `vedette-workspace org add {name} --tier TIER`")
+        if let Some(found) = self.organization_by("name", name).await? {
+            return Ok(found);
+        }
+        let names: Vec<String> = sqlx::query_scalar("SELECT name FROM organizations").fetch_all(&self.pool).await?;
+        let near = names
+            .iter()
+            .map(|known| (strsim::jaro_winkler(name, known), known))
+            .filter(|(likeness, _)| *likeness > 0.8)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        Err(match near {
+            Some((_, near)) => anyhow!("there is no organization {name:?}; is it {near:?}?"),
+            None => anyhow!("there is no organization {name:?}; add it with `vedette-workspace org add`"),
         })
     }
 

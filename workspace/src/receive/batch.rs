@@ -192,17 +192,17 @@ fn check(
     // Whole: what is acknowledged can be read back.
     let (header, positions) = codec::check(&plain).map_err(shape)?;
     let rows = rows_bytes(plain.len(), &header, positions.iter().map(|(source, _)| *source));
+    drop(plain);
+    let noted = Noted::new(header, positions);
+    noted.check().map_err(|wrong| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong))?;
     if rows > ROWS_BYTES_MAX {
         let title = format!("the batch has {rows} bytes as rows, and {ROWS_BYTES_MAX} are allowed");
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title).detail("the agent splits it"));
     }
-    drop(plain);
-    let noted = Noted::new(header, positions);
     if noted.is_ragged() {
         let title = "the positions of its records have too many holes for one batch";
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title).detail("the agent splits it"));
     }
-    noted.check().map_err(|wrong| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong))?;
     let header = &noted.header;
     if (header.organization, header.agent) != (peer.organization, peer.agent) {
         return Err(Refusal::new(

@@ -1,8 +1,9 @@
 //! Connections and who holds them: limits of each address, each agent, and all together.
 //!
-//! Until a peer has shown a certificate of ours, its connections are counted by its address. Where an address holds as
-//! many as it may, its oldest gives way: whoever only holds connections loses them, and whoever enrolls needs one for a
-//! moment. Agents that are known are counted by their certificate, and have most of the places.
+//! Until a peer has shown a certificate of ours, its connections are counted by its address. Where an address holds more
+//! than it may, its old ones give way to a new one: whoever only holds connections loses them, and whoever enrolls or has
+//! a certificate to show needs a moment. A thousand agents behind one address that come back together are all served.
+//! Agents that are known are counted by their certificate, and have most of the places.
 
 use super::Peer;
 use std::{
@@ -27,6 +28,10 @@ use tokio::{
 const OF_ADDRESS_MAX: usize = 64;
 /// Connections of one agent: it needs two, and what it sends over others waits for itself.
 const OF_AGENT_MAX: usize = 128;
+/// A connection does not give way before it is so old.
+const GRACE: Duration = Duration::from_secs(3);
+/// A place that was just given up is free within this.
+const GIVE_UP: Duration = Duration::from_millis(100);
 /// Descriptors that are left to the stores.
 const RESERVED: u64 = 256;
 /// Connections at the most, however many descriptors there are.
@@ -76,10 +81,10 @@ impl Places {
     }
 
     /// A place for a connection that was just accepted; absent where there is none.
-    pub(super) fn unknown(&self, address: IpAddr) -> Option<Place> {
+    pub(super) async fn unknown(&self, address: IpAddr) -> Option<Place> {
         let give_way = Arc::new(Notify::new());
         let held = self.addresses.hold(address, OF_ADDRESS_MAX, &give_way);
-        let permit = Arc::clone(&self.unknown).try_acquire_owned().ok()?;
+        let permit = tokio::time::timeout(GIVE_UP, Arc::clone(&self.unknown).acquire_owned()).await.ok()?.ok()?;
         Some(Place { _permit: permit, held, give_way })
     }
 
@@ -98,7 +103,7 @@ impl std::fmt::Debug for Place {
     }
 }
 
-type Held<K> = Arc<Mutex<HashMap<K, VecDeque<Arc<Notify>>>>>;
+type Held<K> = Arc<Mutex<HashMap<K, VecDeque<(Arc<Notify>, Instant)>>>>;
 
 /// Who holds how many.
 struct Holders<K>(Held<K>);
@@ -116,15 +121,15 @@ struct Hold<K: Eq + Hash> {
 }
 
 impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
-    /// Note one more; the oldest of so many is told to give way.
+    /// Note one more; old ones beyond so many are told to give way.
     fn hold(&self, key: K, most: usize, mine: &Arc<Notify>) -> Box<dyn Send> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let held = all.entry(key).or_default();
-        held.push_back(Arc::clone(mine));
-        if held.len() > most
-            && let Some(oldest) = held.pop_front()
-        {
-            oldest.notify_one();
+        held.push_back((Arc::clone(mine), Instant::now()));
+        while held.len() > most && held.front().is_some_and(|(_, since)| since.elapsed() > GRACE) {
+            if let Some((oldest, _)) = held.pop_front() {
+                oldest.notify_one();
+            }
         }
         Box::new(Hold { holders: Arc::clone(&self.0), key, mine: Arc::clone(mine) })
     }
@@ -134,7 +139,7 @@ impl<K: Eq + Hash> Drop for Hold<K> {
     fn drop(&mut self) {
         let mut all = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = all.get_mut(&self.key) {
-            held.retain(|other| !Arc::ptr_eq(other, &self.mine));
+            held.retain(|(other, _)| !Arc::ptr_eq(other, &self.mine));
             if held.is_empty() {
                 all.remove(&self.key);
             }
@@ -212,34 +217,39 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_of_an_address_gives_way_and_no_other_s() {
+    async fn the_old_ones_of_an_address_give_way_and_no_other_s() {
         let places = Places::new(100_000);
-        let other = places.unknown(address(2)).expect("a place");
-        let mut held: Vec<Place> = (0..OF_ADDRESS_MAX).map(|_| places.unknown(address(1)).expect("a place")).collect();
+        let other = places.unknown(address(2)).await.expect("a place");
+        let mut held = Vec::new();
+        for _ in 0..2 * OF_ADDRESS_MAX {
+            held.push(places.unknown(address(1)).await.expect("as many come at once as will"));
+        }
         let is_told = |place: &Place| {
             let told = Arc::clone(&place.give_way);
             async move { tokio::time::timeout(Duration::from_millis(1), told.notified()).await.is_ok() }
         };
         assert!(!is_told(&held[0]).await);
-        held.push(places.unknown(address(1)).expect("a place"));
-        assert!(is_told(&held[0]).await);
-        assert!(!is_told(&held[1]).await && !is_told(&other).await);
-        // One that ended leaves room.
-        drop(held.remove(1));
-        held.push(places.unknown(address(1)).expect("a place"));
-        assert!(!is_told(&held[1]).await);
+        tokio::time::sleep(GRACE).await;
+        held.push(places.unknown(address(1)).await.expect("a place"));
+        assert!(is_told(&held[0]).await && is_told(&held[OF_ADDRESS_MAX]).await);
+        assert!(!is_told(&held[OF_ADDRESS_MAX + 1]).await && !is_told(&other).await);
     }
 
-    #[test]
-    fn unknown_peers_cannot_take_the_places_of_agents() {
+    #[tokio::test(start_paused = true)]
+    async fn unknown_peers_cannot_take_the_places_of_agents() {
         let places = Places::new(RESERVED + 400);
-        let unknown: Vec<Option<Place>> = (0..200).map(|n| places.unknown(address(n as u8))).collect();
-        assert_eq!(unknown.iter().flatten().count(), 100);
+        let mut unknown = Vec::new();
+        for number in 0..200 {
+            unknown.extend(places.unknown(address(number)).await);
+        }
+        assert_eq!(unknown.len(), 100);
         let peer = Peer {
             organization: vedette_wire::OrganizationId::from_uuid(uuid::Uuid::nil()),
             agent: vedette_wire::AgentId([1; 16]),
         };
         assert!(places.known(peer).is_some());
+        drop(unknown.pop());
+        assert!(places.unknown(address(1)).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]

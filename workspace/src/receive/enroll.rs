@@ -14,8 +14,8 @@ use rcgen::CertificateSigningRequestParams;
 use std::sync::Arc;
 use vedette_wire::{
     AgentId,
-    text::is_printable,
     reply::{EnrollReply, EnrollRequest, RekeyRequest, RenewReply, RenewRequest},
+    text::is_printable,
 };
 
 /// A host name has 64 characters at the most on Linux (gethostname(2)); others have longer ones.

@@ -11,8 +11,8 @@ mod positions;
 mod problem;
 mod tls;
 
-pub(crate) use policy::{News, follow_news};
 pub(crate) use connections::raise_file_limit;
+pub(crate) use policy::{News, follow_news};
 pub(crate) use tls::{config as tls_config, serve};
 
 use crate::{ca::Authority, control::Control, landing::Landing, now};
@@ -22,8 +22,8 @@ use axum::{
     http::StatusCode,
     routing::{get, post, put},
 };
-use problem::Refusal;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use problem::Refusal;
 use serde::de::DeserializeOwned;
 use std::{
     collections::HashMap,
@@ -170,7 +170,8 @@ impl Receiver {
 
     /// Refuse where too many enroll with good tokens of an organization.
     fn check_enroll_rate(&self, organization: OrganizationId) -> Result<(), Refusal> {
-        let refused = |_| Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments of this organization");
+        let refused =
+            |_| Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments of this organization");
         self.enrollments.check_key(&organization).map_err(|err| refused(err).retry_after(10))
     }
 

@@ -132,13 +132,15 @@ pub(crate) async fn serve(
             Ok((socket, from)) => {
                 // IPv4 over an IPv6 socket is one address.
                 let from = from.ip().to_canonical();
-                let Some(place) = places.unknown(from) else {
-                    tracing::debug!(%from, "too many connections without a certificate; this one is closed");
-                    continue;
-                };
                 let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
                 let places = Arc::clone(&places);
-                open.spawn(connection(socket, acceptor, router.layer(Extension(From(from))), (places, place), stop));
+                open.spawn(async move {
+                    let Some(place) = places.unknown(from).await else {
+                        return tracing::debug!(%from, "too many connections without a certificate; this one is closed");
+                    };
+                    let router = router.layer(Extension(From(from)));
+                    connection(socket, acceptor, router, (places, place), stop).await;
+                });
             }
             Err(err) => {
                 // Out of descriptors, most likely: it passes when connections close.

@@ -226,8 +226,14 @@ fn records_of_auditd_have_their_own_time_and_host() {
     let found = columns(line(text.as_bytes(), Origin::Any, NOW, &zone()));
     assert_eq!((&found["time"], &found["log_hostname"]), (&"2026-11-23T03:21:19.123Z".into(), &"web1".into()));
     assert_eq!((&found["message"], &found["time_inferred"]), (&text.into(), &serde_json::Value::Null));
-    for text in ["type=X msg=audit(1.2:3): x", "type=X msg=audit(99999999999.123:3): x", "type=", "node=a type=b msg=audit("] {
-        assert_eq!(columns(line(text.as_bytes(), Origin::Any, NOW, &zone()))["time"], serde_json::Value::Null, "{text}");
+    for text in
+        ["type=X msg=audit(1.2:3): x", "type=X msg=audit(99999999999.123:3): x", "type=", "node=a type=b msg=audit("]
+    {
+        assert_eq!(
+            columns(line(text.as_bytes(), Origin::Any, NOW, &zone()))["time"],
+            serde_json::Value::Null,
+            "{text}"
+        );
     }
 }
 

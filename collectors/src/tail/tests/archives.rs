@@ -105,7 +105,11 @@ fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
         }
         let kept = first_run(dir.path(), 0..100);
         append(&log, &numbered(100..200));
-        if to.ends_with(".gz") { compress(&log, &old) } else { fs::rename(&log, &old).expect("renames") }
+        if to.ends_with(".gz") {
+            compress(&log, &old)
+        } else {
+            fs::rename(&log, &old).expect("renames")
+        }
         append(&log, &numbered(200..210));
         let running = start(dir.path(), "/*.log", Start::Beginning, kept);
         whole(&running, 210);
@@ -150,6 +154,9 @@ fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
     let running = start_patient(dir.path(), "/*.log", Start::Beginning, kept, Duration::from_millis(1));
     files_with_cursors(&running.kept, 0);
     let kept = running.stop();
-    assert_eq!(kept.dropped().iter().map(|(reason, count, _)| (*reason, *count)).collect::<Vec<_>>(), [(Reason::RotatedAway, 1)]);
+    assert_eq!(
+        kept.dropped().iter().map(|(reason, count, _)| (*reason, *count)).collect::<Vec<_>>(),
+        [(Reason::RotatedAway, 1)]
+    );
     assert!(kept.lines.lock().expect("lock").len() > 10, "what could be read of it was");
 }

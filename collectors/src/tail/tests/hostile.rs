@@ -213,13 +213,19 @@ fn a_root_whose_name_holds_a_wildcard_is_a_root() {
 #[test]
 fn paths_that_name_nothing_are_said() {
     let dir = tempfile::tempdir().expect("temp dir");
-    for (glob, expects_each, expected) in
-        [("/absent.log", true, "/absent.log: it is not there"), ("/*.log", false, "no file matches any of `paths`")]
-    {
+    for (glob, expects_each, expected) in [
+        ("/absent.log", true, "/absent.log: it is not there"),
+        ("/absent.log", false, "no file matches any of `paths`"),
+        ("/nowhere/*.log", false, "no file matches any of `paths`"),
+    ] {
         let running = config(dir.path(), glob, |tailer| tailer.expecting_each(expects_each));
         while running.kept.complaints.lock().expect("lock").is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(running.stop().complaints.lock().expect("lock")[0].contains(expected));
-    }
+    } // There may come some.
+    let running = config(dir.path(), "/*.log", |tailer| tailer);
+    append(&dir.path().join("a.log"), "a\n");
+    assert_eq!(running.until(1), ["a"]);
+    assert!(running.stop().complaints.lock().expect("lock").is_empty());
 }

@@ -70,7 +70,9 @@ fn entries_of_real_systems_tell_of_their_log_ins() {
             ..crate::body::Journal::default()
         };
         let login = entry.login();
-        let found = login.map(|l| json!({"activity": l.activity, "user": l.user, "success": l.success, "source": l.source, "by": l.by}));
+        let found = login.map(
+            |l| json!({"activity": l.activity, "user": l.user, "success": l.success, "source": l.source, "by": l.by}),
+        );
         match case["login"].as_object() {
             None => assert_eq!(found, None, "{case}"),
             Some(expected) => {
@@ -136,11 +138,7 @@ fn log_ins_are_recognised_once() {
             "pam_unix(sudo:session): session opened for user root(uid=0) by alice(uid=1000)",
             root_by_alice(Some(true)),
         ),
-        (
-            "sudo",
-            "pam_unix(sudo:session): session opened for user root by alice(uid=1000)",
-            root_by_alice(Some(true)),
-        ),
+        ("sudo", "pam_unix(sudo:session): session opened for user root by alice(uid=1000)", root_by_alice(Some(true))),
         (
             "su",
             "pam_unix(su:auth): authentication failure; logname=a uid=1000 euid=0 tty=pts/0 ruser=alice rhost=  user=root",
@@ -158,7 +156,11 @@ fn log_ins_are_recognised_once() {
         ),
         ("CRON", "pam_unix(cron:session): session opened for user root(uid=0) by (uid=0)", None),
         ("nginx", "Accepted publickey for alice from 192.0.2.7 port 51514 ssh2", None),
-        ("sshd", "Accepted certificate ID \"key for bob from hr\" (serial 0) signed by ED25519 CA SHA256:y via x", None),
+        (
+            "sshd",
+            "Accepted certificate ID \"key for bob from hr\" (serial 0) signed by ED25519 CA SHA256:y via x",
+            None,
+        ),
         ("sshd", "Accepted key ED25519 SHA256:x found at /home/for bob from hr port 1 ssh2", None),
         ("sshd", "Accepted", None),
         ("sshd", "Server listening on 0.0.0.0 port 22.", None),

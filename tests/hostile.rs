@@ -1,0 +1,194 @@
+//! One peer or organization does not stop the others: bombs, floods of connections and of junk, ragged batches.
+
+use crate::{
+    receive::Peer,
+    support::{World, eventually},
+};
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use vedette_wire::{Compression, Position, body::Syslog, codec};
+
+/// What `serve` may take in these tests.
+const MEMORY_BYTES: u64 = 1 << 30;
+
+/// A workspace with an organization beside the agent's own, and an agent of that.
+fn two_organizations(more: &[&str]) -> World {
+    let mut world = World::new();
+    world.serve.as_mut().expect("serves").terminate();
+    world.serve_with(&world.address(), more);
+    world.enroll();
+    world.workspace(&["org", "add", "other", "--tier", "free"]);
+    fs::write(world.path("token2"), world.workspace(&["token", "new", "--org", "other"])).expect("writes");
+    let set = format!("identity.dir={}", world.path("identity2").display());
+    let (ca, token) = (world.path("workspace/ca.pem"), world.path("token2"));
+    let (ca, token) = (ca.to_str().expect("UTF-8"), token.to_str().expect("UTF-8"));
+    let enroll = ["enroll", "--workspace", &world.url(), "--ca", ca, "--token-file", token, "--set", &set];
+    assert!(world.vedette(&enroll).status.success());
+    world
+}
+
+/// Of the process that serves.
+fn peak_bytes(world: &World) -> u64 {
+    let id = world.serve.as_ref().expect("serves").id();
+    let status = fs::read_to_string(format!("/proc/{id}/status")).expect("runs");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")).expect("says");
+    1024 * peak.trim().parse::<u64>().expect("a number")
+}
+
+/// A batch of `count` lines, each `line`, each `apart` behind the one before.
+fn lines(
+    peer: &Peer,
+    seq: u64,
+    count: u64,
+    line: &str,
+    apart: u64,
+    change: impl FnOnce(&mut vedette_wire::Header),
+) -> Vec<u8> {
+    let (mut records, mut body) = (Vec::new(), Vec::new());
+    codec::append_body(&Syslog { raw: line.as_bytes().to_vec(), ..Syslog::default() }.into(), &mut body);
+    for number in 0..count {
+        codec::append_record(0, 1, Position(number * apart, number * apart + 1), &body, &mut records);
+    }
+    let mut header = peer.header.clone();
+    header.seq = seq;
+    header.records = u32::try_from(count).expect("it is small");
+    change(&mut header);
+    codec::seal(&header, &records, Compression::Zstd).expect("seals")
+}
+
+fn path(seq: u64) -> String {
+    format!("records/0000000000000007/{seq}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
+    let world = two_organizations(&["--memory", "1GiB"]);
+    let (loud, quiet) = (Peer::of(&world, "identity"), Peer::of(&world, "identity2"));
+    // 10 kB that would be 3 GB of host names.
+    let long = lines(&loud, 1, 3000, "x", 1, |header| header.host.hostname = "h".repeat(1 << 20));
+    assert!(long.len() < 100_000);
+    assert_eq!(loud.put(&path(1), long).await.code(), (422, "shape"));
+    let escape = lines(&loud, 1, 1, "x", 1, |header| header.host.hostname = "a\u{1b}[2Jb".to_owned());
+    assert_eq!(loud.put(&path(1), escape).await.code(), (422, "shape"));
+    // A name of a source that stands in each of its rows.
+    let named = lines(&loud, 1, 100_000, "x", 1, |header| header.sources[0].name = Some("n".repeat(10_000)));
+    assert_eq!(loud.put(&path(1), named).await.code(), (413, "size"));
+    // As large as they may be: lines of 1 MiB, and a million short ones.
+    let mut total = 0;
+    for seq in 1..=12 {
+        let (count, line) = if seq % 2 == 0 { (40, "l".repeat(1 << 20)) } else { (200_000, "short".to_owned()) };
+        let answer = loud.put(&path(seq), lines(&loud, seq, count, &line, 1, |_| ())).await;
+        assert_eq!(answer.status, 200, "{seq}: {answer:?}");
+        total += count;
+    }
+    assert_eq!(quiet.put(&path(1), quiet.sealed("quiet", |_| ())).await.status, 200);
+    // They have waited long enough for company.
+    assert!(world.control_sql("UPDATE landed SET landed = 0"));
+    // An overflow in each row that is found is an error.
+    let pending = "SELECT abs(-9223372036854775807 - 1) FROM landed WHERE state = 0";
+    eventually("everything is in the tables", || world.control_sql(pending).then_some(()));
+    assert_eq!(world.count("syslog"), total);
+    let peak = peak_bytes(&world);
+    println!("VmHWM {} MiB of {} MiB", peak >> 20, MEMORY_BYTES >> 20);
+    assert!(peak < MEMORY_BYTES, "{peak}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
+    let world = two_organizations(&[]);
+    let (loud, quiet) = (Peer::of(&world, "identity"), Peer::of(&world, "identity2"));
+    let most = 2_000;
+    assert_eq!(loud.put(&path(1), lines(&loud, 1, most + 1, "x", 2, |_| ())).await.code(), (413, "size"));
+    let batches: Vec<Vec<u8>> = (1..=48).map(|seq| lines(&loud, seq, most, "x", 2, |_| ())).collect();
+    let loud = Arc::new(loud);
+    let mut sending = tokio::task::JoinSet::new();
+    for (seq, sealed) in (1..).zip(batches) {
+        let loud = Arc::clone(&loud);
+        sending.spawn(async move { loud.put(&path(seq), sealed).await.status });
+    }
+    let (mut longest, mut seq) = (Duration::ZERO, 0);
+    while !sending.is_empty() {
+        while sending.try_join_next().is_some_and(|status| status.expect("no panic") == 200) {}
+        let began = Instant::now();
+        seq += 1;
+        let sealed = lines(&quiet, seq, 1, "quiet", 1, |header| header.lowest_held = seq);
+        assert_eq!(quiet.put(&path(seq), sealed).await.status, 200);
+        longest = longest.max(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("{seq} batches of the quiet one, the longest wait {longest:?}");
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
+}
+
+/// A TLS connection without a certificate, after its handshake.
+fn silent(world: &World) -> std::io::Result<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = fs::read(world.path("workspace/ca.pem")).expect("is there");
+    for certificate in CertificateDer::pem_slice_iter(&ca) {
+        roots.add(certificate.expect("PEM")).expect("a root");
+    }
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
+    let mut socket = TcpStream::connect(world.address())?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    client.complete_io(&mut socket)?;
+    Ok(rustls::StreamOwned::new(client, socket))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_shut_nobody_out() {
+    let world = two_organizations(&[]);
+    let peer = Peer::of(&world, "identity");
+    let mut held: Vec<_> = (0..1000).filter_map(|_| silent(&world).ok()).collect();
+    assert!(held.len() > 100, "{} connections", held.len());
+    let began = Instant::now();
+    assert_eq!(peer.put(&path(1), peer.sealed("one", |_| ())).await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    // Whoever says nothing is let go.
+    let (mut last, began) = (held.pop().expect("one"), Instant::now());
+    assert!(matches!(last.read(&mut [0; 10]), Ok(0) | Err(_)));
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    drop(held);
+    // A body that comes slowly, before anybody knows whose it is.
+    let mut slow = silent(&world).expect("connects");
+    let head = "POST /v1/enroll HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
+    slow.write_all(head.as_bytes()).expect("writes");
+    let (mut answer, began) = (Vec::new(), Instant::now());
+    drop(slow.read_to_end(&mut answer));
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(answer.is_empty() || answer.contains(" 408 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn junk_enrollments_do_not_stop_honest_ones() {
+    let world = two_organizations(&[]);
+    let peer = Peer::of(&world, "identity");
+    let junk = serde_json::json!({"token": "nonsense", "csr": "", "hostname": "h", "version": "1"});
+    let mut codes = std::collections::BTreeMap::new();
+    for _ in 0..200 {
+        *codes.entry(peer.post("enroll", &junk).await.0).or_insert(0) += 1;
+    }
+    assert!(codes.contains_key(&403) && codes.contains_key(&429), "{codes:?}");
+    let (status, problem) = peer.post("enroll", &serde_json::json!({"token": 5})).await;
+    assert_eq!((status, problem["code"].as_str()), (422, Some("shape")), "{problem}");
+    let (status, problem) = peer.post("pair/join", &serde_json::json!("junk")).await;
+    assert_eq!((status, problem["code"].as_str()), (422, Some("shape")), "{problem}");
+    for number in 0..12 {
+        fs::write(world.path("token3"), world.workspace(&["token", "new", "--org", "other"])).expect("writes");
+        let set = format!("identity.dir={}", world.path(&format!("honest{number}")).display());
+        let (ca, token) = (world.path("workspace/ca.pem"), world.path("token3"));
+        let (ca, token) = (ca.to_str().expect("UTF-8"), token.to_str().expect("UTF-8"));
+        let enroll = ["enroll", "--workspace", &world.url(), "--ca", ca, "--token-file", token, "--set", &set];
+        let output = world.vedette(&enroll);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
