@@ -94,9 +94,48 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     let pending = "SELECT abs(-9223372036854775807 - 1) FROM landed WHERE state = 0";
     eventually("everything is in the tables", || world.control_sql(pending).then_some(()));
     assert_eq!(world.count("syslog"), total);
+    // A nested loop over half a million rows, and statements that are too deep or make much out of little.
+    let deep = format!("SELECT {}1{}", "(".repeat(5000), ")".repeat(5000));
+    let long = format!("SELECT {}", "1 + ".repeat(20_000)) + "1";
+    let many = format!("SELECT length({}message{}) FROM syslog", "replace(".repeat(12), ", 'l', 'llllllll')".repeat(12));
+    for (sql, most) in [
+        ("SELECT count(*) FROM syslog a JOIN syslog b ON a.message < b.message || b.raw", Duration::from_secs(12)),
+        (deep.as_str(), Duration::from_secs(5)),
+        (long.as_str(), Duration::from_secs(12)),
+        (many.as_str(), Duration::from_secs(12)),
+    ] {
+        let began = Instant::now();
+        let dir = world.path("workspace").display().to_string();
+        let asked = ["query", "--org", crate::support::ORG, "--dir", &dir, "--seconds-max", "3", sql];
+        let output = std::process::Command::new(crate::support::workspace_binary()).args(asked).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code().is_some(), "no signal ended it: {:?} {said}", output.status);
+        assert!(began.elapsed() < most, "{:?}: {}", began.elapsed(), &sql[..60.min(sql.len())]);
+    }
     let peak = peak_bytes(&world);
     println!("VmHWM {} MiB of {} MiB", peak >> 20, MEMORY_BYTES >> 20);
     assert!(peak < MEMORY_BYTES, "{peak}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_landed_batch_that_cannot_be_read_is_set_aside_with_an_alert_and_the_rest_goes_on() {
+    let world = two_organizations(&[]);
+    let peer = Peer::of(&world, "identity");
+    for seq in 1..=3 {
+        assert_eq!(peer.put(&path(seq), lines(&peer, seq, 1, "x", 1, |_| ())).await.status, 200);
+    }
+    let landed =
+        std::process::Command::new("find").arg(world.path("workspace/landing")).args(["-name", "*0002"]).output();
+    let landed = String::from_utf8(landed.expect("runs").stdout).expect("UTF-8");
+    let mut bytes = fs::read(landed.trim()).expect("is there");
+    *bytes.last_mut().expect("not empty") ^= 1;
+    fs::write(landed.trim(), bytes).expect("writes");
+    assert!(world.control_sql("UPDATE landed SET landed = 0"));
+    let pending = "SELECT abs(-9223372036854775807 - 1) FROM landed WHERE state = 0";
+    eventually("everything else is in the tables", || world.control_sql(pending).then_some(()));
+    assert_eq!(world.count("syslog"), 2);
+    let alerts = world.workspace(&["alerts", "--org", crate::support::ORG, "--format", "json"]);
+    assert!(alerts.contains("unreadable"), "{alerts}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -283,6 +283,39 @@ mod tests {
         assert!(matches!(short, Outcome::Damaged { .. }), "nothing is sent of it: {short:?}");
     }
 
+    /// Answers every request with a body without end.
+    async fn endless() -> HttpPost {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let base = format!("http://{}", listener.local_addr().expect("is bound"));
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    drop(socket.read(&mut [0; 4096]).await);
+                    drop(socket.write_all(b"HTTP/1.1 200 x\r\nConnection: close\r\n\r\n").await);
+                    while socket.write_all(&[b' '; 64 << 10]).await.is_ok() {}
+                });
+            }
+        });
+        HttpPost::new(reqwest::Client::builder().no_proxy().build().expect("builds"), &base)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_without_end_is_given_up_at_each_endpoint() {
+        let post = endless().await;
+        let (csr, text) = (String::new(), String::new());
+        let rekey = RekeyRequest { csr, hostname: text.clone(), machine: text.clone(), version: text };
+        for refused in [
+            post.renew(String::new()).await.expect_err("renew"),
+            post.rekey(&rekey).await.expect_err("rekey"),
+            post.positions(None).await.expect_err("positions"),
+            post.directives(1, "1").await.expect_err("policy"),
+        ] {
+            assert!(refused.contains("is larger than"), "{refused}");
+        }
+    }
+
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);

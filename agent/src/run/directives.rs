@@ -71,3 +71,26 @@ pub(super) async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directiv
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workspace_that_says_the_same_for_ever_is_asked_less_and_less_often() {
+        let mut rest = Rest::default();
+        let pauses = |rest: &mut Rest, count: usize| -> Vec<u64> {
+            (0..count)
+                .map(|_| {
+                    rest.answered(false);
+                    rest.pause.as_millis() as u64
+                })
+                .collect()
+        };
+        assert_eq!(pauses(&mut rest, 8), [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        rest.answered(true);
+        assert_eq!(rest.pause, Duration::ZERO);
+        rest.is_refused = true;
+        assert_eq!(pauses(&mut rest, 2), [5000, 10_000]);
+    }
+}

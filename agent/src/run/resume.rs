@@ -207,4 +207,38 @@ mod tests {
         let expected = [source("a", 2, &[(0, 20), (30, 50), (60, 70)]), source("b", 9, &[(0, 6)]), source("c", 1, &[])];
         assert_eq!(together(vec![one, two]), expected);
     }
+
+    /// A workspace that says page after page of the same, or always of more.
+    async fn endless(grows: bool) -> Result<Vec<StoredSource>, String> {
+        use std::io::{Read, Write};
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let base = format!("http://{}", listener.local_addr().expect("is bound"));
+        std::thread::spawn(move || {
+            for (number, socket) in listener.incoming().enumerate() {
+                let Ok(mut socket) = socket else { return };
+                drop(socket.read(&mut [0; 4096]));
+                let id = format!("{:08}", if grows { number } else { 1 });
+                let source = StoredSource {
+                    collector: "syslog".to_owned(),
+                    id,
+                    cursor: vec![0; 1 << 20],
+                    sealed: 1,
+                    stored: Vec::new(),
+                };
+                let page = vedette_wire::reply::Positions { sources: vec![source], more: true };
+                let body = rmp_serde::to_vec_named(&page).expect("serializes");
+                let head = format!("HTTP/1.1 200 x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+                drop(socket.write_all(&[head.as_bytes(), &body].concat()));
+            }
+        });
+        let client = reqwest::Client::builder().no_proxy().build().expect("builds");
+        ask(&HttpPost::new(client, &base)).await
+    }
+
+    #[tokio::test]
+    async fn pages_without_end_have_one() {
+        assert_eq!(endless(false).await.expect("the first page").len(), 2, "the second goes on nowhere");
+        assert!(endless(true).await.expect_err("too much").contains("more of this agent's sources than fits"));
+    }
 }
