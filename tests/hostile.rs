@@ -97,11 +97,14 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     // A nested loop over half a million rows, and statements that are too deep or make much out of little.
     let deep = format!("SELECT {}1{}", "(".repeat(5000), ")".repeat(5000));
     let long = format!("SELECT {}", "1 + ".repeat(20_000)) + "1";
-    let many = format!("SELECT length({}message{}) FROM syslog", "replace(".repeat(12), ", 'l', 'llllllll')".repeat(12));
+    let longest = format!("SELECT {}", "1 + ".repeat(1000)) + "1";
+    let many =
+        format!("SELECT length({}message{}) FROM syslog", "replace(".repeat(12), ", 'l', 'llllllll')".repeat(12));
     for (sql, most) in [
         ("SELECT count(*) FROM syslog a JOIN syslog b ON a.message < b.message || b.raw", Duration::from_secs(12)),
         (deep.as_str(), Duration::from_secs(5)),
         (long.as_str(), Duration::from_secs(12)),
+        (longest.as_str(), Duration::from_secs(12)),
         (many.as_str(), Duration::from_secs(12)),
     ] {
         let began = Instant::now();

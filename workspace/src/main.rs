@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Of the runtime's threads: a statement's expressions are planned recursively.
-const STACK_BYTES: usize = 32 << 20;
+const STACK_BYTES: usize = 64 << 20;
 
 fn main() -> ExitCode {
     // What is written here is the workspace's alone, also where a directory was there before and is everybody's to read.

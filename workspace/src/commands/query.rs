@@ -39,27 +39,39 @@ impl vedette_lake::Landing for Store {
     }
 }
 
-/// The longest statement, and how deep its brackets may nest.
+/// The longest statement, how deep its brackets may nest, and how many operators it may have.
 const SQL_BYTES_MAX: usize = 256 << 10;
 const NESTING_MAX: usize = 128;
+const OPERATORS_MAX: usize = 1000;
 /// Memory beside what a query's operators account for: the program itself, what is read, what an expression makes.
 const BESIDE_BYTES: u64 = 512 << 20;
 /// How often it is seen whether a query keeps to its limits.
 const GUARD_EVERY: Duration = Duration::from_millis(50);
 
-/// Refuse what would take the parser too deep.
+/// Refuse what would take parser and planner too deep: brackets nest, and a chain of operators is as deep as it is long.
 fn shallow(sql: &str) -> Result<()> {
-    let mut depth = 0_usize;
-    let deepest = sql.bytes().fold(0, |deepest, byte| {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for byte in sql.bytes() {
         match byte {
             b'(' | b'[' => depth += 1,
             b')' | b']' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        deepest.max(depth)
-    });
-    if sql.len() > SQL_BYTES_MAX || deepest > NESTING_MAX {
-        bail!("a statement may have {SQL_BYTES_MAX} bytes and nest {NESTING_MAX} brackets; write a simpler one");
+        deepest = deepest.max(depth);
+    }
+    let is_sign = |letter: char| "+-*/%|&<>=!~^".contains(letter);
+    let is_word = |word: &&str| {
+        ["and", "or", "not", "case", "when", "union", "except", "intersect", "join"]
+            .iter()
+            .any(|known| word.eq_ignore_ascii_case(known))
+    };
+    let words = sql.split(|letter: char| !letter.is_alphanumeric() && letter != '_').filter(is_word).count();
+    let operators = words + sql.chars().filter(|letter| is_sign(*letter)).count();
+    if sql.len() > SQL_BYTES_MAX || deepest > NESTING_MAX || operators > OPERATORS_MAX {
+        bail!(
+            "a statement may have {SQL_BYTES_MAX} bytes, nest {NESTING_MAX} brackets and have {OPERATORS_MAX} operators; \
+             write a simpler one (a list of values as `IN (…)`)"
+        );
     }
     Ok(())
 }
