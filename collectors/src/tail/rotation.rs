@@ -8,7 +8,7 @@
 use super::{Cursor, unpacked};
 use crate::root::Root;
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{File, Metadata},
     os::unix::{
         ffi::OsStrExt,
@@ -50,24 +50,34 @@ pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
         && !unpacked::is_compressed(path)
 }
 
+/// A name in a directory.
+struct Entry {
+    name: OsString,
+    is_dir: bool,
+    inode: u64,
+}
+
 /// Names in a directory; none where it cannot be listed.
-fn names(root: &Root, dir: &Path) -> Vec<(Vec<u8>, bool)> {
+fn entries(root: &Root, dir: &Path) -> Vec<Entry> {
     let Ok((_, entries)) = root.entries(dir) else { return Vec::new() };
     entries
         .flatten()
         .take(ENTRIES_MAX)
-        .map(|entry| (entry.file_name().to_bytes().to_vec(), entry.file_type() == rustix::fs::FileType::Directory))
-        .filter(|(name, _)| !matches!(name.as_slice(), b"." | b".."))
+        .map(|entry| Entry {
+            name: OsStr::from_bytes(entry.file_name().to_bytes()).to_owned(),
+            is_dir: entry.file_type() == rustix::fs::FileType::Directory,
+            inode: entry.ino(),
+        })
+        .filter(|entry| entry.name != "." && entry.name != "..")
         .collect()
 }
 
 /// Files in a directory that rotation may have made of another, compressed ones too.
 fn made_of(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)> {
-    names(root, dir)
+    entries(root, dir)
         .into_iter()
-        .map(|(name, _)| OsStr::from_bytes(&name).to_owned())
-        .filter(|name| may_be_named(name, original))
-        .map(|name| dir.join(name))
+        .filter(|entry| may_be_named(&entry.name, original))
+        .map(|entry| dir.join(entry.name))
         .filter(|path| path != original)
         .filter_map(|path| {
             let meta = root.log(&path).ok()?.meta().clone();
@@ -87,9 +97,9 @@ pub(super) fn siblings(root: &Root, original: &Path) -> Vec<(PathBuf, Metadata)>
 /// The directories that old logs of a directory may lie in: its own, those below it, and those that logrotate's
 /// configuration names.
 pub(super) fn archives<'a>(root: &Root, dir: &Path, old: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
-    let below = names(root, dir).into_iter().filter(|(_, is_dir)| *is_dir).take(DIRECTORIES_MAX);
+    let below = entries(root, dir).into_iter().filter(|entry| entry.is_dir).take(DIRECTORIES_MAX);
     let mut out = vec![dir.to_owned()];
-    out.extend(below.map(|(name, _)| dir.join(OsStr::from_bytes(&name))));
+    out.extend(below.map(|entry| dir.join(entry.name)));
     // Below its own where it is relative.
     out.extend(old.into_iter().map(|old| dir.join(old)));
     out.dedup();
@@ -105,14 +115,13 @@ pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor) -> Vec<
     {
         out.push((original.clone(), found.meta().clone()));
     }
+    // There may be many cursors and many names: only what has the inode is looked at.
     for dir in dirs {
-        for (name, _) in names(root, dir) {
-            let path = dir.join(OsStr::from_bytes(&name));
-            let is_it =
-                root.stat(dir, OsStr::from_bytes(&name)).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == cursor.key());
-            if is_it
-                && path != original
+        for entry in entries(root, dir).into_iter().filter(|entry| entry.inode == cursor.key().1) {
+            let path = dir.join(entry.name);
+            if path != original
                 && let Ok(found) = root.log(&path)
+                && key(found.meta()) == cursor.key()
             {
                 out.push((path, found.meta().clone()));
             }

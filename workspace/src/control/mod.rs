@@ -171,7 +171,9 @@ impl Control {
             .max_by(|a, b| a.0.total_cmp(&b.0));
         Err(match near {
             Some((_, near)) => anyhow!("there is no organization {name:?}; is it {near:?}?"),
-            None => anyhow!("there is no organization {name:?}; add it with `vedette-workspace org add`"),
+            None => {
+                anyhow!("there is no organization {name:?}; add it with `vedette-workspace org add {name} --tier TIER`")
+            }
         })
     }
 

@@ -50,6 +50,8 @@ async fn what_is_missing_or_there_already_is_said() {
     assert!(twice.to_string().contains("already"), "{twice}");
     let unknown = control.organization("nobody").await.expect_err("is not there");
     assert!(unknown.to_string().contains("org add nobody"), "{unknown}");
+    let near = control.organization("acmee").await.expect_err("is not there");
+    assert!(near.to_string().contains("is it \"acme\"?"), "{near}");
     let empty = Control::open(&dir.path().join("elsewhere")).await.expect_err("is not there");
     assert!(empty.to_string().contains("vedette-workspace init"), "{empty}");
 }
