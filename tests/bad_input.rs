@@ -184,3 +184,36 @@ fn a_second_agent_and_a_missing_one_are_told_apart() {
     let said = refusal(&world.vedette(&["run"]), 1);
     assert!(said.contains("in use by another process"), "{said}\n{}", agent_log(&world));
 }
+
+#[test]
+fn a_hangup_is_said_and_ends_neither_program() {
+    let mut world = World::new();
+    world.enroll();
+    let mut agent = world.run();
+    eventually("the agent's start", || world.vedette(&["status"]).status.success().then_some(()));
+    let serving = world.serve.as_ref().expect("serves").id();
+    for id in [agent.id(), serving] {
+        assert!(Command::new("kill").args(["-HUP", &id.to_string()]).status().is_ok_and(|status| status.success()));
+    }
+    let said = |log: String| log.contains("SIGHUP is ignored").then_some(());
+    eventually("the agent's word", || said(agent_log(&world)));
+    eventually("the workspace's word", || said(fs::read_to_string(world.path("workspace.log")).ok()?));
+    world.append("a.log", "a line behind it\n");
+    eventually("the line", || (world.count("syslog") == 1).then_some(()));
+    agent.terminate();
+    world.serve.as_mut().expect("serves").terminate();
+}
+
+#[test]
+fn a_workspace_that_others_could_look_into_is_closed_to_them() {
+    let mut world = World::new();
+    world.serve.as_mut().expect("serves").terminate();
+    let mode = || fs::metadata(world.path("workspace")).expect("is there").permissions().mode() & 0o777;
+    fs::set_permissions(world.path("workspace"), fs::Permissions::from_mode(0o755)).expect("sets");
+    assert_eq!(mode(), 0o755);
+    let address = world.address();
+    world.serve(&address);
+    assert_eq!(fs::metadata(world.path("workspace")).expect("is there").permissions().mode() & 0o777, 0o700);
+    let landing = fs::metadata(world.path("workspace/control.sqlite")).expect("is there");
+    assert_eq!(landing.permissions().mode() & 0o077, 0, "nor into what is in it");
+}
