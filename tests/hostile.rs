@@ -76,6 +76,12 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     assert_eq!(loud.put(&path(1), long).await.code(), (422, "shape"));
     let escape = lines(&loud, 1, 1, "x", 1, |header| header.host.hostname = "a\u{1b}[2Jb".to_owned());
     assert_eq!(loud.put(&path(1), escape).await.code(), (422, "shape"));
+    // An id that would be copied for each position that it skips.
+    let skipping = lines(&loud, 1, 1, "x", 1, |header| {
+        header.sources[0].id = "i".repeat(1 << 20);
+        header.sources[0].skipped = vec![(5, 6, 1); 100_000];
+    });
+    assert_eq!(loud.put(&path(1), skipping).await.code(), (422, "shape"));
     // A name of a source that stands in each of its rows.
     let named = lines(&loud, 1, 100_000, "x", 1, |header| header.sources[0].name = Some("n".repeat(10_000)));
     assert_eq!(loud.put(&path(1), named).await.code(), (413, "size"));

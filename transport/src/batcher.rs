@@ -17,8 +17,8 @@ use vedette_wire::{
 /// own it fills a page of 2 MiB: redb rounds pages up to powers of two, and writes them whole.
 pub const SEALED_BYTES_MAX: usize = (2 << 20) - (16 << 10);
 
-/// Runs of positions in a batch, but for those of its last chunk. The workspace's ledger takes twice as many.
-const RUNS_MAX: usize = 10_000;
+/// Runs of positions in a batch, but for those of its last chunk. The workspace's ledger takes 2,000 of those with records.
+const RUNS_MAX: usize = 1_500;
 
 /// When a batch is sealed.
 #[derive(Debug, Clone)]

@@ -1,7 +1,9 @@
 //! What a batch covers of its sources: the tiles that the ledger lays side by side.
 
 use std::collections::BTreeMap;
-use vedette_wire::{Batch, Header, Position, Record, Told, policy::Store, set_aside::RANGES_MAX, text::is_printable};
+use vedette_wire::{
+    Batch, Header, Position, Record, SourceRef, Told, policy::Store, set_aside::RANGES_MAX, text::is_printable,
+};
 
 /// Each takes a few statements while the control store is locked. What has more is split by its agent: two thousand files
 /// with a line each fit.
@@ -20,6 +22,8 @@ const CURSOR_BYTES_MAX: usize = 1 << 20;
 const TEXT_BYTES_MAX: usize = 255;
 /// A path has 4,096 bytes at the most (PATH_MAX); three for each where it is no UTF-8.
 const NAME_BYTES_MAX: usize = 3 * 4096;
+/// Positions without records of one batch.
+const SKIPPED_MAX: usize = 20_000;
 /// Sources of one batch.
 const SOURCES_MAX: usize = 100_000;
 
@@ -109,7 +113,20 @@ impl Noted {
 
     /// Whether laying its positions would keep others from the control store for too long.
     pub(crate) fn is_ragged(&self) -> bool {
-        self.tiles.len() > TILES_MAX
+        self.tiles.iter().filter(|tile| tile.skipped.is_none()).count() > TILES_MAX
+    }
+
+    /// Whether a header is small enough to be laid out: before anything of it is copied for each of its tiles.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn check_sources(header: &Header) -> Result<(), &'static str> {
+        let is_long = |source: &SourceRef| source.id.len() > 1024 || source.collector.len() > 64;
+        let skipped: usize = header.sources.iter().map(|source| source.skipped.len()).sum();
+        if header.sources.len() > SOURCES_MAX || skipped > SKIPPED_MAX || header.sources.iter().any(is_long) {
+            return Err("a source's id is too long, or there are too many sources or skipped positions");
+        }
+        Ok(())
     }
 
     /// Whether the ledger can hold it. An agent may be enrolled and send anything all the same.

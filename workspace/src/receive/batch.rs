@@ -193,8 +193,10 @@ fn check(
     let (header, positions) = codec::check(&plain).map_err(shape)?;
     let rows = rows_bytes(plain.len(), &header, positions.iter().map(|(source, _)| *source));
     drop(plain);
+    let unsound = |wrong: &'static str| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong);
+    Noted::check_sources(&header).map_err(unsound)?;
     let noted = Noted::new(header, positions);
-    noted.check().map_err(|wrong| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong))?;
+    noted.check().map_err(unsound)?;
     if rows > ROWS_BYTES_MAX {
         let title = format!("the batch has {rows} bytes as rows, and {ROWS_BYTES_MAX} are allowed");
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title).detail("the agent splits it"));
