@@ -14,7 +14,7 @@ const NT_FILE: u32 = 0x4649_4c45;
 const ET_CORE: u16 = 4;
 /// Program headers that are read; a core has one for each mapping.
 const HEADERS_MAX: u16 = 16_384;
-/// Bytes of notes that are read.
+/// Bytes of notes that are read, all headers together.
 const NOTES_BYTES_MAX: u64 = 4 << 20;
 
 /// Fill in what the notes tell; false where it is no core. Of cores of 32-bit and big-endian machines nothing is read.
@@ -45,7 +45,7 @@ pub(super) fn read(file: &File, crash: &mut Crash) -> io::Result<bool> {
     if size < 56 {
         return Ok(true);
     }
-    let mut header = [0; 56];
+    let (mut header, mut left) = ([0; 56], NOTES_BYTES_MAX);
     for index in 0..count.min(HEADERS_MAX) {
         let Some(at) = offset.checked_add(u64::from(index) * u64::from(size)) else { break };
         if file.read_exact_at(&mut header, at).is_err() {
@@ -60,7 +60,8 @@ pub(super) fn read(file: &File, crash: &mut Crash) -> io::Result<bool> {
             crash.truncated = true;
         }
         if kind == PT_NOTE {
-            let mut notes = vec![0; bytes.min(NOTES_BYTES_MAX).min(length.saturating_sub(start)) as usize];
+            let mut notes = vec![0; bytes.min(left).min(length.saturating_sub(start)) as usize];
+            left -= notes.len() as u64;
             if file.read_exact_at(&mut notes, start).is_ok() {
                 read_notes(&notes, crash);
             }

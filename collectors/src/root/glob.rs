@@ -15,6 +15,8 @@ use std::{
 
 /// Directory entries that one expansion looks at, all patterns together.
 const ENTRIES_MAX: usize = 200_000;
+/// Directories that a path is deep: each takes stack and a descriptor while it is looked through.
+const DEPTH_MAX: usize = 48;
 /// Wall clock of one expansion.
 const TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -50,7 +52,6 @@ impl Pattern {
             return Err(format!("{text:?} has braces, which are no wildcard here; write a path for each alternative"));
         }
         let wrong = |err: glob::PatternError| format!("{text:?} is no pattern: {err}");
-        let whole = glob::Pattern::new(text).map_err(wrong)?;
         let mut parts = Vec::new();
         for part in text.split('/').filter(|part| !part.is_empty() && *part != ".") {
             parts.push(match part {
@@ -60,6 +61,9 @@ impl Pattern {
                 part => Part::Name(part.to_owned()),
             });
         }
+        // As it is expanded: doubled slashes and `.` name nothing.
+        let plain: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let whole = glob::Pattern::new(&format!("/{}", plain.join("/"))).map_err(wrong)?;
         match parts.last() {
             None | Some(Part::AnyDepth) => Err(format!("{text:?} names no file; end it with a name, as in \"/*.log\"")),
             Some(_) => Ok(Self { text: text.to_owned(), parts, whole }),
@@ -163,6 +167,11 @@ impl Expansion {
             } else {
                 self.descend(root, &dir.join(name), rest, out)
             };
+        }
+        if dir.components().count() > DEPTH_MAX {
+            let why = format!("more than {DEPTH_MAX} directories deep; it is left out");
+            self.troubles.push((dir.to_owned(), io::Error::new(io::ErrorKind::InvalidInput, why)));
+            return Some(());
         }
         let (handle, entries) = match root.entries(dir) {
             Ok(opened) => opened,

@@ -191,6 +191,8 @@ fn patterns_name_what_they_say_and_descend_no_links() {
     }
     let pattern = Pattern::new("/var/log/**/out.log").expect("a pattern");
     assert!(pattern.matches(Path::new("/var/log/app/deep/out.log")) && !pattern.matches(Path::new("/var/log/a.log")));
+    let doubled = Pattern::new("/var//log/./*.log").expect("a pattern");
+    assert!(doubled.matches(Path::new("/var/log/a.log")), "as it is expanded");
     let pattern = Pattern::new("/var/log/*.log").expect("a pattern");
     assert!(!pattern.matches(Path::new("/var/log/app/out.log")));
 }
@@ -229,6 +231,10 @@ fn what_cannot_be_listed_is_said() {
 #[test]
 fn an_expansion_has_a_bound() {
     let host = Host::new();
+    let deep = format!("/deep{}", "/d".repeat(200));
+    host.put(&format!("{deep}/a.log"), "x");
+    let (named, troubles) = host.expand("/deep/**/a.log");
+    assert!(named.is_empty() && troubles[0].contains("directories deep"), "{troubles:?}");
     for number in 0..300 {
         host.put(&format!("/d/{number}"), "");
     }

@@ -77,6 +77,9 @@ impl<P: LineParser> Tailer<P> {
         for followed in state.files.values_mut() {
             followed.listed = followed.seen == state.scan_began;
         }
+        // Names that are gone are not kept: whoever may make them may make any number.
+        let troubles = &state.troubles;
+        state.refused.retain(|path, _| troubles.contains_key(&path.display().to_string()));
         for (path, err) in &expansion.troubles {
             state.trouble(path, &err.to_string());
         }
@@ -94,6 +97,10 @@ impl<P: LineParser> Tailer<P> {
         self.find_orphans(at, state, &mut unseen)?;
         for (path, since) in unseen {
             self.generations(at, state, &path, since)?;
+        }
+        // Behind the search: what a cursor goes on in is no new generation. It may still wait for its archive.
+        if state.orphans.is_empty() || state.since.elapsed() > self.patience {
+            self.take_archives(at, state)?;
         }
         let seen = state.scan_began;
         state.names.extend(found.into_iter().map(|(path, key)| (path, Name { key, seen })));
@@ -137,7 +144,7 @@ impl<P: LineParser> Tailer<P> {
                 return Ok(None);
             }
             let key = (named.stat.st_dev, named.stat.st_ino);
-            if self.is_followed(at, state, key, how, Some(&stamp(&named.stat))) {
+            if self.is_followed(at, state, key, how, &stamp(&named.stat)) {
                 return Ok(Some(key));
             }
         }
@@ -158,20 +165,13 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Whether a file is followed already; a closed one that has changed is opened again.
-    fn is_followed(
-        &self,
-        at: &Place<'_>,
-        state: &mut State,
-        key: Key,
-        how: Found<'_>,
-        stamp: Option<&file::Stamp>,
-    ) -> bool {
+    fn is_followed(&self, at: &Place<'_>, state: &mut State, key: Key, how: Found<'_>, stamp: &file::Stamp) -> bool {
         let Some(followed) = state.files.get_mut(&key) else { return false };
         if how.listed {
             followed.listed = true;
             followed.seen = state.scan_began;
         }
-        let has_changed = stamp.is_none_or(|stamp| followed.file.has_changed(stamp));
+        let has_changed = followed.file.has_changed(stamp);
         if !followed.file.holds_descriptor() && has_changed {
             let path = followed.path.clone();
             if !self.make_room(state) {
@@ -214,7 +214,7 @@ impl<P: LineParser> Tailer<P> {
         how: Found<'_>,
     ) -> Result<Option<Key>, CollectError> {
         let key = key(found.meta());
-        if self.is_followed(at, state, key, how, None) {
+        if self.is_followed(at, state, key, how, &file::stamp(found.meta())) {
             return Ok(Some(key));
         }
         let name = how.original.unwrap_or(path);

@@ -9,7 +9,7 @@ use super::{
 use crate::{CollectError, root::glob::Named};
 use std::{
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 use vedette_wire::{Chunk, Dropped, Reason};
@@ -17,11 +17,21 @@ use vedette_wire::{Chunk, Dropped, Reason};
 /// By so many first bytes an archive is held against a followed file before it is unpacked.
 const HEAD_BYTES: usize = 64;
 
+/// An archive that changed so recently is still being written (st_ctime of stat(2), which nobody can set).
+const SETTLED_NS: i64 = 2_000_000_000;
+
+fn is_settled(at: &Place<'_>, meta: &std::fs::Metadata) -> bool {
+    let changed = meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec());
+    !(0..SETTLED_NS).contains(&at.cx.now().saturating_sub(changed))
+}
+
 /// What became of a search.
 enum Search {
     Found,
     /// Its inode is there, and holds something else.
     Replaced,
+    /// What may be it is still being written.
+    Unsettled,
     NotFound,
 }
 
@@ -43,6 +53,7 @@ impl<P: LineParser> Tailer<P> {
             }
             match self.search(at, state, &cursor)? {
                 Search::Found => {}
+                Search::Unsettled => drop(state.orphans.insert(cursor.id(), cursor)),
                 // Its file system may not be mounted yet.
                 Search::NotFound if state.since.elapsed() < self.patience => {
                     state.orphans.insert(cursor.id(), cursor);
@@ -57,7 +68,7 @@ impl<P: LineParser> Tailer<P> {
         let original = cursor.host_path();
         let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
         let dirs = rotation::archives(&at.root, original.parent().unwrap_or(Path::new("/")), &*old);
-        let mut searched = Search::NotFound;
+        let (mut searched, mut is_unsettled) = (Search::NotFound, false);
         for (path, meta) in rotation::candidates(&at.root, &dirs, cursor) {
             let found_key = key(&meta);
             if state.files.contains_key(&found_key) {
@@ -65,6 +76,10 @@ impl<P: LineParser> Tailer<P> {
             }
             let is_it = found_key == cursor.key();
             let resumed = if unpacked::is_compressed(&path) {
+                if !is_settled(at, &meta) {
+                    is_unsettled = true;
+                    continue;
+                }
                 // Unpacking takes long: once for each archive.
                 if !state.tried.insert((cursor.id(), found_key, meta.len())) {
                     continue;
@@ -99,7 +114,7 @@ impl<P: LineParser> Tailer<P> {
                 searched = Search::Replaced;
             }
         }
-        Ok(searched)
+        Ok(if is_unsettled { Search::Unsettled } else { searched })
     }
 
     /// What stood behind a cursor is not to be had. How many lines that were, and where it is not known how long the file
@@ -138,12 +153,28 @@ impl<P: LineParser> Tailer<P> {
                 continue;
             }
             if unpacked::is_compressed(&path) {
-                self.archived(at, state, original, &path)?;
+                // What is compressed later was followed as it was.
+                if state.scans == 1 {
+                    state.archives.insert(path, original.to_owned());
+                }
             } else if let Some(name) = path.file_name()
                 && let Ok(stat) = at.root.stat(path.parent().unwrap_or(Path::new("/")), name)
             {
                 let how = Found { listed: false, from_end: false, original: Some(original) };
                 self.take_in(at, state, &Named { path, stat }, how)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Take in the archives that were there at the start, once they are whole.
+    pub(super) fn take_archives(&mut self, at: &Place<'_>, state: &mut State) -> Result<(), CollectError> {
+        for (path, original) in std::mem::take(&mut state.archives) {
+            match at.root.log(&path) {
+                Ok(found) if !is_settled(at, found.meta()) => drop(state.archives.insert(path, original)),
+                Ok(found) if state.files.contains_key(&key(found.meta())) => {}
+                Ok(_) => self.archived(at, state, &original, &path)?,
+                Err(_) => {}
             }
         }
         Ok(())

@@ -184,6 +184,8 @@ struct State {
     suspects: BTreeMap<Key, (u64, Instant)>,
     /// Archives that were held against a source, each at a length.
     tried: BTreeSet<(String, Key, u64)>,
+    /// Archives that were there at the start and may be of what was not seen, each with the name that it had.
+    archives: BTreeMap<PathBuf, PathBuf>,
     /// Where logrotate's configuration puts old logs; read when it is needed.
     old_directories: Option<BTreeSet<PathBuf>>,
     /// Files that were made before this are begun at their end, whenever they are found.
@@ -235,6 +237,7 @@ impl State {
             returning,
             suspects: BTreeMap::new(),
             tried: BTreeSet::new(),
+            archives: BTreeMap::new(),
             old_directories: None,
             passed_over: passed_over.unwrap_or(i64::MIN),
             scans: 0,

@@ -114,7 +114,7 @@ impl Journal {
     pub(super) fn login(&self) -> Option<login::Login> {
         let login = login::recognise(self.app()?, &self.message)?;
         let is_sender = match &self.exe {
-            Some(exe) => login::is_login_program(exe),
+            Some(exe) => login::is_login_program(exe, self.uid),
             None => self.uid == Some(0),
         };
         is_sender.then_some(login)

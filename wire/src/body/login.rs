@@ -92,7 +92,9 @@ pub fn recognise(app: &str, message: &str) -> Option<Login> {
 }
 
 /// Where systems install their programs; users cannot write there.
-const SYSTEM: [&str; 6] = ["/usr/", "/bin/", "/sbin/", "/lib/", "/nix/store/", "/gnu/store/"];
+const SYSTEM: [&str; 4] = ["/usr/", "/bin/", "/sbin/", "/lib/"];
+/// Where a daemon installs programs, also those of users: what runs there has to be root's besides.
+const STORES: [&str; 2] = ["/nix/store/", "/gnu/store/"];
 /// Programs that log users in.
 const PROGRAMS: [&str; 11] = [
     "sshd",
@@ -110,12 +112,13 @@ const PROGRAMS: [&str; 11] = [
 
 /// Whether a path is a program of the system that logs users in, as the kernel names it: with ` (deleted)` behind it
 /// where the file was replaced (proc_pid_exe(5)).
-pub fn is_login_program(path: &str) -> bool {
+pub fn is_login_program(path: &str, uid: Option<u32>) -> bool {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let Some((dir, name)) = path.rsplit_once('/') else { return false };
     let is_plain = !dir.split('/').any(|part| part == "..");
-    let is_system = SYSTEM.iter().any(|system| path.starts_with(system));
-    is_plain && is_system && !dir.starts_with("/usr/local/") && PROGRAMS.contains(&name)
+    let is_system = SYSTEM.iter().any(|system| path.starts_with(system)) && !path.starts_with("/usr/local/");
+    let is_stored = uid == Some(0) && STORES.iter().any(|store| path.starts_with(store));
+    is_plain && (is_system || is_stored) && PROGRAMS.contains(&name)
 }
 
 /// `Accepted|Failed METHOD for [invalid user ]USER from ADDRESS port PORT ssh2[: KEY]` (auth_log of OpenSSH's auth.c).

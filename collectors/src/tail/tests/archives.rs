@@ -90,6 +90,32 @@ fn an_archive_of_what_was_read_while_running_is_not_read_once_more() {
 }
 
 #[test]
+fn an_archive_that_is_still_written_is_neither_read_nor_counted() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (log, rotated) = (dir.path().join("a.log"), dir.path().join("a.log.1"));
+    append(&log, &numbered(0..20_000));
+    let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
+    running.until(20_000);
+    fs::rename(&log, &rotated).expect("renames");
+    append(&log, &numbered(20_000..20_010));
+    // Empty at first, then a part, then whole.
+    let archive = fs::File::create(dir.path().join("a.log.1.gz")).expect("makes");
+    running.until(20_010);
+    let mut gz = flate2::write::GzEncoder::new(&archive, flate2::Compression::fast());
+    let text = fs::read(&rotated).expect("reads");
+    gz.write_all(&text[..text.len() / 2]).expect("writes");
+    gz.flush().expect("writes");
+    append(&dir.path().join("b.log"), &numbered(20_010..20_011));
+    running.until(20_011);
+    gz.write_all(&text[text.len() / 2..]).expect("writes");
+    gz.finish().expect("ends");
+    fs::remove_file(&rotated).expect("removes");
+    append(&dir.path().join("c.log"), &numbered(20_011..20_012));
+    whole(&running, 20_012);
+    assert_eq!(running.stop().dropped(), []);
+}
+
+#[test]
 fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
     for (to, configuration) in [
         ("archive/a.log-20261126", None),

@@ -26,7 +26,7 @@ fn only_programs_of_the_system_log_in() {
         "/usr/sbin/sshd (deleted)",
         "/nix/store/abc-sudo-1.9.15/bin/sudo",
     ] {
-        assert!(is_login_program(path), "{path}");
+        assert!(is_login_program(path, Some(0)), "{path}");
     }
     for path in [
         "/usr/bin/logger",
@@ -36,9 +36,13 @@ fn only_programs_of_the_system_log_in() {
         "/usr/sbin/../../tmp/sshd",
         "/tmp/sshd (deleted)",
         "/usr/bin/sshd (deleted) (deleted)",
+        "/usr/local/sshd",
+        "/usr/local/sbin/sshd",
     ] {
-        assert!(!is_login_program(path), "{path}");
+        assert!(!is_login_program(path, Some(0)), "{path}");
     }
+    assert!(!is_login_program("/nix/store/abc-x/bin/sshd", Some(1000)), "users have programs put there");
+    assert!(!is_login_program("/nix/store/abc-x/bin/sshd", None));
     let forged = crate::body::Journal {
         message: "Accepted password for root from 203.0.113.9 port 1 ssh2".to_owned(),
         identifier: Some("sshd".to_owned()),
