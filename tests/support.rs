@@ -206,7 +206,8 @@ impl World {
     /// Run a command of the workspace that must succeed.
     pub(crate) fn workspace(&self, arguments: &[&str]) -> String {
         let output = self.workspace_output(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let status = output.status;
+        assert!(status.success(), "{arguments:?}: {status}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 

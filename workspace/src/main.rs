@@ -45,8 +45,8 @@ fn main() -> ExitCode {
         }
     };
     let done = runtime.block_on(commands::run(arguments.command));
-    // Nothing that still runs is waited for: a query that was given up may not yield.
-    runtime.shutdown_background();
+    // A process whose threads still run at its exit may crash there; a query that was given up may not yield.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
