@@ -24,6 +24,7 @@ mod proxy;
 mod queue;
 mod receive;
 mod reference;
+mod restored;
 mod rights;
 mod store;
 mod support;

@@ -76,6 +76,8 @@ pub(crate) struct Open {
     since: Option<Instant>,
     /// Cursors to keep, by (collector, source id); `None` deletes.
     pub(crate) cursors: BTreeMap<(&'static str, String), Option<Vec<u8>>>,
+    /// Where what policy had passed over ends, by collector and source id.
+    pub(crate) floors: Vec<(&'static str, String, u64)>,
     /// What to add to the ledger.
     pub(crate) ledger: Ledger,
 }
@@ -99,6 +101,9 @@ impl Open {
                 let at = self.source(&chunk.source);
                 self.sources[at as usize].skipped.push((from, to, dropped.count));
                 self.runs += 1;
+                if dropped.reason == Reason::Policy {
+                    self.floors.push((collector, chunk.source.id.clone(), to));
+                }
             }
         }
         if let (Some(piece), [entry]) = (piece, chunk.entries.as_slice()) {

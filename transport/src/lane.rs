@@ -127,6 +127,11 @@ impl Lane {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).rekey.take().is_some()
     }
 
+    /// What the workspace has said since this was asked last that it had acknowledged and has no more: first and last sequence.
+    pub fn take_lost(&self) -> Option<(u64, u64)> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).lost.take()
+    }
+
     /// What the sender is doing; unlike the whole state, it asks no disk.
     pub fn sender(&self) -> SenderStatus {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -14,6 +14,8 @@ pub enum Outcome {
         policy_revision: u64,
         /// Codec that the workspace asks for; absent, the agent's own setting holds.
         compression: Option<Compression>,
+        /// First and last sequence of what it had acknowledged and has no more ([`vedette_wire::reply::Ack::lost`]).
+        lost: Option<(u64, u64)>,
     },
     /// Try again for ever, not before `after`.
     Retry {

@@ -10,7 +10,7 @@ use std::{
 };
 use vedette_wire::{
     frame,
-    policy::Directives,
+    policy::{Directives, SignedPolicy},
     reply::{Ack, EnrollReply, Positions, Problem, RekeyRequest, RenewReply, RenewRequest},
 };
 
@@ -111,6 +111,16 @@ impl HttpPost {
         serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be read: {err}"))
     }
 
+    /// Bring the policy that this agent goes by to a workspace that has not got it.
+    ///
+    /// # Errors
+    /// Why it is not taken, for status and log.
+    pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<(), String> {
+        let sent = self.client.post(format!("{}/v1/policy", self.base)).json(signed).send().await;
+        let status = sent.map_err(|err| root_cause(&err))?.status();
+        if status.is_success() { Ok(()) } else { Err(format!("the workspace answered {status}")) }
+    }
+
     /// Another certificate for the same key.
     ///
     /// # Errors
@@ -209,6 +219,7 @@ async fn judge(mut response: reqwest::Response) -> Outcome {
             duplicate: ack.duplicate,
             policy_revision: ack.policy_revision,
             compression: ack.limits.compression,
+            lost: ack.lost,
         },
         // Something that is no workspace answered 200: the batch is not known to be landed.
         Err(err) => Outcome::Retry { after: None, why: format!("{status} with a body that is no reply: {err}") },

@@ -48,6 +48,9 @@ pub struct SenderStatus {
     pub batch_bytes_max: Option<usize>,
     /// Why the agent has to make another key, until somebody takes notice of it ([`crate::Lane::take_rekey`]).
     pub rekey: Option<String>,
+    /// What the workspace said that it had acknowledged and has no more, until somebody takes notice of it
+    /// ([`crate::Lane::take_lost`]).
+    pub lost: Option<(u64, u64)>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
     /// Policy revision that the workspace told last.
@@ -166,8 +169,11 @@ impl Sender {
         };
         let queue = Arc::clone(&self.queue);
         let stored = match outcome {
-            Outcome::Done { policy_revision, compression, .. } => {
+            Outcome::Done { policy_revision, compression, lost, .. } => {
                 failpoint::reached("landed");
+                if lost.is_some() && queue.is_of_epoch(slot) {
+                    self.update(|status| status.lost = lost);
+                }
                 work.window.succeeded(took, full, Instant::now());
                 self.succeeded(work, policy_revision, compression);
                 let deleted = blocking(move || queue.delete(slot)).await;

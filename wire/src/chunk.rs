@@ -31,6 +31,9 @@ pub struct Stored {
     pub ranges: Vec<(u64, u64)>,
     /// A cursor was kept since: it is to be gone on with. Else reading begins anew at the first hole.
     pub begun: bool,
+    /// Positions below are never read again, whatever is stored: policy had them passed over.
+    #[serde(default)]
+    pub floor: u64,
 }
 
 impl Stored {
@@ -40,11 +43,29 @@ impl Stored {
         self.ranges.get(at).is_some_and(|(from, _)| *from <= position)
     }
 
-    /// Where the first record is missing of a source that was begun at `begin`; `None` where that is not known, and the
-    /// first that is stored stands for it.
+    /// Where the first record is missing of a source that was begun at `begin`; where that is not known, the end of what is
+    /// stored first stands for it. `None` where nothing is stored.
     pub fn first_hole(&self, begin: Option<u64>) -> Option<u64> {
-        let (from, to) = *self.ranges.first()?;
-        Some(begin.filter(|begin| *begin < from).unwrap_or(to))
+        let mut hole = begin.unwrap_or(self.ranges.first()?.1);
+        for (from, to) in &self.ranges {
+            if (*from..*to).contains(&hole) {
+                hole = *to;
+            }
+        }
+        Some(hole)
+    }
+
+    /// The same, where what lies below the floor counts as stored: of a source that is read again because the workspace lost
+    /// what it had. A source of which nothing is stored is read from where it was begun.
+    pub fn above_floor(mut self) -> Self {
+        let floor = self.floor;
+        self.ranges.retain(|(_, to)| *to > floor);
+        match self.ranges.first_mut() {
+            Some(first) if floor > 0 && first.0 <= floor => first.0 = 0,
+            Some(_) if floor == 0 => {}
+            _ => self.ranges.insert(0, (0, floor)),
+        }
+        self
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Reason {
     RotatedAway,
     /// Zeros, or a hole, where a line would be: nothing was written there.
     Hole,
+    /// Delivered to a workspace that was restored from an older backup, of a source that cannot be read again.
+    Restored,
     /// What a later release gives as a reason.
     #[serde(other)]
     Other,
@@ -48,6 +50,7 @@ impl Reason {
             Reason::QueueDamaged => "queue_damaged",
             Reason::RotatedAway => "rotated_away",
             Reason::Hole => "hole",
+            Reason::Restored => "restored",
             Reason::Other => "other",
         }
     }

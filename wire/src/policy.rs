@@ -267,4 +267,7 @@ pub struct Directives {
     /// Open requests for artifacts; each is told again now and then until it is answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<SignedRequest>,
+    /// The agent has a policy that the workspace has not, which was restored from a backup: it brings it (`POST /v1/policy`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bring_policy: bool,
 }

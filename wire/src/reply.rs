@@ -12,6 +12,10 @@ pub struct Ack {
     pub policy_revision: u64,
     /// What the workspace accepts.
     pub limits: Limits,
+    /// First and last sequence, in the epoch of the batch, of what the agent holds for delivered and the workspace has not: it
+    /// was restored from a backup. The agent reads again what it still can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<(u64, u64)>,
 }
 
 /// What the workspace accepts.

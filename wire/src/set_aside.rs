@@ -21,12 +21,16 @@ pub struct SetAside {
     /// Lost with a damaged queue, or answered as a conflict; what could be read again was, in another batch.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Range>,
+    /// Delivered, and gone from the workspace since: their sources are read again, in other batches.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub read_again: Vec<Range>,
 }
 
 impl SetAside {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.quarantined.is_empty() && self.purged.is_empty() && self.lost.is_empty()
+        let all = [&self.quarantined, &self.purged, &self.lost, &self.read_again];
+        all.iter().all(|ranges| ranges.is_empty())
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
-use vedette_wire::{geo::WorkspaceGeo, reply::Problem};
+use vedette_wire::{geo::WorkspaceGeo, policy::SignedPolicy, reply::Problem};
 
 /// How often the second asks the first.
 const ASK_EVERY: Duration = Duration::from_secs(2);
@@ -57,6 +57,9 @@ pub(crate) struct Exchange {
     /// Starts of machines that the second takes nothing of: the first makes other agents of them.
     #[serde(default)]
     pub(crate) refused: Vec<Refused>,
+    /// Policies that the first has lost: it was restored from a backup.
+    #[serde(default)]
+    pub(crate) policies: Vec<SignedPolicy>,
 }
 
 /// What the second of a pair is given.
@@ -142,8 +145,18 @@ pub(crate) async fn answers(dir: &Path, first: &str) -> Result<bool> {
 
 /// Keep a second workspace in step with the first until told to stop, or until it stands alone.
 pub(crate) async fn follow(dir: PathBuf, control: Control, mut stop: watch::Receiver<bool>) {
-    let (mut follower, mut failed) =
-        (Follower { dir, control, have: String::new(), told: Default::default(), beside: None, client: None }, false);
+    let (mut follower, mut failed) = (
+        Follower {
+            dir,
+            control,
+            have: String::new(),
+            told: Default::default(),
+            ahead: Vec::new(),
+            beside: None,
+            client: None,
+        },
+        false,
+    );
     loop {
         let done = follower.step().await;
         match &done {
@@ -169,8 +182,10 @@ struct Follower {
     have: String,
     /// What the first was told of revocations and refusals, which it keeps.
     told: (Vec<Revocation>, Vec<Refused>),
-    /// The first's control store, where it is on this machine.
-    beside: Option<Control>,
+    /// Policies that the first does not know any more.
+    ahead: Vec<SignedPolicy>,
+    /// The first's control store, and its inode, where it is on this machine.
+    beside: Option<(u64, Control)>,
     /// And when it was made.
     client: Option<(reqwest::Client, Instant)>,
 }
@@ -181,21 +196,34 @@ impl Follower {
         let Some(first) = self.control.pair_of().await? else { return Ok(false) };
         let news = (self.control.revocations().await?, self.control.refused_starts().await?);
         let (revoked, refused) = if news == self.told { Default::default() } else { news.clone() };
+        let ahead = std::mem::take(&mut self.ahead);
         let body = if first.starts_with("https://") {
-            self.exchange(&first, (revoked, refused)).await?
+            self.exchange(&first, (revoked, refused), ahead).await?
         } else {
-            let first = match &self.beside {
-                Some(first) => first,
-                None => self.beside.insert(Control::open(Path::new(&first)).await?),
+            // Another file where it was put back from a backup.
+            let dir = Path::new(&first);
+            let file = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir.join("control.sqlite"))?);
+            let first = match self.beside.take().filter(|(opened, _)| *opened == file) {
+                Some(first) => self.beside.insert(first),
+                None => self.beside.insert((file, Control::open(dir).await?)),
             };
-            first.note_revocations(&revoked).await?;
+            let first = &first.1;
+            first.note_revocations(&revoked, now()).await?;
+            first.note_policies(&Signer::load(&self.dir)?, &ahead, now()).await?;
             first.note_refused(&refused, now()).await?;
             let (body, digest) = answer(first).await?;
             (digest != self.have).then_some(body)
         };
         self.told = news;
         if let Some(body) = body {
-            self.control.take_over(&serde_json::from_slice(&body)?).await?;
+            let shared: Shared = serde_json::from_slice(&body)?;
+            let (ahead, lost) = self.control.ahead_of(&shared, &self.told.0).await?;
+            if lost || !ahead.is_empty() {
+                tracing::error!("the first workspace of the pair lost policies or revocations; it is given them");
+                self.told = Default::default();
+            }
+            self.ahead = ahead;
+            self.control.take_over(&shared).await?;
             self.have = hex::encode(Sha256::digest(&body));
         }
         Ok(true)
@@ -205,6 +233,7 @@ impl Follower {
         &mut self,
         first: &str,
         (revoked, refused): (Vec<Revocation>, Vec<Refused>),
+        policies: Vec<SignedPolicy>,
     ) -> Result<Option<Vec<u8>>> {
         let client = match &self.client {
             Some((client, made)) if made.elapsed() < CERTIFICATE_LIFE / 2 => client.clone(),
@@ -216,7 +245,8 @@ impl Follower {
                 client
             }
         };
-        post(&client, &format!("{first}/v1/pair"), &Exchange { have: self.have.clone(), revoked, refused }).await
+        post(&client, &format!("{first}/v1/pair"), &Exchange { have: self.have.clone(), revoked, refused, policies })
+            .await
     }
 }
 

@@ -43,6 +43,12 @@ impl Signer {
         Ok(SignedRequest { request, signature })
     }
 
+    /// Whether a policy was signed with this key: a signature of Ed25519 (RFC 8032) is always the same.
+    pub(crate) fn has_signed(&self, signed: &SignedPolicy) -> Result<bool> {
+        let signature = hex::encode(self.0.sign(&SignedPolicy::message(&signed.policy))?);
+        Ok(signature == signed.signature)
+    }
+
     pub(crate) fn sign(&self, policy: &Policy) -> Result<SignedPolicy> {
         let policy = serde_json::to_string(policy)?;
         let signature = hex::encode(self.0.sign(&SignedPolicy::message(&policy))?);

@@ -76,6 +76,12 @@ impl Kept {
         self.policy.as_ref().map_or(0, |policy| policy.revision)
     }
 
+    /// The policy in force as it was signed, for a workspace that has lost it.
+    pub(crate) fn signed(&self) -> Option<SignedPolicy> {
+        self.policy.as_ref()?;
+        serde_json::from_slice(&std::fs::read(self.identity.path(FILE)).ok()?).ok()
+    }
+
     /// Put another policy in force, durably.
     ///
     /// # Errors

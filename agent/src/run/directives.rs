@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 use vedette_transport::Lane;
-use vedette_wire::policy::Directives;
+use vedette_wire::policy::{Directives, SignedPolicy};
 
 /// The longest pause between two questions while nothing answers.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -69,6 +69,19 @@ pub(super) async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directiv
             tokio::time::sleep(LOOK_EVERY).await;
         }
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Give the workspace the policy that this agent goes by: it was restored from a backup, and does not know it.
+pub(super) async fn bring_policy(post: &Reloading, signed: Option<SignedPolicy>) {
+    let Some(signed) = signed else { return };
+    for post in post.all() {
+        match post.bring_policy(&signed).await {
+            Ok(()) => {
+                tracing::warn!("the workspace lost the policy in force, and has it from this agent; was it restored?")
+            }
+            Err(why) => tracing::warn!(why, "the workspace lost the policy in force, and does not take it"),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ use post::Reloading;
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use supervisor::{Agent, PolicyState, Supervisor};
 use tokio::{
@@ -49,6 +49,10 @@ const BROKEN: &str = "a part of the transport ended unexpectedly";
 const DAMAGED: &str = "the queue is damaged";
 /// Why it begins again, too.
 const REKEYED: &str = "another key";
+/// And why it does, too.
+const LOST: &str = "the workspace lost what it had acknowledged";
+/// Sources are not read again more often, whatever the workspace says.
+const READ_AGAIN_EVERY: Duration = Duration::from_secs(3600);
 /// How often the transport is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is left of the 5 s that a stop may take after collectors and batcher have ended.
@@ -62,7 +66,8 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Collect and ship until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
     allow_many_files();
-    while run_once(&config).await? == End::Again {
+    let mut read_again = None;
+    while run_once(&config, &mut read_again).await? == End::Again {
         tracing::warn!("beginning again");
     }
     Ok(())
@@ -83,11 +88,12 @@ fn allow_many_files() {
 #[derive(Debug, PartialEq, Eq)]
 enum End {
     Stopped,
-    /// The queue was found damaged and moved aside, or the agent is another now.
+    /// The queue was found damaged and moved aside, the agent is another now, or sources are read again.
     Again,
 }
 
-async fn run_once(config: &Resolved) -> Result<End, Exit> {
+/// `read_again` is when sources were last begun to be read again.
+async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result<End, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let enrollment = identity.enrolled(config)?;
     let (place, cx) = (config.place.clone(), context(config, Vec::new(), Vec::new()));
@@ -194,6 +200,17 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
                         }
                         own.heartbeat(|| status.heartbeat());
                     }
+                    let lost = lane.take_lost().filter(|_| is_resumed);
+                    if let Some(lost) = lost.filter(|_| read_again.is_none_or(|at| at.elapsed() >= READ_AGAIN_EVERY)) {
+                        let queue = Arc::clone(lane.queue());
+                        match tokio::task::spawn_blocking(move || queue.read_again(lost)).await? {
+                            Ok(()) => {
+                                *read_again = Some(Instant::now());
+                                break LOST;
+                            }
+                            Err(err) => tracing::error!(error = %err, "the queue cannot be updated; tried again"),
+                        }
+                    }
                     if lane.queue().is_damaged() {
                         break DAMAGED;
                     }
@@ -215,7 +232,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
         }
     };
     tracing::info!(reason, "stopping");
-    if !matches!(reason, DAMAGED | REKEYED) {
+    if !matches!(reason, DAMAGED | REKEYED | LOST) {
         drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
     }
     stop.stop();
@@ -240,7 +257,7 @@ async fn run_once(config: &Resolved) -> Result<End, Exit> {
     match reason {
         // Whoever supervises the agent starts it again.
         BROKEN => Err(anyhow::anyhow!("{BROKEN}; see the log, and report this").into()),
-        DAMAGED | REKEYED => Ok(End::Again),
+        DAMAGED | REKEYED | LOST => Ok(End::Again),
         _ => Ok(End::Stopped),
     }
 }
@@ -271,6 +288,7 @@ fn start_lane(
     let host = rekey::told_apart(config, host);
     let (owner, replaced) = ((enrollment.organization, enrollment.agent), &enrollment.replaces);
     let foreign = queue.own(owner, replaced, &host, fastrand::u64(1..)).map_err(describe)?;
+    queue.begin_again(fastrand::u64(1..)).map_err(describe)?;
     if foreign > 0 {
         tracing::error!(batches = foreign, "batches of an earlier enrollment were left; they are in quarantine");
     }

@@ -55,7 +55,14 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
         return;
     }
     let began = Instant::now();
-    while queue.holds_salvaged().unwrap_or(true) {
+    let again = queue.resume() == Resume::Again;
+    if again {
+        tracing::warn!(
+            "the workspace lost what it had acknowledged; sources are read again once it has what is queued"
+        );
+    }
+    // What is still to be delivered would be read a second time.
+    while queue.holds_salvaged().unwrap_or(true) || again && queue.holds_earlier().unwrap_or(true) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let mut pause = LOOK_EVERY;
@@ -92,6 +99,10 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
             Err(err) => tracing::error!(error = %err, "cursors cannot be kept; tried again"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    if again {
+        let message = format!("the workspace lost what it had acknowledged; {count} sources go on where it ends now");
+        own.lifecycle(LifecycleEvent::ReadAgain, message, None, None);
     }
     if count > 0 {
         tracing::info!(sources = count, "sources go on where the workspace's end");

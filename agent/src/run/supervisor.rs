@@ -8,7 +8,7 @@ use super::{
     Board, CollectorState, QueueSink,
     artifacts::Asked,
     context,
-    directives::{Rest, next},
+    directives::{Rest, bring_policy, next},
     own::OwnRecords,
     post::Reloading,
     resume, runner,
@@ -155,6 +155,9 @@ impl Supervisor {
                     let known = self.kept.revision();
                     if let Some(signed) = &directives.policy {
                         self.consider(signed);
+                    }
+                    if directives.bring_policy {
+                        bring_policy(&self.agent.post, self.kept.signed()).await;
                     }
                     let is_new = self.asked_for(directives.artifacts).await || self.kept.revision() != known;
                     self.rest.answered(is_new);

@@ -48,7 +48,11 @@ impl Queue {
                     append(tx, now, frame)?;
                 }
                 now.ledger.add(&open.ledger);
-                keep(tx, &open.cursors)
+                keep(tx, &open.cursors)?;
+                for (collector, source, floor) in &open.floors {
+                    super::positions::pass_over(tx, &format!("{collector}\0{source}"), *floor)?;
+                }
+                Ok(Some(()))
             })?;
             if done.is_some() {
                 failpoint::reached("committed");
@@ -136,10 +140,7 @@ pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8]) -> Re
 }
 
 /// Keep cursors; what the workspace said of their sources is then begun.
-fn keep(
-    tx: &WriteTransaction,
-    cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>,
-) -> Result<Option<()>, redb::Error> {
+fn keep(tx: &WriteTransaction, cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>) -> Result<(), redb::Error> {
     let mut table = tx.open_table(CURSORS)?;
     for ((collector, source), cursor) in cursors {
         let key = format!("{collector}\0{source}");
@@ -149,5 +150,5 @@ fn keep(
         };
         super::positions::begun(tx, &key, cursor.is_none())?;
     }
-    Ok(Some(()))
+    Ok(())
 }

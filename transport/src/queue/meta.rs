@@ -27,6 +27,8 @@ pub enum Resume {
     First,
     /// An earlier one was lost: wait until the workspace has answered.
     Lost,
+    /// The workspace lost what it had acknowledged: wait until it has what is queued, and ask what it has.
+    Again,
 }
 
 /// In the table `meta` under `state`, named MessagePack.
@@ -80,12 +82,14 @@ impl Meta {
 
     /// Begin another epoch: what is sealed from now on has sequences from 1.
     pub(super) fn begin_epoch(&mut self, random: u64, lowest_held: Option<u64>) {
-        self.predecessor = (self.next_seq > 1).then(|| Predecessor {
-            epoch: vedette_wire::Epoch(self.epoch),
-            last_seq: self.next_seq - 1,
-            lowest_held,
-            set_aside: std::mem::take(&mut self.set_aside),
-        });
+        if self.next_seq > 1 {
+            self.predecessor = Some(Predecessor {
+                epoch: vedette_wire::Epoch(self.epoch),
+                last_seq: self.next_seq - 1,
+                lowest_held,
+                set_aside: std::mem::take(&mut self.set_aside),
+            });
+        }
         self.epoch = random;
         self.next_seq = 1;
         self.epoch_slot = self.next_slot;

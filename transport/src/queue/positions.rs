@@ -1,7 +1,8 @@
 //! Cursors, and what the workspace has of sources whose cursors were lost with an earlier database.
 
-use super::{CURSORS, Cursors, Queue, QueueError, Resume, checked, lock, unchecked};
+use super::{BATCHES, CURSORS, Cursors, Queue, QueueError, Resume, checked, lock, unchecked};
 use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use std::collections::{BTreeMap, BTreeSet};
 use vedette_wire::{Stored, reply::StoredSource};
 
 const STORED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("stored");
@@ -32,21 +33,95 @@ impl Queue {
         lock(&self.meta).resume
     }
 
-    /// Go on where the workspace says, or, with nothing, where the cursors say.
+    /// Note that sequences of the epoch, first and last, are gone from the workspace that had acknowledged them: it is asked
+    /// what it has once it is given what is queued, and sources go on there.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`]; nothing is noted then.
+    pub fn read_again(&self, lost: (u64, u64)) -> Result<(), QueueError> {
+        self.write(Durability::Immediate, |_, meta| {
+            let ranges = &mut meta.set_aside.read_again;
+            let (first, last) = ranges.first().map_or(lost, |was| (was.0.min(lost.0), was.1.max(lost.1)));
+            *ranges = vec![(first, last)];
+            meta.resume = Resume::Again;
+            Ok(Some(()))
+        })?;
+        Ok(())
+    }
+
+    /// Where sources are to be read again, begin another epoch: what is read again is not of the one that was lost from.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`].
+    pub fn begin_again(&self, random: u64) -> Result<(), QueueError> {
+        let lowest_held = self.lowest_held(0, u64::MAX, self.epoch().0)?;
+        self.write(Durability::Immediate, |_, meta| {
+            if meta.resume == Resume::Again && meta.next_seq > 1 {
+                meta.begin_epoch(random, lowest_held);
+            }
+            Ok(Some(()))
+        })?;
+        Ok(())
+    }
+
+    /// Whether a batch is of the epoch that sealing is in.
+    pub(crate) fn is_of_epoch(&self, slot: u64) -> bool {
+        slot >= lock(&self.meta).epoch_slot
+    }
+
+    /// Whether batches of earlier epochs are left.
+    ///
+    /// # Errors
+    /// [`QueueError::Storage`].
+    pub fn holds_earlier(&self) -> Result<bool, QueueError> {
+        let below = lock(&self.meta).epoch_slot;
+        self.read(|db| {
+            let table = db.begin_read()?.open_table(BATCHES)?;
+            Ok(table.range(..below)?.next().transpose()?.is_some())
+        })
+    }
+
+    /// Go on where the workspace says, or, with nothing, where the cursors say. Where sources are read again, one that the
+    /// workspace has nothing of is read from where it was begun.
     ///
     /// # Errors
     /// [`QueueError::Storage`]; it must then be asked again.
     pub fn resume_at(&self, sources: Vec<StoredSource>) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |tx, meta| {
             let (mut cursors, mut table) = (tx.open_table(CURSORS)?, tx.open_table(STORED)?);
+            let again = meta.resume == Resume::Again;
+            let mut passed_over = BTreeSet::new();
+            let mut floors = BTreeMap::new();
+            if again {
+                for entry in table.iter()? {
+                    let (key, bytes) = entry?;
+                    let known: Option<Stored> = rmp_serde::from_slice(unchecked(key.value(), bytes.value())?).ok();
+                    if let Some(floor) = known.map(|known| known.floor).filter(|floor| *floor > 0) {
+                        passed_over.insert(collector_of(key.value()).to_owned());
+                        floors.insert(key.value().to_owned(), floor);
+                    }
+                }
+                for entry in cursors.iter()? {
+                    let key = entry?.0.value().to_owned();
+                    let id = key.split_once('\0').map_or("", |(_, id)| id).to_owned();
+                    let floor = floors.get(&key).copied().unwrap_or(0);
+                    let nothing = Stored { id, ranges: Vec::new(), begun: false, floor };
+                    write(&mut table, &key, &nothing.above_floor())?;
+                }
+            }
             for StoredSource { collector, id, cursor, stored, sealed: _ } in sources {
                 let key = format!("{collector}\0{id}");
-                if cursors.get(key.as_str())?.is_some() {
-                    // Read since, without asking.
+                let is_known = cursors.get(key.as_str())?.is_some();
+                // Read since, without asking. What policy had passed over may be in a source that was forgotten then.
+                if is_known && !again || !is_known && passed_over.contains(&collector) {
                     continue;
                 }
-                cursors.insert(key.as_str(), checked(&key, &cursor).as_slice())?;
-                write(&mut table, &key, &Stored { id, ranges: stored, begun: false })?;
+                if !is_known {
+                    cursors.insert(key.as_str(), checked(&key, &cursor).as_slice())?;
+                }
+                let floor = floors.get(&key).copied().unwrap_or(0);
+                let stored = Stored { id, ranges: stored, begun: false, floor };
+                write(&mut table, &key, &if again { stored.above_floor() } else { stored })?;
             }
             meta.resume = Resume::Cursors;
             Ok(Some(()))
@@ -93,6 +168,24 @@ fn of_collector(
 pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
     tx.open_table(STORED)?;
     Ok(())
+}
+
+fn collector_of(key: &str) -> &str {
+    key.split_once('\0').map_or("", |(collector, _)| collector)
+}
+
+/// Policy had positions of a source passed over: they are never read again.
+pub(super) fn pass_over(tx: &WriteTransaction, key: &str, floor: u64) -> Result<(), redb::Error> {
+    let mut table = tx.open_table(STORED)?;
+    let bytes = table.get(key)?.map(|bytes| bytes.value().to_vec());
+    let known: Option<Stored> = match &bytes {
+        Some(bytes) => rmp_serde::from_slice(unchecked(key, bytes)?).ok(),
+        None => None,
+    };
+    let id = key.split_once('\0').map_or("", |(_, id)| id).to_owned();
+    let mut stored = known.unwrap_or(Stored { id, ranges: Vec::new(), begun: true, floor });
+    stored.floor = stored.floor.max(floor);
+    write(&mut table, key, &stored)
 }
 
 /// A cursor of a source is kept, or dropped.

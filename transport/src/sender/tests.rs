@@ -35,7 +35,7 @@ impl Post for Script {
         self.seen.lock().expect("lock").push((Instant::now(), head.key.seq));
         self.codecs.lock().expect("lock").push(head.compression);
         let answer = self.answers.lock().expect("lock").pop_front();
-        let done = Outcome::Done { duplicate: false, policy_revision: 9, compression: self.asks };
+        let done = Outcome::Done { duplicate: false, policy_revision: 9, compression: self.asks, lost: None };
         Box::pin(async move {
             {
                 let mut counts = self.in_flight.lock().expect("lock");

@@ -27,6 +27,8 @@ pub enum LifecycleEvent {
     QueueSalvaged,
     /// Another policy is in force, a policy was refused, or the configuration says what the policy does not allow.
     Policy,
+    /// The workspace lost what it had acknowledged; sources are read again.
+    ReadAgain,
 }
 
 /// An event in the life of the agent.
@@ -49,7 +51,7 @@ pub struct Lifecycle {
 const COLUMNS: &[Column] = &[
     text(
         "event",
-        "`start`, `stop`, `configuration`, `collector_error`, `collector_recovered`, `queue_salvaged` or `policy`",
+        "`start`, `stop`, `configuration`, `collector_error`, `collector_recovered`, `queue_salvaged`, `policy` or `read_again`",
     ),
     text("message", "a line for people"),
     text("version", "version of the agent"),
@@ -67,6 +69,7 @@ impl Lifecycle {
             LifecycleEvent::CollectorRecovered => "collector_recovered",
             LifecycleEvent::QueueSalvaged => "queue_salvaged",
             LifecycleEvent::Policy => "policy",
+            LifecycleEvent::ReadAgain => "read_again",
         }
     }
 }
@@ -95,7 +98,8 @@ impl Observation for Lifecycle {
             LifecycleEvent::Configuration
             | LifecycleEvent::CollectorRecovered
             | LifecycleEvent::QueueSalvaged
-            | LifecycleEvent::Policy => 99,
+            | LifecycleEvent::Policy
+            | LifecycleEvent::ReadAgain => 99,
         }
     }
 

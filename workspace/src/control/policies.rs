@@ -41,6 +41,18 @@ type Transaction = sqlx::Transaction<'static, sqlx::Sqlite>;
 
 async fn insert(tx: &mut Transaction, signer: &Signer, policy: &Policy, change: Change<'_>) -> Result<()> {
     let signed = signer.sign(policy)?;
+    keep(tx, policy, &signed, change).await?;
+    sqlx::query("UPDATE organizations SET policy_revision = ?, tier = ? WHERE id = ?")
+        .bind(policy.revision.cast_signed())
+        .bind(policy.tier.name())
+        .bind(policy.organization.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// Keep a revision, and say so in the audit log.
+async fn keep(tx: &mut Transaction, policy: &Policy, signed: &SignedPolicy, change: Change<'_>) -> Result<()> {
     sqlx::query(
         "INSERT INTO policies (organization, revision, collect, document, signature, issued, who, reason)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -55,12 +67,6 @@ async fn insert(tx: &mut Transaction, signer: &Signer, policy: &Policy, change: 
     .bind(change.reason)
     .execute(&mut **tx)
     .await?;
-    sqlx::query("UPDATE organizations SET policy_revision = ?, tier = ? WHERE id = ?")
-        .bind(policy.revision.cast_signed())
-        .bind(policy.tier.name())
-        .bind(policy.organization.to_string())
-        .execute(&mut **tx)
-        .await?;
     sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, 'policy set', ?, ?)")
         .bind(change.now)
         .bind(format!("{} revision {}: {}", policy.organization, policy.revision, change.reason))
@@ -110,11 +116,50 @@ impl Control {
         let mut policy: Policy = serde_json::from_str(&document)?;
         edit(&mut policy)?;
         policy.check().map_err(anyhow::Error::msg)?;
-        policy.revision += 1;
+        // By the clock: no revision is given out twice, also where this store was restored from a backup.
+        policy.revision = (policy.revision + 1).max(change.now.cast_unsigned() / 1_000_000_000);
         policy.issued = change.now;
         insert(&mut tx, signer, &policy, change).await?;
         tx.commit().await?;
         Ok(policy)
+    }
+
+    /// Take over a later revision that was signed here and is not known any more; false where it is known.
+    pub(crate) async fn adopt_policy(&self, policy: &Policy, signed: &SignedPolicy, now: i64) -> Result<bool> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let (organization, revision) = (policy.organization.to_string(), policy.revision.cast_signed());
+        let change = Change { who: "", reason: "brought by an agent or the pair: this store was restored", now };
+        let done = sqlx::query(
+            "UPDATE organizations SET policy_revision = ?1, tier = ?2 WHERE id = ?3 AND policy_revision < ?1",
+        )
+        .bind(revision)
+        .bind(policy.tier.name())
+        .bind(&organization)
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(false);
+        }
+        keep(&mut tx, policy, signed, change).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// The revisions next below and next above one that is not known.
+    pub(crate) async fn revisions_beside(&self, organization: OrganizationId, revision: u64) -> Result<Vec<u64>> {
+        let beside: (Option<i64>, Option<i64>) = sqlx::query_as(
+            "SELECT max(revision) FILTER (WHERE revision < ?2), min(revision) FILTER (WHERE revision > ?2)
+             FROM policies WHERE organization = ?1",
+        )
+        .bind(organization.to_string())
+        .bind(revision.cast_signed())
+        .fetch_one(&self.pool)
+        .await?;
+        // Below the first there never was one, and above the last it is not lost.
+        Ok(match beside {
+            (Some(below), Some(above)) => vec![below.cast_unsigned(), above.cast_unsigned()],
+            _ => Vec::new(),
+        })
     }
 
     /// A revision of an organization's policy as it was signed; absent where there is none.
@@ -197,12 +242,23 @@ impl Control {
         detail: &str,
         now: i64,
     ) -> Result<()> {
+        self.alert_of(organization, &agent.to_string(), (kind, detail), now).await
+    }
+
+    /// The same, of an agent or, where that is empty, of the organization.
+    pub(crate) async fn alert_of(
+        &self,
+        organization: OrganizationId,
+        agent: &str,
+        (kind, detail): (&str, &str),
+        now: i64,
+    ) -> Result<()> {
         sqlx::query(
             "INSERT INTO alerts (organization, agent, kind, detail, first, last, times) VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1)
              ON CONFLICT DO UPDATE SET last = ?5, times = times + 1",
         )
         .bind(organization.to_string())
-        .bind(agent.to_string())
+        .bind(agent)
         .bind(kind)
         .bind(detail)
         .bind(now)

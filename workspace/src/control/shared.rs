@@ -2,9 +2,17 @@
 //! artifacts. It is changed at the first of the two; the other takes it over. Revocations are made at either.
 
 use super::Control;
+use crate::signer::Signer;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
-use vedette_wire::{AgentId, OrganizationId};
+use std::collections::HashSet;
+use vedette_wire::{
+    AgentId, OrganizationId,
+    policy::{Policy as PolicyDocument, SignedPolicy},
+};
+
+/// A revocation that is told later than this was lost here, nanoseconds.
+const LATE_NS: i64 = 60_000_000_000;
 
 /// All of it, as of one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -145,7 +153,7 @@ impl Control {
             sqlx::query(
                 "INSERT INTO organizations (id, name, tier, policy_revision, created) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT (id) DO UPDATE SET name = ?2, tier = ?3, policy_revision = ?4
-                 WHERE name <> ?2 OR tier <> ?3 OR policy_revision <> ?4",
+                 WHERE policy_revision <= ?4 AND (name <> ?2 OR tier <> ?3 OR policy_revision <> ?4)",
             )
             .bind(&one.id)
             .bind(&one.name)
@@ -222,15 +230,62 @@ impl Control {
         rows.into_iter().map(|(organization, agent, when)| Ok((organization.parse()?, agent.parse()?, when))).collect()
     }
 
-    /// Revoke here what the other of the pair has revoked.
-    pub(crate) async fn note_revocations(&self, revoked: &[Revocation]) -> Result<()> {
+    /// Revoke here what the other of the pair has revoked. What it revoked long ago was known here, before this workspace was
+    /// restored from a backup.
+    pub(crate) async fn note_revocations(&self, revoked: &[Revocation], now: i64) -> Result<()> {
         for (organization, agent, when) in revoked {
-            sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
-                .bind(when)
-                .bind(organization.to_string())
-                .bind(agent.to_string())
-                .execute(&self.pool)
-                .await?;
+            let done =
+                sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
+                    .bind(when)
+                    .bind(organization.to_string())
+                    .bind(agent.to_string())
+                    .execute(&self.pool)
+                    .await?;
+            if done.rows_affected() > 0 && now.saturating_sub(*when) > LATE_NS {
+                tracing::error!(%agent, "a revoked agent was admitted here; the pair knows of its revocation");
+                let why = "this agent was revoked long ago, and was admitted here until the pair said so: this workspace was \
+                           restored from an older backup, or apart from its pair";
+                self.alert((*organization, *agent), "restored", why, now).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known here and not at the first of the pair, which was restored from a backup: policies, and whether any of
+    /// the revocations.
+    pub(crate) async fn ahead_of(&self, shared: &Shared, revoked: &[Revocation]) -> Result<(Vec<SignedPolicy>, bool)> {
+        let mut policies = Vec::new();
+        for one in &shared.organizations {
+            let newer: Vec<(String, String)> = sqlx::query_as(
+                "SELECT document, signature FROM policies WHERE organization = ? AND revision > ? ORDER BY revision",
+            )
+            .bind(&one.id)
+            .bind(one.policy_revision)
+            .fetch_all(&self.pool)
+            .await?;
+            policies.extend(newer.into_iter().map(|(policy, signature)| SignedPolicy { policy, signature }));
+        }
+        let admitted: HashSet<&str> =
+            shared.agents.iter().filter(|agent| agent.revoked.is_none()).map(|agent| agent.id.as_str()).collect();
+        let lost = revoked.iter().any(|(_, agent, _)| admitted.contains(agent.to_string().as_str()));
+        Ok((policies, lost))
+    }
+
+    /// Take over policies that the other of the pair knows and this workspace has lost.
+    pub(crate) async fn note_policies(&self, signer: &Signer, policies: &[SignedPolicy], now: i64) -> Result<()> {
+        for signed in policies {
+            if !signer.has_signed(signed)? {
+                bail!("the pair knows a policy that was not signed with the key of this workspace");
+            }
+            let policy: PolicyDocument = serde_json::from_str(&signed.policy)?;
+            if self.adopt_policy(&policy, signed, now).await? {
+                tracing::error!(revision = policy.revision, "this workspace had lost a policy that its pair knows");
+                let why = format!(
+                    "the pair knows policy revision {}, and this workspace did not: it was restored from an older backup",
+                    policy.revision
+                );
+                self.alert_of(policy.organization, "", ("restored", &why), now).await?;
+            }
         }
         Ok(())
     }

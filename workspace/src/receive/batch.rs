@@ -83,13 +83,18 @@ pub(super) async fn put(
         return Err(Refusal::new(StatusCode::CONFLICT, "conflict", "another batch has landed under this key"));
     }
     // Also for a repeat: the first time may have ended between landing and noting.
-    let noted = receiver.control.note_landed(&key, &day, bytes, &noted, now()).await;
-    noted.map_err(|err| Refusal::internal(&err))?;
+    let noting = receiver.control.note_landed(&key, &day, bytes, &noted, now()).await;
+    noting.map_err(|err| Refusal::internal(&err))?;
     if !pieces.is_empty() {
-        let noted = receiver.control.note_pieces((peer.organization, peer.agent), &key, &pieces).await;
-        noted.map_err(|err| Refusal::internal(&err))?;
+        let noting = receiver.control.note_pieces((peer.organization, peer.agent), &key, &pieces).await;
+        noting.map_err(|err| Refusal::internal(&err))?;
     }
-    Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: receiver.limits() }))
+    let lost = receiver.control.lost(&noted.header).await.map_err(|err| Refusal::internal(&err))?;
+    if let Some(lost) = lost {
+        let raised = receiver.control.alert_lost(&noted.header, lost, now()).await;
+        raised.map_err(|err| Refusal::internal(&err))?;
+    }
+    Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: receiver.limits(), lost }))
 }
 
 /// What is known before the body is read.

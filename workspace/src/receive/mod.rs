@@ -275,6 +275,7 @@ fn router(receiver: Arc<Receiver>) -> Router {
         .route("/v1/positions", get(positions::first))
         .route("/v1/positions/{collector}/{source}", get(positions::behind))
         .route("/v1/policy/{behind}", get(policy::next))
+        .route("/v1/policy", post(policy::brought))
         .route("/v1/enroll", post(enroll::enroll))
         .route("/v1/renew", post(enroll::renew))
         .route("/v1/rekey", post(enroll::rekey))

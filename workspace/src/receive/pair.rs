@@ -5,6 +5,7 @@ use crate::{
     commands::token_digest,
     now,
     pair::{self, Exchange, JoinReply, JoinRequest},
+    signer::Signer,
 };
 use axum::{
     Extension, Json,
@@ -47,7 +48,11 @@ pub(super) async fn exchange(
     }
     let request: Exchange = read_json(body, EXCHANGE_BYTES_MAX).await?;
     let internal = |err: anyhow::Error| Refusal::internal(&err);
-    receiver.control.note_revocations(&request.revoked).await.map_err(internal)?;
+    receiver.control.note_revocations(&request.revoked, now()).await.map_err(internal)?;
+    if !request.policies.is_empty() {
+        let signer = Signer::load(&receiver.dir).map_err(internal)?;
+        receiver.control.note_policies(&signer, &request.policies, now()).await.map_err(internal)?;
+    }
     receiver.control.note_refused(&request.refused, now()).await.map_err(internal)?;
     let (body, digest) = pair::answer(&receiver.control).await.map_err(internal)?;
     Ok(if digest == request.have { StatusCode::NO_CONTENT.into_response() } else { body.into_response() })

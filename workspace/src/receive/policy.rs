@@ -1,9 +1,10 @@
 //! `GET /v1/policy/{behind}`, a long poll, and the check that a batch holds nothing that its policy forbids.
 
-use super::{PLAIN_BYTES_MAX, Peer, Receiver, batch::known, problem::Refusal};
-use crate::{control::Control, now, tiles::Noted};
+use super::{PLAIN_BYTES_MAX, Peer, Receiver, batch::known, problem::Refusal, read_json};
+use crate::{control::Control, now, signer::Signer, tiles::Noted};
 use axum::{
     Extension, Json,
+    body::Body as RequestBody,
     extract::{Path, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -18,7 +19,7 @@ use vedette_wire::{
     AgentId, Body, Header, HostLabel, Lane, OrganizationId, Policy, Record,
     body::Artifact,
     codec, frame,
-    policy::{Directives, Store},
+    policy::{Directives, SignedPolicy, Store},
 };
 
 /// How long a question waits for another revision; shorter than what gives up an idle connection.
@@ -29,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LATE_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// Policies that are remembered.
 const REMEMBERED_MAX: usize = 1000;
+/// A signed policy is not larger.
+const POLICY_BYTES_MAX: usize = 1 << 20;
 /// The version of an agent is not longer.
 const VERSION_BYTES_MAX: usize = 64;
 
@@ -91,7 +94,7 @@ pub(super) async fn next(
     Path(behind): Path<u64>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let (peer, _) = known(&receiver, peer).await?;
+    let (peer, in_force) = known(&receiver, peer).await?;
     receiver.asks(peer.agent)?;
     let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let version = agent.strip_prefix("vedette/").unwrap_or_default();
@@ -100,6 +103,10 @@ pub(super) async fn next(
     }
     let (who, internal) = ((peer.organization, peer.agent), |err: anyhow::Error| Refusal::internal(&err));
     receiver.control.heard_of(who, version, behind, now()).await.map_err(internal)?;
+    if behind > in_force {
+        let bring_policy = true;
+        return Ok(Json(Directives { bring_policy, ..Directives::default() }).into_response());
+    }
     let mut news = receiver.policies.news.clone();
     let told = news.wait_for(|news| {
         news.asked.contains(&who) || news.revisions.get(&peer.organization).is_some_and(|revision| *revision > behind)
@@ -110,8 +117,8 @@ pub(super) async fn next(
     };
     // It may have been revoked meanwhile.
     known(&receiver, Some(peer)).await?;
-    let mut directives =
-        Directives { policy: None, artifacts: receiver.control.offer(who, now()).await.map_err(internal)? };
+    let artifacts = receiver.control.offer(who, now()).await.map_err(internal)?;
+    let mut directives = Directives { artifacts, ..Directives::default() };
     if revision > behind {
         let policy = receiver.control.policy(peer.organization, revision).await.map_err(internal)?;
         directives.policy = policy.map(|(_, signed)| signed);
@@ -124,6 +131,42 @@ pub(super) async fn next(
     Ok(Json(directives).into_response())
 }
 
+/// `POST /v1/policy`: an agent brings the policy that it goes by, since this workspace does not know it. The signature is this
+/// workspace's own: it was restored from a backup that is older than the policy.
+pub(super) async fn brought(
+    State(receiver): State<Arc<Receiver>>,
+    Extension(peer): Extension<Option<Peer>>,
+    body: RequestBody,
+) -> Result<StatusCode, Refusal> {
+    let (peer, in_force) = known(&receiver, peer).await?;
+    receiver.asks(peer.agent)?;
+    let signed: SignedPolicy = read_json(body, POLICY_BYTES_MAX).await?;
+    let internal = |err: anyhow::Error| Refusal::internal(&err);
+    let unsound = |why: &str| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "policy", why);
+    let signer = Signer::load(&receiver.dir).map_err(internal)?;
+    if !signer.has_signed(&signed).map_err(internal)? {
+        return Err(unsound("the policy is not signed by this workspace"));
+    }
+    let policy: Policy = serde_json::from_str(&signed.policy).map_err(|err| unsound(&err.to_string()))?;
+    if policy.organization != peer.organization {
+        return Err(unsound("the policy is of another organization"));
+    }
+    if policy.revision <= in_force {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    let is_restored = receiver.control.adopt_policy(&policy, &signed, now()).await.map_err(internal)?;
+    if is_restored && receiver.control.pair_of().await.map_err(internal)?.is_none() {
+        tracing::error!(revision = policy.revision, in_force, "an agent brought a policy that this workspace had lost");
+        let why = format!(
+            "agents go by policy revision {}, and this workspace knew {in_force} at the most: it was restored from an older \
+             backup. Revoke again what was revoked since, and make tokens anew",
+            policy.revision
+        );
+        receiver.control.alert((peer.organization, peer.agent), "restored", &why, now()).await.map_err(internal)?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
 impl Receiver {
     /// A checked batch, where the policy that it was observed under allows what it holds.
     pub(super) async fn permitted(
@@ -134,24 +177,27 @@ impl Receiver {
         let header = &noted.header;
         if header.policy_revision > in_force {
             let title = format!("policy revision {} is not known here", header.policy_revision);
-            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "policy_revision", title).retry_after(60));
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "policy_revision", title).retry_after(5));
         }
         if header.records == 0 {
             return Ok((noted, frame, digest));
         }
         let internal = |err: anyhow::Error| Refusal::internal(&err);
-        let policy = self.policy_of(header).await.map_err(internal)?;
-        let (frame, why) = match &policy {
-            None => (frame, Some(format!("there never was a policy revision {}", header.policy_revision))),
-            Some(policy) => self.forbidden(header, policy, frame, in_force).await.map_err(internal)?,
-        };
+        let policies = self.policies_of(header).await.map_err(internal)?;
+        let (mut frame, mut why) =
+            (frame, Some(format!("there never was a policy revision {}", header.policy_revision)));
+        for policy in &policies {
+            if why.is_some() {
+                (frame, why) = self.forbidden(header, policy, frame, in_force).await.map_err(internal)?;
+            }
+        }
         if let Some(why) = why {
             let who = (header.organization, header.agent);
             tracing::warn!(agent = %header.agent, why, "a batch was refused");
             self.control.alert(who, "policy", &why, now()).await.map_err(internal)?;
             return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "policy", why));
         }
-        let store = policy.map_or(Store::All, |policy| policy.store);
+        let store = policies.first().map_or(Store::All, |policy| policy.store);
         if store == Store::All {
             return Ok((noted, frame, digest));
         }
@@ -163,9 +209,22 @@ impl Receiver {
         tokio::task::spawn_blocking(look).await.map_err(|err| internal(err.into()))?.map_err(internal)
     }
 
-    /// The policy that a batch was observed under; absent where there never was one.
-    async fn policy_of(&self, header: &Header) -> anyhow::Result<Option<Arc<Policy>>> {
-        let key = (header.organization, header.policy_revision);
+    /// The policy that a batch was observed under; none where there never was one. A revision between two that are known was
+    /// lost when this workspace was restored: what either of the two allows is taken, since nobody knows what it said.
+    async fn policies_of(&self, header: &Header) -> anyhow::Result<Vec<Arc<Policy>>> {
+        let (organization, revision) = (header.organization, header.policy_revision);
+        if let Some(policy) = self.policy_of(organization, revision).await? {
+            return Ok(vec![policy]);
+        }
+        let mut beside = Vec::new();
+        for revision in self.control.revisions_beside(organization, revision).await? {
+            beside.extend(self.policy_of(organization, revision).await?);
+        }
+        Ok(beside)
+    }
+
+    async fn policy_of(&self, organization: OrganizationId, revision: u64) -> anyhow::Result<Option<Arc<Policy>>> {
+        let key = (organization, revision);
         let remembered = self.policies.read.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
         if remembered.is_some() {
             return Ok(remembered);

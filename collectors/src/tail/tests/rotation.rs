@@ -227,7 +227,7 @@ fn after_a_lost_queue_only_the_holes_are_read() {
     let mut cursor = file.cursor(Path::new("/a.log"), 1);
     // Begun behind "old"; l2 and l4 are stored.
     let read = |ranges: &[(u64, u64)], begun: bool, cursor: &mut Cursor| {
-        let stored = vedette_wire::Stored { id: cursor.id(), ranges: ranges.to_vec(), begun };
+        let stored = vedette_wire::Stored { id: cursor.id(), ranges: ranges.to_vec(), begun, floor: 0 };
         cursor.stored = Some(Arc::new(stored));
         let mut file = File::resume(&found(&log), cursor).expect("opens").expect("it is the same");
         let mut lines = Vec::new();

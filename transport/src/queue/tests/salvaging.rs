@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::queue::salvage::{SalvageError, broken};
-use vedette_wire::{Told, reply::StoredSource};
+use vedette_wire::{Position, Reason, Told, reply::StoredSource};
 
 /// A queue with so many batches of some kilobytes, and where each frame lies in its file.
 fn filled(dir: &Path, batches: usize) -> Vec<(u64, usize)> {
@@ -334,4 +334,55 @@ fn what_an_agent_that_this_machine_was_before_left_is_sealed_again_among_this_on
         }
         assert_eq!(agents, vec![now; 4], "{own_epoch}");
     }
+}
+
+#[test]
+fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    {
+        let queue = queue(dir.path());
+        commit(&queue, "line", "here").expect("commits");
+        queue.read_again((3, 5)).expect("notes");
+        queue.read_again((4, 9)).expect("notes");
+    }
+    let queue = opened(dir.path(), 1 << 30, 43);
+    assert_eq!(queue.resume(), Resume::Again);
+    let before = queue.epoch();
+    queue.begin_again(44).expect("begins");
+    queue.begin_again(45).expect("does nothing");
+    assert_eq!(queue.epoch(), Epoch(44));
+    assert!(queue.holds_earlier().expect("reads") && !queue.is_of_epoch(1));
+    let source = |id: &str, stored: &[(u64, u64)]| StoredSource {
+        collector: "test".to_owned(),
+        id: id.to_owned(),
+        cursor: b"older".to_vec(),
+        sealed: 0,
+        stored: stored.to_vec(),
+    };
+    commit(&queue, "another", "there").expect("commits");
+    let predecessor = newest_header(&queue).predecessor.expect("is told");
+    assert_eq!((predecessor.epoch, predecessor.set_aside.read_again), (before, vec![(3, 9)]));
+    queue.resume_at(vec![source("other", &[(0, 4)])]).expect("kept");
+    assert_eq!(queue.resume(), Resume::Cursors);
+    let stored = queue.stored("test").expect("reads");
+    let ranges = |stored: &[vedette_wire::Stored]| -> Vec<(String, Vec<(u64, u64)>)> {
+        stored.iter().map(|stored| (stored.id.clone(), stored.ranges.clone())).collect()
+    };
+    let expected = [("file".to_owned(), vec![(0, 0)]), ("other".to_owned(), vec![(0, 4)])];
+    assert_eq!(ranges(&stored), expected, "what the workspace does not know is read from its beginning");
+    // Policy has some of it passed over.
+    let mut over = Open::default();
+    let mut chunk = chunk_of("", 0, "behind");
+    (chunk.entries, chunk.bodies) = (Vec::new(), Vec::new());
+    chunk.dropped = vec![vedette_wire::Dropped { reason: Reason::Policy, count: 1, positions: Some(Position(20, 30)) }];
+    over.add(chunk);
+    let header = over.header(&stamp(), queue.lane(), 1);
+    queue.commit(&mut over, header).expect("commits");
+    queue.read_again((1, 1)).expect("notes");
+    queue.resume_at(vec![source("file", &[(0, 10), (35, 40)]), source("forgotten", &[(0, 4)])]).expect("kept");
+    let cursors = queue.cursors("test").expect("reads");
+    assert!(cursors.contains(&("file".to_owned(), b"behind".to_vec())), "its own cursor stays: {cursors:?}");
+    let known: Vec<&str> = cursors.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(known, ["file", "other"], "what was forgotten then is not read");
+    assert_eq!(ranges(&queue.stored("test").expect("reads"))[0].1, [(0, 30), (35, 40)]);
 }

@@ -44,7 +44,7 @@ impl Fake {
         let lines: Vec<String> = batch.records.iter().map(|record| text(&record.body)).collect();
         let before = self.landed.lock().expect("lock").insert(key, (batch.header, lines.clone()));
         assert!(before.is_none_or(|(_, before)| before == lines), "another batch under {key:?}");
-        Outcome::Done { duplicate: false, policy_revision: 1, compression: None }
+        Outcome::Done { duplicate: false, policy_revision: 1, compression: None, lost: None }
     }
 
     fn lines(&self) -> Vec<String> {

@@ -34,7 +34,7 @@ impl Post for Endpoint {
                 return Outcome::Retry { after: Some(Duration::from_secs(5)), why: "too many".to_owned() };
             }
             counts.1 += 1;
-            Outcome::Done { duplicate: false, policy_revision: 1, compression: None }
+            Outcome::Done { duplicate: false, policy_revision: 1, compression: None, lost: None }
         })
     }
 }

@@ -1,8 +1,11 @@
-use super::*;
-use crate::control::tests::add;
+use super::{
+    balance::{Fate, fate},
+    *,
+};
+use crate::control::{Control, tests::add};
 use vedette_wire::{
-    AgentId, Batch, Epoch as EpochId, Header, Lane, Position, Record, SourceRef, body::Syslog, geo::WorkspaceGeo,
-    policy::Store,
+    AgentId, Batch, Epoch as EpochId, Header, Lane, OrganizationId, Position, Record, SourceRef, body::Syslog,
+    geo::WorkspaceGeo, policy::Store,
 };
 
 const AGENT: AgentId = AgentId([7; 16]);
@@ -141,9 +144,41 @@ async fn what_the_agent_set_aside_is_not_missing() {
     assert!(account.gaps.is_empty());
 }
 
+#[tokio::test]
+async fn what_was_acknowledged_and_is_not_here_is_said_and_then_read_again() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
+    let (held, gone) = (batch(org, 4, 2, 4, &[(30, 40)]), batch(org, 7, 6, 7, &[(60, 70)]));
+    land(&control, &held).await;
+    assert_eq!(control.lost(&held.header).await.expect("looks"), None, "the agent holds them");
+    land(&control, &gone).await;
+    assert_eq!(control.lost(&gone.header).await.expect("looks"), Some((2, 5)));
+    // Another epoch says that it reads them again; the cursor tells that it can.
+    let mut next = batch(org, 1, 1, 2, &[(10, 20), (20, 30)]);
+    next.header.epoch = EpochId(6);
+    next.header.cursors =
+        vec![vedette_wire::Told { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(vec![1]) }];
+    let set_aside = SetAside { read_again: vec![(2, 5)], ..SetAside::default() };
+    next.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq: 7, lowest_held: None, set_aside });
+    land(&control, &next).await;
+    assert_eq!(control.lost(&next.header).await.expect("looks"), None, "of its own epoch nothing is");
+    // Of seven lines two are read again, and two cannot be.
+    assert_eq!(books(&control, org).await, ((5, 5, 0, 1, 0), vec![("positions", 40, 60)]));
+}
+
+#[tokio::test]
+async fn what_may_have_landed_at_the_other_of_a_pair_is_not_lost() {
+    let (_dir, control, org) = control().await;
+    let gone = batch(org, 3, 3, 3, &[(20, 30)]);
+    land(&control, &gone).await;
+    assert_eq!(control.lost(&gone.header).await.expect("looks"), Some((1, 2)));
+    control.set_pair_of(Some("https://first")).await.expect("notes");
+    assert_eq!(control.lost(&gone.header).await.expect("looks"), None);
+}
+
 #[test]
 fn one_word_holds_for_all_sequences_of_a_hole() {
-    let aside = SetAside { quarantined: vec![(3, 4)], purged: vec![(5, 5)], lost: Vec::new() };
+    let aside = SetAside { quarantined: vec![(3, 4)], purged: vec![(5, 5)], ..SetAside::default() };
     let of = |lowest_held, from, to| fate(lowest_held, &aside, from, to);
     assert_eq!(of(9, 3, 5), Fate::Quarantined);
     assert_eq!(of(9, 5, 6), Fate::Purged);

@@ -1,0 +1,79 @@
+//! What an agent holds for delivered and this workspace has not: it was restored from an older backup, or lost a disk.
+
+use super::{
+    Epoch, Run,
+    balance::{Fate, fate},
+};
+use crate::control::Control;
+use anyhow::Result;
+use vedette_wire::{AgentId, Header, OrganizationId};
+
+/// Runs of one epoch that are looked at.
+const RUNS_MAX: i64 = 1000;
+
+impl Control {
+    /// First and last sequence of the epoch of a batch that its agent does not hold any more, that it did not set aside, and
+    /// that did not land here. Of an organization that has, or had, two endpoints they may have landed at the other.
+    pub(crate) async fn lost(&self, header: &Header) -> Result<Option<(u64, u64)>> {
+        let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
+        let mut tx = self.pool.begin().await?;
+        let runs: Vec<Run> = sqlx::query_as(
+            "SELECT first, last, since, until, before, after FROM sequences
+             WHERE organization = ? AND agent = ? AND lane = ? AND epoch = ? ORDER BY first LIMIT ?",
+        )
+        .bind(&organization)
+        .bind(&agent)
+        .bind(header.lane.name())
+        .bind(header.epoch.to_string())
+        .bind(RUNS_MAX)
+        .fetch_all(&mut *tx)
+        .await?;
+        // One run from the first sequence on has no hole.
+        if runs.len() < 2 && runs.first().is_none_or(|run| run.first == 1) {
+            return Ok(None);
+        }
+        let epoch: Option<Epoch> = sqlx::query_as(
+            "SELECT agent, lane, epoch, seq, lowest_held, counters, set_aside, ended FROM epochs
+             WHERE organization = ? AND agent = ? AND lane = ? AND epoch = ?",
+        )
+        .bind(&organization)
+        .bind(&agent)
+        .bind(header.lane.name())
+        .bind(header.epoch.to_string())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(epoch) = epoch else { return Ok(None) };
+        let (lowest_held, aside) = epoch.held()?;
+        let (mut next, mut lost) = (1, None);
+        for run in runs {
+            let (from, to) = (next, run.first.cast_unsigned());
+            next = run.last.cast_unsigned() + 1;
+            if from < to && fate(lowest_held, &aside, from, to) == Fate::Missing {
+                let last = to.min(lowest_held.max(from + 1)) - 1;
+                lost = Some((lost.map_or(from, |(first, _)| first), last));
+            }
+        }
+        if lost.is_none() {
+            return Ok(None);
+        }
+        let elsewhere: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM settings WHERE name = 'pair_of') OR EXISTS (
+               SELECT 1 FROM policies WHERE organization = ? AND json_array_length(document, '$.endpoints') > 1)",
+        )
+        .bind(&organization)
+        .fetch_one(&mut *tx)
+        .await?;
+        Ok(lost.filter(|_| !elsewhere))
+    }
+
+    /// Raise an alert for what is lost here, once, and say what is done about it.
+    pub(crate) async fn alert_lost(&self, header: &Header, lost: (u64, u64), now: i64) -> Result<()> {
+        let who: (OrganizationId, AgentId) = (header.organization, header.agent);
+        let detail = format!(
+            "batches {} to {} of {}/{} were acknowledged and are not here: this workspace was restored from an older backup, \
+             or lost files; the agent reads again what its host still has, `vedette-workspace ledger` shows the rest",
+            lost.0, lost.1, header.lane, header.epoch
+        );
+        self.alert(who, "missing", &detail, now).await
+    }
+}
