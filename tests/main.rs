@@ -8,6 +8,7 @@ mod bad_input;
 mod capture;
 mod certificates;
 mod clones;
+mod doctor;
 mod geography;
 mod hostile;
 mod known_failures;

@@ -5,6 +5,7 @@
 //! which version each table is known to hold everything, and reads the names in the commits behind it: after a crash
 //! in the middle, no batch is written twice and none is left out.
 
+mod checksum;
 mod columns;
 mod fresh;
 mod query;
@@ -44,8 +45,17 @@ impl Landed {
     }
 }
 
-/// Up to which version each table is known to hold every batch that is marked as materialised, by table name.
-pub type Versions = BTreeMap<String, u64>;
+/// What a table is known to hold: every batch that is marked as materialised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Its version, or a later one.
+    pub version: u64,
+    /// Rows that it then had, or more; 0 where an older release did not say.
+    pub rows: u64,
+}
+
+/// What each table is known to hold, by table name.
+pub type Versions = BTreeMap<String, Mark>;
 
 /// Why tables cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +77,23 @@ pub enum LakeError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A table has less than it is known to hold.
+    #[error(
+        "table {table} is damaged: it has version {version} with {rows} rows, and had version {} with {}; \
+         `vedette-workspace doctor --rebuild` makes the tables anew from what landed",
+        mark.version,
+        mark.rows
+    )]
+    Damaged {
+        /// The table's directory.
+        table: PathBuf,
+        /// The version that it has; 0 where it is gone.
+        version: u64,
+        /// The rows that it has.
+        rows: u64,
+        /// What it is known to hold.
+        mark: Mark,
     },
     /// Rows could not be built.
     #[error("rows cannot be built: {0}")]
@@ -112,9 +139,10 @@ impl Lake {
                 continue;
             }
             let dir = self.table_dir(organization, class);
+            let mark = known.get(class.table()).copied().unwrap_or_default();
+            table::check(table::open(&dir).await?.as_ref(), &dir, mark)?;
             let table = table::open_or_create(&dir, class).await?;
-            let from = known.get(class.table()).copied().unwrap_or(0);
-            let held: BTreeSet<String> = table::keys_since(&table, &dir, from).await?.into_iter().collect();
+            let held: BTreeSet<String> = table::keys_since(&table, &dir, mark.version).await?.into_iter().collect();
             let fresh: Vec<&Landed> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
             let table = if fresh.is_empty() {
                 table
@@ -123,9 +151,36 @@ impl Lake {
                 let keys: Vec<&str> = fresh.iter().map(|landed| landed.key.as_str()).collect();
                 table::append(table, &dir, rows, &keys).await?
             };
-            versions.insert(class.table().to_owned(), table.version().unwrap_or(0));
+            versions.insert(class.table().to_owned(), table::mark(&table, &dir)?);
         }
         Ok(versions)
+    }
+
+    /// What is wrong with an organization's tables; nothing where each holds what it is known to hold and every file is what was
+    /// written.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub async fn check(&self, organization: OrganizationId, known: &Versions) -> Result<Vec<String>, LakeError> {
+        let mut wrong = Vec::new();
+        for class in Class::ALL {
+            let dir = self.table_dir(organization, class);
+            let mark = known.get(class.table()).copied().unwrap_or_default();
+            let table = match table::open(&dir).await {
+                Ok(table) => table,
+                Err(err) => {
+                    wrong.push(said(&err));
+                    continue;
+                }
+            };
+            if let Err(err) = table::check(table.as_ref(), &dir, mark) {
+                wrong.push(said(&err));
+            }
+            if let Some(table) = table {
+                wrong.extend(table::verify(&table, &dir).await?);
+            }
+        }
+        Ok(wrong)
     }
 
     /// Merge the small files of an organization's tables.
@@ -141,6 +196,17 @@ impl Lake {
         }
         Ok(())
     }
+}
+
+/// An error with its causes, on a line.
+fn said(error: &LakeError) -> String {
+    let mut said = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        said = format!("{said}: {error}");
+        cause = error.source();
+    }
+    said
 }
 
 /// Whether a directory is a Delta table.

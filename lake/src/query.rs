@@ -117,13 +117,12 @@ impl Lake {
         known: &Versions,
     ) -> Result<DataFrame, QueryError> {
         let dir = self.table_dir(organization, class);
+        let mark = known.get(class.table()).copied().unwrap_or_default();
         let table = table::open(&dir).await?;
+        table::check(table.as_ref(), &dir, mark)?;
         let held: BTreeSet<String> = match &table {
             None => BTreeSet::new(),
-            Some(table) => {
-                let from = known.get(class.table()).copied().unwrap_or(0);
-                table::keys_since(table, &dir, from).await?.into_iter().collect()
-            }
+            Some(table) => table::keys_since(table, &dir, mark.version).await?.into_iter().collect(),
         };
         let fresh: Vec<&Fresh> = fresh.iter().filter(|fresh| !held.contains(&fresh.key)).collect();
         let fresh = context.read_table(Arc::new(fresh::table(class, &fresh, landing)?))?;
@@ -150,6 +149,7 @@ fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
     options.execution.parquet.schema_force_view_types = false;
     options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.time_zone = Some("UTC".to_owned());
+    runtime.register_object_store(&url::Url::parse("file:///").expect("it is one"), table::store());
     let context = SessionContext::new_with_config_rt(config, runtime);
     // What makes much out of nothing is a way to use up memory that no operator accounts for.
     for name in [

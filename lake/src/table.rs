@@ -1,7 +1,8 @@
 //! Delta tables on disk: open, append with the keys' names in the commit, read those names.
 
 use crate::{
-    LakeError,
+    LakeError, Mark,
+    checksum::{self, Verified},
     columns::{self, DAY},
     is_table,
 };
@@ -13,7 +14,7 @@ use datafusion::{
     },
 };
 use deltalake_core::{
-    DeltaTable, DeltaTableError, TableProperty,
+    DeltaTable, DeltaTableBuilder, DeltaTableError, ObjectStore, TableProperty,
     kernel::{Action, StructType, engine::arrow_conversion::TryIntoKernel, transaction::CommitProperties},
     operations::{create::CreateBuilder, write::SchemaMode},
     protocol::SaveMode,
@@ -22,6 +23,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use url::Url;
 use vedette_wire::ocsf::Class;
@@ -40,7 +42,47 @@ pub(crate) async fn open(dir: &Path) -> Result<Option<DeltaTable>, LakeError> {
     }
     let url = Url::from_directory_path(dir)
         .map_err(|()| LakeError::Rows(format!("{} is not an absolute path", dir.display())))?;
-    deltalake_core::open_table(url).await.map(Some).map_err(failed(dir))
+    let root = Url::parse("file:///").expect("it is one");
+    let opened = DeltaTableBuilder::from_url(url).map_err(failed(dir))?.with_storage_backend(store(), root);
+    opened.load().await.map(Some).map_err(failed(dir))
+}
+
+/// The file system that tables are read through.
+pub(crate) fn store() -> Arc<dyn ObjectStore> {
+    Arc::new(Verified::default())
+}
+
+/// Version and rows of a table.
+pub(crate) fn mark(table: &DeltaTable, dir: &Path) -> Result<Mark, LakeError> {
+    let snapshot = table.snapshot().map_err(failed(dir))?.snapshot().clone();
+    let rows = snapshot.log_data().iter().map(|file| file.num_records().unwrap_or(0) as u64).sum();
+    Ok(Mark { version: table.version().unwrap_or(0), rows })
+}
+
+/// Refuse a table that has less than it is known to hold: its log is damaged, or files of it are gone.
+pub(crate) fn check(table: Option<&DeltaTable>, dir: &Path, known: Mark) -> Result<(), LakeError> {
+    let has = table.map(|table| mark(table, dir)).transpose()?.unwrap_or_default();
+    if has.version < known.version || has.rows < known.rows {
+        let (table, version, rows) = (dir.to_owned(), has.version, has.rows);
+        return Err(LakeError::Damaged { table, version, rows, mark: known });
+    }
+    Ok(())
+}
+
+/// What is wrong with the files of a table.
+pub(crate) async fn verify(table: &DeltaTable, dir: &Path) -> Result<Vec<String>, LakeError> {
+    let snapshot = table.snapshot().map_err(failed(dir))?.snapshot().clone();
+    let mut files: Vec<PathBuf> =
+        snapshot.log_data().iter().map(|file| dir.join(percent_decode(&file.path()))).collect();
+    let log = dir.join("_delta_log");
+    let entries = std::fs::read_dir(&log).map_err(|source| LakeError::Disk { path: log, source })?;
+    let is_plain = |path: &PathBuf| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_plain));
+    let verify = move || {
+        let wrong = |path: PathBuf| Some(format!("{}: {}", path.display(), checksum::verify(&path).err()?));
+        files.into_iter().filter_map(wrong).collect()
+    };
+    Ok(tokio::task::spawn_blocking(verify).await.expect("reading does not panic"))
 }
 
 pub(crate) async fn open_or_create(dir: &Path, class: Class) -> Result<DeltaTable, LakeError> {
@@ -114,11 +156,13 @@ async fn actions(table: &DeltaTable, dir: &Path, version: u64) -> Result<Vec<Act
     deltalake_core::logstore::get_actions(version, &bytes).map_err(failed(dir))
 }
 
-/// object_store 0.13, which Delta Lake writes through, never calls fsync(2).
+/// Have the newest version durable, with checksums: object_store 0.13, which Delta Lake writes through, never calls fsync(2).
 async fn make_durable(table: &DeltaTable, dir: &Path) -> Result<(), LakeError> {
     let Some(version) = table.version() else { return Ok(()) };
     let log = dir.join("_delta_log");
+    let checkpoint = log.join(format!("{version:020}.checkpoint.parquet"));
     let mut files = vec![log.join(format!("{version:020}.json"))];
+    files.extend(checkpoint.exists().then_some(checkpoint));
     let mut dirs = BTreeSet::from([log, dir.to_owned()]);
     // The organization's directory and the one that holds it may be new as well.
     dirs.extend(dir.ancestors().skip(1).take(2).map(Path::to_owned));
@@ -130,8 +174,11 @@ async fn make_durable(table: &DeltaTable, dir: &Path) -> Result<(), LakeError> {
         }
     }
     let sync = move || -> Result<(), LakeError> {
-        for path in files.into_iter().chain(dirs) {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(|source| LakeError::Disk { path, source })?;
+        for path in files {
+            checksum::write(&path).map_err(|source| LakeError::Disk { path, source })?;
+        }
+        for path in dirs {
+            File::open(&path).and_then(|dir| dir.sync_all()).map_err(|source| LakeError::Disk { path, source })?;
         }
         Ok(())
     };

@@ -1,6 +1,8 @@
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+
 use super::*;
 use datafusion::arrow::array::{AsArray, RecordBatch};
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 use vedette_wire::{
     AgentId, Body, Epoch, Header, Lane, Position, Record, SourceRef,
     body::{Change, LifecycleEvent, Syslog},
@@ -286,4 +288,65 @@ async fn a_tier_leaves_security_events_out_whether_they_are_materialised_or_not(
     assert_eq!(ask(&lake, org, rows, &[], &known).await, ["one 0", "two 2"]);
     // Nothing of the class is left: no table.
     assert!(!known.contains_key("authentication"), "{known:?}");
+}
+
+/// Files below a directory, without those of checksums.
+fn files(dir: &std::path::Path) -> Vec<PathBuf> {
+    let (mut found, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        for path in std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("an entry").path()) {
+            if path.is_dir() {
+                dirs.push(path);
+            } else if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_damaged_table_is_an_error_and_no_wrong_answer() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let mut known = Versions::new();
+    for seq in 1..4 {
+        let lines = (0..40).map(|number| line(&format!("{seq} {number}"))).collect();
+        known = lake.materialise(org, &[landed(org, seq, lines)], &known).await.expect("writes");
+    }
+    assert_eq!(known["base_event"], Mark { version: 3, rows: 120 });
+    let sum = "SELECT count(*) || ' ' || min(raw) || ' ' || max(raw) FROM syslog";
+    let right = ["120 1 0 3 9"];
+    assert_eq!(ask(&lake, org, sum, &[], &known).await, right);
+    assert_eq!(lake.check(org, &known).await.expect("reads"), Vec::<String>::new());
+    let of_table = files(&lake.table_dir(org, Class::BaseEvent));
+    assert!(of_table.len() >= 7, "{of_table:?}");
+    for path in of_table {
+        let whole = std::fs::read(&path).expect("reads");
+        let mut harmed: Vec<Vec<u8>> = (0..8)
+            .map(|part| {
+                let mut flipped = whole.clone();
+                flipped[(whole.len() - 1) * part / 7] ^= 1;
+                flipped
+            })
+            .collect();
+        harmed.push(whole[..whole.len() / 2].to_vec());
+        harmed.push(Vec::new());
+        for bytes in harmed {
+            std::fs::write(&path, bytes).expect("writes");
+            let answer = query(&lake, org, sum, &[], &known, Limits::default()).await;
+            assert!(answer.is_err(), "{}: {answer:?}", path.display());
+            assert_ne!(lake.check(org, &known).await.expect("reads"), Vec::<String>::new(), "{}", path.display());
+        }
+        std::fs::remove_file(&path).expect("removes");
+        let answer = query(&lake, org, sum, &[], &known, Limits::default()).await;
+        assert!(answer.is_err(), "{} is gone: {answer:?}", path.display());
+        std::fs::write(&path, whole).expect("writes");
+    }
+    std::fs::remove_dir_all(lake.table_dir(org, Class::BaseEvent)).expect("removes");
+    let gone = query(&lake, org, sum, &[], &known, Limits::default()).await.expect_err("the table is gone");
+    assert!(gone.to_string().contains("doctor --rebuild"), "{gone}");
+    let written =
+        lake.materialise(org, &[landed(org, 4, vec![line("x")])], &known).await.expect_err("nor is it written");
+    assert!(written.to_string().contains("doctor --rebuild"), "{written}");
 }

@@ -124,6 +124,17 @@ pub(crate) enum Command {
         #[arg(long, default_value = "table")]
         format: Format,
     },
+    /// Check the control store, every landed batch and every table; prints what is wrong, and then ends with status 1. Works
+    /// while `serve` runs, but for `--rebuild`.
+    Doctor {
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Make the tables of an organization anew from what landed where one of them is damaged; the damaged ones are kept
+        /// beside them.
+        #[arg(long)]
+        rebuild: bool,
+    },
     /// Ask in SQL; works while `serve` runs. Tables and views: docs/tables.md.
     Query {
         /// Name of the organization.

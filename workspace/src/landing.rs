@@ -55,13 +55,20 @@ impl Landing {
 
     /// Put a frame under its key if nothing is there.
     pub(crate) async fn land(&self, key: &str, frame: Vec<u8>, digest: &[u8; 32]) -> Result<Landed> {
-        let key = Key::from(key);
-        match self.store.put_opts(&key, PutPayload::from(frame), PutMode::Create.into()).await {
+        let (key, frame) = (Key::from(key), PutPayload::from(frame));
+        match self.store.put_opts(&key, frame.clone(), PutMode::Create.into()).await {
             Ok(_) => Ok(Landed::New),
             Err(object_store::Error::AlreadyExists { .. }) => {
-                let there = self.store.get_range(&key, 0..frame::HEAD_BYTES as u64).await?;
-                let (head, _) = frame::parse_head(&there).with_context(|| format!("landed object {key}"))?;
-                Ok(if head.digest == *digest { Landed::Duplicate } else { Landed::Conflict })
+                let there = self.store.get(&key).await?.bytes().await?;
+                match frame::parse_head(&there).map(|(head, _)| head.digest == *digest) {
+                    Ok(true) => Ok(Landed::Duplicate),
+                    Ok(false) => Ok(Landed::Conflict),
+                    Err(_) => {
+                        tracing::error!(%key, "a landed object was damaged; the agent sent it again, and it is whole now");
+                        self.store.put_opts(&key, frame, PutMode::Overwrite.into()).await?;
+                        Ok(Landed::New)
+                    }
+                }
             }
             Err(err) => Err(err.into()),
         }
@@ -81,7 +88,12 @@ impl Landing {
     /// # Errors
     /// [`ReadError::Store`] may pass; [`ReadError::Damaged`] will not.
     pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<(Batch, usize), ReadError> {
-        let bytes = self.store.get(&Key::from(key)).await?.bytes().await?;
+        let bytes = match self.store.get(&Key::from(key)).await {
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(ReadError::Damaged(anyhow::anyhow!("it is not there any more")));
+            }
+            found => found?.bytes().await?,
+        };
         let decode = move || -> Result<(Batch, usize)> {
             let (head, sealed) = frame::parse(&bytes)?;
             let plain = codec::decompress(sealed, head.compression, plain_bytes_max)?;

@@ -1,7 +1,7 @@
 //! Writes landed batches into tables, in the background and at lower priority.
 
 use crate::{
-    control::Control,
+    control::{Control, Marks},
     landing::{Landing, ReadError},
     now,
     receive::LANDED_PLAIN_BYTES_MAX,
@@ -9,7 +9,7 @@ use crate::{
 use anyhow::Result;
 use std::{path::Path, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::sync::watch;
-use vedette_lake::{Lake, LakeError, Landed, Versions};
+use vedette_lake::{Lake, LakeError, Landed, Mark, Versions};
 use vedette_wire::OrganizationId;
 
 /// How often it looks.
@@ -47,6 +47,11 @@ enum Failure {
     Passing(anyhow::Error),
     /// These batches, whenever they are tried.
     Batches(String),
+}
+
+/// Marks as the lake takes them.
+pub(crate) fn versions(marks: Marks) -> Versions {
+    marks.into_iter().map(|(table, (version, rows))| (table, Mark { version, rows })).collect()
 }
 
 /// Start the materialiser on a thread with a runtime of its own, from within the runtime of receiving.
@@ -160,7 +165,7 @@ impl Materialiser {
         if !self.lease(organization).await? {
             return Ok(false);
         }
-        self.write(organization, landed, set_aside, undecided.versions).await?;
+        self.write(organization, landed, set_aside, versions(undecided.versions)).await?;
         self.commits += 1;
         if self.commits.is_multiple_of(COMPACT_EVERY) {
             self.lake.compact(organization).await?;
@@ -211,10 +216,11 @@ impl Materialiser {
                 self.control(alert).await?;
             }
         }
+        let marks = versions.into_iter().map(|(table, mark)| (table, (mark.version, mark.rows))).collect();
         let set_aside: Vec<String> = set_aside.into_iter().map(|(key, _)| key).collect();
-        self.control(move |control| async move {
-            control.mark_materialised(organization, &keys, &set_aside, &versions).await
-        })
+        self.control(
+            move |control| async move { control.mark_materialised(organization, &keys, &set_aside, &marks).await },
+        )
         .await
     }
 

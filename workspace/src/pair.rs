@@ -125,7 +125,9 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], first:
     Signer::load(dir)?;
     let control = Control::create(dir, geo).await?;
     control.set_pair_of(Some(&at)).await?;
-    control.take_over(&reply.shared).await
+    control.take_over(&reply.shared).await?;
+    control.close().await;
+    Ok(())
 }
 
 /// Whether the first workspace of the pair is there: whatever it answers, or while its directory is served.

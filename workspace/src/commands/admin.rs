@@ -58,7 +58,7 @@ pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>, 
     } else {
         ca::create(dir, geo, &names)?;
         Signer::create(dir)?;
-        Control::create(dir, geo).await?;
+        Control::create(dir, geo).await?.close().await;
     }
     Landing::open(&dir.join("landing"))?;
     tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace made; agents need its ca.pem");

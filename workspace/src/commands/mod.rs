@@ -2,6 +2,7 @@
 
 mod admin;
 mod artifact;
+mod doctor;
 mod ledger;
 mod policy;
 
@@ -60,6 +61,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Alerts(of) => policy::alerts(&of.dir, &of.org, of.format).await,
         Command::Agents(of) => admin::agents(&of.dir, &of.org, of.format).await,
         Command::Ledger { org, dir, agent, format } => ledger::ledger(&dir, &org, agent.as_deref(), format).await,
+        Command::Doctor { dir, rebuild } => doctor::doctor(&dir, rebuild).await,
         #[cfg(feature = "lake")]
         Command::Query { org, dir, sql, format, rows_max, seconds_max } => {
             let limits = vedette_lake::Limits {

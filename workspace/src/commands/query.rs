@@ -121,7 +121,8 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
         .collect();
     let landing: Arc<dyn vedette_lake::Landing> = Arc::new(Store(Landing::open(&dir.join("landing"))?));
     let lake = Lake::new(dir.join("tables"));
-    let output = lake.query(organization.id, sql, &fresh, &landing, &undecided.versions, limits).await?;
+    let known = crate::materialise::versions(undecided.versions);
+    let output = lake.query(organization.id, sql, &fresh, &landing, &known, limits).await?;
     if output.cut {
         tracing::warn!(rows_max = limits.rows_max, "the answer was cut; narrow the query or raise --rows-max");
     }

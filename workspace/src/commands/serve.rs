@@ -28,10 +28,19 @@ pub(super) async fn serve(
     close_to_others(&dir)?;
     let control = Control::open(&dir).await?;
     let _lock = lock(&dir)?;
+    let wrong = control.integrity().await?;
+    if let Some(first) = wrong.first() {
+        anyhow::bail!(
+            "the control store in {} is damaged: {first}; put control.sqlite back from a backup, agents and landed batches bring \
+             back what it lacks",
+            dir.display()
+        );
+    }
     let landing = Landing::open(&dir.join("landing"))?;
     reconcile(&control, &landing).await?;
     let signer = super::signer(&dir, &control).await?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
+    let closing = control.clone();
     let (stop, stopped) = watch::channel(false);
     let news = receive::follow_news(control.clone(), stopped.clone());
     if control.pair_of().await?.is_some() {
@@ -75,6 +84,7 @@ pub(super) async fn serve(
     tokio::task::spawn_blocking(move || materialiser.join())
         .await?
         .map_err(|_| anyhow::anyhow!("the materialiser panicked"))?;
+    closing.close().await;
     Ok(())
 }
 
@@ -104,7 +114,7 @@ pub(super) fn memory_max() -> u64 {
 }
 
 /// One process serves a directory, as long as the file is open.
-fn lock(dir: &Path) -> Result<std::fs::File> {
+pub(super) fn lock(dir: &Path) -> Result<std::fs::File> {
     let path = dir.join("serve.lock");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     match file.try_lock() {

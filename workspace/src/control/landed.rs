@@ -1,6 +1,6 @@
 //! What has landed and is not materialised yet.
 
-use super::{Control, ledger};
+use super::{Change, Control, ledger};
 use crate::tiles::Noted;
 use anyhow::Result;
 use sqlx::SqliteConnection;
@@ -22,8 +22,11 @@ pub(crate) struct Pending {
 #[derive(Debug, Clone)]
 pub(crate) struct Undecided {
     pub(crate) pending: Vec<Pending>,
-    pub(crate) versions: BTreeMap<String, u64>,
+    pub(crate) versions: Marks,
 }
+
+/// Version and rows that a table is known to have, by its name.
+pub(crate) type Marks = BTreeMap<String, (u64, u64)>;
 
 impl Control {
     /// Note a landed batch, lay it beside what is there, and note that its agent was seen. A repeat changes no ledger.
@@ -93,12 +96,13 @@ impl Control {
         .bind(most)
         .fetch_all(&mut *tx)
         .await?;
-        let versions: Vec<(String, i64)> =
-            sqlx::query_as("SELECT name, version FROM table_versions WHERE organization = ?")
+        let versions: Vec<(String, i64, i64)> =
+            sqlx::query_as("SELECT name, version, rows FROM table_versions WHERE organization = ?")
                 .bind(organization.to_string())
                 .fetch_all(&mut *tx)
                 .await?;
-        let versions = versions.into_iter().map(|(name, version)| (name, version.cast_unsigned())).collect();
+        let mark = |(name, version, rows): (String, i64, i64)| (name, (version.cast_unsigned(), rows.cast_unsigned()));
+        let versions = versions.into_iter().map(mark).collect();
         Ok(Undecided { pending, versions })
     }
 
@@ -108,7 +112,7 @@ impl Control {
         organization: OrganizationId,
         keys: &[String],
         undecodable: &[String],
-        versions: &BTreeMap<String, u64>,
+        versions: &Marks,
     ) -> Result<()> {
         let _turn = self.turn(organization).await;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -121,19 +125,59 @@ impl Control {
                     .await?;
             }
         }
-        for (name, version) in versions {
+        for (name, (version, rows)) in versions {
             sqlx::query(
-                "INSERT INTO table_versions (organization, name, version) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (organization, name) DO UPDATE SET version = max(version, ?3)",
+                "INSERT INTO table_versions (organization, name, version, rows) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (organization, name) DO UPDATE SET version = max(version, ?3), rows = max(rows, ?4)",
             )
             .bind(organization.to_string())
             .bind(name)
             .bind(version.cast_signed())
+            .bind(rows.cast_signed())
             .execute(&mut *tx)
             .await?;
         }
         tx.commit().await?;
         Ok(())
+    }
+
+    /// The landed batches of an organization by key, behind one, with their states, so many at the most.
+    pub(crate) async fn landed_behind(
+        &self,
+        organization: OrganizationId,
+        behind: &str,
+        most: u32,
+    ) -> Result<Vec<(String, i64)>> {
+        let rows =
+            sqlx::query_as("SELECT key, state FROM landed WHERE organization = ? AND key > ? ORDER BY key LIMIT ?")
+                .bind(organization.to_string())
+                .bind(behind)
+                .bind(most)
+                .fetch_all(&self.pool)
+                .await?;
+        Ok(rows)
+    }
+
+    /// Have every landed batch of an organization materialised again: its tables are gone.
+    pub(crate) async fn materialise_again(&self, organization: OrganizationId, change: Change<'_>) -> Result<u64> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("DELETE FROM table_versions WHERE organization = ?")
+            .bind(organization.to_string())
+            .execute(&mut *tx)
+            .await?;
+        let done = sqlx::query("UPDATE landed SET state = 0 WHERE organization = ?")
+            .bind(organization.to_string())
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        self.audit_by(change, "tables rebuild", &organization.to_string()).await?;
+        Ok(done.rows_affected())
+    }
+
+    /// What SQLite finds wrong with the control store (`PRAGMA integrity_check`); nothing where it is whole.
+    pub(crate) async fn integrity(&self) -> Result<Vec<String>> {
+        let said: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(20)").fetch_all(&self.pool).await?;
+        Ok(said.into_iter().filter(|line| line != "ok").collect())
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) use agents::TokenError;
 pub(crate) use agents::{AgentRow, Enrollment};
 pub(crate) use artifacts::Piece;
 pub(crate) use clones::{Refused, Rekeyed};
+#[cfg(feature = "lake")]
+pub(crate) use landed::Marks;
 pub(crate) use ledger::Account;
 pub(crate) use policies::Change;
 pub(crate) use shared::{Revocation, Shared};
@@ -60,6 +62,9 @@ pub(crate) struct Organization {
     pub(crate) name: String,
     pub(crate) policy_revision: u64,
 }
+
+/// Whoever still works on the store at the end is not waited for longer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Control {
     /// Make the control store of a new workspace.
@@ -112,6 +117,13 @@ impl Control {
             .await
             .with_context(|| format!("cannot bring {} up to date", path.display()))?;
         Ok(Self { pool, writers: Arc::default() })
+    }
+
+    /// Bring all that was written into `control.sqlite` itself: a copy of that file alone is then whole.
+    pub(crate) async fn close(self) {
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.pool.close()).await.is_err() {
+            tracing::warn!("the control store is still in use; what was written last is in control.sqlite-wal");
+        }
     }
 
     /// Wait for a turn to write something of an organization; what takes long takes one.

@@ -63,7 +63,7 @@ async fn a_marked_batch_is_not_pending_and_a_repeat_stays_marked() {
     let pending = async || control.undecided(id, 10).await.expect("reads");
     assert!(control.note_found("k1", &id.to_string(), "2026-11-23", 5, None, 1).await.expect("notes"));
     assert_eq!(pending().await.pending.len(), 1);
-    let versions = [("base_event".to_owned(), 3)].into();
+    let versions = [("base_event".to_owned(), (3, 7))].into();
     control.mark_materialised(id, &["k1".to_owned()], &[], &versions).await.expect("marks");
     assert!(!control.note_found("k1", &id.to_string(), "2026-11-23", 5, None, 1).await.expect("notes"));
     let now = pending().await;

@@ -1,0 +1,109 @@
+//! Damaged disks of a workspace: nothing is answered wrongly, `doctor` names it, and tables are made anew.
+
+use crate::support::{ORG, World, eventually, refusal};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Files below a directory whose names end so; none of checksums.
+fn files(dir: &Path, end: &str) -> Vec<PathBuf> {
+    let (mut found, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        for path in fs::read_dir(dir).into_iter().flatten().map(|entry| entry.expect("an entry").path()) {
+            let name = path.file_name().expect("has a name").to_string_lossy().into_owned();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if name.ends_with(end) && !name.starts_with('.') {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+fn flip(path: &Path) {
+    let mut bytes = fs::read(path).expect("reads");
+    let at = bytes.len() / 3;
+    bytes[at] ^= 8;
+    fs::write(path, bytes).expect("writes");
+}
+
+fn doctor(world: &World, more: &[&str]) -> (bool, String) {
+    let output = world.workspace_output(&[&["doctor"], more].concat());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout) + &text(&output.stderr))
+}
+
+#[test]
+fn a_damaged_table_is_an_error_until_it_is_made_anew_from_what_landed() {
+    let mut world = World::new();
+    world.enroll();
+    let mut agent = world.run();
+    world.append("a.log", &(0..500).map(|number| format!("line {number}\n")).collect::<String>());
+    eventually("the lines", || (world.count("syslog") == 500).then_some(()));
+    agent.terminate();
+    let tables = world.path("workspace/tables");
+    let of_syslog = || {
+        let of_table = |path: &PathBuf| path.components().any(|part| part.as_os_str() == "base_event");
+        files(&tables, ".parquet").into_iter().find(of_table)
+    };
+    let parquet = eventually("the table", of_syslog);
+    eventually("everything to be in it", || doctor(&world, &[]).0.then_some(()));
+    let address = world.address();
+    world.serve.take().expect("serves").terminate();
+
+    flip(&parquet);
+    let ask = |world: &World| {
+        world.workspace_output(&[
+            "query",
+            "--org",
+            ORG,
+            "SELECT count(*), min(message), max(message), min(raw) FROM syslog",
+        ])
+    };
+    let said = refusal(&ask(&world), 1);
+    assert!(said.contains("doctor --rebuild") && said.contains("is damaged"), "{said}");
+    let (well, said) = doctor(&world, &[]);
+    assert!(!well && said.contains(&parquet.file_name().expect("has one").to_string_lossy().into_owned()), "{said}");
+
+    // Not from landed batches that are damaged as well.
+    let landed = files(&world.path("workspace/landing"), "").into_iter().next().expect("landed");
+    let whole = fs::read(&landed).expect("reads");
+    flip(&landed);
+    let (well, said) = doctor(&world, &["--rebuild"]);
+    assert!(!well && said.contains("put") && said.contains("back from a backup"), "{said}");
+    fs::remove_file(&landed).expect("removes");
+    let (well, said) = doctor(&world, &[]);
+    assert!(!well && said.contains("is not there any more"), "{said}");
+    fs::write(&landed, whole).expect("writes");
+
+    let (well, said) = doctor(&world, &["--rebuild"]);
+    assert!(well && said.contains("made anew"), "{said}");
+    world.serve(&address);
+    assert!(refusal(&world.workspace_output(&["doctor", "--rebuild"]), 1).contains("served by another process"));
+    eventually("the lines again", || (world.count("syslog") == 500).then_some(()));
+    eventually("the table again", of_syslog);
+    eventually("it to be whole", || doctor(&world, &[]).0.then_some(()));
+    assert_eq!(world.count("syslog"), 500);
+}
+
+#[test]
+fn a_damaged_control_store_is_not_served() {
+    let mut world = World::new();
+    world.enroll();
+    world.serve.take().expect("serves").terminate();
+    let store = world.path("workspace/control.sqlite");
+    let mut bytes = fs::read(&store).expect("reads");
+    // Pages of tables and indexes behind the first.
+    let pages = bytes.len() / 4096;
+    assert!(pages > 10, "what was written is in the file itself after a stop, not in its log: {pages} pages");
+    for page in 2..pages {
+        bytes[page * 4096 + 100..page * 4096 + 1000].fill(0xa5);
+    }
+    fs::write(&store, bytes).expect("writes");
+    let output = world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]);
+    let said = refusal(&output, 1);
+    assert!(said.contains("control"), "{said}");
+    assert!(!doctor(&world, &[]).0);
+}
