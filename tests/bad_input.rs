@@ -182,7 +182,7 @@ fn a_second_agent_and_a_missing_one_are_told_apart() {
     let _agent = world.run();
     eventually("the first agent's start", || world.vedette(&["status"]).status.success().then_some(()));
     let said = refusal(&world.vedette(&["run"]), 1);
-    assert!(said.contains("in use by another process"), "{said}\n{}", agent_log(&world));
+    assert!(said.contains("another agent runs under the identity"), "{said}\n{}", agent_log(&world));
 }
 
 #[test]
@@ -216,4 +216,78 @@ fn a_workspace_that_others_could_look_into_is_closed_to_them() {
     assert_eq!(fs::metadata(world.path("workspace")).expect("is there").permissions().mode() & 0o777, 0o700);
     let landing = fs::metadata(world.path("workspace/control.sqlite")).expect("is there");
     assert_eq!(landing.permissions().mode() & 0o077, 0, "nor into what is in it");
+}
+
+#[test]
+fn an_agent_whose_state_directory_is_removed_begins_again_and_no_second_one_is_let_in() {
+    let world = World::new();
+    world.enroll();
+    let _agent = world.run();
+    world.append("a.log", "one\n");
+    eventually("the first line", || (world.count("syslog") == 1).then_some(()));
+    // The socket alone.
+    fs::remove_file(world.path("state/agent.sock")).expect("removes");
+    eventually("the socket again", || world.vedette(&["status"]).status.success().then_some(()));
+    fs::remove_dir_all(world.path("state")).expect("removes");
+    let said = refusal(&world.vedette(&["run"]), 1);
+    assert!(said.contains("another agent runs under the identity"), "{said}");
+    world.append("a.log", "two\n");
+    eventually("the next line", || (world.count("syslog") == 2).then_some(()));
+    eventually("status again", || world.vedette(&["status"]).status.success().then_some(()));
+    assert!(agent_log(&world).contains("the state directory was removed"), "{}", agent_log(&world));
+    let syslog = world.ledger().into_iter().find(|account| account["collector"] == "syslog").expect("is there");
+    assert_eq!((&syslog["repeated"], &syslog["missing"]), (&0.into(), &0.into()), "{syslog}");
+}
+
+#[test]
+fn paths_that_are_no_logs_are_named() {
+    let world = World::new();
+    let dir = world.path("odd");
+    fs::create_dir(&dir).expect("makes");
+    let made = Command::new("mkfifo").arg(dir.join("fifo")).status();
+    assert!(made.is_ok_and(|status| status.success()));
+    std::os::unix::fs::symlink("loop", dir.join("loop")).expect("links");
+    std::os::unix::fs::symlink("nowhere", dir.join("dangling")).expect("links");
+    fs::write(dir.join("old.log.gz"), "x").expect("writes");
+    let names = ["fifo", "loop", "dangling", "old.log.gz"];
+    let paths: Vec<String> = names.iter().map(|name| format!("\"{}\"", dir.join(name).display())).collect();
+    let good = world.path("log/a.log").display().to_string();
+    world.append("a.log", "one\n");
+    let text = fs::read_to_string(world.path("vedette.toml")).expect("reads");
+    let at = text.find("paths = [").expect("is there");
+    let end = at + text[at..].find(']').expect("ends");
+    let text = format!("{}paths = [\"{good}\", {}{}", &text[..at], paths.join(", "), &text[end..]);
+    fs::write(world.path("vedette.toml"), text).expect("writes");
+    world.enroll();
+    let _agent = world.run();
+    let said = eventually("health to name them", || {
+        let output = world.vedette(&["health"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code() == Some(1) && names.iter().all(|name| said.contains(&format!("odd/{name}"))))
+            .then_some(said)
+    });
+    assert!(!said.contains(&good), "{said}");
+    eventually("the good one's line", || (world.count("syslog") == 1).then_some(()));
+}
+
+#[test]
+fn drafts_in_conf_d_are_no_configuration_and_a_proxy_is_checked_with_its_exceptions() {
+    let world = World::new();
+    fs::create_dir(world.path("conf.d")).expect("makes");
+    std::os::unix::fs::symlink("root@vm.1234:5678", world.path("conf.d/.#a.toml")).expect("links");
+    fs::write(world.path("conf.d/.b.toml"), "half =").expect("writes");
+    let check = |set: &[&str]| world.vedette(&[&["check"], set].concat());
+    assert!(check(&[]).status.success(), "{:?}", check(&[]));
+    let proxy = "workspace.proxy=http://proxy:3128";
+    for good in ["*", "10.0.0.0/8, ::1/128, .example.com,host", "127.0.0.1"] {
+        let output = check(&["--set", proxy, "--set", &format!("workspace.no_proxy={good}")]);
+        assert!(output.status.success(), "{good}: {output:?}");
+    }
+    for bad in ["10.0.0.0/99", "*.x", "http://a", "a b"] {
+        let said = refusal(&check(&["--set", proxy, "--set", &format!("workspace.no_proxy={bad}")]), 78);
+        assert!(said.contains("workspace.no_proxy"), "{said}");
+    }
+    refusal(&check(&["--set", "workspace.proxy=http://h:1/path"]), 78);
+    let nowhere = refusal(&check(&["--set", "state.dir=/proc/nope/state"]), 78);
+    assert!(nowhere.contains("state.dir") && nowhere.contains("/proc"), "{nowhere}");
 }

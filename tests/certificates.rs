@@ -97,7 +97,7 @@ async fn a_renewal_is_for_the_key_that_asks() {
     let read = |name: &str| fs::read(world.path("identity").join(name)).expect("is there");
     let settings = ClientSettings {
         ca_pem: read("ca.pem"),
-        identity_pem: Some((read("cert.pem"), read("key.pem"))),
+        identity_pem: Some((read("cert.pem"), read("key.pem").into())),
         geo: Some(vedette_wire::geo::WorkspaceGeo::Europe),
         ..ClientSettings::default()
     };

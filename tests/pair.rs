@@ -276,7 +276,7 @@ fn asked_as_agent(world: &World) -> u16 {
     let read = |name: &str| fs::read(world.path("identity").join(name)).expect("is there");
     let settings = vedette_transport::tls::ClientSettings {
         ca_pem: read("ca.pem"),
-        identity_pem: Some((read("cert.pem"), read("key.pem"))),
+        identity_pem: Some((read("cert.pem"), read("key.pem").into())),
         ..Default::default()
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("builds");

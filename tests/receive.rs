@@ -24,7 +24,7 @@ pub(crate) struct Peer {
 fn client(world: &World, identity: &str, geo: WorkspaceGeo) -> reqwest::Client {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let read = |name: &str| fs::read(world.path(identity).join(name)).expect("is there after enrollment");
-    let (ca_pem, identity) = (read("ca.pem"), (read("cert.pem"), read("key.pem")));
+    let (ca_pem, identity) = (read("ca.pem"), (read("cert.pem"), read("key.pem").into()));
     let settings = ClientSettings { ca_pem, identity_pem: Some(identity), geo: Some(geo), ..ClientSettings::default() };
     tls::client(&settings).expect("builds")
 }

@@ -37,8 +37,23 @@ fn completions_and_man_page_are_whole() {
         let script = run(&["completions", shell]);
         assert!(["enroll", "once", "status"].iter().all(|word| script.contains(word)), "{shell}");
     }
-    let man = run(&["man"]);
-    assert!(man.starts_with(".ie") && man.contains("vedette") && man.contains("enroll"), "{man}");
+    for program in [VEDETTE.as_ref(), crate::support::workspace_binary()] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let done = Command::new(program).args(["man", "--dir"]).arg(dir.path()).status();
+        assert!(done.is_ok_and(|status| status.success()));
+        let pages: std::collections::BTreeSet<String> = std::fs::read_dir(dir.path())
+            .expect("lists")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        assert!(pages.len() > 10, "{pages:?}");
+        for page in &pages {
+            let text = std::fs::read_to_string(dir.path().join(page)).expect("reads").replace("\\-", "-");
+            let named = text.split_whitespace().filter_map(|word| word.strip_suffix("(1)"));
+            for named in named {
+                assert!(pages.contains(&format!("{named}.1")), "{page} names {named}, which is not made");
+            }
+        }
+    }
     let version: serde_json::Value = serde_json::from_str(&run(&["version", "--json"])).expect("one object");
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
 }

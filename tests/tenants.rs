@@ -138,7 +138,8 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
         assert_eq!((status, cursors), (200, vec![name.as_bytes()]));
     }
     // One switches collection off, and asks its agent for a file.
-    world.workspace(&["policy", "set", "--org", "other", "--collect", "off", "--reason", "a test"]);
+    let off = world.workspace(&["policy", "set", "--org", "other", "--collect", "off", "--reason", "a test"]);
+    let off: u64 = off.trim().parse().expect("a revision");
     let request =
         ["artifact", "request", "--org", ORG, "--agent", &agent, "--path", "/etc/os-release", "--reason", "r"];
     let id = world.workspace(&request).trim().to_owned();
@@ -182,7 +183,7 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
     assert_eq!(peers[1].1.put("blobs/0000000000000007/1", forged).await.status, 200);
     assert!(listed(ORG).contains("\"requested\""), "{}", listed(ORG));
     // What the policy of the one refuses is an alert of that one alone.
-    let late = peers[1].1.sealed("late", |header| (header.seq, header.policy_revision) = (60, 2));
+    let late = peers[1].1.sealed("late", |header| (header.seq, header.policy_revision) = (60, off));
     assert_eq!(peers[1].1.put("records/0000000000000007/60", late).await.code(), (422, "policy"));
     let of_policy = |org: &str| {
         let alerts = world.workspace(&["alerts", "--org", org, "--format", "json"]);

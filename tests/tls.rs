@@ -109,7 +109,7 @@ async fn the_agent_talks_to_1_2_and_1_3_and_not_to_1_1() {
     let read = |name: &str| fs::read(world.path("identity").join(name)).expect("is there");
     let settings = vedette_transport::tls::ClientSettings {
         ca_pem: read("ca.pem"),
-        identity_pem: Some((read("cert.pem"), read("key.pem"))),
+        identity_pem: Some((read("cert.pem"), read("key.pem").into())),
         geo: Some(vedette_wire::geo::WorkspaceGeo::Europe),
         ..Default::default()
     };

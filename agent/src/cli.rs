@@ -41,7 +41,8 @@ pub(crate) enum Command {
         #[arg(long)]
         again: bool,
     },
-    /// Collect and ship until stopped (SIGTERM).
+    /// Collect and ship until stopped (SIGTERM); exit code 3 where this host is not enrolled, 78 where the configuration is
+    /// wrong.
     Run {
         #[command(flatten)]
         config: ConfigArguments,
@@ -98,8 +99,12 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Print the man page.
-    Man,
+    /// Write the man pages, one for each command.
+    Man {
+        /// Where they are written.
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Print generated reference pages.
     #[command(hide = true)]
     Reference {

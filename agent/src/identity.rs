@@ -16,6 +16,7 @@ use std::{
 };
 use vedette_collectors::Cx;
 use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::EnrollReply};
+use zeroize::Zeroizing;
 
 /// What enrollment noted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,10 +104,27 @@ impl IdentityDir {
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
+    /// Read a key; what was read is overwritten once it was used.
+    pub(crate) fn secret(&self, name: &str) -> Result<Zeroizing<Vec<u8>>> {
+        self.read(name).map(Zeroizing::new)
+    }
+
     /// Make the directory, for the agent's user alone.
     pub(crate) fn create(&self) -> Result<()> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
         made.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
+    }
+
+    /// Keep others from running under this identity for as long as the directory is open (flock(2)).
+    pub(crate) fn lock(&self) -> Result<fs::File> {
+        let dir = fs::File::open(&self.0).with_context(|| format!("cannot open {}", self.0.display()))?;
+        match dir.try_lock() {
+            Ok(()) => Ok(dir),
+            Err(fs::TryLockError::WouldBlock) => {
+                anyhow::bail!("another agent runs under the identity in {}; stop it first", self.0.display())
+            }
+            Err(fs::TryLockError::Error(err)) => Err(err).with_context(|| format!("cannot lock {}", self.0.display())),
+        }
     }
 
     /// Write a file whole: beside it, fsynced, renamed, the directory fsynced.
@@ -123,12 +141,12 @@ impl IdentityDir {
     }
 
     /// The key that is there, or a new one (P-256, RFC 5480), on disk before anybody hears of it.
-    pub(crate) fn key(&self) -> Result<KeyPair> {
+    pub(crate) fn key(&self) -> Result<Zeroizing<KeyPair>> {
         self.key_in("key.pem")
     }
 
     /// The key of another identity that is asked for, or a new one.
-    pub(crate) fn next_key(&self) -> Result<KeyPair> {
+    pub(crate) fn next_key(&self) -> Result<Zeroizing<KeyPair>> {
         self.key_in(NEXT_KEY)
     }
 
@@ -159,15 +177,16 @@ impl IdentityDir {
         }))
     }
 
-    fn key_in(&self, name: &str) -> Result<KeyPair> {
+    fn key_in(&self, name: &str) -> Result<Zeroizing<KeyPair>> {
         let path = self.path(name);
         if path.exists() {
-            let pem = String::from_utf8(self.read(name)?)?;
-            return KeyPair::from_pem(&pem)
+            let pem = self.secret(name)?;
+            return KeyPair::from_pem(std::str::from_utf8(&pem)?)
+                .map(Zeroizing::new)
                 .with_context(|| format!("{} holds no key; move it away to make a new one", path.display()));
         }
-        let key = KeyPair::generate()?;
-        self.write(name, key.serialize_pem().as_bytes())?;
+        let key = Zeroizing::new(KeyPair::generate()?);
+        self.write(name, Zeroizing::new(key.serialize_pem()).as_bytes())?;
         Ok(key)
     }
 

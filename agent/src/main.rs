@@ -15,6 +15,9 @@ fn main() -> ExitCode {
     share_heaps();
     // What is written here is the agent's alone, also where a directory was there before and is everybody's to read.
     rustix::process::umask(rustix::fs::Mode::from(0o077));
+    // Keys are in its memory: no other process of its user reads that, and no dump is written (PR_SET_DUMPABLE(2const)).
+    let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    hidden.expect("a process may say so of itself");
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
     match commands::run(cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@
 mod checksum;
 mod columns;
 mod fresh;
+mod minutes;
 mod query;
 mod render;
 mod table;

@@ -1,6 +1,6 @@
 //! SQL over one organization's tables: what is materialised and what has just landed, read-only and within limits.
 
-use crate::{Fresh, Lake, LakeError, Landing, Versions, columns::DAY, fresh, table};
+use crate::{Fresh, Lake, LakeError, Landing, Versions, columns::DAY, fresh, minutes::Minutes, table};
 use datafusion::{
     arrow::{datatypes::SchemaRef, record_batch::RecordBatch},
     catalog::TableProvider,
@@ -151,6 +151,7 @@ fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
     options.execution.time_zone = Some("UTC".to_owned());
     runtime.register_object_store(&url::Url::parse("file:///").expect("it is one"), table::store());
     let context = SessionContext::new_with_config_rt(config, runtime);
+    context.add_analyzer_rule(Arc::new(Minutes));
     // What makes much out of nothing is a way to use up memory that no operator accounts for.
     for name in [
         "generate_series",

@@ -290,6 +290,22 @@ async fn a_tier_leaves_security_events_out_whether_they_are_materialised_or_not(
     assert!(!known.contains_key("authentication"), "{known:?}");
 }
 
+#[tokio::test]
+async fn a_time_needs_no_seconds() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lake, org) = (Lake::new(dir.path()), organization(1));
+    let fresh = [landed(org, 1, vec![line("one")])];
+    // T0 is 2026-11-23 03:21:19.
+    for (text, count) in
+        [("2026-11-23 03:22", "1"), ("2026-11-23T03:21", "0"), ("2026-11-24", "1"), ("2026-11-23 03:21:20", "1")]
+    {
+        let sql = format!("SELECT count(*) || '' FROM syslog WHERE observed_time < '{text}'");
+        assert_eq!(ask(&lake, org, &sql, &fresh, &Versions::new()).await, [count], "{text}");
+    }
+    let sql = "SELECT count(*) || '' FROM syslog WHERE observed_time < (SELECT max(observed_time) FROM syslog WHERE observed_time > '2026-11-23 03:20')";
+    assert_eq!(ask(&lake, org, sql, &fresh, &Versions::new()).await, ["0"]);
+}
+
 /// Files below a directory, without those of checksums.
 fn files(dir: &std::path::Path) -> Vec<PathBuf> {
     let (mut found, mut dirs) = (Vec::new(), vec![dir.to_owned()]);

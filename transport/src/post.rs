@@ -1,11 +1,15 @@
 //! Posting a batch: the seam between the sender's state machine and HTTP.
 
-use crate::outcome::{self, Outcome};
+use crate::{
+    outcome::{self, Outcome},
+    tls::Proxy,
+};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use vedette_wire::{
@@ -26,6 +30,8 @@ pub struct HttpPost {
     client: reqwest::Client,
     /// Without a slash at the end.
     base: String,
+    /// Host and port of the proxy between, where all goes through one.
+    proxy: Option<Arc<str>>,
 }
 
 /// A reply body larger than this is not read further.
@@ -63,12 +69,25 @@ async fn json<T: serde::de::DeserializeOwned>(response: &mut reqwest::Response) 
 impl HttpPost {
     /// Post to a workspace, `https://host:port`, through a client made by [`crate::tls::client`].
     pub fn new(client: reqwest::Client, workspace: &str) -> Self {
-        Self { client, base: workspace.trim_end_matches('/').to_owned() }
+        Self { client, base: workspace.trim_end_matches('/').to_owned(), proxy: None }
+    }
+
+    /// Name the proxy that its client goes through, where a connection fails.
+    pub fn through(self, proxy: Option<&Proxy>) -> Self {
+        let named = proxy.filter(|proxy| proxy.not_for.is_empty()).and_then(Proxy::authority);
+        Self { proxy: named.map(Arc::from), ..self }
     }
 
     /// The same towards another workspace.
     pub fn at(&self, workspace: &str) -> Self {
-        Self::new(self.client.clone(), workspace)
+        Self { proxy: self.proxy.clone(), ..Self::new(self.client.clone(), workspace) }
+    }
+
+    fn why(&self, error: &reqwest::Error) -> String {
+        match &self.proxy {
+            Some(proxy) if error.is_connect() => format!("through the proxy {proxy}: {}", root_cause(error)),
+            _ => root_cause(error),
+        }
     }
 
     /// A page of what the workspace has stored of this agent's sources, behind a (collector, source id).
@@ -81,7 +100,7 @@ impl HttpPost {
         if let (Some((collector, source)), Ok(mut path)) = (behind, url.path_segments_mut()) {
             path.extend([collector, source]);
         }
-        let mut response = self.client.get(url).send().await.map_err(|err| root_cause(&err))?;
+        let mut response = self.client.get(url).send().await.map_err(|err| self.why(&err))?;
         let status = response.status();
         if matches!(status.as_u16(), 404 | 405) {
             return Ok(None);
@@ -101,7 +120,7 @@ impl HttpPost {
     pub async fn directives(&self, behind: u64, version: &str) -> Result<Directives, String> {
         let url = format!("{}/v1/policy/{behind}", self.base);
         let asked = self.client.get(url).header("user-agent", format!("vedette/{version}")).send().await;
-        let mut response = asked.map_err(|err| root_cause(&err))?;
+        let mut response = asked.map_err(|err| self.why(&err))?;
         match response.status().as_u16() {
             200 => {}
             204 => return Ok(Directives::default()),
@@ -117,7 +136,7 @@ impl HttpPost {
     /// Why it is not taken, for status and log.
     pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<(), String> {
         let sent = self.client.post(format!("{}/v1/policy", self.base)).json(signed).send().await;
-        let status = sent.map_err(|err| root_cause(&err))?.status();
+        let status = sent.map_err(|err| self.why(&err))?.status();
         if status.is_success() { Ok(()) } else { Err(format!("the workspace answered {status}")) }
     }
 
@@ -127,7 +146,7 @@ impl HttpPost {
     /// Why there is none, for status and log.
     pub async fn renew(&self, csr: String) -> Result<String, String> {
         let asked = self.client.post(format!("{}/v1/renew", self.base)).json(&RenewRequest { csr }).send().await;
-        let mut response = asked.map_err(|err| root_cause(&err))?;
+        let mut response = asked.map_err(|err| self.why(&err))?;
         let status = response.status();
         if !status.is_success() {
             return Err(format!("the workspace answered {status}"));
@@ -144,7 +163,7 @@ impl HttpPost {
     /// Why not, for status and log.
     pub async fn rekey(&self, request: &RekeyRequest) -> Result<Option<EnrollReply>, String> {
         let asked = self.client.post(format!("{}/v1/rekey", self.base)).json(request).send().await;
-        let mut response = asked.map_err(|err| root_cause(&err))?;
+        let mut response = asked.map_err(|err| self.why(&err))?;
         let status = response.status();
         if !status.is_success() {
             let problem: Option<Problem> = json(&mut response).await.ok();
@@ -186,7 +205,7 @@ impl HttpPost {
                 Outcome::Quarantine { code, why } if code == "digest" => Outcome::Retry { after: None, why },
                 outcome => outcome,
             },
-            Err(err) => Outcome::Retry { after: None, why: root_cause(&err) },
+            Err(err) => Outcome::Retry { after: None, why: self.why(&err) },
         }
     }
 }

@@ -13,6 +13,7 @@ use rustls::{
 use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc, time::Duration};
 use vedette_wire::geo::WorkspaceGeo;
+use zeroize::Zeroizing;
 
 /// Whose certificates are taken for the workspace's authority.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +36,8 @@ pub struct ClientSettings {
     /// Certificates of the workspace's CA, PEM; not looked at where the platform's alone are taken.
     pub ca_pem: Vec<u8>,
     /// The agent's certificate chain and key, PEM; absent before enrollment.
-    pub identity_pem: Option<(Vec<u8>, Vec<u8>)>,
-    /// Geography that the workspace's certificate must carry; absent before enrollment.
+    pub identity_pem: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
+    /// Geography that the workspace's certificate must carry; where it is not known, before enrollment, any.
     pub geo: Option<WorkspaceGeo>,
     /// HTTP proxy towards the workspace.
     pub proxy: Option<Proxy>,
@@ -49,6 +50,15 @@ pub struct Proxy {
     pub url: String,
     /// Who is reached without it, as in `NO_PROXY`: names, domains, addresses and networks, with commas between.
     pub not_for: String,
+}
+
+impl Proxy {
+    /// Host and port, without what it is asked with.
+    pub fn authority(&self) -> Option<&str> {
+        let behind = self.url.split_once("://").map_or(self.url.as_str(), |(_, behind)| behind);
+        let authority = behind.split(['/', '?', '#']).next()?;
+        Some(authority.rsplit_once('@').map_or(authority, |(_, host)| host))
+    }
 }
 
 /// Why there is no client.
@@ -178,14 +188,15 @@ impl ServerCertVerifier for GeoVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
-        if let Some(geo) = self.geo
-            && !names_uri(end_entity, &geo.uri())
-        {
-            return Err(rustls::Error::General(format!(
+        match self.geo {
+            Some(geo) if !names_uri(end_entity, &geo.uri()) => Err(rustls::Error::General(format!(
                 "the server is not a workspace of geography {geo}; check [workspace] url"
-            )));
+            ))),
+            None if !WorkspaceGeo::ALL.iter().any(|geo| names_uri(end_entity, &geo.uri())) => {
+                Err(rustls::Error::General("the server's certificate names no geography".to_owned()))
+            }
+            _ => Ok(verified),
         }
-        Ok(verified)
     }
 
     fn verify_tls12_signature(

@@ -9,6 +9,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{fs, io::Write, net::IpAddr, os::unix::fs::OpenOptionsExt, path::Path};
 use time::{Duration, OffsetDateTime};
 use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
+use zeroize::Zeroizing;
 
 /// Life of the authority's own certificate.
 const CA_DAYS: i64 = 3650;
@@ -44,13 +45,13 @@ fn params(life: Duration) -> CertificateParams {
 pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
     // Before anything is written: a workspace is made whole or not at all.
     let names: Vec<SanType> = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?;
-    let key = KeyPair::generate()?;
+    let key = Zeroizing::new(KeyPair::generate()?);
     let mut ca = params(Duration::days(CA_DAYS));
     ca.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo} {}", uuid::Uuid::now_v7()));
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let certificate = ca.self_signed(&key)?;
-    write_private(&dir.join("ca.key"), key.serialize_pem().as_bytes())?;
+    let certificate = ca.self_signed(&*key)?;
+    write_private(&dir.join("ca.key"), Zeroizing::new(key.serialize_pem()).as_bytes())?;
     write_public(&dir.join("ca.pem"), certificate.pem().as_bytes())?;
     let authority = Authority::load(dir)?;
     authority.issue_server(dir, geo, names)
@@ -90,7 +91,10 @@ fn is_dns_name(name: &str) -> bool {
 impl Authority {
     /// Load the authority of a workspace.
     pub(crate) fn load(dir: &Path) -> Result<Self> {
-        let read = |name: &str| fs::read_to_string(dir.join(name)).with_context(|| format!("{}/{name}", dir.display()));
+        let read = |name: &str| {
+            let text = fs::read_to_string(dir.join(name)).map(Zeroizing::new);
+            text.with_context(|| format!("{}/{name}", dir.display()))
+        };
         let key = KeyPair::from_pem(&read("ca.key")?).context("ca.key holds no key")?;
         let issuer = Issuer::from_ca_cert_pem(&read("ca.pem")?, key).context("ca.pem holds no certificate")?;
         Ok(Self { issuer })
@@ -106,7 +110,7 @@ impl Authority {
     }
 
     fn issue_server(&self, dir: &Path, geo: WorkspaceGeo, names: Vec<SanType>) -> Result<()> {
-        let key = KeyPair::generate()?;
+        let key = Zeroizing::new(KeyPair::generate()?);
         let mut server = params(Duration::days(SERVER_DAYS));
         server.distinguished_name.push(DnType::CommonName, format!("Vedette workspace {geo}"));
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -114,20 +118,20 @@ impl Authority {
         server.use_authority_key_identifier_extension = true;
         server.subject_alt_names = names;
         server.subject_alt_names.push(SanType::URI(geo.uri().try_into()?));
-        let certificate = server.signed_by(&key, &self.issuer)?;
-        write_private(&dir.join("server.key"), key.serialize_pem().as_bytes())?;
+        let certificate = server.signed_by(&*key, &self.issuer)?;
+        write_private(&dir.join("server.key"), Zeroizing::new(key.serialize_pem()).as_bytes())?;
         write_public(&dir.join("server.pem"), certificate.pem().as_bytes())
     }
 
     /// Certificate and key, PEM, that the second workspace of a pair asks the first with.
     pub(crate) fn issue_pair(&self, life: std::time::Duration) -> Result<(String, String)> {
-        let key = KeyPair::generate()?;
+        let key = Zeroizing::new(KeyPair::generate()?);
         let mut pair = params(life.try_into()?);
         pair.distinguished_name.push(DnType::CommonName, PAIR);
         pair.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         pair.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         pair.use_authority_key_identifier_extension = true;
-        Ok((pair.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
+        Ok((pair.signed_by(&*key, &self.issuer)?.pem(), key.serialize_pem()))
     }
 
     /// The agent that a signing request is from; its signature is checked.

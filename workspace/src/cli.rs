@@ -160,8 +160,12 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Print the man page.
-    Man,
+    /// Write the man pages, one for each command.
+    Man {
+        /// Where they are written.
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Print docs/tables.md.
     #[command(hide = true)]
     TablesReference,

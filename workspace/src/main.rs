@@ -21,6 +21,9 @@ const STACK_BYTES: usize = 64 << 20;
 fn main() -> ExitCode {
     // What is written here is the workspace's alone, also where a directory was there before and is everybody's to read.
     rustix::process::umask(rustix::fs::Mode::from(0o077));
+    // Keys are in its memory: no other process of its user reads that, and no dump is written (PR_SET_DUMPABLE(2const)).
+    let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    hidden.expect("a process may say so of itself");
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
     let arguments = cli::parse();
     let level = arguments.log.unwrap_or(tracing::Level::INFO);
@@ -34,7 +37,7 @@ fn main() -> ExitCode {
     let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && !no_color());
     tracing_subscriber::registry().with(log.with_filter(shown)).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build()
     {
@@ -54,6 +57,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether output is to have no colours (<https://no-color.org>): `NO_COLOR` is set, and not empty.
+#[expect(clippy::disallowed_methods, reason = "only the environment says so")]
+fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// Wall clock, nanoseconds UTC.

@@ -5,9 +5,10 @@ use anyhow::{Context, Result};
 use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
 use std::{fs, path::Path};
 use vedette_wire::policy::{ArtifactRequest, Policy, SignedPolicy, SignedRequest};
+use zeroize::Zeroizing;
 
 /// Signs policies of one workspace.
-pub(crate) struct Signer(KeyPair);
+pub(crate) struct Signer(Zeroizing<KeyPair>);
 
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -18,18 +19,19 @@ impl std::fmt::Debug for Signer {
 impl Signer {
     /// Make the key of a workspace that has none yet.
     pub(crate) fn create(dir: &Path) -> Result<Self> {
-        let key = KeyPair::generate_for(&PKCS_ED25519)?;
-        write_private(&dir.join("policy.key"), key.serialize_pem().as_bytes())?;
+        let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
+        write_private(&dir.join("policy.key"), Zeroizing::new(key.serialize_pem()).as_bytes())?;
         Self::load(dir)
     }
 
     /// The key of a workspace. Another in its place would be refused by every agent.
     pub(crate) fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("policy.key");
-        let pem = fs::read_to_string(&path).with_context(|| {
+        let pem = fs::read_to_string(&path).map(Zeroizing::new).with_context(|| {
             format!("{} cannot be read; put it back from a backup: agents know its public half", path.display())
         })?;
-        Ok(Self(KeyPair::from_pem(&pem).with_context(|| format!("{} holds no key", path.display()))?))
+        let key = KeyPair::from_pem(&pem).with_context(|| format!("{} holds no key", path.display()))?;
+        Ok(Self(Zeroizing::new(key)))
     }
 
     /// Its public half, hex.

@@ -14,7 +14,7 @@ use std::{io::Read, path::Path};
 use url::Url;
 use vedette_transport::{
     post::{bounded, root_cause},
-    tls::{self, ClientSettings, Roots},
+    tls::{self, ClientSettings, Proxy, Roots},
 };
 use vedette_wire::{
     AgentId,
@@ -83,7 +83,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         geo,
         ..ClientSettings::default()
     })?;
-    let reply = match ask(&client, &url, ca, &request).await {
+    let reply = match ask(&client, (&url, config.proxy.as_ref()), ca, &request).await {
         Ok(reply) => reply,
         Err(err) => {
             // A workspace that refused knows nothing of the key. One whose answer did not come may have admitted it.
@@ -161,7 +161,7 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 async fn ask(
     client: &reqwest::Client,
-    url: &Url,
+    (url, proxy): (&Url, Option<&Proxy>),
     ca: Option<&Path>,
     request: &EnrollRequest,
 ) -> anyhow::Result<EnrollReply> {
@@ -170,7 +170,7 @@ async fn ask(
         .json(request)
         .send()
         .await
-        .map_err(|err| Unreachable(explain(&root_cause(&err), url, ca)))?;
+        .map_err(|err| Unreachable(explain(&root_cause(&err), (url, proxy), ca)))?;
     let status = response.status();
     let body = bounded(&mut response, ANSWER_BYTES_MAX).await.map_err(|err| anyhow::anyhow!("{url}: {err}"))?;
     if status.is_success() {
@@ -187,7 +187,8 @@ async fn ask(
 }
 
 /// What to do about a connection that failed.
-fn explain(cause: &str, url: &Url, ca: Option<&Path>) -> String {
+fn explain(cause: &str, (url, proxy): (&Url, Option<&Proxy>), ca: Option<&Path>) -> String {
+    let proxy = proxy.and_then(Proxy::authority);
     let advice = if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
         match ca {
             Some(ca) => {
@@ -201,8 +202,17 @@ fn explain(cause: &str, url: &Url, ca: Option<&Path>) -> String {
         "its certificate is for other names; use one of them, or make it another with `vedette-workspace certificate --name`".to_owned()
     } else if cause.contains("not a workspace of geography") {
         "this host's data belongs to another geography; use the workspace there, or correct [host] geography".to_owned()
+    } else if cause.contains("names no geography") {
+        "it is no workspace, or has a certificate of another maker; make it one with `vedette-workspace certificate`"
+            .to_owned()
     } else if cause.contains("Expired") || cause.contains("NotValidYet") {
         "its certificate is not valid now; check the clocks of both machines".to_owned()
+    } else if let Some(proxy) = proxy.filter(|_| ["refused", "tunnel", "proxy"].iter().any(|word| cause.contains(word)))
+    {
+        return format!(
+            "cannot enroll at {url} through the proxy {proxy}: {cause}: see whether the proxy runs and lets this host through; \
+             [workspace] proxy names it"
+        );
     } else if cause.contains("refused") {
         "nothing listens there; is `vedette-workspace serve` running?".to_owned()
     } else {

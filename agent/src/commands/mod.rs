@@ -16,7 +16,10 @@ use crate::{
     run,
 };
 use clap::CommandFactory;
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+};
 
 /// Run one command.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
@@ -49,6 +52,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             let path = config.config.display().to_string();
             let config = load(config)?;
             bootstrap::check(&config)?;
+            if let Some(problem) = unusable(&config.state_dir) {
+                return Err(Exit::Config(vec![format!("{path}: state.dir: {problem}")]));
+            }
             let conflicts = conflicts(&config)?;
             if !conflicts.is_empty() {
                 return Err(Exit::Config(
@@ -75,11 +81,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             clap_complete::generate(shell, &mut Arguments::command(), "vedette", &mut script);
             print(&script)
         }
-        Command::Man => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
-            print(&page)
-        }
+        Command::Man { dir } => Ok(clap_mangen::generate_to(Arguments::command(), dir)?),
         Command::Reference { page } => print(
             match page {
                 Page::Configuration => config::configuration_page(),
@@ -93,6 +95,22 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
 
 fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
     config::load(&Sources::of_process(Some(arguments.config), arguments.set))
+}
+
+/// Why a directory cannot be made or written to. What is missing of it is made, and removed again: nothing else tells.
+fn unusable(dir: &Path) -> Option<String> {
+    use rustix::fs::{Access, access};
+    let missing = dir.ancestors().take_while(|dir| !dir.exists()).last();
+    let (tried, done) = match missing {
+        Some(missing) => (missing, std::fs::create_dir(missing).and_then(|()| std::fs::remove_dir(missing))),
+        None if !dir.is_dir() => return Some(format!("{} is no directory", dir.display())),
+        None => (dir, access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from)),
+    };
+    let why = done.err()?;
+    Some(format!(
+        "{} cannot be made or written to ({why}); use another, or run the agent as its owner",
+        tried.display()
+    ))
 }
 
 /// What the configuration says and the policy that was kept does not allow; none before enrollment.
@@ -127,11 +145,14 @@ fn start_log(config: &Resolved) {
         .with_writer(io::stderr)
         .with_max_level(config.log_level)
         .with_target(false)
-        .with_ansi(io::stderr().is_terminal());
+        .with_ansi(io::stderr().is_terminal() && !config::no_color());
     if config.log_json {
         log.json().init();
     } else {
         log.init();
+    }
+    if let Some(variable) = config::proxy_variable().filter(|_| config.proxy.is_none()) {
+        tracing::warn!("{variable} is not heeded; set [workspace] proxy where the workspace is reached through one");
     }
 }
 

@@ -39,6 +39,19 @@ impl Sources {
     }
 }
 
+/// Whether output is to have no colours (<https://no-color.org>): `NO_COLOR` is set, and not empty.
+#[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
+pub(crate) fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// A variable that names a proxy for other programs, and not for this one.
+#[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
+pub(crate) fn proxy_variable() -> Option<&'static str> {
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().find(is_set)
+}
+
 const PREFIX: &str = "VEDETTE_";
 
 /// Where each key was set, as `file:line` or the name of a variable.
@@ -125,6 +138,8 @@ fn conf_d(file: &Path) -> Vec<PathBuf> {
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        // An editor's lock or draft.
+        .filter(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")))
         .collect();
     paths.sort();
     paths

@@ -4,7 +4,7 @@ mod layers;
 mod reference;
 mod resolved;
 
-pub(crate) use layers::{Sources, load};
+pub(crate) use layers::{Sources, load, no_color, proxy_variable};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
 pub(crate) use resolved::{
     BASELINE_BYTES, CollectorPlan, HostPlace, Memory, Resolved, parse_url as parse_workspace_url,

@@ -92,6 +92,20 @@ pub(crate) struct Resolved {
     pub(crate) digest: String,
 }
 
+/// Whether one entry of `no_proxy` is `*`, an address, a network, a name, or a domain with or without a dot before it.
+fn is_exempt(one: &str) -> bool {
+    use std::net::IpAddr;
+    let is_network = |(address, bits): (&str, &str)| match (address.parse(), bits.parse::<u8>()) {
+        (Ok(IpAddr::V4(_)), Ok(bits)) => bits <= 32,
+        (Ok(IpAddr::V6(_)), Ok(bits)) => bits <= 128,
+        _ => false,
+    };
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    one == "*" || one.parse::<IpAddr>().is_ok() || one.split_once('/').is_some_and(is_network) || is_name(one)
+}
+
 struct Checker<'a> {
     origins: &'a Origins,
     problems: Vec<String>,
@@ -159,10 +173,18 @@ impl Resolved {
             let message = format!("is {workspace}, and data of a host in {host} belongs to {}", host.workspace());
             check.wrong("workspace.geo", &message);
         }
+        let is_proxy = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.path() == "/";
         if let Some(proxy) = &config.workspace.proxy
-            && !Url::parse(proxy).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            && (proxy.contains(char::is_whitespace) || !Url::parse(proxy).is_ok_and(is_proxy))
         {
             check.wrong("workspace.proxy", "must be http://host:port");
+        }
+        for one in
+            config.workspace.no_proxy.iter().flat_map(|all| all.split(',')).map(str::trim).filter(|one| !one.is_empty())
+        {
+            if !is_exempt(one) {
+                check.wrong("workspace.no_proxy", &format!("{one:?} is no name, domain, address or network"));
+            }
         }
         let fail_over = (config.workspace.fail_over_after.0, config.workspace.fail_back_after.0);
         let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));

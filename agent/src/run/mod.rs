@@ -30,7 +30,7 @@ use anyhow::Context;
 use own::OwnRecords;
 use post::Reloading;
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -49,6 +49,8 @@ const BROKEN: &str = "a part of the transport ended unexpectedly";
 const DAMAGED: &str = "the queue is damaged";
 /// Why it begins again, too.
 const REKEYED: &str = "another key";
+/// And why it does, too.
+const GONE: &str = "the state directory was removed";
 /// And why it does, too.
 const LOST: &str = "the workspace lost what it had acknowledged";
 /// Sources are not read again more often, whatever the workspace says.
@@ -108,6 +110,11 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
             enrollment.geo
         )));
     }
+    // Two processes under one identity would be taken for two machines.
+    let _lock = identity.lock()?;
+    for dir in [&config.state_dir, &config.identity_dir] {
+        close_to_others(dir)?;
+    }
     let (lane, post, stamp, host) = start_lane(config, &identity, &enrollment)?;
     let lane = Arc::new(lane);
     let board = Arc::new(Board::default());
@@ -155,8 +162,13 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
         policy,
         started: tokio::time::Instant::now(),
     };
-    let socket = status::serve(&config.state_dir, status.clone())
-        .with_context(|| format!("cannot open the status socket in {}", config.state_dir.display()))?;
+    let serve = || {
+        status::serve(&config.state_dir, status.clone())
+            .with_context(|| format!("cannot open the status socket in {}", config.state_dir.display()))
+    };
+    let mut socket = serve()?;
+    let database = config.state_dir.join("records.redb");
+    let opened = inode(&database);
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
         workspace = enrollment.workspace, "collecting");
     // Where systemd waits for it (Type=notify); elsewhere this does nothing.
@@ -217,6 +229,14 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
                     if lane.is_broken() {
                         break BROKEN;
                     }
+                    if inode(&database) != opened {
+                        break GONE;
+                    }
+                    if inode(&config.state_dir.join(socket_name())).is_none() {
+                        tracing::warn!("the status socket was removed; it is made again");
+                        socket.abort();
+                        socket = serve()?;
+                    }
                 }
                 () = &mut resuming, if !is_resumed => {
                     is_resumed = true;
@@ -232,7 +252,7 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
         }
     };
     tracing::info!(reason, "stopping");
-    if !matches!(reason, DAMAGED | REKEYED | LOST) {
+    if !matches!(reason, DAMAGED | REKEYED | LOST | GONE) {
         drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
     }
     stop.stop();
@@ -257,9 +277,31 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
     match reason {
         // Whoever supervises the agent starts it again.
         BROKEN => Err(anyhow::anyhow!("{BROKEN}; see the log, and report this").into()),
-        DAMAGED | REKEYED | LOST => Ok(End::Again),
+        DAMAGED | REKEYED | LOST | GONE => Ok(End::Again),
         _ => Ok(End::Stopped),
     }
+}
+
+/// Device and inode of a file; absent where it is not there.
+fn inode(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    Some((std::os::unix::fs::MetadataExt::dev(&meta), std::os::unix::fs::MetadataExt::ino(&meta)))
+}
+
+/// What an earlier release, or a copy, left readable for others in a directory of the agent's is made its own.
+fn close_to_others(dir: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
+    for entry in entries.filter_map(Result::ok) {
+        let Ok(meta) = entry.metadata() else { continue };
+        if meta.is_file() && meta.mode() & 0o077 != 0 {
+            let path = entry.path();
+            tracing::warn!(path = %path.display(), mode = format!("{:o}", meta.mode() & 0o777), "others could use a file of the agent's; now they cannot");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+                .with_context(|| format!("others can use {}, and its mode cannot be changed", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// What a collector is given.

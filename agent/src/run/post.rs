@@ -313,14 +313,14 @@ fn client_with(
     enrollment: &Enrollment,
     (proxy, roots): Way,
 ) -> Result<HttpPost, Exit> {
-    let client = tls::client(&ClientSettings {
+    let settings = ClientSettings {
         ca_pem: identity.read("ca.pem")?,
-        identity_pem: Some((certificate, identity.read("key.pem")?)),
+        identity_pem: Some((certificate, identity.secret("key.pem")?)),
         geo: Some(enrollment.geo),
         roots,
         proxy,
-    })?;
-    Ok(HttpPost::new(client, &enrollment.workspace))
+    };
+    Ok(HttpPost::new(tls::client(&settings)?, &enrollment.workspace).through(settings.proxy.as_ref()))
 }
 
 #[cfg(test)]

@@ -48,15 +48,22 @@ async fn attempt(identity: &IdentityDir, post: &Reloading) -> Result<(), String>
     let key = identity.key().map_err(|err| format!("{err:#}"))?;
     let csr = signing_request(&key).map_err(|err| format!("{err:#}"))?;
     let certificate = post.current().renew(csr).await?;
+    let is_over = due_of(certificate.as_bytes())?.is_zero();
     post.try_certificate(certificate).map_err(|err| format!("the new certificate cannot be used: {err:?}"))?;
+    if is_over {
+        return Err("by this machine's clock the new one is as good as over; set the clock".to_owned());
+    }
     tracing::info!("certificate renewed; the old one stays until the new one has delivered");
     Ok(())
 }
 
 /// How long until two thirds of the certificate's life are over; nothing where they are.
 fn due_in(identity: &IdentityDir) -> Result<Duration, String> {
-    let pem = identity.read("cert.pem").map_err(|err| format!("{err:#}"))?;
-    let der = CertificateDer::from_pem_slice(&pem).map_err(|err| err.to_string())?;
+    due_of(&identity.read("cert.pem").map_err(|err| format!("{err:#}"))?)
+}
+
+fn due_of(pem: &[u8]) -> Result<Duration, String> {
+    let der = CertificateDer::from_pem_slice(pem).map_err(|err| err.to_string())?;
     let (_, certificate) = X509Certificate::from_der(&der).map_err(|err| err.to_string())?;
     let validity = certificate.validity();
     let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());

@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Read},
     os::fd::AsRawFd,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -188,23 +188,34 @@ pub(crate) fn rss_bytes() -> Option<u64> {
     kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// A path to the socket that is short enough for `sun_path` (unix(7), 108 bytes), however deep the directory is.
-fn short_path(dir: &std::fs::File) -> PathBuf {
-    Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(socket_name())
+/// Do something with a path to the socket that is short enough for `sun_path` (unix(7), 108 bytes with the zero at its end),
+/// however deep the directory is.
+fn at_socket<T>(state_dir: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    let dir = std::fs::File::open(state_dir)?;
+    let path = state_dir.join(socket_name());
+    if path.as_os_str().len() < 108 {
+        return work(&path);
+    }
+    // Whoever cannot be dumped cannot go through its own descriptors either, but as root.
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let done = work(&Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(socket_name()));
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    done
 }
 
 /// Answer each connection with one report.
 pub(crate) fn serve(state_dir: &Path, source: Source) -> io::Result<JoinHandle<()>> {
-    let dir = std::fs::File::open(state_dir)?;
-    let path = short_path(&dir);
-    // The queue's lock says that no other agent runs here: a socket that is there is left from one that ended.
-    match std::fs::remove_file(&path) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    drop(dir);
+    let listener = at_socket(state_dir, |path| {
+        // The queue's lock says that no other agent runs here: a socket that is there is left from one that ended.
+        match std::fs::remove_file(path) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        Ok(listener)
+    })?;
     Ok(tokio::spawn(async move {
         loop {
             let Ok((mut socket, _)) = listener.accept().await else {
@@ -219,12 +230,7 @@ pub(crate) fn serve(state_dir: &Path, source: Source) -> io::Result<JoinHandle<(
 
 /// Ask the agent that runs with this state directory; absent where none runs.
 pub(crate) fn ask(state_dir: &Path) -> io::Result<Option<Report>> {
-    let dir = match std::fs::File::open(state_dir) {
-        Ok(dir) => dir,
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(err) => return Err(err),
-    };
-    let mut socket = match std::os::unix::net::UnixStream::connect(short_path(&dir)) {
+    let mut socket = match at_socket(state_dir, |path| std::os::unix::net::UnixStream::connect(path)) {
         Ok(socket) => socket,
         Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);

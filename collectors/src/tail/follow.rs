@@ -68,6 +68,13 @@ impl<P: LineParser> Tailer<P> {
                 let how = Found { listed: true, from_end, original: None };
                 if let Some(key) = self.take_in(at, state, &named, how)? {
                     found.insert(named.path, key);
+                } else if self.expects_each && pattern.is_one_path() {
+                    let why = if unpacked::is_compressed(&named.path) {
+                        "a compressed file is not followed; name the log that it was"
+                    } else {
+                        "it is no regular file, or a link that leads to none"
+                    };
+                    state.trouble(&named.path, why);
                 }
                 if at.outlet.is_stopped() {
                     return Ok(());

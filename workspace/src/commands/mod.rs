@@ -79,11 +79,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
             clap_complete::generate(shell, &mut command, "vedette-workspace", &mut script);
             print(&script)
         }
-        Command::Man => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(Arguments::command()).render(&mut page)?;
-            print(&page)
-        }
+        Command::Man { dir } => Ok(clap_mangen::generate_to(Arguments::command(), dir)?),
         #[cfg(feature = "lake")]
         Command::TablesReference => print(query::tables_reference().as_bytes()),
         #[cfg(not(feature = "lake"))]

@@ -130,9 +130,10 @@ impl Control {
             return Ok(if replaces == Some(old) { Rekeyed::Done } else { Rekeyed::NotTold });
         }
         let (refused, copies): (bool, i64) = sqlx::query_as(
-            "SELECT EXISTS (SELECT 1 FROM agents WHERE organization = ?1 AND id = ?2 AND machine <> ?3)
-               OR EXISTS (SELECT 1 FROM starts WHERE organization = ?1 AND agent = ?2 AND refused IS NOT NULL)
-               OR EXISTS (SELECT 1 FROM incarnations WHERE organization = ?1 AND agent = ?2 AND refused IS NOT NULL),
+            "SELECT EXISTS (SELECT 1 FROM starts WHERE organization = ?1 AND agent = ?2 AND refused IS NOT NULL
+                   AND substr(start, 1, length(?3) + 1) = ?3 || '/')
+               OR EXISTS (SELECT 1 FROM incarnations WHERE organization = ?1 AND agent = ?2 AND refused IS NOT NULL
+                   AND substr(start, 1, length(?3) + 1) = ?3 || '/'),
              (SELECT count(*) FROM agents WHERE organization = ?1 AND replaces = ?2)",
         )
         .bind(&id)
@@ -190,7 +191,9 @@ async fn judge(
     .await?;
     match known {
         Some(known) if known != machine => {
-            alert(tx, whose, now).await?;
+            // What is told to make another key may do so; nobody else may.
+            remember_start(tx, whose, now).await?;
+            refuse(tx, whose, &whose.start, None, now).await?;
             return Ok(Err(OTHER_MACHINE));
         }
         // It did not say at its enrollment, and says so in its first batch.
@@ -296,8 +299,9 @@ async fn is_late(
     Ok(ended.is_some_and(|ended| header.seq <= ended.last_seq))
 }
 
+/// Note a start, where it is not known.
 async fn remember_start(tx: &mut SqliteConnection, whose: &Whose, now: i64) -> Result<()> {
-    sqlx::query("INSERT INTO starts (organization, agent, start, first) VALUES (?, ?, ?, ?)")
+    sqlx::query("INSERT OR IGNORE INTO starts (organization, agent, start, first) VALUES (?, ?, ?, ?)")
         .bind(&whose.organization)
         .bind(&whose.agent)
         .bind(&whose.start)
