@@ -124,9 +124,12 @@ pub(crate) fn write(path: &Path) -> io::Result<()> {
     let mut file = File::open(path)?;
     let sums = Sums::of(&mut file)?;
     file.sync_all()?;
-    let mut beside = File::create(beside(path))?;
-    beside.write_all(&sums.encode())?;
-    beside.sync_all()
+    // Whole or not at all: others read meanwhile, and the disk may be full.
+    let (whole, part) = (beside(path), beside(path).with_extension("part"));
+    let mut file = File::create(&part)?;
+    file.write_all(&sums.encode())?;
+    file.sync_all()?;
+    std::fs::rename(part, whole)
 }
 
 /// Verify a whole file; false where it has no checksums.

@@ -146,6 +146,8 @@ impl Lake {
             let held: BTreeSet<String> = table::keys_since(&table, &dir, mark.version).await?.into_iter().collect();
             let fresh: Vec<&Landed> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
             let table = if fresh.is_empty() {
+                // Committed before a crash, and it may be no more than that.
+                table::make_durable(&table, &dir, mark.version + 1).await?;
                 table
             } else {
                 let rows = columns::rows(class, &fresh)?;
@@ -155,6 +157,22 @@ impl Lake {
             versions.insert(class.table().to_owned(), table::mark(&table, &dir)?);
         }
         Ok(versions)
+    }
+
+    /// Keys that commits behind the marks of an organization's tables name.
+    ///
+    /// # Errors
+    /// [`LakeError`].
+    pub async fn keys_behind(&self, organization: OrganizationId, known: &Versions) -> Result<Vec<String>, LakeError> {
+        let mut keys = Vec::new();
+        for class in Class::ALL {
+            let dir = self.table_dir(organization, class);
+            let mark = known.get(class.table()).copied().unwrap_or_default();
+            if let Some(table) = table::open(&dir).await? {
+                keys.extend(table::keys_since(&table, &dir, mark.version).await?);
+            }
+        }
+        Ok(keys)
     }
 
     /// What is wrong with an organization's tables; nothing where each holds what it is known to hold and every file is what was

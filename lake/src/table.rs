@@ -103,7 +103,7 @@ pub(crate) async fn open_or_create(dir: &Path, class: Class) -> Result<DeltaTabl
         .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
         .await
         .map_err(failed(dir))?;
-    make_durable(&table, dir).await?;
+    make_durable(&table, dir, table.version().unwrap_or(0)).await?;
     Ok(table)
 }
 
@@ -128,7 +128,7 @@ pub(crate) async fn append(
         )
         .await
         .map_err(failed(dir))?;
-    make_durable(&table, dir).await?;
+    make_durable(&table, dir, table.version().unwrap_or(0)).await?;
     Ok(table)
 }
 
@@ -156,17 +156,21 @@ async fn actions(table: &DeltaTable, dir: &Path, version: u64) -> Result<Vec<Act
     deltalake_core::logstore::get_actions(version, &bytes).map_err(failed(dir))
 }
 
-/// Have the newest version durable, with checksums: object_store 0.13, which Delta Lake writes through, never calls fsync(2).
-async fn make_durable(table: &DeltaTable, dir: &Path) -> Result<(), LakeError> {
-    let Some(version) = table.version() else { return Ok(()) };
+/// Have versions durable, from one on, with checksums: object_store 0.13, which Delta Lake writes through, never calls fsync(2).
+pub(crate) async fn make_durable(table: &DeltaTable, dir: &Path, from: u64) -> Result<(), LakeError> {
+    let Some(newest) = table.version() else { return Ok(()) };
     let log = dir.join("_delta_log");
-    let checkpoint = log.join(format!("{version:020}.checkpoint.parquet"));
-    let mut files = vec![log.join(format!("{version:020}.json"))];
-    files.extend(checkpoint.exists().then_some(checkpoint));
+    let (mut files, mut added) = (Vec::new(), Vec::new());
+    for version in from..=newest {
+        let checkpoint = log.join(format!("{version:020}.checkpoint.parquet"));
+        files.push(log.join(format!("{version:020}.json")));
+        files.extend(checkpoint.exists().then_some(checkpoint));
+        added.extend(actions(table, dir, version).await?);
+    }
     let mut dirs = BTreeSet::from([log, dir.to_owned()]);
     // The organization's directory and the one that holds it may be new as well.
     dirs.extend(dir.ancestors().skip(1).take(2).map(Path::to_owned));
-    for action in actions(table, dir, version).await? {
+    for action in added {
         if let Action::Add(add) = action {
             let path = dir.join(percent_decode(&add.path));
             dirs.extend(path.parent().map(Path::to_owned));
@@ -209,5 +213,5 @@ fn percent_decode(path: &str) -> PathBuf {
 
 pub(crate) async fn compact(table: DeltaTable, dir: &Path) -> Result<(), LakeError> {
     let (table, _) = table.optimize().with_max_concurrent_tasks(1).await.map_err(failed(dir))?;
-    make_durable(&table, dir).await
+    make_durable(&table, dir, table.version().unwrap_or(0)).await
 }

@@ -130,14 +130,14 @@ impl HttpPost {
         serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be read: {err}"))
     }
 
-    /// Bring the policy that this agent goes by to a workspace that has not got it.
+    /// Bring the policy that this agent goes by to a workspace that has not got it; false where it has.
     ///
     /// # Errors
     /// Why it is not taken, for status and log.
-    pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<(), String> {
+    pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<bool, String> {
         let sent = self.client.post(format!("{}/v1/policy", self.base)).json(signed).send().await;
         let status = sent.map_err(|err| self.why(&err))?.status();
-        if status.is_success() { Ok(()) } else { Err(format!("the workspace answered {status}")) }
+        if status.is_success() { Ok(status.as_u16() == 201) } else { Err(format!("the workspace answered {status}")) }
     }
 
     /// Another certificate for the same key.

@@ -46,7 +46,8 @@ impl Stored {
     /// Where the first record is missing of a source that was begun at `begin`; where that is not known, the end of what is
     /// stored first stands for it. `None` where nothing is stored.
     pub fn first_hole(&self, begin: Option<u64>) -> Option<u64> {
-        let mut hole = begin.unwrap_or(self.ranges.first()?.1);
+        let first = self.ranges.first()?;
+        let mut hole = begin.or(Some(first.1).filter(|end| *end > 0))?;
         for (from, to) in &self.ranges {
             if (*from..*to).contains(&hole) {
                 hole = *to;

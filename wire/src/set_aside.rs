@@ -27,10 +27,14 @@ pub struct SetAside {
 }
 
 impl SetAside {
+    /// The ranges of each kind.
+    pub fn all(&self) -> [&Vec<Range>; 4] {
+        [&self.quarantined, &self.purged, &self.lost, &self.read_again]
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        let all = [&self.quarantined, &self.purged, &self.lost, &self.read_again];
-        all.iter().all(|ranges| ranges.is_empty())
+        self.all().iter().all(|ranges| ranges.is_empty())
     }
 }
 
@@ -53,7 +57,7 @@ pub fn add(ranges: &mut Vec<Range>, seq: u64) {
 /// How many sequences from `from` up to, and without, `to` are in the ranges.
 pub fn count(ranges: &[Range], from: u64, to: u64) -> u64 {
     let inside = |(first, last): &Range| to.min(last.saturating_add(1)).saturating_sub(from.max(*first));
-    ranges.iter().map(inside).sum()
+    ranges.iter().map(inside).fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]

@@ -31,6 +31,13 @@ pub(crate) enum ReadError {
     Damaged(#[source] anyhow::Error),
 }
 
+impl ReadError {
+    /// Whether there is nothing: it was deleted, or its disk is not mounted.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, ReadError::Store(object_store::Error::NotFound { .. }))
+    }
+}
+
 /// The landing store of a workspace.
 #[derive(Debug, Clone)]
 pub(crate) struct Landing {
@@ -60,7 +67,7 @@ impl Landing {
             Ok(_) => Ok(Landed::New),
             Err(object_store::Error::AlreadyExists { .. }) => {
                 let there = self.store.get(&key).await?.bytes().await?;
-                match frame::parse_head(&there).map(|(head, _)| head.digest == *digest) {
+                match frame::parse(&there).map(|(head, _)| head.digest == *digest) {
                     Ok(true) => Ok(Landed::Duplicate),
                     Ok(false) => Ok(Landed::Conflict),
                     Err(_) => {
@@ -88,12 +95,7 @@ impl Landing {
     /// # Errors
     /// [`ReadError::Store`] may pass; [`ReadError::Damaged`] will not.
     pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<(Batch, usize), ReadError> {
-        let bytes = match self.store.get(&Key::from(key)).await {
-            Err(object_store::Error::NotFound { .. }) => {
-                return Err(ReadError::Damaged(anyhow::anyhow!("it is not there any more")));
-            }
-            found => found?.bytes().await?,
-        };
+        let bytes = self.store.get(&Key::from(key)).await?.bytes().await?;
         let decode = move || -> Result<(Batch, usize)> {
             let (head, sealed) = frame::parse(&bytes)?;
             let plain = codec::decompress(sealed, head.compression, plain_bytes_max)?;

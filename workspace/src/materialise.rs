@@ -7,7 +7,7 @@ use crate::{
     receive::LANDED_PLAIN_BYTES_MAX,
 };
 use anyhow::Result;
-use std::{path::Path, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::sync::watch;
 use vedette_lake::{Lake, LakeError, Landed, Mark, Versions};
 use vedette_wire::OrganizationId;
@@ -39,6 +39,8 @@ struct Materialiser {
     holder: String,
     commits: u32,
     rows_bytes_max: usize,
+    /// Keys of landed batches that were not there.
+    gone: BTreeSet<String>,
 }
 
 /// Why batches are not in the tables.
@@ -66,7 +68,8 @@ pub(crate) fn start(
     let rows_bytes_max = usize::try_from(rows_bytes_max).expect("it is small");
     let holder = uuid::Uuid::now_v7().to_string();
     let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
-    let mut materialiser = Materialiser { control, receiving, landing, lake, holder, commits: 0, rows_bytes_max };
+    let mut materialiser =
+        Materialiser { control, receiving, landing, lake, holder, commits: 0, rows_bytes_max, gone: BTreeSet::new() };
     let lower = || {
         // Of a thread, on Linux (setpriority(2), "C library/kernel differences"): receiving goes first.
         if let Err(err) = rustix::process::nice(19) {
@@ -157,12 +160,18 @@ impl Materialiser {
                     let (landed_at, store) = (pending.landed, pending.store);
                     landed.push(Landed { key: pending.key, day: pending.day, landed: landed_at, store, batch });
                 }
+                // It may come back, with its disk; the others do not wait for it.
+                Err(err) if err.is_gone() => {
+                    if self.gone.insert(pending.key.clone()) {
+                        tracing::error!(key = pending.key, "a landed batch is not there any more; tried again");
+                    }
+                }
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
                 Err(ReadError::Damaged(err)) => set_aside.push((pending.key, format!("{err:#}"))),
             }
         }
         // Reading may have taken long: the commit is made by whoever holds the lease now.
-        if !self.lease(organization).await? {
+        if landed.is_empty() && set_aside.is_empty() || !self.lease(organization).await? {
             return Ok(false);
         }
         self.write(organization, landed, set_aside, versions(undecided.versions)).await?;

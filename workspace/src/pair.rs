@@ -198,7 +198,7 @@ impl Follower {
         let Some(first) = self.control.pair_of().await? else { return Ok(false) };
         let news = (self.control.revocations().await?, self.control.refused_starts().await?);
         let (revoked, refused) = if news == self.told { Default::default() } else { news.clone() };
-        let ahead = std::mem::take(&mut self.ahead);
+        let ahead = self.ahead.clone();
         let body = if first.starts_with("https://") {
             self.exchange(&first, (revoked, refused), ahead).await?
         } else {

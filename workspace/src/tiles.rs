@@ -146,7 +146,7 @@ impl Noted {
         }
         let before = header.predecessor.as_ref();
         for aside in [Some(&header.set_aside), before.map(|before| &before.set_aside)].into_iter().flatten() {
-            if [&aside.quarantined, &aside.purged, &aside.lost].iter().any(|ranges| ranges.len() > RANGES_MAX) {
+            if aside.all().iter().any(|ranges| ranges.len() > RANGES_MAX) {
                 return Err("more was set aside than a header names");
             }
         }

@@ -77,7 +77,8 @@ pub(super) async fn bring_policy(post: &Reloading, signed: Option<SignedPolicy>)
     let Some(signed) = signed else { return };
     for post in post.all() {
         match post.bring_policy(&signed).await {
-            Ok(()) => {
+            Ok(false) => {}
+            Ok(true) => {
                 tracing::warn!("the workspace lost the policy in force, and has it from this agent; was it restored?")
             }
             Err(why) => tracing::warn!(why, "the workspace lost the policy in force, and does not take it"),

@@ -11,6 +11,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use vedette_collectors::{Class, Spec};
 use vedette_transport::{
     HttpPost, Lane, Queue,
     queue::{
@@ -43,6 +44,16 @@ impl Drop for Stop {
 /// Whether anything is to be done before sources that can be read again are.
 pub(super) fn is_due(queue: &Queue) -> bool {
     queue.resume() != Resume::Cursors
+}
+
+/// Whether a collector waits until that is done. What cannot be read again does not, but where the queue is new, and numbers of its
+/// records would begin anew.
+pub(super) fn waits(queue: &Queue, spec: &Spec) -> bool {
+    match queue.resume() {
+        Resume::Cursors => false,
+        Resume::Again => spec.skip.is_some(),
+        Resume::First | Resume::Lost => spec.class != Class::Inventory,
+    }
 }
 
 /// Go through what was moved aside, and ask the workspace where it is due. Ends when sources may be read.

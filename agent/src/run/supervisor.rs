@@ -419,8 +419,8 @@ impl Supervisor {
             Some(blobs) if is_artifact => Arc::clone(&blobs.sink),
             _ => Arc::clone(&self.agent.sink),
         };
-        if resume::is_due(lane.queue()) && !resumed && plan.spec.class != Class::Inventory && !is_artifact {
-            let why = "the queue is new; waits for the workspace to say what it has";
+        if resume::waits(lane.queue(), plan.spec) && !resumed && !is_artifact {
+            let why = "waits for the workspace to say what it has";
             board.set(id, CollectorState::Waiting, Some(why.to_owned()));
             return Ok(());
         }

@@ -274,7 +274,7 @@ fn readable(stdout: &ChildStdout) -> io::Result<bool> {
 fn first_hole(place: &str, stored: &[Stored]) -> Option<String> {
     let (id, _) = place_of_parts(place);
     let stored = stored.iter().find(|stored| stored.id == format!("journal:{id}") && !stored.begun)?;
-    let hole = stored.first_hole(None).filter(|hole| *hole > 0)?;
+    let hole = stored.first_hole(None)?;
     Some(format!("s={id};i={:x}", hole.saturating_sub(1)))
 }
 

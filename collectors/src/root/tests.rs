@@ -6,7 +6,7 @@ use super::{
 };
 use std::{
     io::Read,
-    os::unix::fs::{PermissionsExt, chown, symlink},
+    os::unix::fs::{PermissionsExt, chown, lchown, symlink},
 };
 
 struct Host {
@@ -138,8 +138,11 @@ fn a_link_is_followed_only_where_nobody_else_could_have_made_it() {
     assert!(is_log(&host, "/var/log/containers/c.log").expect_err("refused").contains("writable by everybody"));
     mode("/var/log/containers", 0o775);
     chown(host.at("/var/log/containers"), Some(0), Some(99)).expect("chowns");
+    assert_eq!(is_log(&host, "/var/log/containers/c.log"), Ok(()), "the group cannot make a link of root's");
+    lchown(host.at("/var/log/containers/c.log"), Some(1234), None).expect("chowns");
+    chown(host.at("/var/log/pods/0.log"), Some(1234), None).expect("chowns");
     assert!(is_log(&host, "/var/log/containers/c.log").expect_err("refused").contains("writable by group 99"));
-    chown(host.at("/var/log/pods/0.log"), Some(0), Some(99)).expect("chowns");
+    chown(host.at("/var/log/pods/0.log"), Some(1234), Some(99)).expect("chowns");
     assert_eq!(is_log(&host, "/var/log/containers/c.log"), Ok(()), "the group may read the file anyhow");
     // Another name of a file, where the kernel allows it to anybody (fs.protected_hardlinks = 0).
     std::fs::hard_link(host.at("/etc/shadow"), host.at("/home/eve/hard.log")).expect("links");

@@ -31,15 +31,38 @@ const DIRECTORIES_MAX: usize = 64;
 /// The kernel stamps files with the time of its last tick, up to 10 ms ago at 100 ticks a second.
 pub(super) const GRANULARITY_NS: i64 = 10_000_000;
 
-/// Whether a name may be what rotation made of another: it begins with the other's name up to its last dot, and goes on
-/// with a separator or a date. `app10.log` is not of `app1.log`.
+/// What stands behind a name, or in it before its last dot, when it is an old one, besides numbers and dates.
+const OLD: [&[u8]; 14] = [
+    b"old",
+    b"bak",
+    b"backup",
+    b"orig",
+    b"prev",
+    b"previous",
+    b"last",
+    b"save",
+    b"saved",
+    b"rotated",
+    b"gz",
+    b"xz",
+    b"zst",
+    b"bz2",
+];
+
+/// Whether a name may be what rotation made of another: it is the other's, whole or up to its last dot, with a number, a date
+/// or a word for old ones. `app10.log` is not of `app1.log`, nor `mysql-slow.log` of `mysql.log`.
 fn may_be_named(name: &OsStr, original: &Path) -> bool {
-    let Some(stem) = original.file_stem() else { return false };
-    let is_of = |rest: &[u8]| {
-        !rest.first().is_some_and(u8::is_ascii_alphanumeric)
-            || rest.get(..DATE_DIGITS).is_some_and(|date| date.iter().all(u8::is_ascii_digit))
+    let (Some(whole), Some(stem)) = (original.file_name(), original.file_stem()) else { return false };
+    let goes_on = |rest: &[u8]| {
+        let is_date = rest.get(..DATE_DIGITS).is_some_and(|date| date.iter().all(u8::is_ascii_digit));
+        let Some((first, behind)) = rest.split_first() else { return false };
+        let word = behind.split(|byte| !byte.is_ascii_alphanumeric()).next().unwrap_or_default();
+        let is_old =
+            word.first().is_none_or(u8::is_ascii_digit) || OLD.iter().any(|old| word.eq_ignore_ascii_case(old));
+        is_date || !first.is_ascii_alphanumeric() && is_old
     };
-    name.as_bytes().strip_prefix(stem.as_bytes()).is_some_and(is_of)
+    let is_of = |begin: &OsStr| name.as_bytes().strip_prefix(begin.as_bytes()).is_some_and(goes_on);
+    is_of(whole) || is_of(stem)
 }
 
 /// Whether a path may be what rotation made of another, in the same directory and as lines.

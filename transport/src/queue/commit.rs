@@ -40,8 +40,8 @@ impl Queue {
             }
             failpoint::reached("commit");
             let done = self.write(Durability::Immediate, |tx, now| {
-                if (now.epoch, now.next_seq) != (meta.epoch, meta.next_seq) {
-                    // It was given to a part of another batch meanwhile.
+                if (now.epoch, now.next_seq, &now.set_aside) != (meta.epoch, meta.next_seq, &meta.set_aside) {
+                    // It was given to a part of another batch, or one was set aside meanwhile.
                     return Ok(None);
                 }
                 if let Some(frame) = &frame {

@@ -36,10 +36,14 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Storage`]; the batch is then sent again, and refused again.
     pub fn purge(&self, slot: u64) -> Result<(), QueueError> {
+        let sources = self.open_batch(slot)?.map_or(Vec::new(), |(_, header, _)| header.sources);
         self.write(Durability::None, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
             if let Some(key) = key(&frame) {
                 note(meta, key, |aside| &mut aside.purged);
+            }
+            for source in &sources {
+                super::positions::pass_over(tx, &format!("{}\0{}", source.collector, source.id), source.reached)?;
             }
             Ok(Some(()))
         })?;
@@ -212,7 +216,7 @@ impl Queue {
             header.ledger.add(&counted);
             let frame = seal(&header, records, head.compression)?;
             let done = self.write(Durability::Immediate, |tx, meta| {
-                if (meta.epoch, meta.next_seq) != (before.epoch, before.next_seq) {
+                if (meta.epoch, meta.next_seq, &meta.set_aside) != (before.epoch, before.next_seq, &before.set_aside) {
                     return Ok(None);
                 }
                 if take(tx, meta, slot)?.is_some() {
@@ -257,7 +261,7 @@ impl Queue {
             let names = vec![before.next_seq, before.next_seq + 1];
             let empty = seal(&Header { records: 0, split_into: names, ..header.clone() }, &[], head.compression)?;
             let done = self.write(Durability::Immediate, |tx, meta| {
-                if (meta.epoch, meta.next_seq) != (before.epoch, before.next_seq) {
+                if (meta.epoch, meta.next_seq, &meta.set_aside) != (before.epoch, before.next_seq, &before.set_aside) {
                     return Ok(None);
                 }
                 if take(tx, meta, slot)?.is_some() {

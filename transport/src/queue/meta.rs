@@ -54,6 +54,9 @@ pub(super) struct Meta {
     pub(super) set_aside: SetAside,
     pub(super) ledger: Ledger,
     pub(super) resume: Resume,
+    /// It has always been noted where what policy had passed over ends.
+    #[serde(default)]
+    pub(super) floors: bool,
 }
 
 impl Meta {
@@ -77,6 +80,7 @@ impl Meta {
             set_aside: SetAside::default(),
             ledger: Ledger::default(),
             resume,
+            floors: true,
         }
     }
 
@@ -130,6 +134,7 @@ impl Meta {
         let mut table = tx.open_table(META)?;
         let next_seq = number(&table, "next_seq")?.max(1);
         let mut meta = Self::new(number(&table, "epoch")?, Resume::Cursors);
+        meta.floors = false;
         meta.next_seq = next_seq;
         meta.next_slot = next_seq;
         meta.batches = number(&table, "batches")?;

@@ -2,7 +2,7 @@
 
 use super::{BATCHES, CURSORS, Cursors, Queue, QueueError, Resume, checked, lock, unchecked};
 use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use vedette_wire::{Stored, reply::StoredSource};
 
 const STORED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("stored");
@@ -34,12 +34,16 @@ impl Queue {
     }
 
     /// Note that sequences of the epoch, first and last, are gone from the workspace that had acknowledged them: it is asked
-    /// what it has once it is given what is queued, and sources go on there.
+    /// what it has once it is given what is queued, and sources go on there. Of sequences that never were nothing is noted.
     ///
     /// # Errors
     /// [`QueueError::Storage`]; nothing is noted then.
     pub fn read_again(&self, lost: (u64, u64)) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |_, meta| {
+            if !(1 <= lost.0 && lost.0 <= lost.1 && lost.1 < meta.next_seq) {
+                // It never was sent.
+                return Ok(None);
+            }
             let ranges = &mut meta.set_aside.read_again;
             let (first, last) = ranges.first().map_or(lost, |was| (was.0.min(lost.0), was.1.max(lost.1)));
             *ranges = vec![(first, last)];
@@ -90,16 +94,17 @@ impl Queue {
         self.write(Durability::Immediate, |tx, meta| {
             let (mut cursors, mut table) = (tx.open_table(CURSORS)?, tx.open_table(STORED)?);
             let again = meta.resume == Resume::Again;
-            let mut passed_over = BTreeSet::new();
+            if again && !meta.floors {
+                // Of a queue of an older release it is not known what policy had passed over.
+                meta.resume = Resume::Cursors;
+                return Ok(Some(()));
+            }
             let mut floors = BTreeMap::new();
             if again {
                 for entry in table.iter()? {
                     let (key, bytes) = entry?;
                     let known: Option<Stored> = rmp_serde::from_slice(unchecked(key.value(), bytes.value())?).ok();
-                    if let Some(floor) = known.map(|known| known.floor).filter(|floor| *floor > 0) {
-                        passed_over.insert(collector_of(key.value()).to_owned());
-                        floors.insert(key.value().to_owned(), floor);
-                    }
+                    floors.extend(known.map(|known| (key.value().to_owned(), known.floor)));
                 }
                 for entry in cursors.iter()? {
                     let key = entry?.0.value().to_owned();
@@ -112,8 +117,9 @@ impl Queue {
             for StoredSource { collector, id, cursor, stored, sealed: _ } in sources {
                 let key = format!("{collector}\0{id}");
                 let is_known = cursors.get(key.as_str())?.is_some();
-                // Read since, without asking. What policy had passed over may be in a source that was forgotten then.
-                if is_known && !again || !is_known && passed_over.contains(&collector) {
+                // Read since, without asking; or, where it is read again, forgotten since, and nobody knows any more what of it
+                // policy had passed over.
+                if is_known != again {
                     continue;
                 }
                 if !is_known {
@@ -168,10 +174,6 @@ fn of_collector(
 pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
     tx.open_table(STORED)?;
     Ok(())
-}
-
-fn collector_of(key: &str) -> &str {
-    key.split_once('\0').map_or("", |(collector, _)| collector)
 }
 
 /// Policy had positions of a source passed over: they are never read again.

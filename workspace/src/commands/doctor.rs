@@ -2,7 +2,7 @@
 
 use super::{print, serve, who};
 use crate::{
-    control::{Change, Control, Organization},
+    control::{Change, Control, Organization, SET_ASIDE},
     landing::{Landing, ReadError},
     now,
     receive::LANDED_PLAIN_BYTES_MAX,
@@ -24,12 +24,18 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     let landing = Landing::open(&dir.join("landing"))?;
     let mut wrong = control.integrity().await?;
     wrong.iter_mut().for_each(|line| *line = format!("control store: {line}"));
-    let (mut batches, mut damaged_tables) = (0, 0);
+    let (mut batches, mut anew_count, mut tried_again) = (0, 0, 0);
     for id in control.organization_ids().await? {
         let organization = control.organization_of(id).await?;
-        let (count, lost) = landed(&control, &landing, &organization).await?;
+        let Landed { count, lost, set_aside } = landed(&control, &landing, &organization).await?;
         batches += count;
         let tables = tables(&dir, &control, &organization).await?;
+        if rebuild && tables.is_empty() {
+            tried_again += control.try_set_aside_again(id).await?;
+        } else if set_aside > 0 {
+            let what = "landed batches are set aside and in no table; `doctor --rebuild` has them tried again";
+            wrong.push(format!("{}: {set_aside} {what}", organization.name));
+        }
         if rebuild && !tables.is_empty() {
             if !lost.is_empty() {
                 bail!(
@@ -40,7 +46,7 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
                 );
             }
             anew(&dir, &control, &organization).await?;
-            damaged_tables += 1;
+            anew_count += 1;
         } else {
             wrong.extend(tables.into_iter().map(|line| format!("{}: {line}", organization.name)));
         }
@@ -51,9 +57,12 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
         }
     }
     let mut out: String = wrong.iter().map(|line| format!("{}\n", vedette_wire::text::printable(line))).collect();
-    if damaged_tables > 0 {
+    if tried_again > 0 {
+        out.push_str(&format!("{tried_again} batches that were set aside are tried again while `serve` runs\n"));
+    }
+    if anew_count > 0 {
         out.push_str(&format!(
-            "the tables of {damaged_tables} organizations are made anew from what landed while `serve` runs; the damaged ones \
+            "the tables of {anew_count} organizations are made anew from what landed while `serve` runs; the damaged ones \
              are kept beside them\n"
         ));
     }
@@ -65,18 +74,28 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     Ok(())
 }
 
-/// How many batches an organization has, and those that cannot be read.
-async fn landed(control: &Control, landing: &Landing, organization: &Organization) -> Result<(u64, Vec<String>)> {
-    let (mut count, mut lost, mut behind) = (0, Vec::new(), String::new());
+/// What landed of an organization.
+#[derive(Default)]
+struct Landed {
+    count: u64,
+    /// What cannot be read, and why.
+    lost: Vec<String>,
+    /// Batches that could not be written into the tables, and can be read.
+    set_aside: u64,
+}
+
+async fn landed(control: &Control, landing: &Landing, organization: &Organization) -> Result<Landed> {
+    let (mut found, mut behind) = (Landed::default(), String::new());
     loop {
         let page = control.landed_behind(organization.id, &behind, PAGE).await?;
-        let Some((last, _)) = page.last() else { return Ok((count, lost)) };
+        let Some((last, _)) = page.last() else { return Ok(found) };
         behind.clone_from(last);
-        for (key, _) in page {
-            count += 1;
+        for (key, state) in page {
+            found.count += 1;
             match landing.read(&key, LANDED_PLAIN_BYTES_MAX).await {
-                Ok(_) => {}
-                Err(err @ ReadError::Damaged(_)) => lost.push(format!("{key}: {:#}", anyhow::Error::new(err))),
+                Ok(_) => found.set_aside += u64::from(state == SET_ASIDE),
+                Err(err) if err.is_gone() => found.lost.push(format!("{key}: it is not there any more")),
+                Err(err @ ReadError::Damaged(_)) => found.lost.push(format!("{key}: {:#}", anyhow::Error::new(err))),
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
             }
         }
@@ -86,7 +105,30 @@ async fn landed(control: &Control, landing: &Landing, organization: &Organizatio
 #[cfg(feature = "lake")]
 async fn tables(dir: &Path, control: &Control, organization: &Organization) -> Result<Vec<String>> {
     let known = crate::materialise::versions(control.undecided(organization.id, 0).await?.versions);
-    Ok(vedette_lake::Lake::new(dir.join("tables")).check(organization.id, &known).await?)
+    let lake = vedette_lake::Lake::new(dir.join("tables"));
+    let mut wrong = lake.check(organization.id, &known).await?;
+    wrong.extend(newer(&lake, control, organization).await?);
+    Ok(wrong)
+}
+
+/// Whether the tables are of a later time than the control store: what they hold of batches that are not here would be written
+/// a second time when it is sent again.
+#[cfg(feature = "lake")]
+pub(super) async fn newer(
+    lake: &vedette_lake::Lake,
+    control: &Control,
+    organization: &Organization,
+) -> Result<Option<String>> {
+    let known = crate::materialise::versions(control.undecided(organization.id, 0).await?.versions);
+    for key in lake.keys_behind(organization.id, &known).await.unwrap_or_default() {
+        if !control.is_noted(&key).await? {
+            return Ok(Some(format!(
+                "the tables hold batches that the control store does not know, {key} among them: they are not of the same backup; \
+                 put the tables back with it, or run `vedette-workspace doctor --rebuild`"
+            )));
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(not(feature = "lake"))]

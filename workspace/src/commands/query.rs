@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail};
 use futures::future::BoxFuture;
 use std::{
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use vedette_lake::{Fresh, Lake, Limits, Output};
@@ -48,10 +51,34 @@ const BESIDE_BYTES: u64 = 512 << 20;
 /// How often it is seen whether a query keeps to its limits.
 const GUARD_EVERY: Duration = Duration::from_millis(50);
 
+/// The statement without what stands in quotation marks or comments: that nests nothing.
+fn bare(sql: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(sql.len()), sql);
+    while let Some(at) = rest.find(['\'', '"', '-', '/']) {
+        let (before, from) = rest.split_at(at);
+        out.push_str(before);
+        let (begin, end) = match from.as_bytes() {
+            [b'-', b'-', ..] => (2, "\n"),
+            [b'/', b'*', ..] => (2, "*/"),
+            [b'\'', ..] => (1, "'"),
+            [b'"', ..] => (1, "\""),
+            _ => {
+                out.push_str(&from[..1]);
+                rest = &from[1..];
+                continue;
+            }
+        };
+        out.push(' ');
+        rest = from[begin..].find(end).map_or("", |at| &from[begin + at + end.len()..]);
+    }
+    out + rest
+}
+
 /// Refuse what would take parser and planner too deep: brackets nest, and a chain of operators is as deep as it is long.
 fn shallow(sql: &str) -> Result<()> {
+    let bare = bare(sql);
     let (mut depth, mut deepest) = (0_usize, 0);
-    for byte in sql.bytes() {
+    for byte in bare.bytes() {
         match byte {
             b'(' | b'[' => depth += 1,
             b')' | b']' => depth = depth.saturating_sub(1),
@@ -65,8 +92,8 @@ fn shallow(sql: &str) -> Result<()> {
             .iter()
             .any(|known| word.eq_ignore_ascii_case(known))
     };
-    let words = sql.split(|letter: char| !letter.is_alphanumeric() && letter != '_').filter(is_word).count();
-    let operators = words + sql.chars().filter(|letter| is_sign(*letter)).count();
+    let words = bare.split(|letter: char| !letter.is_alphanumeric() && letter != '_').filter(is_word).count();
+    let operators = words + bare.chars().filter(|letter| is_sign(*letter)).count();
     if sql.len() > SQL_BYTES_MAX || deepest > NESTING_MAX || operators > OPERATORS_MAX {
         bail!(
             "a statement may have {SQL_BYTES_MAX} bytes, nest {NESTING_MAX} brackets and have {OPERATORS_MAX} operators; \
@@ -78,10 +105,15 @@ fn shallow(sql: &str) -> Result<()> {
 
 /// End the program when the query takes longer or more memory than it may: an operator that does not yield keeps the
 /// runtime from seeing its clock, and an expression's memory is nobody's account.
-fn guard(limits: Limits) {
-    let began = Instant::now();
+/// It ends once there is an answer: whoever reads that may take long.
+fn guard(limits: Limits) -> Arc<AtomicBool> {
+    let (began, answered) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+    let is_answered = Arc::clone(&answered);
     let watch = move || loop {
         std::thread::sleep(GUARD_EVERY);
+        if is_answered.load(Ordering::Acquire) {
+            return;
+        }
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let kib =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?.trim().parse().ok());
@@ -99,11 +131,12 @@ fn guard(limits: Limits) {
     if let Err(err) = std::thread::Builder::new().name("guard".to_owned()).spawn(watch) {
         tracing::warn!(error = %err, "a query that does not yield is not ended in time");
     }
+    answered
 }
 
 pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limits: Limits) -> Result<()> {
     shallow(sql)?;
-    guard(limits);
+    let answered = guard(limits);
     let dir = std::path::absolute(dir)?;
     let control = Control::open(&dir).await?;
     let organization = control.organization(org).await?;
@@ -126,7 +159,9 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
     if output.cut {
         tracing::warn!(rows_max = limits.rows_max, "the answer was cut; narrow the query or raise --rows-max");
     }
-    print(&render(&output, format)?)
+    let answer = render(&output, format)?;
+    answered.store(true, Ordering::Release);
+    print(&answer)
 }
 
 fn render(output: &Output, format: Format) -> Result<Vec<u8>> {
@@ -144,4 +179,19 @@ fn render(output: &Output, format: Format) -> Result<Vec<u8>> {
 /// `docs/tables.md`.
 pub(super) fn tables_reference() -> String {
     vedette_lake::reference()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_no_operator_and_a_chain_of_operators_is_one() {
+        assert_eq!(bare("a - 'it''s (--' || \"b/*\" -- x (\n/ /* ' */ c"), "a -    ||    /   c");
+        let text = "(+".repeat(5000);
+        shallow(&format!("SELECT count(*) FROM syslog WHERE message = '{text}'")).expect("is text");
+        shallow(&format!("SELECT 1{}", " + 1".repeat(5000))).expect_err("is a chain");
+        shallow(&format!("SELECT {}1{}", "(".repeat(500), ")".repeat(500))).expect_err("nests");
+        shallow(&format!("SELECT '' {}", " + '' ".repeat(5000))).expect_err("is a chain of texts");
+    }
 }

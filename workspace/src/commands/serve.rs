@@ -36,8 +36,22 @@ pub(super) async fn serve(
             dir.display()
         );
     }
+    if !dir.join("landing").is_dir() && control.last_landed().await?.is_some() {
+        anyhow::bail!(
+            "{} is not there, and batches have landed in it; is its disk mounted?",
+            dir.join("landing").display()
+        );
+    }
     let landing = Landing::open(&dir.join("landing"))?;
     reconcile(&control, &landing).await?;
+    #[cfg(feature = "lake")]
+    for id in control.organization_ids().await? {
+        let lake = vedette_lake::Lake::new(dir.join("tables"));
+        let organization = control.organization_of(id).await?;
+        if let Some(newer) = super::doctor::newer(&lake, &control, &organization).await? {
+            anyhow::bail!("{}: {newer}", organization.name);
+        }
+    }
     let signer = super::signer(&dir, &control).await?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
     let closing = control.clone();

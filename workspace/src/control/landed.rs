@@ -25,6 +25,9 @@ pub(crate) struct Undecided {
     pub(crate) versions: Marks,
 }
 
+/// State of a batch that could not be written into the tables.
+pub(crate) const SET_ASIDE: i64 = 2;
+
 /// Version and rows that a table is known to have, by its name.
 pub(crate) type Marks = BTreeMap<String, (u64, u64)>;
 
@@ -116,7 +119,7 @@ impl Control {
     ) -> Result<()> {
         let _turn = self.turn(organization).await;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for (state, keys) in [(1, keys), (2, undecodable)] {
+        for (state, keys) in [(1, keys), (SET_ASIDE, undecodable)] {
             for key in keys {
                 sqlx::query("UPDATE landed SET state = ? WHERE key = ?")
                     .bind(state)
@@ -171,6 +174,16 @@ impl Control {
             .await?;
         tx.commit().await?;
         self.audit_by(change, "tables rebuild", &organization.to_string()).await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Have batches that were set aside tried again; how many these are.
+    pub(crate) async fn try_set_aside_again(&self, organization: OrganizationId) -> Result<u64> {
+        let done = sqlx::query("UPDATE landed SET state = 0 WHERE organization = ? AND state = ?")
+            .bind(organization.to_string())
+            .bind(SET_ASIDE)
+            .execute(&self.pool)
+            .await?;
         Ok(done.rows_affected())
     }
 

@@ -18,6 +18,7 @@ pub(crate) use artifacts::Piece;
 pub(crate) use clones::{Refused, Rekeyed};
 #[cfg(feature = "lake")]
 pub(crate) use landed::Marks;
+pub(crate) use landed::SET_ASIDE;
 pub(crate) use ledger::Account;
 pub(crate) use policies::Change;
 pub(crate) use shared::{Revocation, Shared};

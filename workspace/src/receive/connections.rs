@@ -3,13 +3,14 @@
 //! Until a peer has shown a certificate of ours, its connections are counted by its address. Where an address holds more
 //! than it may, its old ones give way to a new one: whoever only holds connections loses them, and whoever enrolls or has
 //! a certificate to show needs a moment. A thousand agents behind one address that come back together are all served.
-//! Agents that are known are counted by their certificate, and have most of the places.
+//! Agents that are known are counted by their certificate, and have most of the places. Where all places are taken, whoever
+//! holds most gives one up: an address, or its IPv6 network of 64 bits, and of agents the organization that has most.
 
 use super::Peer;
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -83,17 +84,33 @@ impl Places {
     /// A place for a connection that was just accepted; absent where there is none.
     pub(super) async fn unknown(&self, address: IpAddr) -> Option<Place> {
         let give_way = Arc::new(Notify::new());
-        let held = self.addresses.hold(address, OF_ADDRESS_MAX, &give_way);
+        if self.unknown.available_permits() == 0 {
+            self.addresses.evict(|network| *network);
+        }
+        let held = self.addresses.hold(network(address), OF_ADDRESS_MAX, &give_way);
         let permit = tokio::time::timeout(GIVE_UP, Arc::clone(&self.unknown).acquire_owned()).await.ok()?.ok()?;
         Some(Place { _permit: permit, held, give_way })
     }
 
     /// A place for the connection of an agent that has shown its certificate.
-    pub(super) fn known(&self, peer: Peer) -> Option<Place> {
+    pub(super) async fn known(&self, peer: Peer) -> Option<Place> {
         let give_way = Arc::new(Notify::new());
+        if self.known.available_permits() == 0 {
+            self.agents.evict(|peer| peer.organization);
+        }
         let held = self.agents.hold(peer, OF_AGENT_MAX, &give_way);
-        let permit = Arc::clone(&self.known).try_acquire_owned().ok()?;
+        let permit = tokio::time::timeout(GIVE_UP, Arc::clone(&self.known).acquire_owned()).await.ok()?.ok()?;
         Some(Place { _permit: permit, held, give_way })
+    }
+}
+
+/// Whom an address stands for: whoever has one of IPv6 has its network.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
+            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)))
+        }
+        other => other.to_canonical(),
     }
 }
 
@@ -132,6 +149,22 @@ impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
             }
         }
         Box::new(Hold { holders: Arc::clone(&self.0), key, mine: Arc::clone(mine) })
+    }
+
+    /// Tell the oldest one of whoever holds most, in the group that holds most, to give way.
+    fn evict<G: Eq + Hash + Copy>(&self, group: impl Fn(&K) -> G) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups: HashMap<G, usize> = HashMap::new();
+        for (key, held) in all.iter() {
+            *groups.entry(group(key)).or_default() += held.len();
+        }
+        let Some(most) = groups.into_iter().max_by_key(|(_, count)| *count).map(|(group, _)| group) else { return };
+        let of_group = all.iter_mut().filter(|(key, _)| group(key) == most);
+        if let Some((_, held)) = of_group.max_by_key(|(_, held)| held.len())
+            && let Some((oldest, _)) = held.pop_front()
+        {
+            oldest.notify_one();
+        }
     }
 }
 
@@ -235,6 +268,43 @@ mod tests {
         assert!(!is_told(&held[OF_ADDRESS_MAX + 1]).await && !is_told(&other).await);
     }
 
+    /// Drop a place when it is told to give way.
+    fn gives_way(place: Place) -> tokio::task::JoinHandle<()> {
+        tokio::spawn(async move {
+            // The whole of it, not the field alone.
+            let place = place;
+            place.give_way.notified().await;
+        })
+    }
+
+    fn peer(organization: u8, agent: u8) -> Peer {
+        let organization = vedette_wire::OrganizationId::from_uuid(uuid::Uuid::from_bytes([organization; 16]));
+        Peer { organization, agent: vedette_wire::AgentId([agent; 16]) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_network_or_organization_cannot_take_all_places() {
+        let places = Places::new(RESERVED + 400);
+        let mine = |last: u64| IpAddr::V6(Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(last)));
+        let (other, mut told) = (gives_way(places.unknown(address(2)).await.expect("a place")), Vec::new());
+        for last in 0..150 {
+            told.push(gives_way(places.unknown(mine(last)).await.expect("a place, in turn")));
+        }
+        assert!(places.unknown(address(3)).await.is_some(), "though all were taken a moment ago");
+        let given_up = told.iter().filter(|one| one.is_finished()).count();
+        assert!(given_up > 50 && !other.is_finished(), "who holds one keeps it: {given_up}");
+
+        let first = gives_way(places.known(peer(1, 1)).await.expect("a place"));
+        let mut held = Vec::new();
+        for agent in 0..20 {
+            for _ in 0..20 {
+                held.push(gives_way(places.known(peer(2, agent)).await.expect("a place, in turn")));
+            }
+        }
+        assert!(places.known(peer(1, 2)).await.is_some() && !first.is_finished());
+        assert!(held.iter().filter(|one| one.is_finished()).count() > 90);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn unknown_peers_cannot_take_the_places_of_agents() {
         let places = Places::new(RESERVED + 400);
@@ -243,11 +313,7 @@ mod tests {
             unknown.extend(places.unknown(address(number)).await);
         }
         assert_eq!(unknown.len(), 100);
-        let peer = Peer {
-            organization: vedette_wire::OrganizationId::from_uuid(uuid::Uuid::nil()),
-            agent: vedette_wire::AgentId([1; 16]),
-        };
-        assert!(places.known(peer).is_some());
+        assert!(places.known(peer(1, 1)).await.is_some());
         drop(unknown.pop());
         assert!(places.unknown(address(1)).await.is_some());
     }

@@ -30,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LATE_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// Policies that are remembered.
 const REMEMBERED_MAX: usize = 1000;
+/// Before an agent is told to bring its policy.
+const BRING_PAUSE: Duration = Duration::from_secs(2);
 /// A signed policy is not larger.
 const POLICY_BYTES_MAX: usize = 1 << 20;
 /// The version of an agent is not longer.
@@ -103,7 +105,10 @@ pub(super) async fn next(
     }
     let (who, internal) = ((peer.organization, peer.agent), |err: anyhow::Error| Refusal::internal(&err));
     receiver.control.heard_of(who, version, behind, now()).await.map_err(internal)?;
-    if behind > in_force {
+    // The second of a pair has it from the first.
+    if behind > in_force && receiver.control.pair_of().await.map_err(internal)?.is_none() {
+        // An agent of an earlier release asks again at once.
+        tokio::time::sleep(BRING_PAUSE).await;
         let bring_policy = true;
         return Ok(Json(Directives { bring_policy, ..Directives::default() }).into_response());
     }
@@ -151,11 +156,10 @@ pub(super) async fn brought(
     if policy.organization != peer.organization {
         return Err(unsound("the policy is of another organization"));
     }
-    if policy.revision <= in_force {
+    if policy.revision <= in_force || receiver.control.pair_of().await.map_err(internal)?.is_some() {
         return Ok(StatusCode::NO_CONTENT);
     }
-    let is_restored = receiver.control.adopt_policy(&policy, &signed, now()).await.map_err(internal)?;
-    if is_restored && receiver.control.pair_of().await.map_err(internal)?.is_none() {
+    if receiver.control.adopt_policy(&policy, &signed, now()).await.map_err(internal)? {
         tracing::error!(revision = policy.revision, in_force, "an agent brought a policy that this workspace had lost");
         let why = format!(
             "agents go by policy revision {}, and this workspace knew {in_force} at the most: it was restored from an older \
@@ -164,7 +168,7 @@ pub(super) async fn brought(
         );
         receiver.control.alert((peer.organization, peer.agent), "restored", &why, now()).await.map_err(internal)?;
     }
-    Ok(StatusCode::NO_CONTENT)
+    Ok(StatusCode::CREATED)
 }
 
 impl Receiver {
@@ -197,7 +201,7 @@ impl Receiver {
             self.control.alert(who, "policy", &why, now()).await.map_err(internal)?;
             return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "policy", why));
         }
-        let store = policies.first().map_or(Store::All, |policy| policy.store);
+        let store = policies.iter().map(|policy| policy.store).min().unwrap_or(Store::All);
         if store == Store::All {
             return Ok((noted, frame, digest));
         }

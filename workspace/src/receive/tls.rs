@@ -4,7 +4,7 @@
 
 use super::{
     From, OfPair, Peer, Receiver,
-    connections::{Activity, Place, Places, Watched},
+    connections::{Activity, Place, Places, Watched, network},
     router,
 };
 use crate::ca::PAIR;
@@ -138,7 +138,7 @@ pub(crate) async fn serve(
                     let Some(place) = places.unknown(from).await else {
                         return tracing::debug!(%from, "too many connections without a certificate; this one is closed");
                     };
-                    let router = router.layer(Extension(From(from)));
+                    let router = router.layer(Extension(From(network(from))));
                     connection(socket, acceptor, router, (places, place), stop).await;
                 });
             }
@@ -180,7 +180,7 @@ async fn connection(
     let router = router.layer(Extension(peer)).layer(Extension(OfPair(of_pair)));
     let (place, idle, age_max) = match peer {
         Some(peer) => {
-            let Some(known) = places.known(peer) else {
+            let Some(known) = places.known(peer).await else {
                 return tracing::warn!(agent = %peer.agent, "too many connections; this one is closed");
             };
             drop(unknown);

@@ -341,7 +341,13 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
     let dir = tempfile::tempdir().expect("temp dir");
     {
         let queue = queue(dir.path());
-        commit(&queue, "line", "here").expect("commits");
+        for _ in 0..9 {
+            commit(&queue, "line", "here").expect("commits");
+        }
+        for never in [(0, 3), (5, 4), (4, 10)] {
+            queue.read_again(never).expect("notes nothing");
+        }
+        assert_eq!(queue.resume(), Resume::First);
         queue.read_again((3, 5)).expect("notes");
         queue.read_again((4, 9)).expect("notes");
     }
@@ -368,8 +374,12 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
     let ranges = |stored: &[vedette_wire::Stored]| -> Vec<(String, Vec<(u64, u64)>)> {
         stored.iter().map(|stored| (stored.id.clone(), stored.ranges.clone())).collect()
     };
-    let expected = [("file".to_owned(), vec![(0, 0)]), ("other".to_owned(), vec![(0, 4)])];
-    assert_eq!(ranges(&stored), expected, "what the workspace does not know is read from its beginning");
+    let expected = [("file".to_owned(), vec![(0, 0)])];
+    assert_eq!(
+        ranges(&stored),
+        expected,
+        "what it does not know is read from its beginning, what is not known here never"
+    );
     // Policy has some of it passed over.
     let mut over = Open::default();
     let mut chunk = chunk_of("", 0, "behind");
@@ -383,6 +393,11 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
     let cursors = queue.cursors("test").expect("reads");
     assert!(cursors.contains(&("file".to_owned(), b"behind".to_vec())), "its own cursor stays: {cursors:?}");
     let known: Vec<&str> = cursors.iter().map(|(id, _)| id.as_str()).collect();
-    assert_eq!(known, ["file", "other"], "what was forgotten then is not read");
+    assert_eq!(known, ["file"], "what was forgotten is not read");
     assert_eq!(ranges(&queue.stored("test").expect("reads"))[0].1, [(0, 30), (35, 40)]);
+    // What is purged is not read again either.
+    let (slot, _) = queue.next_after(0).expect("reads").expect("is there");
+    queue.purge(slot).expect("purges");
+    let before = ranges(&queue.stored("test").expect("reads"))[0].1.clone();
+    assert_eq!(before, [(0, 30), (35, 40)], "a lower floor changes nothing");
 }

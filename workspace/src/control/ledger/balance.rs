@@ -105,7 +105,7 @@ pub(super) enum Fate {
 
 /// Of the sequences of one hole. How many records each had is not known, so one word holds for all: the worst.
 pub(super) fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fate {
-    let all = [&aside.quarantined, &aside.purged, &aside.lost, &aside.read_again];
+    let all = aside.all();
     let set_aside = |to: u64| all.iter().map(|ranges| count_in(ranges, from, to)).fold(0, u64::saturating_add);
     let held_from = lowest_held.clamp(from, to);
     if set_aside(held_from) < held_from - from {

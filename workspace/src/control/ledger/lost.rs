@@ -6,7 +6,7 @@ use super::{
 };
 use crate::control::Control;
 use anyhow::Result;
-use vedette_wire::{AgentId, Header, OrganizationId};
+use vedette_wire::{AgentId, Header, OrganizationId, set_aside::RANGES_MAX};
 
 /// Runs of one epoch that are looked at.
 const RUNS_MAX: i64 = 1000;
@@ -44,11 +44,14 @@ impl Control {
         .await?;
         let Some(epoch) = epoch else { return Ok(None) };
         let (lowest_held, aside) = epoch.held()?;
+        // Where more was set aside than a header names, the oldest are named no more.
+        let full = aside.all().into_iter().filter(|ranges| ranges.len() >= RANGES_MAX);
+        let named_from = full.filter_map(|ranges| Some(ranges.first()?.0)).max().unwrap_or(0);
         let (mut next, mut lost) = (1, None);
         for run in runs {
             let (from, to) = (next, run.first.cast_unsigned());
             next = run.last.cast_unsigned() + 1;
-            if from < to && fate(lowest_held, &aside, from, to) == Fate::Missing {
+            if from < to && to > named_from && fate(lowest_held, &aside, from, to) == Fate::Missing {
                 let last = to.min(lowest_held.max(from + 1)) - 1;
                 lost = Some((lost.map_or(from, |(first, _)| first), last));
             }

@@ -148,7 +148,7 @@ async fn what_the_agent_set_aside_is_not_missing() {
 async fn what_was_acknowledged_and_is_not_here_is_said_and_then_read_again() {
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
-    let (held, gone) = (batch(org, 4, 2, 4, &[(30, 40)]), batch(org, 7, 6, 7, &[(60, 70)]));
+    let (held, gone) = (batch(org, 4, 2, 4, &[(30, 40)]), batch(org, 6, 6, 6, &[(60, 70)]));
     land(&control, &held).await;
     assert_eq!(control.lost(&held.header).await.expect("looks"), None, "the agent holds them");
     land(&control, &gone).await;
@@ -159,10 +159,10 @@ async fn what_was_acknowledged_and_is_not_here_is_said_and_then_read_again() {
     next.header.cursors =
         vec![vedette_wire::Told { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(vec![1]) }];
     let set_aside = SetAside { read_again: vec![(2, 5)], ..SetAside::default() };
-    next.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq: 7, lowest_held: None, set_aside });
+    next.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq: 6, lowest_held: None, set_aside });
     land(&control, &next).await;
     assert_eq!(control.lost(&next.header).await.expect("looks"), None, "of its own epoch nothing is");
-    // Of seven lines two are read again, and two cannot be.
+    // Of six lines two are read again, and one cannot be.
     assert_eq!(books(&control, org).await, ((5, 5, 0, 1, 0), vec![("positions", 40, 60)]));
 }
 
