@@ -107,3 +107,76 @@ fn a_damaged_control_store_is_not_served() {
     assert!(said.contains("control"), "{said}");
     assert!(!doctor(&world, &[]).0);
 }
+
+/// A backup of control store and landing, and tables that are newer: what is sent again would be in them twice.
+#[test]
+fn tables_of_a_later_time_than_the_control_store_are_not_served() {
+    let mut world = World::new();
+    world.enroll();
+    let agent = world.run();
+    world.append("a.log", "one\n");
+    eventually("the first line", || (world.count("syslog") == 1).then_some(()));
+    let address = world.address();
+    world.serve.take().expect("serves").terminate();
+    for name in ["control.sqlite", "landing"] {
+        let done = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(world.path("workspace").join(name))
+            .arg(world.dir.path())
+            .status();
+        assert!(done.is_ok_and(|status| status.success()));
+    }
+    world.serve(&address);
+    world.append("a.log", "two\n");
+    let in_tables = || {
+        let found = files(&world.path("workspace/tables"), ".parquet");
+        found.iter().any(|path| path.to_string_lossy().contains("base_event")).then_some(())
+    };
+    eventually("the tables", in_tables);
+    eventually("everything to be in them", || doctor(&world, &[]).0.then_some(()));
+    world.serve.take().expect("serves").terminate();
+    for name in ["control.sqlite", "landing"] {
+        let there = world.path("workspace").join(name);
+        drop(fs::remove_dir_all(&there));
+        drop(fs::remove_file(&there));
+        fs::rename(world.path(name), there).expect("is put back");
+    }
+    let said = refusal(&world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]), 1);
+    assert!(said.contains("not of the same backup") && said.contains("doctor --rebuild"), "{said}");
+    let (well, said) = doctor(&world, &["--rebuild"]);
+    assert!(well && said.contains("made anew"), "{said}");
+    world.serve(&address);
+    world.append("a.log", "three\n");
+    eventually("every line", || (world.count("syslog") == 3).then_some(()));
+    let rows = world.query("SELECT DISTINCT message FROM syslog");
+    assert_eq!(rows.len(), 3, "none twice");
+    drop(agent);
+}
+
+/// The disk of the landing store is not mounted for a while.
+#[test]
+fn landed_batches_that_are_away_for_a_while_are_in_the_tables_when_they_are_back() {
+    let mut world = World::new();
+    world.enroll();
+    let mut agent = world.run();
+    world.append("a.log", "one\n");
+    eventually("the first line", || (world.count("syslog") == 1).then_some(()));
+    agent.terminate();
+    let address = world.address();
+    world.serve.take().expect("serves").kill();
+    let (landing, away) = (world.path("workspace/landing"), world.path("away"));
+    fs::rename(&landing, &away).expect("is taken away");
+    let said = refusal(&world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]), 1);
+    assert!(said.contains("is its disk mounted?"), "{said}");
+    fs::create_dir(&landing).expect("makes");
+    world.serve(&address);
+    let said = || fs::read_to_string(world.path("workspace.log")).expect("reads");
+    eventually("it to be said", || said().contains("is not there any more; tried again").then_some(()));
+    fs::remove_dir(&landing).expect("is empty");
+    fs::rename(&away, &landing).expect("is back");
+    let tables = world.path("workspace/tables");
+    eventually("the tables", || (!files(&tables, ".parquet").is_empty()).then_some(()));
+    assert_eq!(world.count("syslog"), 1);
+    let (well, said) = doctor(&world, &[]);
+    assert!(well, "{said}");
+}
