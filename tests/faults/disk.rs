@@ -191,7 +191,7 @@ pub(crate) fn second_agent(campaign: &Campaign) -> Result<Option<Row>> {
         for _ in 0..times {
             let output = run.world.vedette(&["run"])?;
             let said = String::from_utf8_lossy(&output.stderr);
-            if output.status.success() || !said.contains("is in use by another process") {
+            if output.status.success() || !said.contains("another agent runs under the identity") {
                 bail!("a second agent is not refused: {said}");
             }
         }

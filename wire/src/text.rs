@@ -28,9 +28,25 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// A name or version of a host is not longer, in bytes (a domain name, RFC 1035 §2.3.4).
+pub const LABEL_BYTES_MAX: usize = 255;
+
+/// Text as the label of a host takes it: printable, and cut where it is too long.
+pub fn label(text: &str) -> String {
+    let mut label = printable(text).into_owned();
+    label.truncate(label.floor_char_boundary(LABEL_BYTES_MAX));
+    label
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_is_cut_between_characters() {
+        assert_eq!(label("web1\n"), "web1\\n");
+        assert_eq!(label(&"é".repeat(200)), "é".repeat(127));
+    }
 
     #[test]
     fn what_moves_a_terminal_is_written_as_an_escape() {

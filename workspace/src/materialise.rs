@@ -30,6 +30,7 @@ const ROWS_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 20;
 const COMPACT_EVERY: u32 = 60;
 const LEASE_NS: i64 = 60_000_000_000;
 
+#[derive(Clone)]
 struct Materialiser {
     control: Control,
     /// The runtime of receiving.
@@ -68,7 +69,7 @@ pub(crate) fn start(
     let rows_bytes_max = usize::try_from(rows_bytes_max).expect("it is small");
     let holder = uuid::Uuid::now_v7().to_string();
     let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
-    let mut materialiser =
+    let materialiser =
         Materialiser { control, receiving, landing, lake, holder, commits: 0, rows_bytes_max, gone: BTreeSet::new() };
     let lower = || {
         // Of a thread, on Linux (setpriority(2), "C library/kernel differences"): receiving goes first.
@@ -79,9 +80,13 @@ pub(crate) fn start(
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).on_thread_start(lower).enable_all().build()?;
     let thread = std::thread::Builder::new().name("materialise".to_owned()).spawn(move || {
-        let work = runtime.spawn(async move { materialiser.run(stop).await });
-        if runtime.block_on(work).is_err() {
-            tracing::error!("materialising ended unexpectedly; restart the workspace");
+        loop {
+            let (mut worker, stop) = (materialiser.clone(), stop.clone());
+            match runtime.block_on(runtime.spawn(async move { worker.run(stop).await })) {
+                Ok(()) => return,
+                Err(err) => tracing::error!(error = %err, "materialising ended unexpectedly; it begins again"),
+            }
+            std::thread::sleep(LOOK_EVERY);
         }
     })?;
     Ok(thread)
@@ -177,7 +182,9 @@ impl Materialiser {
         self.write(organization, landed, set_aside, versions(undecided.versions)).await?;
         self.commits += 1;
         if self.commits.is_multiple_of(COMPACT_EVERY) {
-            self.lake.compact(organization).await?;
+            let lake = self.lake.clone();
+            // On a task of its own, as what is written.
+            tokio::spawn(async move { lake.compact(organization).await }).await??;
         }
         Ok(more || taken >= ENOUGH_BYTES)
     }

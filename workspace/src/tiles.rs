@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use vedette_wire::{
-    Batch, Header, Position, Record, SourceRef, Told, policy::Store, set_aside::RANGES_MAX, text::is_printable,
+    Batch, Header, Position, Record, SourceRef, Told,
+    policy::Store,
+    set_aside::RANGES_MAX,
+    text::{LABEL_BYTES_MAX, is_printable},
 };
 
 /// Each takes a few statements while the control store is locked. What has more is split by its agent: two thousand files
@@ -18,8 +21,6 @@ const CURSORS_MAX: usize = 20_000;
 /// A cursor, in the collector's own format.
 const CURSOR_BYTES_MAX: usize = 1 << 20;
 
-/// A host's name, its system's, a version: RFC 1035 has 255 for a name.
-const TEXT_BYTES_MAX: usize = 255;
 /// A path has 4,096 bytes at the most (PATH_MAX); three for each where it is no UTF-8.
 const NAME_BYTES_MAX: usize = 3 * 4096;
 /// Positions without records of one batch.
@@ -156,7 +157,7 @@ impl Noted {
         let host = &header.host;
         let texts = [&host.hostname, &host.os_name, &header.agent_version];
         let texts = texts.into_iter().chain([&host.os_version, &host.machine, &host.boot].into_iter().flatten());
-        if !texts.into_iter().all(|text| text.len() <= TEXT_BYTES_MAX && text.chars().all(is_printable)) {
+        if !texts.into_iter().all(|text| text.len() <= LABEL_BYTES_MAX && text.chars().all(is_printable)) {
             return Err("the name or version of host, system or agent is too long or is not printable");
         }
         if header.sources.len() > SOURCES_MAX

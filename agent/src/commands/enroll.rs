@@ -27,6 +27,11 @@ use vedette_wire::{
 #[error("{0}")]
 pub(super) struct Unreachable(String);
 
+/// It answered, and what it said is not known: it may have admitted the key.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Undecided(String);
+
 /// Where to enroll, and with what.
 pub(super) struct Wanted<'a> {
     pub(super) workspace: &'a str,
@@ -87,7 +92,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         Ok(reply) => reply,
         Err(err) => {
             // A workspace that refused knows nothing of the key. One whose answer did not come may have admitted it.
-            if !had_key && !err.is::<Unreachable>() {
+            if !had_key && !err.is::<Unreachable>() && !err.is::<Undecided>() {
                 drop(std::fs::remove_file(identity.path("key.pem")));
             }
             return Err(err.into());
@@ -172,10 +177,10 @@ async fn ask(
         .await
         .map_err(|err| Unreachable(explain(&root_cause(&err), (url, proxy), ca)))?;
     let status = response.status();
-    let body = bounded(&mut response, ANSWER_BYTES_MAX).await.map_err(|err| anyhow::anyhow!("{url}: {err}"))?;
+    let body = bounded(&mut response, ANSWER_BYTES_MAX).await.map_err(|err| Undecided(format!("{url}: {err}")))?;
     if status.is_success() {
-        return serde_json::from_slice(&body)
-            .with_context(|| format!("{url} answered, but not as a workspace; check --workspace"));
+        let undecided = |err| Undecided(format!("{url} answered, but not as a workspace; check --workspace: {err}"));
+        return Ok(serde_json::from_slice(&body).map_err(undecided)?);
     }
     if status.is_server_error() || status.as_u16() == 429 {
         return Err(Unreachable(format!("{url} answered {status}")).into());

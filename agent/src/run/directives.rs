@@ -13,8 +13,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whether an acknowledgement tells of a newer policy.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Pauses after answers that change nothing.
-const REST: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(30);
+/// Pauses after answers that change nothing; not so long that another policy is heard of late.
+const REST: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(5);
 /// The same after a policy that was refused, which comes for ever.
 const REFUSED_REST: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(300);
 
@@ -101,7 +101,7 @@ mod tests {
                 })
                 .collect()
         };
-        assert_eq!(pauses(&mut rest, 8), [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        assert_eq!(pauses(&mut rest, 8), [500, 1000, 2000, 4000, 5000, 5000, 5000, 5000]);
         rest.answered(true);
         assert_eq!(rest.pause, Duration::ZERO);
         rest.is_refused = true;

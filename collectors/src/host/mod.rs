@@ -11,7 +11,7 @@ use crate::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
-use vedette_wire::{Body, record::HostLabel};
+use vedette_wire::{Body, record::HostLabel, text};
 
 pub(crate) use facts::{boot_time, time_zone};
 
@@ -73,5 +73,6 @@ impl Poll for Host {
 pub fn label(cx: &Cx) -> HostLabel {
     let facts = facts::read(cx);
     let (hostname, os_name, os_version) = (facts.hostname, facts.os.name, facts.os.version);
-    HostLabel { hostname, os_name, os_version, ..HostLabel::default() }
+    let os_version = os_version.as_deref().map(text::label);
+    HostLabel { hostname: text::label(&hostname), os_name: text::label(&os_name), os_version, ..HostLabel::default() }
 }

@@ -123,7 +123,12 @@ pub(super) fn memory_max() -> u64 {
     let kib =
         meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     let machine = kib.map_or(u64::MAX, |kib: u64| kib.saturating_mul(1024));
-    let cgroup = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|max| max.trim().parse().ok());
+    // Its own, or that of any above it (cgroups(7)): `0::/system.slice/vedette-workspace.service`.
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let limit = |dir: &Path| std::fs::read_to_string(dir.join("memory.max")).ok()?.trim().parse::<u64>().ok();
+    let cgroup = Path::new("/sys/fs/cgroup").join(own);
+    let cgroup = cgroup.ancestors().take_while(|dir| dir.starts_with("/sys/fs/cgroup")).filter_map(limit).min();
     (machine.min(cgroup.unwrap_or(u64::MAX)) / 2).max(512 << 20)
 }
 
