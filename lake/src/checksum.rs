@@ -116,11 +116,14 @@ impl Sums {
     }
 }
 
-/// Write the checksums of a file beside it, and have both durable.
+/// Write the checksums of a file beside it, and have both durable; those that are there stay, since they are of what was written.
 ///
 /// # Errors
 /// Of the disk.
 pub(crate) fn write(path: &Path) -> io::Result<()> {
+    if beside(path).exists() {
+        return Ok(());
+    }
     let mut file = File::open(path)?;
     let sums = Sums::of(&mut file)?;
     file.sync_all()?;
@@ -154,7 +157,7 @@ pub(crate) fn verify(path: &Path) -> io::Result<bool> {
 #[derive(Debug, Default)]
 pub(crate) struct Verified {
     files: LocalFileSystem,
-    known: Mutex<HashMap<PathBuf, Option<Arc<Sums>>>>,
+    known: Mutex<HashMap<PathBuf, Arc<Sums>>>,
 }
 
 impl fmt::Display for Verified {
@@ -171,14 +174,12 @@ impl Verified {
     fn sums(&self, path: &Path) -> io::Result<Option<Arc<Sums>>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sums) = known.get(path) {
-            return Ok(sums.clone());
+            return Ok(Some(Arc::clone(sums)));
         }
-        let sums = Sums::read(path)?.map(Arc::new);
         // A file that has none may be given them.
-        if sums.is_some() {
-            known.insert(path.to_owned(), sums.clone());
-        }
-        Ok(sums)
+        let Some(sums) = Sums::read(path)?.map(Arc::new) else { return Ok(None) };
+        known.insert(path.to_owned(), Arc::clone(&sums));
+        Ok(Some(sums))
     }
 }
 
@@ -271,6 +272,7 @@ mod tests {
                 assert!(verify(&path).expect_err("is found").to_string().contains("doctor --rebuild"));
             }
             std::fs::write(&path, [&whole[..], b"x"].concat()).expect("writes");
+            write(&path).expect("leaves what is there");
             verify(&path).expect_err("is longer");
             drop(std::fs::remove_file(beside(&path)));
         }

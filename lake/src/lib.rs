@@ -140,20 +140,24 @@ impl Lake {
                 continue;
             }
             let dir = self.table_dir(organization, class);
-            let mark = known.get(class.table()).copied().unwrap_or_default();
-            table::check(table::open(&dir).await?.as_ref(), &dir, mark)?;
-            let table = table::open_or_create(&dir, class).await?;
+            let mark = mark_of(known, class);
+            let there = table::open(&dir).await?;
+            table::check(there.as_ref(), &dir, mark)?;
+            let table = match there {
+                Some(table) => table,
+                None => table::create(&dir, class).await?,
+            };
             let held: BTreeSet<String> = table::keys_since(&table, &dir, mark.version).await?.into_iter().collect();
             let fresh: Vec<&Landed> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
             let table = if fresh.is_empty() {
-                // Committed before a crash, and it may be no more than that.
-                table::make_durable(&table, &dir, mark.version + 1).await?;
                 table
             } else {
                 let rows = columns::rows(class, &fresh)?;
                 let keys: Vec<&str> = fresh.iter().map(|landed| landed.key.as_str()).collect();
                 table::append(table, &dir, rows, &keys).await?
             };
+            // What was committed before a crash may be no more than that.
+            table::make_durable(&table, &dir, mark.version + 1).await?;
             versions.insert(class.table().to_owned(), table::mark(&table, &dir)?);
         }
         Ok(versions)
@@ -167,7 +171,7 @@ impl Lake {
         let mut keys = Vec::new();
         for class in Class::ALL {
             let dir = self.table_dir(organization, class);
-            let mark = known.get(class.table()).copied().unwrap_or_default();
+            let mark = mark_of(known, class);
             if let Some(table) = table::open(&dir).await? {
                 keys.extend(table::keys_since(&table, &dir, mark.version).await?);
             }
@@ -175,16 +179,20 @@ impl Lake {
         Ok(keys)
     }
 
-    /// What is wrong with an organization's tables; nothing where each holds what it is known to hold and every file is what was
-    /// written.
+    /// What is wrong with an organization's tables: nothing where each holds what it is known to hold and every file is what was
+    /// written. And how many files have no checksums, since an older release wrote them.
     ///
     /// # Errors
     /// Of the disk.
-    pub async fn check(&self, organization: OrganizationId, known: &Versions) -> Result<Vec<String>, LakeError> {
-        let mut wrong = Vec::new();
+    pub async fn check(
+        &self,
+        organization: OrganizationId,
+        known: &Versions,
+    ) -> Result<(Vec<String>, usize), LakeError> {
+        let (mut wrong, mut without) = (Vec::new(), 0);
         for class in Class::ALL {
             let dir = self.table_dir(organization, class);
-            let mark = known.get(class.table()).copied().unwrap_or_default();
+            let mark = mark_of(known, class);
             let table = match table::open(&dir).await {
                 Ok(table) => table,
                 Err(err) => {
@@ -196,10 +204,12 @@ impl Lake {
                 wrong.push(said(&err));
             }
             if let Some(table) = table {
-                wrong.extend(table::verify(&table, &dir).await?);
+                let (damaged, unsummed) = table::verify(&table, &dir).await?;
+                wrong.extend(damaged);
+                without += unsummed;
             }
         }
-        Ok(wrong)
+        Ok((wrong, without))
     }
 
     /// Merge the small files of an organization's tables.
@@ -215,6 +225,11 @@ impl Lake {
         }
         Ok(())
     }
+}
+
+/// What a table is known to hold.
+pub(crate) fn mark_of(known: &Versions, class: Class) -> Mark {
+    known.get(class.table()).copied().unwrap_or_default()
 }
 
 /// An error with its causes, on a line.

@@ -1,6 +1,6 @@
 //! SQL over one organization's tables: what is materialised and what has just landed, read-only and within limits.
 
-use crate::{Fresh, Lake, LakeError, Landing, Versions, columns::DAY, fresh, minutes::Minutes, table};
+use crate::{Fresh, Lake, LakeError, Landing, Versions, columns::DAY, fresh, mark_of, minutes::Minutes, table};
 use datafusion::{
     arrow::{datatypes::SchemaRef, record_batch::RecordBatch},
     catalog::TableProvider,
@@ -117,7 +117,7 @@ impl Lake {
         known: &Versions,
     ) -> Result<DataFrame, QueryError> {
         let dir = self.table_dir(organization, class);
-        let mark = known.get(class.table()).copied().unwrap_or_default();
+        let mark = mark_of(known, class);
         let table = table::open(&dir).await?;
         table::check(table.as_ref(), &dir, mark)?;
         let held: BTreeSet<String> = match &table {

@@ -69,8 +69,8 @@ pub(crate) fn check(table: Option<&DeltaTable>, dir: &Path, known: Mark) -> Resu
     Ok(())
 }
 
-/// What is wrong with the files of a table.
-pub(crate) async fn verify(table: &DeltaTable, dir: &Path) -> Result<Vec<String>, LakeError> {
+/// What is wrong with the files of a table, and how many have no checksums.
+pub(crate) async fn verify(table: &DeltaTable, dir: &Path) -> Result<(Vec<String>, usize), LakeError> {
     let snapshot = table.snapshot().map_err(failed(dir))?.snapshot().clone();
     let mut files: Vec<PathBuf> =
         snapshot.log_data().iter().map(|file| dir.join(percent_decode(&file.path()))).collect();
@@ -79,16 +79,20 @@ pub(crate) async fn verify(table: &DeltaTable, dir: &Path) -> Result<Vec<String>
     let is_plain = |path: &PathBuf| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_plain));
     let verify = move || {
-        let wrong = |path: PathBuf| Some(format!("{}: {}", path.display(), checksum::verify(&path).err()?));
-        files.into_iter().filter_map(wrong).collect()
+        let (mut wrong, mut without) = (Vec::new(), 0);
+        for path in files {
+            match checksum::verify(&path) {
+                Ok(has_sums) => without += usize::from(!has_sums),
+                Err(err) => wrong.push(format!("{}: {err}", path.display())),
+            }
+        }
+        (wrong, without)
     };
     Ok(tokio::task::spawn_blocking(verify).await.expect("reading does not panic"))
 }
 
-pub(crate) async fn open_or_create(dir: &Path, class: Class) -> Result<DeltaTable, LakeError> {
-    if let Some(table) = open(dir).await? {
-        return Ok(table);
-    }
+/// Make a table that is not there.
+pub(crate) async fn create(dir: &Path, class: Class) -> Result<DeltaTable, LakeError> {
     std::fs::create_dir_all(dir).map_err(|source| LakeError::Disk { path: dir.to_owned(), source })?;
     let schema: StructType = columns::schema(class)
         .as_ref()
@@ -107,7 +111,7 @@ pub(crate) async fn open_or_create(dir: &Path, class: Class) -> Result<DeltaTabl
     Ok(table)
 }
 
-/// Append rows in one commit that names the keys they come from, and have it durable.
+/// Append rows in one commit that names the keys they come from; [`make_durable`] is the caller's.
 pub(crate) async fn append(
     table: DeltaTable,
     dir: &Path,
@@ -117,7 +121,7 @@ pub(crate) async fn append(
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).expect("3 is a level")))
         .build();
-    let table = table
+    table
         .write(rows)
         .with_schema_mode(SchemaMode::Merge)
         .with_writer_properties(properties)
@@ -127,9 +131,7 @@ pub(crate) async fn append(
                 .with_cleanup_expired_logs(Some(false)),
         )
         .await
-        .map_err(failed(dir))?;
-    make_durable(&table, dir, table.version().unwrap_or(0)).await?;
-    Ok(table)
+        .map_err(failed(dir))
 }
 
 /// The keys named in the commits behind version `from`.

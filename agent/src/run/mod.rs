@@ -45,13 +45,13 @@ use vedette_wire::{HostLabel, Lane as LaneName, Stored, body::LifecycleEvent};
 
 /// Why the agent ends by itself.
 const BROKEN: &str = "a part of the transport ended unexpectedly";
-/// Why it begins again.
+/// Why it begins again: one of these four.
 const DAMAGED: &str = "the queue is damaged";
-/// Why it begins again, too.
+/// See [`DAMAGED`].
 const REKEYED: &str = "another key";
-/// And why it does, too.
+/// See [`DAMAGED`].
 const GONE: &str = "the state directory was removed";
-/// And why it does, too.
+/// See [`DAMAGED`].
 const LOST: &str = "the workspace lost what it had acknowledged";
 /// Sources are not read again more often, whatever the workspace says.
 const READ_AGAIN_EVERY: Duration = Duration::from_secs(3600);
@@ -330,7 +330,7 @@ fn start_lane(
     let host = rekey::told_apart(config, host);
     let (owner, replaced) = ((enrollment.organization, enrollment.agent), &enrollment.replaces);
     let foreign = queue.own(owner, replaced, &host, fastrand::u64(1..)).map_err(describe)?;
-    queue.begin_again(fastrand::u64(1..)).map_err(describe)?;
+    queue.begin_reread(fastrand::u64(1..)).map_err(describe)?;
     if foreign > 0 {
         tracing::error!(batches = foreign, "batches of an earlier enrollment were left; they are in quarantine");
     }

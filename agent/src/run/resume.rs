@@ -51,7 +51,7 @@ pub(super) fn is_due(queue: &Queue) -> bool {
 pub(super) fn waits(queue: &Queue, spec: &Spec) -> bool {
     match queue.resume() {
         Resume::Cursors => false,
-        Resume::Again => spec.skip.is_some(),
+        Resume::Reread => spec.skip.is_some(),
         Resume::First | Resume::Lost => spec.class != Class::Inventory,
     }
 }
@@ -66,14 +66,14 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
         return;
     }
     let began = Instant::now();
-    let again = queue.resume() == Resume::Again;
-    if again {
+    let reread = queue.resume() == Resume::Reread;
+    if reread {
         tracing::warn!(
             "the workspace lost what it had acknowledged; sources are read again once it has what is queued"
         );
     }
     // What is still to be delivered would be read a second time.
-    while queue.holds_salvaged().unwrap_or(true) || again && queue.holds_earlier().unwrap_or(true) {
+    while queue.holds_salvaged().unwrap_or(true) || reread && queue.holds_earlier().unwrap_or(true) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let mut pause = LOOK_EVERY;
@@ -111,7 +111,7 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    if again {
+    if reread {
         let message = format!("the workspace lost what it had acknowledged; {count} sources go on where it ends now");
         own.lifecycle(LifecycleEvent::ReadAgain, message, None, None);
     }

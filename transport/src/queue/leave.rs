@@ -36,13 +36,13 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Storage`]; the batch is then sent again, and refused again.
     pub fn purge(&self, slot: u64) -> Result<(), QueueError> {
-        let sources = self.open_batch(slot)?.map_or(Vec::new(), |(_, header, _)| header.sources);
         self.write(Durability::None, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
             if let Some(key) = key(&frame) {
                 note(meta, key, |aside| &mut aside.purged);
             }
-            for source in &sources {
+            // One that cannot be read is deleted all the same.
+            for source in opened(&frame).map_or(Vec::new(), |(_, header, _)| header.sources) {
                 super::positions::pass_over(tx, &format!("{}\0{}", source.collector, source.id), source.reached)?;
             }
             Ok(Some(()))
@@ -287,18 +287,20 @@ impl Queue {
         if found != slot {
             return Ok(None);
         }
-        let parts = || {
-            let (head, sealed) = frame::parse(&bytes).ok()?;
-            let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX).ok()?;
-            let (header, records) = codec::decode_header(&plain).ok()?;
-            Some((head, header, records.to_vec()))
-        };
-        let opened = parts();
+        let opened = opened(&bytes);
         if opened.is_none() {
             self.found_damaged("a batch cannot be read back");
         }
         Ok(opened)
     }
+}
+
+/// A frame with its header decoded and its records as bytes; absent where it is damaged.
+fn opened(bytes: &[u8]) -> Option<(FrameHead, Header, Vec<u8>)> {
+    let (head, sealed) = frame::parse(bytes).ok()?;
+    let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX).ok()?;
+    let (header, records) = codec::decode_header(&plain).ok()?;
+    Some((head, header, records.to_vec()))
 }
 
 /// What a batch's records count in the ledger.

@@ -28,7 +28,7 @@ pub enum Resume {
     /// An earlier one was lost: wait until the workspace has answered.
     Lost,
     /// The workspace lost what it had acknowledged: wait until it has what is queued, and ask what it has.
-    Again,
+    Reread,
 }
 
 /// In the table `meta` under `state`, named MessagePack.

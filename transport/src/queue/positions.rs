@@ -47,7 +47,7 @@ impl Queue {
             let ranges = &mut meta.set_aside.read_again;
             let (first, last) = ranges.first().map_or(lost, |was| (was.0.min(lost.0), was.1.max(lost.1)));
             *ranges = vec![(first, last)];
-            meta.resume = Resume::Again;
+            meta.resume = Resume::Reread;
             Ok(Some(()))
         })?;
         Ok(())
@@ -57,10 +57,10 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Storage`].
-    pub fn begin_again(&self, random: u64) -> Result<(), QueueError> {
+    pub fn begin_reread(&self, random: u64) -> Result<(), QueueError> {
         let lowest_held = self.lowest_held(0, u64::MAX, self.epoch().0)?;
         self.write(Durability::Immediate, |_, meta| {
-            if meta.resume == Resume::Again && meta.next_seq > 1 {
+            if meta.resume == Resume::Reread && meta.next_seq > 1 {
                 meta.begin_epoch(random, lowest_held);
             }
             Ok(Some(()))
@@ -93,14 +93,14 @@ impl Queue {
     pub fn resume_at(&self, sources: Vec<StoredSource>) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |tx, meta| {
             let (mut cursors, mut table) = (tx.open_table(CURSORS)?, tx.open_table(STORED)?);
-            let again = meta.resume == Resume::Again;
-            if again && !meta.floors {
+            let reread = meta.resume == Resume::Reread;
+            if reread && !meta.floors {
                 // Of a queue of an older release it is not known what policy had passed over.
                 meta.resume = Resume::Cursors;
                 return Ok(Some(()));
             }
             let mut floors = BTreeMap::new();
-            if again {
+            if reread {
                 for entry in table.iter()? {
                     let (key, bytes) = entry?;
                     let known: Option<Stored> = rmp_serde::from_slice(unchecked(key.value(), bytes.value())?).ok();
@@ -119,7 +119,7 @@ impl Queue {
                 let is_known = cursors.get(key.as_str())?.is_some();
                 // Read since, without asking; or, where it is read again, forgotten since, and nobody knows any more what of it
                 // policy had passed over.
-                if is_known != again {
+                if is_known != reread {
                     continue;
                 }
                 if !is_known {
@@ -127,7 +127,7 @@ impl Queue {
                 }
                 let floor = floors.get(&key).copied().unwrap_or(0);
                 let stored = Stored { id, ranges: stored, begun: false, floor };
-                write(&mut table, &key, &if again { stored.above_floor() } else { stored })?;
+                write(&mut table, &key, &if reread { stored.above_floor() } else { stored })?;
             }
             meta.resume = Resume::Cursors;
             Ok(Some(()))

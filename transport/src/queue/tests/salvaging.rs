@@ -352,10 +352,10 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
         queue.read_again((4, 9)).expect("notes");
     }
     let queue = opened(dir.path(), 1 << 30, 43);
-    assert_eq!(queue.resume(), Resume::Again);
+    assert_eq!(queue.resume(), Resume::Reread);
     let before = queue.epoch();
-    queue.begin_again(44).expect("begins");
-    queue.begin_again(45).expect("does nothing");
+    queue.begin_reread(44).expect("begins");
+    queue.begin_reread(45).expect("does nothing");
     assert_eq!(queue.epoch(), Epoch(44));
     assert!(queue.holds_earlier().expect("reads") && !queue.is_of_epoch(1));
     let source = |id: &str, stored: &[(u64, u64)]| StoredSource {

@@ -1,7 +1,7 @@
 //! What an agent holds for delivered and this workspace has not: it was restored from an older backup, or lost a disk.
 
 use super::{
-    Epoch, Run,
+    Epoch,
     balance::{Fate, fate},
 };
 use crate::control::Control;
@@ -17,8 +17,8 @@ impl Control {
     pub(crate) async fn lost(&self, header: &Header) -> Result<Option<(u64, u64)>> {
         let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
         let mut tx = self.pool.begin().await?;
-        let runs: Vec<Run> = sqlx::query_as(
-            "SELECT first, last, since, until, before, after FROM sequences
+        let runs: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT first, last FROM sequences
              WHERE organization = ? AND agent = ? AND lane = ? AND epoch = ? ORDER BY first LIMIT ?",
         )
         .bind(&organization)
@@ -29,7 +29,7 @@ impl Control {
         .fetch_all(&mut *tx)
         .await?;
         // One run from the first sequence on has no hole.
-        if runs.len() < 2 && runs.first().is_none_or(|run| run.first == 1) {
+        if runs.len() < 2 && runs.first().is_none_or(|(first, _)| *first == 1) {
             return Ok(None);
         }
         let epoch: Option<Epoch> = sqlx::query_as(
@@ -48,9 +48,9 @@ impl Control {
         let full = aside.all().into_iter().filter(|ranges| ranges.len() >= RANGES_MAX);
         let named_from = full.filter_map(|ranges| Some(ranges.first()?.0)).max().unwrap_or(0);
         let (mut next, mut lost) = (1, None);
-        for run in runs {
-            let (from, to) = (next, run.first.cast_unsigned());
-            next = run.last.cast_unsigned() + 1;
+        for (first, last) in runs {
+            let (from, to) = (next, first.cast_unsigned());
+            next = last.cast_unsigned() + 1;
             if from < to && to > named_from && fate(lowest_held, &aside, from, to) == Fate::Missing {
                 let last = to.min(lowest_held.max(from + 1)) - 1;
                 lost = Some((lost.map_or(from, |(first, _)| first), last));
