@@ -401,3 +401,26 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
     let before = ranges(&queue.stored("test").expect("reads"))[0].1.clone();
     assert_eq!(before, [(0, 30), (35, 40)], "a lower floor changes nothing");
 }
+
+#[test]
+fn what_was_purged_is_not_read_again() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let queue = queue(dir.path());
+    let mut open = Open::default();
+    open.add(chunk_of("forbidden", 50, "c"));
+    let header = open.header(&stamp(), queue.lane(), 1);
+    queue.commit(&mut open, header).expect("commits");
+    let (slot, _) = queue.next_after(0).expect("reads").expect("is there");
+    queue.purge(slot).expect("purges");
+    queue.read_again((1, 1)).expect("notes");
+    let source = StoredSource {
+        collector: "test".to_owned(),
+        id: "file".to_owned(),
+        cursor: b"c".to_vec(),
+        sealed: 0,
+        stored: vec![(0, 10)],
+    };
+    queue.resume_at(vec![source]).expect("kept");
+    let ranges = queue.stored("test").expect("reads").remove(0).ranges;
+    assert!(matches!(ranges.as_slice(), [(0, end)] if *end > 50), "{ranges:?}");
+}
