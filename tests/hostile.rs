@@ -174,6 +174,28 @@ async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
     assert!(longest < Duration::from_secs(10), "{longest:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_whose_sender_goes_away_lands_and_gives_back_what_it_took() {
+    let world = two_organizations(&[]);
+    let peer = Peer::of(&world, "identity");
+    let mut went_away = Vec::new();
+    for seq in 1..=8 {
+        // Some milliseconds to send, and many to check.
+        let sealed = lines(&peer, seq, 100_000, "short", 1, |_| ());
+        let answer = tokio::time::timeout(Duration::from_millis(20 * seq), peer.put(&path(seq), sealed)).await;
+        if answer.is_err() {
+            went_away.push(seq);
+        }
+    }
+    let keys = went_away.iter().map(|seq| format!("key LIKE '%000{seq}'")).collect::<Vec<_>>().join(" OR ");
+    // An overflow in the row that is found is an error.
+    let landed = format!("SELECT abs(-9223372036854775807 - 1) FROM landed WHERE {keys}");
+    eventually("one that nobody waits for lands", || (!world.control_sql(&landed)).then_some(()));
+    for seq in 11..=30 {
+        assert_eq!(peer.put(&path(seq), lines(&peer, seq, 1, "x", 1, |_| ())).await.status, 200);
+    }
+}
+
 /// A TLS connection without a certificate, after its handshake.
 fn silent(world: &World) -> std::io::Result<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());

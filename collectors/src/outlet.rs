@@ -8,7 +8,7 @@ use std::{
     },
     time::Duration,
 };
-use vedette_wire::Chunk;
+use vedette_wire::{Chunk, Source};
 
 /// Where chunks go: the transport, the screen, or a test's list.
 pub trait Sink: Send + Sync {
@@ -25,6 +25,12 @@ pub trait Sink: Send + Sync {
     /// [`CollectError::Stopped`] where the agent has stopped.
     fn offer(&self, chunk: Chunk, _class: Class) -> Result<(), CollectError> {
         self.put(chunk, &StopSignal::default())
+    }
+
+    /// Whether the queue takes more of a source, or that holds its share of it. One that `waits` needs more room than one that
+    /// does not.
+    fn has_room(&self, _source: &Source, _waits: bool) -> bool {
+        true
     }
 
     /// Report what a collector could not do while it goes on with the rest.
@@ -193,6 +199,11 @@ impl Outlet {
     /// [`CollectError::Stopped`].
     pub fn offer(&self, chunk: Chunk, class: Class) -> Result<(), CollectError> {
         self.progress.waiting(|| self.sink.offer(chunk, class))
+    }
+
+    /// Whether the queue takes more of a source ([`Sink::has_room`]).
+    pub fn has_room(&self, source: &Source, waits: bool) -> bool {
+        self.sink.has_room(source, waits)
     }
 
     /// Report what could not be done while the collector goes on with the rest.

@@ -46,6 +46,12 @@ pub enum CollectError {
         /// What to do about it.
         advice: &'static str,
     },
+    /// The source holds its share of the queue.
+    #[error(
+        "{0} waits: what was read of it fills its share of the queue; it is read on when the workspace has taken half of \
+         that, and other sources go on"
+    )]
+    NoRoom(String),
     /// The agent stops.
     #[error("stopped")]
     Stopped,

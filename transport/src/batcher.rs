@@ -58,6 +58,8 @@ struct OpenSource {
     from: u64,
     reached: u64,
     records: u64,
+    /// Bytes of its records before compression.
+    bytes: u64,
     skipped: Vec<(u64, u64, u64)>,
 }
 
@@ -99,8 +101,14 @@ impl Open {
             self.ledger.drop(collector, dropped.reason, dropped.count);
             if let Some(Position(from, to)) = dropped.positions {
                 let at = self.source(&chunk.source);
-                self.sources[at as usize].skipped.push((from, to, dropped.count));
-                self.runs += 1;
+                // What is lost in a row is one run.
+                match self.sources[at as usize].skipped.last_mut() {
+                    Some((_, end, count)) if *end == from => (*end, *count) = (to, *count + dropped.count),
+                    _ => {
+                        self.sources[at as usize].skipped.push((from, to, dropped.count));
+                        self.runs += 1;
+                    }
+                }
                 if dropped.reason == Reason::Policy {
                     self.floors.push((collector, chunk.source.id.clone(), to));
                 }
@@ -109,8 +117,9 @@ impl Open {
         if let (Some(piece), [entry]) = (piece, chunk.entries.as_slice()) {
             let (entry, at) = (*entry, self.source(&chunk.source));
             *self.counts.entry(collector).or_default() += u64::from(entry.count);
+            let bytes = piece.plain_bytes();
             self.sealer.append_piece(at, entry.observed, entry.position, piece);
-            self.took(at, entry);
+            self.took(at, entry, bytes);
             chunk.entries.clear();
         }
         if !chunk.entries.is_empty() {
@@ -118,7 +127,7 @@ impl Open {
             let at = self.source(&chunk.source);
             for (entry, body) in chunk.bodies() {
                 self.sealer.append(at, entry.observed, entry.position, body);
-                self.took(at, entry);
+                self.took(at, entry, body.len());
             }
         }
         for id in chunk.forget {
@@ -129,19 +138,32 @@ impl Open {
         }
     }
 
-    fn took(&mut self, at: u32, entry: Entry) {
+    fn took(&mut self, at: u32, entry: Entry, bytes: usize) {
         self.count += entry.count;
         let source = &mut self.sources[at as usize];
         self.runs += usize::from(source.records == 0 || source.reached != entry.position.0);
         source.from = source.from.min(entry.position.0);
         source.reached = source.reached.max(entry.position.1);
         source.records += u64::from(entry.count);
+        source.bytes += bytes as u64;
+    }
+
+    /// Its sources, and the bytes of their records before compression.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (&Source, u64)> + Clone {
+        self.sources.iter().map(|open| (open.source.as_ref(), open.bytes))
     }
 
     fn source(&mut self, source: &Arc<Source>) -> u32 {
         *self.index.entry(Arc::clone(source)).or_insert_with(|| {
             let source = Arc::clone(source);
-            self.sources.push(OpenSource { source, from: u64::MAX, reached: 0, records: 0, skipped: Vec::new() });
+            self.sources.push(OpenSource {
+                source,
+                from: u64::MAX,
+                reached: 0,
+                records: 0,
+                bytes: 0,
+                skipped: Vec::new(),
+            });
             u32::try_from(self.sources.len() - 1).expect("fewer sources than records")
         })
     }
@@ -165,7 +187,7 @@ impl Open {
             if source.records > 0 {
                 source.skipped.push((source.from, source.reached, source.records));
             }
-            (source.from, source.reached, source.records) = (u64::MAX, 0, 0);
+            (source.from, source.reached, source.records, source.bytes) = (u64::MAX, 0, 0, 0);
         }
         self.count = 0;
     }

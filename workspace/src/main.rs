@@ -4,6 +4,7 @@ mod ca;
 mod cli;
 mod commands;
 mod control;
+mod health;
 mod landing;
 #[cfg(feature = "lake")]
 mod materialise;

@@ -2,6 +2,7 @@
 
 use crate::{
     control::{Control, Marks},
+    health::Health,
     landing::{Landing, ReadError},
     now,
     receive::LANDED_PLAIN_BYTES_MAX,
@@ -40,6 +41,7 @@ struct Materialiser {
     holder: String,
     commits: u32,
     rows_bytes_max: usize,
+    health: Arc<Health>,
     /// Keys of landed batches that were not there.
     gone: BTreeSet<String>,
 }
@@ -63,14 +65,25 @@ pub(crate) fn start(
     landing: Landing,
     dir: &Path,
     memory_max: u64,
+    health: Arc<Health>,
     stop: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
     let rows_bytes_max = (memory_max / 16).clamp(*ROWS_BYTES.start(), *ROWS_BYTES.end());
     let rows_bytes_max = usize::try_from(rows_bytes_max).expect("it is small");
     let holder = uuid::Uuid::now_v7().to_string();
     let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
-    let materialiser =
-        Materialiser { control, receiving, landing, lake, holder, commits: 0, rows_bytes_max, gone: BTreeSet::new() };
+    health.works(None);
+    let materialiser = Materialiser {
+        control,
+        receiving,
+        landing,
+        lake,
+        holder,
+        commits: 0,
+        rows_bytes_max,
+        health,
+        gone: BTreeSet::new(),
+    };
     let lower = || {
         // Of a thread, on Linux (setpriority(2), "C library/kernel differences"): receiving goes first.
         if let Err(err) = rustix::process::nice(19) {
@@ -94,11 +107,19 @@ pub(crate) fn start(
 
 impl Materialiser {
     async fn run(&mut self, mut stop: watch::Receiver<bool>) {
+        let mut failed = None;
         loop {
             let more = match self.round().await {
-                Ok(more) => more,
+                Ok(more) => {
+                    failed = None;
+                    more
+                }
                 Err(err) => {
-                    tracing::error!(error = format!("{err:#}"), "materialising failed; tried again");
+                    let error = format!("{err:#}");
+                    if failed.as_ref() != Some(&error) {
+                        tracing::error!(error, "materialising failed; tried again");
+                    }
+                    failed = Some(error);
                     false
                 }
             };
@@ -129,13 +150,20 @@ impl Materialiser {
         let mut more = false;
         for organization in self.control(|control| async move { control.organization_ids().await }).await? {
             match self.organization(organization).await {
-                Ok(there_is) => more |= there_is,
+                Ok(there_is) => {
+                    more |= there_is;
+                    self.health.works(Some(organization));
+                }
                 // The others' data does not wait for one organization's trouble.
                 Err(err) => {
-                    tracing::error!(%organization, error = format!("{err:#}"), "materialising failed; tried again");
+                    let error = format!("{err:#}");
+                    if self.health.fails(organization, &error) {
+                        tracing::error!(%organization, error, "materialising failed; tried again");
+                    }
                 }
             }
         }
+        self.health.works(None);
         Ok(more)
     }
 

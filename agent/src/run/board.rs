@@ -48,6 +48,8 @@ pub(crate) struct Line {
     pub(crate) why: Option<String>,
     /// What it could not do is a source that it should observe, and not a right that it lacks for a part of what it tells.
     pub(crate) is_trouble: bool,
+    /// That it makes no step.
+    pub(crate) stuck: Option<String>,
     /// That the configuration says what the policy does not allow.
     pub(crate) note: Option<String>,
 }
@@ -62,8 +64,18 @@ impl Board {
     }
 
     pub(crate) fn add(&self, id: &'static str, class: Class) {
-        self.lock()
-            .insert(id, Line { class, state: CollectorState::Starting, why: None, is_trouble: false, note: None });
+        self.lock().insert(
+            id,
+            Line { class, state: CollectorState::Starting, why: None, is_trouble: false, stuck: None, note: None },
+        );
+    }
+
+    /// A collector makes no step, or makes one again; what it could not do before is still so then.
+    pub(crate) fn set_stuck(&self, id: &str, stuck: Option<String>) {
+        if let Some(line) = self.lock().get_mut(id) {
+            line.state = if stuck.is_some() { CollectorState::Stuck } else { CollectorState::Running };
+            line.stuck = stuck;
+        }
     }
 
     /// Set a state; true where it is another than before.
@@ -73,6 +85,7 @@ impl Board {
         let changed = line.state != state;
         line.state = state;
         line.why = why;
+        line.stuck = None;
         line.is_trouble = false;
         changed
     }

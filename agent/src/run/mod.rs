@@ -125,7 +125,7 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
     if let Some(policy) = kept.policy() {
         post.endpoints().set(&policy.endpoints);
     }
-    let sink = Arc::new(QueueSink::new(lane.intake().clone(), Arc::clone(&board), Arc::clone(&own)));
+    let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&board), Arc::clone(&own)));
     let stop = StopSignal::default();
 
     own.lifecycle(LifecycleEvent::Start, format!("vedette {VERSION} started"), None, None);

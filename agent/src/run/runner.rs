@@ -247,9 +247,9 @@ impl Watchdog {
                     if stands {
                         let why = format!("has made no step for {deadline:?}");
                         tracing::error!(collector = id, "{why}");
-                        board.set(id, CollectorState::Stuck, Some(why));
+                        board.set_stuck(id, Some(why));
                     } else {
-                        board.set(id, CollectorState::Running, None);
+                        board.set_stuck(id, None);
                     }
                 }
                 steps = now;
@@ -268,7 +268,7 @@ impl Watchdog {
             if dog.wait(deadline) == Wake::Time {
                 let why = format!("has not come back from the host for {deadline:?}");
                 tracing::error!(collector = id, "{why}");
-                board.set(id, CollectorState::Stuck, Some(why));
+                board.set_stuck(id, Some(why));
             }
         };
         if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {

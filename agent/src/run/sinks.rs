@@ -3,20 +3,21 @@
 use super::{Board, own::OwnRecords};
 use std::sync::Arc;
 use vedette_collectors::{Class, CollectError, Sink, StopSignal};
-use vedette_transport::Intake;
-use vedette_wire::{Chunk, body::LifecycleEvent};
+use vedette_transport::{Intake, Lane, Queue};
+use vedette_wire::{Chunk, Reason, Source, body::LifecycleEvent};
 
 /// Hands chunks to the transport, and complaints to the board and the organization.
 #[derive(Debug)]
 pub(crate) struct QueueSink {
     intake: Intake,
+    queue: Arc<Queue>,
     board: Arc<Board>,
     own: Arc<OwnRecords>,
 }
 
 impl QueueSink {
-    pub(crate) fn new(intake: Intake, board: Arc<Board>, own: Arc<OwnRecords>) -> Self {
-        Self { intake, board, own }
+    pub(crate) fn new(lane: &Lane, board: Arc<Board>, own: Arc<OwnRecords>) -> Self {
+        Self { intake: lane.intake().clone(), queue: Arc::clone(lane.queue()), board, own }
     }
 
     /// Wait until everything handed over so far is durable.
@@ -35,8 +36,15 @@ impl Sink for QueueSink {
         self.intake.put_unless(chunk, || stop.is_stopped()).map_err(|_| CollectError::Stopped)
     }
 
-    fn offer(&self, chunk: Chunk, class: Class) -> Result<(), CollectError> {
+    fn offer(&self, mut chunk: Chunk, class: Class) -> Result<(), CollectError> {
+        if !self.has_room(&chunk.source, false) {
+            chunk.give_up(Reason::QueueFull);
+        }
         self.intake.offer(chunk, class as u8).map_err(|_| CollectError::Stopped)
+    }
+
+    fn has_room(&self, source: &Source, waits: bool) -> bool {
+        self.queue.has_room_for(source, waits)
     }
 
     fn complain(&self, collector: &'static str, message: String) {

@@ -113,7 +113,7 @@ impl Source {
         let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
         let collectors = self.board.lines().into_iter().map(|(id, line)| {
             let trouble = line.why.clone().filter(|_| line.is_trouble);
-            let said: Vec<String> = line.note.into_iter().chain(line.why).collect();
+            let said: Vec<String> = line.note.into_iter().chain(line.stuck).chain(line.why).collect();
             Collector {
                 id: id.to_owned(),
                 class: format!("{:?}", line.class).to_lowercase(),

@@ -233,7 +233,7 @@ impl Supervisor {
                 post: Some(Arc::clone(&self.agent.post) as Arc<dyn Post>),
             })?;
             let (board, own) = (Arc::clone(&self.agent.board), Arc::clone(&self.agent.own));
-            let sink = Arc::new(QueueSink::new(lane.intake().clone(), board, own));
+            let sink = Arc::new(QueueSink::new(&lane, board, own));
             self.blobs = Some(Blobs { lane: Arc::new(lane), sink });
         }
         Ok(self.blobs.as_ref())

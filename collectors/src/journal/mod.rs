@@ -41,6 +41,8 @@ pub(crate) const SPEC: Spec = Spec {
 const BLOCK_BYTES: usize = 64 << 10;
 /// The child is listened to in pieces of this length, to see a stop.
 const LISTEN: Duration = Duration::from_secs(1);
+/// How often it is looked whether the queue has room.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
 /// Source id under which the place is kept before the first entry.
 const BEGIN: &str = "begin";
 
@@ -220,13 +222,27 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>)
     let failed = |err| CollectError::read("the journal", err);
     let mut stdout = child.stdout.take().expect("it is piped");
     let (mut parser, mut block) = (Parser::default(), vec![0; BLOCK_BYTES]);
-    let mut current: Option<Arc<Source>> = None;
+    let (mut current, mut waits): (Option<Arc<Source>>, bool) = (None, false);
     loop {
         if outlet.is_stopped() {
             return Ok(());
         }
         if !readable(&stdout).map_err(failed)? {
             continue;
+        }
+        if let Some(source) = &current {
+            let waited = waits;
+            waits = !outlet.has_room(source, waited);
+            if waits && !waited {
+                outlet.complain(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
+            } else if waited && !waits {
+                outlet.recovered(SPEC.id);
+            }
+            if waits {
+                // journalctl waits as well, and the journal keeps what comes.
+                outlet.pause(ROOM_EVERY);
+                continue;
+            }
         }
         let got = stdout.read(&mut block).map_err(failed)?;
         if got == 0 {

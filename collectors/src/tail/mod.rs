@@ -128,6 +128,8 @@ struct Followed {
     scan: u64,
     /// It was read since it was opened.
     had_turn: bool,
+    /// It holds its share of the queue.
+    waits: bool,
     /// Why it cannot be read.
     trouble: Option<String>,
 }
@@ -403,7 +405,7 @@ impl<P: LineParser> Tailer<P> {
                 Ok(read)
             }
             Err(CollectError::Stopped) => Err(CollectError::Stopped),
-            Err(err) if followed.file.is_unpacked() => {
+            Err(err) if followed.file.is_unpacked() && !followed.waits => {
                 let cursor = followed.cursor();
                 state.files.remove(&key);
                 self.lost(at, &cursor, &err.to_string())?;
@@ -420,6 +422,14 @@ impl<P: LineParser> Tailer<P> {
         let failed = |err| CollectError::read(followed.source.name.clone().unwrap_or_default(), err);
         if followed.file.is_quiet().map_err(failed)? {
             return Ok(Read::Nothing);
+        }
+        followed.waits = !at.outlet.has_room(&followed.source, followed.waits);
+        if followed.waits {
+            // A copy of it goes on where it was cut.
+            if followed.file.was_truncated().map_err(failed)? {
+                return Ok(Read::Truncated);
+            }
+            return Err(CollectError::NoRoom(followed.source.name.clone().unwrap_or_default()));
         }
         // Taken before: what is written meanwhile makes another.
         let stamp = followed.file.stamp().map_err(failed)?;

@@ -20,6 +20,8 @@ struct Kept {
     parts: Mutex<Vec<Option<u32>>>,
     unfinished: Mutex<Vec<bool>>,
     dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
+    /// The name of a source for which there is no room.
+    full: Mutex<Option<String>>,
 }
 
 impl Kept {
@@ -47,6 +49,10 @@ impl Sink for Kept {
             cursors.insert(chunk.source.id.clone(), cursor);
         }
         Ok(())
+    }
+
+    fn has_room(&self, source: &Source, _: bool) -> bool {
+        self.full.lock().expect("lock").as_deref().is_none_or(|full| source.name.as_deref() != Some(full))
     }
 
     fn complain(&self, _: &'static str, message: String) {

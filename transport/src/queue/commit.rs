@@ -1,6 +1,10 @@
 //! Sealing a batch and committing it with its cursors and the ledger.
 
-use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, space};
+use super::{
+    BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock,
+    shares::{self, Share},
+    space,
+};
 use crate::{batcher::Open, failpoint};
 use redb::{Durability, WriteTransaction};
 use std::collections::BTreeMap;
@@ -35,6 +39,7 @@ impl Queue {
                 None
             };
             let added = frame.as_ref().map_or(0, |frame| space(frame.len()));
+            let shares = shares::of(open.held(), added);
             if added > 0 {
                 self.room(added, meta.bytes + meta.quarantine.bytes)?;
             }
@@ -45,7 +50,7 @@ impl Queue {
                     return Ok(None);
                 }
                 if let Some(frame) = &frame {
-                    append(tx, now, frame)?;
+                    append(tx, now, frame, &shares)?;
                 }
                 now.ledger.add(&open.ledger);
                 keep(tx, &open.cursors)?;
@@ -130,7 +135,13 @@ fn framed(mut frame: Vec<u8>, header: &Header, compression: Compression) -> Vec<
 }
 
 /// Put a frame that was sealed under the next sequence behind all others.
-pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8]) -> Result<(), redb::Error> {
+pub(super) fn append(
+    tx: &WriteTransaction,
+    meta: &mut Meta,
+    frame: &[u8],
+    shares: &[Share],
+) -> Result<(), redb::Error> {
+    shares::put(tx, meta, meta.next_slot, shares)?;
     tx.open_table(BATCHES)?.insert(meta.next_slot, frame)?;
     meta.next_seq += 1;
     meta.next_slot += 1;

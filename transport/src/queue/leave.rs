@@ -5,7 +5,7 @@ use super::{
     commit::{append, seal},
     lock,
     meta::note,
-    space,
+    shares, space,
 };
 use redb::{Durability, WriteTransaction};
 use std::sync::atomic::Ordering::Relaxed;
@@ -26,6 +26,7 @@ impl Queue {
         // A deletion may be lost in a crash.
         self.write(Durability::None, |tx, meta| {
             let length = tx.open_table(BATCHES)?.remove(slot)?.map(|frame| frame.value().len());
+            shares::take(tx, meta, slot)?;
             Ok(length.map(|length| left(meta, length)))
         })?;
         Ok(())
@@ -219,9 +220,10 @@ impl Queue {
                 if (meta.epoch, meta.next_seq, &meta.set_aside) != (before.epoch, before.next_seq, &before.set_aside) {
                     return Ok(None);
                 }
+                let shares = shares::take(tx, meta, slot)?;
                 if take(tx, meta, slot)?.is_some() {
                     note(meta, (head.key.epoch.0, head.key.seq), |aside| &mut aside.lost);
-                    append(tx, meta, &frame)?;
+                    append(tx, meta, &frame, &shares)?;
                     meta.ledger.add(&counted);
                 }
                 Ok(Some(()))
@@ -264,12 +266,14 @@ impl Queue {
                 if (meta.epoch, meta.next_seq, &meta.set_aside) != (before.epoch, before.next_seq, &before.set_aside) {
                     return Ok(None);
                 }
+                // With the second half all of it leaves.
+                let shares = shares::take(tx, meta, slot)?;
                 if take(tx, meta, slot)?.is_some() {
                     tx.open_table(BATCHES)?.insert(slot, empty.as_slice())?;
                     meta.batches += 1;
                     meta.bytes += space(empty.len());
-                    for frame in &frames {
-                        append(tx, meta, frame)?;
+                    for (frame, shares) in frames.iter().zip([&[][..], &shares]) {
+                        append(tx, meta, frame, shares)?;
                     }
                 }
                 Ok(Some(()))
@@ -325,6 +329,7 @@ pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<
     if let Some(frame) = &frame {
         left(meta, frame.len());
     }
+    shares::take(tx, meta, slot)?;
     Ok(frame)
 }
 

@@ -57,6 +57,9 @@ pub(super) struct Meta {
     /// It has always been noted where what policy had passed over ends.
     #[serde(default)]
     pub(super) floors: bool,
+    /// What this transaction changes of what sources hold.
+    #[serde(skip)]
+    pub(super) changed_shares: Vec<(u64, i128)>,
 }
 
 impl Meta {
@@ -81,6 +84,7 @@ impl Meta {
             ledger: Ledger::default(),
             resume,
             floors: true,
+            changed_shares: Vec::new(),
         }
     }
 

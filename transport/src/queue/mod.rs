@@ -7,6 +7,7 @@
 //! | `cursors` | collector, NUL, source id | check, the collector's own bytes |
 //! | `stored` | collector, NUL, source id | check, what the workspace has of the source ([`vedette_wire::Stored`]) |
 //! | `salvage` | epoch, sequence | where a frame lies in a damaged database |
+//! | `shares` | slot | what each source holds of the batch (`shares`) |
 //! | `meta` | `format`, `state` | little-endian number; check, MessagePack (`meta::Meta`) |
 //!
 //! A *slot* is a place in the queue: it grows with each batch and is never given twice, also where a new epoch begins
@@ -28,6 +29,7 @@ mod open;
 mod positions;
 mod room;
 pub mod salvage;
+mod shares;
 mod store;
 
 pub use inspect::{Kept, Verified};
@@ -192,6 +194,8 @@ pub struct Queue {
     untold: Mutex<Cursors>,
     resealed: AtomicU64,
     split: AtomicU64,
+    /// Bytes that sources hold.
+    held: Mutex<shares::Held>,
     /// Agents that this machine was before, and what headers say of the host: their batches are sealed again.
     replaced: Mutex<(Vec<AgentId>, HostLabel)>,
 }
@@ -296,7 +300,8 @@ impl Queue {
     }
 
     fn read<T>(&self, body: impl FnOnce(&redb::Database) -> Result<T, redb::Error>) -> Result<T, QueueError> {
-        self.store.with(|meta| *lock(&self.meta) = meta, body)
+        let reloaded = |meta, held| (*lock(&self.meta), *lock(&self.held)) = (meta, held);
+        self.store.with(reloaded, body)
     }
 
     /// One write transaction, with what the database says of itself; `None` leaves everything as it was.
@@ -323,7 +328,8 @@ impl Queue {
             changed = Some(meta);
             Ok(done)
         })?;
-        if let Some(meta) = changed {
+        if let Some(mut meta) = changed {
+            shares::change(&mut lock(&self.held), std::mem::take(&mut meta.changed_shares));
             *lock(&self.meta) = meta;
         }
         Ok(done)

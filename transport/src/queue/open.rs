@@ -2,7 +2,7 @@
 
 use super::{
     BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, lock,
-    positions, salvage,
+    positions, salvage, shares,
     store::{Opener, Store, catching},
 };
 use redb::{Database, DatabaseError, ReadableTable};
@@ -96,9 +96,9 @@ impl Queue {
                 return Ok(Err(found));
             }
             let meta = Meta::read(&db)?.1.ok_or_else(|| redb::Error::Corrupted("it has no state".to_owned()))?;
-            Ok(Ok((meta, Self::all_cursors(&db)?)))
+            Ok(Ok((meta, Self::all_cursors(&db)?, shares::load(&db)?)))
         });
-        let (meta, untold): (Meta, Cursors) =
+        let (meta, untold, held): (Meta, Cursors, shares::Held) =
             prepared.map_err(failed)?.map_err(|found| QueueError::Newer { path: path.to_owned(), found })?;
         Ok(Self {
             store: Store::new(db, opener, path, moves),
@@ -109,6 +109,7 @@ impl Queue {
             untold: Mutex::new(untold),
             resealed: AtomicU64::new(0),
             split: AtomicU64::new(0),
+            held: Mutex::new(held),
             replaced: Mutex::default(),
         })
     }
@@ -189,6 +190,7 @@ fn prepare(db: &Database, random: u64, resume: Resume) -> Result<u64, redb::Erro
     tx.open_table(CURSORS)?;
     positions::prepare(&tx)?;
     salvage::prepare(&tx)?;
+    shares::prepare(&tx)?;
     match found {
         0 => Meta::new(random, resume).write(&tx)?,
         1 => Meta::migrate(&tx)?,

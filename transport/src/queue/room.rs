@@ -36,6 +36,18 @@ impl Queue {
         self.quota.bytes_max.min(share as u64)
     }
 
+    /// Space that batches may still take, where `kept` is taken.
+    pub(super) fn free(&self, kept: u64) -> u64 {
+        let free = (self.limit() / 5 * 2).saturating_sub(kept);
+        let Ok(volume) = rustix::fs::statvfs(self.path()) else { return free };
+        if volume.f_bavail * volume.f_frsize >= self.quota.free_bytes_min {
+            return free;
+        }
+        // What the file holds without growing.
+        let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
+        free.min((file / 5 * 2).saturating_sub(kept))
+    }
+
     /// Whether a batch may be added that takes so much space.
     pub(super) fn room(&self, added: u64, kept: u64) -> Result<(), QueueError> {
         let limit = self.limit();

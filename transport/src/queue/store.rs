@@ -8,7 +8,7 @@
 //! from outside may make it panic. That is caught, and means the same as a value that is not what was written: the file
 //! is moved aside at once, so that no later start believes it.
 
-use super::{QueueError, meta::Meta, salvage::aside};
+use super::{QueueError, meta::Meta, salvage::aside, shares};
 use redb::{Database, DatabaseError};
 use std::{
     fmt,
@@ -57,7 +57,7 @@ impl Store {
     /// Run on the open database, opening it again before where it was closed; `reloaded` is then told what it says.
     pub(super) fn with<T>(
         &self,
-        reloaded: impl FnOnce(Meta),
+        reloaded: impl FnOnce(Meta, shares::Held),
         body: impl FnOnce(&Database) -> Result<T, redb::Error>,
     ) -> Result<T, QueueError> {
         self.reopen(reloaded)?;
@@ -72,7 +72,7 @@ impl Store {
         done.map_err(|err| self.failed(err))
     }
 
-    fn reopen(&self, reloaded: impl FnOnce(Meta)) -> Result<(), QueueError> {
+    fn reopen(&self, reloaded: impl FnOnce(Meta, shares::Held)) -> Result<(), QueueError> {
         if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Closed) {
             return Ok(());
         }
@@ -84,12 +84,13 @@ impl Store {
             let db = (self.opener)()?;
             let meta = Meta::read(&db)?.1;
             let meta = meta.ok_or_else(|| redb::Error::Corrupted("it is another database".to_owned()))?;
-            Ok((db, meta))
+            let held = shares::load(&db)?;
+            Ok((db, meta, held))
         });
         match opened {
-            Ok((db, meta)) => {
+            Ok((db, meta, held)) => {
                 tracing::info!(path = %self.path.display(), "the queue was opened again");
-                reloaded(meta);
+                reloaded(meta, held);
                 *state = State::Open(db);
                 Ok(())
             }

@@ -3,6 +3,7 @@
 use crate::{
     ca::Authority,
     control::Control,
+    health::Health,
     landing::{Landing, ReadError},
     now, pair,
     receive::{self, LANDED_PLAIN_BYTES_MAX, Receiver, Settings},
@@ -60,6 +61,7 @@ pub(super) async fn serve(
     if control.pair_of().await?.is_some() {
         tokio::spawn(pair::follow(dir.clone(), control.clone(), stopped.clone()));
     }
+    let health = Arc::new(Health::default());
     let receiver = Arc::new(Receiver::new(
         &dir,
         (control.clone(), landing.clone()),
@@ -67,6 +69,7 @@ pub(super) async fn serve(
         control.geo().await?,
         (signer.public(), news),
         settings,
+        Arc::clone(&health),
     ));
     let tls = receive::tls_config(&dir)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
@@ -79,7 +82,7 @@ pub(super) async fn serve(
         std::fs::rename(&part, path)?;
     }
     #[cfg(feature = "lake")]
-    let materialiser = crate::materialise::start(control, landing, &dir, settings.memory_max, stopped.clone())?;
+    let materialiser = crate::materialise::start(control, landing, &dir, settings.memory_max, health, stopped.clone())?;
     tracing::info!(%address, "receiving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let serving = tokio::spawn(receive::serve(listener, dir.clone(), tls, receiver, file_limit, stopped));

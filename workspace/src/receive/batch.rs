@@ -10,7 +10,7 @@ use axum::{
     Extension, Json,
     body::{Body, Bytes},
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http_body_util::BodyExt as _;
@@ -43,15 +43,34 @@ pub(super) async fn put(
         }
     };
     // Only now, when the peer is admitted, is the body read; a slow one does not keep other organizations' from landing.
-    let shares = receiver.shares(peer.organization);
-    let reading = shares.reading.acquire_owned().await.expect("never closed");
+    let Some(reserved) = receiver.bodies.reserve(peer.organization, length(&headers, BATCH_BYTES_MAX as u64)) else {
+        drain(body).await;
+        let title = "the organization has as much under way as it may";
+        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", title).retry_after(1));
+    };
     let body = read(body, receiver.settings.batch_bytes_max).await?;
+    let (expected, url) = (headers.get("content-digest").cloned(), format!("{lane}/{epoch}/{seq}"));
+    // On a task of its own: where the client goes away meanwhile, what this takes is given back when it is done.
+    let landing = tokio::spawn(async move {
+        let landed = land(&receiver, (peer, policy_revision), (body, compression, expected), url).await;
+        drop(reserved);
+        landed
+    });
+    landing.await.map_err(|err| Refusal::internal(&err.into()))?
+}
+
+/// Check, land and note a body that has come whole.
+async fn land(
+    receiver: &Receiver,
+    (peer, policy_revision): (Peer, u64),
+    (body, compression, expected): (Bytes, Compression, Option<HeaderValue>),
+    url: String,
+) -> Result<Json<Ack>, Refusal> {
     // One of its own first: an organization that sends much waits for itself.
-    let landing = shares.landing.acquire_owned().await.expect("never closed");
+    let landing = receiver.landings(peer.organization).acquire_owned().await.expect("never closed");
     let permit = receiver.at_once.acquire().await.expect("never closed");
-    drop(reading);
-    let (geo, url) = (receiver.geo, format!("{lane}/{epoch}/{seq}"));
-    let checked = tokio::task::spawn_blocking(move || check(&body, compression, &headers, peer, geo, &url));
+    let geo = receiver.geo;
+    let checked = tokio::task::spawn_blocking(move || check(&body, compression, expected.as_ref(), peer, geo, &url));
     let checked = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
     if let Err(refusal) = receiver.is_its_own(&checked.0.header).await {
         // It may have landed before that was known, and the answer was lost.
@@ -148,6 +167,12 @@ pub(super) async fn drain(mut body: Body) {
     drop(tokio::time::timeout(DRAIN_TIMEOUT, passing).await);
 }
 
+/// Bytes that a body has: what it announces, or as many as may be.
+fn length(headers: &HeaderMap, most: u64) -> u64 {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    announced.unwrap_or(most).min(most)
+}
+
 /// The body, whole, within limits of size and time.
 async fn read(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
     let read = axum::body::to_bytes(body, bytes_max);
@@ -175,14 +200,14 @@ fn compression(headers: &HeaderMap) -> Result<Compression, Refusal> {
 fn check(
     sealed: &[u8],
     compression: Compression,
-    headers: &HeaderMap,
+    expected: Option<&HeaderValue>,
     peer: Peer,
     geo: vedette_wire::geo::WorkspaceGeo,
     url: &str,
 ) -> Result<(Noted, Vec<u8>, [u8; 32]), Refusal> {
     let digest = frame::sha256(sealed);
-    let expected = format!("sha-256=:{}:", BASE64_STANDARD.encode(digest));
-    if headers.get("content-digest").is_none_or(|value| value.as_bytes() != expected.as_bytes()) {
+    let found = format!("sha-256=:{}:", BASE64_STANDARD.encode(digest));
+    if expected.is_none_or(|expected| expected.as_bytes() != found.as_bytes()) {
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "digest", "Content-Digest does not match the body"));
     }
     let shape = |err: DecodeError| match err {

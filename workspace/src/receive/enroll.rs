@@ -30,10 +30,9 @@ pub(super) async fn enroll(
     let request: EnrollRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
     // Before anything else of the request is looked at.
     let known = receiver.control.check_token(&token_digest(&request.token), now()).await;
-    let organization = known.map_err(|err| Refusal::internal(&err))?.map_err(|err| {
-        tracing::warn!(from = %from.0, error = %err, "enrollment refused");
-        receiver.token_refused(from, Refusal::new(StatusCode::FORBIDDEN, "token", err.to_string()))
-    })?;
+    let organization = known
+        .map_err(|err| Refusal::internal(&err))?
+        .map_err(|err| receiver.token_refused(from, Refusal::new(StatusCode::FORBIDDEN, "token", err.to_string())))?;
     receiver.check_enroll_rate(organization)?;
     sound(&[&request.hostname, &request.version, request.machine.as_ref().unwrap_or(&request.version)])?;
     let (signing, agent) = read(&request.csr)?;

@@ -3,6 +3,7 @@
 //! A batch is acknowledged only when it lies durably in the landing store and is noted in control.
 
 mod batch;
+mod bodies;
 mod connections;
 mod enroll;
 mod pair;
@@ -15,13 +16,15 @@ pub(crate) use connections::raise_file_limit;
 pub(crate) use policy::{News, follow_news};
 pub(crate) use tls::{config as tls_config, serve};
 
-use crate::{ca::Authority, control::Control, landing::Landing, now};
+use crate::{ca::Authority, control::Control, health::Health, landing::Landing, now};
 use axum::{
     Router,
     body::Body,
+    extract::State,
     http::StatusCode,
     routing::{get, post, put},
 };
+use bodies::Bodies;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use problem::Refusal;
 use serde::de::DeserializeOwned;
@@ -55,12 +58,14 @@ const LANDING_BYTES: u64 = 2 * PLAIN_BYTES_MAX as u64;
 const LANDING_AT_ONCE: std::ops::RangeInclusive<u64> = 2..=16;
 /// Batches of one organization that are being checked and landed at the same time.
 const LANDING_OF_ONE: usize = 2;
-/// Bodies of one organization that are read at the same time: its slow ones stand before its own alone.
-const READING_AT_ONCE: usize = 64;
+/// Memory for bodies that are on their way, by the memory there is.
+const BODIES_BYTES_MIN: u64 = 4 * BATCH_BYTES_MAX as u64;
 /// Enrollments a minute with tokens of one organization.
 const ENROLLMENTS_PER_MINUTE: u32 = 600;
 /// Tokens that are not known, a minute, from one address: guessing one is hopeless and shall not be cheap either.
 const FAILURES_PER_MINUTE: u32 = 30;
+/// Of these, so many a minute are logged.
+const FAILURES_LOGGED_PER_MINUTE: u32 = 3;
 /// A request other than a batch has to come whole within this.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -101,13 +106,6 @@ pub(crate) struct Settings {
     pub(crate) memory_max: u64,
 }
 
-/// What one organization may have under way.
-#[derive(Clone)]
-struct Shares {
-    reading: Arc<Semaphore>,
-    landing: Arc<Semaphore>,
-}
-
 /// Where a batch was sealed that was found to be its agent's own, and when it was found.
 #[derive(Clone)]
 struct Sealed {
@@ -132,10 +130,14 @@ pub(crate) struct Receiver {
     questions: DefaultKeyedRateLimiter<AgentId>,
     enrollments: DefaultKeyedRateLimiter<OrganizationId>,
     failures: DefaultKeyedRateLimiter<IpAddr>,
-    reading: Mutex<HashMap<OrganizationId, Shares>>,
+    logged_failures: DefaultKeyedRateLimiter<IpAddr>,
+    bodies: Arc<Bodies>,
+    /// Batches of each organization that are checked and landed.
+    landings: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
     /// Of each agent's lane, the last.
     own: Mutex<HashMap<(OrganizationId, AgentId, Lane), Sealed>>,
     at_once: Semaphore,
+    health: Arc<Health>,
 }
 
 impl Receiver {
@@ -146,6 +148,7 @@ impl Receiver {
         geo: WorkspaceGeo,
         (policy_key, news): (String, watch::Receiver<News>),
         settings: Settings,
+        health: Arc<Health>,
     ) -> Self {
         let per_minute = |count| Quota::per_minute(NonZeroU32::new(count).expect("not zero"));
         let at_once = (settings.memory_max / 4 / LANDING_BYTES).clamp(*LANDING_AT_ONCE.start(), *LANDING_AT_ONCE.end());
@@ -162,9 +165,12 @@ impl Receiver {
             questions: RateLimiter::keyed(per_minute(QUESTIONS_PER_MINUTE)),
             enrollments: RateLimiter::keyed(per_minute(ENROLLMENTS_PER_MINUTE)),
             failures: RateLimiter::keyed(per_minute(FAILURES_PER_MINUTE)),
-            reading: Mutex::default(),
+            logged_failures: RateLimiter::keyed(per_minute(FAILURES_LOGGED_PER_MINUTE)),
+            bodies: Bodies::new((settings.memory_max / 8).max(BODIES_BYTES_MIN)),
+            landings: Mutex::default(),
             own: Mutex::default(),
             at_once: Semaphore::new(usize::try_from(at_once).expect("it is small")),
+            health,
         }
     }
 
@@ -177,6 +183,9 @@ impl Receiver {
 
     /// A token that is not good: the refusal, or where its address sends many of them, that it has to wait.
     fn token_refused(&self, From(from): From, refusal: Refusal) -> Refusal {
+        if self.logged_failures.check_key(&from).is_ok() {
+            tracing::warn!(%from, why = refusal.title(), "a token was refused");
+        }
         if self.failures.check_key(&from).is_ok() {
             return refusal;
         }
@@ -235,14 +244,10 @@ impl Receiver {
         self.questions.check_key(&agent).map_err(|_| refused().retry_after(1))
     }
 
-    /// What an organization may have under way: it waits for a place of its own.
-    fn shares(&self, organization: OrganizationId) -> Shares {
-        let mut all = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Shares {
-            reading: Arc::new(Semaphore::new(READING_AT_ONCE)),
-            landing: Arc::new(Semaphore::new(LANDING_OF_ONE)),
-        };
-        all.entry(organization).or_insert_with(new).clone()
+    /// Places of an organization's batches that are checked and landed: it waits for one of its own.
+    fn landings(&self, organization: OrganizationId) -> Arc<Semaphore> {
+        let mut all = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(organization).or_insert_with(|| Arc::new(Semaphore::new(LANDING_OF_ONE))))
     }
 
     fn limits(&self) -> Limits {
@@ -269,6 +274,12 @@ async fn read_json<T: DeserializeOwned>(body: Body, bytes_max: usize) -> Result<
     })
 }
 
+/// Whether the workspace goes on, as text.
+async fn livez(State(receiver): State<Arc<Receiver>>) -> (StatusCode, String) {
+    let (goes_on, text) = receiver.health.report();
+    (if goes_on { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+}
+
 fn router(receiver: Arc<Receiver>) -> Router {
     Router::new()
         .route("/v1/{lane}/{epoch}/{seq}", put(batch::put))
@@ -281,7 +292,7 @@ fn router(receiver: Arc<Receiver>) -> Router {
         .route("/v1/rekey", post(enroll::rekey))
         .route("/v1/pair/join", post(pair::join))
         .route("/v1/pair", post(pair::exchange))
-        .route("/livez", get(|| async { "ok\n" }))
+        .route("/livez", get(livez))
         .fallback(problem::not_found)
         .with_state(receiver)
 }

@@ -22,6 +22,10 @@ impl Refusal {
         Self { status, code, title: title.into(), detail: None, retry_after_seconds: None }
     }
 
+    pub(super) fn title(&self) -> &str {
+        &self.title
+    }
+
     pub(super) fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self

@@ -68,7 +68,7 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
         spec,
         settings: toml::Table::new(),
         cx: Cx::new("/", Arc::new(|| 1)),
-        sink: Arc::new(QueueSink::new(lane.intake().clone(), Arc::clone(&board), own)),
+        sink: Arc::new(QueueSink::new(&lane, Arc::clone(&board), own)),
         queue: Arc::clone(lane.queue()),
         board: Arc::clone(&board),
         stop: stop.child(),
@@ -86,7 +86,7 @@ impl Running {
             let line = self.board.lines()[0].1.clone();
             let count = self.lane.status().ledger.0.get("probe").map_or(0, |counters| counters.emitted);
             if line.state == state && count >= emitted {
-                return line.why;
+                return line.stuck.or(line.why);
             }
             assert!(Instant::now() < deadline, "{line:?} {count}");
             std::thread::sleep(Duration::from_millis(5));
@@ -151,6 +151,34 @@ impl Watch for Waits {
 fn a_watch_is_told_to_stop() {
     let running = start(|_, _| Ok(Plan::Watch(Box::new(Waits))));
     running.until(CollectorState::Running, 0);
+    running.stop();
+}
+
+/// Lacks a right, hangs, and goes on.
+struct Complains(std::sync::mpsc::Receiver<()>);
+
+impl Watch for Complains {
+    fn watch(&mut self, _: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+        outlet.complain("probe", &"a right is missing");
+        self.0.recv().expect("the test lets it go");
+        while outlet.wait(Duration::from_secs(60)) != Wake::Stop {}
+        Ok(())
+    }
+}
+
+#[test]
+fn a_watch_that_was_stuck_still_says_what_it_cannot_do() {
+    static GO: std::sync::Mutex<Option<std::sync::mpsc::SyncSender<()>>> = std::sync::Mutex::new(None);
+    let running = start(|_, _| {
+        let (go, wait) = std::sync::mpsc::sync_channel(1);
+        *GO.lock().expect("lock") = Some(go);
+        Ok(Plan::Watch(Box::new(Complains(wait))))
+    });
+    let why = running.until(CollectorState::Stuck, 0).expect("says why");
+    assert!(why.contains("has made no step"), "{why}");
+    GO.lock().expect("lock").take().expect("is set").send(()).expect("it waits");
+    assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
+    assert!(running.board.lines()[0].1.is_trouble);
     running.stop();
 }
 

@@ -59,6 +59,38 @@ fn a_file_without_end_does_not_keep_the_others_waiting() {
 }
 
 #[test]
+fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (flood, quiet) = (dir.path().join("flood.log"), dir.path().join("quiet.log"));
+    append(&flood, &numbered(0..50));
+    let kept = Arc::new(Kept::default());
+    let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
+    let running = start_with(dir.path(), tailer, Arc::clone(&kept));
+    running.until(50);
+    *kept.full.lock().expect("lock") = Some("/flood.log".to_owned());
+    append(&flood, &numbered(50..100));
+    append(&quiet, &numbered(100..110));
+    running.until(60);
+    let began = Instant::now();
+    while kept.complaints.lock().expect("lock").is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(10), "nobody says that it waits");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(kept.complaints.lock().expect("lock")[0].starts_with("/flood.log waits"));
+    // Meanwhile it is copied and truncated, as rotation does, and written to.
+    fs::copy(&flood, dir.path().join("flood.log.1")).expect("copies");
+    fs::File::options().write(true).open(&flood).and_then(|file| file.set_len(0)).expect("truncates");
+    std::thread::sleep(Duration::from_millis(1500));
+    append(&flood, &numbered(110..120));
+    append(&quiet, &numbered(120..130));
+    running.until(70);
+    assert_eq!(running.texts().len(), 70);
+    *kept.full.lock().expect("lock") = None;
+    whole(&running, 130);
+    running.stop();
+}
+
+#[test]
 fn holes_are_passed_over_and_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");

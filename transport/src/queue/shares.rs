@@ -1,0 +1,222 @@
+//! How much of the queue each source holds: what one leaves is for the others.
+//!
+//! A source that cannot be delivered as fast as it is written to fills the queue up to its share and waits; a quiet one
+//! beside it finds room. A share is not fixed: it is [`SHARE`] times what is free, so that one source alone may take three
+//! quarters of the queue, and the next one three quarters of the rest. While batches leave, sources that hold more than their
+//! share wait, and shares become alike.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `shares` | slot | check; of each source in the batch: [`key_of`], bytes of the space it takes; both u64, little-endian |
+
+use super::{Meta, Queue, checked, lock, unchecked};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction};
+use std::collections::HashMap;
+use vedette_wire::{Source, frame};
+
+const SHARES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("shares");
+
+/// A source may hold so many times what is free.
+const SHARE: u64 = 3;
+/// One that had to wait goes on when it holds no more than so many times what is free: not at each batch that leaves.
+const RESUMED_SHARE: u64 = 1;
+
+/// A source, by its [`key_of`], and how many bytes it holds.
+pub(super) type Share = (u64, u64);
+
+/// Bytes by source.
+pub(super) type Held = HashMap<u64, u64>;
+
+/// The first bytes of SHA-256 over collector, NUL, and source id.
+fn key_of(collector: &str, id: &str) -> u64 {
+    let digest = frame::sha256(&[collector.as_bytes(), &[0], id.as_bytes()].concat());
+    u64::from_le_bytes(digest[..8].try_into().expect("a digest is longer"))
+}
+
+/// What sources hold of so much space, by their bytes in the batch.
+pub(super) fn of<'a>(sources: impl Iterator<Item = (&'a Source, u64)> + Clone, space: u64) -> Vec<Share> {
+    let total: u64 = sources.clone().map(|(_, bytes)| bytes).sum();
+    let share = |bytes: u64| u64::try_from(u128::from(space) * u128::from(bytes) / u128::from(total.max(1)));
+    sources
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(source, bytes)| (key_of(source.collector, &source.id), share(bytes).unwrap_or(space)))
+        .collect()
+}
+
+/// Make the table where it is missing.
+pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
+    tx.open_table(SHARES)?;
+    Ok(())
+}
+
+/// Note what a new batch's sources hold.
+pub(super) fn put(tx: &WriteTransaction, meta: &mut Meta, slot: u64, shares: &[Share]) -> Result<(), redb::Error> {
+    if shares.is_empty() {
+        return Ok(());
+    }
+    let bytes: Vec<u8> =
+        shares.iter().flat_map(|(key, bytes)| [key.to_le_bytes(), bytes.to_le_bytes()]).flatten().collect();
+    tx.open_table(SHARES)?.insert(slot, checked(&slot.to_string(), &bytes).as_slice())?;
+    meta.changed_shares.extend(shares.iter().map(|(key, bytes)| (*key, i128::from(*bytes))));
+    Ok(())
+}
+
+/// A batch leaves: what its sources held.
+pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<Vec<Share>, redb::Error> {
+    let mut table = tx.open_table(SHARES)?;
+    let row = table.remove(slot)?;
+    let shares = row.map_or(Ok(Vec::new()), |row| decode(slot, row.value()))?;
+    meta.changed_shares.extend(shares.iter().map(|(key, bytes)| (*key, -i128::from(*bytes))));
+    Ok(shares)
+}
+
+/// What all batches' sources hold.
+pub(super) fn load(db: &Database) -> Result<Held, redb::Error> {
+    let tx = db.begin_read()?;
+    let mut held = Held::new();
+    let table = match tx.open_table(SHARES) {
+        Ok(table) => table,
+        // Only looked at, and of an earlier release.
+        Err(TableError::TableDoesNotExist(_)) => return Ok(held),
+        Err(err) => return Err(err.into()),
+    };
+    // An earlier release takes batches out and leaves their rows.
+    let first = tx.open_table(super::BATCHES)?.first()?.map_or(u64::MAX, |(slot, _)| slot.value());
+    for row in table.range(first..)? {
+        let (slot, row) = row?;
+        for (key, bytes) in decode(slot.value(), row.value())? {
+            *held.entry(key).or_default() += bytes;
+        }
+    }
+    Ok(held)
+}
+
+/// Add to what is held, or take from it.
+pub(super) fn change(held: &mut Held, changed: Vec<(u64, i128)>) {
+    for (key, by) in changed {
+        let now = i128::from(held.get(&key).copied().unwrap_or(0)) + by;
+        match u64::try_from(now) {
+            Ok(bytes) if bytes > 0 => drop(held.insert(key, bytes)),
+            _ => drop(held.remove(&key)),
+        }
+    }
+}
+
+fn decode(slot: u64, row: &[u8]) -> Result<Vec<Share>, redb::Error> {
+    let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("cut at 8"));
+    let row = unchecked(&slot.to_string(), row)?;
+    Ok(row.chunks_exact(16).map(|share| (number(&share[..8]), number(&share[8..]))).collect())
+}
+
+impl Queue {
+    /// Whether a source may put more into the queue: what it holds is within its share. One that `waits` needs more than one
+    /// that does not.
+    pub fn has_room_for(&self, source: &Source, waits: bool) -> bool {
+        let held = lock(&self.held).get(&key_of(source.collector, &source.id)).copied().unwrap_or(0);
+        let (batches, kept) = {
+            let meta = lock(&self.meta);
+            (meta.batches, meta.bytes + meta.quarantine.bytes)
+        };
+        // Whatever was counted, in an empty queue nobody holds anything.
+        if held == 0 || batches == 0 {
+            return true;
+        }
+        let share = if waits { RESUMED_SHARE } else { SHARE };
+        held <= share.saturating_mul(self.free(kept))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        batcher::Open,
+        queue::{Queue, QueueError, Quota, tests_support::stamp},
+    };
+    use std::{path::Path, sync::Arc};
+    use vedette_wire::{Body, Chunk, Lane, Position, Source, body::Syslog};
+
+    fn queue(dir: &Path) -> Queue {
+        Queue::open(dir, Lane::Records, Quota::bytes(64 << 20), 42).expect("opens")
+    }
+
+    fn source(id: &str) -> Arc<Source> {
+        Arc::new(Source { collector: "test", id: id.to_owned(), name: None })
+    }
+
+    /// Lines of some sources, which do not compress, in one batch.
+    fn commit(queue: &Queue, of: &[&str], bytes: usize) -> Result<(), QueueError> {
+        let mut open = Open::default();
+        for id in of {
+            let mut chunk = Chunk::new(source(id));
+            let raw = (0..bytes).map(|_| fastrand::u8(..)).collect();
+            chunk.push(5, Position(0, 1), &Body::Syslog(Syslog { raw, ..Syslog::default() }));
+            open.add(chunk);
+        }
+        let header = open.header(&stamp(), queue.lane(), 77);
+        queue.commit(&mut open, header)
+    }
+
+    /// Fill the queue with what sources have until none has room.
+    fn fill(queue: &Queue, with: &[&str]) -> u64 {
+        let mut committed = 0;
+        while let Some(id) = with.iter().find(|id| queue.has_room_for(&source(id), false)) {
+            commit(queue, &[id], 200_000).expect("what has room fits");
+            committed += 1;
+            assert!(committed < 1000, "it never ends");
+        }
+        committed
+    }
+
+    #[test]
+    fn one_source_that_fills_the_queue_leaves_room_for_others() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let queue = queue(dir.path());
+        let committed = fill(&queue, &["flood"]);
+        assert!((70..85).contains(&committed), "three quarters of two fifths of the limit: {committed}");
+        assert!(queue.has_room_for(&source("auth.log"), false));
+        commit(&queue, &["auth.log"], 1000).expect("there is room");
+        assert!(queue.has_room_for(&source("auth.log"), true));
+        assert!(!queue.has_room_for(&source("flood"), false));
+        // Another that floods as well gets three quarters of the rest, and something is left.
+        let second = fill(&queue, &["second"]);
+        assert!((15..25).contains(&second), "{second}");
+        assert!(queue.has_room_for(&source("quiet"), false));
+        commit(&queue, &["quiet"], 1000).expect("there is room");
+    }
+
+    #[test]
+    fn what_a_source_holds_is_known_behind_a_restart_and_leaves_with_its_batches() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        {
+            let queue = queue(dir.path());
+            // Two in one batch hold a half each.
+            while queue.has_room_for(&source("flood"), false) {
+                commit(&queue, &["flood", "beside"], 100_000).expect("fits");
+            }
+            assert!(!queue.has_room_for(&source("beside"), false));
+        }
+        let queue = queue(dir.path());
+        assert!(!queue.has_room_for(&source("flood"), false) && !queue.has_room_for(&source("beside"), false));
+        assert!(queue.has_room_for(&source("other"), false));
+        // Sealed again, or in halves, it is held as before.
+        let (first, _) = queue.next_after(0).expect("reads").expect("a batch");
+        queue.reseal(first).expect("seals");
+        let (second, _) = queue.next_after(0).expect("reads").expect("a batch");
+        queue.split(second, "too large").expect("splits").expect("it has halves");
+        let held = super::lock(&queue.held).values().sum::<u64>();
+        let bytes = queue.stats().bytes;
+        assert!(held > bytes / 2 && held <= bytes, "{held} of {bytes}");
+        // It waits until it holds much less.
+        let mut resumed = 0;
+        while let Some((slot, _)) = queue.next_after(0).expect("reads") {
+            if !queue.has_room_for(&source("flood"), true) {
+                assert_eq!(resumed, 0, "once it may go on it may");
+            } else {
+                resumed += 1;
+            }
+            queue.delete(slot).expect("deletes");
+        }
+        assert!(resumed > 10);
+        assert!(super::lock(&queue.held).is_empty(), "nothing is held of an empty queue");
+    }
+}
