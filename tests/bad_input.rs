@@ -291,3 +291,23 @@ fn drafts_in_conf_d_are_no_configuration_and_a_proxy_is_checked_with_its_excepti
     let nowhere = refusal(&check(&["--set", "state.dir=/proc/nope/state"]), 78);
     assert!(nowhere.contains("state.dir") && nowhere.contains("/proc"), "{nowhere}");
 }
+
+#[test]
+fn log_lines_have_colours_on_a_terminal_alone_and_where_nobody_forbids_them() {
+    let world = World::new();
+    let check = format!("{} check --config {}", crate::support::VEDETTE, world.path("vedette.toml").display());
+    let Ok(version) = Command::new("script").arg("--version").output() else {
+        println!("skipped: there is no script(1)");
+        return;
+    };
+    assert!(version.status.success());
+    for (no_color, has_colours) in [(None, true), (Some(""), true), (Some("1"), false)] {
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &check, "/dev/null"]).env("HTTPS_PROXY", "http://proxy:1").env_remove("NO_COLOR");
+        terminal.envs(no_color.map(|value| ("NO_COLOR", value)));
+        let output = terminal.stdin(std::process::Stdio::null()).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("HTTPS_PROXY"), "{said}");
+        assert_eq!(said.contains("\u{1b}["), has_colours, "{no_color:?}: {said:?}");
+    }
+}

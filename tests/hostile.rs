@@ -1,18 +1,13 @@
 //! One peer or organization does not stop the others: bombs, floods of connections and of junk, ragged batches.
 
-use crate::{
-    receive::Peer,
-    support::{World, eventually},
-};
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use crate::support::{World, eventually};
 use std::{
     fs,
     io::{Read, Write},
-    net::TcpStream,
     sync::Arc,
     time::{Duration, Instant},
 };
-use vedette_wire::{Compression, Position, body::Syslog, codec};
+use vedette_benches::peer::{self, Peer};
 
 /// What `serve` may take in these tests.
 const MEMORY_BYTES: u64 = 1 << 30;
@@ -33,33 +28,21 @@ fn two_organizations(more: &[&str]) -> World {
     world
 }
 
+fn of(world: &World, identity: &str) -> Peer {
+    Peer::at(&world.path(identity), world.url())
+}
+
+/// A connection that says nothing.
+fn silent(world: &World) -> std::io::Result<peer::Silent> {
+    peer::silent(&fs::read(world.path("workspace/ca.pem")).expect("is there"), &world.address())
+}
+
 /// Of the process that serves.
 fn peak_bytes(world: &World) -> u64 {
     let id = world.serve.as_ref().expect("serves").id();
     let status = fs::read_to_string(format!("/proc/{id}/status")).expect("runs");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")).expect("says");
     1024 * peak.trim().parse::<u64>().expect("a number")
-}
-
-/// A batch of `count` lines, each `line`, each `apart` behind the one before.
-fn lines(
-    peer: &Peer,
-    seq: u64,
-    count: u64,
-    line: &str,
-    apart: u64,
-    change: impl FnOnce(&mut vedette_wire::Header),
-) -> Vec<u8> {
-    let (mut records, mut body) = (Vec::new(), Vec::new());
-    codec::append_body(&Syslog { raw: line.as_bytes().to_vec(), ..Syslog::default() }.into(), &mut body);
-    for number in 0..count {
-        codec::append_record(0, 1, Position(number * apart, number * apart + 1), &body, &mut records);
-    }
-    let mut header = peer.header.clone();
-    header.seq = seq;
-    header.records = u32::try_from(count).expect("it is small");
-    change(&mut header);
-    codec::seal(&header, &records, Compression::Zstd).expect("seals")
 }
 
 fn path(seq: u64) -> String {
@@ -69,27 +52,27 @@ fn path(seq: u64) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     let world = two_organizations(&["--memory", "1GiB"]);
-    let (loud, quiet) = (Peer::of(&world, "identity"), Peer::of(&world, "identity2"));
+    let (loud, quiet) = (of(&world, "identity"), of(&world, "identity2"));
     // 10 kB that would be 3 GB of host names.
-    let long = lines(&loud, 1, 3000, "x", 1, |header| header.host.hostname = "h".repeat(1 << 20));
+    let long = loud.lines(1, 3000, "x", 1, |header| header.host.hostname = "h".repeat(1 << 20));
     assert!(long.len() < 100_000);
     assert_eq!(loud.put(&path(1), long).await.code(), (422, "shape"));
-    let escape = lines(&loud, 1, 1, "x", 1, |header| header.host.hostname = "a\u{1b}[2Jb".to_owned());
+    let escape = loud.lines(1, 1, "x", 1, |header| header.host.hostname = "a\u{1b}[2Jb".to_owned());
     assert_eq!(loud.put(&path(1), escape).await.code(), (422, "shape"));
     // An id that would be copied for each position that it skips.
-    let skipping = lines(&loud, 1, 1, "x", 1, |header| {
+    let skipping = loud.lines(1, 1, "x", 1, |header| {
         header.sources[0].id = "i".repeat(1 << 20);
         header.sources[0].skipped = vec![(5, 6, 1); 100_000];
     });
     assert_eq!(loud.put(&path(1), skipping).await.code(), (422, "shape"));
     // A name of a source that stands in each of its rows.
-    let named = lines(&loud, 1, 100_000, "x", 1, |header| header.sources[0].name = Some("n".repeat(10_000)));
+    let named = loud.lines(1, 100_000, "x", 1, |header| header.sources[0].name = Some("n".repeat(10_000)));
     assert_eq!(loud.put(&path(1), named).await.code(), (413, "size"));
     // As large as they may be: lines of 1 MiB, and a million short ones.
     let mut total = 0;
     for seq in 1..=12 {
         let (count, line) = if seq % 2 == 0 { (40, "l".repeat(1 << 20)) } else { (200_000, "short".to_owned()) };
-        let answer = loud.put(&path(seq), lines(&loud, seq, count, &line, 1, |_| ())).await;
+        let answer = loud.put(&path(seq), loud.lines(seq, count, &line, 1, |_| ())).await;
         assert_eq!(answer.status, 200, "{seq}: {answer:?}");
         total += count;
     }
@@ -129,9 +112,9 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_landed_batch_that_cannot_be_read_is_set_aside_with_an_alert_and_the_rest_goes_on() {
     let world = two_organizations(&[]);
-    let peer = Peer::of(&world, "identity");
+    let peer = of(&world, "identity");
     for seq in 1..=3 {
-        assert_eq!(peer.put(&path(seq), lines(&peer, seq, 1, "x", 1, |_| ())).await.status, 200);
+        assert_eq!(peer.put(&path(seq), peer.lines(seq, 1, "x", 1, |_| ())).await.status, 200);
     }
     let landed =
         std::process::Command::new("find").arg(world.path("workspace/landing")).args(["-name", "*0002"]).output();
@@ -150,10 +133,10 @@ async fn a_landed_batch_that_cannot_be_read_is_set_aside_with_an_alert_and_the_r
 #[tokio::test(flavor = "multi_thread")]
 async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
     let world = two_organizations(&[]);
-    let (loud, quiet) = (Peer::of(&world, "identity"), Peer::of(&world, "identity2"));
+    let (loud, quiet) = (of(&world, "identity"), of(&world, "identity2"));
     let most = 2_000;
-    assert_eq!(loud.put(&path(1), lines(&loud, 1, most + 1, "x", 2, |_| ())).await.code(), (413, "size"));
-    let batches: Vec<Vec<u8>> = (1..=48).map(|seq| lines(&loud, seq, most, "x", 2, |_| ())).collect();
+    assert_eq!(loud.put(&path(1), loud.lines(1, most + 1, "x", 2, |_| ())).await.code(), (413, "size"));
+    let batches: Vec<Vec<u8>> = (1..=48).map(|seq| loud.lines(seq, most, "x", 2, |_| ())).collect();
     let loud = Arc::new(loud);
     let mut sending = tokio::task::JoinSet::new();
     for (seq, sealed) in (1..).zip(batches) {
@@ -165,7 +148,7 @@ async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
         while sending.try_join_next().is_some_and(|status| status.expect("no panic") == 200) {}
         let began = Instant::now();
         seq += 1;
-        let sealed = lines(&quiet, seq, 1, "quiet", 1, |header| header.lowest_held = seq);
+        let sealed = quiet.lines(seq, 1, "quiet", 1, |header| header.lowest_held = seq);
         assert_eq!(quiet.put(&path(seq), sealed).await.status, 200);
         longest = longest.max(began.elapsed());
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -177,11 +160,11 @@ async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_whose_sender_goes_away_lands_and_gives_back_what_it_took() {
     let world = two_organizations(&[]);
-    let peer = Peer::of(&world, "identity");
+    let peer = of(&world, "identity");
     let mut went_away = Vec::new();
     for seq in 1..=8 {
         // Some milliseconds to send, and many to check.
-        let sealed = lines(&peer, seq, 100_000, "short", 1, |_| ());
+        let sealed = peer.lines(seq, 100_000, "short", 1, |_| ());
         let answer = tokio::time::timeout(Duration::from_millis(20 * seq), peer.put(&path(seq), sealed)).await;
         if answer.is_err() {
             went_away.push(seq);
@@ -192,31 +175,14 @@ async fn a_batch_whose_sender_goes_away_lands_and_gives_back_what_it_took() {
     let landed = format!("SELECT abs(-9223372036854775807 - 1) FROM landed WHERE {keys}");
     eventually("one that nobody waits for lands", || (!world.control_sql(&landed)).then_some(()));
     for seq in 11..=30 {
-        assert_eq!(peer.put(&path(seq), lines(&peer, seq, 1, "x", 1, |_| ())).await.status, 200);
+        assert_eq!(peer.put(&path(seq), peer.lines(seq, 1, "x", 1, |_| ())).await.status, 200);
     }
-}
-
-/// A TLS connection without a certificate, after its handshake.
-fn silent(world: &World) -> std::io::Result<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
-    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    let mut roots = rustls::RootCertStore::empty();
-    let ca = fs::read(world.path("workspace/ca.pem")).expect("is there");
-    for certificate in CertificateDer::pem_slice_iter(&ca) {
-        roots.add(certificate.expect("PEM")).expect("a root");
-    }
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    let name = ServerName::try_from("localhost").expect("a name");
-    let mut client = rustls::ClientConnection::new(Arc::new(config), name).map_err(std::io::Error::other)?;
-    let mut socket = TcpStream::connect(world.address())?;
-    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
-    client.complete_io(&mut socket)?;
-    Ok(rustls::StreamOwned::new(client, socket))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_shut_nobody_out() {
     let world = two_organizations(&[]);
-    let peer = Peer::of(&world, "identity");
+    let peer = of(&world, "identity");
     let mut held: Vec<_> = (0..1000).filter_map(|_| silent(&world).ok()).collect();
     assert!(held.len() > 100, "{} connections", held.len());
     let began = Instant::now();
@@ -241,7 +207,7 @@ async fn connections_that_say_nothing_shut_nobody_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn junk_enrollments_do_not_stop_honest_ones() {
     let world = two_organizations(&[]);
-    let peer = Peer::of(&world, "identity");
+    let peer = of(&world, "identity");
     let junk = serde_json::json!({"token": "nonsense", "csr": "", "hostname": "h", "version": "1"});
     let mut codes = std::collections::BTreeMap::new();
     for _ in 0..200 {

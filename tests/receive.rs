@@ -4,131 +4,14 @@ use crate::support::{ORG, World, refusal};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 use std::{fs, process::Command};
-use vedette_transport::tls::{self, ClientSettings};
+use vedette_benches::peer::{Peer, client};
 use vedette_wire::{
-    AgentId, Compression, Epoch, Header, Lane, OrganizationId, Position, SourceRef,
-    body::{Body, Syslog},
-    codec, frame,
-    geo::WorkspaceGeo,
+    AgentId, Compression, Header, Lane, OrganizationId, Position, body::Body, codec, frame, geo::WorkspaceGeo,
     record::HostLabel,
 };
 
-/// An agent that is not there: its certificate and what it would say.
-pub(crate) struct Peer {
-    client: reqwest::Client,
-    url: String,
-    pub(crate) header: Header,
-}
-
-/// The client of an agent that looks for a workspace of this geography.
-fn client(world: &World, identity: &str, geo: WorkspaceGeo) -> reqwest::Client {
-    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-    let read = |name: &str| fs::read(world.path(identity).join(name)).expect("is there after enrollment");
-    let (ca_pem, identity) = (read("ca.pem"), (read("cert.pem"), read("key.pem").into()));
-    let settings = ClientSettings { ca_pem, identity_pem: Some(identity), geo: Some(geo), ..ClientSettings::default() };
-    tls::client(&settings).expect("builds")
-}
-
-/// What came back.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    http: reqwest::Version,
-    retry_after: Option<String>,
-    pub(crate) body: Value,
-}
-
-impl Answer {
-    pub(crate) fn code(&self) -> (u16, &str) {
-        (self.status, self.body["code"].as_str().unwrap_or(""))
-    }
-}
-
-impl Peer {
-    fn new(world: &World) -> Self {
-        Self::of(world, "identity")
-    }
-
-    /// The agent with this identity directory.
-    pub(crate) fn of(world: &World, identity: &str) -> Self {
-        let enrollment = world.path(identity).join("enrollment.json");
-        let enrollment = fs::read(enrollment).expect("is there after enrollment");
-        let enrollment: Value = serde_json::from_slice(&enrollment).expect("JSON");
-        let id = |key: &str| enrollment[key].as_str().expect("an id").to_owned();
-        let header = Header {
-            epoch: Epoch(7),
-            seq: 1,
-            sealed: 1_795_404_079_000_000_000,
-            policy_revision: 1,
-            agent_version: "0.1.0".to_owned(),
-            host: HostLabel { hostname: "peer".to_owned(), ..HostLabel::default() },
-            sources: vec![SourceRef {
-                collector: "syslog".into(),
-                id: "f".into(),
-                name: None,
-                reached: 1,
-                skipped: Vec::new(),
-            }],
-            records: 1,
-            lowest_held: 1,
-            ..Header::new(
-                id("organization").parse().expect("an organization"),
-                id("agent").parse().expect("an agent"),
-                Lane::Records,
-                WorkspaceGeo::Europe,
-            )
-        };
-        Self { client: client(world, identity, WorkspaceGeo::Europe), url: world.url(), header }
-    }
-
-    /// A batch of one line under a header that differs as told.
-    pub(crate) fn sealed(&self, text: &str, change: impl FnOnce(&mut Header)) -> Vec<u8> {
-        self.sealed_with(Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() }.into(), change)
-    }
-
-    /// The same, of one body.
-    pub(crate) fn sealed_with(&self, of: Body, change: impl FnOnce(&mut Header)) -> Vec<u8> {
-        let (mut records, mut body) = (Vec::new(), Vec::new());
-        codec::append_body(&of, &mut body);
-        codec::append_record(0, 1, Position(0, 1), &body, &mut records);
-        let mut header = self.header.clone();
-        change(&mut header);
-        codec::seal(&header, &records, Compression::Zstd).expect("seals")
-    }
-
-    /// Status and body of an answer to an agent of this build.
-    pub(crate) async fn get(&self, path: &str) -> (u16, Vec<u8>) {
-        let request = self.client.get(format!("{}/v1/{path}", self.url)).header("user-agent", "vedette/0.1.0");
-        let response = request.send().await.expect("is answered");
-        (response.status().as_u16(), response.bytes().await.expect("a body").to_vec())
-    }
-
-    pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let request = self.client.post(format!("{}/v1/{path}", self.url)).json(body);
-        let response = request.send().await.expect("is answered");
-        (response.status().as_u16(), response.json().await.expect("JSON"))
-    }
-
-    pub(crate) async fn put(&self, path: &str, sealed: Vec<u8>) -> Answer {
-        let digest = BASE64_STANDARD.encode(frame::sha256(&sealed));
-        self.put_with(path, sealed, &digest).await
-    }
-
-    async fn put_with(&self, path: &str, sealed: Vec<u8>, digest: &str) -> Answer {
-        let request = self
-            .client
-            .put(format!("{}/v1/{path}", self.url))
-            .header("content-encoding", "zstd")
-            .header("content-digest", format!("sha-256=:{digest}:"))
-            .body(sealed);
-        let response = request.send().await.expect("is answered");
-        Answer {
-            status: response.status().as_u16(),
-            http: response.version(),
-            retry_after: response.headers().get("retry-after").map(|value| value.to_str().expect("ASCII").to_owned()),
-            body: response.json().await.expect("JSON"),
-        }
-    }
+fn of(world: &World, identity: &str) -> Peer {
+    Peer::at(&world.path(identity), world.url())
 }
 
 const FIRST: &str = "records/0000000000000007/1";
@@ -137,7 +20,7 @@ const FIRST: &str = "records/0000000000000007/1";
 async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
     let world = World::new();
     world.enroll();
-    let peer = Peer::new(&world);
+    let peer = of(&world, "identity");
     let first = peer.put(FIRST, peer.sealed("one", |_| ())).await;
     assert_eq!((first.status, first.body["duplicate"].as_bool()), (200, Some(false)), "{first:?}");
     assert_eq!(first.http, reqwest::Version::HTTP_2, "HTTP/2 is offered and taken");
@@ -180,7 +63,7 @@ async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
 async fn a_workspace_of_another_geography_is_not_talked_to() {
     let world = World::new();
     world.enroll();
-    let peer = Peer { client: client(&world, "identity", WorkspaceGeo::Australia), ..Peer::new(&world) };
+    let peer = Peer { client: client(&world.path("identity"), WorkspaceGeo::Australia), ..of(&world, "identity") };
     let request = peer.client.put(format!("{}/v1/{FIRST}", peer.url)).body(peer.sealed("one", |_| ()));
     let refused = request.send().await.expect_err("the handshake fails");
     let why = vedette_transport::post::root_cause(&refused);
@@ -193,7 +76,7 @@ async fn an_organization_that_sends_too_much_is_told_when_to_come_again() {
     world.serve.as_mut().expect("serves").terminate();
     world.serve_with(&world.address(), &["--batches-per-second", "1"]);
     world.enroll();
-    let peer = Peer::new(&world);
+    let peer = of(&world, "identity");
     let sealed = peer.sealed("one", |_| ());
     let mut refused = Vec::new();
     for _ in 0..5 {
@@ -210,7 +93,7 @@ async fn an_organization_that_sends_too_much_is_told_when_to_come_again() {
 async fn a_batch_whose_note_was_lost_with_the_power_is_found_at_the_next_start() {
     let mut world = World::new();
     world.enroll();
-    let peer = Peer::new(&world);
+    let peer = of(&world, "identity");
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let address = world.address();
     world.serve.as_mut().expect("serves").kill();
@@ -241,7 +124,7 @@ async fn object_and_directory_are_synced_before_the_acknowledgement() {
     let trace = world.path("trace");
     let strace = ["strace", "-D", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", trace.to_str().expect("UTF-8")];
     world.serve_under(&strace, "127.0.0.1:0", &[]);
-    let peer = Peer::new(&world);
+    let peer = of(&world, "identity");
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let calls = fs::read_to_string(&trace).expect("strace writes it");
     let dir = format!("{}/records/0000000000000007", peer.header.agent);
@@ -264,7 +147,7 @@ async fn slow_bodies_of_one_organization_do_not_stop_another() {
     assert!(world.vedette(&enroll).status.success());
     let mut requests = tokio::task::JoinSet::new();
     for connection in 0..3 {
-        let client = client(&world, "identity", WorkspaceGeo::Europe);
+        let client = client(&world.path("identity"), WorkspaceGeo::Europe);
         for seq in 0..60 {
             let never = futures::stream::pending::<Result<http_body::Frame<bytes::Bytes>, std::io::Error>>();
             let request = client
@@ -275,7 +158,7 @@ async fn slow_bodies_of_one_organization_do_not_stop_another() {
         }
     }
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    let peer = Peer::of(&world, "identity2");
+    let peer = of(&world, "identity2");
     let landing = peer.put(FIRST, peer.sealed("one", |_| ()));
     let landed = tokio::time::timeout(std::time::Duration::from_secs(10), landing).await.expect("in time");
     assert_eq!(landed.status, 200, "{landed:?}");
@@ -313,7 +196,7 @@ fn agents_compress_as_the_workspace_asks() {
 async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revision_that_it_was_observed_under() {
     let world = World::new();
     world.enroll();
-    let peer = Peer::new(&world);
+    let peer = of(&world, "identity");
     let set = |change: &[&str]| {
         let set = world.workspace(&[&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat());
         set.trim().parse::<u64>().expect("a revision")
@@ -376,7 +259,7 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
 async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() {
     let world = World::new();
     world.enroll();
-    let peer = Peer::new(&world);
+    let peer = of(&world, "identity");
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let agent = peer.header.agent.to_string();
     // A question that waits for another revision when the agent is revoked gets none.

@@ -1,12 +1,10 @@
 //! Two organizations in one workspace whose agents have the same key, and so the same id, the same host name, epochs,
 //! sequences and sources: nothing that one can ask returns, counts or overwrites anything of the other.
 
-use crate::{
-    receive::Peer,
-    support::{ORG, World, refusal},
-};
+use crate::support::{ORG, World, refusal};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs};
+use vedette_benches::peer::Peer;
 use vedette_wire::{
     Header, Lane, Policy, Told,
     body::Artifact,
@@ -33,7 +31,10 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
     let enrolled = world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &token);
     assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
 
-    let peers = [(ORG, Peer::of(&world, "identity")), ("other", Peer::of(&world, "identity-other"))];
+    let peers = [
+        (ORG, Peer::at(&world.path("identity"), world.url())),
+        ("other", Peer::at(&world.path("identity-other"), world.url())),
+    ];
     assert_eq!(peers[0].1.header.agent, peers[1].1.header.agent, "the same id");
     assert_ne!(peers[0].1.header.organization, peers[1].1.header.organization);
 

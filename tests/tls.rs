@@ -207,3 +207,39 @@ fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
     let _agent = Process::start(&mut command, &world.path("agent.log"));
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
 }
+
+/// `run` could never deliver there; the handshake ends before the token is sent, and no key is left.
+#[test]
+fn a_server_whose_certificate_names_no_geography_is_no_workspace() {
+    let world = World::new();
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+    let (certificate, key) = (world.path("plain.pem"), world.path("plain.key"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=serverAuth", "-CA"])
+        .arg(world.path("workspace/ca.pem"))
+        .arg("-CAkey")
+        .arg(world.path("workspace/ca.key"))
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output();
+    let Ok(made) = made else {
+        println!("skipped: there is no openssl");
+        return;
+    };
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-www", "-accept", &port.to_string(), "-cert"]).arg(&certificate).arg("-key").arg(&key);
+    let _server = Process::start(&mut server, &world.path("openssl.log"));
+    eventually("the server", || TcpStream::connect(("127.0.0.1", port)).ok());
+    let (token, ca) =
+        (world.token("token").display().to_string(), world.path("workspace/ca.pem").display().to_string());
+    let url = format!("https://localhost:{port}");
+    let output = world.vedette(&["enroll", "--workspace", &url, "--ca", &ca, "--token-file", &token]);
+    let said = crate::support::refusal(&output, 1);
+    assert!(said.contains("names no geography"), "{said}");
+    assert!(!world.path("identity/key.pem").exists());
+}

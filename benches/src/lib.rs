@@ -4,5 +4,6 @@
 
 pub mod generate;
 pub mod numbered;
+pub mod peer;
 pub mod proxy;
 pub mod world;

@@ -1,5 +1,6 @@
 //! A workspace and an enrolled agent in a scratch directory, as real processes.
 
+use crate::peer::Peer;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
@@ -11,6 +12,8 @@ use std::{
 
 /// The organization.
 pub const ORG: &str = "bench";
+/// Another.
+const OTHER: &str = "other";
 
 /// User and system time of a process so far, fields 14 and 15 of `/proc/PID/stat`.
 ///
@@ -35,8 +38,21 @@ fn time_and_nice(path: &str) -> Result<(f64, i64)> {
 /// # Errors
 /// Where there is no such process.
 pub fn rss_bytes(pid: u32) -> Result<u64> {
+    of_status(pid, "VmRSS:")
+}
+
+/// The largest resident set that a process had, `VmHWM` of `/proc/PID/status` (proc_pid_status(5)).
+///
+/// # Errors
+/// Where there is no such process.
+pub fn peak_bytes(pid: u32) -> Result<u64> {
+    of_status(pid, "VmHWM:")
+}
+
+fn of_status(pid: u32, key: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("status has VmRSS")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("status has no {key}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }
 
@@ -168,9 +184,17 @@ impl World {
     /// # Errors
     /// Where it does not start in 20 s.
     pub fn serve(&mut self, listen: &str) -> Result<()> {
+        self.serve_with(listen, &[])
+    }
+
+    /// Serve with more arguments.
+    ///
+    /// # Errors
+    /// Where it does not start in 20 s.
+    pub fn serve_with(&mut self, listen: &str, more: &[&str]) -> Result<()> {
         drop(fs::remove_file(self.path("address")));
         let mut command = Command::new(binary("vedette-workspace")?);
-        command.args(["serve", "--listen", listen, "--dir"]).arg(self.path("workspace"));
+        command.arg("serve").args(more).args(["--listen", listen, "--dir"]).arg(self.path("workspace"));
         command.arg("--address-file").arg(self.path("address"));
         self.serve = Some(Process::start(&mut command, &self.path("workspace.log"))?);
         let began = Instant::now();
@@ -186,6 +210,39 @@ impl World {
     /// The workspace dies, as by SIGKILL.
     pub fn stop_serving(&mut self) {
         self.serve = None;
+    }
+
+    /// The largest resident set that the workspace had since it was started.
+    ///
+    /// # Errors
+    /// Where it does not serve.
+    pub fn serve_peak_bytes(&self) -> Result<u64> {
+        peak_bytes(self.serve.as_ref().context("it does not serve")?.id())
+    }
+
+    /// An agent of another organization, which is not there: `name` is of its identity directory.
+    ///
+    /// # Errors
+    /// What the programs say.
+    pub fn other(&self, name: &str) -> Result<Peer> {
+        // It may be there.
+        drop(self.workspace(&["org", "add", OTHER, "--tier", "free"]));
+        fs::write(self.path("other-token"), self.workspace(&["token", "new", "--org", OTHER])?)?;
+        let (ca, token) = (self.path("workspace/ca.pem"), self.path("other-token"));
+        let (url, set) =
+            (format!("https://{}", self.address()?), format!("identity.dir={}", self.path(name).display()));
+        let enrolled = Command::new(binary("vedette")?)
+            .args(["enroll", "--workspace", &url, "--set", &set, "--config"])
+            .arg(self.path("vedette.toml"))
+            .arg("--ca")
+            .arg(ca)
+            .arg("--token-file")
+            .arg(token)
+            .output()?;
+        if !enrolled.status.success() {
+            bail!("{}", String::from_utf8_lossy(&enrolled.stderr));
+        }
+        Ok(Peer::at(&self.path(name), url))
     }
 
     /// Where it serves.

@@ -3,18 +3,20 @@
 use crate::{Output, tables};
 use datafusion::arrow::{
     array::{Array as _, ArrayRef, RecordBatch, StringArray},
-    compute::cast,
     csv::WriterBuilder as CsvWriter,
     datatypes::{DataType, Field, Schema},
     error::ArrowError,
     json::{LineDelimitedWriter, WriterBuilder, writer::LineDelimited},
-    util::pretty,
+    util::{
+        display::{ArrayFormatter, FormatOptions},
+        pretty,
+    },
 };
 use std::{borrow::Cow, fmt::Write as _, sync::Arc};
 use vedette_wire::{
     body::KINDS,
     column::{COMMON, Column, ColumnType},
-    text::{is_printable, printable},
+    text::{cell, json_printable, printable},
 };
 
 /// How an answer is printed.
@@ -40,78 +42,53 @@ pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
                 WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
             writer.write_batches(&batches)?;
             writer.finish()?;
-            Ok(json_printable(writer.into_inner()))
+            let json = String::from_utf8(writer.into_inner()).map_err(|err| ArrowError::JsonError(err.to_string()))?;
+            Ok(json_printable(json).into_bytes())
         }
         Format::Csv => {
             let mut out = Vec::new();
             let mut writer = CsvWriter::new().with_header(true).build(&mut out);
             // With no rows the head is written all the same.
-            writer.write(&RecordBatch::new_empty(output.schema.clone()))?;
+            writer.write(&texts(&RecordBatch::new_empty(output.schema.clone()), cell)?)?;
             for batch in batches {
-                writer.write(&texts(batch, cell))?;
+                writer.write(&texts(batch, cell)?)?;
             }
             drop(writer);
             Ok(out)
         }
         Format::Table => {
-            let shown: Vec<RecordBatch> = batches.into_iter().map(|batch| texts(batch, printable)).collect();
-            let table = pretty::pretty_format_batches_with_schema(output.schema.clone(), &shown)?;
+            let empty = texts(&RecordBatch::new_empty(output.schema.clone()), printable)?;
+            let shown = batches.into_iter().map(|batch| texts(batch, printable)).collect::<Result<Vec<_>, _>>()?;
+            let table = pretty::pretty_format_batches_with_schema(empty.schema(), &shown)?;
             Ok(format!("{table}\n").into_bytes())
         }
     }
 }
 
-/// A record batch with every text, also of dictionaries and views, as it is to be shown.
-fn texts(batch: &RecordBatch, show: impl for<'a> Fn(&'a str) -> Cow<'a, str>) -> RecordBatch {
-    let columns = batch.columns().iter().map(|column| -> ArrayRef {
-        let is_text = matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
-        let text = if is_text { cast(column, &DataType::Utf8).ok() } else { None };
-        let Some(text) = text.as_ref().and_then(|text| text.as_any().downcast_ref::<StringArray>()) else {
-            return Arc::clone(column);
-        };
-        Arc::new(text.iter().map(|text| text.map(&show)).collect::<StringArray>())
-    });
-    let columns: Vec<ArrayRef> = columns.collect();
-    let fields = batch
-        .schema()
-        .fields()
-        .iter()
-        .zip(&columns)
-        .map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true))
-        .collect::<Vec<_>>();
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap_or_else(|_| batch.clone())
-}
-
-/// A cell of a spreadsheet: what begins like a formula is text there too.
-fn cell(text: &str) -> Cow<'_, str> {
-    let shown = printable(text);
-    if shown.starts_with(['=', '+', '-', '@', '\t', '\r']) && shown.parse::<f64>().is_err() {
-        return Cow::Owned(format!("'{shown}"));
-    }
-    shown
-}
-
-/// JSON in which characters that move a terminal or hide text are escapes; those below U+0020 are already.
-fn json_printable(json: Vec<u8>) -> Vec<u8> {
-    let text = match String::from_utf8(json) {
-        Ok(text) => text,
-        Err(err) => return err.into_bytes(),
-    };
-    if text.chars().all(|letter| letter == '\n' || is_printable(letter)) {
-        return text.into_bytes();
-    }
-    let mut out = String::with_capacity(text.len() + 64);
-    for letter in text.chars() {
-        if letter == '\n' || is_printable(letter) {
-            out.push(letter);
-        } else {
-            let mut units = [0; 2];
-            for unit in letter.encode_utf16(&mut units) {
-                let _ = write!(out, "\\u{unit:04x}");
-            }
+/// A record batch whose names and texts, also those within lists, structures and dictionaries, are as they are to be shown.
+fn texts(batch: &RecordBatch, show: impl for<'a> Fn(&'a str) -> Cow<'a, str>) -> Result<RecordBatch, ArrowError> {
+    let options = FormatOptions::default();
+    let shown = |column: &ArrayRef| -> Result<ArrayRef, ArrowError> {
+        let ty = column.data_type();
+        if ty.is_numeric() || ty.is_temporal() || matches!(ty, DataType::Boolean | DataType::Null) {
+            return Ok(Arc::clone(column));
         }
-    }
-    out.into_bytes()
+        let texts = ArrayFormatter::try_new(column.as_ref(), &options)?;
+        let text = |row: usize| {
+            let text = (!column.is_null(row)).then(|| texts.value(row).try_to_string()).transpose()?;
+            Ok(text.map(|text| show(&text).into_owned()))
+        };
+        Ok(Arc::new((0..column.len()).map(text).collect::<Result<StringArray, ArrowError>>()?))
+    };
+    let columns = batch.columns().iter().map(shown).collect::<Result<Vec<_>, _>>()?;
+    let types = columns.iter().map(|column| column.data_type().clone()).collect();
+    RecordBatch::try_new(Arc::new(named(&batch.schema(), types)), columns)
+}
+
+/// A schema whose names are as they are to be shown.
+fn named(schema: &Schema, types: Vec<DataType>) -> Schema {
+    let names = schema.fields().iter().map(|field| printable(field.name()).into_owned());
+    Schema::new(names.zip(types).map(|(name, ty)| Field::new(name, ty, true)).collect::<Vec<_>>())
 }
 
 /// `docs/tables.md`.
@@ -163,11 +140,28 @@ fn columns(out: &mut String, columns: &[Column]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datafusion::arrow::{
+        array::{DictionaryArray, ListArray},
+        datatypes::Int32Type,
+    };
+    use vedette_wire::text::is_printable;
 
     #[test]
     fn text_of_others_moves_no_terminal_and_is_no_formula() {
         let texts = ["\u{1b}[2Jx\r\ny", "=HYPERLINK(1)", "-1.5", "a\u{9b}b\u{202e}"];
         let column: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+        let dictionary: ArrayRef = Arc::new(texts.into_iter().collect::<DictionaryArray<Int32Type>>());
+        let mut lists = datafusion::arrow::array::ListBuilder::new(datafusion::arrow::array::StringBuilder::new());
+        texts.iter().for_each(|text| lists.append_value([Some(text)]));
+        let lists: ListArray = lists.finish();
+        let all = [("t", Arc::clone(&column)), ("d\u{1b}c", dictionary), ("l", Arc::new(lists))];
+        let batch = RecordBatch::try_from_iter(all).expect("a batch");
+        let output = Output { schema: batch.schema(), batches: vec![batch], cut: false };
+        for format in [Format::Table, Format::Csv] {
+            let shown = String::from_utf8(render(&output, format).expect("renders")).expect("UTF-8");
+            assert!(shown.chars().all(|letter| letter == '\n' || is_printable(letter)), "{format:?}: {shown:?}");
+            assert_eq!(shown.matches("\\x1b[2Jx\\r\\ny").count(), 3, "{shown}");
+        }
         let batch = RecordBatch::try_from_iter([("t", column)]).expect("a batch");
         let output = Output { schema: batch.schema(), batches: vec![batch], cut: false };
         let shown = |format| String::from_utf8(render(&output, format).expect("renders")).expect("UTF-8");

@@ -7,6 +7,7 @@ mod campaign;
 mod disk;
 mod files;
 mod kills;
+mod neighbours;
 mod network;
 
 use anyhow::{Result, bail};
@@ -44,6 +45,12 @@ const FAULTS: &[Fault] = &[
     ("queue replaced by a directory", disk::directory),
     ("queue in use by a second agent", disk::second_agent),
     ("queue at its limit", network::overload),
+    ("batches that become gigabytes, of another organization", neighbours::bombs),
+    ("batches full of holes, of another organization", neighbours::holes),
+    ("1,000 idle connections, and junk enrollments", neighbours::connections),
+    ("a flood, holes and 400 files beside the log", neighbours::files),
+    ("links that loop below `**`", neighbours::links),
+    ("a workspace that answers without end", neighbours::endless),
 ];
 
 fn main() -> ExitCode {

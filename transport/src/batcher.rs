@@ -82,6 +82,8 @@ pub(crate) struct Open {
     pub(crate) floors: Vec<(&'static str, String, u64)>,
     /// What to add to the ledger.
     pub(crate) ledger: Ledger,
+    /// It is of sources that fill the queue.
+    pub(crate) is_bulk: bool,
 }
 
 impl Open {
@@ -151,6 +153,11 @@ impl Open {
     /// Its sources, and the bytes of their records before compression.
     pub(crate) fn held(&self) -> impl Iterator<Item = (&Source, u64)> + Clone {
         self.sources.iter().map(|open| (open.source.as_ref(), open.bytes))
+    }
+
+    /// Whether it holds anything of a source.
+    pub(crate) fn holds(&self, source: &Arc<Source>) -> bool {
+        self.index.contains_key(source) || self.cursors.contains_key(&(source.collector, source.id.clone()))
     }
 
     fn source(&mut self, source: &Arc<Source>) -> u32 {

@@ -11,10 +11,10 @@ use crate::{
 use std::{
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::{Notify, watch};
-use vedette_wire::{Compression, Ledger};
+use vedette_wire::{Chunk, Compression, Ledger, codec::Piece};
 
 /// How often a full queue or a failing disk is tried again.
 const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
@@ -185,6 +185,19 @@ impl Lane {
     }
 }
 
+/// Batches that are being filled: one of sources that fill the queue, and one of all others, which goes before it.
+#[derive(Default)]
+struct Opens {
+    quiet: Open,
+    bulk: Open,
+}
+
+impl Opens {
+    fn deadline(&self, limits: &BatchLimits) -> Option<Instant> {
+        self.quiet.deadline(limits).into_iter().chain(self.bulk.deadline(limits)).min()
+    }
+}
+
 struct Batcher {
     intake: Intake,
     queue: Arc<Queue>,
@@ -198,42 +211,69 @@ struct Batcher {
 
 impl Batcher {
     fn run(mut self) {
-        let mut open = Open::default();
+        let mut opens = Opens::default();
         let mut stamp = self.stamp.borrow_and_update().clone();
         loop {
-            let next = self.intake.take(open.deadline(&self.limits));
+            let next = self.intake.take(opens.deadline(&self.limits));
             if self.stamp.has_changed().unwrap_or(false) {
-                // Records of one revision share a batch: close the open one under the old stamp.
-                if !self.commit(&mut open, &stamp) {
+                // Records of one revision share a batch: close the open ones under the old stamp.
+                if !self.commit_all(&mut opens, &stamp) {
                     return;
                 }
                 stamp = self.stamp.borrow_and_update().clone();
             }
-            match next {
-                Next::Chunk(chunk, piece) => {
-                    failpoint::reached("read");
-                    let compression = self.learn();
-                    if open.is_full_for(&chunk, piece.as_ref(), &self.limits) && !self.commit(&mut open, &stamp) {
-                        return;
-                    }
-                    open.set_compression(compression);
-                    open.add_pressed(*chunk, piece);
-                    failpoint::reached("batch");
-                    if open.is_full(&self.limits) && !self.commit(&mut open, &stamp) {
-                        return;
-                    }
+            let goes_on = match next {
+                Next::Chunk(chunk, piece) => self.add(&mut opens, &stamp, *chunk, piece),
+                Next::Nothing => {
+                    let now = Instant::now();
+                    let is_due = |open: &Open| open.deadline(&self.limits).is_some_and(|at| at <= now);
+                    let (quiet, bulk) = (is_due(&opens.quiet), is_due(&opens.bulk));
+                    (!quiet || self.commit(&mut opens.quiet, &stamp)) && (!bulk || self.commit(&mut opens.bulk, &stamp))
                 }
-                Next::Nothing | Next::Flush => {
-                    if !self.commit(&mut open, &stamp) {
-                        return;
-                    }
-                }
+                Next::Flush => self.commit_all(&mut opens, &stamp),
                 Next::Closed => {
-                    self.commit(&mut open, &stamp);
-                    return;
+                    self.commit_all(&mut opens, &stamp);
+                    false
                 }
+            };
+            if !goes_on {
+                return;
+            }
+            if opens.quiet.is_empty() && opens.bulk.is_empty() {
+                self.intake.settle();
             }
         }
+    }
+
+    /// Take a chunk in; false where what it goes into cannot be committed.
+    fn add(&mut self, opens: &mut Opens, stamp: &Stamp, chunk: Chunk, piece: Option<Piece>) -> bool {
+        failpoint::reached("read");
+        let compression = self.learn();
+        // A cursor is forgotten behind what was read under it.
+        if !chunk.forget.is_empty() && !self.commit_all(opens, stamp) {
+            return false;
+        }
+        let (open, is_bulk) = loop {
+            // What there is of a source is committed in turn: its cursor stands behind all of it.
+            let is_bulk = opens.bulk.holds(&chunk.source)
+                || !opens.quiet.holds(&chunk.source) && self.queue.is_bulk(&chunk.source);
+            let open = if is_bulk { &mut opens.bulk } else { &mut opens.quiet };
+            if open.is_empty() || !open.is_full_for(&chunk, piece.as_ref(), &self.limits) {
+                break (open, is_bulk);
+            }
+            if !self.commit(open, stamp) {
+                return false;
+            }
+        };
+        open.set_compression(compression);
+        open.add_pressed(chunk, piece);
+        open.is_bulk = is_bulk;
+        failpoint::reached("batch");
+        !open.is_full(&self.limits) || self.commit(open, stamp)
+    }
+
+    fn commit_all(&self, opens: &mut Opens, stamp: &Stamp) -> bool {
+        self.commit(&mut opens.quiet, stamp) && self.commit(&mut opens.bulk, stamp)
     }
 
     /// Make batches as the workspace was found to take them, with the codec that it asked for.
@@ -257,7 +297,6 @@ impl Batcher {
     /// then: nothing behind it may be committed, since a later cursor of the same source would pass over it.
     fn commit(&self, open: &mut Open, stamp: &Stamp) -> bool {
         if open.is_empty() {
-            self.intake.settle();
             return true;
         }
         let mut said = false;
@@ -271,7 +310,6 @@ impl Batcher {
                     }
                     self.committed.notify_one();
                     open.clear();
-                    self.intake.settle();
                     return true;
                 }
                 Err(err) if err.is_damage() => {

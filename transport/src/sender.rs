@@ -26,6 +26,8 @@ const BACKOFF_BASE: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// `Retry-After` is honoured up to this: what is between may say a year, and the workspace must be found again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// Where there is bulk, each so manieth batch is the oldest of all; the others are the oldest that are not bulk.
+const OLDEST_EACH: u64 = 4;
 /// Pause after an answer that time alone does not cure.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -82,6 +84,8 @@ struct Work {
     bytes: usize,
     /// The last slot posted while the endpoint fails.
     probed: u64,
+    /// Batches posted.
+    posted: u64,
     /// Failures in a row.
     failures: u32,
     /// The endpoint rests until then.
@@ -99,6 +103,7 @@ impl Sender {
             in_flight: BTreeSet::new(),
             bytes: 0,
             probed: 0,
+            posted: 0,
             failures: 0,
             rests_until: None,
             window: Window::default(),
@@ -128,14 +133,24 @@ impl Sender {
             let bytes_max = if work.posting.is_empty() { usize::MAX } else { left };
             // In turn: one batch that is never taken must not stand before all others.
             let behind = if work.failures > 0 { work.probed } else { 0 };
+            // What fills the queue is passed by the rest, and is not kept waiting by it for ever.
+            let quiet_first = work.failures == 0 && !work.posted.is_multiple_of(OLDEST_EACH);
             let (queue, except) = (Arc::clone(&self.queue), work.in_flight.clone());
-            let next = move || match queue.next_except(behind, &except, bytes_max)? {
-                Found::Nothing if behind > 0 => queue.next_except(0, &except, bytes_max),
-                found => Ok(found),
+            let next = move || {
+                if quiet_first
+                    && let found @ (Found::Batch(..) | Found::Larger) = queue.next_quiet(&except, bytes_max)?
+                {
+                    return Ok(found);
+                }
+                match queue.next_except(behind, &except, bytes_max)? {
+                    Found::Nothing if behind > 0 => queue.next_except(0, &except, bytes_max),
+                    found => Ok(found),
+                }
             };
             let found = tokio::task::spawn_blocking(next).await.expect("reading does not panic")?;
             let Found::Batch(slot, frame) = found else { return Ok(()) };
             work.probed = slot;
+            work.posted += 1;
             work.in_flight.insert(slot);
             let (post, bytes) = (Arc::clone(post), frame.len());
             work.bytes += bytes;

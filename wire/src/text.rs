@@ -6,7 +6,8 @@ use std::borrow::Cow;
 /// order in which others are shown (Unicode Bidirectional Algorithm, UAX #9 §2), nor invisible.
 pub fn is_printable(letter: char) -> bool {
     !letter.is_control()
-        && !matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{61c}')
+        && !matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{61c}' | '\u{ad}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// Text with what is not printable written as an escape: `\x1b`, `\n`, `\u{202e}`.
@@ -28,6 +29,34 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// A cell of a spreadsheet: printable, and what begins like a formula is text there too.
+pub fn cell(text: &str) -> Cow<'_, str> {
+    let shown = printable(text);
+    if shown.starts_with(['=', '+', '-', '@']) && shown.parse::<f64>().is_err() {
+        return Cow::Owned(format!("'{shown}"));
+    }
+    shown
+}
+
+/// JSON in which what is not printable is written as `\uXXXX` (RFC 8259 §7): the value stays the same. Line ends between
+/// values stay.
+pub fn json_printable(json: String) -> String {
+    if json.chars().all(|letter| letter == '\n' || is_printable(letter)) {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len() + 64);
+    for letter in json.chars() {
+        if letter == '\n' || is_printable(letter) {
+            out.push(letter);
+        } else {
+            for unit in letter.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
+}
+
 /// A name or version of a host is not longer, in bytes (a domain name, RFC 1035 §2.3.4).
 pub const LABEL_BYTES_MAX: usize = 255;
 
@@ -46,6 +75,15 @@ mod tests {
     fn a_label_is_cut_between_characters() {
         assert_eq!(label("web1\n"), "web1\\n");
         assert_eq!(label(&"é".repeat(200)), "é".repeat(127));
+    }
+
+    #[test]
+    fn json_stays_what_it_says_and_a_cell_is_no_formula() {
+        let text = "a\u{202e}b\u{9b}\u{e0001}";
+        let json = json_printable(format!("{}\n", serde_json::json!(text)));
+        assert!(json.chars().all(|letter| letter == '\n' || is_printable(letter)), "{json}");
+        assert_eq!(serde_json::from_str::<String>(&json).expect("JSON"), text);
+        assert_eq!((cell("=1+1"), cell("-1.5"), cell("@x\n")), ("'=1+1".into(), "-1.5".into(), "'@x\\n".into()));
     }
 
     #[test]

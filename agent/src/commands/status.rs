@@ -25,7 +25,7 @@ pub(super) const FAILING_AFTER_SECONDS: f64 = 60.0;
 pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
     let report = ask(config)?;
     if json {
-        return print(format!("{}\n", serde_json::to_string(&report)?).as_bytes());
+        return print(vedette_wire::text::json_printable(serde_json::to_string(&report)? + "\n").as_bytes());
     }
     print(table(&report).as_bytes())
 }

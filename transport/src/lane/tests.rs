@@ -4,6 +4,15 @@ use crate::queue::tests_support::{chunk, stamp};
 use vedette_wire::{Compression, Lane as LaneName, codec, frame};
 
 fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, watch::Sender<Stamp>) {
+    start_with(dir, age_max, bytes_max, None)
+}
+
+fn start_with(
+    dir: &std::path::Path,
+    age_max: Duration,
+    bytes_max: u64,
+    post: Option<Arc<dyn Post>>,
+) -> (Lane, watch::Sender<Stamp>) {
     let (stamps, stamp) = watch::channel(stamp());
     let lane = Lane::start(LaneConfig {
         queue: Queue::open(dir, LaneName::Records, Quota::bytes(bytes_max), 7).expect("opens"),
@@ -12,7 +21,7 @@ fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, wat
         intake_bytes_max: 1 << 20,
         in_flight_bytes_max: 1 << 20,
         now: Arc::new(|| 1),
-        post: None,
+        post,
     })
     .expect("starts");
     (lane, stamps)
@@ -179,4 +188,103 @@ async fn a_batch_is_closed_before_a_chunk_that_would_make_it_too_large() {
     let queue = Arc::clone(lane.queue());
     lane.stop(Duration::ZERO).await;
     assert_eq!(headers(&queue), [(1, 1), (1, 1), (1, 1)]);
+}
+
+/// Takes batches one at a time, slowly, and keeps what sources they are of.
+#[derive(Default)]
+struct Slow(Mutex<Vec<Vec<String>>>);
+
+impl Post for Slow {
+    fn post(&self, bytes: Vec<u8>) -> std::pin::Pin<Box<dyn Future<Output = crate::Outcome> + Send + '_>> {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let (head, sealed) = frame::parse(&bytes).expect("whole");
+            let plain = codec::decompress(sealed, head.compression, 4 << 20).expect("decompresses");
+            let header = codec::decode(&plain).expect("decodes").header;
+            let sources = header.sources.into_iter().map(|source| source.id).collect();
+            self.0.lock().expect("lock").push(sources);
+            crate::Outcome::Done { duplicate: false, policy_revision: 1, compression: None, lost: None }
+        })
+    }
+}
+
+/// What does not compress.
+fn noise(id: &str, at: u64) -> vedette_wire::Chunk {
+    let source = Arc::new(vedette_wire::Source { collector: "test", id: id.to_owned(), name: None });
+    let raw = (0..200_000).map(|_| fastrand::u8(..)).collect();
+    let mut chunk = vedette_wire::Chunk::new(source);
+    let body = vedette_wire::Body::Syslog(vedette_wire::body::Syslog { raw, ..Default::default() });
+    chunk.push(5, vedette_wire::Position(at, at + 1), &body);
+    chunk.cursor = Some(at.to_string().into_bytes());
+    chunk
+}
+
+/// Twenty megabytes of one source.
+fn flood(lane: &Lane) {
+    for at in 0..100 {
+        lane.intake().put(noise("flood", at)).expect("open");
+    }
+    tokio::task::block_in_place(|| lane.intake().wait_durable()).expect("open");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_fills_the_queue_no_more_is_committed_in_turn() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
+    flood(&lane);
+    for at in [100, 101] {
+        lane.intake().put(noise("flood", at)).expect("open");
+        while lane.intake().bytes() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // Delivered, as it were.
+        while let Some((slot, _)) = lane.queue().next_after(0).expect("reads") {
+            lane.queue().delete(slot).expect("deletes");
+        }
+    }
+    let queue = Arc::clone(lane.queue());
+    lane.stop(Duration::ZERO).await;
+    assert_eq!(queue.cursors("test").expect("reads"), [("flood".to_owned(), b"101".to_vec())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    {
+        let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
+        flood(&lane);
+        lane.intake().put(noise("quiet", 0)).expect("open");
+        // In one batch with others no more.
+        lane.intake().put(noise("flood", 100)).expect("open");
+        let mut gone = noise("other", 0);
+        gone.forget.push("flood".to_owned());
+        lane.intake().put(gone).expect("open");
+        lane.stop(Duration::ZERO).await;
+    }
+    let post = Arc::new(Slow::default());
+    // It is known behind a restart.
+    let (lane, _stamps) =
+        start_with(dir.path(), Duration::from_millis(1), 1 << 30, Some(Arc::clone(&post) as Arc<dyn Post>));
+    let cursors: Vec<String> = lane.queue().cursors("test").expect("reads").into_iter().map(|(id, _)| id).collect();
+    assert_eq!(cursors, ["other", "quiet"], "what was forgotten stays so");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while lane.queue().stats().batches > 0 {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let taken = post.0.lock().expect("lock").clone();
+    let at = |id: &str| taken.iter().position(|sources| *sources == [id]).expect("alone in its batch");
+    // Up to where it was bulk they came in one after the other, at 1 MiB a batch; each fourth is the oldest of all.
+    let mixed = 8;
+    assert!(
+        at("quiet") < mixed + 4 && at("other") < mixed + 4,
+        "{} and {} of {}",
+        at("quiet"),
+        at("other"),
+        taken.len()
+    );
+    let floods = taken.iter().skip(at("quiet").max(at("other"))).filter(|sources| *sources == &["flood"]).count();
+    assert!(floods > 8, "{floods}");
+    lane.stop(Duration::ZERO).await;
 }

@@ -1,10 +1,6 @@
 //! Sealing a batch and committing it with its cursors and the ledger.
 
-use super::{
-    BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock,
-    shares::{self, Share},
-    space,
-};
+use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, shares::Shares, space};
 use crate::{batcher::Open, failpoint};
 use redb::{Durability, WriteTransaction};
 use std::collections::BTreeMap;
@@ -39,7 +35,7 @@ impl Queue {
                 None
             };
             let added = frame.as_ref().map_or(0, |frame| space(frame.len()));
-            let shares = shares::of(open.held(), added);
+            let shares = Shares::of(open.held(), added, open.is_bulk);
             if added > 0 {
                 self.room(added, meta.bytes + meta.quarantine.bytes)?;
             }
@@ -135,13 +131,8 @@ fn framed(mut frame: Vec<u8>, header: &Header, compression: Compression) -> Vec<
 }
 
 /// Put a frame that was sealed under the next sequence behind all others.
-pub(super) fn append(
-    tx: &WriteTransaction,
-    meta: &mut Meta,
-    frame: &[u8],
-    shares: &[Share],
-) -> Result<(), redb::Error> {
-    shares::put(tx, meta, meta.next_slot, shares)?;
+pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8], shares: &Shares) -> Result<(), redb::Error> {
+    shares.put(tx, meta, meta.next_slot)?;
     tx.open_table(BATCHES)?.insert(meta.next_slot, frame)?;
     meta.next_seq += 1;
     meta.next_slot += 1;

@@ -5,7 +5,8 @@ use super::{
     commit::{append, seal},
     lock,
     meta::note,
-    shares, space,
+    shares::{self, Shares},
+    space,
 };
 use redb::{Durability, WriteTransaction};
 use std::sync::atomic::Ordering::Relaxed;
@@ -272,7 +273,7 @@ impl Queue {
                     tx.open_table(BATCHES)?.insert(slot, empty.as_slice())?;
                     meta.batches += 1;
                     meta.bytes += space(empty.len());
-                    for (frame, shares) in frames.iter().zip([&[][..], &shares]) {
+                    for (frame, shares) in frames.iter().zip([&Shares { held: Vec::new(), ..shares }, &shares]) {
                         append(tx, meta, frame, shares)?;
                     }
                 }

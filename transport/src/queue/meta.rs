@@ -59,7 +59,7 @@ pub(super) struct Meta {
     pub(super) floors: bool,
     /// What this transaction changes of what sources hold.
     #[serde(skip)]
-    pub(super) changed_shares: Vec<(u64, i128)>,
+    pub(super) changed_shares: Vec<super::shares::Change>,
 }
 
 impl Meta {

@@ -194,7 +194,7 @@ pub struct Queue {
     untold: Mutex<Cursors>,
     resealed: AtomicU64,
     split: AtomicU64,
-    /// Bytes that sources hold.
+    /// What sources hold.
     held: Mutex<shares::Held>,
     /// Agents that this machine was before, and what headers say of the host: their batches are sealed again.
     replaced: Mutex<(Vec<AgentId>, HostLabel)>,
@@ -329,7 +329,7 @@ impl Queue {
             Ok(done)
         })?;
         if let Some(mut meta) = changed {
-            shares::change(&mut lock(&self.held), std::mem::take(&mut meta.changed_shares));
+            lock(&self.held).change(std::mem::take(&mut meta.changed_shares));
             *lock(&self.meta) = meta;
         }
         Ok(done)

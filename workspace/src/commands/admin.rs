@@ -1,7 +1,9 @@
 //! `init`, `org`, `token`, `agents`.
 
-use super::print;
-use super::who;
+use super::{
+    listing::{csv_line, json_line},
+    print, who,
+};
 use crate::{
     ca,
     cli::Format,
@@ -19,7 +21,7 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
-use vedette_wire::{geo::WorkspaceGeo, policy::Tier};
+use vedette_wire::{geo::WorkspaceGeo, policy::Tier, text::printable};
 
 /// An agent that was not heard of for so long is silent.
 const SILENT_AFTER_NS: i64 = 10 * 60 * 1_000_000_000;
@@ -148,18 +150,18 @@ pub(super) async fn agents(dir: &Path, org: &str, format: Format) -> Result<()> 
         if format == Format::Json {
             let object = json!({"agent": row.agent, "hostname": row.hostname, "enrolled": enrolled, "last_seen": seen,
                 "state": state, "version": row.version, "policy_revision": row.policy_revision, "replaces": row.replaces});
-            out.push_str(&format!("{object}\n"));
+            out.push_str(&json_line(&object));
         } else {
             let revision = row.policy_revision.to_string();
             let seen = seen.unwrap_or_else(|| "never".to_owned());
             out.push_str(&line(
                 &[
                     row.agent,
-                    vedette_wire::text::printable(&row.hostname).into_owned(),
+                    printable(&row.hostname).into_owned(),
                     enrolled,
                     seen,
                     state.to_owned(),
-                    row.version,
+                    printable(&row.version).into_owned(),
                     revision,
                     row.replaces.unwrap_or_default(),
                 ],
@@ -182,8 +184,7 @@ fn state(row: &AgentRow, now: i64) -> &'static str {
 
 fn line(cells: &[String; 8], format: Format) -> String {
     if format == Format::Csv {
-        let quoted: Vec<String> = cells.iter().map(|cell| format!("\"{}\"", cell.replace('"', "\"\""))).collect();
-        return quoted.join(",") + "\n";
+        return csv_line(&cells.each_ref().map(String::as_str));
     }
     let [agent, hostname, enrolled, seen, state, version, revision, replaces] = cells;
     let line = format!(

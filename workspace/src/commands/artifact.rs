@@ -1,6 +1,9 @@
 //! `artifact request | list | get`: a file of a host, for forensics.
 
-use super::{print, rfc3339, signer, who};
+use super::{
+    listing::{csv_line, json_line},
+    print, rfc3339, signer, who,
+};
 use crate::{
     cli::{ArtifactWanted, Format},
     control::{Change, Control, Piece},
@@ -12,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{fs::File, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
-use vedette_wire::Body;
+use vedette_wire::{Body, text::printable};
 
 pub(super) async fn request(wanted: &ArtifactWanted) -> Result<()> {
     if !wanted.path.starts_with('/') || wanted.path.chars().any(char::is_control) {
@@ -51,19 +54,21 @@ pub(super) async fn list(dir: &Path, org: &str, format: Format) -> Result<()> {
                 let line = json!({"id": row.id, "agent": row.agent, "path": row.path, "requested": requested,
                     "expires": rfc3339(row.expires), "who": row.who, "reason": row.reason, "state": state,
                     "detail": row.detail, "file": whole});
-                out.push_str(&format!("{line}\n"));
+                out.push_str(&json_line(&line));
             }
             Format::Csv => {
-                let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-                let detail = quoted(row.detail.as_deref().unwrap_or_default());
-                out.push_str(&format!("{},{requested},{},{},{state},{detail}\n", row.id, row.agent, quoted(&row.path)));
+                let detail = row.detail.unwrap_or_default();
+                out.push_str(&csv_line(&[&row.id, &requested, &row.agent, &row.path, &state, &detail]));
             }
             Format::Table => {
                 let said =
                     row.detail.or_else(|| Some(format!("{} bytes", whole["size"].as_u64()?))).unwrap_or_default();
                 out.push_str(&format!(
-                    "{}  {requested}  {:<32}  {state:<9}  {}  {said}\n",
-                    row.id, row.agent, row.path
+                    "{}  {requested}  {:<32}  {state:<9}  {}  {}\n",
+                    row.id,
+                    row.agent,
+                    printable(&row.path),
+                    printable(&said)
                 ));
             }
         }
@@ -96,7 +101,7 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
         drop(std::fs::remove_file(to));
     }
     written?;
-    print(format!("{whole}\n").as_bytes())
+    print(json_line(&whole).as_bytes())
 }
 
 async fn write(landing: &Landing, pieces: &[Piece], id: &str, whole: &Value, file: &mut File) -> Result<()> {

@@ -1,12 +1,16 @@
 //! `ledger`.
 
-use super::{print, rfc3339};
+use super::{
+    listing::{csv_line, json_line},
+    print, rfc3339,
+};
 use crate::{
     cli::Format,
     control::{Account, Control},
 };
 use anyhow::{Result, bail};
 use std::path::Path;
+use vedette_wire::text::printable;
 
 pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: Format) -> Result<()> {
     let control = Control::open(dir).await?;
@@ -27,7 +31,7 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
     }
     for account in &accounts {
         if format == Format::Json {
-            out.push_str(&format!("{}\n", serde_json::to_string(account)?));
+            out.push_str(&json_line(account));
             continue;
         }
         out.push_str(&line(&cells(account), format));
@@ -36,7 +40,12 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
                 let (since, until) = (rfc3339(gap.since), rfc3339(gap.until));
                 format!(
                     "    gap: {} {} to {} of {}, between {} and {}, landed {since} and {until}\n",
-                    gap.what, gap.from, gap.to, gap.of, gap.after, gap.before
+                    gap.what,
+                    gap.from,
+                    gap.to,
+                    printable(&gap.of),
+                    gap.after,
+                    gap.before
                 )
             }));
         }
@@ -48,7 +57,7 @@ fn cells(account: &Account) -> [String; 9] {
     let dropped: Vec<String> = account.dropped.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
     [
         account.agent.clone(),
-        account.collector.clone(),
+        printable(&account.collector).into_owned(),
         account.emitted.to_string(),
         account.stored.to_string(),
         if dropped.is_empty() { "0".to_owned() } else { dropped.join(" ") },
@@ -59,10 +68,9 @@ fn cells(account: &Account) -> [String; 9] {
     ]
 }
 
-/// No cell holds a comma or a quote.
 fn line(cells: &[String; 9], format: Format) -> String {
     if format == Format::Csv {
-        return cells.join(",") + "\n";
+        return csv_line(&cells.each_ref().map(String::as_str));
     }
     let [agent, collector, emitted, stored, dropped, in_flight, quarantined, missing, repeated] = cells;
     format!(

@@ -4,6 +4,7 @@ mod admin;
 mod artifact;
 mod doctor;
 mod ledger;
+mod listing;
 mod policy;
 
 pub(crate) use admin::{rfc3339, token_digest};

@@ -1,6 +1,9 @@
 //! `policy`, `agent revoke`, `alerts`.
 
-use super::{print, rfc3339, signer, who};
+use super::{
+    listing::{csv_line, json_line},
+    print, rfc3339, signer, who,
+};
 use crate::{
     cli::{Format, PolicyChange, Switch, parse_interval},
     control::{Change, Control},
@@ -12,6 +15,7 @@ use std::path::Path;
 use vedette_wire::{
     AgentId,
     policy::{ArtifactLimits, COLLECTORS, CollectorPolicy, Policy, REQUIRED, Tier},
+    text::{json_printable, printable},
 };
 
 pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
@@ -22,11 +26,11 @@ pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
     for revision in control.policy_history(organization.id).await? {
         let policy: Value = serde_json::from_str(&revision.document)?;
         if !history {
-            return print(format!("{}\n", serde_json::to_string_pretty(&policy)?).as_bytes());
+            return print(json_printable(serde_json::to_string_pretty(&policy)? + "\n").as_bytes());
         }
         let line = json!({"time": rfc3339(revision.issued), "who": revision.who, "reason": revision.reason,
             "policy": policy});
-        out.push_str(&format!("{line}\n"));
+        out.push_str(&json_line(&line));
     }
     print(out.as_bytes())
 }
@@ -184,15 +188,18 @@ pub(super) async fn alerts(dir: &Path, org: &str, format: Format) -> Result<()> 
             Format::Json => {
                 let line = json!({"agent": alert.agent, "kind": alert.kind, "detail": alert.detail, "first": first,
                     "last": last, "times": alert.times});
-                out.push_str(&format!("{line}\n"));
+                out.push_str(&json_line(&line));
             }
             Format::Csv => {
-                let detail = alert.detail.replace('"', "\"\"");
-                out.push_str(&format!("{last},{first},{},{},{},\"{detail}\"\n", alert.times, alert.agent, alert.kind));
+                let times = alert.times.to_string();
+                out.push_str(&csv_line(&[&last, &first, &times, &alert.agent, &alert.kind, &alert.detail]));
             }
             Format::Table => out.push_str(&format!(
                 "{last}  since {first}  {:>6} times  {:<32}  {:<8}  {}\n",
-                alert.times, alert.agent, alert.kind, alert.detail
+                alert.times,
+                alert.agent,
+                alert.kind,
+                printable(&alert.detail)
             )),
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     tiles::Noted,
 };
 use anyhow::{Context, Result};
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -53,6 +53,16 @@ pub(super) async fn serve(
             anyhow::bail!("{}: {newer}", organization.name);
         }
     }
+    let watched = control.clone();
+    tokio::spawn(async move {
+        let mut checks = tokio::time::interval(GAPS_EVERY);
+        loop {
+            checks.tick().await;
+            if let Err(err) = watched.alert_gaps(now()).await {
+                tracing::error!(error = format!("{err:#}"), "the ledger cannot be checked for gaps; tried again");
+            }
+        }
+    });
     let signer = super::signer(&dir, &control).await?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
     let closing = control.clone();
@@ -148,6 +158,8 @@ pub(super) fn lock(dir: &Path) -> Result<std::fs::File> {
     }
 }
 
+/// How often the ledger is checked for gaps.
+const GAPS_EVERY: Duration = Duration::from_secs(300);
 /// How far before the newest note the landing store is looked through.
 const RECONCILE_SECONDS: i64 = 3600;
 

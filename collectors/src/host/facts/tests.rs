@@ -69,3 +69,35 @@ fn this_machine_agrees_with_uname_and_os_release() {
     assert_eq!(host.os.architecture.as_deref(), Some(&*uname.machine().to_string_lossy()));
     assert!(host.memory_bytes.is_some_and(|bytes| bytes > 64 << 20));
 }
+
+/// Rules of Central Europe as tzfile(5) has them, version 2: all in the footer.
+fn tzif() -> Vec<u8> {
+    let counts = |types: u32, letters: u32| [0, 0, 0, 0, types, letters].map(u32::to_be_bytes).concat();
+    let block = |counts: Vec<u8>| [b"TZif2".as_slice(), &[0; 15], &counts].concat();
+    // Offset of 3,600 s, no daylight saving time, name at 0.
+    let data = [&3600_i32.to_be_bytes(), [0, 0].as_slice(), b"CET\0"].concat();
+    let whole = [block(counts(1, 4)), data.clone(), block(counts(1, 4)), data].concat();
+    [whole.as_slice(), b"\nCET-1CEST,M3.5.0,M10.5.0/3\n"].concat()
+}
+
+#[test]
+fn the_zone_is_read_of_the_file_where_no_link_names_it() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    std::fs::create_dir(dir.path().join("etc")).expect("makes");
+    let cx = Cx::new(dir.path(), std::sync::Arc::new(|| 0));
+    let offset = |text: &str, cx: &Cx| {
+        let time: jiff::Timestamp = text.parse().expect("a time");
+        let (name, zone) = time_zone(cx);
+        (name, zone.to_offset(time).seconds())
+    };
+    let (winter, summer) = ("2026-01-15T12:00:00Z", "2026-07-15T12:00:00Z");
+    assert_eq!(offset(summer, &cx), ("UTC".to_owned(), 0));
+    std::fs::write(dir.path().join("etc/localtime"), tzif()).expect("writes");
+    assert_eq!(offset(winter, &cx), ("localtime".to_owned(), 3600));
+    assert_eq!(offset(summer, &cx), ("localtime".to_owned(), 7200));
+    std::fs::write(dir.path().join("etc/timezone"), "Europe/Berlin\n").expect("writes");
+    assert_eq!(offset(summer, &cx), ("Europe/Berlin".to_owned(), 7200));
+    // The rules count, whatever the name says.
+    std::fs::write(dir.path().join("etc/timezone"), "Nowhere/Land\n").expect("writes");
+    assert_eq!(offset(summer, &cx), ("Nowhere/Land".to_owned(), 7200));
+}

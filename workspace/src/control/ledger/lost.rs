@@ -8,6 +8,9 @@ use crate::control::Control;
 use anyhow::Result;
 use vedette_wire::{AgentId, Header, OrganizationId, set_aside::RANGES_MAX};
 
+/// A gap that is as old does not close by what is on its way, nanoseconds.
+const SETTLED_NS: i64 = 600_000_000_000;
+
 /// Runs of one epoch that are looked at.
 const RUNS_MAX: i64 = 1000;
 
@@ -59,14 +62,59 @@ impl Control {
         if lost.is_none() {
             return Ok(None);
         }
-        let elsewhere: bool = sqlx::query_scalar(
+        drop(tx);
+        Ok(if self.is_one_of_two(&organization).await? { None } else { lost })
+    }
+
+    /// Whether an organization has, or had, two endpoints: what is not here may be at the other.
+    async fn is_one_of_two(&self, organization: &str) -> Result<bool> {
+        let elsewhere = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM settings WHERE name = 'pair_of') OR EXISTS (
                SELECT 1 FROM policies WHERE organization = ? AND json_array_length(document, '$.endpoints') > 1)",
         )
-        .bind(&organization)
-        .fetch_one(&mut *tx)
+        .bind(organization)
+        .fetch_one(&self.pool)
         .await?;
-        Ok(lost.filter(|_| !elsewhere))
+        Ok(elsewhere)
+    }
+
+    /// Raise an alert for each collector of an agent whose records have a gap that stays, once for each gap that is the
+    /// first: of sequences, or of positions alone.
+    pub(crate) async fn alert_gaps(&self, now: i64) -> Result<()> {
+        let agents: Vec<(OrganizationId, String)> = sqlx::query_as(
+            "SELECT DISTINCT organization, agent FROM (
+               SELECT organization, agent FROM positions
+               GROUP BY organization, agent, collector, source HAVING count(*) > 1)",
+        )
+        .fetch_all(&self.pool)
+        .await?
+        .into_iter()
+        .filter_map(|(organization, agent): (String, String)| Some((organization.parse().ok()?, agent)))
+        .collect();
+        for (organization, agent) in agents {
+            if self.is_one_of_two(&organization.to_string()).await? {
+                continue;
+            }
+            for account in self.ledger(organization, Some(&agent)).await? {
+                let Some(gap) = account.gaps.iter().find(|gap| gap.until < now - SETTLED_NS) else { continue };
+                let detail = format!(
+                    "records of {} are missing, {} {} to {} of {}: they were emitted and are not here; see \
+                     `vedette-workspace ledger`",
+                    account.collector, gap.what, gap.from, gap.to, gap.of
+                );
+                sqlx::query(
+                    "INSERT INTO alerts (organization, agent, kind, detail, first, last, times)
+                     VALUES (?1, ?2, 'missing', ?3, ?4, ?4, 1) ON CONFLICT DO NOTHING",
+                )
+                .bind(organization.to_string())
+                .bind(&agent)
+                .bind(detail)
+                .bind(now)
+                .execute(&self.pool)
+                .await?;
+            }
+        }
+        Ok(())
     }
 
     /// Raise an alert for what is lost here, once, and say what is done about it.

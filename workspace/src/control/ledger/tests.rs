@@ -109,6 +109,25 @@ async fn a_tailer_that_skips_lines_shows_though_its_counters_agree() {
 }
 
 #[tokio::test]
+async fn a_gap_that_stays_raises_one_alert() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 2, &[(0, 10), (10, 30)])).await;
+    land(&control, &batch(org, 2, 2, 3, &[(40, 50)])).await;
+    let alerts = async || control.alerts(org).await.expect("reads");
+    control.alert_gaps(600_000_000_000).await.expect("checks");
+    assert!(alerts().await.is_empty(), "it may be on its way");
+    for _ in 0..2 {
+        control.alert_gaps(600_000_000_003).await.expect("checks");
+    }
+    let raised = alerts().await;
+    let [alert] = raised.as_slice() else { panic!("{raised:?}") };
+    assert!(
+        alert.kind == "missing" && alert.times == 1 && alert.detail.contains("positions 30 to 40 of f"),
+        "{alert:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_tailer_that_repeats_lines_shows_though_its_counters_agree() {
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 3, &[(0, 10), (10, 30), (30, 40)])).await;
