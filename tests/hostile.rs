@@ -158,6 +158,37 @@ async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn livez_says_that_tables_cannot_be_written_and_that_they_can() {
+    let world = two_organizations(&[]);
+    let peer = of(&world, "identity");
+    let tables = world.path("workspace/tables");
+    drop(fs::remove_dir_all(&tables));
+    fs::write(&tables, "in the way").expect("writes");
+    assert_eq!(peer.put(&path(1), peer.sealed("one", |_| ())).await.status, 200);
+    assert!(world.control_sql("UPDATE landed SET landed = 0"));
+    let said = async |what: &str| {
+        let began = Instant::now();
+        loop {
+            let answer = peer.client.get(format!("{}/livez", peer.url)).send().await.expect("is answered");
+            assert_eq!(answer.status(), 200, "the others go on");
+            let text = answer.text().await.expect("text");
+            if text.contains(what) || began.elapsed() > Duration::from_secs(20) {
+                return text;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let text = said("cannot be written").await;
+    assert!(text.starts_with("ok\ntables of 1 organizations cannot be written since"), "{text}");
+    fs::remove_file(&tables).expect("removes");
+    eventually("the line", || (world.count("syslog") == 1).then_some(()));
+    let began = Instant::now();
+    while said("ok").await != "ok\n" {
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_whose_sender_goes_away_lands_and_gives_back_what_it_took() {
     let world = two_organizations(&[]);
     let peer = of(&world, "identity");

@@ -169,7 +169,7 @@ pub(crate) fn connections(campaign: &Campaign) -> Result<Option<Row>> {
 /// Files of another user in the folder of the log: one that grows without end while the way to the workspace is slow, one
 /// of a terabyte of nothing, and more than there are descriptors.
 pub(crate) fn files(campaign: &Campaign) -> Result<Option<Row>> {
-    let (limit, flood_bytes) = campaign.of((512, 3 << 30), (64, 128 << 20));
+    let (limit, flood_bytes) = campaign.of((512, 3_u64 << 30), (64, 128 << 20));
     let config = format!("[transport]\nqueue_bytes_max = \"{limit}MiB\"\n");
     let setup = Setup { config: &config, rate: 500, rotation: Rotation::Rename(20_000) };
     let mut run = Run::with_glob(&setup, "*.log")?;
@@ -237,7 +237,8 @@ pub(crate) fn links(campaign: &Campaign) -> Result<Option<Row>> {
 
 /// Behind the proxy stands something that has the workspace's key, and answers each request with bytes without end.
 pub(crate) fn endless(campaign: &Campaign) -> Result<Option<Row>> {
-    let mut run = Run::new(&Setup { rate: 500, ..Setup::default() })?;
+    // What was in the queue is read again, and has to be there.
+    let mut run = Run::new(&Setup { rate: 500, rotation: Rotation::Never, ..Setup::default() })?;
     let hostile = Hostile::start(&run.world.path("workspace"))?;
     run.proxy.aim(hostile.address.parse()?);
     run.start()?;

@@ -40,8 +40,8 @@ const REPLY_BYTES_MAX: usize = 64 << 10;
 /// A policy and requests are not larger.
 const DIRECTIVES_BYTES_MAX: usize = 4 << 20;
 
-/// A page of positions is not larger.
-const POSITIONS_BYTES_MAX: usize = 64 << 20;
+/// A page of positions is not larger: a workspace ends one at 1 MiB, but for a single source.
+const POSITIONS_BYTES_MAX: usize = 8 << 20;
 
 /// The body of an answer, which may have so many bytes: a workspace may be broken, or another's by now.
 ///

@@ -268,6 +268,11 @@ impl File {
         }
     }
 
+    /// Whether more was seen to be there than was read.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.offset > 0 && self.seen_length.get() > self.offset + self.pending.len() as u64
+    }
+
     /// Positions that were seen to be there and are destroyed unread.
     pub(crate) fn destroyed(&self) -> Option<Position> {
         let length = self.seen_length.get();
@@ -379,7 +384,7 @@ impl File {
             // An idle file keeps no memory.
             self.pending = block[used..had + got].to_vec();
             self.seen_length.set(self.seen_length.get().max(self.offset + self.pending.len() as u64));
-            if got == 0 || got < room {
+            if got < room && !self.input.is_damaged() {
                 return Ok(Reading::End);
             }
             if taken >= bytes_max {

@@ -357,6 +357,7 @@ impl<P: LineParser> Tailer<P> {
                 let parts = (file, path.as_path(), Arc::clone(&followed.source));
                 self.follow(at, state, copy, parts, (false, state.scan_began))?;
             }
+            None if followed.file.has_unread() && self.is_archived(at, state, &cursor)? => {}
             None => {
                 self.rest(at, &mut followed)?;
                 if let Some(positions) = followed.file.destroyed() {

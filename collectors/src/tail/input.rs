@@ -71,6 +71,11 @@ impl Input {
         Ok((read >= last.len() && seen == last).then(|| read - last.len()))
     }
 
+    /// Whether what was read last ends where damage begins.
+    pub(super) fn is_damaged(&self) -> bool {
+        matches!(self, Input::Unpacked(unpacked) if unpacked.is_damaged())
+    }
+
     /// What comes at an offset (lseek(2), `SEEK_HOLE` and `SEEK_DATA`), `most` bytes at the most.
     pub(super) fn next(&self, offset: u64, most: usize) -> Next {
         let Input::Open(file) = self else { return Next::Data(most) };

@@ -64,12 +64,36 @@ impl<P: LineParser> Tailer<P> {
         Ok(())
     }
 
+    /// Whether what a cursor was in goes on in another directory or an archive, or may do so once that is written.
+    pub(super) fn is_archived(
+        &mut self,
+        at: &Place<'_>,
+        state: &mut State,
+        cursor: &Cursor,
+    ) -> Result<bool, CollectError> {
+        let search = self.search(at, state, cursor)?;
+        if matches!(search, Search::Unsettled) {
+            state.orphans.insert(cursor.id(), cursor.clone());
+        }
+        Ok(matches!(search, Search::Found | Search::Unsettled))
+    }
+
+    /// Directories that what a cursor was in may lie in, and the name that it had there. Where that is a link, as the kubelet
+    /// makes them, rotation happens where it leads to.
+    fn places(at: &Place<'_>, state: &mut State, original: &Path) -> Vec<(Vec<PathBuf>, PathBuf)> {
+        let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
+        let found = at.root.log(original).ok().map(|found| found.path().to_owned());
+        let names = std::iter::once(original.to_owned()).chain(found.filter(|found| found != original));
+        let dirs = |name: &PathBuf| rotation::archives(&at.root, name.parent().unwrap_or(Path::new("/")), &*old);
+        names.map(|name| (dirs(&name), name)).collect()
+    }
+
     fn search(&mut self, at: &Place<'_>, state: &mut State, cursor: &Cursor) -> Result<Search, CollectError> {
         let original = cursor.host_path();
-        let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
-        let dirs = rotation::archives(&at.root, original.parent().unwrap_or(Path::new("/")), &*old);
         let (mut searched, mut is_unsettled) = (Search::NotFound, false);
-        for (path, meta) in rotation::candidates(&at.root, &dirs, cursor) {
+        let places = Self::places(at, state, &original);
+        let candidates = places.iter().flat_map(|(dirs, name)| rotation::candidates(&at.root, dirs, cursor, name));
+        for (path, meta) in candidates {
             let found_key = key(&meta);
             if state.files.contains_key(&found_key) {
                 continue;
@@ -147,7 +171,9 @@ impl<P: LineParser> Tailer<P> {
         if since <= 0 {
             return Ok(());
         }
-        for (path, meta) in rotation::siblings(&at.root, original) {
+        let linked = at.root.log(original).ok().map(|found| found.path().to_owned()).filter(|path| path != original);
+        let beside = linked.iter().flat_map(|path| rotation::siblings(&at.root, path));
+        for (path, meta) in rotation::siblings(&at.root, original).into_iter().chain(beside) {
             let modified = rotation::modified(&meta).saturating_add(rotation::GRANULARITY_NS);
             if modified < since || state.files.contains_key(&key(&meta)) {
                 continue;

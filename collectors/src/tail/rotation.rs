@@ -129,14 +129,13 @@ pub(super) fn archives<'a>(root: &Root, dir: &Path, old: impl IntoIterator<Item 
     out
 }
 
-/// Files of these directories that may be what a cursor was in: by its inode, then by name, then archives.
-pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor) -> Vec<(PathBuf, Metadata)> {
-    let original = cursor.host_path();
+/// Files of these directories that may be what a cursor was in: by its inode, then by the name that it had, then archives.
+pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor, original: &Path) -> Vec<(PathBuf, Metadata)> {
     let mut out = Vec::new();
-    if let Ok(found) = root.log(&original)
+    if let Ok(found) = root.log(original)
         && key(found.meta()) == cursor.key()
     {
-        out.push((original.clone(), found.meta().clone()));
+        out.push((original.to_owned(), found.meta().clone()));
     }
     // There may be many cursors and many names: only what has the inode is looked at.
     for dir in dirs {
@@ -151,7 +150,7 @@ pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor) -> Vec<
         }
     }
     let (mut archives, plain): (Vec<_>, Vec<_>) =
-        dirs.iter().flat_map(|dir| made_of(root, dir, &original)).partition(|(path, _)| unpacked::is_compressed(path));
+        dirs.iter().flat_map(|dir| made_of(root, dir, original)).partition(|(path, _)| unpacked::is_compressed(path));
     out.extend(plain);
     // An archive has the time of the last line. Before the file was seen last, the newest may be it, and whole.
     archives.sort_by_key(|(_, meta)| modified(meta));

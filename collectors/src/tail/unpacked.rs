@@ -29,6 +29,8 @@ pub(super) fn is_compressed(path: &Path) -> bool {
 pub(super) struct Unpacked {
     reader: Box<dyn Read + Send>,
     at: u64,
+    /// Why it cannot be read behind what was read of it.
+    damage: Option<io::Error>,
 }
 
 impl std::fmt::Debug for Unpacked {
@@ -55,22 +57,34 @@ impl Unpacked {
             [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
             _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "it is in no format that is read here")),
         };
-        Ok(Self { reader, at: 0 })
+        Ok(Self { reader, at: 0, damage: None })
     }
 
-    /// Read what comes next; less than there is room for only at the end.
+    /// Read what comes next; less than there is room for only at the end, or before what is damaged.
     pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(err) = self.damage.take() {
+            return Err(err);
+        }
         let mut got = 0;
         while got < into.len() {
             match self.reader.read(&mut into[got..]) {
                 Ok(0) => break,
                 Ok(more) => got += more,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) if got > 0 => {
+                    self.damage = Some(err);
+                    break;
+                }
                 Err(err) => return Err(err),
             }
         }
         self.at += got as u64;
         Ok(got)
+    }
+
+    /// Whether what was read last ends where damage begins.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damage.is_some()
     }
 
     /// Pass over what is before an offset; false where it is shorter, or where other bytes than `before` stand right
@@ -89,7 +103,7 @@ impl Unpacked {
             last.extend_from_slice(&block[got.saturating_sub(BEFORE_BYTES)..got]);
             last.drain(..last.len().saturating_sub(BEFORE_BYTES));
             if got < step {
-                return Ok(false);
+                return self.damage.take().map_or(Ok(false), Err);
             }
         }
         Ok(last.ends_with(before))

@@ -196,7 +196,8 @@ async fn a_refused_identity_keeps_the_batch() {
     let status = lane.status();
     assert_eq!((status.queue.batches, status.sender.last_error.as_deref()), (1, Some("revoked")));
     let posts = post.seen.lock().expect("lock").len();
-    assert!((2..=12).contains(&posts), "asked {posts} times in ten minutes");
+    // After half a minute at the least.
+    assert!((2..=21).contains(&posts), "asked {posts} times in ten minutes");
     drained(&lane).await;
 }
 

@@ -9,8 +9,11 @@ use vedette_wire::{
     reply::{Positions, StoredSource},
 };
 
-/// Sources in one answer.
+/// Sources in one answer, and their bytes, but for one that has more by itself.
 const PAGE: usize = 500;
+const PAGE_BYTES: u64 = 1 << 20;
+/// Bytes of a range.
+const RANGE_BYTES: u64 = 18;
 /// Ranges of one source, the last; a source of more has holes that are told as missing.
 const RANGES_MAX: i64 = 1000;
 /// Of a source that is gone it is known for so long that it is, nanoseconds: older batches may land later.
@@ -59,8 +62,8 @@ impl Control {
     ) -> Result<Positions> {
         let (organization, agent) = (organization.to_string(), agent.to_string());
         let mut tx = self.pool.begin().await?;
-        let rows: Vec<(String, String, Vec<u8>, i64)> = sqlx::query_as(
-            "SELECT collector, source, cursor, sealed FROM cursors
+        let rows: Vec<(String, String, u32, i64)> = sqlx::query_as(
+            "SELECT collector, source, length(cursor), sealed FROM cursors
              WHERE organization = ? AND agent = ? AND cursor IS NOT NULL AND (collector, source) > (?, ?)
              ORDER BY collector, source LIMIT ?",
         )
@@ -71,9 +74,13 @@ impl Control {
         .bind(PAGE as i64 + 1)
         .fetch_all(&mut *tx)
         .await?;
-        let more = rows.len() > PAGE;
-        let mut sources = Vec::new();
-        for (collector, id, cursor, sealed) in rows.into_iter().take(PAGE) {
+        let (mut more, mut bytes, mut sources) = (rows.len() > PAGE, 0, Vec::new());
+        for (collector, id, cursor_bytes, sealed) in rows.into_iter().take(PAGE) {
+            bytes += u64::from(cursor_bytes) + (collector.len() + id.len()) as u64;
+            if bytes > PAGE_BYTES && !sources.is_empty() {
+                more = true;
+                break;
+            }
             let mut stretches: Vec<(i64, i64)> = sqlx::query_as(
                 "SELECT start, reached FROM positions WHERE organization = ? AND agent = ? AND collector = ? AND source = ?
                  ORDER BY start DESC LIMIT ?",
@@ -86,6 +93,16 @@ impl Control {
             .fetch_all(&mut *tx)
             .await?;
             stretches.reverse();
+            bytes += RANGE_BYTES * stretches.len() as u64;
+            let cursor: Vec<u8> = sqlx::query_scalar(
+                "SELECT cursor FROM cursors WHERE organization = ? AND agent = ? AND collector = ? AND source = ?",
+            )
+            .bind(&organization)
+            .bind(&agent)
+            .bind(&collector)
+            .bind(&id)
+            .fetch_one(&mut *tx)
+            .await?;
             let stored = stretches.iter().map(|(from, to)| (from.cast_unsigned(), to.cast_unsigned())).collect();
             sources.push(StoredSource { collector, id, cursor, sealed, stored });
         }

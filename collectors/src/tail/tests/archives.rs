@@ -176,6 +176,10 @@ fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
     let bytes = fs::read(&archive).expect("reads");
     let modified = fs::metadata(&archive).expect("is there").modified().expect("has one");
     fs::write(&archive, &bytes[..bytes.len() / 2]).expect("writes");
+    let mut readable = Vec::new();
+    let half = fs::File::open(&archive).expect("opens");
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(half), &mut readable).expect_err("it is cut");
+    let readable = readable.iter().filter(|byte| **byte == b'\n').count();
     fs::File::options().append(true).open(&archive).and_then(|file| file.set_modified(modified)).expect("sets");
     let running = start_patient(dir.path(), "/*.log", Start::Beginning, kept, Duration::from_millis(1));
     files_with_cursors(&running.kept, 0);
@@ -184,5 +188,70 @@ fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
         kept.dropped().iter().map(|(reason, count, _)| (*reason, *count)).collect::<Vec<_>>(),
         [(Reason::RotatedAway, 1)]
     );
-    assert!(kept.lines.lock().expect("lock").len() > 10, "what could be read of it was");
+    assert!(readable > 100);
+    assert_eq!(kept.lines.lock().expect("lock").len(), readable, "what can be read of it is");
+}
+
+#[test]
+fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
+    for to in ["srv/old/a.log.1", "srv/old/a.log.1.gz", "a.log.1.gz"] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (log, copy) = (dir.path().join("a.log"), dir.path().join(to));
+        fs::create_dir_all(dir.path().join("etc/logrotate.d")).expect("makes");
+        fs::write(dir.path().join("etc/logrotate.d/a"), "/*.log {\n  copytruncate\n  olddir /srv/old\n}\n")
+            .expect("writes");
+        fs::create_dir_all(copy.parent().expect("has one")).expect("makes");
+        append(&log, &numbered(0..100));
+        let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
+        running.until(100);
+        // It is written to faster than it is delivered, for a while.
+        *running.kept.full.lock().expect("lock") = Some("/a.log".to_owned());
+        append(&log, &numbered(100..200));
+        std::thread::sleep(Duration::from_millis(1500));
+        let whole_text = fs::read(&log).expect("reads");
+        if to.ends_with(".gz") {
+            let mut gz =
+                flate2::write::GzEncoder::new(fs::File::create(&copy).expect("makes"), flate2::Compression::fast());
+            gz.write_all(&whole_text).expect("writes");
+            gz.finish().expect("ends");
+        } else {
+            fs::write(&copy, &whole_text).expect("writes");
+        }
+        fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0)).expect("truncates");
+        std::thread::sleep(Duration::from_millis(1500));
+        *running.kept.full.lock().expect("lock") = None;
+        append(&log, &numbered(200..210));
+        whole(&running, 210);
+        assert_eq!(running.stop().dropped(), [], "{to}");
+    }
+}
+
+/// `/var/log/containers/NAME.log → /var/log/pods/POD/CONTAINER/0.log`, which the kubelet renames and compresses.
+#[test]
+fn generations_behind_a_link_are_read() {
+    for is_compressed in [false, true] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (links, pod) = (dir.path().join("containers"), dir.path().join("pods/web"));
+        fs::create_dir_all(&links).expect("makes");
+        fs::create_dir_all(&pod).expect("makes");
+        let log = pod.join("0.log");
+        append(&log, &numbered(0..100));
+        std::os::unix::fs::symlink("../pods/web/0.log", links.join("web.log")).expect("links");
+        let running = start(dir.path(), "/containers/*.log", Start::Beginning, Arc::default());
+        running.until(100);
+        let kept = running.stop();
+        append(&log, &numbered(100..200));
+        let first = pod.join("0.log.20261126-010203");
+        if is_compressed {
+            compress(&log, &first.with_added_extension("gz"));
+        } else {
+            fs::rename(&log, &first).expect("renames");
+        }
+        append(&log, &numbered(200..300));
+        fs::rename(&log, pod.join("0.log.20261126-020304")).expect("renames");
+        append(&log, &numbered(300..310));
+        let running = start(dir.path(), "/containers/*.log", Start::Beginning, kept);
+        whole(&running, 310);
+        assert_eq!(running.stop().dropped(), []);
+    }
 }

@@ -330,10 +330,16 @@ async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_age
     // The newer lands first.
     land(&control, &second).await;
     land(&control, &first).await;
+    // And as many bytes: three of these are more than a page.
+    let mut large = batch(org, 3, 1, 3, &[]);
+    large.header.cursors = (0..3).map(|n| told(&format!("large{n}"), Some(&"x".repeat(600 << 10)))).collect();
+    land(&control, &large).await;
     let (mut sources, mut after) = (Vec::new(), (String::new(), String::new()));
     loop {
         let page = control.positions(org, AGENT, (&after.0, &after.1)).await.expect("reads");
         assert!(page.sources.len() <= 500);
+        let bytes: usize = page.sources.iter().map(|source| source.cursor.len()).sum();
+        assert!(bytes <= 1 << 20, "{bytes}");
         sources.extend(page.sources);
         let last = sources.last().expect("there are some");
         after = (last.collector.clone(), last.id.clone());
@@ -341,7 +347,7 @@ async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_age
             break;
         }
     }
-    assert_eq!(sources.len(), 701, "the one that is gone stays gone");
+    assert_eq!(sources.len(), 704, "the one that is gone stays gone");
     let of_file = sources.iter().find(|source| source.id == "f").expect("is there");
     assert_eq!((of_file.cursor.as_slice(), of_file.stored.as_slice()), (&b"c2"[..], &[(0, 10), (20, 40)][..]));
     let other = control.positions(org, AgentId([8; 16]), ("", "")).await.expect("reads");
