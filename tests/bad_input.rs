@@ -295,7 +295,8 @@ fn drafts_in_conf_d_are_no_configuration_and_a_proxy_is_checked_with_its_excepti
 #[test]
 fn log_lines_have_colours_on_a_terminal_alone_and_where_nobody_forbids_them() {
     let world = World::new();
-    let check = format!("{} check --config {}", crate::support::VEDETTE, world.path("vedette.toml").display());
+    let check =
+        format!("{} once --collector host --config {}", crate::support::VEDETTE, world.path("vedette.toml").display());
     let Ok(version) = Command::new("script").arg("--version").output() else {
         println!("skipped: there is no script(1)");
         return;

@@ -198,9 +198,14 @@ impl Run {
         }
     }
 
+    /// The writer's lines, where others write as well.
+    fn numbered(&self) -> &'static str {
+        if self.is_alone { "" } else { "WHERE message LIKE '____________ Accepted publickey for %'" }
+    }
+
     /// Lines of the writer that are in the tables.
     pub(crate) fn in_tables(&self) -> Result<u64> {
-        let rows = self.world.query(&format!("SELECT count(*) AS stored FROM syslog WHERE {NUMBERED}"))?;
+        let rows = self.world.query(&format!("SELECT count(*) AS stored FROM syslog {}", self.numbered()))?;
         Ok(rows.first().map_or(0, |row| number(row, "stored")))
     }
 
@@ -208,7 +213,8 @@ impl Run {
     fn longest_wait(&self, written: &Written) -> Result<Duration> {
         let rows = self.world.query(&format!(
             "SELECT CAST(landed_time AS BIGINT) AS landed, min(substr(message, 1, 12)) AS low FROM syslog \
-             WHERE {NUMBERED} GROUP BY landed_time",
+             {} GROUP BY landed_time",
+            self.numbered()
         ))?;
         let wait = |row: &Value| {
             let low = row["low"].as_str()?.parse::<u64>().ok()?;
@@ -253,7 +259,8 @@ impl Run {
         std::thread::sleep(Duration::from_secs(3));
         let rows = self.world.query(&format!(
             "SELECT count(*) AS stored, count(DISTINCT substr(message, 1, 12)) AS numbers, \
-             min(substr(message, 1, 12)) AS low, max(substr(message, 1, 12)) AS high FROM syslog WHERE {NUMBERED}",
+             min(substr(message, 1, 12)) AS low, max(substr(message, 1, 12)) AS high FROM syslog {}",
+            self.numbered()
         ))?;
         let answer = rows.first().context("one row")?;
         let (stored, numbers) = (number(answer, "stored"), number(answer, "numbers"));
@@ -292,9 +299,6 @@ impl Run {
         Ok(row)
     }
 }
-
-/// The writer's lines, among those of others.
-const NUMBERED: &str = "message LIKE '____________ Accepted publickey for %'";
 
 impl Watch {
     /// The longest time in which nothing was stored.

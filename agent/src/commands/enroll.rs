@@ -24,8 +24,12 @@ use vedette_wire::{
 
 /// The workspace did not answer, or cannot now: trying again may help.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Unreachable(String);
+#[error("{why}")]
+pub(super) struct Unreachable {
+    why: String,
+    /// The request may have reached it.
+    is_sent: bool,
+}
 
 /// It answered, and what it said is not known: it may have admitted the key.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +95,11 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     let reply = match ask(&client, (&url, config.proxy.as_ref()), ca, &request).await {
         Ok(reply) => reply,
         Err(err) => {
-            // A workspace that refused knows nothing of the key. One whose answer did not come may have admitted it.
-            if !had_key && !err.is::<Unreachable>() && !err.is::<Undecided>() {
+            // A workspace that refused, or was not reached, knows nothing of the key. One whose answer did not come may have
+            // admitted it.
+            let may_be_known =
+                err.is::<Undecided>() || err.downcast_ref::<Unreachable>().is_some_and(|err| err.is_sent);
+            if !had_key && !may_be_known {
                 drop(std::fs::remove_file(identity.path("key.pem")));
             }
             return Err(err.into());
@@ -170,12 +177,10 @@ async fn ask(
     ca: Option<&Path>,
     request: &EnrollRequest,
 ) -> anyhow::Result<EnrollReply> {
-    let mut response = client
-        .post(url.join("/v1/enroll")?)
-        .json(request)
-        .send()
-        .await
-        .map_err(|err| Unreachable(explain(&root_cause(&err), (url, proxy), ca)))?;
+    let mut response = client.post(url.join("/v1/enroll")?).json(request).send().await.map_err(|err| {
+        let why = explain(&root_cause(&err), (url, proxy), ca);
+        Unreachable { why, is_sent: !err.is_connect() }
+    })?;
     let status = response.status();
     let body = bounded(&mut response, ANSWER_BYTES_MAX).await.map_err(|err| Undecided(format!("{url}: {err}")))?;
     if status.is_success() {
@@ -183,7 +188,7 @@ async fn ask(
         return Ok(serde_json::from_slice(&body).map_err(undecided)?);
     }
     if status.is_server_error() || status.as_u16() == 429 {
-        return Err(Unreachable(format!("{url} answered {status}")).into());
+        return Err(Unreachable { why: format!("{url} answered {status}"), is_sent: true }.into());
     }
     match serde_json::from_slice::<Problem>(&body) {
         Ok(problem) => bail!("the workspace refused: {}", problem.title),
