@@ -258,7 +258,7 @@ impl Run {
         // What came twice comes behind what came once.
         std::thread::sleep(Duration::from_secs(3));
         let rows = self.world.query(&format!(
-            "SELECT count(*) AS stored, count(DISTINCT substr(message, 1, 12)) AS numbers, \
+            "SELECT count(*) AS stored, count(DISTINCT CAST(substr(message, 1, 12) AS BIGINT)) AS numbers, \
              min(substr(message, 1, 12)) AS low, max(substr(message, 1, 12)) AS high FROM syslog {}",
             self.numbered()
         ))?;

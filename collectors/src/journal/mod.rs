@@ -8,7 +8,7 @@ mod export;
 use crate::{
     Cx, Outlet,
     root::glob::{Expansion, Pattern},
-    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+    spec::{self, BuildError, Class, CollectError, NO_ROOM_AFTER, Plan, Spec, Watch},
 };
 use export::{Entry, Parser};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,7 +20,7 @@ use std::{
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, Stored};
 
@@ -222,7 +222,8 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>)
     let failed = |err| CollectError::read("the journal", err);
     let mut stdout = child.stdout.take().expect("it is piped");
     let (mut parser, mut block) = (Parser::default(), vec![0; BLOCK_BYTES]);
-    let (mut current, mut waits): (Option<Arc<Source>>, bool) = (None, false);
+    let mut current: Option<Arc<Source>> = None;
+    let (mut waits, mut is_reported) = (None, false);
     loop {
         if outlet.is_stopped() {
             return Ok(());
@@ -231,14 +232,16 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>)
             continue;
         }
         if let Some(source) = &current {
-            let waited = waits;
-            waits = !outlet.has_room(source, waited);
-            if waits && !waited {
-                outlet.complain(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
-            } else if waited && !waits {
-                outlet.recovered(SPEC.id);
-            }
-            if waits {
+            if outlet.has_room(source, waits.is_some()) {
+                waits = None;
+                if std::mem::take(&mut is_reported) {
+                    outlet.recovered(SPEC.id);
+                }
+            } else {
+                let since = *waits.get_or_insert_with(Instant::now);
+                if since.elapsed() >= NO_ROOM_AFTER && !std::mem::replace(&mut is_reported, true) {
+                    outlet.complain(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
+                }
                 // journalctl waits as well, and the journal keeps what comes.
                 outlet.pause(ROOM_EVERY);
                 continue;

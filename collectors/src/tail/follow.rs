@@ -328,7 +328,7 @@ impl<P: LineParser> Tailer<P> {
     ) -> Result<(), CollectError> {
         let (grew, scan, path) = (Instant::now(), state.scans, path.to_owned());
         let followed =
-            Followed { file, path, source, listed, grew, seen, scan, had_turn: false, waits: false, trouble: None };
+            Followed { file, path, source, listed, grew, seen, scan, had_turn: false, waits: None, trouble: None };
         let mut first = Chunk::new(Arc::clone(&followed.source));
         // Where it begins must be durable too: a restart must not begin at a later end.
         first.cursor = Some(followed.cursor().encode());

@@ -32,6 +32,7 @@ use watches::Watches;
 use crate::{
     CollectError, Cx, Outlet, Wake,
     root::{Root, glob::Pattern},
+    spec::NO_ROOM_AFTER,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -128,8 +129,8 @@ struct Followed {
     scan: u64,
     /// It was read since it was opened.
     had_turn: bool,
-    /// It holds its share of the queue.
-    waits: bool,
+    /// Since when it holds its share of the queue.
+    waits: Option<Instant>,
     /// Why it cannot be read.
     trouble: Option<String>,
 }
@@ -405,7 +406,7 @@ impl<P: LineParser> Tailer<P> {
                 Ok(read)
             }
             Err(CollectError::Stopped) => Err(CollectError::Stopped),
-            Err(err) if followed.file.is_unpacked() && !followed.waits => {
+            Err(err) if followed.file.is_unpacked() && followed.waits.is_none() => {
                 let cursor = followed.cursor();
                 state.files.remove(&key);
                 self.lost(at, &cursor, &err.to_string())?;
@@ -423,11 +424,16 @@ impl<P: LineParser> Tailer<P> {
         if followed.file.is_quiet().map_err(failed)? {
             return Ok(Read::Nothing);
         }
-        followed.waits = !at.outlet.has_room(&followed.source, followed.waits);
-        if followed.waits {
+        if at.outlet.has_room(&followed.source, followed.waits.is_some()) {
+            followed.waits = None;
+        } else {
+            let since = *followed.waits.get_or_insert_with(Instant::now);
             // A copy of it goes on where it was cut.
             if followed.file.was_truncated().map_err(failed)? {
                 return Ok(Read::Truncated);
+            }
+            if since.elapsed() < NO_ROOM_AFTER {
+                return Ok(Read::Nothing);
             }
             return Err(CollectError::NoRoom(followed.source.name.clone().unwrap_or_default()));
         }
