@@ -41,7 +41,8 @@ struct State {
     compression: Compression,
     bytes: usize,
     closed: bool,
-    flush: bool,
+    /// What was put in up to here is to be made durable now.
+    flush: Option<u64>,
     /// Nothing was taken out for [`PATIENCE`] while a source waited for it, and not since.
     stuck: bool,
     /// Chunks put in, taken out, and made durable, ever.
@@ -212,7 +213,7 @@ impl Intake {
             if state.closed {
                 return Err(Stopped);
             }
-            state.flush = true;
+            state.flush = Some(state.flush.unwrap_or(0).max(wanted));
             self.0.changed.notify_all();
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -239,6 +240,11 @@ impl Intake {
     pub(crate) fn take(&self, deadline: Option<Instant>) -> Next {
         let mut state = self.lock();
         loop {
+            // Before what comes behind it, which may come without end.
+            let taken = state.taken;
+            if state.flush.take_if(|wanted| *wanted <= taken).is_some() {
+                return Next::Flush;
+            }
             if let Some(waiting) = state.chunks.pop_front() {
                 state.bytes -= waiting.weight();
                 state.taken += 1;
@@ -251,9 +257,6 @@ impl Intake {
             }
             if state.closed {
                 return Next::Closed;
-            }
-            if std::mem::take(&mut state.flush) {
-                return Next::Flush;
             }
             let wait = match deadline {
                 None => Duration::from_secs(3600),

@@ -224,19 +224,15 @@ impl Batcher {
             }
             let goes_on = match next {
                 Next::Chunk(chunk, piece) => self.add(&mut opens, &stamp, *chunk, piece),
-                Next::Nothing => {
-                    let now = Instant::now();
-                    let is_due = |open: &Open| open.deadline(&self.limits).is_some_and(|at| at <= now);
-                    let (quiet, bulk) = (is_due(&opens.quiet), is_due(&opens.bulk));
-                    (!quiet || self.commit(&mut opens.quiet, &stamp)) && (!bulk || self.commit(&mut opens.bulk, &stamp))
-                }
+                Next::Nothing => true,
                 Next::Flush => self.commit_all(&mut opens, &stamp),
                 Next::Closed => {
                     self.commit_all(&mut opens, &stamp);
                     false
                 }
             };
-            if !goes_on {
+            // Also while chunks come without end, which may all go into the other.
+            if !goes_on || !self.commit_due(&mut opens, &stamp) {
                 return;
             }
             if opens.quiet.is_empty() && opens.bulk.is_empty() {
@@ -270,6 +266,13 @@ impl Batcher {
         open.is_bulk = is_bulk;
         failpoint::reached("batch");
         !open.is_full(&self.limits) || self.commit(open, stamp)
+    }
+
+    fn commit_due(&self, opens: &mut Opens, stamp: &Stamp) -> bool {
+        let now = Instant::now();
+        let is_due = |open: &Open| open.deadline(&self.limits).is_some_and(|at| at <= now);
+        (!is_due(&opens.quiet) || self.commit(&mut opens.quiet, stamp))
+            && (!is_due(&opens.bulk) || self.commit(&mut opens.bulk, stamp))
     }
 
     fn commit_all(&self, opens: &mut Opens, stamp: &Stamp) -> bool {

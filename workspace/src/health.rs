@@ -21,20 +21,25 @@ pub(crate) struct Health(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// When it last did something that did not fail, or found nothing to do; absent where nothing is materialised here.
+    /// When it last wrote something, or there was nothing to write; absent where nothing is materialised here.
     step: Option<Instant>,
     /// Organizations whose batches are not written: since when, and why.
     failing: BTreeMap<OrganizationId, (Instant, String)>,
 }
 
 impl Health {
-    /// Nothing hinders it to write an organization's tables.
+    /// Nothing hinders it to write an organization's tables; or, without one, something was written, or nothing was to be.
     pub(crate) fn works(&self, organization: Option<OrganizationId>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.step = Some(Instant::now());
-        if let Some(organization) = organization {
-            state.failing.remove(&organization);
+        match organization {
+            Some(organization) => drop(state.failing.remove(&organization)),
+            None => state.step = Some(Instant::now()),
         }
+    }
+
+    /// Whether an organization's tables cannot be written.
+    pub(crate) fn is_failing(&self) -> bool {
+        !self.0.lock().unwrap_or_else(PoisonError::into_inner).failing.is_empty()
     }
 
     /// An organization's tables cannot be written; true where that is new.
@@ -73,11 +78,13 @@ mod tests {
         assert!(health.fails(one, "disk full") && !health.fails(one, "disk full") && health.fails(one, "damaged"));
         tokio::time::sleep(Duration::from_secs(70)).await;
         health.works(None);
+        assert!(health.is_failing());
         assert_eq!(
             health.report(),
             (true, "ok\ntables of 1 organizations cannot be written since 70 s; see the log\n".to_owned())
         );
         health.works(Some(one));
+        assert!(!health.is_failing());
         assert_eq!(health.report(), (true, "ok\n".to_owned()));
         tokio::time::sleep(STALLED + Duration::from_secs(1)).await;
         assert_eq!(health.report(), (false, "no table was written for 601 s; see the log\n".to_owned()));

@@ -147,7 +147,7 @@ impl Materialiser {
 
     /// True where there is more to do at once.
     async fn round(&mut self) -> Result<bool> {
-        let mut more = false;
+        let (mut more, commits) = (false, self.commits);
         for organization in self.control(|control| async move { control.organization_ids().await }).await? {
             match self.organization(organization).await {
                 Ok(there_is) => {
@@ -163,7 +163,9 @@ impl Materialiser {
                 }
             }
         }
-        self.health.works(None);
+        if self.commits != commits || !self.health.is_failing() {
+            self.health.works(None);
+        }
         Ok(more)
     }
 

@@ -378,7 +378,8 @@ impl<P: LineParser> Tailer<P> {
             turns = more;
         }
         let is_over = |followed: &Followed| {
-            !followed.listed && followed.file.is_open() && followed.grew.elapsed() > self.patience
+            let is_read = followed.file.is_open() && followed.waits.is_none();
+            !followed.listed && is_read && followed.grew.elapsed() > self.patience
         };
         let over: Vec<Key> =
             state.files.iter().filter(|(_, followed)| is_over(followed)).map(|(key, _)| *key).collect();
@@ -425,7 +426,9 @@ impl<P: LineParser> Tailer<P> {
             return Ok(Read::Nothing);
         }
         if at.outlet.has_room(&followed.source, followed.waits.is_some()) {
-            followed.waits = None;
+            if followed.waits.take().is_some() {
+                followed.grew = Instant::now();
+            }
         } else {
             let since = *followed.waits.get_or_insert_with(Instant::now);
             // A copy of it goes on where it was cut.

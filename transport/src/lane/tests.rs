@@ -288,3 +288,34 @@ async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
     assert!(floods > 8, "{floods}");
     lane.stop(Duration::ZERO).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_open_batch_is_closed_at_its_age_and_whoever_waits_is_told_while_others_go_on() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (lane, _stamps) = start(dir.path(), Duration::from_millis(50), 1 << 30);
+    flood(&lane);
+    lane.intake().put(noise("flood", 100)).expect("open");
+    let cursor = |id: &str| lane.queue().cursors("test").expect("reads").into_iter().find(|(known, _)| known == id);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while cursor("flood").is_none_or(|(_, at)| at != b"100") {
+        assert!(Instant::now() < deadline, "the one that is bulk");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // A flood that never lets the intake run empty.
+    let (intake, stop) = (lane.intake().clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let flooding = std::thread::spawn(move || {
+        for at in 101..1500 {
+            if stopped.load(std::sync::atomic::Ordering::Relaxed) || intake.put(noise("flood", at)).is_err() {
+                return;
+            }
+        }
+    });
+    lane.intake().put(noise("quiet", 0)).expect("open");
+    tokio::task::block_in_place(|| lane.intake().wait_durable()).expect("open");
+    assert!(!flooding.is_finished(), "before it ends");
+    assert!(cursor("quiet").is_some());
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    flooding.join().expect("no panic");
+    lane.stop(Duration::ZERO).await;
+}

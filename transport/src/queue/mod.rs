@@ -311,8 +311,7 @@ impl Queue {
         body: impl FnOnce(&redb::WriteTransaction, &mut Meta) -> Result<Option<T>, redb::Error>,
     ) -> Result<Option<T>, QueueError> {
         let _writing = lock(&self.writing);
-        let mut changed = None;
-        let done = self.read(|db| {
+        self.read(|db| {
             let mut tx = db.begin_write()?;
             // A crash then costs no walk over the whole file at the next start.
             tx.set_quick_repair(matches!(durability, Durability::Immediate));
@@ -325,14 +324,11 @@ impl Queue {
             }
             meta.write(&tx)?;
             tx.commit()?;
-            changed = Some(meta);
-            Ok(done)
-        })?;
-        if let Some(mut meta) = changed {
+            // Here: a store that is opened again meanwhile has read what was committed.
             lock(&self.held).change(std::mem::take(&mut meta.changed_shares));
             *lock(&self.meta) = meta;
-        }
-        Ok(done)
+            Ok(done)
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! How much of the queue each source holds: what one leaves is for the others, and they go before it.
 //!
 //! A source that cannot be delivered as fast as it is written to fills the queue up to its share and waits; a quiet one
-//! beside it finds room. A share is not fixed: it is [`SHARE`] times what is free, so that one source alone may take three
+//! beside it finds room. A share is not fixed: it is [`SHARE`] times what is free, less [`ON_ITS_WAY_BYTES`], so that one source alone may take three
 //! quarters of the queue, and the next one three quarters of the rest. While batches leave, sources that hold more than their
 //! share wait, and shares become alike.
 //!
@@ -25,6 +25,9 @@ const SHARE: u64 = 3;
 const RESUMED_SHARE: u64 = 1;
 /// A source that holds as much, or a sixteenth of the queue, is bulk: more than what is under way while deliveries keep up.
 const BULK_BYTES: u64 = 8 << 20;
+
+/// So much of what is free, a quarter of the queue at the most, is for what is on its way into it.
+const ON_ITS_WAY_BYTES: u64 = 8 << 20;
 
 /// What a batch's sources hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,9 +56,11 @@ pub(super) struct Held {
     bulk: u64,
 }
 
-/// The first bytes of SHA-256 over collector, NUL, and source id.
+/// The first bytes of SHA-256 over collector, NUL, and the source's name, or its id where it has none: generations of a file
+/// are one.
 fn key_of(source: &Source) -> u64 {
-    let digest = frame::sha256(&[source.collector.as_bytes(), &[0], source.id.as_bytes()].concat());
+    let name = source.name.as_ref().unwrap_or(&source.id);
+    let digest = frame::sha256(&[source.collector.as_bytes(), &[0], name.as_bytes()].concat());
     u64::from_le_bytes(digest[..8].try_into().expect("a digest is longer"))
 }
 
@@ -89,9 +94,10 @@ impl Shares {
     }
 }
 
-/// Make the table where it is missing.
+/// Make the table where it is missing, without rows of batches that an earlier release took out.
 pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
-    tx.open_table(SHARES)?;
+    let first = tx.open_table(BATCHES)?.first()?.map_or(u64::MAX, |(slot, _)| slot.value());
+    tx.open_table(SHARES)?.retain_in(..first, |_, _| false)?;
     Ok(())
 }
 
@@ -163,33 +169,41 @@ impl Queue {
             return true;
         }
         let share = if waits { RESUMED_SHARE } else { SHARE };
-        held <= share.saturating_mul(self.free(kept))
+        let on_its_way = ON_ITS_WAY_BYTES.min(self.limit() / 5 * 2 / 4);
+        held <= share.saturating_mul(self.free(kept).saturating_sub(on_its_way))
     }
 
     /// Whether a source holds so much that others go before it.
     pub(crate) fn is_bulk(&self, source: &Source) -> bool {
         let held = self.held_by(source);
-        held >= BULK_BYTES || held > self.quota.bytes_max / 5 * 2 / 16
+        held >= BULK_BYTES || held > self.limit() / 5 * 2 / 16
     }
 
     /// The first batch that is not bulk, where there is bulk, of `bytes_max` bytes at the most.
     pub(crate) fn next_quiet(&self, except: &BTreeSet<u64>, bytes_max: usize) -> Result<Found, QueueError> {
-        let slot = {
-            let held = lock(&self.held);
-            if held.bulk == 0 {
-                return Ok(Found::Nothing);
+        loop {
+            let slot = {
+                let held = lock(&self.held);
+                if held.bulk == 0 {
+                    return Ok(Found::Nothing);
+                }
+                held.quiet.iter().find(|slot| !except.contains(slot)).copied()
+            };
+            let Some(slot) = slot else { return Ok(Found::Nothing) };
+            let found = self.read(|db| {
+                let frame = db.begin_read()?.open_table(BATCHES)?.get(slot)?;
+                Ok(match frame.as_ref().map(|frame| frame.value()) {
+                    None => Found::Nothing,
+                    Some(frame) if frame.len() > bytes_max => Found::Larger,
+                    Some(frame) => Found::Batch(slot, frame.to_vec()),
+                })
+            })?;
+            if !matches!(found, Found::Nothing) {
+                return Ok(found);
             }
-            held.quiet.iter().find(|slot| !except.contains(slot)).copied()
-        };
-        let Some(slot) = slot else { return Ok(Found::Nothing) };
-        self.read(|db| {
-            let frame = db.begin_read()?.open_table(BATCHES)?.get(slot)?;
-            Ok(match frame.as_ref().map(|frame| frame.value()) {
-                None => Found::Nothing,
-                Some(frame) if frame.len() > bytes_max => Found::Larger,
-                Some(frame) => Found::Batch(slot, frame.to_vec()),
-            })
-        })
+            // An earlier release took it out.
+            lock(&self.held).quiet.remove(&slot);
+        }
     }
 }
 

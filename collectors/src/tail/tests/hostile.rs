@@ -91,6 +91,28 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
 }
 
 #[test]
+fn a_file_that_waits_is_not_let_go_when_it_is_renamed() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let flood = dir.path().join("flood.log");
+    append(&flood, &numbered(0..50));
+    let kept = Arc::new(Kept::default());
+    let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
+    let patience = Duration::from_millis(500);
+    let running = start_with(dir.path(), Tailer { patience, ..tailer }, Arc::clone(&kept));
+    running.until(50);
+    *kept.full.lock().expect("lock") = Some("/flood.log".to_owned());
+    append(&flood, &numbered(50..100));
+    std::thread::sleep(Duration::from_millis(1200));
+    fs::rename(&flood, dir.path().join("flood.log.1")).expect("renames");
+    append(&dir.path().join("other.log"), &numbered(100..101));
+    running.until(51);
+    std::thread::sleep(Duration::from_millis(2500));
+    *kept.full.lock().expect("lock") = None;
+    whole(&running, 101);
+    running.stop();
+}
+
+#[test]
 fn holes_are_passed_over_and_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");

@@ -42,14 +42,14 @@ fn one_source_that_fills_the_queue_leaves_room_for_others() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
     let committed = fill(&queue, &["flood"]);
-    assert!((70..85).contains(&committed), "three quarters of two fifths of the limit: {committed}");
+    assert!((50..65).contains(&committed), "three quarters of three quarters of two fifths of the limit: {committed}");
     assert!(queue.has_room_for(&source("auth.log"), false));
     commit(&queue, &["auth.log"], 1000).expect("there is room");
     assert!(queue.has_room_for(&source("auth.log"), true));
     assert!(!queue.has_room_for(&source("flood"), false));
-    // Another that floods as well gets three quarters of the rest, and something is left.
+    // Another that floods as well gets less, and something is left.
     let second = fill(&queue, &["second"]);
-    assert!((15..25).contains(&second), "{second}");
+    assert!((10..20).contains(&second), "{second}");
     assert!(queue.has_room_for(&source("quiet"), false));
     commit(&queue, &["quiet"], 1000).expect("there is room");
 }
