@@ -21,6 +21,7 @@ mod lost;
 mod rotation;
 mod skip;
 mod taken;
+mod turns;
 mod unpacked;
 mod watches;
 
@@ -32,7 +33,6 @@ use watches::Watches;
 use crate::{
     CollectError, Cx, Outlet, Wake,
     root::{Root, glob::Pattern},
-    spec::NO_ROOM_AFTER,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -347,144 +347,6 @@ impl<P: LineParser> Tailer<P> {
                 return Ok(());
             }
         }
-    }
-
-    /// Read every file, each in its turn; whether there was anything, and whether there is more.
-    fn read_all(&mut self, at: &Place<'_>, state: &mut State) -> Result<Read, CollectError> {
-        let open = |(key, followed): (&Key, &Followed)| followed.file.holds_descriptor().then_some(*key);
-        let mut turns: Vec<Key> = state.files.iter().filter_map(open).collect();
-        let (mut any, began) = (false, Instant::now());
-        loop {
-            let mut more = Vec::new();
-            for key in turns {
-                match self.read_one(at, state, key)? {
-                    Read::Nothing => continue,
-                    Read::More => more.push(key),
-                    Read::Truncated => self.truncated(at, state, key)?,
-                    Read::Grew => {}
-                    Read::Done => self.let_go(at, state, key)?,
-                }
-                any = true;
-                if at.outlet.is_stopped() {
-                    return Ok(Read::Grew);
-                }
-            }
-            if more.is_empty() {
-                break;
-            }
-            if began.elapsed() > TURNS_MAX {
-                return Ok(Read::More);
-            }
-            turns = more;
-        }
-        let is_over = |followed: &Followed| {
-            let is_read = followed.file.is_open() && followed.waits.is_none();
-            !followed.listed && is_read && followed.grew.elapsed() > self.patience
-        };
-        let over: Vec<Key> =
-            state.files.iter().filter(|(_, followed)| is_over(followed)).map(|(key, _)| *key).collect();
-        for key in over {
-            self.let_go(at, state, key)?;
-        }
-        Ok(if any { Read::Grew } else { Read::Nothing })
-    }
-
-    /// A file that will not grow: its unfinished line, and nothing of it any more.
-    fn let_go(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<(), CollectError> {
-        let Some(mut followed) = state.files.remove(&key) else { return Ok(()) };
-        self.rest(at, &mut followed)?;
-        self.forget(at, &followed.cursor())
-    }
-
-    /// One turn of a file.
-    fn read_one(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<Read, CollectError> {
-        let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
-        let read = self.turn(at, followed);
-        followed.had_turn = true;
-        match read {
-            Ok(read) => {
-                followed.trouble = None;
-                Ok(read)
-            }
-            Err(CollectError::Stopped) => Err(CollectError::Stopped),
-            Err(err) if followed.file.is_unpacked() && followed.waits.is_none() => {
-                let cursor = followed.cursor();
-                state.files.remove(&key);
-                self.lost(at, &cursor, &err.to_string())?;
-                Ok(Read::Grew)
-            }
-            Err(err) => {
-                followed.trouble = Some(err.to_string());
-                Ok(Read::Nothing)
-            }
-        }
-    }
-
-    fn turn(&mut self, at: &Place<'_>, followed: &mut Followed) -> Result<Read, CollectError> {
-        let failed = |err| CollectError::read(followed.source.name.clone().unwrap_or_default(), err);
-        if followed.file.is_quiet().map_err(failed)? {
-            return Ok(Read::Nothing);
-        }
-        if at.outlet.has_room(&followed.source, followed.waits.is_some()) {
-            if followed.waits.take().is_some() {
-                followed.grew = Instant::now();
-            }
-        } else {
-            let since = *followed.waits.get_or_insert_with(Instant::now);
-            // A copy of it goes on where it was cut.
-            if followed.file.was_truncated().map_err(failed)? {
-                return Ok(Read::Truncated);
-            }
-            if since.elapsed() < NO_ROOM_AFTER {
-                return Ok(Read::Nothing);
-            }
-            return Err(CollectError::NoRoom(followed.source.name.clone().unwrap_or_default()));
-        }
-        // Taken before: what is written meanwhile makes another.
-        let stamp = followed.file.stamp().map_err(failed)?;
-        let (mut read, from) = (Read::Nothing, followed.file.offset());
-        loop {
-            let (parser, taken, block) = (&mut self.parser, &mut self.taken, &mut self.block);
-            taken.begin(&followed.source, at.cx.now());
-            let ended = followed.file.read(block, CHUNK_BYTES, |line| parser.parse(&line, taken));
-            let mut chunk = taken.end();
-            if ended.as_ref().is_ok_and(|ended| *ended != Reading::Truncated) && !followed.file.is_unpacked() {
-                followed.file.saw(stamp.0);
-            }
-            if let Ok(Reading::Hole(positions)) = &ended {
-                chunk.dropped.push(Dropped { reason: Reason::Hole, count: 1, positions: Some(*positions) });
-            }
-            // Also of what was read before it failed.
-            if !chunk.entries.is_empty() || !chunk.dropped.is_empty() {
-                read = Read::Grew;
-                followed.grew = Instant::now();
-                chunk.cursor = Some(followed.cursor().encode());
-                at.outlet.emit(chunk)?;
-            }
-            match ended.map_err(failed)? {
-                Reading::Truncated => return Ok(Read::Truncated),
-                Reading::End if followed.file.is_unpacked() => return Ok(Read::Done),
-                Reading::End if read == Read::Nothing => {
-                    followed.file.now_quiet(stamp, at.cx.now());
-                    return Ok(read);
-                }
-                Reading::End => return Ok(read),
-                Reading::More | Reading::Hole(_) if at.outlet.is_stopped() => return Ok(read),
-                Reading::More | Reading::Hole(_) if followed.file.offset() - from >= TURN_BYTES => {
-                    return Ok(Read::More);
-                }
-                Reading::More | Reading::Hole(_) => {}
-            }
-        }
-    }
-
-    /// What was read of a last line that will not be finished.
-    fn rest(&mut self, at: &Place<'_>, followed: &mut Followed) -> Result<(), CollectError> {
-        let (parser, taken) = (&mut self.parser, &mut self.taken);
-        taken.begin(&followed.source, at.cx.now());
-        followed.file.take_rest(|line| parser.parse(&line, taken));
-        let chunk = taken.end();
-        if chunk.entries.is_empty() { Ok(()) } else { at.outlet.emit(chunk) }
     }
 
     fn source(&self, id: &str, path: Option<&std::path::Path>) -> Arc<Source> {
