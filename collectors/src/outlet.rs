@@ -6,7 +6,7 @@ use std::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use vedette_wire::{Chunk, Source};
 
@@ -167,6 +167,41 @@ impl Progress {
     }
 }
 
+/// A source that has waited for room in the queue for so long is to be reported: while batches leave, it goes on sooner.
+const REPORTED_AFTER: Duration = Duration::from_secs(5);
+
+/// Whether a source may be read on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// The queue takes more of it.
+    Free,
+    /// It holds its share of the queue.
+    Full,
+    /// It has done so for some time.
+    LongFull,
+}
+
+/// Since when a source waits for room in the queue; absent where it does not.
+#[derive(Debug, Default)]
+pub(crate) struct RoomWait(Option<Instant>);
+
+impl RoomWait {
+    /// Whether there is room for the source now.
+    pub(crate) fn check(&mut self, outlet: &Outlet, source: &Source) -> Room {
+        if outlet.sink.has_room(source, self.0.is_some()) {
+            self.0 = None;
+            return Room::Free;
+        }
+        let since = *self.0.get_or_insert_with(Instant::now);
+        if since.elapsed() < REPORTED_AFTER { Room::Full } else { Room::LongFull }
+    }
+
+    /// Whether it waits.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 /// A collector's outlet.
 pub struct Outlet {
     sink: Arc<dyn Sink>,
@@ -201,11 +236,6 @@ impl Outlet {
         self.progress.waiting(|| self.sink.offer(chunk, class))
     }
 
-    /// Whether the queue takes more of a source ([`Sink::has_room`]).
-    pub fn has_room(&self, source: &Source, waits: bool) -> bool {
-        self.sink.has_room(source, waits)
-    }
-
     /// Report what could not be done while the collector goes on with the rest.
     pub fn complain(&self, collector: &'static str, what: &impl std::fmt::Display) {
         self.sink.complain(collector, what.to_string());
@@ -235,5 +265,43 @@ impl Outlet {
     pub fn is_stopped(&self) -> bool {
         self.progress.step();
         self.signal.is_stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has room down to one half for who waits, and down to a quarter for others.
+    struct Half(AtomicU64);
+
+    impl Sink for Half {
+        fn put(&self, _: Chunk, _: &StopSignal) -> Result<(), CollectError> {
+            Ok(())
+        }
+
+        fn has_room(&self, _: &Source, waits: bool) -> bool {
+            self.0.load(Ordering::Relaxed) > if waits { 50 } else { 25 }
+        }
+
+        fn complain(&self, _: &'static str, _: String) {}
+    }
+
+    #[test]
+    fn whoever_waited_goes_on_when_there_is_more_room_than_it_stopped_at() {
+        let sink = Arc::new(Half(AtomicU64::new(30)));
+        let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, StopSignal::default());
+        let source = Source { collector: "test", id: "a".to_owned(), name: None };
+        let mut wait = RoomWait::default();
+        for (free, expected) in
+            [(30, Room::Free), (20, Room::Full), (30, Room::Full), (60, Room::Free), (30, Room::Free)]
+        {
+            sink.0.store(free, Ordering::Relaxed);
+            assert_eq!(wait.check(&outlet, &source), expected, "{free}");
+            assert_eq!(wait.is_waiting(), expected != Room::Free);
+        }
+        let mut wait = RoomWait(Instant::now().checked_sub(REPORTED_AFTER));
+        sink.0.store(0, Ordering::Relaxed);
+        assert_eq!(wait.check(&outlet, &source), Room::LongFull);
     }
 }

@@ -72,9 +72,6 @@ impl CollectError {
     }
 }
 
-/// A source that has waited for room in the queue for so long is reported: while batches leave, it goes on sooner.
-pub(crate) const NO_ROOM_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
-
 /// A collector that is asked at intervals.
 pub trait Poll: Send {
     /// What is to be reported now.

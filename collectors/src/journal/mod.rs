@@ -7,8 +7,9 @@ mod export;
 
 use crate::{
     Cx, Outlet,
+    outlet::{Room, RoomWait},
     root::glob::{Expansion, Pattern},
-    spec::{self, BuildError, Class, CollectError, NO_ROOM_AFTER, Plan, Spec, Watch},
+    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
 };
 use export::{Entry, Parser};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,7 +21,7 @@ use std::{
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, Stored};
 
@@ -223,7 +224,7 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>)
     let mut stdout = child.stdout.take().expect("it is piped");
     let (mut parser, mut block) = (Parser::default(), vec![0; BLOCK_BYTES]);
     let mut current: Option<Arc<Source>> = None;
-    let (mut waits, mut is_reported) = (None, false);
+    let (mut wait, mut is_reported) = (RoomWait::default(), false);
     loop {
         if outlet.is_stopped() {
             return Ok(());
@@ -232,19 +233,17 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>)
             continue;
         }
         if let Some(source) = &current {
-            if outlet.has_room(source, waits.is_some()) {
-                waits = None;
-                if std::mem::take(&mut is_reported) {
-                    outlet.recovered(SPEC.id);
-                }
-            } else {
-                let since = *waits.get_or_insert_with(Instant::now);
-                if since.elapsed() >= NO_ROOM_AFTER && !std::mem::replace(&mut is_reported, true) {
-                    outlet.complain(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
-                }
+            let room = wait.check(outlet, source);
+            if room == Room::LongFull && !std::mem::replace(&mut is_reported, true) {
+                outlet.complain(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
+            }
+            if room != Room::Free {
                 // journalctl waits as well, and the journal keeps what comes.
                 outlet.pause(ROOM_EVERY);
                 continue;
+            }
+            if std::mem::take(&mut is_reported) {
+                outlet.recovered(SPEC.id);
             }
         }
         let got = stdout.read(&mut block).map_err(failed)?;

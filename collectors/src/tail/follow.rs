@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     CollectError,
+    outlet::RoomWait,
     root::{
         self,
         glob::{Expansion, Named, Pattern},
@@ -181,7 +182,7 @@ impl<P: LineParser> Tailer<P> {
         let has_changed = followed.file.has_changed(stamp);
         if !followed.file.holds_descriptor() && has_changed {
             let path = followed.path.clone();
-            if !self.make_room(state) {
+            if !self.make_room(state, true) {
                 return true;
             }
             let Some(followed) = state.files.get_mut(&key) else { return false };
@@ -198,14 +199,20 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Whether another file may be opened. Where as many are open as may be, the one that has not grown for longest is
-    /// closed, of those that had their turn; where none had, it is tried again when they have.
-    fn make_room(&self, state: &mut State) -> bool {
+    /// closed, of those that had their turn; then one that was renamed away and is read to its end; for a file that `is_listed`
+    /// then one that waits for room in the queue. Where there is none, it is tried again when they have had it.
+    pub(super) fn make_room(&self, state: &mut State, is_listed: bool) -> bool {
         let held = state.files.values().filter(|followed| followed.file.holds_descriptor()).count();
         for _ in self.open_max..=held {
-            let had_turn = |followed: &&mut Followed| followed.listed && followed.file.is_open() && followed.had_turn;
-            let open = state.files.values_mut().filter(had_turn);
-            let Some(oldest) = open.min_by_key(|followed| (!followed.file.was_quiet(), followed.grew)) else {
-                state.is_waiting = true;
+            let may_go = |followed: &&mut Followed| {
+                let (waits, quiet) = (followed.room.is_waiting(), followed.file.was_quiet());
+                let may_be = followed.listed || quiet || is_listed && waits;
+                followed.had_turn && followed.file.is_open() && may_be
+            };
+            let open = state.files.values_mut().filter(may_go);
+            let order = |followed: &&mut Followed| (!followed.listed, !followed.file.was_quiet(), followed.grew);
+            let Some(oldest) = open.min_by_key(order) else {
+                state.is_waiting |= is_listed;
                 return false;
             };
             oldest.file.close();
@@ -228,7 +235,9 @@ impl<P: LineParser> Tailer<P> {
         // Device numbers may change over a reboot (btrfs, overlayfs, NFS): path, inode and content tell as well.
         let is_known = |cursor: &&Cursor| cursor.key() == key || cursor.inode == key.1 && cursor.host_path() == path;
         let known: Vec<Cursor> = state.orphans.values().filter(is_known).cloned().collect();
-        if !self.make_room(state) {
+        // A generation that was not listed in time is noted all the same, and opened when it can be.
+        let has_room = self.make_room(state, how.listed);
+        if !has_room && how.listed {
             return Ok(None);
         }
         let mut passed = false;
@@ -272,6 +281,9 @@ impl<P: LineParser> Tailer<P> {
             let mut over = Chunk::new(Arc::clone(&source));
             over.dropped.push(passed_over(positions));
             at.outlet.emit(over)?;
+        }
+        if !has_room {
+            file.close();
         }
         self.follow(at, state, key, (file, name, source), (how.listed, state.scan_began))?;
         Ok(Some(key))
@@ -327,8 +339,18 @@ impl<P: LineParser> Tailer<P> {
         (listed, seen): (bool, i64),
     ) -> Result<(), CollectError> {
         let (grew, scan, path) = (Instant::now(), state.scans, path.to_owned());
-        let followed =
-            Followed { file, path, source, listed, grew, seen, scan, had_turn: false, waits: None, trouble: None };
+        let followed = Followed {
+            file,
+            path,
+            source,
+            listed,
+            grew,
+            seen,
+            scan,
+            had_turn: false,
+            room: RoomWait::default(),
+            trouble: None,
+        };
         let mut first = Chunk::new(Arc::clone(&followed.source));
         // Where it begins must be durable too: a restart must not begin at a later end.
         first.cursor = Some(followed.cursor().encode());

@@ -25,12 +25,17 @@ fn is_settled(at: &Place<'_>, meta: &std::fs::Metadata) -> bool {
     !(0..SETTLED_NS).contains(&at.cx.now().saturating_sub(changed))
 }
 
+/// Where a link leads to; absent where a path is none, or leads to no log.
+fn behind_link(at: &Place<'_>, path: &Path) -> Option<PathBuf> {
+    at.root.log(path).ok().map(|found| found.path().to_owned()).filter(|found| found != path)
+}
+
 /// What became of a search.
 enum Search {
     Found,
     /// Its inode is there, and holds something else.
     Replaced,
-    /// What may be it is still being written.
+    /// What may be it is still being written, or cannot be opened yet.
     Unsettled,
     NotFound,
 }
@@ -82,8 +87,7 @@ impl<P: LineParser> Tailer<P> {
     /// makes them, rotation happens where it leads to.
     fn places(at: &Place<'_>, state: &mut State, original: &Path) -> Vec<(Vec<PathBuf>, PathBuf)> {
         let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
-        let found = at.root.log(original).ok().map(|found| found.path().to_owned());
-        let names = std::iter::once(original.to_owned()).chain(found.filter(|found| found != original));
+        let names = std::iter::once(original.to_owned()).chain(behind_link(at, original));
         let dirs = |name: &PathBuf| rotation::archives(&at.root, name.parent().unwrap_or(Path::new("/")), &*old);
         names.map(|name| (dirs(&name), name)).collect()
     }
@@ -97,6 +101,10 @@ impl<P: LineParser> Tailer<P> {
             let found_key = key(&meta);
             if state.files.contains_key(&found_key) {
                 continue;
+            }
+            if !self.make_room(state, false) {
+                is_unsettled = true;
+                break;
             }
             let is_it = found_key == cursor.key();
             let resumed = if unpacked::is_compressed(&path) {
@@ -171,7 +179,7 @@ impl<P: LineParser> Tailer<P> {
         if since <= 0 {
             return Ok(());
         }
-        let linked = at.root.log(original).ok().map(|found| found.path().to_owned()).filter(|path| path != original);
+        let linked = behind_link(at, original);
         let beside = linked.iter().flat_map(|path| rotation::siblings(&at.root, path));
         for (path, meta) in rotation::siblings(&at.root, original).into_iter().chain(beside) {
             let modified = rotation::modified(&meta).saturating_add(rotation::GRANULARITY_NS);

@@ -32,6 +32,7 @@ use watches::Watches;
 
 use crate::{
     CollectError, Cx, Outlet, Wake,
+    outlet::RoomWait,
     root::{Root, glob::Pattern},
 };
 use std::{
@@ -129,8 +130,8 @@ struct Followed {
     scan: u64,
     /// It was read since it was opened.
     had_turn: bool,
-    /// Since when it holds its share of the queue.
-    waits: Option<Instant>,
+    /// Whether it waits for room in the queue.
+    room: RoomWait,
     /// Why it cannot be read.
     trouble: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! Reading files in turn, so many bytes each, as far as the queue has room for what they hold.
 
 use super::{CHUNK_BYTES, Followed, Key, LineParser, Place, Read, Reading, State, TURN_BYTES, TURNS_MAX, Tailer};
-use crate::{CollectError, spec::NO_ROOM_AFTER};
+use crate::{CollectError, outlet::Room};
 use std::time::Instant;
 use vedette_wire::{Dropped, Reason};
 
@@ -35,7 +35,7 @@ impl<P: LineParser> Tailer<P> {
             turns = more;
         }
         let is_over = |followed: &Followed| {
-            let is_read = followed.file.is_open() && followed.waits.is_none();
+            let is_read = followed.file.is_open() && !followed.room.is_waiting();
             !followed.listed && is_read && followed.grew.elapsed() > self.patience
         };
         let over: Vec<Key> =
@@ -64,7 +64,7 @@ impl<P: LineParser> Tailer<P> {
                 Ok(read)
             }
             Err(CollectError::Stopped) => Err(CollectError::Stopped),
-            Err(err) if followed.file.is_unpacked() && followed.waits.is_none() => {
+            Err(err) if followed.file.is_unpacked() && !followed.room.is_waiting() => {
                 let cursor = followed.cursor();
                 state.files.remove(&key);
                 self.lost(at, &cursor, &err.to_string())?;
@@ -82,20 +82,16 @@ impl<P: LineParser> Tailer<P> {
         if followed.file.is_quiet().map_err(failed)? {
             return Ok(Read::Nothing);
         }
-        if at.outlet.has_room(&followed.source, followed.waits.is_some()) {
-            if followed.waits.take().is_some() {
-                followed.grew = Instant::now();
-            }
-        } else {
-            let since = *followed.waits.get_or_insert_with(Instant::now);
+        let waited = followed.room.is_waiting();
+        match followed.room.check(at.outlet, &followed.source) {
+            Room::Free if waited => followed.grew = Instant::now(),
+            Room::Free => {}
             // A copy of it goes on where it was cut.
-            if followed.file.was_truncated().map_err(failed)? {
+            Room::Full | Room::LongFull if followed.file.was_truncated().map_err(failed)? => {
                 return Ok(Read::Truncated);
             }
-            if since.elapsed() < NO_ROOM_AFTER {
-                return Ok(Read::Nothing);
-            }
-            return Err(CollectError::NoRoom(followed.source.name.clone().unwrap_or_default()));
+            Room::Full => return Ok(Read::Nothing),
+            Room::LongFull => return Err(CollectError::NoRoom(followed.source.name.clone().unwrap_or_default())),
         }
         // Taken before: what is written meanwhile makes another.
         let stamp = followed.file.stamp().map_err(failed)?;

@@ -113,6 +113,31 @@ fn a_file_that_waits_is_not_let_go_when_it_is_renamed() {
 }
 
 #[test]
+fn generations_of_a_flood_that_wait_take_no_descriptor_from_others() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let flood = dir.path().join("flood.log");
+    append(&flood, &numbered(0..10));
+    let kept = Arc::new(Kept::default());
+    let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
+    let running = start_with(dir.path(), Tailer { open_max: 4, ..tailer }, Arc::clone(&kept));
+    running.until(10);
+    *kept.full.lock().expect("lock") = Some("/flood.log".to_owned());
+    for generation in 1..=6 {
+        append(&flood, &numbered(generation * 10..generation * 10 + 10));
+        std::thread::sleep(Duration::from_millis(400));
+        fs::rename(&flood, dir.path().join(format!("flood.log.{generation}"))).expect("renames");
+        append(&flood, "");
+        std::thread::sleep(Duration::from_millis(400));
+    }
+    append(&dir.path().join("quiet.log"), &numbered(70..80));
+    running.until(20);
+    assert_eq!(running.texts().len(), 20);
+    *kept.full.lock().expect("lock") = None;
+    whole(&running, 80);
+    assert_eq!(running.stop().dropped(), []);
+}
+
+#[test]
 fn holes_are_passed_over_and_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
