@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use vedette_benches::peer::{self, Peer};
+use vedette_benches::peer;
 
 /// What `serve` may take in these tests.
 const MEMORY_BYTES: u64 = 1 << 30;
@@ -26,10 +26,6 @@ fn two_organizations(more: &[&str]) -> World {
     let enroll = ["enroll", "--workspace", &world.url(), "--ca", ca, "--token-file", token, "--set", &set];
     assert!(world.vedette(&enroll).status.success());
     world
-}
-
-fn of(world: &World, identity: &str) -> Peer {
-    Peer::at(&world.path(identity), world.url())
 }
 
 /// A connection that says nothing.
@@ -52,7 +48,7 @@ fn path(seq: u64) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     let world = two_organizations(&["--memory", "1GiB"]);
-    let (loud, quiet) = (of(&world, "identity"), of(&world, "identity2"));
+    let (loud, quiet) = (world.peer("identity"), world.peer("identity2"));
     // 10 kB that would be 3 GB of host names.
     let long = loud.lines(1, 3000, "x", 1, |header| header.host.hostname = "h".repeat(1 << 20));
     assert!(long.len() < 100_000);
@@ -112,7 +108,7 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_landed_batch_that_cannot_be_read_is_set_aside_with_an_alert_and_the_rest_goes_on() {
     let world = two_organizations(&[]);
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     for seq in 1..=3 {
         assert_eq!(peer.put(&path(seq), peer.lines(seq, 1, "x", 1, |_| ())).await.status, 200);
     }
@@ -133,7 +129,7 @@ async fn a_landed_batch_that_cannot_be_read_is_set_aside_with_an_alert_and_the_r
 #[tokio::test(flavor = "multi_thread")]
 async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
     let world = two_organizations(&[]);
-    let (loud, quiet) = (of(&world, "identity"), of(&world, "identity2"));
+    let (loud, quiet) = (world.peer("identity"), world.peer("identity2"));
     let most = 2_000;
     assert_eq!(loud.put(&path(1), loud.lines(1, most + 1, "x", 2, |_| ())).await.code(), (413, "size"));
     let batches: Vec<Vec<u8>> = (1..=48).map(|seq| loud.lines(seq, most, "x", 2, |_| ())).collect();
@@ -160,7 +156,7 @@ async fn ragged_batches_of_one_organization_do_not_keep_another_waiting() {
 #[tokio::test(flavor = "multi_thread")]
 async fn livez_says_that_tables_cannot_be_written_and_that_they_can() {
     let world = two_organizations(&[]);
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     let tables = world.path("workspace/tables");
     drop(fs::remove_dir_all(&tables));
     fs::write(&tables, "in the way").expect("writes");
@@ -179,7 +175,7 @@ async fn livez_says_that_tables_cannot_be_written_and_that_they_can() {
         }
     };
     let text = said("cannot be written").await;
-    assert!(text.starts_with("ok\ntables of 1 organizations cannot be written since"), "{text}");
+    assert!(text.starts_with("ok\norganizations whose tables cannot be written: 1, for"), "{text}");
     fs::remove_file(&tables).expect("removes");
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
     let began = Instant::now();
@@ -191,7 +187,7 @@ async fn livez_says_that_tables_cannot_be_written_and_that_they_can() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_whose_sender_goes_away_lands_and_gives_back_what_it_took() {
     let world = two_organizations(&[]);
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     let mut went_away = Vec::new();
     for seq in 1..=8 {
         // Some milliseconds to send, and many to check.
@@ -213,7 +209,7 @@ async fn a_batch_whose_sender_goes_away_lands_and_gives_back_what_it_took() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_shut_nobody_out() {
     let world = two_organizations(&[]);
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     let mut held: Vec<_> = (0..1000).filter_map(|_| silent(&world).ok()).collect();
     assert!(held.len() > 100, "{} connections", held.len());
     let began = Instant::now();
@@ -238,7 +234,7 @@ async fn connections_that_say_nothing_shut_nobody_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn junk_enrollments_do_not_stop_honest_ones() {
     let world = two_organizations(&[]);
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     let junk = serde_json::json!({"token": "nonsense", "csr": "", "hostname": "h", "version": "1"});
     let mut codes = std::collections::BTreeMap::new();
     for _ in 0..200 {

@@ -10,17 +10,13 @@ use vedette_wire::{
     record::HostLabel,
 };
 
-fn of(world: &World, identity: &str) -> Peer {
-    Peer::at(&world.path(identity), world.url())
-}
-
 const FIRST: &str = "records/0000000000000007/1";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
     let world = World::new();
     world.enroll();
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     let first = peer.put(FIRST, peer.sealed("one", |_| ())).await;
     assert_eq!((first.status, first.body["duplicate"].as_bool()), (200, Some(false)), "{first:?}");
     assert_eq!(first.http, reqwest::Version::HTTP_2, "HTTP/2 is offered and taken");
@@ -63,7 +59,7 @@ async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
 async fn a_workspace_of_another_geography_is_not_talked_to() {
     let world = World::new();
     world.enroll();
-    let peer = Peer { client: client(&world.path("identity"), WorkspaceGeo::Australia), ..of(&world, "identity") };
+    let peer = Peer { client: client(&world.path("identity"), WorkspaceGeo::Australia), ..world.peer("identity") };
     let request = peer.client.put(format!("{}/v1/{FIRST}", peer.url)).body(peer.sealed("one", |_| ()));
     let refused = request.send().await.expect_err("the handshake fails");
     let why = vedette_transport::post::root_cause(&refused);
@@ -76,7 +72,7 @@ async fn an_organization_that_sends_too_much_is_told_when_to_come_again() {
     world.serve.as_mut().expect("serves").terminate();
     world.serve_with(&world.address(), &["--batches-per-second", "1"]);
     world.enroll();
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     let sealed = peer.sealed("one", |_| ());
     let mut refused = Vec::new();
     for _ in 0..5 {
@@ -93,7 +89,7 @@ async fn an_organization_that_sends_too_much_is_told_when_to_come_again() {
 async fn a_batch_whose_note_was_lost_with_the_power_is_found_at_the_next_start() {
     let mut world = World::new();
     world.enroll();
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let address = world.address();
     world.serve.as_mut().expect("serves").kill();
@@ -124,7 +120,7 @@ async fn object_and_directory_are_synced_before_the_acknowledgement() {
     let trace = world.path("trace");
     let strace = ["strace", "-D", "-f", "-y", "-e", "trace=fsync,fdatasync", "-o", trace.to_str().expect("UTF-8")];
     world.serve_under(&strace, "127.0.0.1:0", &[]);
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let calls = fs::read_to_string(&trace).expect("strace writes it");
     let dir = format!("{}/records/0000000000000007", peer.header.agent);
@@ -158,7 +154,7 @@ async fn slow_bodies_of_one_organization_do_not_stop_another() {
         }
     }
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    let peer = of(&world, "identity2");
+    let peer = world.peer("identity2");
     let landing = peer.put(FIRST, peer.sealed("one", |_| ()));
     let landed = tokio::time::timeout(std::time::Duration::from_secs(10), landing).await.expect("in time");
     assert_eq!(landed.status, 200, "{landed:?}");
@@ -196,7 +192,7 @@ fn agents_compress_as_the_workspace_asks() {
 async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revision_that_it_was_observed_under() {
     let world = World::new();
     world.enroll();
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     let set = |change: &[&str]| {
         let set = world.workspace(&[&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat());
         set.trim().parse::<u64>().expect("a revision")
@@ -259,7 +255,7 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
 async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() {
     let world = World::new();
     world.enroll();
-    let peer = of(&world, "identity");
+    let peer = world.peer("identity");
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let agent = peer.header.agent.to_string();
     // A question that waits for another revision when the agent is revoked gets none.

@@ -8,6 +8,7 @@ use std::{
     sync::OnceLock,
     time::{Duration, Instant},
 };
+use vedette_benches::peer::Peer;
 
 /// The agent's binary.
 pub(crate) const VEDETTE: &str = env!("CARGO_BIN_EXE_vedette");
@@ -145,6 +146,11 @@ impl World {
         world.workspace(&[&["init", "--geo", "europe"], init].concat());
         world.serve("127.0.0.1:0");
         world
+    }
+
+    /// An agent that is not there, with this identity directory.
+    pub(crate) fn peer(&self, identity: &str) -> Peer {
+        Peer::at(&self.path(identity), self.url())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -31,10 +31,7 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
     let enrolled = world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &token);
     assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
 
-    let peers = [
-        (ORG, Peer::at(&world.path("identity"), world.url())),
-        ("other", Peer::at(&world.path("identity-other"), world.url())),
-    ];
+    let peers = [(ORG, world.peer("identity")), ("other", world.peer("identity-other"))];
     assert_eq!(peers[0].1.header.agent, peers[1].1.header.agent, "the same id");
     assert_ne!(peers[0].1.header.organization, peers[1].1.header.organization);
 

@@ -228,20 +228,9 @@ impl World {
         // It may be there.
         drop(self.workspace(&["org", "add", OTHER, "--tier", "free"]));
         fs::write(self.path("other-token"), self.workspace(&["token", "new", "--org", OTHER])?)?;
-        let (ca, token) = (self.path("workspace/ca.pem"), self.path("other-token"));
         let (url, set) =
             (format!("https://{}", self.address()?), format!("identity.dir={}", self.path(name).display()));
-        let enrolled = Command::new(binary("vedette")?)
-            .args(["enroll", "--workspace", &url, "--set", &set, "--config"])
-            .arg(self.path("vedette.toml"))
-            .arg("--ca")
-            .arg(ca)
-            .arg("--token-file")
-            .arg(token)
-            .output()?;
-        if !enrolled.status.success() {
-            bail!("{}", String::from_utf8_lossy(&enrolled.stderr));
-        }
+        self.enroll_with(&url, "other-token", &["--set", &set])?;
         Ok(Peer::at(&self.path(name), url))
     }
 
@@ -258,7 +247,7 @@ impl World {
     /// # Errors
     /// What the agent says.
     pub fn enroll(&self, url: &str) -> Result<()> {
-        self.enroll_with(url, &[])
+        self.enroll_with(url, "token", &[])
     }
 
     /// Enroll once more with another token; the key stays.
@@ -267,11 +256,11 @@ impl World {
     /// What the agent says.
     pub fn enroll_again(&self, url: &str) -> Result<()> {
         fs::write(self.path("token"), self.workspace(&["token", "new", "--org", ORG])?)?;
-        self.enroll_with(url, &["--again"])
+        self.enroll_with(url, "token", &["--again"])
     }
 
-    fn enroll_with(&self, url: &str, more: &[&str]) -> Result<()> {
-        let (ca, token) = (self.path("workspace/ca.pem"), self.path("token"));
+    fn enroll_with(&self, url: &str, token: &str, more: &[&str]) -> Result<()> {
+        let (ca, token) = (self.path("workspace/ca.pem"), self.path(token));
         let enrolled = Command::new(binary("vedette")?)
             .args(["enroll", "--workspace", url, "--config"])
             .arg(self.path("vedette.toml"))
@@ -341,7 +330,19 @@ impl World {
     /// # Errors
     /// What the workspace says.
     pub fn query(&self, sql: &str) -> Result<Vec<Value>> {
-        rows(&self.workspace(&["query", "--log", "error", "--org", ORG, "--format", "json", sql])?)
+        self.query_of(ORG, sql)
+    }
+
+    /// The same of another organization than the agent's own.
+    ///
+    /// # Errors
+    /// What the workspace says.
+    pub fn query_other(&self, sql: &str) -> Result<Vec<Value>> {
+        self.query_of(OTHER, sql)
+    }
+
+    fn query_of(&self, organization: &str, sql: &str) -> Result<Vec<Value>> {
+        rows(&self.workspace(&["query", "--log", "error", "--org", organization, "--format", "json", sql])?)
     }
 
     /// The ledger, one account for each collector.

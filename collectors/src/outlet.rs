@@ -27,8 +27,8 @@ pub trait Sink: Send + Sync {
         self.put(chunk, &StopSignal::default())
     }
 
-    /// Whether the queue takes more of a source, or that holds its share of it. One that `waits` needs more room than one that
-    /// does not.
+    /// Whether the queue takes more of a source; false where that holds its share of it. One that `waits` goes on when it holds
+    /// less than what it stopped at.
     fn has_room(&self, _source: &Source, _waits: bool) -> bool {
         true
     }

@@ -187,12 +187,12 @@ impl Lane {
 
 /// Batches that are being filled: one of sources that fill the queue, and one of all others, which goes before it.
 #[derive(Default)]
-struct Opens {
+struct OpenBatches {
     quiet: Open,
     bulk: Open,
 }
 
-impl Opens {
+impl OpenBatches {
     fn deadline(&self, limits: &BatchLimits) -> Option<Instant> {
         self.quiet.deadline(limits).into_iter().chain(self.bulk.deadline(limits)).min()
     }
@@ -211,49 +211,49 @@ struct Batcher {
 
 impl Batcher {
     fn run(mut self) {
-        let mut opens = Opens::default();
+        let mut open_batches = OpenBatches::default();
         let mut stamp = self.stamp.borrow_and_update().clone();
         loop {
-            let next = self.intake.take(opens.deadline(&self.limits));
+            let next = self.intake.take(open_batches.deadline(&self.limits));
             if self.stamp.has_changed().unwrap_or(false) {
                 // Records of one revision share a batch: close the open ones under the old stamp.
-                if !self.commit_all(&mut opens, &stamp) {
+                if !self.commit_all(&mut open_batches, &stamp) {
                     return;
                 }
                 stamp = self.stamp.borrow_and_update().clone();
             }
             let goes_on = match next {
-                Next::Chunk(chunk, piece) => self.add(&mut opens, &stamp, *chunk, piece),
+                Next::Chunk(chunk, piece) => self.add(&mut open_batches, &stamp, *chunk, piece),
                 Next::Nothing => true,
-                Next::Flush => self.commit_all(&mut opens, &stamp),
+                Next::Flush => self.commit_all(&mut open_batches, &stamp),
                 Next::Closed => {
-                    self.commit_all(&mut opens, &stamp);
+                    self.commit_all(&mut open_batches, &stamp);
                     false
                 }
             };
             // Also while chunks come without end, which may all go into the other.
-            if !goes_on || !self.commit_due(&mut opens, &stamp) {
+            if !goes_on || !self.commit_due(&mut open_batches, &stamp) {
                 return;
             }
-            if opens.quiet.is_empty() && opens.bulk.is_empty() {
+            if open_batches.quiet.is_empty() && open_batches.bulk.is_empty() {
                 self.intake.settle();
             }
         }
     }
 
     /// Take a chunk in; false where what it goes into cannot be committed.
-    fn add(&mut self, opens: &mut Opens, stamp: &Stamp, chunk: Chunk, piece: Option<Piece>) -> bool {
+    fn add(&mut self, open_batches: &mut OpenBatches, stamp: &Stamp, chunk: Chunk, piece: Option<Piece>) -> bool {
         failpoint::reached("read");
         let compression = self.learn();
         // A cursor is forgotten behind what was read under it.
-        if !chunk.forget.is_empty() && !self.commit_all(opens, stamp) {
+        if !chunk.forget.is_empty() && !self.commit_all(open_batches, stamp) {
             return false;
         }
         let (open, is_bulk) = loop {
             // What there is of a source is committed in turn: its cursor stands behind all of it.
-            let is_bulk = opens.bulk.holds(&chunk.source)
-                || !opens.quiet.holds(&chunk.source) && self.queue.is_bulk(&chunk.source);
-            let open = if is_bulk { &mut opens.bulk } else { &mut opens.quiet };
+            let is_bulk = open_batches.bulk.holds(&chunk.source)
+                || !open_batches.quiet.holds(&chunk.source) && self.queue.is_bulk(&chunk.source);
+            let open = if is_bulk { &mut open_batches.bulk } else { &mut open_batches.quiet };
             if open.is_empty() || !open.is_full_for(&chunk, piece.as_ref(), &self.limits) {
                 break (open, is_bulk);
             }
@@ -268,15 +268,15 @@ impl Batcher {
         !open.is_full(&self.limits) || self.commit(open, stamp)
     }
 
-    fn commit_due(&self, opens: &mut Opens, stamp: &Stamp) -> bool {
+    fn commit_due(&self, open_batches: &mut OpenBatches, stamp: &Stamp) -> bool {
         let now = Instant::now();
         let is_due = |open: &Open| open.deadline(&self.limits).is_some_and(|at| at <= now);
-        (!is_due(&opens.quiet) || self.commit(&mut opens.quiet, stamp))
-            && (!is_due(&opens.bulk) || self.commit(&mut opens.bulk, stamp))
+        (!is_due(&open_batches.quiet) || self.commit(&mut open_batches.quiet, stamp))
+            && (!is_due(&open_batches.bulk) || self.commit(&mut open_batches.bulk, stamp))
     }
 
-    fn commit_all(&self, opens: &mut Opens, stamp: &Stamp) -> bool {
-        self.commit(&mut opens.quiet, stamp) && self.commit(&mut opens.bulk, stamp)
+    fn commit_all(&self, open_batches: &mut OpenBatches, stamp: &Stamp) -> bool {
+        self.commit(&mut open_batches.quiet, stamp) && self.commit(&mut open_batches.bulk, stamp)
     }
 
     /// Make batches as the workspace was found to take them, with the codec that it asked for.

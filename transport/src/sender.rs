@@ -26,7 +26,7 @@ const BACKOFF_BASE: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// `Retry-After` is honoured up to this: what is between may say a year, and the workspace must be found again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-/// Where there is bulk, each so manieth batch is the oldest of all; the others are the oldest that are not bulk.
+/// Of so many batches that are posted one is the oldest of all; the others are the oldest that are not bulk.
 const OLDEST_EACH: u64 = 4;
 /// Pause after an answer that time alone does not cure.
 const PAUSE: Duration = Duration::from_secs(60);

@@ -61,7 +61,8 @@ impl Health {
         // Whoever asks may be anybody: no names.
         if let Some(since) = state.failing.values().map(|(since, _)| *since).min() {
             let (count, seconds) = (state.failing.len(), since.elapsed().as_secs());
-            let _ = writeln!(text, "tables of {count} organizations cannot be written since {seconds} s; see the log");
+            let _ =
+                writeln!(text, "organizations whose tables cannot be written: {count}, for {seconds} s; see the log");
         }
         (true, text)
     }
@@ -81,7 +82,7 @@ mod tests {
         assert!(health.is_failing());
         assert_eq!(
             health.report(),
-            (true, "ok\ntables of 1 organizations cannot be written since 70 s; see the log\n".to_owned())
+            (true, "ok\norganizations whose tables cannot be written: 1, for 70 s; see the log\n".to_owned())
         );
         health.works(Some(one));
         assert!(!health.is_failing());

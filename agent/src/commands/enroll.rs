@@ -108,11 +108,23 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     if reply.agent != AgentId::of_public_key(&key.subject_public_key_info()) {
         return Err(anyhow!("the workspace answered for another agent; enroll again").into());
     }
-    identity.write("ca.pem", &ca_pem)?;
+    let enrollment = keep(&identity, &ca_pem, reply, (&url, before))?;
+    tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
+        "enrolled; `vedette run` collects");
+    Ok(())
+}
+
+/// Write what an enrollment is made of; the enrollment itself last, since it says that the others are whole.
+fn keep(
+    identity: &IdentityDir,
+    ca_pem: &[u8],
+    reply: EnrollReply,
+    (url, before): (&Url, Option<Enrollment>),
+) -> anyhow::Result<Enrollment> {
+    identity.write("ca.pem", ca_pem)?;
     identity.write("cert.pem", reply.certificate.as_bytes())?;
-    // Before the enrollment, which says that the others are whole.
     if let Some(policy) = &reply.policy {
-        policy::keep(&identity, policy)?;
+        policy::keep(identity, policy)?;
     }
     let mut enrollment = Enrollment::of(reply, url.as_str().trim_end_matches('/'));
     // What is queued was observed for the same organization: it is sealed again under the new name.
@@ -124,9 +136,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     }
     identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
     identity.forget_next_key()?;
-    tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
-        "enrolled; `vedette run` collects");
-    Ok(())
+    Ok(enrollment)
 }
 
 /// Geography that the workspace must be of, before it is told anything: that of this host. Absent where neither the

@@ -48,8 +48,8 @@ impl Memory {
     /// batches in flight get an eighth each; more than half is what collectors hold while they look, and what the allocator
     /// keeps: much of this is made by one thread and freed by another. 1 MiB for each is the least.
     pub(crate) fn plan(memory_max: u64, baseline: u64, batch_bytes_max: u64) -> Self {
-        // What of the two open batches is sealed, the frame of one, and the frame once more in the database's pages, which are rounded
-        // up; for records that do not compress.
+        // What of the two open batches is sealed, the frame of one, and that once more in the database's pages, which are
+        // rounded up; for records that do not compress.
         let sealed = batch_bytes_max.min(SEALED_BYTES_MAX as u64);
         let rest = memory_max.saturating_sub(baseline + 5 * sealed + Self::cache(memory_max));
         let eighth = (rest / 8).max(1 << 20);

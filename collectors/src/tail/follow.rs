@@ -56,32 +56,7 @@ impl<P: LineParser> Tailer<P> {
         state.scans += 1;
         state.scan_began = at.cx.now();
         state.troubles.clear();
-        let mut found: BTreeMap<PathBuf, Key> = BTreeMap::new();
-        let mut expansion = Expansion::default();
-        for pattern in self.patterns.clone() {
-            watches.add(at, &pattern);
-            let named = expansion.expand(&at.root, &pattern);
-            if named.is_empty() && self.expects_each && pattern.is_one_path() {
-                state.trouble(Path::new(pattern.text()), "it is not there; check `paths`");
-            }
-            let from_end = !state.scanned.contains(pattern.text()) && self.start == Start::End && at.cx.once.is_none();
-            for named in named {
-                let how = Found { listed: true, from_end, original: None };
-                if let Some(key) = self.take_in(at, state, &named, how)? {
-                    found.insert(named.path, key);
-                } else if self.expects_each && pattern.is_one_path() {
-                    let why = if unpacked::is_compressed(&named.path) {
-                        "a compressed file is not followed; name the log that it was"
-                    } else {
-                        "it is no regular file, or a link that leads to none"
-                    };
-                    state.trouble(&named.path, why);
-                }
-                if at.outlet.is_stopped() {
-                    return Ok(());
-                }
-            }
-        }
+        let Some((found, expansion)) = self.take_listed(at, state, watches)? else { return Ok(()) };
         for followed in state.files.values_mut() {
             followed.listed = followed.seen == state.scan_began;
         }
@@ -126,6 +101,42 @@ impl<P: LineParser> Tailer<P> {
             at.outlet.emit(chunk)?;
         }
         Ok(())
+    }
+
+    /// Follow what the globs name: by path on the host, and what stood in the way; absent where it was told to stop.
+    fn take_listed(
+        &mut self,
+        at: &Place<'_>,
+        state: &mut State,
+        watches: &mut Watches,
+    ) -> Result<Option<(BTreeMap<PathBuf, Key>, Expansion)>, CollectError> {
+        let mut found: BTreeMap<PathBuf, Key> = BTreeMap::new();
+        let mut expansion = Expansion::default();
+        for pattern in self.patterns.clone() {
+            watches.add(at, &pattern);
+            let named = expansion.expand(&at.root, &pattern);
+            if named.is_empty() && self.expects_each && pattern.is_one_path() {
+                state.trouble(Path::new(pattern.text()), "it is not there; check `paths`");
+            }
+            let from_end = !state.scanned.contains(pattern.text()) && self.start == Start::End && at.cx.once.is_none();
+            for named in named {
+                let how = Found { listed: true, from_end, original: None };
+                if let Some(key) = self.take_in(at, state, &named, how)? {
+                    found.insert(named.path, key);
+                } else if self.expects_each && pattern.is_one_path() {
+                    let why = if unpacked::is_compressed(&named.path) {
+                        "a compressed file is not followed; name the log that it was"
+                    } else {
+                        "it is no regular file, or a link that leads to none"
+                    };
+                    state.trouble(&named.path, why);
+                }
+                if at.outlet.is_stopped() {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some((found, expansion)))
     }
 
     /// A closed file that is found no more was renamed or deleted: it is looked for as one of an earlier run.

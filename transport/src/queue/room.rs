@@ -28,6 +28,11 @@ impl Quota {
     }
 }
 
+/// Space for batches in a file of so many bytes: redb grows it by doubling, and with two fifths it stays below its limit.
+fn batches_of(file: u64) -> u64 {
+    file / 5 * 2
+}
+
 impl Queue {
     /// The limit of the file in bytes.
     pub fn limit(&self) -> u64 {
@@ -36,24 +41,28 @@ impl Queue {
         self.quota.bytes_max.min(share as u64)
     }
 
-    /// Space that batches may still take, where `kept` is taken.
-    pub(super) fn free(&self, kept: u64) -> u64 {
-        let free = (self.limit() / 5 * 2).saturating_sub(kept);
+    /// Space that batches may take.
+    pub(super) fn capacity(&self) -> u64 {
+        batches_of(self.limit())
+    }
+
+    /// Of so much the space that batches may still take, where `kept` is taken.
+    pub(super) fn free(&self, capacity: u64, kept: u64) -> u64 {
+        let free = capacity.saturating_sub(kept);
         let Ok(volume) = rustix::fs::statvfs(self.path()) else { return free };
         if volume.f_bavail * volume.f_frsize >= self.quota.free_bytes_min {
             return free;
         }
         // What the file holds without growing.
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
-        free.min((file / 5 * 2).saturating_sub(kept))
+        free.min(batches_of(file).saturating_sub(kept))
     }
 
     /// Whether a batch may be added that takes so much space.
     pub(super) fn room(&self, added: u64, kept: u64) -> Result<(), QueueError> {
         let limit = self.limit();
-        // redb grows its file by doubling: two fifths of the limit are batches, so that the file stays below it.
-        let room = limit / 5 * 2;
-        if added > self.quota.bytes_max / 5 * 2 {
+        let room = batches_of(limit);
+        if added > batches_of(self.quota.bytes_max) {
             return Err(QueueError::TooLarge { bytes: added, limit: self.quota.bytes_max });
         }
         if kept + added > room {
@@ -64,7 +73,7 @@ impl Queue {
         let Ok(volume) = rustix::fs::statvfs(self.path()) else { return Ok(()) };
         let floor = |free, floor, unit| QueueError::Floor { path: self.path().to_owned(), free, floor, unit };
         let free = volume.f_bavail * volume.f_frsize;
-        if kept + added > file / 5 * 2 && free < self.quota.free_bytes_min {
+        if kept + added > batches_of(file) && free < self.quota.free_bytes_min {
             return Err(floor(free, self.quota.free_bytes_min, "bytes"));
         }
         if volume.f_files > 0 && volume.f_favail < self.quota.free_inodes_min {

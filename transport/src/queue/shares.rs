@@ -1,9 +1,9 @@
 //! How much of the queue each source holds: what one leaves is for the others, and they go before it.
 //!
 //! A source that cannot be delivered as fast as it is written to fills the queue up to its share and waits; a quiet one
-//! beside it finds room. A share is not fixed: it is [`SHARE`] times what is free, less [`ON_ITS_WAY_BYTES`], so that one source alone may take three
-//! quarters of the queue, and the next one three quarters of the rest. While batches leave, sources that hold more than their
-//! share wait, and shares become alike.
+//! beside it finds room. A share is not fixed: it is [`SHARE`] times what is free, less [`ON_ITS_WAY_BYTES`]. One source
+//! alone may take three quarters of a large queue, and the next one three quarters of the rest. While batches leave, sources
+//! that hold more than their share wait, and shares become alike.
 //!
 //! A source that holds [`BULK_BYTES`] goes into batches with its like, *bulk*; batches of the others are delivered before
 //! them, but for each fourth, which is the oldest of all.
@@ -156,8 +156,8 @@ impl Queue {
         lock(&self.held).by_source.get(&key_of(source)).copied().unwrap_or(0)
     }
 
-    /// Whether a source may put more into the queue: what it holds is within its share. One that `waits` needs more than one
-    /// that does not.
+    /// Whether a source may put more into the queue: what it holds is within its share, and within a smaller one where it
+    /// `waits`.
     pub fn has_room_for(&self, source: &Source, waits: bool) -> bool {
         let held = self.held_by(source);
         let (batches, kept) = {
@@ -169,14 +169,15 @@ impl Queue {
             return true;
         }
         let share = if waits { RESUMED_SHARE } else { SHARE };
-        let on_its_way = ON_ITS_WAY_BYTES.min(self.limit() / 5 * 2 / 4);
-        held <= share.saturating_mul(self.free(kept).saturating_sub(on_its_way))
+        let capacity = self.capacity();
+        let free = self.free(capacity, kept).saturating_sub(ON_ITS_WAY_BYTES.min(capacity / 4));
+        held <= share.saturating_mul(free)
     }
 
     /// Whether a source holds so much that others go before it.
     pub(crate) fn is_bulk(&self, source: &Source) -> bool {
         let held = self.held_by(source);
-        held >= BULK_BYTES || held > self.limit() / 5 * 2 / 16
+        held >= BULK_BYTES || held > 0 && held > self.capacity() / 16
     }
 
     /// The first batch that is not bulk, where there is bulk, of `bytes_max` bytes at the most.

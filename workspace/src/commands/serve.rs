@@ -27,46 +27,12 @@ pub(super) async fn serve(
     let dir = std::path::absolute(dir)?;
     let file_limit = receive::raise_file_limit();
     close_to_others(&dir)?;
-    let control = Control::open(&dir).await?;
-    let _lock = lock(&dir)?;
-    let wrong = control.integrity().await?;
-    if let Some(first) = wrong.first() {
-        anyhow::bail!(
-            "the control store in {} is damaged: {first}; put control.sqlite back from a backup, agents and landed batches bring \
-             back what it lacks",
-            dir.display()
-        );
-    }
-    if !dir.join("landing").is_dir() && control.last_landed().await?.is_some() {
-        anyhow::bail!(
-            "{} is not there, and batches have landed in it; is its disk mounted?",
-            dir.join("landing").display()
-        );
-    }
-    let landing = Landing::open(&dir.join("landing"))?;
-    reconcile(&control, &landing).await?;
-    #[cfg(feature = "lake")]
-    for id in control.organization_ids().await? {
-        let lake = vedette_lake::Lake::new(dir.join("tables"));
-        let organization = control.organization_of(id).await?;
-        if let Some(newer) = super::doctor::newer(&lake, &control, &organization).await? {
-            anyhow::bail!("{}: {newer}", organization.name);
-        }
-    }
-    let watched = control.clone();
-    tokio::spawn(async move {
-        let mut checks = tokio::time::interval(GAPS_EVERY);
-        loop {
-            checks.tick().await;
-            if let Err(err) = watched.alert_gaps(now()).await {
-                tracing::error!(error = format!("{err:#}"), "the ledger cannot be checked for gaps; tried again");
-            }
-        }
-    });
+    let (control, landing, _lock) = open(&dir).await?;
     let signer = super::signer(&dir, &control).await?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
     let closing = control.clone();
     let (stop, stopped) = watch::channel(false);
+    tokio::spawn(watch_gaps(control.clone(), stopped.clone()));
     let news = receive::follow_news(control.clone(), stopped.clone());
     if control.pair_of().await?.is_some() {
         tokio::spawn(pair::follow(dir.clone(), control.clone(), stopped.clone()));
@@ -113,6 +79,51 @@ pub(super) async fn serve(
         .map_err(|_| anyhow::anyhow!("the materialiser panicked"))?;
     closing.close().await;
     Ok(())
+}
+
+/// Open the stores of a directory that nobody else serves, once they are found to be whole and to belong together.
+async fn open(dir: &Path) -> Result<(Control, Landing, std::fs::File)> {
+    let control = Control::open(dir).await?;
+    let lock = lock(dir)?;
+    let wrong = control.integrity().await?;
+    if let Some(first) = wrong.first() {
+        anyhow::bail!(
+            "the control store in {} is damaged: {first}; put control.sqlite back from a backup, agents and landed batches bring \
+             back what it lacks",
+            dir.display()
+        );
+    }
+    if !dir.join("landing").is_dir() && control.last_landed().await?.is_some() {
+        anyhow::bail!(
+            "{} is not there, and batches have landed in it; is its disk mounted?",
+            dir.join("landing").display()
+        );
+    }
+    let landing = Landing::open(&dir.join("landing"))?;
+    reconcile(&control, &landing).await?;
+    #[cfg(feature = "lake")]
+    for id in control.organization_ids().await? {
+        let lake = vedette_lake::Lake::new(dir.join("tables"));
+        let organization = control.organization_of(id).await?;
+        if let Some(newer) = super::doctor::newer(&lake, &control, &organization).await? {
+            anyhow::bail!("{}: {newer}", organization.name);
+        }
+    }
+    Ok((control, landing, lock))
+}
+
+/// Look through the ledger for gaps that stay, until told to stop.
+async fn watch_gaps(control: Control, mut stop: watch::Receiver<bool>) {
+    let mut checks = tokio::time::interval(GAPS_EVERY);
+    loop {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            _ = checks.tick() => {}
+        }
+        if let Err(err) = control.alert_gaps(now()).await {
+            tracing::error!(error = format!("{err:#}"), "the ledger cannot be checked for gaps; tried again");
+        }
+    }
 }
 
 /// The directory holds keys and everybody's data: nobody else looks into it, whoever made it and however.

@@ -18,6 +18,33 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
+/// A lane that delivers nothing.
+fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
+    let (_, stamp) = tokio::sync::watch::channel(Stamp {
+        organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
+        agent: AgentId([1; 16]),
+        geo: WorkspaceGeo::Europe,
+        agent_version: String::new(),
+        host: Default::default(),
+        policy_revision: 1,
+    });
+    Lane::start(LaneConfig {
+        queue: Queue::open(dir, vedette_wire::Lane::Records, Quota::bytes(queue_bytes_max), 7).expect("opens"),
+        limits: BatchLimits {
+            bytes_max: 1 << 20,
+            records_max: 1000,
+            age_max: Duration::from_millis(10),
+            compression: Compression::Zstd,
+        },
+        stamp,
+        intake_bytes_max: 1 << 20,
+        in_flight_bytes_max: 1 << 20,
+        now: Arc::new(|| 1),
+        post: None,
+    })
+    .expect("starts")
+}
+
 /// A runner with this way to build its collector.
 fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
     let spec: &'static Spec = Box::leak(Box::new(Spec {
@@ -34,31 +61,9 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
     }));
     let dir = tempfile::tempdir().expect("temp dir");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("builds");
-    let (_, stamp) = tokio::sync::watch::channel(Stamp {
-        organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
-        agent: AgentId([1; 16]),
-        geo: WorkspaceGeo::Europe,
-        agent_version: String::new(),
-        host: Default::default(),
-        policy_revision: 1,
-    });
     let lane = {
         let _inside = runtime.enter();
-        Lane::start(LaneConfig {
-            queue: Queue::open(dir.path(), vedette_wire::Lane::Records, Quota::bytes(1 << 30), 7).expect("opens"),
-            limits: BatchLimits {
-                bytes_max: 1 << 20,
-                records_max: 1000,
-                age_max: Duration::from_millis(10),
-                compression: Compression::Zstd,
-            },
-            stamp,
-            intake_bytes_max: 1 << 20,
-            in_flight_bytes_max: 1 << 20,
-            now: Arc::new(|| 1),
-            post: None,
-        })
-        .expect("starts")
+        lane(dir.path(), 1 << 30)
     };
     let board = Arc::new(Board::default());
     board.add("probe", Class::Event);
@@ -221,4 +226,33 @@ fn polls_are_spread_over_a_tenth_to_either_side() {
     let pauses: Vec<f64> = (0..1000).map(|_| with_jitter(Duration::from_secs(100)).as_secs_f64()).collect();
     assert!(pauses.iter().all(|pause| (90.0..=110.0).contains(pause)));
     assert!(pauses.iter().any(|pause| *pause < 92.0) && pauses.iter().any(|pause| *pause > 108.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_push_source_brings_beyond_its_share_is_dropped_and_counted() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let lane = lane(dir.path(), 16 << 20);
+    let own = Arc::new(OwnRecords::new(lane.intake().clone()));
+    let sink = QueueSink::new(&lane, Arc::new(Board::default()), own);
+    let offer = |id: &str| {
+        let source = Arc::new(vedette_wire::Source { collector: "probe", id: id.to_owned(), name: None });
+        let mut chunk = Chunk::new(Arc::clone(&source));
+        let raw = (0..200_000).map(|_| fastrand::u8(..)).collect();
+        chunk.push(1, Position(0, 1), &Syslog { raw, ..Syslog::default() }.into());
+        sink.offer(chunk, Class::Event).expect("open");
+        tokio::task::block_in_place(|| sink.wait_durable()).expect("becomes durable");
+        source
+    };
+    let mut offered = 0;
+    while sink.has_room(&offer("flood"), false) {
+        offered += 1;
+        assert!(offered < 100, "it never ends");
+    }
+    let dropped = || lane.status().ledger.0["probe"].dropped.get(&vedette_wire::Reason::QueueFull).copied();
+    assert_eq!(dropped(), None);
+    offer("flood");
+    assert_eq!(dropped(), Some(1));
+    offer("quiet");
+    assert_eq!(dropped(), Some(1));
+    lane.stop(Duration::ZERO).await;
 }

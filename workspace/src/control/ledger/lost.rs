@@ -1,7 +1,7 @@
 //! What an agent holds for delivered and this workspace has not: it was restored from an older backup, or lost a disk.
 
 use super::{
-    Epoch,
+    Account, Epoch, Gap,
     balance::{Fate, fate},
 };
 use crate::control::Control;
@@ -81,39 +81,46 @@ impl Control {
     /// Raise an alert for each collector of an agent whose records have a gap that stays, once for each gap that is the
     /// first: of sequences, or of positions alone.
     pub(crate) async fn alert_gaps(&self, now: i64) -> Result<()> {
-        let agents: Vec<(OrganizationId, String)> = sqlx::query_as(
-            "SELECT DISTINCT organization, agent FROM (
-               SELECT organization, agent FROM positions
-               GROUP BY organization, agent, collector, source HAVING count(*) > 1)",
-        )
-        .fetch_all(&self.pool)
-        .await?
-        .into_iter()
-        .filter_map(|(organization, agent): (String, String)| Some((organization.parse().ok()?, agent)))
-        .collect();
-        for (organization, agent) in agents {
-            if self.is_one_of_two(&organization.to_string()).await? {
+        for organization in self.organization_ids().await? {
+            let id = organization.to_string();
+            if self.is_one_of_two(&id).await? {
                 continue;
             }
-            for account in self.ledger(organization, Some(&agent)).await? {
-                let Some(gap) = account.gaps.iter().find(|gap| gap.until < now - SETTLED_NS) else { continue };
-                let detail = format!(
-                    "records of {} are missing, {} {} to {} of {}: they were emitted and are not here; see \
-                     `vedette-workspace ledger`",
-                    account.collector, gap.what, gap.from, gap.to, gap.of
-                );
-                sqlx::query(
-                    "INSERT INTO alerts (organization, agent, kind, detail, first, last, times)
-                     VALUES (?1, ?2, 'missing', ?3, ?4, ?4, 1) ON CONFLICT DO NOTHING",
-                )
-                .bind(organization.to_string())
-                .bind(&agent)
-                .bind(detail)
-                .bind(now)
-                .execute(&self.pool)
-                .await?;
+            let agents: Vec<String> = sqlx::query_scalar(
+                "SELECT DISTINCT agent FROM (
+                   SELECT agent FROM positions WHERE organization = ?
+                   GROUP BY agent, collector, source HAVING count(*) > 1)",
+            )
+            .bind(&id)
+            .fetch_all(&self.pool)
+            .await?;
+            for agent in agents {
+                for account in self.ledger(organization, Some(&agent)).await? {
+                    let stays = account.gaps.iter().find(|gap| gap.until < now - SETTLED_NS);
+                    if let Some(gap) = stays {
+                        self.alert_gap(&id, &account, gap, now).await?;
+                    }
+                }
             }
         }
+        Ok(())
+    }
+
+    async fn alert_gap(&self, organization: &str, account: &Account, gap: &Gap, now: i64) -> Result<()> {
+        let detail = format!(
+            "records of {} are missing, {} {} to {} of {}: they were emitted and are not here; see `vedette-workspace ledger`",
+            account.collector, gap.what, gap.from, gap.to, gap.of
+        );
+        sqlx::query(
+            "INSERT INTO alerts (organization, agent, kind, detail, first, last, times)
+             VALUES (?1, ?2, 'missing', ?3, ?4, ?4, 1) ON CONFLICT DO NOTHING",
+        )
+        .bind(organization)
+        .bind(&account.agent)
+        .bind(detail)
+        .bind(now)
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 

@@ -116,6 +116,10 @@ async fn a_gap_that_stays_raises_one_alert() {
     let alerts = async || control.alerts(org).await.expect("reads");
     control.alert_gaps(600_000_000_000).await.expect("checks");
     assert!(alerts().await.is_empty(), "it may be on its way");
+    control.set_pair_of(Some("https://other")).await.expect("sets");
+    control.alert_gaps(600_000_000_003).await.expect("checks");
+    assert!(alerts().await.is_empty(), "it may be at the other");
+    control.set_pair_of(None).await.expect("sets");
     for _ in 0..2 {
         control.alert_gaps(600_000_000_003).await.expect("checks");
     }
