@@ -33,6 +33,9 @@ fn leads_nowhere(err: &io::Error) -> bool {
     err.kind() == io::ErrorKind::NotFound || err.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
+/// What globs name, by path on the host, and what stood in the way.
+type Listed = (BTreeMap<PathBuf, Key>, Expansion);
+
 /// Length and times of change of a directory entry.
 fn stamp(stat: &rustix::fs::Stat) -> file::Stamp {
     let nanoseconds = |part: u64| i64::try_from(part).unwrap_or(0);
@@ -103,13 +106,13 @@ impl<P: LineParser> Tailer<P> {
         Ok(())
     }
 
-    /// Follow what the globs name: by path on the host, and what stood in the way; absent where it was told to stop.
+    /// Follow what the globs name; absent where it is told to stop.
     fn take_listed(
         &mut self,
         at: &Place<'_>,
         state: &mut State,
         watches: &mut Watches,
-    ) -> Result<Option<(BTreeMap<PathBuf, Key>, Expansion)>, CollectError> {
+    ) -> Result<Option<Listed>, CollectError> {
         let mut found: BTreeMap<PathBuf, Key> = BTreeMap::new();
         let mut expansion = Expansion::default();
         for pattern in self.patterns.clone() {
