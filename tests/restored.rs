@@ -166,3 +166,30 @@ fn a_revocation_that_a_restore_undid_comes_back_from_the_pair() {
     alert(&first, "restored", "admitted here until the pair said so");
     alert(&first, "restored", "the pair knows policy revision");
 }
+
+#[test]
+fn a_revocation_that_a_restore_undid_comes_back_with_the_policy_that_an_agent_brings() {
+    let mut world = World::new();
+    world.enroll();
+    let first = listed(&world)["agent"].clone();
+    let _agent = world.run();
+    let (identity, ca) = (format!("identity.dir={}", world.path("stolen").display()), world.path("workspace/ca.pem"));
+    let (ca, token) = (ca.display().to_string(), world.token("token2").display().to_string());
+    let enroll = ["enroll", "--workspace", &world.url(), "--ca", &ca, "--token-file", &token, "--set", &identity];
+    assert!(world.vedette(&enroll).status.success());
+    let agents = world.workspace(&["agents", "--org", ORG, "--format", "json"]);
+    let agents = agents.lines().map(|line| serde_json::from_str::<Value>(line).expect("an object"));
+    let mut ids = agents.map(|agent| agent["agent"].as_str().expect("an id").to_owned());
+    let stolen = ids.find(|id| first != **id).expect("there are two");
+    stopped(&mut world, copy);
+    world.workspace(&["agent", "revoke", &stolen, "--reason", "stolen"]);
+    in_force(&world, revision(&world));
+    stopped(&mut world, |workspace, backup| copy(backup, workspace));
+    let is_revoked = || {
+        let listed = world.workspace(&["agents", "--org", ORG, "--format", "json"]);
+        listed.lines().any(|line| line.contains(&stolen) && line.contains("\"revoked\""))
+    };
+    assert!(!is_revoked(), "the backup is older");
+    eventually("the revocation to come back", || is_revoked().then_some(()));
+    alert(&world, "restored", "until another agent brought the policy that names it");
+}

@@ -58,8 +58,13 @@ fn is_older_than_its_sources(binary: &Path) -> bool {
 }
 
 /// Wait until something is so; a watchdog ends a test that would wait for ever.
-pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within(Duration::from_secs(60), what, look)
+}
+
+/// As [`eventually`], for what takes long by itself.
+pub(crate) fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(found) = look() {
             return found;
@@ -236,9 +241,20 @@ impl World {
     /// Change the control store behind the workspace's back; false where there is no python3 for it.
     pub(crate) fn control_sql(&self, sql: &str) -> bool {
         let script = "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit()";
+        self.control_store(script, sql).is_ok_and(|output| output.status.success())
+    }
+
+    /// How many rows of the control store are in `from`: a table, and a condition where there is one.
+    pub(crate) fn control_count(&self, from: &str) -> u64 {
+        let script = "import sqlite3,sys; print(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchone()[0])";
+        let output = self.control_store(script, &format!("SELECT count(*) FROM {from}")).expect("python3 runs");
+        let count = String::from_utf8(output.stdout).expect("UTF-8");
+        count.trim().parse().unwrap_or_else(|_| panic!("{from}: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
+    fn control_store(&self, script: &str, sql: &str) -> std::io::Result<Output> {
         let store = self.path("workspace/control.sqlite");
-        let done = Command::new("python3").args(["-c", script]).arg(store).arg(sql).status();
-        done.is_ok_and(|status| status.success())
+        Command::new("python3").args(["-c", script]).arg(store).arg(sql).output()
     }
 
     /// A new token in a file.

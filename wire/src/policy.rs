@@ -117,7 +117,14 @@ pub struct Policy {
     /// Single collectors, by id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub collectors: BTreeMap<String, CollectorPolicy>,
+    /// Agents of the organization that are revoked, each with the time, nanoseconds UTC: the newest [`REVOKED_MAX`]. A workspace
+    /// that is restored from a backup takes them from the policy that an agent brings.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revoked: BTreeMap<AgentId, i64>,
 }
+
+/// Most revoked agents that a policy names.
+pub const REVOKED_MAX: usize = 1000;
 
 impl Policy {
     /// The first one of an organization: everything is collected and kept.
@@ -132,6 +139,16 @@ impl Policy {
             artifacts: ArtifactLimits::default(),
             endpoints: Vec::new(),
             collectors: BTreeMap::new(),
+            revoked: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a revoked agent, and gives up the oldest ones beyond [`REVOKED_MAX`].
+    pub fn revoke(&mut self, agent: AgentId, time: i64) {
+        self.revoked.insert(agent, time);
+        while self.revoked.len() > REVOKED_MAX {
+            let oldest = self.revoked.iter().min_by_key(|(_, time)| **time).map(|(agent, _)| *agent);
+            self.revoked.remove(&oldest.expect("there is one"));
         }
     }
 

@@ -163,7 +163,19 @@ fn size(text: &str) -> Option<u64> {
 
 pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<()> {
     let control = Control::open(dir).await?;
-    control.revoke(agent, Change { who: &who(), reason, now: now() }).await?;
+    let change = Change { who: &who(), reason, now: now() };
+    let organization = control.revoke(agent, change).await?;
+    // The second of a pair signs no policies; it gives the first its revocations.
+    if control.pair_of().await?.is_none() {
+        let organization = control.organization(&organization).await?;
+        let signer = signer(dir, &control).await?;
+        control.first_policies(&signer, upgraded()).await?;
+        let name = |policy: &mut Policy| {
+            policy.revoke(agent, change.now);
+            Ok(())
+        };
+        control.set_policy(&organization, &signer, change, name).await?;
+    }
     let copies = control.copies_of(agent).await?;
     if !copies.is_empty() {
         let agents = copies.join(" ");

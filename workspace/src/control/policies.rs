@@ -142,6 +142,14 @@ impl Control {
         }
         keep(&mut tx, policy, signed, change).await?;
         tx.commit().await?;
+        for (agent, time) in &policy.revoked {
+            if self.revoke_late(policy.organization, *agent, *time).await? {
+                tracing::error!(%agent, "a revoked agent was admitted here; a policy that an agent brought names it");
+                let why = "this agent was revoked, and was admitted here until another agent brought the policy that names it: \
+                           this workspace was restored from an older backup";
+                self.alert((policy.organization, *agent), "restored", why, now).await?;
+            }
+        }
         Ok(true)
     }
 
@@ -278,16 +286,31 @@ impl Control {
         Ok(rows)
     }
 
-    /// Revoke an agent's certificate; the organization that it is of.
-    pub(crate) async fn revoke(&self, agent: AgentId, change: Change<'_>) -> Result<()> {
-        let done = sqlx::query("UPDATE agents SET revoked = ? WHERE id = ? AND revoked IS NULL")
-            .bind(change.now)
+    /// Revokes an agent's certificate; returns the name of the agent's organization.
+    pub(crate) async fn revoke(&self, agent: AgentId, change: Change<'_>) -> Result<String> {
+        let organization: Option<String> = sqlx::query_scalar(
+            "UPDATE agents SET revoked = ? WHERE id = ? AND revoked IS NULL
+             RETURNING (SELECT name FROM organizations o WHERE o.id = agents.organization)",
+        )
+        .bind(change.now)
+        .bind(agent.to_string())
+        .fetch_optional(&self.pool)
+        .await?;
+        let Some(organization) = organization else {
+            bail!("there is no agent {agent} that is not revoked already; see `vedette-workspace agents`");
+        };
+        self.audit_by(change, "agent revoke", &format!("{agent}: {}", change.reason)).await?;
+        Ok(organization)
+    }
+
+    /// Revokes an agent that was revoked elsewhere, or before this store was restored; false where it is revoked here.
+    pub(super) async fn revoke_late(&self, organization: OrganizationId, agent: AgentId, time: i64) -> Result<bool> {
+        let done = sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
+            .bind(time)
+            .bind(organization.to_string())
             .bind(agent.to_string())
             .execute(&self.pool)
             .await?;
-        if done.rows_affected() == 0 {
-            bail!("there is no agent {agent} that is not revoked already; see `vedette-workspace agents`");
-        }
-        self.audit_by(change, "agent revoke", &format!("{agent}: {}", change.reason)).await
+        Ok(done.rows_affected() > 0)
     }
 }

@@ -234,14 +234,8 @@ impl Control {
     /// restored from a backup.
     pub(crate) async fn note_revocations(&self, revoked: &[Revocation], now: i64) -> Result<()> {
         for (organization, agent, when) in revoked {
-            let done =
-                sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
-                    .bind(when)
-                    .bind(organization.to_string())
-                    .bind(agent.to_string())
-                    .execute(&self.pool)
-                    .await?;
-            if done.rows_affected() > 0 && now.saturating_sub(*when) > LATE_NS {
+            let is_late = now.saturating_sub(*when) > LATE_NS;
+            if self.revoke_late(*organization, *agent, *when).await? && is_late {
                 tracing::error!(%agent, "a revoked agent was admitted here; the pair knows of its revocation");
                 let why = "this agent was revoked long ago, and was admitted here until the pair said so: this workspace was \
                            restored from an older backup, or apart from its pair";

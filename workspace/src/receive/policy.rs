@@ -163,7 +163,7 @@ pub(super) async fn brought(
         tracing::error!(revision = policy.revision, in_force, "an agent brought a policy that this workspace had lost");
         let why = format!(
             "agents go by policy revision {}, and this workspace knew {in_force} at the most: it was restored from an older \
-             backup. Revoke again what was revoked since, and make tokens anew",
+             backup. Revoke again what was revoked since and is not listed as revoked, and make tokens anew",
             policy.revision
         );
         receiver.control.alert((peer.organization, peer.agent), "restored", &why, now()).await.map_err(internal)?;

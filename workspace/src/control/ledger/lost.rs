@@ -1,11 +1,12 @@
 //! What an agent holds for delivered and this workspace has not: it was restored from an older backup, or lost a disk.
 
 use super::{
-    Account, Epoch, Gap,
+    Epoch, Gap,
     balance::{Fate, fate},
 };
 use crate::control::Control;
 use anyhow::Result;
+use std::collections::BTreeSet;
 use vedette_wire::{AgentId, Header, OrganizationId, set_aside::RANGES_MAX};
 
 /// A gap that is as old does not close by what is on its way, nanoseconds.
@@ -13,6 +14,13 @@ const SETTLED_NS: i64 = 600_000_000_000;
 
 /// Runs of one epoch that are looked at.
 const RUNS_MAX: i64 = 1000;
+
+fn alert_text(collector: &str, gap: &Gap) -> String {
+    format!(
+        "records of {collector} are missing, {} {} to {} of {}: they were emitted and are not here; see `vedette-workspace ledger`",
+        gap.what, gap.from, gap.to, gap.of
+    )
+}
 
 impl Control {
     /// First and last sequence of the epoch of a batch that its agent does not hold any more, that it did not set aside, and
@@ -78,8 +86,8 @@ impl Control {
         Ok(elsewhere)
     }
 
-    /// Raise an alert for each collector of an agent whose records have a gap that stays, once for each gap that is the
-    /// first: of sequences, or of positions alone.
+    /// Raises an alert `gap` for each collector of an agent whose records have a gap, of sequences or of positions alone, that
+    /// stays; names the first gap. Withdraws the alert when that gap has closed.
     pub(crate) async fn alert_gaps(&self, now: i64) -> Result<()> {
         for organization in self.organization_ids().await? {
             let id = organization.to_string();
@@ -94,33 +102,48 @@ impl Control {
             .bind(&id)
             .fetch_all(&self.pool)
             .await?;
+            let mut gaps = BTreeSet::new();
             for agent in agents {
                 for account in self.ledger(organization, Some(&agent)).await? {
                     let stays = account.gaps.iter().find(|gap| gap.until < now - SETTLED_NS);
-                    if let Some(gap) = stays {
-                        self.alert_gap(&id, &account, gap, now).await?;
-                    }
+                    gaps.extend(stays.map(|gap| (account.agent.clone(), alert_text(&account.collector, gap))));
                 }
             }
+            self.keep_gap_alerts(&id, gaps, now).await?;
         }
         Ok(())
     }
 
-    async fn alert_gap(&self, organization: &str, account: &Account, gap: &Gap, now: i64) -> Result<()> {
-        let detail = format!(
-            "records of {} are missing, {} {} to {} of {}: they were emitted and are not here; see `vedette-workspace ledger`",
-            account.collector, gap.what, gap.from, gap.to, gap.of
-        );
-        sqlx::query(
-            "INSERT INTO alerts (organization, agent, kind, detail, first, last, times)
-             VALUES (?1, ?2, 'missing', ?3, ?4, ?4, 1) ON CONFLICT DO NOTHING",
-        )
-        .bind(organization)
-        .bind(&account.agent)
-        .bind(detail)
-        .bind(now)
-        .execute(&self.pool)
-        .await?;
+    /// Raises the alerts of an organization's gaps, as agent and text, that are not raised yet; withdraws all others.
+    async fn keep_gap_alerts(&self, organization: &str, mut gaps: BTreeSet<(String, String)>, now: i64) -> Result<()> {
+        let raised: Vec<(String, String)> =
+            sqlx::query_as("SELECT agent, detail FROM alerts WHERE organization = ? AND kind = 'gap'")
+                .bind(organization)
+                .fetch_all(&self.pool)
+                .await?;
+        for alert in raised {
+            if !gaps.remove(&alert) {
+                sqlx::query("DELETE FROM alerts WHERE organization = ? AND agent = ? AND kind = 'gap' AND detail = ?")
+                    .bind(organization)
+                    .bind(&alert.0)
+                    .bind(&alert.1)
+                    .execute(&self.pool)
+                    .await?;
+                tracing::info!(organization, agent = alert.0, alert = alert.1, "a gap closed; its alert is withdrawn");
+            }
+        }
+        for (agent, detail) in gaps {
+            sqlx::query(
+                "INSERT INTO alerts (organization, agent, kind, detail, first, last, times)
+                 VALUES (?1, ?2, 'gap', ?3, ?4, ?4, 1)",
+            )
+            .bind(organization)
+            .bind(agent)
+            .bind(detail)
+            .bind(now)
+            .execute(&self.pool)
+            .await?;
+        }
         Ok(())
     }
 

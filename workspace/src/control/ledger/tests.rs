@@ -109,7 +109,7 @@ async fn a_tailer_that_skips_lines_shows_though_its_counters_agree() {
 }
 
 #[tokio::test]
-async fn a_gap_that_stays_raises_one_alert() {
+async fn a_gap_that_stays_raises_one_alert_until_it_closes() {
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 2, &[(0, 10), (10, 30)])).await;
     land(&control, &batch(org, 2, 2, 3, &[(40, 50)])).await;
@@ -125,10 +125,10 @@ async fn a_gap_that_stays_raises_one_alert() {
     }
     let raised = alerts().await;
     let [alert] = raised.as_slice() else { panic!("{raised:?}") };
-    assert!(
-        alert.kind == "missing" && alert.times == 1 && alert.detail.contains("positions 30 to 40 of f"),
-        "{alert:?}"
-    );
+    assert!(alert.kind == "gap" && alert.times == 1 && alert.detail.contains("positions 30 to 40 of f"), "{alert:?}");
+    land(&control, &batch(org, 3, 3, 4, &[(30, 40)])).await;
+    control.alert_gaps(600_000_000_004).await.expect("checks");
+    assert!(alerts().await.is_empty(), "what was on its way came");
 }
 
 #[tokio::test]
