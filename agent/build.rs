@@ -1,5 +1,5 @@
-//! Folds identical functions of the agent's binary into one: generic code of async clients is full of them. The linker
-//! of the pinned toolchain can do it where it is LLD, which is the default on this target.
+//! Merges identical functions of the agent's binary: generic code of async clients has many. LLD, the pinned toolchain's
+//! default linker for this target, can do it.
 
 #![expect(clippy::disallowed_methods, reason = "that is how cargo tells a build script its target")]
 

@@ -1,4 +1,4 @@
-//! Files that are asked for: with collection on and off, on both tiers, and only where the host allows it.
+//! Artifact requests: with collection on and off, on both tiers, and only where the host allows it.
 
 use crate::{
     policy::set,
@@ -7,7 +7,7 @@ use crate::{
 use serde_json::Value;
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
-/// A world whose host allows what lies in one directory, and a file there.
+/// A world whose host allows one directory, with a file in it.
 fn world(tier: &str, collect: &str, bytes: usize) -> (World, Vec<u8>) {
     let world = World::new();
     set(&world, &["--tier", tier, "--collect", collect]);
@@ -71,7 +71,7 @@ fn a_file_comes_with_collection_off_and_on_both_tiers_and_what_is_not_allowed_do
         let line = until(&world, &id, "refused");
         assert!(line["detail"].as_str().is_some_and(|why| why.contains("not on this host's list")), "{line}");
         let get = ["artifact", "get", "--org", ORG, "--id", &id, "--to", &world.path("no").display().to_string()];
-        assert!(refusal(&world.workspace_output(&get), 1).contains("the host refused it"));
+        assert!(refusal(&world.workspace_output(&get), 1).contains("the host refused the request"));
         if collect == "off" {
             assert_eq!((world.count("heartbeats"), world.count("syslog")), (0, 0), "and nothing else came");
             assert_eq!(world.workspace(&["alerts", "--org", ORG, "--format", "json"]), "");
@@ -148,7 +148,7 @@ fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_ans
     eventually("the policy", || (world.status()["policy"]["revision"] == revision).then_some(()));
     let many = request(&world, &agent_of, &path);
     assert!(until(&world, &many, "refused")["detail"].as_str().is_some_and(|why| why.contains("2 in an hour")));
-    // Nobody's agent, and another organization.
+    // An unknown agent, and another organization.
     let unknown = ["artifact", "request", "--org", ORG, "--agent", &"0".repeat(32), "--path", "/x", "--reason", "r"];
     assert!(refusal(&world.workspace_output(&unknown), 1).contains("has no agent"));
     world.workspace(&["org", "add", "other", "--tier", "free"]);

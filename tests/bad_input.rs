@@ -1,4 +1,4 @@
-//! Bad input, from end to end: each a message that says what to do.
+//! Bad input, end to end: each gives a message with a remedy.
 
 use crate::support::{World, eventually, refusal};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
@@ -106,7 +106,7 @@ fn enrollment_says_what_is_wrong_and_leaves_nothing_half_done() {
     assert!(said.contains("--again"), "{said}");
     other.write_config("");
     let said = refusal(&other.enroll_with(&world.url(), &ca, &token), 1);
-    assert!(said.contains("used already"), "{said}");
+    assert!(said.contains("used up"), "{said}");
     let mode = fs::metadata(world.path("identity/key.pem")).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
@@ -122,14 +122,14 @@ fn enrollment_says_what_is_wrong_and_leaves_nothing_half_done() {
 fn a_server_certificate_for_another_name_is_refused() {
     let world = World::with_names(&["workspace.example.net"]);
     let said = refusal(&world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &world.token("t")), 1);
-    assert!(said.contains("its certificate is for other names"), "{said}");
+    assert!(said.contains("its certificate has other names"), "{said}");
 }
 
 #[test]
 fn an_expired_token_is_refused() {
     let world = World::new();
     let token = world.token("token");
-    // The token's hour has passed: in the control store, since a test does not wait.
+    // Expires the token in the control store, since a test cannot wait for an hour.
     if !world.control_sql("UPDATE tokens SET expires = 1") {
         println!("skipped: there is no python3 to age the token with");
         return;
@@ -225,7 +225,7 @@ fn an_agent_whose_state_directory_is_removed_begins_again_and_no_second_one_is_l
     let _agent = world.run();
     world.append("a.log", "one\n");
     eventually("the first line", || (world.count("syslog") == 1).then_some(()));
-    // The socket alone.
+    // Only the socket.
     fs::remove_file(world.path("state/agent.sock")).expect("removes");
     eventually("the socket again", || world.vedette(&["status"]).status.success().then_some(()));
     fs::remove_dir_all(world.path("state")).expect("removes");

@@ -1,5 +1,4 @@
-//! What crosses the wire while collection is off, captured on loopback and decoded with the server's TLS keys, which a test
-//! build of it writes.
+//! Traffic while collection is off, captured on loopback and decoded with the server's TLS keys, which a test build writes.
 
 use crate::support::{ORG, Process, VEDETTE, World, eventually};
 use std::{
@@ -10,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-/// A capture of one port of loopback that runs; absent, with a word, where it cannot.
+/// A running capture of one loopback port; absent, with a message, where it cannot run.
 fn capture(port: &str, into: &Path, log: &Path) -> Option<Process> {
     let can = Command::new("tshark").args(["-i", "lo", "-a", "duration:1", "-c", "1"]).stderr(Stdio::null()).output();
     if !can.is_ok_and(|output| output.status.success()) {
@@ -21,12 +20,12 @@ fn capture(port: &str, into: &Path, log: &Path) -> Option<Process> {
     command.args(["-q", "-i", "lo", "-f", &format!("tcp port {port}"), "-w"]).arg(into);
     let running = Process::start(&mut command, log);
     eventually("the capture to begin", || fs::read_to_string(log).ok()?.contains("Capturing on").then_some(()));
-    // It says so a little before the kernel does it.
+    // tcpdump reports this a little before the kernel captures.
     std::thread::sleep(Duration::from_secs(1));
     Some(running)
 }
 
-/// Fields of the captured packets that a filter lets through, a line for each packet.
+/// Fields of the captured packets that match a filter, one line per packet.
 fn decoded(world: &World, filter: &str, fields: &[&str]) -> Vec<String> {
     let keys = format!("tls.keylog_file:{}", world.path("keys").display());
     let port = world.address().rsplit_once(':').expect("has a port").1.to_owned();
@@ -39,7 +38,7 @@ fn decoded(world: &World, filter: &str, fields: &[&str]) -> Vec<String> {
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
-/// With an empty queue, and with one that is purged: questions for the policy, and no other byte of this host.
+/// With an empty queue, and with one that is purged: policy polls, and no other byte of this host.
 #[test]
 fn with_collection_off_nothing_but_the_bare_heartbeat_leaves_the_host() {
     if VEDETTE.contains("/release/") {
@@ -63,7 +62,7 @@ fn with_collection_off_nothing_but_the_bare_heartbeat_leaves_the_host() {
         agent.terminate();
         let revision = world.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);
         if !purge {
-            // What the stop left is sent, and then the queue is empty.
+            // The events of the stop are sent, and then the queue is empty.
             world.serve(&address);
             let mut agent = world.run();
             eventually("the policy", || (world.status()["policy"]["collect"] == false).then_some(()));
@@ -111,7 +110,7 @@ fn with_collection_off_nothing_but_the_bare_heartbeat_leaves_the_host() {
             assert!(names.iter().all(|name| known.contains(name)), "{request}");
             assert!(fields[3].contains("vedette/"), "{request}");
         }
-        // No body, and nothing that is not HTTP/2 within TLS.
+        // No body, and nothing except HTTP/2 within TLS.
         let bodies = decoded(&world, &format!("{from_agent} && http2.type == 0"), &["http2.length"]);
         assert!(bodies.iter().all(|length| length.split(',').all(|length| length == "0")), "{bodies:?}");
         let undecoded = decoded(&world, &format!("{from_agent} && tls.app_data && !http2"), &["frame.number"]);

@@ -14,7 +14,7 @@ fn new_certificates_of_both_are_taken_and_half_written_ones_are_not() {
     let stored = |count: u64| eventually("the lines", || (world.count("syslog") == count).then_some(()));
     stored(1);
 
-    // The agent's: a key that does not belong to the certificate, then another certificate for the old key.
+    // The agent's: a key that does not match the certificate, then another certificate for the old key.
     let key = world.path("identity/key.pem");
     let right = fs::read(&key).expect("reads");
     fs::write(&key, fs::read(world.path("workspace/server.key")).expect("reads")).expect("writes");
@@ -32,7 +32,7 @@ fn new_certificates_of_both_are_taken_and_half_written_ones_are_not() {
     world.append("a.log", &line(3));
     stored(3);
     let log = fs::read_to_string(world.path("agent.log")).expect("reads");
-    assert!(log.contains("new certificates cannot be used") && log.contains("certificates were read again"), "{log}");
+    assert!(log.contains("new certificates cannot be used") && log.contains("certificates reloaded"), "{log}");
 
     // The workspace's.
     let before = fs::read(world.path("workspace/server.pem")).expect("reads");
@@ -40,9 +40,9 @@ fn new_certificates_of_both_are_taken_and_half_written_ones_are_not() {
     assert_ne!(fs::read(world.path("workspace/server.pem")).expect("reads"), before);
     eventually("the workspace's certificate to be read", || {
         let log = fs::read_to_string(world.path("workspace.log")).expect("reads");
-        log.contains("certificates were read again").then_some(())
+        log.contains("certificates reloaded").then_some(())
     });
-    // A new connection: the agent's client is made anew.
+    // A new connection: the agent rebuilds its client.
     fs::File::options()
         .append(true)
         .open(world.path("identity/ca.pem"))
@@ -54,8 +54,8 @@ fn new_certificates_of_both_are_taken_and_half_written_ones_are_not() {
     stored(4);
 }
 
-/// Hot, at two thirds of its life: lines go on arriving long after the first certificate has expired, over new connections
-/// too, with collection on and off.
+/// At two thirds of its life, while running: lines arrive long after the first certificate expired, over new connections too,
+/// with collection on and off.
 #[test]
 fn a_certificate_is_renewed_before_it_expires_and_kept_once_it_has_delivered() {
     let mut world = World::new();
@@ -78,7 +78,7 @@ fn a_certificate_is_renewed_before_it_expires_and_kept_once_it_has_delivered() {
     assert!(at("the old one stays until the new one has delivered") < at("has delivered and is kept"));
     assert_ne!(certificate(), first);
     assert_eq!(fs::read(world.path("identity/key.pem")).expect("reads"), key, "the key, and so the id, stays");
-    // A start with what is on disk, and collection off: the question for the policy is what renews it then.
+    // A start with the files on disk and collection off: the policy poll leads to the renewal.
     agent.terminate();
     world.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);
     let mut agent = world.run();
@@ -88,7 +88,7 @@ fn a_certificate_is_renewed_before_it_expires_and_kept_once_it_has_delivered() {
     agent.terminate();
 }
 
-/// A key that is not the agent's own gets no certificate, whoever asks.
+/// A key that is not the agent's own gets no certificate.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_is_for_the_key_that_asks() {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());

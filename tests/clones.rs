@@ -1,5 +1,5 @@
-//! One identity on two machines, or on one machine twice: what becomes of either, with the real binaries. A machine is a root
-//! directory with a machine id and a boot id of its own.
+//! Clones: one identity on two machines, or twice on one, with the real binaries. A machine is a root directory with its own
+//! machine id and boot id.
 
 use crate::support::{ORG, Process, VEDETTE, World, eventually};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// A machine: its root, its disk, its agent's configuration.
+/// A machine: root, disk and configuration of its agent.
 struct Machine {
     dir: PathBuf,
 }
@@ -72,7 +72,7 @@ impl Machine {
         fs::read_to_string(self.dir.join("agent.log")).expect("reads")
     }
 
-    /// Which agent it is.
+    /// Id of its agent.
     fn agent(&self) -> String {
         let enrollment = fs::read(self.dir.join("identity/enrollment.json")).expect("is enrolled");
         let enrollment: Value = serde_json::from_slice(&enrollment).expect("an object");
@@ -86,8 +86,7 @@ impl Machine {
         writeln!(file.expect("opens"), "{text}").expect("writes");
     }
 
-    /// Copy what is on this one's disk, as far as it is named; a file that is copied has another inode, as it would not have on
-    /// a disk that is copied whole.
+    /// Copies the named files to another machine. Copied files get other inodes, unlike on a copied disk.
     fn copy_to(&self, other: &Machine, names: &[&str]) {
         for name in names {
             let (from, to) = (self.dir.join(name), other.dir.join(name));
@@ -98,7 +97,7 @@ impl Machine {
     }
 }
 
-/// Messages under each agent.
+/// Messages under an agent.
 fn lines(world: &World, agent: &str) -> Vec<String> {
     let rows = world.query(&format!("SELECT message FROM syslog WHERE agent = '{agent}' ORDER BY message"));
     rows.iter().map(|row| row["message"].as_str().expect("text").to_owned()).collect()
@@ -135,7 +134,7 @@ fn a_copy_without_a_machine_id_becomes_another_agent_too() {
     copied_to(("", TWO.1));
 }
 
-/// An image that was made with the agent in it, enrolled and with batches that had not been delivered, runs on another machine.
+/// An image of an enrolled agent with undelivered batches runs on another machine.
 fn copied_to(machine: (&str, &str)) {
     let mut world = World::new();
     let (one, two) = (Machine::new(&world, "one", ONE), Machine::new(&world, "two", machine));
@@ -143,7 +142,7 @@ fn copied_to(machine: (&str, &str)) {
     one.append("before");
     let mut agent = one.run();
     eventually("the first line", || (lines(&world, &one.agent()) == ["before"]).then_some(()));
-    // The image is taken while the workspace is away.
+    // The image is made while the workspace is down.
     let address = world.address();
     world.serve = None;
     one.append("waits");
@@ -159,8 +158,8 @@ fn copied_to(machine: (&str, &str)) {
     }
     world.serve(&address);
     eventually("the copy to be another agent", || (two.agent() != was).then_some(()));
-    // What it had sealed for the old name is sealed again. What the original had sealed lands as the original's where the copy
-    // delivers it before it is found out, and else under both names.
+    // Batches sealed under the old name are resealed. Those of the original land as the original's, or under both names if the
+    // clone delivers them before it is detected.
     let of_two = || {
         let mut lines = lines(&world, &two.agent());
         lines.retain(|line| line != "waits");
@@ -169,7 +168,7 @@ fn copied_to(machine: (&str, &str)) {
     let held = ["on two 1", "on two 2", "on two 3"];
     eventually("what it held", || (of_two() == held).then_some(()));
     eventually("the first one's", || (lines(&world, &was) == ["before", "on one", "waits"]).then_some(()));
-    // Both go on, each under its own name.
+    // Both continue, each under its own name.
     one.append("later on one");
     two.append("later on two");
     eventually("both", || (lines(&world, &was).len() == 4 && of_two().len() == 4).then_some(()));
@@ -193,7 +192,7 @@ fn copied_to(machine: (&str, &str)) {
     assert!(left.into_iter().all(|name| name != "next.json"));
 }
 
-/// The same machine id on both, as after a copy that nobody gave another: the boots tell.
+/// The same machine id on both: the boot ids differ.
 #[test]
 fn of_two_copies_with_one_machine_id_the_later_boot_becomes_another_agent() {
     let world = World::new();
@@ -218,14 +217,14 @@ fn of_two_copies_with_one_machine_id_the_later_boot_becomes_another_agent() {
     eventually("the last lines", || {
         (lines(&world, &was).contains(&on_one) && lines(&world, &two.agent()).contains(&on_two)).then_some(())
     });
-    // What the copy had sent before it was found out landed under the old name; nothing is lost, nothing comes twice.
+    // What the clone sent before it was detected landed under the old name; nothing is lost or repeated.
     let all: Vec<String> = lines(&world, &was).into_iter().chain(lines(&world, &two.agent())).collect();
     let distinct: BTreeSet<&String> = all.iter().collect();
     assert_eq!((distinct.len(), all.len()), (2 * number - 1, 2 * number - 1), "{all:?}");
     assert!(alerts(&world).contains("clone"));
 }
 
-/// A machine that was copied while it ran: machine id, boot id, queue and all.
+/// A machine that was copied while it ran, with machine id, boot id and queue.
 #[test]
 fn of_two_copies_that_are_the_same_in_everything_one_becomes_another_agent() {
     let world = World::new();
@@ -256,8 +255,8 @@ fn of_two_copies_that_are_the_same_in_everything_one_becomes_another_agent() {
     assert!(alerts(&world).is_superset(&["clone".to_owned(), "conflict".to_owned()].into()));
 }
 
-/// While the workspace is away a machine starts again, with batches of both boots in its queue; then they come in whatever
-/// order, as slowly as the workspace takes them.
+/// While the workspace is down a machine reboots, with batches of both boots in its queue; then they arrive in any order,
+/// slowly.
 #[test]
 fn a_machine_that_starts_again_with_a_backlog_is_no_copy_of_itself() {
     let mut world = World::new();
@@ -284,8 +283,8 @@ fn a_machine_that_starts_again_with_a_backlog_is_no_copy_of_itself() {
     assert_eq!((one.agent(), listed(&world).len(), alerts(&world)), (was, 1, BTreeSet::new()));
 }
 
-/// Its disk is set back to an earlier state, and it starts again: it stays who it is. What it observed in between went with the
-/// disk, but for what had been delivered; what it observes from then on comes under another epoch.
+/// The disk is reset to an earlier state, and the machine reboots: it stays the same agent. Undelivered observations in between
+/// are lost with the disk; later ones are of another epoch.
 #[test]
 fn a_machine_that_is_set_back_to_a_snapshot_stays_who_it_is() {
     let world = World::new();
@@ -306,7 +305,7 @@ fn a_machine_that_is_set_back_to_a_snapshot_stays_who_it_is() {
     eventually("the second line", || (lines(&world, &was).len() == 2).then_some(()));
     agent.kill();
     snapshot.copy_to(&one, &["identity", "state"]);
-    // In place: a disk that is set back has the same inodes.
+    // In place: a reset disk has the same inodes.
     fs::write(log, logged).expect("writes");
     one.starts(ONE.0, TWO.1);
     let agent = one.run();
@@ -321,7 +320,7 @@ fn a_machine_that_is_set_back_to_a_snapshot_stays_who_it_is() {
     drop(agent);
 }
 
-/// A machine that is installed anew has no key, and is another agent; one that is called otherwise is the same.
+/// A reinstalled machine has no key, and is another agent; a renamed machine is the same one.
 #[test]
 fn a_machine_that_is_installed_anew_is_another_agent_and_one_with_another_name_the_same() {
     let world = World::new();
@@ -354,7 +353,7 @@ fn a_machine_that_is_installed_anew_is_another_agent_and_one_with_another_name_t
     assert!(Path::new(&one.dir).exists());
 }
 
-/// Its agent was revoked; enrolled with another key, it sends what waited under the new name.
+/// The agent was revoked; enrolled with another key, it sends its queue under the new name.
 #[test]
 fn a_host_that_is_enrolled_again_with_another_key_keeps_what_waited() {
     let world = World::new();
@@ -376,7 +375,7 @@ fn a_host_that_is_enrolled_again_with_another_key_keeps_what_waited() {
     eventually("both lines", || (lines(&world, &one.agent()) == ["after", "refused"]).then_some(()));
 }
 
-/// While the workspace was away it had no machine id for one start. And a torn enrollment is mended as the agent says.
+/// The machine had no id for one start while the workspace was down. A damaged enrollment is repaired as the message says.
 #[test]
 fn what_a_machine_sealed_without_its_id_lands_all_the_same() {
     let mut world = World::new();

@@ -1,4 +1,4 @@
-//! Damaged disks of a workspace: nothing is answered wrongly, `doctor` names it, and tables are made anew.
+//! Damaged disks of a workspace: no wrong answers; `doctor` names the damage and rebuilds tables.
 
 use crate::support::{ORG, World, eventually, refusal};
 use std::{
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Files below a directory whose names end so; none of checksums.
+/// Files below a directory with a suffix, except checksums.
 fn files(dir: &Path, end: &str) -> Vec<PathBuf> {
     let (mut found, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
     while let Some(dir) = dirs.pop() {
@@ -67,19 +67,19 @@ fn a_damaged_table_is_an_error_until_it_is_made_anew_from_what_landed() {
     let (well, said) = doctor(&world, &[]);
     assert!(!well && said.contains(&parquet.file_name().expect("has one").to_string_lossy().into_owned()), "{said}");
 
-    // Not from landed batches that are damaged as well.
+    // Not from damaged landed batches.
     let landed = files(&world.path("workspace/landing"), "").into_iter().next().expect("landed");
     let whole = fs::read(&landed).expect("reads");
     flip(&landed);
     let (well, said) = doctor(&world, &["--rebuild"]);
-    assert!(!well && said.contains("put") && said.contains("back from a backup"), "{said}");
+    assert!(!well && said.contains("put") && said.contains("from a backup"), "{said}");
     fs::remove_file(&landed).expect("removes");
     let (well, said) = doctor(&world, &[]);
-    assert!(!well && said.contains("is not there any more"), "{said}");
+    assert!(!well && said.contains("missing"), "{said}");
     fs::write(&landed, whole).expect("writes");
 
     let (well, said) = doctor(&world, &["--rebuild"]);
-    assert!(well && said.contains("made anew"), "{said}");
+    assert!(well && said.contains("rebuilds the tables"), "{said}");
     world.serve(&address);
     assert!(refusal(&world.workspace_output(&["doctor", "--rebuild"]), 1).contains("served by another process"));
     eventually("the lines again", || (world.count("syslog") == 500).then_some(()));
@@ -95,7 +95,7 @@ fn a_damaged_control_store_is_not_served() {
     world.serve.take().expect("serves").terminate();
     let store = world.path("workspace/control.sqlite");
     let mut bytes = fs::read(&store).expect("reads");
-    // Pages of tables and indexes behind the first.
+    // Pages of tables and indexes after the first page.
     let pages = bytes.len() / 4096;
     assert!(pages > 10, "what was written is in the file itself after a stop, not in its log: {pages} pages");
     for page in 2..pages {
@@ -108,7 +108,7 @@ fn a_damaged_control_store_is_not_served() {
     assert!(!doctor(&world, &[]).0);
 }
 
-/// A backup of control store and landing, and tables that are newer: what is sent again would be in them twice.
+/// A backup of control store and landing store with newer tables: batches that are sent again would be in them twice.
 #[test]
 fn tables_of_a_later_time_than_the_control_store_are_not_served() {
     let mut world = World::new();
@@ -142,9 +142,9 @@ fn tables_of_a_later_time_than_the_control_store_are_not_served() {
         fs::rename(world.path(name), there).expect("is put back");
     }
     let said = refusal(&world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]), 1);
-    assert!(said.contains("not of the same backup") && said.contains("doctor --rebuild"), "{said}");
+    assert!(said.contains("of another backup") && said.contains("doctor --rebuild"), "{said}");
     let (well, said) = doctor(&world, &["--rebuild"]);
-    assert!(well && said.contains("made anew"), "{said}");
+    assert!(well && said.contains("rebuilds the tables"), "{said}");
     world.serve(&address);
     world.append("a.log", "three\n");
     eventually("every line", || (world.count("syslog") == 3).then_some(()));
@@ -153,7 +153,7 @@ fn tables_of_a_later_time_than_the_control_store_are_not_served() {
     drop(agent);
 }
 
-/// The disk of the landing store is not mounted for a while.
+/// The disk of the landing store is unmounted for a while.
 #[test]
 fn landed_batches_that_are_away_for_a_while_are_in_the_tables_when_they_are_back() {
     let mut world = World::new();
@@ -171,7 +171,7 @@ fn landed_batches_that_are_away_for_a_while_are_in_the_tables_when_they_are_back
     fs::create_dir(&landing).expect("makes");
     world.serve(&address);
     let said = || fs::read_to_string(world.path("workspace.log")).expect("reads");
-    eventually("it to be said", || said().contains("is not there any more; tried again").then_some(()));
+    eventually("it to be said", || said().contains("is missing; trying again").then_some(()));
     fs::remove_dir(&landing).expect("is empty");
     fs::rename(&away, &landing).expect("is back");
     let tables = world.path("workspace/tables");

@@ -1,5 +1,5 @@
-//! Data of a host goes to the workspace geography of that host: whatever a configuration, a name, a redirect or a proxy says,
-//! no byte of it goes elsewhere.
+//! A host's data goes only to the workspace geography of that host, whatever a configuration, a name, a redirect or a proxy
+//! says.
 
 use crate::support::{ORG, World, eventually, refusal};
 use std::{
@@ -39,7 +39,7 @@ fn a_host_enrolls_and_runs_in_its_own_geography_alone() {
     let mut agent = world.run();
     eventually("a heartbeat", || (world.count("heartbeats") > 0).then_some(()));
     agent.terminate();
-    // Moved to another continent, with what it has: it does not run.
+    // Moved to another continent with its state: it does not run.
     config(&world, "geography = \"india\"");
     let said = refusal(&world.vedette(&["run"]), 78);
     assert!(said.contains("stands in india, whose data belongs to asia-pacific"), "{said}");
@@ -48,8 +48,8 @@ fn a_host_enrolls_and_runs_in_its_own_geography_alone() {
     assert!(refusal(&world.vedette(&["check"]), 78).contains("belongs to asia-pacific"));
 }
 
-/// The name of the workspace leads to one of another geography, which the agent's own CA has signed too; and then to one
-/// that answers every request with a redirect.
+/// The workspace's name leads to one of another geography with a certificate of the same CA, and then to a server that
+/// redirects every request.
 #[test]
 fn what_points_elsewhere_gets_no_byte_of_the_host() {
     let mut world = World::new();
@@ -59,7 +59,7 @@ fn what_points_elsewhere_gets_no_byte_of_the_host() {
     let agent = world.run();
     eventually("the first line", || (world.count("syslog") == 1).then_some(()));
 
-    // A workspace of the same authority, in Australia, at the address that the agent knows.
+    // A workspace of the same authority, in Australia, at the known address.
     world.serve = None;
     let other = World::new();
     fs::remove_dir_all(other.path("workspace")).expect("removes");
@@ -80,7 +80,7 @@ fn what_points_elsewhere_gets_no_byte_of_the_host() {
     assert_eq!(other.workspace(&["agents", "--org", ORG, "--format", "json"]), "");
     drop(other);
 
-    // Somebody without the authority's key listens there: the handshake is all that it gets.
+    // A listener without the authority's key gets only the handshake.
     let listener = eventually("the address", || TcpListener::bind(&address).ok());
     let (came, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (counted, bytes) = (Arc::clone(&came), Arc::clone(&seen));

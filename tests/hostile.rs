@@ -1,4 +1,4 @@
-//! One peer or organization does not stop the others: bombs, floods of connections and of junk, ragged batches.
+//! No peer or organization stops the others: bombs, floods of connections and of junk, fragmented batches.
 
 use crate::support::{World, eventually, within};
 use std::{
@@ -9,12 +9,12 @@ use std::{
 };
 use vedette_benches::peer;
 
-/// What `serve` may take in these tests.
+/// Memory of `serve` in these tests.
 const MEMORY_BYTES: u64 = 1 << 30;
-/// What has landed and waits for its table.
+/// Landed batches that are not in their tables yet.
 const PENDING: &str = "landed WHERE state = 0";
 
-/// A workspace with an organization beside the agent's own, and an agent of that.
+/// A workspace with an organization beside the agent's own, and an agent of each.
 fn two_organizations(more: &[&str]) -> World {
     let mut world = World::new();
     world.serve.as_mut().expect("serves").terminate();
@@ -30,12 +30,12 @@ fn two_organizations(more: &[&str]) -> World {
     world
 }
 
-/// A connection that says nothing.
+/// An idle connection.
 fn silent(world: &World) -> std::io::Result<peer::Silent> {
     peer::silent(&fs::read(world.path("workspace/ca.pem")).expect("is there"), &world.address())
 }
 
-/// Of the process that serves.
+/// Peak resident set of `serve`.
 fn peak_bytes(world: &World) -> u64 {
     let id = world.serve.as_ref().expect("serves").id();
     let status = fs::read_to_string(format!("/proc/{id}/status")).expect("runs");
@@ -51,7 +51,7 @@ fn path(seq: u64) -> String {
 async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     let world = two_organizations(&["--memory", "1GiB"]);
     let (loud, quiet) = (world.peer("identity"), world.peer("identity2"));
-    // 10 kB that would be 3 GB of host names.
+    // 10 kB that would become 3 GB of host names.
     let long = loud.lines(1, 3000, "x", 1, |header| header.host.hostname = "h".repeat(1 << 20));
     assert!(long.len() < 100_000);
     assert_eq!(loud.put(&path(1), long).await.code(), (422, "shape"));
@@ -63,10 +63,10 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
         header.sources[0].skipped = vec![(5, 6, 1); 100_000];
     });
     assert_eq!(loud.put(&path(1), skipping).await.code(), (422, "shape"));
-    // A name of a source that stands in each of its rows.
+    // A source name that is repeated in each of its rows.
     let named = loud.lines(1, 100_000, "x", 1, |header| header.sources[0].name = Some("n".repeat(10_000)));
     assert_eq!(loud.put(&path(1), named).await.code(), (413, "size"));
-    // As large as they may be: lines of 1 MiB, and a million short ones.
+    // At the maximum: lines of 1 MiB, and a million short ones.
     let mut total = 0;
     for seq in 1..=12 {
         let (count, line) = if seq % 2 == 0 { (40, "l".repeat(1 << 20)) } else { (200_000, "short".to_owned()) };
@@ -75,12 +75,12 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
         total += count;
     }
     assert_eq!(quiet.put(&path(1), quiet.sealed("quiet", |_| ())).await.status, 200);
-    // They have waited long enough for company.
+    // Ends the wait for a shared commit.
     assert!(world.control_sql("UPDATE landed SET landed = 0"));
     let limit = Duration::from_secs(300);
     within(limit, "everything is in the tables", || (world.control_count(PENDING) == 0).then_some(()));
     assert_eq!(world.count("syslog"), total);
-    // A nested loop over half a million rows, and statements that are too deep or make much out of little.
+    // A nested loop over half a million rows, and statements that are too deep or make large values.
     let deep = format!("SELECT {}1{}", "(".repeat(5000), ")".repeat(5000));
     let long = format!("SELECT {}", "1 + ".repeat(20_000)) + "1";
     let longest = format!("SELECT {}", "1 + ".repeat(1000)) + "1";
@@ -190,7 +190,7 @@ async fn a_batch_whose_sender_goes_away_lands_and_gives_back_what_it_took() {
     let peer = world.peer("identity");
     let mut went_away = Vec::new();
     for seq in 1..=8 {
-        // Some milliseconds to send, and many to check.
+        // Milliseconds to send, and many more to check.
         let sealed = peer.lines(seq, 100_000, "short", 1, |_| ());
         let answer = tokio::time::timeout(Duration::from_millis(20 * seq), peer.put(&path(seq), sealed)).await;
         if answer.is_err() {
@@ -214,12 +214,12 @@ async fn connections_that_say_nothing_shut_nobody_out() {
     let began = Instant::now();
     assert_eq!(peer.put(&path(1), peer.sealed("one", |_| ())).await.status, 200);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    // Whoever says nothing is let go.
+    // Idle connections are closed.
     let (mut last, began) = (held.pop().expect("one"), Instant::now());
     assert!(matches!(last.read(&mut [0; 10]), Ok(0) | Err(_)));
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     drop(held);
-    // A body that comes slowly, before anybody knows whose it is.
+    // A slow body of an unknown peer.
     let mut slow = silent(&world).expect("connects");
     let head = "POST /v1/enroll HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n{";
     slow.write_all(head.as_bytes()).expect("writes");

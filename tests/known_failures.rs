@@ -1,5 +1,5 @@
-//! What other agents are known to fail at, where no other test looks: a living process that does nothing, a backlog lost
-//! to a bad configuration, labels without bound, and idle spin.
+//! Known failures of other agents that no other test covers: a living process that does nothing, a backlog lost to a bad
+//! configuration, unbounded labels, and idle spin.
 
 use crate::support::{World, eventually, refusal};
 use std::{fs, net::UdpSocket, time::Duration};
@@ -51,7 +51,7 @@ fn a_bad_configuration_at_a_restart_costs_nothing_of_the_backlog() {
         (syslog["emitted"] == 3).then_some(())
     });
     agent.terminate();
-    // Read already, and gone from the host: the queue alone has it.
+    // Read already and deleted: only the queue has it.
     fs::remove_file(world.path("log/a.log")).expect("removes");
     for wrong in ["[trasport]\n", "\n[transport]\nqueue_bytes_max = \"1KiB\"\n", "a = = b\n"] {
         world.write_config(wrong);
@@ -82,7 +82,7 @@ fn what_the_agent_says_of_itself_does_not_grow_with_files_that_come_and_go() {
             fs::remove_file(world.path(&format!("log/{round}-{file}.log"))).expect("removes");
         }
     }
-    // Numbers have more digits; lines there are no more.
+    // Numbers have more digits; there are no additional lines.
     assert!(size(&world) < before + 500, "{}", world.status());
     assert!(world.ledger().len() < 20, "the ledger has a line for each collector, not for each file");
     drop(agent);
@@ -109,8 +109,8 @@ fn an_idle_agent_does_not_spin() {
     assert!(spent < 20, "{spent} ticks of 10 ms in 10 s");
 }
 
-/// What other agents call a reload is here another policy: collectors are started and stopped while lines come, and while
-/// nothing can be delivered for a while. Every revision is applied or passed over for a later one, and no line is lost or doubled.
+/// What other agents call a reload is a policy change here: collectors start and stop while lines arrive, and while nothing can
+/// be delivered. Every revision is applied, or replaced by a later one, and no line is lost or repeated.
 #[test]
 fn many_policies_under_load_are_all_followed_and_cost_no_line() {
     let mut world = World::new();

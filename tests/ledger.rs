@@ -1,11 +1,11 @@
-//! The ledger against a tailer that is broken on purpose: its counters agree with themselves, its positions do not.
+//! The ledger against a tailer with a deliberate fault: its counters are consistent, its positions are not.
 
 use crate::support::{World, eventually};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
-use vedette_transport::{BatchLimits, Lane, LaneConfig, Queue, Quota, Stamp};
+use vedette_transport::{BatchContext, BatchLimits, Lane, LaneConfig, Queue, Quota};
 use vedette_wire::{AgentId, Chunk, Compression, OrganizationId, Source, geo::WorkspaceGeo, record::HostLabel};
 
 const LINE_BYTES: u64 = 51;
@@ -28,7 +28,7 @@ fn figures(account: &Value) -> [u64; 5] {
     ["emitted", "stored", "in_flight", "missing", "repeated"].map(|key| account[key].as_u64().expect("a number"))
 }
 
-/// A tailer's cursor, as the queue keeps it.
+/// A tailer's cursor in the queue.
 #[derive(Serialize, Deserialize)]
 struct Cursor {
     device: u64,
@@ -41,7 +41,7 @@ struct Cursor {
     before: Vec<u8>,
 }
 
-/// Move the cursor of the only file by so many lines, behind the agent's back.
+/// Moves the cursor of the only file by a number of lines.
 fn move_cursor(world: &World, by: i64) {
     let quota = Quota::bytes(1 << 30);
     let queue = Queue::open(&world.path("state"), vedette_wire::Lane::Records, quota, 1).expect("opens");
@@ -57,7 +57,7 @@ fn move_cursor(world: &World, by: i64) {
             moved = Some(chunk);
         }
     }
-    let stamp = Stamp {
+    let context = BatchContext {
         organization: OrganizationId::from_uuid(uuid::Uuid::nil()),
         agent: AgentId([0; 16]),
         geo: WorkspaceGeo::Europe,
@@ -71,7 +71,7 @@ fn move_cursor(world: &World, by: i64) {
         let lane = Lane::start(LaneConfig {
             queue,
             limits: BatchLimits { bytes_max: 1 << 20, records_max: 1000, age_max, compression: Compression::Zstd },
-            stamp: watch::channel(stamp).1,
+            context: watch::channel(context).1,
             intake_bytes_max: 1 << 20,
             in_flight_bytes_max: 1 << 20,
             now: Arc::new(|| 1),

@@ -1,4 +1,4 @@
-//! The syslog listener: what is sent to it arrives, and what the queue cannot take is dropped and counted.
+//! The syslog listener: messages arrive, and those that the queue cannot accept are dropped and counted.
 
 use crate::support::{World, eventually};
 use serde_json::Value;
@@ -49,7 +49,7 @@ fn datagrams_arrive_and_what_a_full_queue_cannot_take_is_counted() {
     drop(agent);
 }
 
-/// What the kernel drops while the agent does not read is known from `/proc/net/udp`, and is in the ledger.
+/// Datagrams that the kernel dropped are known from `/proc/net/udp`, and are in the ledger.
 #[test]
 fn datagrams_that_the_kernel_dropped_are_counted() {
     let world = World::new();

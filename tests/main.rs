@@ -1,4 +1,4 @@
-//! What crosses crates: the two binaries together, bad input from end to end, the house rules, real hosts.
+//! Tests that cross crates: both binaries together, bad input end to end, the house rules, real hosts.
 
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable, and tests ask for their own variables")]
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]

@@ -1,4 +1,4 @@
-//! The main job: observed, queued, shipped over TLS, landed, answered.
+//! The main job: records are observed, queued, shipped over TLS, landed, and queried.
 
 use crate::support::{ORG, World, eventually};
 use serde_json::Value;
@@ -55,7 +55,7 @@ fn every_kind_arrives_and_agrees_with_the_machine() {
     let stopping = agent.terminate();
     assert!(stopping < Duration::from_secs(5), "{stopping:?}");
     eventually("the stop's record", || {
-        // A machine may hold what even root may not see, which is told.
+        // Even root may lack a permission, which is reported.
         let events = world.query("SELECT event FROM lifecycle WHERE event <> 'collector_error' ORDER BY time");
         let events: Vec<&str> = events.iter().filter_map(|row| row["event"].as_str()).collect();
         (events == ["start", "configuration", "stop"]).then_some(())

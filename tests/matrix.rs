@@ -1,5 +1,5 @@
-//! Tier × collection × the host's own configuration × artifacts × connected or not, with the real binaries: what each cell is to
-//! come to.
+//! Tier, collection, the host's own configuration, artifacts, connected or not: the expected result of each combination, with
+//! the real binaries.
 
 use crate::{
     artifacts::{request, until},
@@ -8,20 +8,20 @@ use crate::{
 };
 use std::fs;
 
-/// What is to be expected of a cell.
+/// Expectations of a combination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cell {
     tier: &'static str,
-    /// What `policy set --collect` is asked for.
+    /// Argument of `policy set --collect`.
     collect: &'static str,
-    /// The host's configuration switches processes off, which the standard tier requires.
+    /// The host's configuration switches off processes, which the standard tier requires.
     local_off: bool,
-    /// The policy may be set.
+    /// Whether the policy is accepted.
     accepted: bool,
-    /// `syslog` and `processes` run.
+    /// Whether `syslog` and `processes` run.
     syslog: bool,
     processes: bool,
-    /// `vedette check` names a conflict.
+    /// Whether `vedette check` names a conflict.
     conflict: bool,
 }
 
@@ -32,7 +32,7 @@ const CELLS: [Cell; 8] = [
     cell("free", "off", true, (true, false, false, false)),
     cell("standard", "on", false, (true, true, true, false)),
     cell("standard", "on", true, (true, true, true, true)),
-    // Refused, and so as if nobody had asked.
+    // Refused, so without effect.
     cell("standard", "off", false, (false, true, true, false)),
     cell("standard", "off", true, (false, true, true, true)),
 ];
@@ -48,7 +48,7 @@ const fn cell(
 
 #[test]
 fn every_cell_of_tier_collection_configuration_and_connection_comes_to_what_it_should() {
-    // A few at a time: each has a workspace and an agent of its own.
+    // A few at a time: each has its own workspace and agent.
     for cells in CELLS.chunks(4) {
         std::thread::scope(|scope| {
             for cell in cells {
@@ -94,7 +94,7 @@ fn tried(cell: Cell) {
     let asked = ask(&world);
     answered(&world, asked);
 
-    // Away, over a restart: by the last policy that it had.
+    // Disconnected over a restart: the last policy applies.
     let address = world.address();
     world.serve = None;
     agent.terminate();

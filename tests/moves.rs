@@ -1,4 +1,4 @@
-//! The workspace moves to another address under its name, and the host's clock jumps.
+//! The workspace moves to another address under the same name, and the host's clock jumps.
 
 use crate::support::{Process, VEDETTE, World, eventually};
 use std::{fs, path::Path, process::Command};
@@ -17,7 +17,7 @@ fn lines_come_once(world: &World, count: u64) {
     }
 }
 
-/// The agent's program where /etc/hosts is a file of ours.
+/// The agent's program with another /etc/hosts.
 fn with_hosts(hosts: &Path) -> Option<Command> {
     let mut command = Command::new("unshare");
     let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
@@ -57,7 +57,7 @@ fn a_workspace_whose_name_points_elsewhere_is_found_again() {
     }
 }
 
-/// `libfaketime`, which Debian's package `faketime` brings.
+/// `libfaketime`, from Debian's package `faketime`.
 fn faketime() -> Option<String> {
     let libraries = glob_one("/usr/lib", "faketime/libfaketimeMT.so.1");
     libraries.map(|path| path.display().to_string())
@@ -76,7 +76,7 @@ fn a_clock_that_jumps_a_day_either_way_costs_and_repeats_no_line() {
     let world = World::new();
     world.enroll();
     let clock = world.path("clock");
-    // Never before the certificates were made: a day ahead is where it starts.
+    // Not before the certificates were issued, so it starts a day ahead.
     fs::write(&clock, "+1d").expect("writes");
     let mut agent = Command::new(VEDETTE);
     agent.args(["run", "--config"]).arg(world.path("vedette.toml"));

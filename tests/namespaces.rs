@@ -1,4 +1,4 @@
-//! The agent in a network namespace of its own, and what happens to its cable and its address.
+//! The agent in its own network namespace, with faults of cable and address.
 
 use crate::support::{Process, VEDETTE, World, eventually};
 use std::{
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A namespace with one end of a cable; the other end is here.
+/// A namespace with one end of a virtual cable; the other end is here.
 struct Namespace {
     name: String,
     cable: String,
@@ -18,7 +18,7 @@ fn ip(arguments: &str) -> bool {
 }
 
 impl Namespace {
-    /// With the addresses `.1` here and `.2` there; absent, and said why, where it cannot be made.
+    /// With addresses `.1` here and `.2` there; absent, with a message, where it cannot be created.
     fn new(number: u8) -> Option<Self> {
         let pid = std::process::id();
         let (name, cable) = (format!("vedette-{pid}-{number}"), format!("vd{pid}-{number}"));
@@ -81,7 +81,7 @@ fn a_cable_that_is_pulled_and_plugged_in_again_loses_nothing() {
     drop(agent);
 }
 
-/// The connection is half open: neither end hears of the other any more, and nobody says so.
+/// The connection is half open: neither end hears from the other.
 #[test]
 fn a_host_that_gets_another_address_gives_up_the_old_connection() {
     let Some(namespace) = Namespace::new(1) else { return };
@@ -92,7 +92,7 @@ fn a_host_that_gets_another_address_gives_up_the_old_connection() {
     let began = Instant::now();
     world.append("a.log", "line 1\n");
     all_once(&world, 2);
-    // What is not acknowledged for 30 s is given up; by itself the kernel takes a minute.
+    // Unacknowledged data ends the connection after 30 s; the kernel's default is a minute.
     assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
     drop(agent);
 }

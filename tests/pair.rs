@@ -1,4 +1,4 @@
-//! A pair of workspaces in one geography: what they share, and an agent that goes to the other when one is away.
+//! A pair of workspaces in one geography: shared state, and fail-over of agents.
 
 use crate::{
     policy::{in_force, set},
@@ -20,7 +20,7 @@ use std::{
 
 const QUICK: &str = "[workspace]\nfail_over_after = \"2s\"\nfail_back_after = \"4s\"\n";
 
-/// A workspace, and its pair that was made from the first one's directory.
+/// A workspace, and its secondary, created from the primary's directory.
 fn pair() -> (World, World) {
     let first = World::new();
     let dir = first.path("workspace").display().to_string();
@@ -33,7 +33,7 @@ fn agents(world: &World) -> Vec<Value> {
     listed.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
 }
 
-/// The agent delivers to the pair of these two, the first preferred.
+/// Makes the agent deliver to both, the first preferred.
 fn both(first: &World, second: &World) -> u64 {
     let revision = set(first, &["--endpoint", &first.url(), "--endpoint", &second.url()]);
     eventually("the policy to be taken over", || {
@@ -54,7 +54,7 @@ fn messages(world: &World) -> Vec<String> {
     rows.iter().map(|row| row["message"].as_str().expect("text").to_owned()).collect()
 }
 
-/// Every landed object below a directory, by its key.
+/// All landed objects below a directory, by key.
 fn landed(world: &World) -> BTreeMap<PathBuf, Vec<u8>> {
     let root = world.path("workspace/landing");
     let (mut found, mut dirs) = (BTreeMap::new(), vec![root.clone()]);
@@ -92,7 +92,7 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
     eventually("the first lines", || (first.count("syslog") == count).then_some(()));
     assert_eq!(endpoint(&first), (one.0.clone(), "preferred".to_owned()));
 
-    // The first is away.
+    // The primary is down.
     first.serve = None;
     write(&first, 3);
     eventually("the pair to have them", || (second.count("syslog") >= 3).then_some(()));
@@ -102,23 +102,23 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
     assert!(since.is_some_and(|since| since.starts_with("20") && since.ends_with('Z')));
     let log = fs::read_to_string(first.path("agent.log")).expect("reads");
     assert!(log.contains("another endpoint is in use"), "{log}");
-    // What is changed at the second is refused.
+    // Changes are refused at the secondary.
     for command in [
         &["policy", "set", "--org", ORG, "--reason", "x", "--collect", "off"][..],
         &["org", "add", "other", "--tier", "free"],
         &["token", "new", "--org", ORG],
     ] {
-        assert!(refusal(&second.workspace_output(command), 1).contains("is the pair of"), "{command:?}");
+        assert!(refusal(&second.workspace_output(command), 1).contains("is the secondary of"), "{command:?}");
     }
 
-    // Both are: it waits on disk.
+    // Both are down: batches wait on disk.
     second.serve = None;
     write(&first, 5);
     eventually("them to wait", || (first.status()["queue"]["batches"].as_u64() > Some(0)).then_some(()));
     second.serve(&two.1);
     eventually("the pair to have them too", || (second.count("syslog") >= 8).then_some(()));
 
-    // The first is back: not at once, and then for good.
+    // The primary is back: used again after a while.
     first.serve(&one.1);
     let began = Instant::now();
     let count = eventually("the way back", || {
@@ -127,10 +127,10 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
         (endpoint(&first).0 == one.0).then_some(count)
     });
     assert!(began.elapsed() >= Duration::from_secs(4), "{:?}", began.elapsed());
-    assert!(endpoint(&first).1.contains("has taken every batch"), "{:?}", endpoint(&first));
+    assert!(endpoint(&first).1.contains("has accepted every batch"), "{:?}", endpoint(&first));
     eventually("the last line", || messages(&first).contains(&format!("line {count}")).then_some(()));
     drop(agent);
-    // Each line is there once: what lies in both lies under the same key and is the same.
+    // Each line is stored once: what both have is identical under the same key.
     let (here, there) = (landed(&first), landed(&second));
     let both: Vec<&PathBuf> = here.keys().filter(|key| there.contains_key(*key)).collect();
     assert!(both.iter().all(|key| here[*key] == there[*key]), "{both:?}");
@@ -141,7 +141,7 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
     }
 }
 
-/// Heartbeats say where they go, since when and why.
+/// Heartbeats state the endpoint, since when and why.
 #[test]
 fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     let (mut first, second) = pair();
@@ -157,7 +157,7 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     let beat = &beats(&first)[0];
     assert_eq!((&beat["endpoint"], &beat["endpoint_why"]), (&first.url().into(), &"preferred".into()));
     assert!(beat["endpoint_since"].as_str().is_some_and(|since| since.starts_with("20")), "{beat}");
-    // Switched off while the agent can hear it from the second alone.
+    // Switched off while the agent can reach only the secondary.
     let off = set(&first, &["--collect", "off"]);
     eventually("the second to have it", || {
         let shown: Value = serde_json::from_str(&second.workspace(&["policy", "show", "--org", ORG])).ok()?;
@@ -171,7 +171,7 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     first.serve = None;
     eventually("the agent to go to the second", || (endpoint(&first).0 == second.url()).then_some(()));
     in_force(&first, on);
-    // At once, and not with the next minute.
+    // At once, not with the next minute.
     eventually("a heartbeat at the second", || {
         let beat = beats(&second).into_iter().find(|beat| beat["endpoint"] == second.url())?;
         assert!(beat["endpoint_why"].as_str().is_some_and(|why| why.contains("has failed")), "{beat}");
@@ -179,11 +179,11 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     });
     assert!(began.elapsed() < Duration::from_secs(55), "{:?}", began.elapsed());
     drop(agent);
-    // It is not served any more.
+    // It is no longer served.
     assert!(promote(&second).status.success());
 }
 
-/// Each has what the other has not: an agent whose queue is lost reads nothing of it again.
+/// Each has what the other lacks: an agent with a lost queue reads nothing of it again.
 #[test]
 fn an_agent_whose_queue_was_lost_goes_by_what_either_of_the_pair_has() {
     let (mut first, second) = pair();
@@ -211,7 +211,7 @@ fn an_agent_whose_queue_was_lost_goes_by_what_either_of_the_pair_has() {
     }
 }
 
-/// Over the network, with a token that is used once; and what is revoked at either is revoked at both.
+/// Over the network, with a single-use token; revocations at either apply at both.
 #[test]
 fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     let mut first = World::new();
@@ -243,13 +243,13 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     }
     let key = fs::metadata(second.path("workspace/ca.key")).expect("is there");
     assert_eq!(std::os::unix::fs::MetadataExt::mode(&key) & 0o777, 0o600);
-    // Nobody without the pair's certificate is told anything: here, an agent.
+    // Nobody without the pair's certificate gets anything; here, an agent.
     assert_eq!(asked_as_agent(&first), 403);
 
     let agent = agents(&second)[0]["agent"].as_str().expect("text").to_owned();
     second.workspace(&["agent", "revoke", &agent, "--reason", "stolen"]);
     eventually("the first to know", || (agents(&first)[0]["state"] == "revoked").then_some(()));
-    // And the other way, for one that is enrolled later.
+    // The other way round, for an agent that enrolls later.
     fs::remove_dir_all(first.path("identity")).expect("removes");
     first.enroll();
     let other = agents(&first).into_iter().find(|row| row["agent"] != agent.as_str()).expect("two agents");
@@ -258,10 +258,10 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     eventually("the second to have it", || at_second("never seen").then_some(()));
     first.workspace(&["agent", "revoke", id, "--reason", "stolen"]);
     eventually("the second to know", || at_second("revoked").then_some(()));
-    // Enrollment is at the first.
+    // Only the primary enrolls.
     let refused = first.enroll_with(&second.url(), Path::new(&ca), &first.token("later"));
     assert!(!refused.status.success());
-    // The first is gone for good: the second stands alone.
+    // The primary is gone for good: the secondary stands alone.
     let early = second.workspace_output(&["pair-promote", "--reason", "a mistake"]);
     assert!(refusal(&early, 1).contains("is there"));
     first.serve = None;
@@ -270,7 +270,7 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     refusal(&second.workspace_output(&["pair-promote", "--reason", "again"]), 1);
 }
 
-/// What `/v1/pair` answers to a client with the certificate of an agent.
+/// Answer of `/v1/pair` to a client with an agent's certificate.
 fn asked_as_agent(world: &World) -> u16 {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let read = |name: &str| fs::read(world.path("identity").join(name)).expect("is there");
@@ -327,7 +327,7 @@ fn a_policy_that_points_elsewhere_gets_no_byte_across() {
             first.append("a.log", &format!("line {number}\n"));
             std::thread::sleep(Duration::from_millis(100));
         }
-        // It goes on where it was enrolled.
+        // It continues at the workspace of its enrollment.
         eventually("the lines", || (first.count("syslog") == landed + 30).then_some(()));
     }
     assert!(came.load(Ordering::Acquire) > 0, "it was tried");

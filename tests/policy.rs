@@ -1,5 +1,5 @@
-//! The organization's policy, with the real binaries: who may switch what off, what then still leaves the host, and what is
-//! collected when it is switched on again.
+//! Policies with the real binaries: who may switch off what, what still leaves the host then, and what is collected after
+//! switching on again.
 
 use crate::support::{ORG, Process, World, eventually, refusal};
 use serde_json::Value;
@@ -22,7 +22,7 @@ fn collecting(tier: &str, config: &str) -> (World, Process) {
     (world, agent)
 }
 
-/// Another revision of the policy; its number.
+/// Sets a policy; returns its revision.
 pub(crate) fn set(world: &World, change: &[&str]) -> u64 {
     let output = world.workspace_output(&[&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat());
     let said = String::from_utf8_lossy(&output.stderr);
@@ -41,7 +41,7 @@ pub(crate) fn state(world: &World, id: &str) -> String {
     found.map_or_else(String::new, |collector| collector["state"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Until the agent goes by a revision, which takes 10 s at the most where it is connected.
+/// Waits until the agent uses a revision, which takes at most 10 s while it is connected.
 pub(crate) fn in_force(world: &World, revision: u64) {
     let began = Instant::now();
     eventually("the policy to be followed", || {
@@ -51,7 +51,7 @@ pub(crate) fn in_force(world: &World, revision: u64) {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
-/// Until no collector runs; what the agent holds open then.
+/// Waits until no collector runs; returns the files that the agent has open.
 fn all_off(world: &World, agent: u32) -> Vec<String> {
     eventually("every collector to be off", || {
         let status = world.status();
@@ -77,7 +77,7 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
     let held = all_off(&world, agent.id());
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(!held.iter().any(|path| path.starts_with(&log) || path.contains("inotify")), "{held:?}");
-    // Nothing more lands: no heartbeat, no start or stop either; the agent is known by its question for the policy.
+    // Nothing more lands, not even a heartbeat, a start or a stop; the policy poll shows that the agent lives.
     let landed = |world: &World| {
         let files = world.workspace(&[
             "query",
@@ -113,7 +113,7 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
         "nothing was sent that the workspace had to refuse"
     );
 
-    // Killed in between, and the workspace away for a moment: none of it brings anything back.
+    // Killed in between, and the workspace down for a moment: none of it is collected later.
     agent.kill();
     let address = world.address();
     world.serve = None;
@@ -136,7 +136,7 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
-    assert!(told[0]["message"].as_str().is_some_and(|said| said.starts_with("was off by policy for")), "{told:?}");
+    assert!(told[0]["message"].as_str().is_some_and(|said| said.starts_with("switched off by policy for")), "{told:?}");
     agent.terminate();
 }
 
@@ -146,13 +146,13 @@ fn what_was_queued_before_is_sent_or_purged_as_the_host_says() {
         let config = format!("\n[policy]\non_disable = \"{on_disable}\"\n");
         let (mut world, mut agent) = collecting("free", &config);
         let address = world.address();
-        // Stopped, the workspace takes nothing and the policy comes with its return.
+        // While stopped the workspace accepts nothing; the policy arrives with its return.
         world.serve = None;
         world.append("a.log", "queued\nqueued as well\n");
         eventually("a backlog", || (world.status()["queue"]["batches"].as_u64() > Some(0)).then_some(()));
         agent.terminate();
         let revision = set(&world, &["--collect", "off"]);
-        // As if it had come just before the workspace went away.
+        // As if it had arrived just before the workspace stopped.
         if !hand_over(&world, revision) {
             return;
         }
@@ -187,7 +187,7 @@ fn the_standard_tier_switches_nothing_off() {
     assert!(refused(&["--artifacts", "per_hour_max=0"]).contains("artifacts cannot be switched off by policy"));
     assert!(refused(&["--collector", "syslog.paths=/etc/shadow"]).contains("set on the host alone"));
 
-    // The host's configuration says off, and it runs all the same, and says so.
+    // The configuration says off; it runs all the same, and reports this.
     let said = refusal(&world.vedette(&["check"]), 78);
     assert!(said.contains("collectors.processes.enabled") && said.contains("the standard tier requires"), "{said}");
     eventually("processes", || (world.count("processes") > 0).then_some(()));
@@ -196,7 +196,7 @@ fn the_standard_tier_switches_nothing_off() {
     assert!(why.contains("running processes"), "{why}");
     let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'processes'");
     assert_eq!(told.len(), 1, "{told:?}");
-    // On the free tier the host's word holds.
+    // On the free tier the host's configuration applies.
     let revision = set(&world, &["--tier", "free"]);
     in_force(&world, revision);
     eventually("the host's word", || (state(&world, "processes") == "disabled").then_some(()));
@@ -232,7 +232,7 @@ fn every_revision_is_kept_with_who_when_and_why_and_a_collector_alone_can_be_swi
     agent.terminate();
 }
 
-/// Killed between the policy that switches it on and what it has to pass over.
+/// Killed between switching on and skipping.
 #[test]
 fn a_crash_while_it_is_switched_on_brings_nothing_back() {
     let (world, mut agent) = collecting("free", "");
@@ -253,7 +253,7 @@ fn a_crash_while_it_is_switched_on_brings_nothing_back() {
     agent.terminate();
 }
 
-/// A policy that cannot be used is asked for again after pauses, and said once.
+/// An unusable policy is polled for after pauses, and reported once.
 #[test]
 fn a_refused_policy_is_reported_once_and_does_not_make_the_agent_spin() {
     let (mut world, mut agent) = collecting("free", "");
@@ -262,7 +262,7 @@ fn a_refused_policy_is_reported_once_and_does_not_make_the_agent_spin() {
     fs::remove_file(&key).expect("removes");
     let set_anyway = ["policy", "set", "--org", ORG, "--store", "common", "--reason", "a test"];
     let said = refusal(&world.workspace_output(&set_anyway), 1);
-    assert!(said.contains("put it back from a backup"), "no other is made in its place: {said}");
+    assert!(said.contains("restore it from a backup"), "no other is made in its place: {said}");
     let other = World::new();
     fs::copy(other.path("workspace/policy.key"), key).expect("copies");
     let address = world.address();
@@ -281,7 +281,7 @@ fn a_refused_policy_is_reported_once_and_does_not_make_the_agent_spin() {
     agent.terminate();
 }
 
-/// A file that cannot be seen while it is switched on, and comes back later.
+/// A file that is not visible while collection is switched on, and returns later.
 #[test]
 fn a_file_that_comes_back_later_brings_nothing_back_either() {
     let (world, mut agent) = collecting("free", "");
@@ -307,14 +307,15 @@ fn a_file_that_comes_back_later_brings_nothing_back_either() {
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     agent.terminate();
-    // Truncated while the agent is down: what stands there now was written since, though the file is as old as before.
+    // Truncated while the agent is down: its content is new, though the file is old.
     fs::write(world.path("log/a.log"), "fresh\n").expect("writes");
     let mut agent = world.run();
     eventually("what was written since", || (world.count("syslog WHERE message = 'fresh'") == 1).then_some(()));
     agent.terminate();
 }
 
-/// On a host without a journal the policy may not take the other source of system logs, and the workspace knows it.
+/// On a host without a journal the policy cannot switch off the other source of system logs, and the workspace accepts its
+/// records.
 #[test]
 fn what_the_tier_requires_is_collected_and_taken_though_the_policy_switches_it_off() {
     let (world, mut agent) = collecting("standard", "");
@@ -341,7 +342,7 @@ fn what_the_tier_requires_is_collected_and_taken_though_the_policy_switches_it_o
     assert!(refusal(&world.workspace_output(&same), 1).contains("nothing was changed"));
 }
 
-/// Put a revision where the agent keeps its policy; false where there is no python3 for it.
+/// Puts a revision into the agent's policy file; false without python3.
 pub(crate) fn hand_over(world: &World, revision: u64) -> bool {
     let script = "import sqlite3,sys,json; r=sqlite3.connect(sys.argv[1]).execute('SELECT document, signature FROM policies \
                   WHERE revision=?', (sys.argv[2],)).fetchone(); print(json.dumps({'policy': r[0], 'signature': r[1]}))";
@@ -355,7 +356,7 @@ pub(crate) fn hand_over(world: &World, revision: u64) -> bool {
     true
 }
 
-/// The policy file of an agent that is off, torn: nothing is collected until the workspace sends one that can be verified.
+/// The policy file of a switched-off agent is damaged: nothing is collected until the workspace sends a verifiable one.
 #[test]
 fn a_torn_or_forged_policy_on_disk_does_not_switch_collection_on() {
     let (mut world, mut agent) = collecting("free", "");

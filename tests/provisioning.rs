@@ -1,10 +1,10 @@
-//! A host that enrolls by itself at its first start.
+//! Unattended enrollment at the first start.
 
 use crate::support::{ORG, World, eventually, refusal};
 use serde_json::Value;
 use std::{fs, time::Duration};
 
-/// The three files, and the configuration that names them.
+/// The bootstrap file, its companions, and the configuration that names them.
 fn files(world: &World, bootstrap: &str) {
     world.write_config("");
     let config = world.path("vedette.toml");
@@ -34,7 +34,7 @@ fn the_first_start_enrolls_however_long_the_workspace_is_away_and_deletes_what_i
     world.serve(&address);
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
     assert!(!world.path("bootstrap.toml").exists() && !world.path("token").exists());
-    // What stands there later is no affair of a host that is enrolled.
+    // An enrolled host ignores a later file.
     fs::write(world.path("bootstrap.toml"), "workspace = ").expect("writes");
     agent.terminate();
     agent = world.run();
@@ -50,7 +50,7 @@ fn the_first_start_enrolls_however_long_the_workspace_is_away_and_deletes_what_i
         assert!(agents.contains("\"outdated\""), "{agents}");
     }
     agent.terminate();
-    // What is there again, after a kill in between, is deleted and enrolls nobody.
+    // A file that remains after a kill is deleted, and enrolls nothing.
     let before = fs::read(world.path("identity/enrollment.json")).expect("is there");
     fs::write(world.path("bootstrap.toml"), text).expect("writes");
     let mut agent = world.run();
@@ -80,7 +80,7 @@ fn a_bootstrap_file_that_is_wrong_says_so_and_stays() {
             .expect("runs");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains(expected), "{text}: {said}");
-        // What another attempt may cure is tried again until it is stopped.
+        // A failure that may be temporary is retried until a stop.
         assert!(output.status.code() == Some(code) || code == 1 && output.status.code() == Some(124), "{text}: {said}");
         assert!(world.path("bootstrap.toml").exists() && token.exists());
     }

@@ -13,16 +13,16 @@ use std::{
     time::Duration,
 };
 
-/// Heads of the requests that came, and where the proxy listens.
+/// Heads of received requests, and the proxy's address.
 struct Proxy {
     heads: Arc<Mutex<Vec<String>>>,
     address: String,
-    /// Ends the proxy, with every connection.
+    /// Stops the proxy with all connections.
     stop: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    /// A proxy that lets through whoever brings these credentials.
+    /// A proxy that requires these credentials.
     fn start(user_and_password: &str, address: &str) -> Self {
         let listener = eventually("the address to be free", || TcpListener::bind(address).ok());
         let address = listener.local_addr().expect("is bound").to_string();
@@ -99,7 +99,7 @@ fn everything_goes_through_the_proxy_that_is_configured() {
     assert!(!log.contains("s3cret"), "credentials are not logged: {log}");
 }
 
-/// As `NO_PROXY` has it elsewhere: by address, by network, and not for others.
+/// As `NO_PROXY` elsewhere: by address, by network, and not for others.
 #[test]
 fn who_is_named_is_reached_without_the_proxy() {
     let world = World::new();

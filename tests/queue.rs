@@ -1,4 +1,4 @@
-//! `vedette queue`, and a queue that is harmed while lines wait in it.
+//! `vedette queue`, and a queue that is damaged while lines wait in it.
 
 use crate::support::{World, eventually, refusal};
 use serde_json::Value;
@@ -21,7 +21,7 @@ fn text(world: &World, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// A world whose agent has sent ten lines, and holds ten more since the workspace is away. The agent has stopped.
+/// A world whose agent has sent ten lines, holds ten more for a workspace that is down, and has stopped.
 fn holding() -> World {
     let mut world = World::new();
     world.enroll();
@@ -88,7 +88,7 @@ fn what_the_workspace_refused_is_shown_and_sent_again_or_deleted() {
     let agent = {
         let organization = json(&world, &["queue", "status", "--json"]);
         assert!(organization["epoch"].is_string());
-        // The workspace takes no batch of this size; the agent's batches are all larger than nothing.
+        // The workspace accepts no batch of this size.
         let address = world.address();
         world.serve_with(&address, &["--batch-bytes-max", "300"]);
         world.run()
@@ -101,7 +101,7 @@ fn what_the_workspace_refused_is_shown_and_sent_again_or_deleted() {
     let list = text(&world, &["queue", "quarantine", "list", "--json"]);
     let kept: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
     assert!(kept.iter().all(|kept| kept["reason"]["code"] == "size"), "{list}");
-    // Where a batch was split lies an empty one that names its halves.
+    // A split batch leaves an empty one that names its halves.
     let full = kept.iter().find(|kept| kept["records"].as_u64() > Some(0)).expect("records");
     let slot = full["slot"].to_string();
     let shown = text(&world, &["queue", "quarantine", "show", &slot]);
@@ -142,7 +142,7 @@ fn a_queue_that_was_harmed_costs_no_line_and_repeats_none() {
         let mut world = holding();
         harm(&world.path("state/records.redb"));
         let _agent = world.run();
-        // It answers though the workspace is away, and sources that can be read again wait for it.
+        // The agent answers while the workspace is down, and sources that can be read again wait for it.
         let status = world.status();
         let syslog = status["collectors"].as_array().and_then(|all| all.iter().find(|c| c["id"] == "syslog"));
         assert_eq!(syslog.expect("is there")["state"], "waiting", "{name}");

@@ -1,4 +1,4 @@
-//! What the workspace checks before it acknowledges, tried with a client of our own and an enrolled agent's identity.
+//! The workspace's checks before it acknowledges, with a test client and an enrolled agent's identity.
 
 use crate::support::{ORG, World, refusal};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -43,7 +43,7 @@ async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
         (second(|header| header.lane = Lane::Blobs), (422, "key")),
         (b"no zstd".to_vec(), (422, "shape")),
         (vec![0; 17 << 20], (413, "size")),
-        // 200 MB of zeros are 7 kB.
+        // 200 MB of zeros compress to 7 kB.
         (codec::seal(&peer.header, &vec![0; 200_000_000], Compression::Zstd).expect("seals"), (413, "size")),
     ] {
         let answer = peer.put(path, sealed).await;
@@ -106,8 +106,8 @@ async fn a_batch_whose_note_was_lost_with_the_power_is_found_at_the_next_start()
     assert_eq!(world.ledger()[0]["stored"], 1);
 }
 
-/// An acknowledged batch is on the disk, and so is the directory that names it (fsync(2): "calling fsync() does not
-/// necessarily ensure that the entry in the directory … has also reached disk").
+/// An acknowledged batch is on disk, and so is its directory entry (fsync(2): "calling fsync() does not necessarily ensure that
+/// the entry in the directory … has also reached disk").
 #[tokio::test(flavor = "multi_thread")]
 async fn object_and_directory_are_synced_before_the_acknowledgement() {
     if !Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success()) {
@@ -129,7 +129,7 @@ async fn object_and_directory_are_synced_before_the_acknowledgement() {
     assert!(synced.iter().any(|line| line.contains(&format!("{dir}>"))), "its directory: {calls}");
 }
 
-/// Bodies that do not come, more of them than are read of one organization at the same time.
+/// More slow bodies of one organization than are read at the same time.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_bodies_of_one_organization_do_not_stop_another() {
     let world = World::new();
@@ -187,7 +187,7 @@ fn agents_compress_as_the_workspace_asks() {
     assert!(frames > 0);
 }
 
-/// The workspace checks the policy again: an agent that does not follow it gets nothing stored.
+/// The workspace enforces the policy: nothing of an agent that ignores it is stored.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revision_that_it_was_observed_under() {
     let world = World::new();
@@ -214,7 +214,7 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
     let told = Header { seq: 3, policy_revision: off, ..peer.header.clone() };
     let mut bare = Header { host: HostLabel::default(), ..told.clone() };
     bare.sources[0].collector = "agent".to_owned();
-    // Not where the header tells of the host, by its name or by a source.
+    // Unless the header reveals the host, by its name or by a source.
     let named = Header { host: told.host.clone(), ..bare.clone() };
     let sourced = Header { sources: told.sources.clone(), ..bare.clone() };
     let disguised = peer.sealed("a line", |header| *header = Header { seq: 3, ..bare.clone() });
@@ -227,7 +227,7 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
     assert_eq!(put(4, partly).await.code(), (422, "policy"), "a collector that is off");
     let on = set(&["--collector", "syslog=default"]);
     assert_eq!(put(4, on).await.status, 200);
-    // One between two that are known was lost with a backup: the one before it, or the one behind, allows it.
+    // A revision between two known ones was lost with a backup: either neighbour allows it.
     assert_eq!(put(6, off - 1).await.status, 200);
     assert_eq!(put(7, on + 1).await.code(), (503, "policy_revision"));
     let aged = format!("UPDATE policies SET issued = issued - 25 * 3600 * 1000000000 WHERE revision = {off}");
@@ -250,7 +250,7 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
     assert!(alerts.len() >= 4, "{alerts:?}");
 }
 
-/// On a connection that is open, and for a question that is waiting.
+/// On an open connection, and for a held poll.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() {
     let world = World::new();
@@ -258,7 +258,7 @@ async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() 
     let peer = world.peer("identity");
     assert_eq!(peer.put(FIRST, peer.sealed("one", |_| ())).await.status, 200);
     let agent = peer.header.agent.to_string();
-    // A question that waits for another revision when the agent is revoked gets none.
+    // A poll that is held while the agent is revoked gets nothing.
     let waiting = peer.client.get(format!("{}/v1/policy/1", peer.url)).header("user-agent", "vedette/0.1.0").send();
     let waiting = tokio::spawn(waiting);
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;

@@ -1,4 +1,4 @@
-//! Generated pages are what the types say now.
+//! Generated pages match the types.
 
 use crate::support::VEDETTE;
 use std::{path::Path, process::Command};
@@ -58,7 +58,7 @@ fn completions_and_man_page_are_whole() {
     assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
 }
 
-/// Whatever this machine holds, against the official schema.
+/// The inventory of this machine, against the official schema.
 #[test]
 fn once_gives_valid_ocsf_on_this_machine() {
     let schema = concat!(env!("CARGO_MANIFEST_DIR"), "/../wire/tests/ocsf/ocsf-1.8.0.json");

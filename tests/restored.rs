@@ -1,4 +1,4 @@
-//! A workspace that is put back from a backup: what agents and the pair know of the time since comes back.
+//! A workspace restored from a backup: agents and the pair return what they know of the time since.
 
 use crate::{
     policy::{in_force, set},
@@ -13,7 +13,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(done.is_ok_and(|status| status.success()), "{} is copied", from.display());
 }
 
-/// Stop the workspace, and keep a copy of its directory or put that copy back.
+/// Stops the workspace, and copies its directory or puts the copy back.
 fn stopped(world: &mut World, work: impl FnOnce(&Path, &Path)) {
     let address = world.address();
     world.serve.take().expect("serves").terminate();
@@ -57,7 +57,7 @@ fn what_was_delivered_since_the_backup_is_read_again_and_the_policy_comes_from_t
     eventually("the first lines", || (world.count("syslog") == 50).then_some(()));
     stopped(&mut world, copy);
 
-    // Since then: a file goes on, another is made, and the policy is another.
+    // Since then a file has grown, another was created, and the policy has changed.
     write(&world, "a.log", 50..150);
     write(&world, "b.log", 0..30);
     let newest = set(&world, &["--collector", "crash_dumps.enabled=off"]);
@@ -84,13 +84,13 @@ fn what_was_delivered_since_the_backup_is_read_again_and_the_policy_comes_from_t
     let events = world.query("SELECT message FROM lifecycle WHERE event = 'read_again'");
     assert_eq!(events.len(), 1, "{events:?}");
 
-    // A policy that is made now has a revision that no agent has seen.
+    // A new policy has a revision that no agent has seen.
     let next = set(&world, &["--collector", "crash_dumps.enabled=on"]);
     assert!(next > newest);
     in_force(&world, next);
 }
 
-/// What was written while collection was off is not collected, also where the count of it was lost.
+/// What was written while collection was off is not collected, even if its count was lost.
 #[test]
 fn what_policy_had_passed_over_is_not_read_when_the_rest_is_read_again() {
     let mut world = World::new();
@@ -110,7 +110,7 @@ fn what_policy_had_passed_over_is_not_read_when_the_rest_is_read_again() {
     state("running");
     world.append("a.log", "after\n");
     eventually("the next line", || (world.count("syslog") == 2).then_some(()));
-    // A workspace that lost everything that landed: its backup is of before the first line.
+    // A workspace that lost everything: its backup is older than the first line.
     stopped(&mut world, |workspace, backup| {
         copy(workspace, backup);
         let script = "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.executescript('DELETE FROM sequences; \

@@ -1,4 +1,4 @@
-//! An agent without privileges: it says what it cannot see, and sees the rest.
+//! An agent without privileges reports what it cannot see, and sees the rest.
 
 use crate::support::{World, eventually};
 use std::{
@@ -52,13 +52,13 @@ fn nobody_reads_an_agents_memory_or_what_an_earlier_release_left_readable() {
     let mode = || std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&key).expect("is there")) & 0o777;
     eventually("the key to be the agent's alone", || (mode() == 0o600).then_some(()));
     eventually("an answer", || world.vedette(&["status"]).status.success().then_some(()));
-    // What cannot be dumped belongs to root in /proc (proc_pid(5)).
+    // Files of a process that is not dumpable belong to root in /proc (proc_pid(5)).
     let owner = |id: u32| {
         let meta = std::fs::metadata(format!("/proc/{id}/environ")).expect("it runs");
         std::os::unix::fs::MetadataExt::uid(&meta)
     };
     assert_eq!(owner(agent.id()), 0);
-    // The workspace as well, run by another user.
+    // The workspace, run by another user.
     let address = world.address();
     world.serve.take().expect("serves").terminate();
     let done = Command::new("chown").args(["-R", "65534:65534"]).arg(world.dir.path()).status();

@@ -1,4 +1,4 @@
-//! The tiers of the store: the policy says which security events the tables hold; the agent collects them all the same.
+//! Store levels: the policy selects the security events in the tables; agents collect all of them.
 
 use crate::{
     policy::{in_force, set},
@@ -45,7 +45,7 @@ fn the_tables_hold_what_the_tier_keeps_and_the_rest_is_counted() {
     }
     let kept = world.query("SELECT app, count(*) AS n FROM syslog GROUP BY app ORDER BY app");
     assert_eq!(kept.iter().map(|row| row["n"].as_u64()).collect::<Vec<_>>(), [Some(5), Some(9)], "{kept:?}");
-    // A note that was lost with the power is made anew from what landed, by the tier of its own revision.
+    // A note that was lost in a power cut is recovered from the landed batch, with the level of its revision.
     drop(agent);
     world.serve = None;
     for table in ["landed", "stored", "positions", "sequences", "epochs"] {

@@ -13,8 +13,8 @@ use vedette_benches::peer::Peer;
 /// The agent's binary.
 pub(crate) const VEDETTE: &str = env!("CARGO_BIN_EXE_vedette");
 
-/// The workspace's binary beside it; built, in the same profile, where it is absent or older than its sources: when a
-/// single package's tests were asked for.
+/// The workspace's binary beside it. Built in the same profile if it is absent or outdated, which happens when tests of a
+/// single package are run.
 pub(crate) fn workspace_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -22,7 +22,7 @@ pub(crate) fn workspace_binary() -> &'static Path {
         let release = VEDETTE.contains("/release/").then_some("--release");
         if !path.exists() || is_older_than_its_sources(&path) {
             let mut cargo = Command::new(env!("CARGO"));
-            // What cargo set for this test would make it build everything again.
+            // Variables that cargo set for this test would cause a full rebuild.
             for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_")) {
                 cargo.env_remove(name);
             }
@@ -40,7 +40,7 @@ pub(crate) fn workspace_binary() -> &'static Path {
     })
 }
 
-/// Whether a source file of the workspace, tests aside, was changed behind the binary.
+/// Whether a source file of the workspace, except tests, is newer than the binary.
 fn is_older_than_its_sources(binary: &Path) -> bool {
     let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let (built, root) = (changed(binary), Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
@@ -57,12 +57,12 @@ fn is_older_than_its_sources(binary: &Path) -> bool {
     false
 }
 
-/// Wait until something is so; a watchdog ends a test that would wait for ever.
+/// Waits until something is true; a watchdog ends a test that would wait for ever.
 pub(crate) fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
     within(Duration::from_secs(60), what, look)
 }
 
-/// As [`eventually`], for what takes long by itself.
+/// As [`eventually`], with another limit.
 pub(crate) fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
@@ -74,7 +74,7 @@ pub(crate) fn within<T>(limit: Duration, what: &str, mut look: impl FnMut() -> O
     }
 }
 
-/// A process that is ended by its own id.
+/// A process that is killed by its id when dropped.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -87,7 +87,7 @@ impl Process {
         self.0.id()
     }
 
-    /// SIGTERM; returns how long it took to end well.
+    /// Sends SIGTERM; returns the time until a successful exit.
     pub(crate) fn terminate(&mut self) -> Duration {
         let began = Instant::now();
         let killed = Command::new("kill").arg(self.0.id().to_string()).status();
@@ -97,14 +97,14 @@ impl Process {
         began.elapsed()
     }
 
-    /// SIGINT, for a program that ends by it.
+    /// Sends SIGINT to a program that ends with it.
     pub(crate) fn interrupt(&mut self) {
         let sent = Command::new("kill").args(["-INT", &self.0.id().to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()));
         eventually("the end of a process", || self.0.try_wait().expect("can be waited for"));
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.0.kill().expect("can be killed");
         self.0.wait().expect("can be waited for");
@@ -118,7 +118,7 @@ impl Drop for Process {
     }
 }
 
-/// A workspace with one organization, and room for one agent.
+/// A workspace with one organization, and a directory for one agent.
 pub(crate) struct World {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) serve: Option<Process>,
@@ -127,12 +127,12 @@ pub(crate) struct World {
 pub(crate) const ORG: &str = "acme";
 
 impl World {
-    /// A workspace that is made and serves.
+    /// A new workspace that serves.
     pub(crate) fn new() -> Self {
         Self::with_names(&[])
     }
 
-    /// The same with a server certificate for other names.
+    /// As `new`, with other names in the server certificate.
     pub(crate) fn with_names(names: &[&str]) -> Self {
         let mut world = Self { dir: tempfile::tempdir().expect("temp dir"), serve: None };
         let mut init = vec!["init", "--geo", "europe"];
@@ -145,7 +145,7 @@ impl World {
         world
     }
 
-    /// The second workspace of a pair: made with these arguments, and serving.
+    /// A secondary workspace, created with these arguments, that serves.
     pub(crate) fn second(init: &[&str]) -> Self {
         let mut world = Self { dir: tempfile::tempdir().expect("temp dir"), serve: None };
         world.workspace(&[&["init", "--geo", "europe"], init].concat());
@@ -153,7 +153,7 @@ impl World {
         world
     }
 
-    /// An agent that is not there, with this identity directory.
+    /// A simulated agent with this identity directory.
     pub(crate) fn peer(&self, identity: &str) -> Peer {
         Peer::at(&self.path(identity), self.url())
     }
@@ -162,7 +162,7 @@ impl World {
         self.dir.path().join(name)
     }
 
-    /// The agent's configuration, with something behind it.
+    /// Writes the agent's configuration, with an addition.
     pub(crate) fn write_config(&self, more: &str) {
         let dir = self.dir.path().display();
         let text = format!(
@@ -173,17 +173,17 @@ impl World {
         fs::write(self.path("vedette.toml"), text).expect("writes");
     }
 
-    /// Serve, at an address or a free port.
+    /// Serves at an address or a free port.
     pub(crate) fn serve(&mut self, listen: &str) {
         self.serve_with(listen, &[]);
     }
 
-    /// Serve with more arguments.
+    /// Serves with additional arguments.
     pub(crate) fn serve_with(&mut self, listen: &str, more: &[&str]) {
         self.serve_under(&[], listen, more);
     }
 
-    /// Serve as an argument of another program.
+    /// Serves as a child of another program.
     pub(crate) fn serve_under(&mut self, program: &[&str], listen: &str, more: &[&str]) {
         let address = self.path("address");
         drop(fs::remove_file(&address));
@@ -214,7 +214,7 @@ impl World {
         Command::new(workspace_binary()).args(arguments).arg("--dir").arg(dir).output().expect("runs")
     }
 
-    /// Run a command of the workspace that must succeed.
+    /// Runs a command of the workspace that must succeed.
     pub(crate) fn workspace(&self, arguments: &[&str]) -> String {
         let output = self.workspace_output(arguments);
         let status = output.status;
@@ -222,13 +222,13 @@ impl World {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    /// Ask in SQL.
+    /// Runs a query.
     pub(crate) fn query(&self, sql: &str) -> Vec<Value> {
         let answer = self.workspace(&["query", "--log", "error", "--org", ORG, "--format", "json", sql]);
         answer.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
     }
 
-    /// The workspace's ledger, of every collector.
+    /// The workspace's ledger, for all collectors.
     pub(crate) fn ledger(&self) -> Vec<Value> {
         let accounts = self.workspace(&["ledger", "--org", ORG, "--format", "json"]);
         accounts.lines().map(|line| serde_json::from_str(line).expect("one object a line")).collect()
@@ -238,13 +238,13 @@ impl World {
         self.query(&format!("SELECT count(*) AS n FROM {from}"))[0]["n"].as_u64().expect("a number")
     }
 
-    /// Change the control store behind the workspace's back; false where there is no python3 for it.
+    /// Changes the control store directly; false without python3.
     pub(crate) fn control_sql(&self, sql: &str) -> bool {
         let script = "import sqlite3,sys; c=sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit()";
         self.control_store(script, sql).is_ok_and(|output| output.status.success())
     }
 
-    /// How many rows of the control store are in `from`: a table, and a condition where there is one.
+    /// Number of rows of the control store in `from`: a table with an optional condition.
     pub(crate) fn control_count(&self, from: &str) -> u64 {
         let script = "import sqlite3,sys; print(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchone()[0])";
         let output = self.control_store(script, &format!("SELECT count(*) FROM {from}")).expect("python3 runs");
@@ -257,7 +257,7 @@ impl World {
         Command::new("python3").args(["-c", script]).arg(store).arg(sql).output()
     }
 
-    /// A new token in a file.
+    /// Writes a new token to a file.
     pub(crate) fn token(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         fs::write(&path, self.workspace(&["token", "new", "--org", ORG])).expect("writes");
@@ -269,13 +269,13 @@ impl World {
         Command::new(VEDETTE).args(arguments).arg("--config").arg(config).output().expect("runs")
     }
 
-    /// Enroll with given parts.
+    /// Enrolls with given parts.
     pub(crate) fn enroll_with(&self, url: &str, ca: &Path, token: &Path) -> Output {
         let (ca, token) = (ca.display().to_string(), token.display().to_string());
         self.vedette(&["enroll", "--workspace", url, "--ca", &ca, "--token-file", &token])
     }
 
-    /// Enroll as it should be.
+    /// Enrolls.
     pub(crate) fn enroll(&self) {
         let output = self.enroll_with(&self.url(), &self.path("workspace/ca.pem"), &self.token("token"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -287,14 +287,14 @@ impl World {
         Process::start(&mut command, &self.path("agent.log"))
     }
 
-    /// Run the agent as nobody: as root, everything can be read.
+    /// Runs the agent as nobody, since root can read everything.
     pub(crate) fn run_unprivileged(&self) -> Process {
         if rustix::process::getuid().as_raw() != 0 {
             return self.run();
         }
         let (binary, nobody) = (self.path("vedette"), 65_534);
         fs::copy(VEDETTE, &binary).expect("copies");
-        // Not the logs: which of them it may read is the test's affair.
+        // Not the logs: the test decides on their permissions.
         fs::create_dir_all(self.path("state")).expect("makes");
         for path in [self.dir.path().to_owned(), self.path("state"), self.path("identity")] {
             let names = fs::read_dir(&path).expect("lists").filter_map(|entry| Some(entry.ok()?.path()));
@@ -310,7 +310,7 @@ impl World {
         Process::start(&mut command, &self.path("agent.log"))
     }
 
-    /// What a collector could not do.
+    /// A collector's last problem.
     pub(crate) fn last_error(&self, id: &str) -> Option<String> {
         let status = self.status();
         let found = status["collectors"].as_array()?.iter().find(|collector| collector["id"] == id)?;

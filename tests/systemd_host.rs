@@ -1,7 +1,7 @@
 //! A booted systemd host: sessions of logind, the journal, and dumps of systemd-coredump, with the real services.
 //!
-//! The host is a Debian root file system under an overlay, run by systemd-nspawn with a network of its own. It needs
-//! root and what `.ci/prepare-host` installs; elsewhere it says why it was skipped.
+//! The host is a Debian root file system under an overlay, run by systemd-nspawn with its own network. It needs root and what
+//! `.ci/prepare-host` installs; otherwise tests print why they are skipped.
 
 use crate::support::{VEDETTE, eventually, workspace_binary};
 use serde_json::Value;
@@ -17,16 +17,16 @@ fn root_file_system(name: &str) -> Option<PathBuf> {
     dir.join(".complete").exists().then_some(dir)
 }
 
-/// A booted host; gone when dropped.
+/// A booted host; stopped when dropped.
 pub(crate) struct Host {
     dir: tempfile::TempDir,
     nspawn: Child,
-    /// Its systemd's process id out here.
+    /// Process id of its systemd on this machine.
     init: String,
 }
 
 impl Host {
-    /// Boot a host with something added to its root; absent, having said why, where that cannot be done here.
+    /// Boots a host with additions to its root; absent, with a message, where that is impossible.
     pub(crate) fn boot_named(name: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
         if rustix::process::getuid().as_raw() != 0 {
             println!("skipped: booting a host needs root");
@@ -53,7 +53,7 @@ impl Host {
         for binary in [Path::new(VEDETTE), workspace_binary()] {
             fs::copy(binary, opt.join(binary.file_name().expect("has a name"))).expect("copies");
         }
-        // kernel.core_pattern is the machine's, not the container's: the host must not set it at its boot.
+        // kernel.core_pattern is the machine's, not the container's, so the host must not set it at boot.
         let sysctl = Path::new(&root).join("etc/sysctl.d/50-coredump.conf");
         fs::create_dir_all(sysctl.parent().expect("has one")).expect("makes");
         std::os::unix::fs::symlink("/dev/null", sysctl).expect("links");
@@ -91,7 +91,7 @@ impl Host {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Run a shell line in it, half a minute at the most.
+    /// Runs a shell command in it, for at most half a minute.
     fn run(&self, script: &str) -> Output {
         Command::new("nsenter")
             .args(["-t", &self.init, "-a", "timeout", "30", "sh", "-c", script])
@@ -134,7 +134,7 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let before = core_pattern();
     let Some(host) = Host::boot_named("host-bookworm", |_| ()) else { return };
     host.must("useradd -m alice && mkdir -p /var/lib/vedette");
-    // Without a terminal logind takes it for a background job.
+    // Without a terminal logind would classify it as a background job.
     host.must("systemd-run --unit=alice --setenv=XDG_SESSION_CLASS=user su -l alice -c 'sleep 1000'");
     host.must(&format!("printf '{}' > /var/lib/vedette/vedette.toml", CONFIG.replace('\n', "\\n")));
     host.must("/opt/vedette-workspace init --dir /var/lib/ws --geo europe");
@@ -150,7 +150,7 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
         rows.iter().any(|row| row["user"] == "alice" && row["session_source"] == "logind").then_some(())
     });
 
-    // Written and asked for over and over, with a restart of the agent between: each once.
+    // Written and queried repeatedly, with restarts of the agent: each once.
     for round in 0..3 {
         host.must(&format!("for n in 1 2 3 4 5; do logger -t probe round {round} line $n; done"));
         if round == 1 {
@@ -165,7 +165,7 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
         assert!(all <= 16, "a line was repeated");
         (all == 16 && distinct == 16).then_some(())
     });
-    // Of a sender that was gone before journald looked, the name is not known: of most of them it is.
+    // The name of a sender that exited before journald looked is unknown; most are known.
     let sql = "SELECT transport, user_id, comm, severity, facility FROM journal WHERE app = 'probe' \
                ORDER BY comm NULLS LAST LIMIT 1";
     let probe = &host.query(sql)[0];
@@ -174,14 +174,14 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
         (&"syslog".into(), &0.into(), &"logger".into())
     );
     assert_eq!((&probe["severity"], &probe["facility"]), (&"notice".into(), &"user".into()));
-    // rsyslog runs as well and writes the same lines to /var/log/syslog: they are not read twice, and status says why.
+    // rsyslog writes the same lines to /var/log/syslog: they are not read twice, and status says why.
     assert!(host.must("cat /var/log/syslog").contains("while down"));
     assert_eq!(host.query("SELECT count(*) AS n FROM syslog")[0]["n"], 0);
     let status = host.must("/opt/vedette status --config /var/lib/vedette/vedette.toml");
     let said = status.lines().find(|line| line.starts_with("syslog")).expect("has a line");
     assert!(said.contains("absent") && said.contains("journal collector"), "{said}");
 
-    // The kernel's core_pattern is the machine's; systemd-coredump is called as the kernel would, on a live process.
+    // The machine has its own core_pattern, so systemd-coredump is called as the kernel would, on a live process.
     host.must(
         "sleep 1000 >/dev/null 2>&1 & pid=$!; head -c 100000 /dev/zero | /lib/systemd/systemd-coredump $pid 0 0 11 $(date +%s) \
          18446744073709551615 h1",
@@ -195,7 +195,7 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let sum = host.must(&format!("sha256sum '{file}'"));
     assert_eq!(crash["sha256"].as_str(), sum.split(' ').next());
 
-    // The kernel tells of a change, at once; the next full look is an hour away.
+    // The kernel reports a change at once; the next full poll is an hour away.
     host.must("ip addr add 198.51.100.7/24 dev lo");
     eventually("the new address", || {
         let rows = host.query("SELECT change, prefix, interface_kind FROM addresses WHERE address = '198.51.100.7'");

@@ -1,18 +1,18 @@
-//! Two organizations in one workspace whose agents have the same key, and so the same id, the same host name, epochs,
-//! sequences and sources: nothing that one can ask returns, counts or overwrites anything of the other.
+//! Two organizations in one workspace whose agents have the same key, and so the same id, host name, epochs, sequences and
+//! sources: no request of one returns, counts or overwrites anything of the other.
 
 use crate::support::{ORG, World, refusal};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs};
 use vedette_benches::peer::Peer;
 use vedette_wire::{
-    Header, Lane, Policy, Told,
+    CursorUpdate, Header, Lane, Policy,
     body::Artifact,
     policy::{ArtifactRequest, Directives},
     reply::Positions,
 };
 
-/// Rounds of what two agents do, drawn at random.
+/// Rounds of random actions of two agents.
 const ROUNDS: u64 = 120;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -20,7 +20,7 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
     let world = World::new();
     world.workspace(&["org", "add", "other", "--tier", "free"]);
     world.enroll();
-    // The other's agent has a copy of the key.
+    // The other organization's agent has a copy of the key.
     fs::create_dir(world.path("identity-other")).expect("makes");
     fs::copy(world.path("identity/key.pem"), world.path("identity-other/key.pem")).expect("copies");
     let token = world.path("token-other");
@@ -94,7 +94,7 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
         assert_eq!(stored, landed[who].len() as u64, "{name}: {account:?}");
         let agents = world.workspace(&["agents", "--org", name, "--format", "json"]);
         assert_eq!(agents.lines().count(), 1);
-        // By name, by path, or through the catalogue: there is nothing of the other's to be named.
+        // By name, by path, or through the catalogue: nothing of the other can be named.
         let theirs = peers[1 - who].1.header.organization;
         for sql in [
             format!("SELECT * FROM \"{theirs}\".syslog"),
@@ -112,7 +112,7 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
         assert!(schema.len() <= 1, "{schema:?}");
     }
     what_else_can_be_asked(&world, &peers).await;
-    // Revoked in both, since the key is the same one and stolen.
+    // Revoked in both, since it is the same stolen key.
     world.workspace(&["agent", "revoke", &peers[0].1.header.agent.to_string(), "--reason", "a copy"]);
     for (_, peer) in &peers {
         let answer = peer.put("records/0000000000000007/99", peer.sealed("x", |header| header.seq = 99)).await;
@@ -123,9 +123,10 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
 /// Positions, policy, renewal, artifacts and alerts.
 async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
     let agent = peers[0].1.header.agent.to_string();
-    // The same source of the same agent: each is given its own cursor back.
+    // The same source of the same agent: each gets its own cursor.
     for (name, peer) in peers {
-        let told = Told { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(name.as_bytes().to_vec()) };
+        let told =
+            CursorUpdate { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(name.as_bytes().to_vec()) };
         let batch = peer.sealed("cursor", |header| (header.seq, header.cursors) = (50, vec![told]));
         assert_eq!(peer.put("records/0000000000000007/50", batch).await.status, 200);
     }
@@ -135,13 +136,13 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
         let cursors: Vec<&[u8]> = page.sources.iter().map(|source| source.cursor.as_slice()).collect();
         assert_eq!((status, cursors), (200, vec![name.as_bytes()]));
     }
-    // One switches collection off, and asks its agent for a file.
+    // One switches collection off, and requests a file from its agent.
     let off = world.workspace(&["policy", "set", "--org", "other", "--collect", "off", "--reason", "a test"]);
     let off: u64 = off.trim().parse().expect("a revision");
     let request =
         ["artifact", "request", "--org", ORG, "--agent", &agent, "--path", "/etc/os-release", "--reason", "r"];
     let id = world.workspace(&request).trim().to_owned();
-    // What is told is looked for each second.
+    // The workspace polls for directives each second.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     let asked = async |peer: &Peer| -> Directives {
         let (status, body) = peer.get("policy/0").await;
@@ -167,7 +168,7 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
     assert_eq!((listed(ORG).lines().count(), listed("other").lines().count()), (1, 0));
     let to = world.path("got").display().to_string();
     refusal(&world.workspace_output(&["artifact", "get", "--org", "other", "--id", &id, "--to", &to]), 1);
-    // The other answers what was not asked of it: nothing comes of that.
+    // The other answers a request that was not its own: without effect.
     let piece = Artifact {
         request: id.clone(),
         path: "/etc/os-release".to_owned(),
@@ -180,7 +181,7 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
         peers[1].1.sealed_with(piece.into(), |header| (header.lane, header.policy_revision) = (Lane::Blobs, 1));
     assert_eq!(peers[1].1.put("blobs/0000000000000007/1", forged).await.status, 200);
     assert!(listed(ORG).contains("\"requested\""), "{}", listed(ORG));
-    // What the policy of the one refuses is an alert of that one alone.
+    // What one organization's policy refuses is an alert of that organization only.
     let late = peers[1].1.sealed("late", |header| (header.seq, header.policy_revision) = (60, off));
     assert_eq!(peers[1].1.put("records/0000000000000007/60", late).await.code(), (422, "policy"));
     let of_policy = |org: &str| {

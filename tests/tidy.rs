@@ -1,4 +1,4 @@
-//! The house rules, enforced: the architecture's arrows, module docs, file length, nothing unfinished.
+//! The house rules as tests: the architecture's arrows, module docs, file length, nothing unfinished.
 
 use serde_json::Value;
 use std::{
@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-/// Lines that one file may have.
+/// Maximum number of lines in a file.
 const LINES_MAX: usize = 500;
 
 fn root() -> PathBuf {
@@ -34,7 +34,7 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-/// Dependencies among our own packages, dev-dependencies included, but that the tests use what the benches do.
+/// Dependencies among this project's packages, including dev-dependencies, except the tests' use of benches.
 fn arrows() -> BTreeMap<String, BTreeSet<String>> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
@@ -72,7 +72,7 @@ fn the_arrows_of_the_architecture_hold() {
             assert!(allowed[package.as_str()].contains(&dependency.as_str()), "{package} -> {dependency}");
         }
     }
-    // Collectors never see the network, wire has neither I/O nor async, and only lake knows its engines.
+    // Collectors have no network, wire has neither I/O nor async, and only lake knows its engines.
     let forbidden: [(&str, &[&str]); 5] = [
         ("vedette-wire", &["tokio", "reqwest", "tracing", "redb"]),
         ("vedette-collectors", &["reqwest", "rustls", "tokio", "redb", "hyper"]),
@@ -115,21 +115,21 @@ fn transport_never_sees_a_body() {
 #[test]
 fn crash_points_exist_in_tests_alone() {
     let manifest = |name: &str| fs::read_to_string(root().join(name).join("Cargo.toml")).expect("reads");
-    // Off by default, and asked for below `dev-dependencies` alone, which no release build sees.
+    // Off by default, and enabled below `dev-dependencies` only, which no release build uses.
     assert!(manifest("transport").contains("failpoints = []") && !manifest("transport").contains("default = "));
     for package in ["agent", "workspace", "collectors", "benches", "lake"] {
         let text = manifest(package);
         let (release, _) = text.split_once("[dev-dependencies]").unwrap_or((&text, ""));
         assert!(!release.contains("failpoints"), "{package}");
     }
-    // Where a release is built, it is looked into.
+    // Inspects a release build if there is one.
     let built = Path::new(crate::support::VEDETTE).with_file_name("../release/vedette");
     if let Ok(binary) = fs::read(built) {
         assert!(!binary.windows(17).any(|window| window == b"VEDETTE_FAILPOINT"), "the release has crash points");
     }
 }
 
-/// What docs/performance.md promises. Where a release is built; `cargo build --release --workspace` builds it again.
+/// The limit of docs/performance.md, checked if there is a release build; `cargo build --release --workspace` updates it.
 #[test]
 fn the_agent_that_is_packaged_has_sixteen_mebibytes() {
     let built = Path::new(crate::support::VEDETTE).with_file_name("../dist/vedette");

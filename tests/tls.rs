@@ -1,4 +1,4 @@
-//! TLS from outside: what the workspace and the agent accept, and what not, tried with OpenSSL and with rustls.
+//! TLS as seen by others: what workspace and agent accept and refuse, with OpenSSL and rustls.
 
 use crate::support::{Process, World, eventually};
 use rustls::{
@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-/// `openssl s_client` to the workspace; what it said.
+/// Output of `openssl s_client` to the workspace.
 fn s_client(world: &World, arguments: &[&str]) -> Option<Output> {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &world.address(), "-CAfile"]).arg(world.path("workspace/ca.pem"));
@@ -36,12 +36,12 @@ fn tls_1_2_and_1_3_are_accepted_and_1_1_is_refused_by_our_alert() {
     for version in ["-tls1", "-tls1_1"] {
         let Some(output) = s_client(&world, &[version, "-cipher", "ALL:@SECLEVEL=0"]) else { return };
         let said = String::from_utf8_lossy(&output.stderr);
-        // An alert that came, not one that OpenSSL raised by itself: protocol_version, or handshake_failure where the peer
-        // names no signature algorithm that is left (RFC 8446 §6.2).
+        // A received alert, not one of OpenSSL's own: protocol_version, or handshake_failure if the peer names no acceptable
+        // signature algorithm (RFC 8446 §6.2).
         let ours = said.contains("SSL alert number 70") || said.contains("SSL alert number 40");
         assert!(!output.status.success() && ours, "{version}: {said}");
     }
-    // Without a certificate one may come in, and do nothing but enroll: admission is asked for each request.
+    // A client without a certificate can connect, and only enroll: each request is authorized.
     let Some(output) = s_client(&world, &["-alpn", "h2"]) else { return };
     assert!(String::from_utf8_lossy(&output.stdout).contains("ALPN protocol: h2"));
 }
@@ -51,7 +51,7 @@ fn sessions_are_resumed() {
     let world = World::new();
     let kept = world.path("session").display().to_string();
     for version in ["-tls1_2", "-tls1_3"] {
-        // Tickets of 1.3 come behind the handshake.
+        // Tickets of TLS 1.3 follow the handshake.
         let script = format!(
             "(printf 'GET /livez HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'; sleep 1) | openssl s_client -connect {} \
              -CAfile {} {version} -ign_eof -sess_out {kept}",
@@ -69,7 +69,7 @@ fn sessions_are_resumed() {
     }
 }
 
-/// What a rustls peer of these versions agrees on: version and group of the key exchange.
+/// Version and key exchange group agreed with a rustls peer of these versions.
 fn agreed(world: &World, versions: &[&'static SupportedProtocolVersion]) -> (String, String) {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
@@ -100,7 +100,7 @@ fn a_peer_of_either_version_is_served_and_the_best_that_both_know_is_used() {
     assert_eq!(agreed(&world, &[&rustls::version::TLS13]).0, "TLSv1_3");
 }
 
-/// The agent towards servers of one version each, with the workspace's own certificate.
+/// The agent with servers of one version each, with the workspace's certificate.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_talks_to_1_2_and_1_3_and_not_to_1_1() {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -139,7 +139,7 @@ async fn the_agent_talks_to_1_2_and_1_3_and_not_to_1_1() {
     }
 }
 
-/// The name that is asked for stands in the first message (RFC 6066 §3), so that what is between can route by it.
+/// The requested name is in the first message (RFC 6066 §3), so that proxies can route by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_names_the_server_that_it_wants() {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -163,7 +163,7 @@ async fn the_agent_names_the_server_that_it_wants() {
     assert!(hello.windows(9).any(|window| window == b"localhost"), "{hello:x?}");
 }
 
-/// `[workspace] roots`: the CA file, what the platform trusts (here, what `SSL_CERT_FILE` says that it trusts), or both.
+/// `[workspace] roots`: the CA file, the platform's trust store (here, that of `SSL_CERT_FILE`), or both.
 #[test]
 fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
     let (world, other) = (World::new(), World::new());
@@ -196,7 +196,7 @@ fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
         let answer = enroll(roots, ca.map(PathBuf::as_path), platform);
         assert!(answer.contains(said), "{roots} {ca:?}: {answer}");
     }
-    // And it delivers.
+    // It delivers.
     world.append("a.log", "a line\n");
     let mut command = Command::new(crate::support::VEDETTE);
     command
@@ -208,7 +208,7 @@ fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
 }
 
-/// `run` could never deliver there; the handshake ends before the token is sent, and no key is left.
+/// `run` could never deliver there; the handshake ends before the token is sent, and no key remains.
 #[test]
 fn a_server_whose_certificate_names_no_geography_is_no_workspace() {
     let world = World::new();

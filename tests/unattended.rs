@@ -1,5 +1,5 @@
-//! The lines of docs/provisioning.md, as they stand there, on a booted Debian host: cloud-init's user data and the Ansible
-//! tasks bring the files, the service enrolls at its first start and collects.
+//! The examples of docs/provisioning.md, verbatim, on a booted Debian host: cloud-init's user data and the Ansible tasks
+//! install the files; the service enrolls at its first start and collects.
 
 use crate::{support::eventually, systemd_host::Host};
 use std::{fs, path::Path};
@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\ndir = \"/var/lib/vedette/state\"\n\
     [host]\ncloud = \"off\"\n";
 
-/// A block of the page, by how it begins.
+/// A code block of the page, by its first line.
 fn block(begins: &str) -> String {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/provisioning.md")).expect("reads");
     let from = page.find(begins).unwrap_or_else(|| panic!("the page has no {begins}"));
@@ -15,7 +15,7 @@ fn block(begins: &str) -> String {
     block[..block.find("```").expect("it ends")].to_owned()
 }
 
-/// A host with a workspace in it, the agent's binary and its unit, as a package would bring them.
+/// A host with a workspace, the agent's binary and its unit, as a package would install them.
 fn host(prepare: impl FnOnce(&Path)) -> Option<Host> {
     Host::boot_named("host-provisioning", |root| {
         fs::write(root.join("etc/systemd/system/vedette.service"), block("[Unit]")).expect("writes");

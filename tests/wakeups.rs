@@ -1,4 +1,4 @@
-//! File events are a hint only: where the kernel gives none, or too many at once, nothing is missed.
+//! File events are hints: nothing is missed where the kernel sends none, or too many at once.
 
 use crate::support::{Process, VEDETTE, World, eventually};
 use std::{fs, process::Command};
@@ -29,7 +29,7 @@ fn without_any_inotify_instance_left_files_are_read_all_the_same() {
 
 const LIMIT: &str = "/proc/sys/fs/inotify/max_queued_events";
 
-/// What the limit was before, also where the test fails.
+/// The previous limit, restored even if the test fails.
 struct Restored(String);
 
 impl Drop for Restored {
@@ -38,8 +38,8 @@ impl Drop for Restored {
     }
 }
 
-/// The kernel's queue of events overflows (IN_Q_OVERFLOW, inotify(7)) while lines go to many files. Other agents that are
-/// started at that moment get the small one too, which must not matter to them either.
+/// The kernel's event queue overflows (IN_Q_OVERFLOW, inotify(7)) while lines go to many files. Other agents that start at that
+/// moment get the small queue too, which must not matter to them either.
 #[test]
 fn after_an_overflow_of_events_nothing_is_missed() {
     let before = fs::read_to_string(LIMIT).expect("Linux has it");
@@ -53,7 +53,7 @@ fn after_an_overflow_of_events_nothing_is_missed() {
     world.enroll();
     let mut agent = world.run();
     eventually("what was there", || (world.count("syslog") == 1).then_some(()));
-    // Each instance keeps the limit that it was made with.
+    // Each instance keeps the limit that it was created with.
     drop(limit);
     for round in 0..5 {
         for file in 0..200 {

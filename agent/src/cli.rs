@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Collects security data of this machine and ships it to a Vedette workspace.
+/// Collects security data of this host and ships it to a Vedette workspace.
 #[derive(Debug, Parser)]
 #[command(name = "vedette", version)]
 pub(crate) struct Arguments {
@@ -11,63 +11,62 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// Where the configuration comes from.
+/// Sources of the configuration.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigArguments {
-    /// Configuration file; files in conf.d beside it, environment and --set go over it.
+    /// Configuration file; conf.d beside it, the environment and --set override it.
     #[arg(long, default_value = "/etc/vedette/vedette.toml")]
     pub(crate) config: PathBuf,
-    /// One setting, as in transport.compression=gzip; goes over everything else.
+    /// A setting, as in transport.compression=gzip; overrides all other sources.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Join a workspace: make a key here, have it signed there.
+    /// Join a workspace: create a key here and have it certified there.
     Enroll {
         #[command(flatten)]
         config: ConfigArguments,
-        /// Address of the workspace, https://host:port.
+        /// URL of the workspace, https://host:port.
         #[arg(long)]
         workspace: String,
-        /// The workspace's CA certificate (its ca.pem); left out where the configuration's `workspace.roots` is `platform`.
+        /// CA certificate of the workspace (its ca.pem); optional if `workspace.roots` is `platform`.
         #[arg(long)]
         ca: Option<PathBuf>,
-        /// File with the enrollment token; `-` reads it from stdin.
+        /// File with the enrollment token; `-` reads standard input.
         #[arg(long)]
         token_file: PathBuf,
-        /// Replace an enrollment that is there; the key, and so the agent's id, stays.
+        /// Replace an existing enrollment. The key and the agent's id stay.
         #[arg(long)]
         again: bool,
     },
-    /// Collect and ship until stopped (SIGTERM); exit code 3 where this host is not enrolled, 78 where the configuration is
-    /// wrong.
+    /// Collect and ship until SIGTERM; exit code 3 if this host is not enrolled, 78 if the configuration is wrong.
     Run {
         #[command(flatten)]
         config: ConfigArguments,
     },
     /// Collect once and print; needs neither enrollment nor network.
     Once {
-        /// Configuration file; without one the defaults apply.
+        /// Configuration file [default: none, use defaults].
         #[arg(long)]
         config: Option<PathBuf>,
-        /// One setting, as in host.root=/host.
+        /// A setting, as in host.root=/host.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
         /// Collectors to run [default: all].
         #[arg(long = "collector", value_name = "ID")]
         collectors: Vec<String>,
-        /// How to print: ocsf and json are one object a line.
+        /// Output format; ocsf and json print one object per line.
         #[arg(long, default_value = "table")]
         format: OnceFormat,
     },
-    /// Check the configuration; exit code 78 when it is wrong.
+    /// Check the configuration; exit code 78 if it is wrong.
     Check {
         #[command(flatten)]
         config: ConfigArguments,
     },
-    /// Ask the running agent how it is; exit code 4 when none runs.
+    /// Show the state of the running agent; exit code 4 if none runs.
     Status {
         #[command(flatten)]
         config: ConfigArguments,
@@ -75,17 +74,17 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Whether it collects and delivers, for probes and alarms: exit code 1 and a line for each thing that does not, also for
-    /// a file that cannot be read or a socket that cannot be bound; 4 where no agent runs. A right that a collector lacks for
-    /// a part of what it tells is in `status` alone.
+    /// Check that the agent collects and delivers, for probes and alarms. Exit code 1 and one line per problem, including files
+    /// that cannot be read and sockets that cannot be bound; exit code 4 if no agent runs. Missing permissions that only reduce
+    /// a collector's output are in `status` alone.
     Health {
         #[command(flatten)]
         config: ConfigArguments,
-        /// How long batches may wait without one landing.
+        /// Maximum time that batches may wait while none lands.
         #[arg(long, default_value = "5m")]
         stalled_after: vedette_collectors::settings::Interval,
     },
-    /// Look into the queue, and mend it.
+    /// Inspect and repair the queue.
     #[command(subcommand)]
     Queue(QueueCommand),
     /// Print the version.
@@ -94,29 +93,29 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print a completion script for a shell.
+    /// Print a shell completion script.
     Completions {
-        /// The shell.
+        /// Shell.
         shell: clap_complete::Shell,
     },
-    /// Write the man pages, one for each command.
+    /// Write the man pages, one per command.
     Man {
-        /// Where they are written.
+        /// Output directory.
         #[arg(long)]
         dir: PathBuf,
     },
-    /// Print generated reference pages.
+    /// Print a generated reference page.
     #[command(hide = true)]
     Reference {
-        /// Which one.
+        /// Page to print.
         page: Page,
     },
 }
 
-/// All but `status` need the agent to be stopped, and say so.
+/// All but `status` require the agent to be stopped, and say so.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
-    /// How full it is, and what is set aside.
+    /// Show how full the queue is, and what is set aside.
     Status {
         #[command(flatten)]
         config: ConfigArguments,
@@ -124,7 +123,7 @@ pub(crate) enum QueueCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Read every batch, and compare what is there with what the queue says of itself; exit code 1 where it is damaged.
+    /// Read every batch and compare the content with the queue's own counts; exit code 1 if the queue is damaged.
     Verify {
         #[command(flatten)]
         config: ConfigArguments,
@@ -132,65 +131,65 @@ pub(crate) enum QueueCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Put what can be found in a damaged queue that was moved aside into the queue; the agent does it at its start.
+    /// Move intact batches of a damaged queue into the queue, as the agent does at its start.
     Salvage {
         #[command(flatten)]
         config: ConfigArguments,
     },
-    /// Write every batch to a directory; the queue stays as it is.
+    /// Write every batch to a directory; the queue stays unchanged.
     Export {
         #[command(flatten)]
         config: ConfigArguments,
-        /// Directory; made where it is missing.
+        /// Output directory; created if missing.
         #[arg(long)]
         to: PathBuf,
-        /// Records as JSON lines instead of the sealed frames.
+        /// Write records as JSON lines instead of sealed frames.
         #[arg(long)]
         records: bool,
     },
-    /// Batches that the workspace will never take as they are.
+    /// Manage batches that the workspace refuses for good.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum QuarantineCommand {
-    /// List them with their reasons.
+    /// List batches with their reasons.
     List {
         #[command(flatten)]
         config: ConfigArguments,
-        /// Print one JSON object a line.
+        /// Print one JSON object per line.
         #[arg(long)]
         json: bool,
     },
-    /// Print the reason and the records of one.
+    /// Print the reason and the records of a batch.
     Show {
         #[command(flatten)]
         config: ConfigArguments,
-        /// Its slot, from `list`.
+        /// Slot, as shown by `list`.
         slot: u64,
     },
-    /// Put batches back into the queue, to be sent once more.
+    /// Move batches back to the queue, to be sent again.
     Replay(SlotArguments),
     /// Delete batches for good.
     Drop(SlotArguments),
 }
 
-/// Which batches in quarantine.
+/// Selects batches in quarantine.
 #[derive(Debug, Args)]
 pub(crate) struct SlotArguments {
     #[command(flatten)]
     pub(crate) config: ConfigArguments,
-    /// Their slots, from `list`.
+    /// Slots, as shown by `list`.
     #[arg(required_unless_present = "all")]
     pub(crate) slots: Vec<u64>,
-    /// All of them.
+    /// All batches.
     #[arg(long, conflicts_with = "slots")]
     pub(crate) all: bool,
 }
 
 impl QueueCommand {
-    /// Where the configuration comes from.
+    /// Sources of the configuration.
     pub(crate) fn config(&mut self) -> &mut ConfigArguments {
         use QuarantineCommand::{Drop, List, Replay, Show};
         match self {

@@ -1,8 +1,7 @@
-//! Where this host stands: what the cloud's instance metadata says of the machine, and the geography that follows from it or
-//! from the configuration.
+//! Location of this host: its cloud's instance metadata, and the geography that follows from it or from the configuration.
 //!
-//! The metadata services are asked over plain HTTP on the link-local address that all three share, without a proxy and
-//! without a name to resolve, and only where the firmware's tables name that cloud or the configuration does.
+//! The three clouds share a link-local address for their metadata services. The agent queries it over plain HTTP, without a
+//! proxy or name resolution, and only if the firmware or the configuration names the cloud.
 //!
 //! Azure: <https://learn.microsoft.com/azure/virtual-machines/instance-metadata-service>. AWS, version 2 with a token:
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>. Google:
@@ -17,23 +16,23 @@ use std::{
     time::{Duration, Instant},
 };
 use url::Url;
-use vedette_collectors::Cx;
+use vedette_collectors::CollectorContext;
 use vedette_wire::{
     body::CloudInstance,
     geo::{Cloud, Geography, UnknownPlace},
 };
 
-/// The address of the metadata service (RFC 3927).
+/// Address of the metadata service (RFC 3927).
 const LINK_LOCAL: &str = "http://169.254.169.254";
-/// All that is asked has to be answered within this.
+/// Time limit for all queries together.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// An answer is not larger.
+/// Maximum size of an answer.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
-/// What Azure writes into the chassis of its machines; a Hyper-V elsewhere does not.
+/// Chassis asset tag of Azure's machines; Hyper-V elsewhere does not set it.
 const AZURE_ASSET_TAG: &str = "7783-7084-3265-9085-8269-3286-77";
 
-/// The cloud that this host is asked about; absent on premises, and where the configuration says `off`.
-fn cloud(setting: CloudSetting, cx: &Cx) -> Option<Cloud> {
+/// The cloud of this host; absent on premises, and if the configuration says `off`.
+fn cloud(setting: CloudSetting, cx: &CollectorContext) -> Option<Cloud> {
     let dmi = |name: &str| cx.text(&format!("/sys/class/dmi/id/{name}")).unwrap_or_default();
     match setting {
         CloudSetting::Off => None,
@@ -49,8 +48,8 @@ fn cloud(setting: CloudSetting, cx: &Cx) -> Option<Cloud> {
     }
 }
 
-/// What the cloud says of this machine; absent where there is none, or it does not answer, which is logged.
-pub(crate) fn instance(place: &HostPlace, cx: &Cx) -> Option<CloudInstance> {
+/// Instance metadata of this host; absent without a cloud. A missing answer is logged.
+pub(crate) fn instance(place: &HostPlace, cx: &CollectorContext) -> Option<CloudInstance> {
     let cloud = cloud(place.cloud, cx)?;
     let base = place.metadata_url.clone().unwrap_or_else(|| Url::parse(LINK_LOCAL).expect("is a URL"));
     let asker = Asker { base, deadline: Instant::now() + PATIENCE };
@@ -64,10 +63,9 @@ pub(crate) fn instance(place: &HostPlace, cx: &Cx) -> Option<CloudInstance> {
         .ok()
 }
 
-/// The geography of this host: what the configuration says, or the cloud's region. Absent where neither is known.
+/// Geography of this host, from the configuration or the cloud's region; absent if neither is known.
 ///
-/// # Errors
-/// Where the region is in no table: nothing is guessed.
+/// # Errors The region is not listed. It is never guessed.
 pub(crate) fn geography(
     place: &HostPlace,
     instance: Option<&CloudInstance>,
@@ -84,7 +82,7 @@ fn text(value: &Value) -> Option<String> {
     value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// The last part of `projects/123/zones/europe-west2-a`.
+/// The last segment of `projects/123/zones/europe-west2-a`.
 fn last(path: &str) -> Option<String> {
     path.rsplit('/').next().map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned)
 }
@@ -113,7 +111,7 @@ fn aws(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
     let token = asker.ask("PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")])?;
     let with_token = [("X-aws-ec2-metadata-token", token.trim())];
     let document: Value = serde_json::from_str(&asker.get("/latest/dynamic/instance-identity/document", &with_token)?)?;
-    // Where the instance does not show its tags, this is 404.
+    // Answers 404 if the instance does not expose its tags.
     let tag = |name: &String| {
         let value = asker.get(&format!("/latest/meta-data/tags/instance/{name}"), &with_token).ok()?;
         Some((name.clone(), value))
@@ -131,7 +129,7 @@ fn aws(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
 }
 
 fn gcp(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
-    // One by one: the whole document holds start-up scripts, and what secrets are in them.
+    // Queries single values: the whole document includes start-up scripts and their secrets.
     let get = |path: &str| asker.get(&format!("/computeMetadata/v1/{path}"), &[("Metadata-Flavor", "Google")]);
     let zone = last(&get("instance/zone")?);
     let attribute = |name: &String| Some((name.clone(), get(&format!("instance/attributes/{name}")).ok()?));
@@ -147,7 +145,7 @@ fn gcp(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
     })
 }
 
-/// Asks one metadata service, until its time is up.
+/// Queries one metadata service within a time limit.
 struct Asker {
     base: Url,
     deadline: Instant,
@@ -158,11 +156,11 @@ impl Asker {
         self.ask("GET", path, headers)
     }
 
-    /// One request of HTTP/1.0: no proxy, no redirect, no encoding.
+    /// Sends an HTTP/1.0 request: no proxy, redirect or encoding.
     fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<String> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within the time limit"));
         }
         let address = self.base.socket_addrs(|| None)?.first().copied().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let mut stream = TcpStream::connect_timeout(&address, left)?;
@@ -187,7 +185,7 @@ impl Asker {
                 break;
             }
             if Instant::now() > self.deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "no whole answer in time"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "no complete answer within the time limit"));
             }
         }
         let answer = String::from_utf8_lossy(&answer);
@@ -199,7 +197,7 @@ impl Asker {
     }
 }
 
-/// Whether the body has the length that the head says; a service may keep the connection open all the same.
+/// Whether the body is complete by its stated length. A service may keep the connection open.
 fn is_whole(answer: &[u8]) -> bool {
     let text = String::from_utf8_lossy(answer);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };

@@ -2,18 +2,18 @@
 
 use std::process::ExitCode;
 
-/// Why a command ends without success.
+/// Why a command fails.
 #[derive(Debug)]
 pub(crate) enum Exit {
-    /// Anything else.
+    /// Any other failure.
     Failure(anyhow::Error),
-    /// The command line names something that is not there.
+    /// The command line names something that does not exist.
     Usage(String),
-    /// `vedette enroll` has not been run.
+    /// The host is not enrolled.
     NotEnrolled(String),
-    /// There is no running agent to ask.
+    /// No agent runs.
     NotRunning(String),
-    /// The configuration is wrong; a line for each problem.
+    /// The configuration is wrong; one line per problem.
     Config(Vec<String>),
 }
 
@@ -24,12 +24,12 @@ impl<E: Into<anyhow::Error>> From<E> for Exit {
 }
 
 impl Exit {
-    /// A problem of the configuration that no file and line belongs to.
+    /// A problem of the configuration without file and line.
     pub(crate) fn config(problem: impl Into<String>) -> Self {
         Exit::Config(vec![problem.into()])
     }
 
-    /// Tell it on stderr.
+    /// Prints the reason on standard error.
     #[expect(clippy::print_stderr, reason = "the last words of a command are for whoever ran it")]
     pub(crate) fn report(self) -> ExitCode {
         match self {

@@ -1,7 +1,7 @@
-//! Who this agent is: files in `[identity] dir`, written by `vedette enroll` alone.
+//! Identity of the agent: files in `[identity] dir`, which only `vedette enroll` and the agent write.
 //!
-//! `key.pem` (0600), `cert.pem`, `ca.pem`, and last `enrollment.json`, which says that the others are whole. `next.json` is
-//! another identity that takes the place of these, whole in one file, until it has.
+//! `key.pem` (0600), `cert.pem`, `ca.pem`, and `enrollment.json`, which is written last and marks the others as complete.
+//! `next.json` is a complete new identity in one file until it has replaced these.
 
 use crate::{config::Resolved, exit::Exit};
 use anyhow::{Context, Result};
@@ -14,11 +14,11 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
-use vedette_collectors::Cx;
+use vedette_collectors::CollectorContext;
 use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::EnrollReply};
 use zeroize::Zeroizing;
 
-/// What enrollment noted.
+/// Facts of the enrollment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Enrollment {
     pub(crate) organization: OrganizationId,
@@ -27,19 +27,19 @@ pub(crate) struct Enrollment {
     pub(crate) workspace: String,
     pub(crate) geo: WorkspaceGeo,
     pub(crate) policy_revision: u64,
-    /// What the workspace asked for; an acknowledgement may ask for another.
+    /// Codec that the workspace requested; an acknowledgement may request another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) compression: Option<Compression>,
-    /// What policies are verified with: Ed25519, hex. Absent where a release without policies enrolled.
+    /// Key to verify policies with: Ed25519, hex. Absent if a release without policies enrolled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) policy_key: Option<String>,
-    /// Agents that this machine was before, having been found to share its key with another.
+    /// Agents that this one replaces, since their key was found on another machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) replaces: Vec<AgentId>,
 }
 
 impl Enrollment {
-    /// As the workspace at this address answered.
+    /// Builds an enrollment from the answer of a workspace at this URL.
     pub(crate) fn of(reply: EnrollReply, workspace: &str) -> Self {
         Self {
             organization: reply.organization,
@@ -57,7 +57,7 @@ impl Enrollment {
 
 #[cfg(test)]
 impl Enrollment {
-    /// Of an agent of tests.
+    /// An enrollment for tests.
     pub(crate) fn sample(workspace: &str) -> Self {
         Self {
             organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
@@ -73,16 +73,16 @@ impl Enrollment {
     }
 }
 
-/// Another identity of this machine.
+/// A new identity of this machine.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Next {
-    /// PEM, as the certificate.
+    /// PEM, like the certificate.
     pub(crate) key: String,
     pub(crate) certificate: String,
     pub(crate) enrollment: Enrollment,
 }
 
-/// Its file, and that of its key before it has a certificate.
+/// File of a new identity, and of its key before it has a certificate.
 const NEXT: &str = "next.json";
 const NEXT_KEY: &str = "next-key.pem";
 
@@ -104,18 +104,18 @@ impl IdentityDir {
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
-    /// Read a key; what was read is overwritten once it was used.
+    /// Reads a key; its memory is overwritten after use.
     pub(crate) fn secret(&self, name: &str) -> Result<Zeroizing<Vec<u8>>> {
         self.read(name).map(Zeroizing::new)
     }
 
-    /// Make the directory, for the agent's user alone.
+    /// Creates the directory for the agent's user only.
     pub(crate) fn create(&self) -> Result<()> {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
         made.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
     }
 
-    /// Keep others from running under this identity for as long as the directory is open (flock(2)).
+    /// Locks the identity for as long as the file is open (flock(2)).
     pub(crate) fn lock(&self) -> Result<fs::File> {
         let dir = fs::File::open(&self.0).with_context(|| format!("cannot open {}", self.0.display()))?;
         match dir.try_lock() {
@@ -127,7 +127,7 @@ impl IdentityDir {
         }
     }
 
-    /// Write a file whole: beside it, fsynced, renamed, the directory fsynced.
+    /// Writes a file atomically: to a temporary file, fsync, rename, fsync of the directory.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let (path, part) = (self.path(name), self.path(&format!(".{name}.part")));
         let write = || -> std::io::Result<()> {
@@ -140,17 +140,17 @@ impl IdentityDir {
         write().with_context(|| format!("cannot write {}; check its owner", path.display()))
     }
 
-    /// The key that is there, or a new one (P-256, RFC 5480), on disk before anybody hears of it.
+    /// Reads the key, or creates one (P-256, RFC 5480) on disk before anyone learns of it.
     pub(crate) fn key(&self) -> Result<Zeroizing<KeyPair>> {
         self.key_in("key.pem")
     }
 
-    /// The key of another identity that is asked for, or a new one.
+    /// Reads the key of a new identity, or creates one.
     pub(crate) fn next_key(&self) -> Result<Zeroizing<KeyPair>> {
         self.key_in(NEXT_KEY)
     }
 
-    /// Make another one when it is asked for next.
+    /// Deletes the key of a new identity.
     pub(crate) fn forget_next_key(&self) -> Result<()> {
         self.delete(NEXT_KEY)
     }
@@ -164,15 +164,14 @@ impl IdentityDir {
         }
     }
 
-    /// For an enrollment that replaces whatever is there: the present one, where it can be read; another one that was kept
-    /// takes its place before, or is deleted where it is damaged.
+    /// The enrollment to replace, if it can be read. First completes a pending new identity, or deletes a damaged one.
     pub(crate) fn replaced(&self) -> Result<Option<Enrollment>> {
         if let Err(err) = self.finish_next() {
             tracing::warn!(error = format!("{err:#}"), "deleted");
             self.delete(NEXT)?;
         }
         Ok(self.enrollment().unwrap_or_else(|err| {
-            tracing::warn!(error = format!("{err:#}"), "what is queued for it cannot be sent under another name");
+            tracing::warn!(error = format!("{err:#}"), "its queue cannot be sent under another name");
             None
         }))
     }
@@ -190,14 +189,13 @@ impl IdentityDir {
         Ok(key)
     }
 
-    /// Keep another identity, and put it in the place of the present one: what a crash leaves undone is done by
-    /// [`IdentityDir::finish_next`].
+    /// Stores a new identity and replaces the present one with it. After a crash [`IdentityDir::finish_next`] completes this.
     pub(crate) fn keep_next(&self, next: &Next) -> Result<()> {
         self.write(NEXT, &serde_json::to_vec(next)?)?;
         self.finish_next()
     }
 
-    /// Put an identity that was kept in the place of the present one, where there is any.
+    /// Replaces the present identity with a stored new one, if there is one.
     pub(crate) fn finish_next(&self) -> Result<()> {
         let bytes = match fs::read(self.path(NEXT)) {
             Ok(bytes) => bytes,
@@ -209,14 +207,14 @@ impl IdentityDir {
         self.write("key.pem", next.key.as_bytes())?;
         self.write("cert.pem", next.certificate.as_bytes())?;
         self.write("enrollment.json", &serde_json::to_vec_pretty(&next.enrollment)?)?;
-        // Of the other machine, which answers them.
+        // The other machine answers these.
         for name in ["artifacts.json", NEXT_KEY, NEXT] {
             self.delete(name)?;
         }
         Ok(())
     }
 
-    /// What enrollment noted; absent before it.
+    /// The enrollment; absent before it.
     pub(crate) fn enrollment(&self) -> Result<Option<Enrollment>> {
         let path = self.path("enrollment.json");
         match fs::read(&path) {
@@ -229,7 +227,7 @@ impl IdentityDir {
         }
     }
 
-    /// What enrollment noted, held against what the configuration states.
+    /// The enrollment, compared with the configuration.
     pub(crate) fn enrolled(&self, config: &Resolved) -> Result<Enrollment, Exit> {
         self.finish_next()?;
         let Some(enrollment) = self.enrollment()? else {
@@ -264,14 +262,14 @@ impl IdentityDir {
     }
 }
 
-/// `/etc/machine-id`, hashed: machine-id(5) asks not to show the id itself, and a hash that is ours alone tells machines
-/// apart as well.
-pub(crate) fn machine(cx: &Cx) -> Option<String> {
+/// Hash of `/etc/machine-id`: machine-id(5) asks not to reveal the id, and an application-specific hash also identifies a
+/// machine.
+pub(crate) fn machine(cx: &CollectorContext) -> Option<String> {
     hashed("machine", &cx.text("/etc/machine-id")?)
 }
 
-/// The boot id (random(4)), hashed.
-pub(crate) fn boot(cx: &Cx) -> Option<String> {
+/// Hash of the boot id (random(4)).
+pub(crate) fn boot(cx: &CollectorContext) -> Option<String> {
     hashed("boot", &cx.text("/proc/sys/kernel/random/boot_id")?)
 }
 
@@ -279,7 +277,7 @@ fn hashed(what: &str, id: &str) -> Option<String> {
     Some(hex::encode(&Sha256::digest(format!("vedette {what} {id}"))[..16]))
 }
 
-/// A signing request (RFC 2986), PEM. The names in it are the workspace's to give.
+/// A certificate signing request (RFC 2986), PEM. The workspace sets the names in the certificate.
 pub(crate) fn signing_request(key: &KeyPair) -> Result<String> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -290,7 +288,7 @@ pub(crate) fn signing_request(key: &KeyPair) -> Result<String> {
 mod tests {
     use super::*;
 
-    /// Killed behind any of the writes: the next start finishes it.
+    /// Killed after any of the writes: the next start completes it.
     #[test]
     fn another_identity_takes_the_place_of_the_present_one_whole() {
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());

@@ -13,9 +13,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     share_heaps();
-    // What is written here is the agent's alone, also where a directory was there before and is everybody's to read.
+    // Files are the agent's alone, even in a directory that others can read.
     rustix::process::umask(rustix::fs::Mode::from(0o077));
-    // Keys are in its memory: no other process of its user reads that, and no dump is written (PR_SET_DUMPABLE(2const)).
+    // Memory holds keys: other processes of the user cannot read it, and no core dump is written (PR_SET_DUMPABLE(2const)).
     let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     hidden.expect("a process may say so of itself");
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
@@ -25,9 +25,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Two heaps for all threads (mallopt(3), `M_ARENA_MAX`). A batch is made by one thread and freed by another; with glibc's
-/// eight heaps for each core several of them lie about in each, a quarter of what the agent takes while it catches up.
-/// Mapping each batch by itself (`M_MMAP_THRESHOLD`) takes still less memory, and a sixth more processor time.
+/// Limits malloc to two arenas (mallopt(3), `M_ARENA_MAX`). One thread allocates a batch and another frees it; with glibc's
+/// eight arenas per core each keeps several batches, a quarter of the agent's memory while it catches up. Mapping each batch
+/// (`M_MMAP_THRESHOLD`) needs still less memory, but a sixth more processor time.
 fn share_heaps() {
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "there is no safe call for it")]

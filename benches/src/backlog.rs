@@ -1,4 +1,4 @@
-//! A long backlog: how fast the agent starts over it, and what it takes, also where the queue is damaged.
+//! A long backlog: duration of a start, and resources after it, with an intact and a damaged queue.
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -10,9 +10,9 @@ use std::{
 };
 use vedette_benches::world::{self, World};
 
-/// Bytes of log that are on disk at the same time.
+/// Maximum size of the log on disk.
 const FILE_BYTES: u64 = 512 << 20;
-/// How long the agent is watched after each start.
+/// Time of observation after each start.
 const WATCHED: Duration = Duration::from_secs(60);
 
 pub(crate) fn backlog(gib: u64) -> Result<()> {
@@ -28,13 +28,13 @@ pub(crate) fn backlog(gib: u64) -> Result<()> {
     let queue = world.path("state/records.redb");
     println!("backlog            {:.1} GiB on disk", fs::metadata(&queue)?.len() as f64 / f64::from(1 << 30));
     started(&world, "the backlog, after SIGKILL")?;
-    // Every copy of what redb reads first.
+    // All copies of what redb reads first.
     File::options().write(true).open(&queue)?.write_all_at(&[0x55; 4096], 0)?;
     started(&world, "the backlog, its head overwritten")?;
     Ok(())
 }
 
-/// Start, and see how long until it answers, and what it takes in the minute after.
+/// Starts the agent; measures the time until it answers, and its resources in the minute after.
 fn started(world: &World, what: &str) -> Result<()> {
     let began = Instant::now();
     let agent = world.run()?;
@@ -54,7 +54,7 @@ fn started(world: &World, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Lines that hardly compress, until the queue holds so much.
+/// Writes lines that hardly compress until the queue has a size.
 fn fill(world: &World, dir: &Path, bytes: u64) -> Result<()> {
     let agent = world.run()?;
     let queued = |world: &World| -> Result<(u64, u64)> {
@@ -90,7 +90,7 @@ fn fill(world: &World, dir: &Path, bytes: u64) -> Result<()> {
             break;
         }
     }
-    // SIGKILL: nothing is tidied up.
+    // SIGKILL: nothing is cleaned up.
     drop(agent);
     Ok(())
 }

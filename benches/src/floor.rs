@@ -1,4 +1,4 @@
-//! The floor: what nobody can do without. Read the file, find the lines, compress with zstd level 1; nothing else.
+//! The floor: the work that every agent must do. Reads the file, finds the lines, compresses with zstd level 1.
 
 use crate::world::cpu_seconds;
 use anyhow::Result;
@@ -8,14 +8,14 @@ use std::{
     path::Path,
 };
 
-/// What it took.
+/// Cost of the floor.
 pub(crate) struct Floor {
     pub(crate) lines: u64,
     pub(crate) compressed: u64,
     pub(crate) cpu_seconds: f64,
 }
 
-/// Batches of the agent's size, each compressed by itself.
+/// Compressed separately, with the agent's batch size.
 const BATCH_BYTES: usize = 1 << 20;
 
 pub(crate) fn floor(path: &Path) -> Result<Floor> {

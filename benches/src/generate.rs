@@ -1,5 +1,5 @@
-//! A syslog file, always the same for the same size: what sshd, sudo, systemd, cron and a web application write,
-//! 200 to 250 bytes a line.
+//! Generates a syslog file, the same for each size: lines of sshd, sudo, systemd, cron and a web application with 200 to 250
+//! bytes.
 
 use anyhow::Result;
 use std::{
@@ -37,14 +37,9 @@ const WORDS: [&str; 24] = [
     "worker",
 ];
 
-/// Write at least `bytes` bytes.
+/// Writes at least `bytes` bytes; the same lines each time.
 ///
-/// # Errors
-/// Where the file cannot be written.
-/// Write the same lines each time.
-///
-/// # Errors
-/// Where the file cannot be written.
+/// # Errors The file cannot be written.
 pub fn generate(path: &Path, bytes: u64) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(SEED);
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);

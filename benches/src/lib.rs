@@ -1,4 +1,4 @@
-//! What benches and the fault campaign share: real processes in a scratch directory, and generators of lines.
+//! Shared by benchmarks and the fault campaign: real processes in a scratch directory, and generators of lines.
 
 #![expect(clippy::disallowed_methods, reason = "scratch files need not be durable")]
 

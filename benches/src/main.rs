@@ -1,14 +1,14 @@
-//! Measures what `docs/performance.md` holds, with the release binaries beside it.
+//! Measures the figures of `docs/performance.md` with the release binaries beside it.
 //!
 //! ```text
-//! vedette-bench generate FILE MIB          a syslog file, always the same: 200 to 250 bytes a line
+//! vedette-bench generate FILE MIB          a reproducible syslog file with 200 to 250 bytes per line
 //! vedette-bench catch-up FILE [zstd|gzip]  the floor and the agent on the same file, in one run
-//! vedette-bench rate LINES SECONDS         so many lines a second: processor time, memory, append to landed
-//! vedette-bench backlog GIB                start over a queue of so much, whole and damaged
-//! vedette-bench idle SECONDS               memory and processor time with every collector on
-//! vedette-bench start [RUNS]               from start to the first record landed
-//! vedette-bench answer [RUNS]              from a line appended to its row in an answer of `query`
-//! vedette-bench processes COUNT            processor time of a snapshot and of a look at which nothing changed
+//! vedette-bench rate LINES SECONDS         lines per second: processor time, memory, time from append to landed
+//! vedette-bench backlog GIB                start with a queue of this size, intact and damaged
+//! vedette-bench idle SECONDS               memory and processor time with all collectors on
+//! vedette-bench start [RUNS]               from start to the first landed record
+//! vedette-bench answer [RUNS]              from an appended line to its row in an answer of `query`
+//! vedette-bench processes COUNT            processor time of a snapshot and of a poll without changes
 //! ```
 
 #![expect(clippy::print_stdout, reason = "figures are printed")]
@@ -100,8 +100,8 @@ fn catch_up(file: &Path, codec: &str) -> Result<()> {
     Ok(())
 }
 
-/// Wait until the workspace has nothing to do for longer than it lets batches wait for company: seconds until it last had,
-/// and its processor time.
+/// Waits until the workspace has been idle for longer than batches wait to share a commit; returns the seconds until it last
+/// worked, and its processor time.
 fn until_at_rest(world: &World) -> Result<(f64, f64)> {
     let began = Instant::now();
     let (mut busy, mut cpu) = (0.0, world.serve_cpu_seconds()?);
@@ -146,7 +146,7 @@ fn start(runs: usize) -> Result<()> {
     Ok(())
 }
 
-/// At default settings, each line by itself; an answer takes a whole run of `vedette-workspace query`.
+/// With default settings, each line separately; an answer includes a whole run of `vedette-workspace query`.
 fn answer(runs: usize) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("a.log");
@@ -154,7 +154,7 @@ fn answer(runs: usize) -> Result<()> {
     let _agent = world.run()?;
     let (mut seconds, mut asking) = (Vec::new(), Vec::new());
     for run in 0..=runs {
-        // At any moment of the agent's own rhythm.
+        // At any phase of the agent's own rhythm.
         std::thread::sleep(Duration::from_millis(fastrand::u64(500..2500)));
         let line = format!("<13>1 2026-11-25T00:00:00Z h bench - - - line {run}\n");
         std::io::Write::write_all(
@@ -173,7 +173,7 @@ fn answer(runs: usize) -> Result<()> {
                 bail!("line {run} is not answered for");
             }
         }
-        // The first is the agent's start.
+        // The first one includes the agent's start.
         if run > 0 {
             seconds.push(began.elapsed().as_secs_f64());
         }
@@ -189,7 +189,7 @@ fn spread(what: &str, mut seconds: Vec<f64>) {
     println!("{what:<30} {:.2} s (median of {runs}; {:.2} to {:.2})", seconds[runs / 2], seconds[0], seconds[last]);
 }
 
-/// The agent with the processes collector alone, on a machine with so many sleepers.
+/// The agent with only the processes collector, on a machine with this many sleeping processes.
 fn processes(count: usize) -> Result<()> {
     let mut sleepers = Vec::with_capacity(count);
     for _ in 0..count {
@@ -197,7 +197,7 @@ fn processes(count: usize) -> Result<()> {
     }
     let others = ["host", "addresses", "sessions", "syslog", "journal", "crash_dumps"];
     let mut config: String = others.iter().map(|id| format!("[collectors.{id}]\nenabled = false\n")).collect();
-    // The first look, at the start, is the snapshot; the next ones come after 10 s give or take a tenth.
+    // The first poll, at the start, is the snapshot; later ones follow after 10 s, plus or minus a tenth.
     config.push_str("[collectors.processes]\nevery = \"10s\"\n");
     let world = World::new(&config)?;
     let idle = World::new(&config.replace("[collectors.processes]", "[collectors.processes]\nenabled = false"))?;
@@ -215,7 +215,7 @@ fn processes(count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Whether any object is below a directory.
+/// Whether a directory contains any object.
 fn landed(dir: &Path) -> Result<bool> {
     let mut dirs: Vec<PathBuf> = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {

@@ -1,4 +1,4 @@
-//! A writer of numbered lines at a rate, with rotation: what arrives is counted by its own numbers.
+//! Writes numbered lines at a rate, with rotation; what arrived is counted by the numbers.
 
 use anyhow::Result;
 use std::{
@@ -13,23 +13,23 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// How a log file is rotated.
+/// Rotation of a log file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
-    /// Not at all.
+    /// None.
     Never,
-    /// Renamed, and made anew (logrotate's `create`), after so many lines.
+    /// Renamed and recreated (logrotate's `create`) after a number of lines.
     Rename(u64),
-    /// Copied, and truncated between two lines (logrotate's `copytruncate`), after so many lines.
+    /// Copied and truncated between two lines (logrotate's `copytruncate`) after a number of lines.
     CopyTruncate(u64),
 }
 
-/// Rotated files that are kept.
+/// Number of rotated files to keep.
 const KEPT: usize = 12;
-/// Lines are written in bursts of this length.
+/// Interval of bursts of lines.
 const BURST: Duration = Duration::from_millis(10);
 
-/// Writes until it is stopped.
+/// A running writer.
 #[derive(Debug)]
 pub struct Writer {
     stop: Arc<AtomicBool>,
@@ -37,16 +37,16 @@ pub struct Writer {
     thread: JoinHandle<Result<Written>>,
 }
 
-/// What was written.
+/// Record of what was written.
 #[derive(Debug, Default)]
 pub struct Written {
-    /// Lines.
+    /// Number of lines.
     pub lines: u64,
-    /// Of each burst, the number behind its last line, and the time just before it was written, microseconds UTC.
+    /// The number after the last line of each burst, and the time just before it was written, microseconds UTC.
     pub bursts: Vec<(u64, i64)>,
 }
 
-/// The line of a number, 200 to 250 bytes, the number first in its message; the fingerprint does not compress.
+/// The line with a number: 200 to 250 bytes, the number first in its message, the fingerprint incompressible.
 pub fn line(number: u64) -> String {
     let mut random = fastrand::Rng::with_seed(number);
     let fingerprint: String = (0..43).map(|_| random.alphanumeric()).collect();
@@ -62,7 +62,7 @@ pub fn line(number: u64) -> String {
 }
 
 impl Writer {
-    /// Start at a rate in lines a second.
+    /// Starts at a rate in lines per second.
     pub fn start(path: &Path, rate: u64, rotation: Rotation) -> Self {
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count, path) = (Arc::clone(&stop), Arc::clone(&written), path.to_owned());
@@ -70,23 +70,21 @@ impl Writer {
         Self { stop, written, thread }
     }
 
-    /// Lines so far.
+    /// Number of lines so far.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Acquire)
     }
 
-    /// Stop, and say how many lines there were.
+    /// Stops; returns the number of lines.
     ///
-    /// # Errors
-    /// Where it could not write.
+    /// # Errors Lines could not be written.
     pub fn stop(self) -> Result<u64> {
         Ok(self.stop_with_bursts()?.lines)
     }
 
-    /// Stop, and say what was written when.
+    /// Stops; returns what was written when.
     ///
-    /// # Errors
-    /// Where it could not write.
+    /// # Errors Lines could not be written.
     pub fn stop_with_bursts(self) -> Result<Written> {
         self.stop.store(true, Ordering::Release);
         self.thread.join().expect("the writer does not panic")

@@ -1,4 +1,4 @@
-//! An agent that is not there: what it would send, good or bad, and connections that say nothing.
+//! A simulated agent: sends good and bad requests, and opens idle connections.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
@@ -13,18 +13,18 @@ use vedette_wire::{
     record::HostLabel,
 };
 
-/// An agent that is not there: its certificate and what it would say.
+/// An agent without a process: its certificate and its requests.
 #[derive(Debug)]
 pub struct Peer {
-    /// Its HTTP client.
+    /// HTTP client.
     pub client: reqwest::Client,
-    /// Of the workspace.
+    /// URL of the workspace.
     pub url: String,
-    /// Of its batches, but for what a test changes.
+    /// Header of its batches, before a test changes it.
     pub header: Header,
 }
 
-/// The client of an agent, with its identity directory, that looks for a workspace of this geography.
+/// HTTP client with an agent's identity directory, for a workspace of this geography.
 pub fn client(identity: &Path, geo: WorkspaceGeo) -> reqwest::Client {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let read = |name: &str| fs::read(identity.join(name)).expect("is there after enrollment");
@@ -33,16 +33,16 @@ pub fn client(identity: &Path, geo: WorkspaceGeo) -> reqwest::Client {
     tls::client(&settings).expect("builds")
 }
 
-/// What came back.
+/// An answer.
 #[derive(Debug)]
 pub struct Answer {
-    /// HTTP's.
+    /// HTTP status.
     pub status: u16,
-    /// Which HTTP.
+    /// HTTP version.
     pub http: reqwest::Version,
-    /// The header.
+    /// Header `Retry-After`.
     pub retry_after: Option<String>,
-    /// JSON.
+    /// Body as JSON.
     pub body: Value,
 }
 
@@ -54,7 +54,7 @@ impl Answer {
 }
 
 impl Peer {
-    /// The agent with this identity directory, at a workspace.
+    /// The agent with an identity directory, at a workspace.
     pub fn at(identity: &Path, url: String) -> Self {
         let enrollment = identity.join("enrollment.json");
         let enrollment = fs::read(enrollment).expect("is there after enrollment");
@@ -86,12 +86,12 @@ impl Peer {
         Self { client: client(identity, WorkspaceGeo::Europe), url, header }
     }
 
-    /// A batch of one line under a header that differs as told.
+    /// A sealed batch of one line, with a changed header.
     pub fn sealed(&self, text: &str, change: impl FnOnce(&mut Header)) -> Vec<u8> {
         self.sealed_with(Syslog { raw: text.as_bytes().to_vec(), ..Syslog::default() }.into(), change)
     }
 
-    /// The same, of one body.
+    /// A sealed batch of one body, with a changed header.
     pub fn sealed_with(&self, of: Body, change: impl FnOnce(&mut Header)) -> Vec<u8> {
         let (mut records, mut body) = (Vec::new(), Vec::new());
         codec::append_body(&of, &mut body);
@@ -108,20 +108,20 @@ impl Peer {
         (response.status().as_u16(), response.bytes().await.expect("a body").to_vec())
     }
 
-    /// Status and answer to JSON.
+    /// Status and answer to a JSON request.
     pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let request = self.client.post(format!("{}/v1/{path}", self.url)).json(body);
         let response = request.send().await.expect("is answered");
         (response.status().as_u16(), response.json().await.expect("JSON"))
     }
 
-    /// Send a batch.
+    /// Sends a batch.
     pub async fn put(&self, path: &str, sealed: Vec<u8>) -> Answer {
         let digest = BASE64_STANDARD.encode(frame::sha256(&sealed));
         self.put_with(path, sealed, &digest).await
     }
 
-    /// The same, under this digest.
+    /// Sends a batch with a digest.
     pub async fn put_with(&self, path: &str, sealed: Vec<u8>, digest: &str) -> Answer {
         let request = self
             .client
@@ -138,7 +138,7 @@ impl Peer {
         }
     }
 
-    /// A batch of `count` lines, each `line`, each `apart` behind the one before.
+    /// A sealed batch of `count` lines, each with content `line` and `apart` positions after the previous one.
     pub fn lines(&self, seq: u64, count: u64, line: &str, apart: u64, change: impl FnOnce(&mut Header)) -> Vec<u8> {
         let (mut records, mut body) = (Vec::new(), Vec::new());
         codec::append_body(&Syslog { raw: line.as_bytes().to_vec(), ..Syslog::default() }.into(), &mut body);
@@ -158,8 +158,7 @@ pub type Silent = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
 
 /// A TLS connection without a certificate, after its handshake.
 ///
-/// # Errors
-/// Where there is no connection.
+/// # Errors No connection.
 pub fn silent(ca: &[u8], address: &str) -> std::io::Result<Silent> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let mut roots = rustls::RootCertStore::empty();

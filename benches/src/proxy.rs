@@ -1,4 +1,4 @@
-//! A TCP proxy that fails as networks do.
+//! A TCP proxy with faults of networks.
 
 use anyhow::Result;
 use std::{
@@ -11,20 +11,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What it does with connections.
+/// What the proxy does.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Mode {
-    /// Passes everything on.
+    /// Forwards everything.
     Pass,
-    /// Closes what comes, and what is open.
+    /// Closes new and open connections.
     Refuse,
-    /// Passes nothing on, in either direction, and closes nothing: half-open connections.
+    /// Forwards nothing in either direction, and closes nothing: half-open connections.
     BlackHole,
-    /// Closes a connection after so many bytes towards the workspace.
+    /// Closes a connection after a number of bytes to the workspace.
     CutAfter(u64),
-    /// Loses what the workspace answers on connections that were open when this began, and then closes them.
+    /// Drops the workspace's answers on open connections, and then closes these.
     LoseAnswers,
-    /// So many bytes a second towards the workspace.
+    /// Limits bytes per second to the workspace.
     Slow(u64),
 }
 
@@ -32,7 +32,7 @@ pub enum Mode {
 struct Shared {
     mode: Mutex<(Mode, Instant)>,
     target: Mutex<SocketAddr>,
-    /// Times that a mode bit.
+    /// Number of times that a fault took effect.
     bitten: AtomicU64,
 }
 
@@ -42,7 +42,7 @@ impl Shared {
     }
 }
 
-/// A proxy on a free port of loopback, until the process ends.
+/// A proxy on a free loopback port, until the process ends.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -50,10 +50,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Pass on to an address.
+    /// Starts a proxy to an address.
     ///
-    /// # Errors
-    /// Where no port can be opened.
+    /// # Errors No port can be opened.
     pub fn start(target: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
@@ -72,22 +71,22 @@ impl Proxy {
         Ok(Self { shared, address })
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Do something else from now on.
+    /// Sets the mode.
     pub fn set(&self, mode: Mode) {
         *self.shared.mode.lock().unwrap_or_else(PoisonError::into_inner) = (mode, Instant::now());
     }
 
-    /// Pass on to another address from now on.
+    /// Sets the target address.
     pub fn aim(&self, target: SocketAddr) {
         *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
 
-    /// How often a mode did harm so far.
+    /// Number of times that a fault took effect.
     pub fn bitten(&self) -> u64 {
         self.shared.bitten.load(Ordering::Acquire)
     }
@@ -134,7 +133,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, shared: &Shared, opened: Instant
             Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => continue,
             Err(_) => break,
         };
-        // It may have changed while nothing came.
+        // The mode may have changed while nothing arrived.
         match shared.mode().0 {
             Mode::LoseAnswers if !up && opened < since => {
                 shared.bitten.fetch_add(1, Ordering::AcqRel);

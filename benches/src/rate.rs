@@ -1,4 +1,4 @@
-//! Lines at a steady rate: what the agent takes, and how long from append to landed.
+//! Lines at a constant rate: resources of the agent, and time from append to landed.
 
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use vedette_benches::{
     world::{self, World, cpu_seconds},
 };
 
-/// The agent's start is another figure.
+/// Excludes the agent's start.
 const WARM_UP: Duration = Duration::from_secs(5);
 
 pub(crate) fn rate(lines_per_second: u64, length: Duration) -> Result<()> {
@@ -36,7 +36,7 @@ pub(crate) fn rate(lines_per_second: u64, length: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Of each line in seconds, from just before it was written to when its batch was durable in the workspace.
+/// Seconds from just before each line was written until its batch was durable in the workspace.
 fn latencies(world: &World, written: &Written) -> Result<Vec<f64>> {
     let began = Instant::now();
     let batches = loop {

@@ -10,20 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The organization.
+/// The agent's organization.
 pub const ORG: &str = "bench";
-/// Another.
+/// Another organization.
 const OTHER: &str = "other";
 
-/// User and system time of a process so far, fields 14 and 15 of `/proc/PID/stat`.
+/// User and system time of a process, fields 14 and 15 of `/proc/PID/stat`.
 ///
-/// # Errors
-/// Where there is no such process.
+/// # Errors There is no such process.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(time_and_nice(&format!("/proc/{pid}/stat"))?.0)
 }
 
-/// User and system time, and the nice value (field 19), of a process or a thread (proc_pid_stat(5)).
+/// User and system time, and nice value (field 19), of a process or a thread (proc_pid_stat(5)).
 fn time_and_nice(path: &str) -> Result<(f64, i64)> {
     let stat = fs::read_to_string(path)?;
     let rest = stat.rsplit_once(')').context("stat has a name")?.1;
@@ -35,16 +34,14 @@ fn time_and_nice(path: &str) -> Result<(f64, i64)> {
 
 /// Resident set of a process, `VmRSS` of `/proc/PID/status` (proc_pid_status(5)).
 ///
-/// # Errors
-/// Where there is no such process.
+/// # Errors There is no such process.
 pub fn rss_bytes(pid: u32) -> Result<u64> {
     of_status(pid, "VmRSS:")
 }
 
-/// The largest resident set that a process had, `VmHWM` of `/proc/PID/status` (proc_pid_status(5)).
+/// Peak resident set of a process, `VmHWM` of `/proc/PID/status` (proc_pid_status(5)).
 ///
-/// # Errors
-/// Where there is no such process.
+/// # Errors There is no such process.
 pub fn peak_bytes(pid: u32) -> Result<u64> {
     of_status(pid, "VmHWM:")
 }
@@ -56,49 +53,45 @@ fn of_status(pid: u32, key: &str) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }
 
-/// Ended by its own id when dropped.
+/// Killed by its id when dropped.
 #[derive(Debug)]
 pub struct Process(Child);
 
 impl Process {
-    /// Start a command with its messages in a file.
+    /// Starts a command with its messages in a file.
     ///
-    /// # Errors
-    /// Where it cannot be started.
+    /// # Errors It cannot be started.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
         Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?))
     }
 
-    /// Its id.
+    /// Process id.
     pub fn id(&self) -> u32 {
         self.0.id()
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL and waits.
     ///
-    /// # Errors
-    /// Where it cannot be waited for.
+    /// # Errors It cannot be waited for.
     pub fn kill(&mut self) -> Result<()> {
         drop(self.0.kill());
         self.0.wait()?;
         Ok(())
     }
 
-    /// SIGTERM, and wait for the end.
+    /// Sends SIGTERM and waits.
     ///
-    /// # Errors
-    /// Where it does not end in 30 s.
+    /// # Errors It does not end within 30 s.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         self.ended(Duration::from_secs(30))?.context("it does not end")
     }
 
-    /// How it ended, waiting so long.
+    /// Waits for the end, up to a limit.
     ///
-    /// # Errors
-    /// Where it cannot be waited for.
+    /// # Errors It cannot be waited for.
     pub fn ended(&mut self, most: Duration) -> Result<Option<ExitStatus>> {
         let began = Instant::now();
         loop {
@@ -120,17 +113,16 @@ impl Drop for Process {
     }
 }
 
-/// A workspace and a place for an agent.
+/// A workspace, and a directory for an agent.
 #[derive(Debug)]
 pub struct World {
     dir: tempfile::TempDir,
     serve: Option<Process>,
 }
 
-/// A program beside this one.
+/// Path of a program beside this one.
 ///
-/// # Errors
-/// Where it is not built.
+/// # Errors It is not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     if !path.exists() {
@@ -140,10 +132,9 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 impl World {
-    /// A workspace that serves, and an agent that is enrolled with this behind its configuration.
+    /// A serving workspace, and an enrolled agent with additional configuration.
     ///
-    /// # Errors
-    /// Where a program fails.
+    /// # Errors A program fails.
     pub fn new(config: &str) -> Result<Self> {
         let world = Self::serving()?;
         world.configure(config)?;
@@ -151,10 +142,9 @@ impl World {
         Ok(world)
     }
 
-    /// A workspace that serves, with one organization.
+    /// A serving workspace with one organization.
     ///
-    /// # Errors
-    /// Where a program fails.
+    /// # Errors A program fails.
     pub fn serving() -> Result<Self> {
         let mut world = Self { dir: tempfile::tempdir()?, serve: None };
         world.workspace(&["init", "--geo", "europe"])?;
@@ -164,33 +154,30 @@ impl World {
         Ok(world)
     }
 
-    /// Something in the scratch directory.
+    /// A path in the scratch directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Write the agent's configuration.
+    /// Writes the agent's configuration.
     ///
-    /// # Errors
-    /// Where it cannot be written.
+    /// # Errors It cannot be written.
     pub fn configure(&self, more: &str) -> Result<()> {
         let (identity, state) = (self.path("identity"), self.path("state"));
         let text = format!("[identity]\ndir = {identity:?}\n[state]\ndir = {state:?}\n[host]\ncloud = \"off\"\n{more}");
         Ok(fs::write(self.path("vedette.toml"), text)?)
     }
 
-    /// Serve at an address, or at a free port.
+    /// Serves at an address, or at a free port.
     ///
-    /// # Errors
-    /// Where it does not start in 20 s.
+    /// # Errors It does not start within 20 s.
     pub fn serve(&mut self, listen: &str) -> Result<()> {
         self.serve_with(listen, &[])
     }
 
-    /// Serve with more arguments.
+    /// Serves with additional arguments.
     ///
-    /// # Errors
-    /// Where it does not start in 20 s.
+    /// # Errors It does not start within 20 s.
     pub fn serve_with(&mut self, listen: &str, more: &[&str]) -> Result<()> {
         drop(fs::remove_file(self.path("address")));
         let mut command = Command::new(binary("vedette-workspace")?);
@@ -207,25 +194,23 @@ impl World {
         Ok(())
     }
 
-    /// The workspace dies, as by SIGKILL.
+    /// Kills the workspace with SIGKILL.
     pub fn stop_serving(&mut self) {
         self.serve = None;
     }
 
-    /// The largest resident set that the workspace had since it was started.
+    /// Peak resident set of the workspace since its start.
     ///
-    /// # Errors
-    /// Where it does not serve.
+    /// # Errors It does not serve.
     pub fn serve_peak_bytes(&self) -> Result<u64> {
         peak_bytes(self.serve.as_ref().context("it does not serve")?.id())
     }
 
-    /// An agent of another organization, which is not there: `name` is of its identity directory.
+    /// A simulated agent of another organization; `name` is its identity directory.
     ///
-    /// # Errors
-    /// What the programs say.
+    /// # Errors Messages of the programs.
     pub fn other(&self, name: &str) -> Result<Peer> {
-        // It may be there.
+        // It may exist already.
         drop(self.workspace(&["org", "add", OTHER, "--tier", "free"]));
         fs::write(self.path("other-token"), self.workspace(&["token", "new", "--org", OTHER])?)?;
         let (url, set) =
@@ -234,26 +219,23 @@ impl World {
         Ok(Peer::at(&self.path(name), url))
     }
 
-    /// Where it serves.
+    /// Address of the workspace.
     ///
-    /// # Errors
-    /// Where it does not.
+    /// # Errors It does not serve.
     pub fn address(&self) -> Result<String> {
         Ok(fs::read_to_string(self.path("address"))?)
     }
 
-    /// Enroll at an address.
+    /// Enrolls at an URL.
     ///
-    /// # Errors
-    /// What the agent says.
+    /// # Errors Messages of the agent.
     pub fn enroll(&self, url: &str) -> Result<()> {
         self.enroll_with(url, "token", &[])
     }
 
-    /// Enroll once more with another token; the key stays.
+    /// Enrolls again with another token; the key stays.
     ///
-    /// # Errors
-    /// What the agent says.
+    /// # Errors Messages of the agent.
     pub fn enroll_again(&self, url: &str) -> Result<()> {
         fs::write(self.path("token"), self.workspace(&["token", "new", "--org", ORG])?)?;
         self.enroll_with(url, "token", &["--again"])
@@ -276,46 +258,41 @@ impl World {
         Ok(())
     }
 
-    /// Run the agent.
+    /// Runs the agent.
     ///
-    /// # Errors
-    /// Where it cannot be started.
+    /// # Errors It cannot be started.
     pub fn run(&self) -> Result<Process> {
         self.run_with(&[])
     }
 
-    /// Run the agent with variables in its environment.
+    /// Runs the agent with environment variables.
     ///
-    /// # Errors
-    /// Where it cannot be started.
+    /// # Errors It cannot be started.
     pub fn run_with(&self, variables: &[(&str, &str)]) -> Result<Process> {
         let mut command = Command::new(binary("vedette")?);
         command.args(["run", "--config"]).arg(self.path("vedette.toml")).envs(variables.iter().copied());
         Process::start(&mut command, &self.path("agent.log"))
     }
 
-    /// Run a command of the agent.
+    /// Runs a command of the agent.
     ///
-    /// # Errors
-    /// Where it cannot be started.
+    /// # Errors It cannot be started.
     pub fn vedette(&self, arguments: &[&str]) -> Result<Output> {
         let config = self.path("vedette.toml");
         Ok(Command::new(binary("vedette")?).args(arguments).arg("--config").arg(config).output()?)
     }
 
-    /// The agent's status; absent before it answers.
+    /// Status of the agent; absent before it answers.
     ///
-    /// # Errors
-    /// Where the answer cannot be read.
+    /// # Errors The answer cannot be read.
     pub fn status(&self) -> Result<Option<Value>> {
         let output = self.vedette(&["status", "--json"])?;
         Ok(if output.status.success() { Some(serde_json::from_slice(&output.stdout)?) } else { None })
     }
 
-    /// A command of the workspace that must succeed.
+    /// Runs a command of the workspace that must succeed.
     ///
-    /// # Errors
-    /// What it says.
+    /// # Errors Its messages.
     pub fn workspace(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(binary("vedette-workspace")?);
         let output = command.args(arguments).arg("--dir").arg(self.path("workspace")).output()?;
@@ -325,18 +302,16 @@ impl World {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// One JSON object a row.
+    /// Runs a query; returns one JSON object per row.
     ///
-    /// # Errors
-    /// What the workspace says.
+    /// # Errors Messages of the workspace.
     pub fn query(&self, sql: &str) -> Result<Vec<Value>> {
         self.query_of(ORG, sql)
     }
 
-    /// The same of another organization than the agent's own.
+    /// Runs a query for the other organization.
     ///
-    /// # Errors
-    /// What the workspace says.
+    /// # Errors Messages of the workspace.
     pub fn query_other(&self, sql: &str) -> Result<Vec<Value>> {
         self.query_of(OTHER, sql)
     }
@@ -345,26 +320,23 @@ impl World {
         rows(&self.workspace(&["query", "--log", "error", "--org", organization, "--format", "json", sql])?)
     }
 
-    /// The ledger, one account for each collector.
+    /// The ledger, one account per collector.
     ///
-    /// # Errors
-    /// What the workspace says.
+    /// # Errors Messages of the workspace.
     pub fn ledger(&self) -> Result<Vec<Value>> {
         rows(&self.workspace(&["ledger", "--org", ORG, "--format", "json"])?)
     }
 
-    /// Processor time of the workspace so far.
+    /// Processor time of the workspace.
     ///
-    /// # Errors
-    /// Where it does not serve.
+    /// # Errors It does not serve.
     pub fn serve_cpu_seconds(&self) -> Result<f64> {
         cpu_seconds(self.serve.as_ref().context("it does not serve")?.id())
     }
 
-    /// Of that, what its threads of lowered priority took, which materialise; those that have ended do not count.
+    /// Processor time of the workspace's low-priority threads, which materialise; ended threads do not count.
     ///
-    /// # Errors
-    /// Where it does not serve.
+    /// # Errors It does not serve.
     pub fn materialise_cpu_seconds(&self) -> Result<f64> {
         let pid = self.serve.as_ref().context("it does not serve")?.id();
         let mut sum = 0.0;
@@ -377,7 +349,7 @@ impl World {
         Ok(sum)
     }
 
-    /// Where batches land.
+    /// Directory of the landing store.
     pub fn landing(&self) -> PathBuf {
         self.path("workspace/landing")
     }
@@ -387,10 +359,9 @@ fn rows(text: &str) -> Result<Vec<Value>> {
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
-/// A process that does nothing.
+/// A process that sleeps.
 ///
-/// # Errors
-/// Where it cannot be started.
+/// # Errors It cannot be started.
 pub fn sleeper() -> Result<Process> {
     let child = Command::new("sleep").arg("600").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     Ok(Process(child))

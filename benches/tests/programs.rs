@@ -1,4 +1,4 @@
-//! The programs say what they take; lines have the length that the figures speak of.
+//! The programs print their usage; generated lines have the documented length.
 
 use std::process::Command;
 use vedette_benches::numbered;

@@ -1,13 +1,24 @@
-//! Collectors: they observe the host and yield records. They know nothing of batches, disk or network.
+//! Collectors observe the host and emit records. They have no access to batches, disk or network.
 //!
-//! A collector is a folder with a settings struct and a build function, and one line in [`REGISTRY`]. There are two
-//! shapes: a [`Poll`] is asked at intervals, a [`Watch`] owns a loop. What is the same for all (ticker, jitter,
-//! deadline, panic isolation, restart, stop) lives in the agent's runner.
+//! A collector is a folder with settings and a build function, and one line in [`REGISTRY`]. There are two shapes: a [`Poll`]
+//! is called at intervals, a [`Watch`] runs its own loop. The agent's runner provides the rest: interval, jitter, deadline,
+//! panic isolation, restart, stop.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use vedette_collectors::{CollectorContext, Plan, find};
+//!
+//! let context = CollectorContext::new("/", Arc::new(|| 1_764_242_000_000_000_000));
+//! let host = find("host").expect("is in the registry");
+//! let Plan::Poll(every, mut poll) = (host.build)((host.defaults)(), &context)? else { panic!("host is polled") };
+//! println!("every {every:?}: {:?}", poll.poll(&context)?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod addresses;
 mod artifacts;
+mod context;
 mod crash_dumps;
-mod cx;
 mod host;
 mod journal;
 mod outlet;
@@ -21,12 +32,12 @@ mod syslog_listener;
 mod tail;
 
 pub use artifacts::{Requests, Wanted};
-pub use cx::{Clock, Cx};
+pub use context::{Clock, CollectorContext};
 pub use host::label as host_label;
 pub use outlet::{Outlet, Progress, Sink, StopSignal, Wake, Waker};
-pub use spec::{BuildError, Class, CollectError, Plan, Poll, Skip, Spec, Watch};
+pub use spec::{BuildError, CollectError, CollectorClass, Plan, Poll, Skip, Spec, Watch};
 
-/// Every collector, in the order of the reference page.
+/// All collectors, in the order of the reference page.
 pub static REGISTRY: &[Spec] = &[
     host::SPEC,
     processes::SPEC,
@@ -39,7 +50,7 @@ pub static REGISTRY: &[Spec] = &[
     artifacts::SPEC,
 ];
 
-/// The collector with this id.
+/// Finds a collector by id.
 pub fn find(id: &str) -> Option<&'static Spec> {
     REGISTRY.iter().find(|spec| spec.id == id)
 }

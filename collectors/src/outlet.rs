@@ -1,6 +1,6 @@
-//! The way out of a collector, and the way it is told to look again or to stop.
+//! The outlet of a collector: emits chunks, and receives wake-ups and the stop signal.
 
-use crate::{Class, CollectError};
+use crate::{CollectError, CollectorClass};
 use std::{
     sync::{
         Arc, Condvar, Mutex, PoisonError,
@@ -10,33 +10,30 @@ use std::{
 };
 use vedette_wire::{Chunk, Source};
 
-/// Where chunks go: the transport, the screen, or a test's list.
+/// Destination of chunks: the transport, the screen, or a test's list.
 pub trait Sink: Send + Sync {
-    /// Take a chunk; waits while there is no room. Nothing is taken from a collector that is told to stop: what it hands
-    /// over later would count under another policy.
+    /// Accepts a chunk; waits while there is no room. A stopped collector emits nothing more, since a later policy might apply
+    /// to it.
     ///
-    /// # Errors
-    /// [`CollectError::Stopped`] where the collector or the agent is stopped before there is room.
+    /// # Errors [`CollectError::Stopped`] if the collector or the agent stops first.
     fn put(&self, chunk: Chunk, stop: &StopSignal) -> Result<(), CollectError>;
 
-    /// Take a chunk of a source that cannot wait: where there is no room, the lowest class is dropped first and counted.
+    /// Accepts a chunk of a push source. If there is no room, the lowest class is dropped first and counted.
     ///
-    /// # Errors
-    /// [`CollectError::Stopped`] where the agent has stopped.
-    fn offer(&self, chunk: Chunk, _class: Class) -> Result<(), CollectError> {
+    /// # Errors [`CollectError::Stopped`] if the agent has stopped.
+    fn offer(&self, chunk: Chunk, _class: CollectorClass) -> Result<(), CollectError> {
         self.put(chunk, &StopSignal::default())
     }
 
-    /// Whether the queue takes more of a source; false where that holds its share of it. One that `waits` goes on when it holds
-    /// less than what it stopped at.
+    /// Whether the queue has room for a source. A source that `waits` gets room again when it holds less than its share.
     fn has_room(&self, _source: &Source, _waits: bool) -> bool {
         true
     }
 
-    /// Report what a collector could not do while it goes on with the rest.
+    /// Reports a problem of a running collector.
     fn complain(&self, collector: &'static str, message: String);
 
-    /// What it complained of last is over.
+    /// Clears the last reported problem.
     fn recovered(&self, _collector: &'static str) {}
 }
 
@@ -44,31 +41,31 @@ pub trait Sink: Send + Sync {
 struct Flags {
     stop: bool,
     woken: bool,
-    /// Signals that stop with this one.
+    /// Signals that stop together with this one.
     children: Vec<StopSignal>,
 }
 
-/// Tells a collector to stop. Cheap to clone.
+/// Stop signal of a collector. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct StopSignal(Arc<(Mutex<Flags>, Condvar)>);
 
-/// Tells a collector to look again at once. Cheap to clone.
+/// Wakes a collector. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Waker(StopSignal);
 
 /// Why [`Outlet::wait`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wake {
-    /// Stop.
+    /// A stop was requested.
     Stop,
-    /// Somebody saw something.
+    /// A wake-up arrived.
     Look,
-    /// Time has passed.
+    /// The time has passed.
     Time,
 }
 
 impl StopSignal {
-    /// Stop, with every child.
+    /// Stops the collector, and every child signal.
     pub fn stop(&self) {
         let mut children = Vec::new();
         self.set(|flags| {
@@ -80,7 +77,7 @@ impl StopSignal {
         }
     }
 
-    /// A signal that stops with this one and is woken by itself.
+    /// A signal that stops together with this one, and has its own wake-ups.
     pub fn child(&self) -> Self {
         let child = Self::default();
         let stopped = self.is_stopped();
@@ -91,17 +88,17 @@ impl StopSignal {
         child
     }
 
-    /// For whoever sees that there is something to look at.
+    /// A handle for wake-ups.
     pub fn waker(&self) -> Waker {
         Waker(self.clone())
     }
 
-    /// Whether it was told.
+    /// Whether a stop was requested.
     pub fn is_stopped(&self) -> bool {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).stop
     }
 
-    /// Wait for `most`, or shorter where something is told meanwhile.
+    /// Waits for `most`, for a wake-up or for a stop.
     pub fn wait(&self, most: Duration) -> Wake {
         let (flags, changed) = &*self.0;
         let flags = flags.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,7 +114,7 @@ impl StopSignal {
         }
     }
 
-    /// Wait for `most` whatever comes, or until told to stop; true then.
+    /// Waits for `most` or for a stop, not for wake-ups; true on a stop.
     pub fn pause(&self, most: Duration) -> bool {
         let (flags, changed) = &*self.0;
         let flags = flags.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,23 +130,23 @@ impl StopSignal {
 }
 
 impl Waker {
-    /// Look again.
+    /// Wakes the collector.
     pub fn wake(&self) {
         self.0.set(|flags| flags.woken = true);
     }
 }
 
-/// Whether a collector that owns a loop goes round in it: each call of its outlet is a step.
+/// Progress of a collector that runs its own loop: each call of its outlet is a step.
 #[derive(Debug, Clone, Default)]
 pub struct Progress(Arc<(AtomicU64, AtomicBool)>);
 
 impl Progress {
-    /// Steps so far.
+    /// Number of steps.
     pub fn steps(&self) -> u64 {
         self.0.0.load(Ordering::Relaxed)
     }
 
-    /// Whether it waits for others: for time to pass, or for room.
+    /// Whether it waits for time to pass or for room.
     pub fn is_waiting(&self) -> bool {
         self.0.1.load(Ordering::Relaxed)
     }
@@ -167,26 +164,26 @@ impl Progress {
     }
 }
 
-/// A source that has waited for room in the queue for so long is to be reported: while batches leave, it goes on sooner.
+/// Time of waiting for room after which a source is reported. While batches are delivered, waits are shorter.
 const REPORTED_AFTER: Duration = Duration::from_secs(5);
 
-/// Whether a source may be read on.
+/// Room for a source in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Room {
-    /// The queue takes more of it.
+    /// There is room.
     Free,
-    /// It holds its share of the queue.
+    /// The source holds its share.
     Full,
-    /// It has done so for some time.
+    /// It has held its share for some time.
     LongFull,
 }
 
-/// Since when a source waits for room in the queue; absent where it does not.
+/// Start of a source's wait for room; absent while it does not wait.
 #[derive(Debug, Default)]
 pub(crate) struct RoomWait(Option<Instant>);
 
 impl RoomWait {
-    /// Whether there is room for the source now.
+    /// Checks for room.
     pub(crate) fn check(&mut self, outlet: &Outlet, source: &Source) -> Room {
         if outlet.sink.has_room(source, self.0.is_some()) {
             self.0 = None;
@@ -196,13 +193,13 @@ impl RoomWait {
         if since.elapsed() < REPORTED_AFTER { Room::Full } else { Room::LongFull }
     }
 
-    /// Whether it waits.
+    /// Whether the source waits.
     pub(crate) fn is_waiting(&self) -> bool {
         self.0.is_some()
     }
 }
 
-/// A collector's outlet.
+/// Outlet of a collector.
 pub struct Outlet {
     sink: Arc<dyn Sink>,
     signal: StopSignal,
@@ -210,58 +207,56 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// An outlet into a sink.
+    /// Creates an outlet into a sink.
     pub fn new(sink: Arc<dyn Sink>, signal: StopSignal) -> Self {
         Self { sink, signal, progress: Progress::default() }
     }
 
-    /// For whoever watches that the collector goes on.
+    /// Progress, for a watchdog.
     pub fn progress(&self) -> Progress {
         self.progress.clone()
     }
 
-    /// Hand a chunk over; waits while there is no room.
+    /// Emits a chunk; waits while there is no room.
     ///
-    /// # Errors
-    /// [`CollectError::Stopped`].
+    /// # Errors [`CollectError::Stopped`].
     pub fn emit(&self, chunk: Chunk) -> Result<(), CollectError> {
         self.progress.waiting(|| self.sink.put(chunk, &self.signal))
     }
 
-    /// Hand over a chunk of a source that cannot wait.
+    /// Emits a chunk of a push source.
     ///
-    /// # Errors
-    /// [`CollectError::Stopped`].
-    pub fn offer(&self, chunk: Chunk, class: Class) -> Result<(), CollectError> {
+    /// # Errors [`CollectError::Stopped`].
+    pub fn offer(&self, chunk: Chunk, class: CollectorClass) -> Result<(), CollectError> {
         self.progress.waiting(|| self.sink.offer(chunk, class))
     }
 
-    /// Report what could not be done while the collector goes on with the rest.
+    /// Reports a problem while the collector continues.
     pub fn complain(&self, collector: &'static str, what: &impl std::fmt::Display) {
         self.sink.complain(collector, what.to_string());
     }
 
-    /// What was reported last is over.
+    /// Clears the last reported problem.
     pub fn recovered(&self, collector: &'static str) {
         self.sink.recovered(collector);
     }
 
-    /// For whoever sees first that there is something to look at.
+    /// A handle for wake-ups.
     pub fn waker(&self) -> Waker {
         Waker(self.signal.clone())
     }
 
-    /// Wait until something is to be done, `most` at the most.
+    /// Waits for a wake-up, a stop, or at most `most`.
     pub fn wait(&self, most: Duration) -> Wake {
         self.progress.waiting(|| self.signal.wait(most))
     }
 
-    /// Wait for `most` whatever comes, or until told to stop; true then.
+    /// Waits for `most` or for a stop, not for wake-ups; true on a stop.
     pub fn pause(&self, most: Duration) -> bool {
         self.progress.waiting(|| self.signal.pause(most))
     }
 
-    /// Whether the collector is to stop.
+    /// Whether a stop was requested.
     pub fn is_stopped(&self) -> bool {
         self.progress.step();
         self.signal.is_stopped()
@@ -272,7 +267,7 @@ impl Outlet {
 mod tests {
     use super::*;
 
-    /// Has room down to one half for who waits, and down to a quarter for others.
+    /// Has room down to one half for a source that waits, and down to a quarter for others.
     struct Half(AtomicU64);
 
     impl Sink for Half {

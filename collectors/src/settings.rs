@@ -1,4 +1,4 @@
-//! Values with units in settings: `"64MiB"`, `"5m"`.
+//! Settings with units: `"64MiB"`, `"5m"`.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -15,11 +15,11 @@ pub struct UnitError {
 const INTERVAL: &str = "an interval such as \"500ms\", \"60s\", \"5m\" or \"1h\"";
 const BYTES: &str = "a size such as \"512KiB\", \"64MiB\" or \"1GiB\"";
 
-/// A length of time: a whole number and `ms`, `s`, `m`, `h` or `d`.
+/// A duration: a whole number with `ms`, `s`, `m`, `h` or `d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Interval(pub Duration);
 
-/// A number of bytes: a whole number and `B`, `KiB`, `MiB`, `GiB` or `TiB`.
+/// A number of bytes: a whole number with `B`, `KiB`, `MiB`, `GiB` or `TiB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bytes(pub u64);
 
@@ -53,7 +53,7 @@ impl FromStr for Bytes {
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = self.0.as_millis() as u64;
-        // Days are read but not written: "24h" says more.
+        // Days are accepted but not printed: "24h" is clearer.
         let unit = INTERVAL_UNITS[..4].iter().rev().find(|(_, factor)| milliseconds.is_multiple_of(*factor));
         let (name, factor) = unit.expect("one millisecond divides everything");
         write!(f, "{}{name}", milliseconds / factor)

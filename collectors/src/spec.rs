@@ -1,139 +1,133 @@
-//! What a collector is: its entry in the registry, and its two shapes.
+//! The description of a collector in the registry, and its two shapes.
 
-use crate::{Cx, Outlet, root::glob::Pattern, settings::Interval};
+use crate::{CollectorContext, Outlet, root::glob::Pattern, settings::Interval};
 use serde::{Serialize, de::DeserializeOwned};
 use std::time::Duration;
 use vedette_wire::Body;
 
-/// Policy speaks in classes. In the order in which they are dropped where sources cannot wait for room.
+/// Class of a collector, for policies. In the order in which push sources drop chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Class {
-    /// State of the machine.
+pub enum CollectorClass {
+    /// State of the host.
     Inventory,
-    /// What happens on it.
+    /// Events on the host.
     Event,
     /// Crash dumps.
     Crash,
-    /// Files extracted on request.
+    /// Requested files.
     Artifact,
 }
 
-/// Why a collector cannot be built from its settings.
+/// Why a collector cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[error("[collectors.{collector}] {message}")]
 pub struct BuildError {
-    /// The collector.
+    /// Id of the collector.
     pub collector: &'static str,
-    /// What is wrong and what to do.
+    /// The problem and its remedy.
     pub message: String,
 }
 
-/// Why a collector could not observe.
+/// Why a collector cannot observe.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
-    /// The host has no such source; not an error of anybody.
+    /// The host has no such source, which is no error.
     #[error("{0}")]
     Absent(String),
-    /// The source is there and cannot be read.
+    /// The source cannot be read.
     #[error("cannot read {what}: {source}; {advice}")]
     Read {
-        /// A path, or the name of a kernel interface.
+        /// Path, or name of a kernel interface.
         what: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: std::io::Error,
-        /// What to do about it.
+        /// Remedy.
         advice: &'static str,
     },
     /// The source holds its share of the queue.
-    #[error(
-        "{0} waits: what was read of it fills its share of the queue; it is read on when the workspace has taken half of \
-         that, and other sources go on"
-    )]
+    #[error("{0} waits: it fills its share of the queue")]
     NoRoom(String),
-    /// The agent stops.
+    /// The agent is stopping.
     #[error("stopped")]
     Stopped,
 }
 
 impl CollectError {
-    /// A source that cannot be read, with advice by kind of error.
+    /// A source that cannot be read, with advice for the kind of error.
     pub fn read(what: impl Into<String>, source: std::io::Error) -> Self {
         let advice = match source.kind() {
             std::io::ErrorKind::PermissionDenied => {
                 "give the agent's user the right to read it (group adm or systemd-journal, or a capability)"
             }
             std::io::ErrorKind::NotFound => "check the path",
-            std::io::ErrorKind::InvalidInput => "it is left alone",
-            _ => "the collector tries again",
+            std::io::ErrorKind::InvalidInput => "it is skipped",
+            _ => "the collector retries",
         };
         Self::Read { what: what.into(), source, advice }
     }
 }
 
-/// A collector that is asked at intervals.
+/// A collector that is called at intervals.
 pub trait Poll: Send {
-    /// What is to be reported now.
+    /// Observes once.
     ///
-    /// # Errors
-    /// [`CollectError`]; the runner reports it and asks again at the next interval.
-    fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError>;
+    /// # Errors [`CollectError`]; the runner reports it and polls again after the interval.
+    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError>;
 
-    /// A right that it lacks, and what to do about it; reported when it changes, while it goes on with the rest.
+    /// Missing permissions and their remedy; reported when they change.
     fn complaint(&self) -> Option<String> {
         None
     }
 }
 
-/// A collector that owns a loop, on a thread of its own.
+/// A collector that runs its own loop on its own thread.
 pub trait Watch: Send {
-    /// Observe until [`Outlet::wait`] says stop, or once where [`Cx::once`] is set.
+    /// Observes until [`Outlet::wait`] returns a stop, or once with [`CollectorContext::once`].
     ///
-    /// # Errors
-    /// [`CollectError`]; the runner reports it and starts the collector again after a pause.
-    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError>;
+    /// # Errors [`CollectError`]; the runner reports it and restarts the collector after a pause.
+    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError>;
 }
 
-/// What is to be run.
+/// What to run.
 pub enum Plan {
-    /// The settings say off.
+    /// Nothing: switched off.
     Off,
-    /// This host has nothing to observe, or another collector observes the same.
+    /// Nothing: the host has nothing to observe, or another collector observes it.
     Absent(String),
-    /// Ask at intervals.
+    /// A poll at an interval.
     Poll(Duration, Box<dyn Poll>),
-    /// Run on a thread of its own.
+    /// A loop on its own thread.
     Watch(Box<dyn Watch>),
 }
 
 /// An entry of the registry.
 pub struct Spec {
-    /// Id: the name in the configuration and in records.
+    /// Id in configuration and records.
     pub id: &'static str,
-    /// Class that policy speaks in.
-    pub class: Class,
-    /// Kind of record that it yields, by its name in [`vedette_wire::body::KINDS`].
+    /// Class, for policies.
+    pub class: CollectorClass,
+    /// Kind of its records, by name in [`vedette_wire::body::KINDS`].
     pub kind: &'static str,
-    /// One line.
+    /// One-line description.
     pub summary: &'static str,
-    /// Files and interfaces that it reads, and the rights that it takes.
+    /// Files and interfaces that it reads, and permissions that it needs.
     pub reads: &'static str,
-    /// Check a table of settings, keeping the place of an error.
+    /// Checks a table of settings; errors keep their place.
     pub check: fn(toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error>,
-    /// JSON schema of the settings, with help and defaults.
+    /// JSON schema of the settings, with descriptions and defaults.
     pub schema: fn() -> schemars::Schema,
     /// Defaults as TOML.
     pub defaults: fn() -> toml::Table,
-    /// Build from settings that were checked.
-    pub build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>,
-    /// Pass over what its sources hold now, counted as dropped by policy; absent where they hold nothing that could be
-    /// read later.
+    /// Builds the collector from checked settings.
+    pub build: fn(toml::Table, &CollectorContext) -> Result<Plan, BuildError>,
+    /// Skips what the sources hold now, counted as dropped by policy; absent if they hold nothing to read later.
     pub skip: Option<Skip>,
 }
 
-/// Emits the cursors that stand behind all that is there, and what was dropped.
-pub type Skip = fn(toml::Table, &Cx, &Outlet) -> Result<(), CollectError>;
+/// Emits cursors at the end of all sources, and counts what they skip.
+pub type Skip = fn(toml::Table, &CollectorContext, &Outlet) -> Result<(), CollectError>;
 
 impl std::fmt::Debug for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -153,10 +147,10 @@ pub(crate) fn defaults<S: Default + Serialize>() -> toml::Table {
     toml::Table::try_from(S::default()).expect("settings are tables")
 }
 
-/// The shortest interval at which anything is looked at.
+/// Minimum interval.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// An interval that is not so short that the collector does nothing else.
+/// Checks an interval against the minimum.
 pub(crate) fn interval(collector: &'static str, key: &str, interval: Interval) -> Result<Duration, BuildError> {
     if interval.0 < INTERVAL_MIN {
         return Err(BuildError { collector, message: format!("{key}: must be at least 1s") });
@@ -164,13 +158,13 @@ pub(crate) fn interval(collector: &'static str, key: &str, interval: Interval) -
     Ok(interval.0)
 }
 
-/// Patterns of the setting `paths`.
+/// Parses the setting `paths`.
 pub(crate) fn patterns(collector: &'static str, paths: &[String]) -> Result<Vec<Pattern>, BuildError> {
     let wrong = |message: String| BuildError { collector, message: format!("paths: {message}") };
     paths.iter().map(|path| Pattern::new(path).map_err(wrong)).collect()
 }
 
-/// Settings from a checked table.
+/// Parses settings from a checked table.
 pub(crate) fn parse<S: DeserializeOwned>(collector: &'static str, table: toml::Table) -> Result<S, BuildError> {
     table.try_into().map_err(|err: toml::de::Error| BuildError { collector, message: err.message().to_owned() })
 }

@@ -1,7 +1,7 @@
 //! Checksums of table files, and a file system that verifies them at each read.
 //!
-//! A Parquet file holds no checksums that a reader of ours verifies, and a flipped bit in it is a wrong answer. Beside each file
-//! `name` of a table lies `.name.sum`: the length of the file and a CRC-32 (IEEE 802.3) of each block of it.
+//! The Parquet reader verifies no checksums, so a flipped bit would give a wrong answer. Beside each file `name` of a table is
+//! `.name.sum`: the length of the file and a CRC-32 (IEEE 802.3) of each of its blocks.
 
 use datafusion::object_store::{
     self, CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
@@ -20,12 +20,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Bytes that one checksum is of.
+/// Block size of a checksum.
 const BLOCK_BYTES: u64 = 64 << 10;
-/// What a file of checksums begins with.
+/// Magic of a checksum file.
 const MAGIC: &[u8; 8] = b"vsums 1\n";
 
-/// The checksums of one file.
+/// Checksums of a file.
 #[derive(Debug, PartialEq, Eq)]
 struct Sums {
     length: u64,
@@ -43,7 +43,7 @@ fn damaged(path: &Path, why: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!(
-            "{path} is damaged ({why}); `vedette-workspace doctor --rebuild` makes the tables anew from what landed"
+            "{path} is damaged ({why}); `vedette-workspace doctor --rebuild` rebuilds the tables from landed batches"
         ),
     )
 }
@@ -62,7 +62,7 @@ impl Sums {
         }
     }
 
-    /// Magic, length, checksums, little-endian, and a checksum of all that.
+    /// Magic, length, checksums, all little-endian, and a checksum of these.
     fn encode(&self) -> Vec<u8> {
         let mut bytes = [&MAGIC[..], &self.length.to_le_bytes()].concat();
         bytes.extend(self.blocks.iter().flat_map(|block| block.to_le_bytes()));
@@ -84,7 +84,7 @@ impl Sums {
         (rest.is_empty() && sums.length.div_ceil(BLOCK_BYTES) == sums.blocks.len() as u64).then_some(sums)
     }
 
-    /// Of a file; absent where it has none: it is of an older release.
+    /// Reads the checksums of a file; absent for a file of an older release.
     fn read(path: &Path) -> io::Result<Option<Self>> {
         let beside = beside(path);
         match std::fs::read(&beside) {
@@ -94,7 +94,7 @@ impl Sums {
         }
     }
 
-    /// The bytes of a range, verified.
+    /// Reads and verifies a range.
     fn verified(&self, file: &File, path: &Path, range: &Range<u64>) -> io::Result<Vec<u8>> {
         if file.metadata()?.len() != self.length {
             return Err(damaged(path, "it has another length than when it was written"));
@@ -116,10 +116,9 @@ impl Sums {
     }
 }
 
-/// Write the checksums of a file beside it, and have both durable; those that are there stay, since they are of what was written.
+/// Writes the checksums of a file, and makes both durable. Keeps existing checksums, which are of the original content.
 ///
-/// # Errors
-/// Of the disk.
+/// # Errors I/O errors.
 pub(crate) fn write(path: &Path) -> io::Result<()> {
     if beside(path).exists() {
         return Ok(());
@@ -127,7 +126,7 @@ pub(crate) fn write(path: &Path) -> io::Result<()> {
     let mut file = File::open(path)?;
     let sums = Sums::of(&mut file)?;
     file.sync_all()?;
-    // Whole or not at all: others read meanwhile, and the disk may be full.
+    // Atomic, since others read meanwhile, and the disk may be full.
     let (whole, part) = (beside(path), beside(path).with_extension("part"));
     let mut file = File::create(&part)?;
     file.write_all(&sums.encode())?;
@@ -135,10 +134,9 @@ pub(crate) fn write(path: &Path) -> io::Result<()> {
     std::fs::rename(part, whole)
 }
 
-/// Verify a whole file; false where it has no checksums.
+/// Verifies a whole file; false if it has no checksums.
 ///
-/// # Errors
-/// Of the disk, or what is wrong with the file.
+/// # Errors I/O errors, or damage.
 pub(crate) fn verify(path: &Path) -> io::Result<bool> {
     let Some(sums) = Sums::read(path)? else { return Ok(false) };
     let file = File::open(path)?;
@@ -153,7 +151,7 @@ pub(crate) fn verify(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The local file system; what has checksums is verified when it is read.
+/// The local file system; verifies files with checksums when they are read.
 #[derive(Debug, Default)]
 pub(crate) struct Verified {
     files: LocalFileSystem,
@@ -176,7 +174,7 @@ impl Verified {
         if let Some(sums) = known.get(path) {
             return Ok(Some(Arc::clone(sums)));
         }
-        // A file that has none may be given them.
+        // A file without checksums may get some later.
         let Some(sums) = Sums::read(path)?.map(Arc::new) else { return Ok(None) };
         known.insert(path.to_owned(), Arc::clone(&sums));
         Ok(Some(sums))

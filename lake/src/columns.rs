@@ -1,6 +1,6 @@
 //! Columns of the tables, and rows from records.
 
-use crate::{LakeError, Landed};
+use crate::{LakeError, LandedBatch};
 use datafusion::arrow::{
     array::{
         ArrayRef, BooleanBuilder, Int64Builder, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondBuilder,
@@ -11,28 +11,28 @@ use std::{collections::BTreeMap, sync::Arc};
 use vedette_wire::{
     body::{KINDS, Place},
     column::{COMMON, Column, ColumnType, Value},
-    ocsf::{Class, Origin},
+    ocsf::{OcsfClass, Origin},
 };
 
-/// Partition column, last in every table.
+/// Partition column, the last one of every table.
 pub(crate) const DAY: &str = "day";
 
-/// A table as `docs/tables.md` shows it.
+/// A table in `docs/tables.md`.
 #[derive(Debug, Clone)]
 pub struct TableColumns {
     /// OCSF class.
-    pub class: Class,
-    /// Columns in order, without the partition column.
+    pub class: OcsfClass,
+    /// Columns in order, except the partition column.
     pub columns: Vec<Column>,
 }
 
-/// Every table.
+/// All tables.
 pub fn tables() -> Vec<TableColumns> {
-    Class::ALL.into_iter().map(|class| TableColumns { class, columns: columns(class) }).collect()
+    OcsfClass::ALL.into_iter().map(|class| TableColumns { class, columns: columns(class) }).collect()
 }
 
-/// The common columns and those of every kind that renders to the class.
-pub(crate) fn columns(class: Class) -> Vec<Column> {
+/// The common columns, and those of all kinds that render to the class.
+pub(crate) fn columns(class: OcsfClass) -> Vec<Column> {
     let mut out: Vec<Column> = COMMON.to_vec();
     for column in KINDS.iter().filter(|kind| kind.classes.contains(&class)).flat_map(|kind| kind.columns) {
         if out.iter().all(|known| known.name != column.name) {
@@ -42,7 +42,7 @@ pub(crate) fn columns(class: Class) -> Vec<Column> {
     out
 }
 
-pub(crate) fn schema(class: Class) -> SchemaRef {
+pub(crate) fn schema(class: OcsfClass) -> SchemaRef {
     let mut fields: Vec<Field> = columns(class).iter().map(|column| field(column.name, column.ty)).collect();
     fields.push(Field::new(DAY, DataType::Utf8, true));
     Arc::new(Schema::new(fields))
@@ -75,7 +75,7 @@ impl Builder {
         }
     }
 
-    /// A value of another type than the column's is absent; the wire's own tests rule it out.
+    /// A value of another type than its column's counts as absent; tests of `wire` exclude it.
     fn push(&mut self, value: &Value<'_>) {
         match (self, value) {
             (Builder::Text(builder), Value::Text(text)) => builder.append_value(text),
@@ -99,10 +99,10 @@ impl Builder {
     }
 }
 
-/// Text of one record batch: a column of text has 2 GiB at the most, and what reads it holds it whole.
-const TEXT_BYTES_MAX: usize = 64 << 20;
+/// Maximum size of text in a record batch: a text column is limited to 2 GiB, and a query holds several batches in memory.
+const TEXT_BYTES_MAX: usize = 8 << 20;
 
-/// Rows of one day that are being built.
+/// Rows of one day under construction.
 struct Building {
     rows: usize,
     text_bytes: usize,
@@ -132,11 +132,16 @@ impl Building {
     }
 }
 
-/// The rows of one class, in record batches of one day and of [`TEXT_BYTES_MAX`] and a row at the most.
-pub(crate) fn rows(class: Class, batches: &[&Landed]) -> Result<Vec<RecordBatch>, LakeError> {
+/// Passes the rows of a class to `take`, in record batches of one day and of at most [`TEXT_BYTES_MAX`] plus one row, until it
+/// returns false.
+pub(crate) fn rows(
+    class: OcsfClass,
+    batches: &[&LandedBatch],
+    mut take: impl FnMut(RecordBatch) -> bool,
+) -> Result<(), LakeError> {
     let (columns, schema) = (columns(class), schema(class));
-    let (mut days, mut out): (BTreeMap<&str, Building>, _) = (BTreeMap::new(), Vec::new());
-    // Where each kind's columns stand in the table.
+    let mut days: BTreeMap<&str, Building> = BTreeMap::new();
+    // Column positions of each kind in the table.
     let mut places: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
     for landed in batches {
         let day = landed.day.as_str();
@@ -164,19 +169,26 @@ pub(crate) fn rows(class: Class, batches: &[&Landed]) -> Result<Vec<RecordBatch>
             building.push(&row);
             if building.text_bytes >= TEXT_BYTES_MAX
                 && let Some(full) = days.remove(day)
+                && !take(full.finish(&schema, day)?)
             {
-                out.push(full.finish(&schema, day)?);
+                return Ok(());
             }
         }
     }
     for (day, building) in days {
-        out.push(building.finish(&schema, day)?);
+        if !take(building.finish(&schema, day)?) {
+            break;
+        }
     }
-    Ok(out)
+    Ok(())
 }
 
-/// The values of [`COMMON`], in its order.
-fn common<'a>(landed: &'a Landed, origin: &Origin<'a>, record: &'a vedette_wire::Record) -> [Value<'a>; COMMON.len()] {
+/// Values of [`COMMON`], in its order.
+fn common<'a>(
+    landed: &'a LandedBatch,
+    origin: &Origin<'a>,
+    record: &'a vedette_wire::Record,
+) -> [Value<'a>; COMMON.len()] {
     let header = &landed.batch.header;
     let body = &record.body;
     [

@@ -1,7 +1,6 @@
-//! Landed batches as a table, read while a query runs: each partition holds one decoded batch at a time, however many
-//! have landed.
+//! Landed batches as a table that is read during a query: each partition holds one decoded batch at a time.
 
-use crate::{Landed, columns};
+use crate::{LakeError, LandedBatch, columns};
 use datafusion::{
     arrow::{datatypes::SchemaRef, record_batch::RecordBatch},
     catalog::streaming::StreamingTable,
@@ -9,55 +8,64 @@ use datafusion::{
     execution::{SendableRecordBatchStream, TaskContext},
     physical_plan::{stream::RecordBatchStreamAdapter, streaming::PartitionStream},
 };
-use futures::{StreamExt, TryStreamExt, future::BoxFuture, stream};
+use futures::{
+    StreamExt, TryStreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use std::sync::Arc;
-use vedette_wire::{Batch, ocsf::Class, policy::Store};
+use tokio::{sync::mpsc, task::JoinHandle};
+use vedette_wire::{Batch, ocsf::OcsfClass, policy::Store};
 
-/// Streams at the most; each decodes one batch at a time.
+/// Maximum number of partitions; each decodes one batch at a time.
 const PARTITIONS_MAX: usize = 4;
 
-/// A landed batch that has not been read.
+/// Memory of a partition: a batch of the maximum size takes several hundred megabytes, decoded and as rows.
+const PARTITION_BYTES: usize = 512 << 20;
+
+/// A landed batch that is not read yet.
 #[derive(Debug, Clone)]
 pub struct Fresh {
-    /// Its landing key.
+    /// Landing key.
     pub key: String,
     /// Day of the partition, `YYYY-MM-DD`.
     pub day: String,
-    /// When it landed, nanoseconds UTC.
+    /// Time of landing, nanoseconds UTC.
     pub landed: i64,
-    /// The store level that it was observed under.
+    /// Store level of the batch's policy.
     pub store: Store,
 }
 
-/// Where landed batches are read.
-pub trait Landing: std::fmt::Debug + Send + Sync {
-    /// Read one; absent where it is damaged, which the implementation reports.
+/// Reads landed batches.
+pub trait LandedBatches: std::fmt::Debug + Send + Sync {
+    /// Reads a batch; absent if it is damaged, which the implementation reports.
     ///
-    /// # Errors
-    /// Where the store cannot be read now: the query ends, an answer with holes would not be told from a whole one.
+    /// # Errors The store is unavailable: the query fails, since an incomplete answer would look complete.
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Batch>, String>>;
 }
 
-/// The rows of one class in a share of the batches.
+/// Rows of a class in a part of the batches.
 #[derive(Debug)]
 struct Share {
-    class: Class,
+    class: OcsfClass,
     schema: SchemaRef,
     fresh: Vec<Fresh>,
-    landing: Arc<dyn Landing>,
+    landing: Arc<dyn LandedBatches>,
 }
 
-/// The rows of one class in some landed batches.
+/// Rows of a class in landed batches, in as many partitions as the memory of the query allows, in bytes.
 pub(crate) fn table(
-    class: Class,
+    class: OcsfClass,
     fresh: &[&Fresh],
-    landing: &Arc<dyn Landing>,
+    landing: &Arc<dyn LandedBatches>,
+    memory_max: usize,
 ) -> Result<StreamingTable, DataFusionError> {
+    let partitions = (memory_max / PARTITION_BYTES).clamp(1, PARTITIONS_MAX);
     let schema = columns::schema(class);
     let share = |fresh: Vec<Fresh>| -> Arc<dyn PartitionStream> {
         Arc::new(Share { class, schema: Arc::clone(&schema), fresh, landing: Arc::clone(landing) })
     };
-    let length = fresh.len().div_ceil(PARTITIONS_MAX).max(1);
+    let length = fresh.len().div_ceil(partitions).max(1);
     let mut shares: Vec<_> =
         fresh.chunks(length).map(|part| share(part.iter().map(|fresh| (*fresh).clone()).collect())).collect();
     if shares.is_empty() {
@@ -73,20 +81,37 @@ impl PartitionStream for Share {
 
     fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
         let (class, landing) = (self.class, Arc::clone(&self.landing));
-        let rows = stream::iter(self.fresh.clone())
-            .then(move |fresh| read(class, Arc::clone(&landing), fresh))
-            .map_ok(|rows| stream::iter(rows.into_iter().map(Ok)))
-            .try_flatten();
+        let rows =
+            stream::iter(self.fresh.clone()).then(move |fresh| read(class, Arc::clone(&landing), fresh)).try_flatten();
         Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), rows))
     }
 }
 
-async fn read(class: Class, landing: Arc<dyn Landing>, fresh: Fresh) -> Result<Vec<RecordBatch>, DataFusionError> {
+/// Reads a batch. Its rows are made while they are taken, so that only a few record batches are in memory.
+async fn read(
+    class: OcsfClass,
+    landing: Arc<dyn LandedBatches>,
+    fresh: Fresh,
+) -> Result<BoxStream<'static, Result<RecordBatch, DataFusionError>>, DataFusionError> {
     let Fresh { key, day, landed, store } = fresh;
     let read = landing.read(&key).await.map_err(|err| DataFusionError::Execution(format!("{key}: {err}")))?;
-    let Some(batch) = read else { return Ok(Vec::new()) };
-    let rows = move || columns::rows(class, &[&Landed { key, day, landed, store, batch }]);
-    // Cancelled where the answer has all it asked for and the program ends.
-    let rows = tokio::task::spawn_blocking(rows).await.map_err(|err| DataFusionError::External(Box::new(err)))?;
-    rows.map_err(|err| DataFusionError::External(Box::new(err)))
+    let Some(batch) = read else { return Ok(stream::empty().boxed()) };
+    let (give, rows) = mpsc::channel(1);
+    let made = tokio::task::spawn_blocking(move || {
+        let landed = LandedBatch { key, day, landed, store, batch };
+        // Nobody takes rows any more when the answer is complete.
+        columns::rows(class, &[&landed], |rows| give.blocking_send(rows).is_ok())
+    });
+    let next = async |(mut rows, made): (mpsc::Receiver<_>, Option<JoinHandle<Result<(), LakeError>>>)| {
+        if let Some(batch) = rows.recv().await {
+            return Some((Ok(batch), (rows, made)));
+        }
+        // The rows end here; a panic or an error must not look like the end.
+        match made?.await {
+            Ok(Ok(())) => None,
+            Ok(Err(err)) => Some((Err(DataFusionError::External(Box::new(err))), (rows, None))),
+            Err(err) => Some((Err(DataFusionError::External(Box::new(err))), (rows, None))),
+        }
+    };
+    Ok(stream::unfold((rows, Some(made)), next).boxed())
 }

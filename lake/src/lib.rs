@@ -1,9 +1,21 @@
-//! What has landed, as tables: one Delta table per organization and OCSF class, partitioned by day, and SQL over both
-//! what is materialised and what has just landed.
+//! Landed data as tables: one Delta table per organization and OCSF class, partitioned by day, and SQL over the tables and over
+//! batches that are not materialised yet.
 //!
-//! A commit names the landed keys that it holds. Whoever materialises or queries is told by the control store up to
-//! which version each table is known to hold everything, and reads the names in the commits behind it: after a crash
-//! in the middle, no batch is written twice and none is left out.
+//! A commit names the landing keys of its batches. The control store states for each table the version up to which it is
+//! complete; the names in later commits are read as well. So after a crash no batch is written twice, and none is omitted.
+//!
+//! ```no_run
+//! use vedette_lake::{LandedBatch, Lake, Versions};
+//!
+//! # async fn example(landed: Vec<LandedBatch>) -> Result<(), vedette_lake::LakeError> {
+//! let organization = landed[0].batch.header.organization;
+//! let lake = Lake::new("/srv/vedette/tables");
+//! // The control store keeps the marks; there are none before the first commit.
+//! let marks: Versions = lake.materialise(organization, &landed, &Versions::new()).await?;
+//! println!("{marks:?}");
+//! # Ok(())
+//! # }
+//! ```
 
 mod checksum;
 mod columns;
@@ -14,86 +26,86 @@ mod render;
 mod table;
 
 pub use columns::{TableColumns, tables};
-pub use fresh::{Fresh, Landing};
-pub use query::{Limits, Output, QueryError};
+pub use fresh::{Fresh, LandedBatches};
+pub use query::{Output, QueryError, QueryLimits};
 pub use render::{Format, reference, render};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
-use vedette_wire::{Batch, OrganizationId, Record, ocsf::Class, policy::Store};
+use vedette_wire::{Batch, OrganizationId, Record, ocsf::OcsfClass, policy::Store};
 
-/// A batch that has landed.
+/// A landed batch.
 #[derive(Debug, Clone)]
-pub struct Landed {
-    /// Its landing key.
+pub struct LandedBatch {
+    /// Landing key.
     pub key: String,
-    /// Day of the partition: the day it was sealed, `YYYY-MM-DD`.
+    /// Day of the partition: the day of sealing, `YYYY-MM-DD`.
     pub day: String,
-    /// When it landed, nanoseconds UTC.
+    /// Time of landing, nanoseconds UTC.
     pub landed: i64,
-    /// The store level that it was observed under: which of its security events are kept.
+    /// Store level of the batch's policy, which decides on security events.
     pub store: Store,
-    /// What it holds.
+    /// Content.
     pub batch: Batch,
 }
 
-impl Landed {
-    /// The records that are kept, with their index in the batch.
+impl LandedBatch {
+    /// Records that the store level keeps, with their index in the batch.
     fn kept(&self) -> impl Iterator<Item = (usize, &Record)> {
         self.batch.records.iter().enumerate().filter(|(_, record)| self.store.keeps(&record.body))
     }
 }
 
-/// What a table is known to hold: every batch that is marked as materialised.
+/// What the control store vouches for: a table holds every batch that is marked as materialised.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Mark {
-    /// Its version, or a later one.
+    /// Minimum version.
     pub version: u64,
-    /// Rows that it then had, or more; 0 where an older release did not say.
+    /// Minimum number of rows; 0 if an older release did not record it.
     pub rows: u64,
 }
 
-/// What each table is known to hold, by table name.
+/// Marks by table name.
 pub type Versions = BTreeMap<String, Mark>;
 
-/// Why tables cannot be written or read.
+/// Errors of tables.
 #[derive(Debug, thiserror::Error)]
 pub enum LakeError {
     /// Delta Lake failed.
     #[error("table {table} cannot be used")]
     Table {
-        /// The table's directory.
+        /// Directory of the table.
         table: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: Box<deltalake_core::DeltaTableError>,
     },
     /// The disk failed.
     #[error("{path} cannot be written")]
     Disk {
-        /// The file or directory.
+        /// Path.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: std::io::Error,
     },
-    /// A table has less than it is known to hold.
+    /// A table has less than its mark.
     #[error(
         "table {table} is damaged: it has version {version} with {rows} rows, and had version {} with {}; \
-         `vedette-workspace doctor --rebuild` makes the tables anew from what landed",
+         `vedette-workspace doctor --rebuild` rebuilds the tables from landed batches",
         mark.version,
         mark.rows
     )]
     Damaged {
-        /// The table's directory.
+        /// Directory of the table.
         table: PathBuf,
-        /// The version that it has; 0 where it is gone.
+        /// Actual version; 0 if the table is gone.
         version: u64,
-        /// The rows that it has.
+        /// Actual number of rows.
         rows: u64,
-        /// What it is known to hold.
+        /// The mark.
         mark: Mark,
     },
     /// Rows could not be built.
@@ -101,7 +113,7 @@ pub enum LakeError {
     Rows(String),
 }
 
-/// The tables of all organizations, below one directory.
+/// The tables of all organizations, in one directory.
 #[derive(Debug, Clone)]
 pub struct Lake {
     root: PathBuf,
@@ -113,29 +125,28 @@ impl Lake {
         Self { root: root.into() }
     }
 
-    fn table_dir(&self, organization: OrganizationId, class: Class) -> PathBuf {
+    fn table_dir(&self, organization: OrganizationId, class: OcsfClass) -> PathBuf {
         self.root.join(organization.to_string()).join(class.table())
     }
 
-    /// The directory of one organization's tables.
+    /// Directory of an organization's tables.
     pub fn organization_dir(&self, organization: OrganizationId) -> PathBuf {
         self.root.join(organization.to_string())
     }
 
-    /// Write batches of one organization to its tables; the caller holds the organization's lease.
+    /// Writes batches of an organization to its tables; the caller holds the organization's lease.
     ///
-    /// # Errors
-    /// [`LakeError`]; what was written stays, and is found by its names when the same batches come again.
+    /// # Errors [`LakeError`]; written tables stay, and are recognised when the same batches are written again.
     pub async fn materialise(
         &self,
         organization: OrganizationId,
-        batches: &[Landed],
+        batches: &[LandedBatch],
         known: &Versions,
     ) -> Result<Versions, LakeError> {
         let mut versions = known.clone();
-        for class in Class::ALL {
-            let holds = |landed: &&Landed| landed.kept().any(|(_, record)| record.body.class() == class);
-            let wanted: Vec<&Landed> = batches.iter().filter(holds).collect();
+        for class in OcsfClass::ALL {
+            let holds = |landed: &&LandedBatch| landed.kept().any(|(_, record)| record.body.class() == class);
+            let wanted: Vec<&LandedBatch> = batches.iter().filter(holds).collect();
             if wanted.is_empty() {
                 continue;
             }
@@ -148,28 +159,31 @@ impl Lake {
                 None => table::create(&dir, class).await?,
             };
             let held: BTreeSet<String> = table::keys_since(&table, &dir, mark.version).await?.into_iter().collect();
-            let fresh: Vec<&Landed> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
+            let fresh: Vec<&LandedBatch> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
             let table = if fresh.is_empty() {
                 table
             } else {
-                let rows = columns::rows(class, &fresh)?;
+                let mut rows = Vec::new();
+                columns::rows(class, &fresh, |batch| {
+                    rows.push(batch);
+                    true
+                })?;
                 let keys: Vec<&str> = fresh.iter().map(|landed| landed.key.as_str()).collect();
                 table::append(table, &dir, rows, &keys).await?
             };
-            // What was committed before a crash may be no more than that.
+            // A commit from before a crash may not be durable.
             table::make_durable(&table, &dir, mark.version + 1).await?;
             versions.insert(class.table().to_owned(), table::mark(&table, &dir)?);
         }
         Ok(versions)
     }
 
-    /// Keys that commits behind the marks of an organization's tables name.
+    /// Landing keys in commits after the marks of an organization's tables.
     ///
-    /// # Errors
-    /// [`LakeError`].
+    /// # Errors [`LakeError`].
     pub async fn keys_behind(&self, organization: OrganizationId, known: &Versions) -> Result<Vec<String>, LakeError> {
         let mut keys = Vec::new();
-        for class in Class::ALL {
+        for class in OcsfClass::ALL {
             let dir = self.table_dir(organization, class);
             let mark = mark_of(known, class);
             if let Some(table) = table::open(&dir).await? {
@@ -179,18 +193,17 @@ impl Lake {
         Ok(keys)
     }
 
-    /// What is wrong with an organization's tables: nothing where each holds what it is known to hold and every file is what was
-    /// written. And how many files have no checksums, since an older release wrote them.
+    /// Checks an organization's tables against their marks, and all files against their checksums; returns problems, and the
+    /// number of files of older releases without checksums.
     ///
-    /// # Errors
-    /// Of the disk.
+    /// # Errors I/O errors.
     pub async fn check(
         &self,
         organization: OrganizationId,
         known: &Versions,
     ) -> Result<(Vec<String>, usize), LakeError> {
         let (mut wrong, mut without) = (Vec::new(), 0);
-        for class in Class::ALL {
+        for class in OcsfClass::ALL {
             let dir = self.table_dir(organization, class);
             let mark = mark_of(known, class);
             let table = match table::open(&dir).await {
@@ -212,12 +225,11 @@ impl Lake {
         Ok((wrong, without))
     }
 
-    /// Merge the small files of an organization's tables.
+    /// Merges the small files of an organization's tables.
     ///
-    /// # Errors
-    /// [`LakeError`].
+    /// # Errors [`LakeError`].
     pub async fn compact(&self, organization: OrganizationId) -> Result<(), LakeError> {
-        for class in Class::ALL {
+        for class in OcsfClass::ALL {
             let dir = self.table_dir(organization, class);
             if let Some(table) = table::open(&dir).await? {
                 table::compact(table, &dir).await?;
@@ -227,12 +239,12 @@ impl Lake {
     }
 }
 
-/// What a table is known to hold.
-pub(crate) fn mark_of(known: &Versions, class: Class) -> Mark {
+/// The mark of a table.
+pub(crate) fn mark_of(known: &Versions, class: OcsfClass) -> Mark {
     known.get(class.table()).copied().unwrap_or_default()
 }
 
-/// An error with its causes, on a line.
+/// An error with its causes, on one line.
 fn said(error: &LakeError) -> String {
     let mut said = error.to_string();
     let mut cause = std::error::Error::source(error);

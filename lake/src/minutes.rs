@@ -1,4 +1,4 @@
-//! Times without seconds, `'2026-11-26 12:30'`, where a text is compared with a time.
+//! Accepts times without seconds, `'2026-11-26 12:30'`, where text is compared with a time.
 
 use datafusion::{
     arrow::datatypes::DataType,

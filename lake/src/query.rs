@@ -1,6 +1,6 @@
-//! SQL over one organization's tables: what is materialised and what has just landed, read-only and within limits.
+//! SQL over an organization's tables and its batches that are not materialised yet; read-only, with limits.
 
-use crate::{Fresh, Lake, LakeError, Landing, Versions, columns::DAY, fresh, mark_of, minutes::Minutes, table};
+use crate::{Fresh, Lake, LakeError, LandedBatches, Versions, columns::DAY, fresh, mark_of, minutes::Minutes, table};
 use datafusion::{
     arrow::{datatypes::SchemaRef, record_batch::RecordBatch},
     catalog::TableProvider,
@@ -17,20 +17,20 @@ use deltalake_core::{
 };
 use futures::StreamExt;
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc, time::Duration};
-use vedette_wire::{OrganizationId, body::KINDS, column::COMMON, ocsf::Class};
+use vedette_wire::{OrganizationId, body::KINDS, column::COMMON, ocsf::OcsfClass};
 
-/// What one query may take.
+/// Limits of a query.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Rows in the answer.
+pub struct QueryLimits {
+    /// Maximum number of rows.
     pub rows_max: usize,
     /// Wall clock.
     pub time_max: Duration,
-    /// Memory of the query's operators in bytes, beyond which they spill to disk, and of the answer.
+    /// Memory of operators in bytes, beyond which they spill to disk, and of the answer.
     pub memory_max: usize,
 }
 
-impl Default for Limits {
+impl Default for QueryLimits {
     fn default() -> Self {
         Self { rows_max: 1_000_000, time_max: Duration::from_secs(60), memory_max: 512 << 20 }
     }
@@ -39,27 +39,27 @@ impl Default for Limits {
 /// The answer.
 #[derive(Debug)]
 pub struct Output {
-    /// Its columns.
+    /// Columns.
     pub schema: SchemaRef,
-    /// Its rows.
+    /// Rows.
     pub batches: Vec<RecordBatch>,
-    /// There were more rows than allowed.
+    /// The answer was cut at the maximum number of rows.
     pub cut: bool,
 }
 
-/// Why there is no answer.
+/// Why a query fails.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// The SQL is wrong, not allowed, or failed.
+    /// The SQL is wrong, forbidden, or failed.
     #[error("{0}")]
     Sql(String),
-    /// It took too long.
+    /// The time is exceeded.
     #[error("the query took longer than {0:?}; narrow it by time or agent")]
     Timeout(Duration),
-    /// It needs more memory than it may have, and cannot spill to disk.
+    /// The memory is exceeded, and the operator cannot spill to disk.
     #[error("the query needs more than {0} bytes of memory; narrow it by time or agent")]
     Memory(usize),
-    /// The tables failed.
+    /// The tables cannot be read.
     #[error(transparent)]
     Lake(#[from] LakeError),
 }
@@ -71,27 +71,26 @@ impl From<DataFusionError> for QueryError {
 }
 
 impl Lake {
-    /// Run one SQL statement. `fresh` are the batches that were not marked as materialised when `known` was read; they
-    /// are read from `landing` as the query comes to them.
+    /// Runs one SQL statement. `fresh` are the batches that were not marked as materialised when `known` was read; they are
+    /// read from `landing` during the query.
     ///
-    /// # Errors
-    /// [`QueryError`].
+    /// # Errors [`QueryError`].
     pub async fn query(
         &self,
         organization: OrganizationId,
         sql: &str,
         fresh: &[Fresh],
-        landing: &Arc<dyn Landing>,
+        landing: &Arc<dyn LandedBatches>,
         known: &Versions,
-        limits: Limits,
+        limits: QueryLimits,
     ) -> Result<Output, QueryError> {
         let context = session(limits)?;
-        for class in Class::ALL {
-            let rows = self.rows_of(&context, organization, class, (fresh, landing), known).await?;
+        for class in OcsfClass::ALL {
+            let rows = self.rows_of(&context, organization, class, (fresh, landing), known, limits.memory_max).await?;
             context.register_table(class.table(), rows.into_view())?;
         }
         register_views(&context).await?;
-        // On a task of its own: an operator that does not yield must not keep the clock from being looked at.
+        // On its own task: an operator that does not yield must not block the timer.
         let sql = sql.to_owned();
         let mut work = tokio::spawn(async move { collect(&context, &sql, limits).await });
         match tokio::time::timeout(limits.time_max, &mut work).await {
@@ -107,14 +106,15 @@ impl Lake {
         }
     }
 
-    /// The table at its newest version, and behind it the landed batches that this version does not hold.
+    /// The table at its newest version, and the landed batches that it lacks.
     async fn rows_of(
         &self,
         context: &SessionContext,
         organization: OrganizationId,
-        class: Class,
-        (fresh, landing): (&[Fresh], &Arc<dyn Landing>),
+        class: OcsfClass,
+        (fresh, landing): (&[Fresh], &Arc<dyn LandedBatches>),
         known: &Versions,
+        memory_max: usize,
     ) -> Result<DataFrame, QueryError> {
         let dir = self.table_dir(organization, class);
         let mark = mark_of(known, class);
@@ -125,14 +125,14 @@ impl Lake {
             Some(table) => table::keys_since(table, &dir, mark.version).await?.into_iter().collect(),
         };
         let fresh: Vec<&Fresh> = fresh.iter().filter(|fresh| !held.contains(&fresh.key)).collect();
-        let fresh = context.read_table(Arc::new(fresh::table(class, &fresh, landing)?))?;
+        let fresh = context.read_table(Arc::new(fresh::table(class, &fresh, landing, memory_max)?))?;
         let Some(table) = table else { return Ok(fresh) };
         let table = context.read_table(provider(&table, &dir)?)?;
         Ok(table.union_by_name(fresh)?)
     }
 }
 
-/// The table with plain strings, so that its columns have the types of [`crate::columns::schema`].
+/// The table with plain strings, as in [`crate::columns::schema`].
 fn provider(table: &DeltaTable, dir: &std::path::Path) -> Result<Arc<dyn TableProvider>, QueryError> {
     let config =
         DeltaScanConfig { wrap_partition_values: false, schema_force_view_types: false, ..DeltaScanConfig::new() };
@@ -141,7 +141,7 @@ fn provider(table: &DeltaTable, dir: &std::path::Path) -> Result<Arc<dyn TablePr
     Ok(Arc::new(DeltaScanNext::new(snapshot, config)?))
 }
 
-fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
+fn session(limits: QueryLimits) -> Result<SessionContext, DataFusionError> {
     let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory_max), NonZeroUsize::MIN);
     let runtime: Arc<RuntimeEnv> = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
     let mut config = SessionConfig::new().with_information_schema(true);
@@ -152,7 +152,7 @@ fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
     runtime.register_object_store(&url::Url::parse("file:///").expect("it is one"), table::store());
     let context = SessionContext::new_with_config_rt(config, runtime);
     context.add_analyzer_rule(Arc::new(Minutes));
-    // What makes much out of nothing is a way to use up memory that no operator accounts for.
+    // Functions that make large values from small ones use memory that no operator accounts for.
     for name in [
         "generate_series",
         "range",
@@ -170,7 +170,7 @@ fn session(limits: Limits) -> Result<SessionContext, DataFusionError> {
     Ok(context)
 }
 
-/// A view for each kind: the common columns and its own, over every table that its records can be in.
+/// Registers a view per kind: the common columns and its own, over all tables that can hold its records.
 async fn register_views(context: &SessionContext) -> Result<(), DataFusionError> {
     for kind in KINDS {
         let names: Vec<&str> = COMMON.iter().chain(kind.columns).map(|column| column.name).chain([DAY]).collect();
@@ -193,7 +193,7 @@ async fn register_views(context: &SessionContext) -> Result<(), DataFusionError>
 async fn collect(
     context: &SessionContext,
     sql: &str,
-    Limits { rows_max, memory_max, .. }: Limits,
+    QueryLimits { rows_max, memory_max, .. }: QueryLimits,
 ) -> Result<Output, DataFusionError> {
     let read_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let frame = context.sql_with_options(sql, read_only).await?;

@@ -19,21 +19,20 @@ use vedette_wire::{
     text::{cell, json_printable, printable},
 };
 
-/// How an answer is printed.
+/// Output format of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One object a line, absent values as null.
+    /// One object per line, with null for absent values.
     Json,
     /// A table for people.
     Table,
-    /// RFC 4180 with a head.
+    /// RFC 4180 with a header line.
     Csv,
 }
 
-/// Print an answer.
+/// Renders an answer.
 ///
-/// # Errors
-/// Where a column has a type that the format cannot show.
+/// # Errors A column has a type that the format cannot represent.
 pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
     let batches: Vec<_> = output.batches.iter().collect();
     match format {
@@ -48,7 +47,7 @@ pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
         Format::Csv => {
             let mut out = Vec::new();
             let mut writer = CsvWriter::new().with_header(true).build(&mut out);
-            // With no rows the head is written all the same.
+            // Writes the header line even without rows.
             writer.write(&texts(&RecordBatch::new_empty(output.schema.clone()), cell)?)?;
             for batch in batches {
                 writer.write(&texts(batch, cell)?)?;
@@ -65,7 +64,7 @@ pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
     }
 }
 
-/// A record batch whose names and texts, also those within lists, structures and dictionaries, are as they are to be shown.
+/// Applies `show` to all names and texts of a record batch, including those in lists, structures and dictionaries.
 fn texts(batch: &RecordBatch, show: impl for<'a> Fn(&'a str) -> Cow<'a, str>) -> Result<RecordBatch, ArrowError> {
     let options = FormatOptions::default();
     let shown = |column: &ArrayRef| -> Result<ArrayRef, ArrowError> {
@@ -85,7 +84,7 @@ fn texts(batch: &RecordBatch, show: impl for<'a> Fn(&'a str) -> Cow<'a, str>) ->
     RecordBatch::try_new(Arc::new(named(&batch.schema(), types)), columns)
 }
 
-/// A schema whose names are as they are to be shown.
+/// A schema with printable names.
 fn named(schema: &Schema, types: Vec<DataType>) -> Schema {
     let names = schema.fields().iter().map(|field| printable(field.name()).into_owned());
     Schema::new(names.zip(types).map(|(name, ty)| Field::new(name, ty, true)).collect::<Vec<_>>())

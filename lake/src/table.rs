@@ -1,4 +1,4 @@
-//! Delta tables on disk: open, append with the keys' names in the commit, read those names.
+//! Delta tables on disk: opens and appends, with landing keys in the commit, and reads these keys.
 
 use crate::{
     LakeError, Mark,
@@ -26,16 +26,16 @@ use std::{
     sync::Arc,
 };
 use url::Url;
-use vedette_wire::ocsf::Class;
+use vedette_wire::ocsf::OcsfClass;
 
-/// Name of the list of landed keys in a commit's `commitInfo`.
+/// Name of the list of landing keys in a commit's `commitInfo`.
 const KEYS: &str = "vedetteKeys";
 
 fn failed(dir: &Path) -> impl Fn(DeltaTableError) -> LakeError + '_ {
     |source| LakeError::Table { table: dir.to_owned(), source: Box::new(source) }
 }
 
-/// Open a table at its newest version; absent where there is none.
+/// Opens a table at its newest version; absent if there is none.
 pub(crate) async fn open(dir: &Path) -> Result<Option<DeltaTable>, LakeError> {
     if !is_table(dir) {
         return Ok(None);
@@ -47,7 +47,7 @@ pub(crate) async fn open(dir: &Path) -> Result<Option<DeltaTable>, LakeError> {
     opened.load().await.map(Some).map_err(failed(dir))
 }
 
-/// The file system that tables are read through.
+/// The file system for reading tables.
 pub(crate) fn store() -> Arc<dyn ObjectStore> {
     Arc::new(Verified::default())
 }
@@ -59,7 +59,7 @@ pub(crate) fn mark(table: &DeltaTable, dir: &Path) -> Result<Mark, LakeError> {
     Ok(Mark { version: table.version().unwrap_or(0), rows })
 }
 
-/// Refuse a table that has less than it is known to hold: its log is damaged, or files of it are gone.
+/// Refuses a table with less than its mark: its log is damaged, or files are missing.
 pub(crate) fn check(table: Option<&DeltaTable>, dir: &Path, known: Mark) -> Result<(), LakeError> {
     let has = table.map(|table| mark(table, dir)).transpose()?.unwrap_or_default();
     if has.version < known.version || has.rows < known.rows {
@@ -69,7 +69,7 @@ pub(crate) fn check(table: Option<&DeltaTable>, dir: &Path, known: Mark) -> Resu
     Ok(())
 }
 
-/// What is wrong with the files of a table, and how many have no checksums.
+/// Checks the files of a table; returns problems, and the number of files without checksums.
 pub(crate) async fn verify(table: &DeltaTable, dir: &Path) -> Result<(Vec<String>, usize), LakeError> {
     let snapshot = table.snapshot().map_err(failed(dir))?.snapshot().clone();
     let mut files: Vec<PathBuf> =
@@ -91,8 +91,8 @@ pub(crate) async fn verify(table: &DeltaTable, dir: &Path) -> Result<(Vec<String
     Ok(tokio::task::spawn_blocking(verify).await.expect("reading does not panic"))
 }
 
-/// Make a table that is not there.
-pub(crate) async fn create(dir: &Path, class: Class) -> Result<DeltaTable, LakeError> {
+/// Creates a table.
+pub(crate) async fn create(dir: &Path, class: OcsfClass) -> Result<DeltaTable, LakeError> {
     std::fs::create_dir_all(dir).map_err(|source| LakeError::Disk { path: dir.to_owned(), source })?;
     let schema: StructType = columns::schema(class)
         .as_ref()
@@ -103,7 +103,7 @@ pub(crate) async fn create(dir: &Path, class: Class) -> Result<DeltaTable, LakeE
         .with_save_mode(SaveMode::Ignore)
         .with_columns(schema.fields().cloned())
         .with_partition_columns([DAY])
-        // Commits are read back for their keys' names.
+        // Landing keys are read from old commits.
         .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
         .await
         .map_err(failed(dir))?;
@@ -111,7 +111,7 @@ pub(crate) async fn create(dir: &Path, class: Class) -> Result<DeltaTable, LakeE
     Ok(table)
 }
 
-/// Append rows in one commit that names the keys they come from; [`make_durable`] is the caller's.
+/// Appends rows in one commit with their landing keys; the caller calls [`make_durable`].
 pub(crate) async fn append(
     table: DeltaTable,
     dir: &Path,
@@ -134,7 +134,7 @@ pub(crate) async fn append(
         .map_err(failed(dir))
 }
 
-/// The keys named in the commits behind version `from`.
+/// Landing keys in the commits after version `from`.
 pub(crate) async fn keys_since(table: &DeltaTable, dir: &Path, from: u64) -> Result<Vec<String>, LakeError> {
     let mut keys = Vec::new();
     for version in from + 1..=table.version().unwrap_or(0) {
@@ -158,7 +158,8 @@ async fn actions(table: &DeltaTable, dir: &Path, version: u64) -> Result<Vec<Act
     deltalake_core::logstore::get_actions(version, &bytes).map_err(failed(dir))
 }
 
-/// Have versions durable, from one on, with checksums: object_store 0.13, which Delta Lake writes through, never calls fsync(2).
+/// Makes versions from one on durable, with checksums: object_store 0.13, through which Delta Lake writes, never calls
+/// fsync(2).
 pub(crate) async fn make_durable(table: &DeltaTable, dir: &Path, from: u64) -> Result<(), LakeError> {
     let Some(newest) = table.version() else { return Ok(()) };
     let log = dir.join("_delta_log");
@@ -170,7 +171,7 @@ pub(crate) async fn make_durable(table: &DeltaTable, dir: &Path, from: u64) -> R
         added.extend(actions(table, dir, version).await?);
     }
     let mut dirs = BTreeSet::from([log, dir.to_owned()]);
-    // The organization's directory and the one that holds it may be new as well.
+    // The organization's directory and its parent may be new as well.
     dirs.extend(dir.ancestors().skip(1).take(2).map(Path::to_owned));
     for action in added {
         if let Action::Add(add) = action {

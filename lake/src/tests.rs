@@ -21,7 +21,7 @@ fn uuid_from(bytes: [u8; 16]) -> vedette_wire::id::Uuid {
     vedette_wire::id::Uuid::from_bytes(bytes)
 }
 
-fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
+fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> LandedBatch {
     let records: Vec<Record> = (0..)
         .zip(bodies)
         .map(|(at, body)| Record { source: 0, observed: T0, position: Position(at * 10, at * 10 + 10), body })
@@ -45,7 +45,7 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> Landed {
         ..Header::new(organization, AgentId([2; 16]), Lane::Records, WorkspaceGeo::Europe)
     };
     let (key, day) = (format!("key-{seq}"), "2026-11-23".to_owned());
-    Landed { key, day, landed: T0, store: Store::All, batch: Batch { header, records } }
+    LandedBatch { key, day, landed: T0, store: Store::All, batch: Batch { header, records } }
 }
 
 fn line(text: &str) -> Body {
@@ -94,11 +94,11 @@ fn texts(batches: &[RecordBatch]) -> Vec<String> {
     out
 }
 
-/// Landed batches in memory, and how many of them were read.
+/// Landed batches in memory, and the number of reads.
 #[derive(Debug, Default)]
 struct InMemory(std::collections::BTreeMap<String, Batch>, std::sync::atomic::AtomicUsize);
 
-impl Landing for InMemory {
+impl LandedBatches for InMemory {
     fn read<'a>(&'a self, key: &'a str) -> futures::future::BoxFuture<'a, Result<Option<Batch>, String>> {
         self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Box::pin(async move {
@@ -114,21 +114,21 @@ async fn query(
     lake: &Lake,
     org: OrganizationId,
     sql: &str,
-    fresh: &[Landed],
+    fresh: &[LandedBatch],
     known: &Versions,
-    limits: Limits,
+    limits: QueryLimits,
 ) -> Result<Output, QueryError> {
     let landing = InMemory(fresh.iter().map(|l| (l.key.clone(), l.batch.clone())).collect(), Default::default());
-    let landing: std::sync::Arc<dyn Landing> = std::sync::Arc::new(landing);
+    let landing: std::sync::Arc<dyn LandedBatches> = std::sync::Arc::new(landing);
     lake.query(org, sql, &unread(fresh), &landing, known, limits).await
 }
 
-fn unread(landed: &[Landed]) -> Vec<Fresh> {
+fn unread(landed: &[LandedBatch]) -> Vec<Fresh> {
     landed.iter().map(|l| Fresh { key: l.key.clone(), day: l.day.clone(), landed: l.landed, store: l.store }).collect()
 }
 
-async fn ask(lake: &Lake, org: OrganizationId, sql: &str, fresh: &[Landed], known: &Versions) -> Vec<String> {
-    let output = query(lake, org, sql, fresh, known, Limits::default()).await.expect(sql);
+async fn ask(lake: &Lake, org: OrganizationId, sql: &str, fresh: &[LandedBatch], known: &Versions) -> Vec<String> {
+    let output = query(lake, org, sql, fresh, known, QueryLimits::default()).await.expect(sql);
     assert!(!output.cut);
     texts(&output.batches)
 }
@@ -143,10 +143,10 @@ async fn a_batch_is_seen_once_before_while_and_after_it_is_materialised() {
     let nothing = Versions::new();
     assert_eq!(ask(&lake, org, LINES, &one, &nothing).await, ["a", "b"]);
     let known = lake.materialise(org, &one, &nothing).await.expect("writes");
-    // The marks in the control store are not there yet: the commits' names tell.
+    // The control store has no marks yet: the commits name the keys.
     assert_eq!(ask(&lake, org, LINES, &one, &nothing).await, ["a", "b"]);
     assert_eq!(ask(&lake, org, LINES, &[], &known).await, ["a", "b"]);
-    // A crash before the marks: the same batches come again, with one more.
+    // A crash before the marks: the same batches come again, with another one.
     let mut again = one.clone();
     again.push(landed(org, 3, vec![line("c")]));
     let known = lake.materialise(org, &again, &nothing).await.expect("writes");
@@ -176,7 +176,7 @@ async fn one_organization_sees_nothing_of_another() {
     let known = lake.materialise(mine, &[landed(mine, 1, vec![line("mine")])], &Versions::new()).await.expect("writes");
     lake.materialise(theirs, &[landed(theirs, 1, vec![line("theirs")])], &Versions::new()).await.expect("writes");
     assert_eq!(ask(&lake, mine, LINES, &[], &known).await, ["mine"]);
-    let path = lake.table_dir(theirs, Class::BaseEvent);
+    let path = lake.table_dir(theirs, OcsfClass::BaseEvent);
     for sql in [
         format!("SELECT * FROM '{}'", path.display()),
         format!("SELECT * FROM \"{theirs}\".base_event"),
@@ -191,7 +191,7 @@ async fn one_organization_sees_nothing_of_another() {
         "SELECT lpad('x', 1500000000)".to_owned(),
         "SELECT 1; SELECT 2".to_owned(),
     ] {
-        let refused = query(&lake, mine, &sql, &[], &known, Limits::default()).await;
+        let refused = query(&lake, mine, &sql, &[], &known, QueryLimits::default()).await;
         assert!(matches!(refused, Err(QueryError::Sql(_))), "{sql}: {refused:?}");
     }
 }
@@ -202,7 +202,7 @@ async fn limits_cut_and_end_a_query() {
     let (lake, org) = (Lake::new(dir.path()), organization(1));
     let lines: Vec<Body> = (0..1000).map(|number| line(&number.to_string())).collect();
     let fresh = [landed(org, 1, lines)];
-    let few = Limits { rows_max: 7, ..Limits::default() };
+    let few = QueryLimits { rows_max: 7, ..QueryLimits::default() };
     let output = query(&lake, org, LINES, &fresh, &Versions::new(), few).await.expect("answers");
     assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (7, true));
 }
@@ -212,7 +212,7 @@ async fn a_query_that_needs_too_much_memory_is_given_up() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (lake, org) = (Lake::new(dir.path()), organization(1));
     let lines: Vec<Body> = (0..20_000).map(|number| line(&format!("{number:0>200}"))).collect();
-    let little = Limits { memory_max: 100_000, ..Limits::default() };
+    let little = QueryLimits { memory_max: 100_000, ..QueryLimits::default() };
     let wide = query(&lake, org, LINES, &[landed(org, 1, lines.clone())], &Versions::new(), little).await;
     assert!(matches!(wide, Err(QueryError::Memory(100_000))), "the answer counts as well: {wide:?}");
     let join = "SELECT count(*) FROM syslog a JOIN syslog b ON a.raw = b.raw";
@@ -231,11 +231,11 @@ async fn landed_batches_are_read_when_the_query_comes_to_them() {
         .collect();
     stored.0.extend(fresh.iter().map(|fresh| (fresh.key.clone(), many.batch.clone())));
     let stored = std::sync::Arc::new(stored);
-    let landing: std::sync::Arc<dyn Landing> = stored.clone();
-    let (few, known) = (Limits { rows_max: 5, ..Limits::default() }, Versions::new());
+    let landing: std::sync::Arc<dyn LandedBatches> = stored.clone();
+    let (few, known) = (QueryLimits { rows_max: 5, ..QueryLimits::default() }, Versions::new());
     let output = lake.query(org, LINES, &fresh, &landing, &known, few).await.expect("answers");
     assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (5, true));
-    // Of two tables, each in four parts, and a little ahead.
+    // Two tables in four partitions each, and a little read-ahead.
     let read = stored.1.load(std::sync::atomic::Ordering::Relaxed);
     assert!(read < 60, "{read} of 80 reads were made for five rows");
 }
@@ -246,13 +246,13 @@ async fn a_damaged_batch_is_left_out_and_a_store_that_is_away_is_no_answer() {
     let (lake, org, known) = (Lake::new(dir.path()), organization(1), Versions::new());
     let all = [landed(org, 1, vec![line("a"), line("b")])];
     let landing = InMemory(all.iter().map(|l| (l.key.clone(), l.batch.clone())).collect(), Default::default());
-    let landing: std::sync::Arc<dyn Landing> = std::sync::Arc::new(landing);
+    let landing: std::sync::Arc<dyn LandedBatches> = std::sync::Arc::new(landing);
     let mut fresh = unread(&all);
     fresh.push(Fresh { key: "key-damaged".to_owned(), ..fresh[0].clone() });
-    let whole = lake.query(org, LINES, &fresh, &landing, &known, Limits::default()).await.expect("answers");
+    let whole = lake.query(org, LINES, &fresh, &landing, &known, QueryLimits::default()).await.expect("answers");
     assert_eq!(texts(&whole.batches), ["a", "b"]);
     fresh.push(Fresh { key: "key-away".to_owned(), ..fresh[0].clone() });
-    let refused = lake.query(org, LINES, &fresh, &landing, &known, Limits::default()).await;
+    let refused = lake.query(org, LINES, &fresh, &landing, &known, QueryLimits::default()).await;
     assert!(matches!(&refused, Err(QueryError::Sql(why)) if why.contains("the store is away")), "{refused:?}");
 }
 
@@ -263,11 +263,11 @@ fn a_query_that_takes_too_long_is_given_up() {
         let dir = tempfile::tempdir().expect("temp dir");
         let (lake, org) = (Lake::new(dir.path()), organization(1));
         let fresh = [landed(org, 1, (0..300).map(|number| line(&number.to_string())).collect())];
-        let short = Limits { time_max: Duration::from_millis(200), ..Limits::default() };
+        let short = QueryLimits { time_max: Duration::from_millis(200), ..QueryLimits::default() };
         let slow = "SELECT count(*) FROM syslog a, syslog b, syslog c WHERE a.raw || b.raw || c.raw = 'x'";
         query(&lake, org, slow, &fresh, &Versions::new(), short).await
     });
-    // An operator may not yield for long: nobody waits for it.
+    // An operator may not yield for long: do not wait for it.
     runtime.shutdown_background();
     assert!(matches!(refused, Err(QueryError::Timeout(_))), "{refused:?}");
 }
@@ -286,7 +286,7 @@ async fn a_tier_leaves_security_events_out_whether_they_are_materialised_or_not(
     assert_eq!(ask(&lake, org, rows, fresh, &Versions::new()).await, ["one 0", "two 2"]);
     let known = lake.materialise(org, fresh, &Versions::new()).await.expect("materialises");
     assert_eq!(ask(&lake, org, rows, &[], &known).await, ["one 0", "two 2"]);
-    // Nothing of the class is left: no table.
+    // No record of the class remains: no table.
     assert!(!known.contains_key("authentication"), "{known:?}");
 }
 
@@ -306,7 +306,7 @@ async fn a_time_needs_no_seconds() {
     assert_eq!(ask(&lake, org, sql, &fresh, &Versions::new()).await, ["0"]);
 }
 
-/// Files below a directory, without those of checksums.
+/// Files below a directory, except checksums.
 fn files(dir: &std::path::Path) -> Vec<PathBuf> {
     let (mut found, mut dirs) = (Vec::new(), vec![dir.to_owned()]);
     while let Some(dir) = dirs.pop() {
@@ -336,9 +336,9 @@ async fn a_damaged_table_is_an_error_and_no_wrong_answer() {
     assert_eq!(ask(&lake, org, sum, &[], &known).await, right);
     let checked = lake.check(org, &known).await.expect("reads");
     assert_eq!(checked.0, Vec::<String>::new());
-    // The table's creation is older than its first mark, and has sums too.
+    // The creation of the table precedes its first mark, and has checksums too.
     assert_eq!(checked.1, 0);
-    let of_table = files(&lake.table_dir(org, Class::BaseEvent));
+    let of_table = files(&lake.table_dir(org, OcsfClass::BaseEvent));
     assert!(of_table.len() >= 7, "{of_table:?}");
     for path in of_table {
         let whole = std::fs::read(&path).expect("reads");
@@ -353,17 +353,17 @@ async fn a_damaged_table_is_an_error_and_no_wrong_answer() {
         harmed.push(Vec::new());
         for bytes in harmed {
             std::fs::write(&path, bytes).expect("writes");
-            let answer = query(&lake, org, sum, &[], &known, Limits::default()).await;
+            let answer = query(&lake, org, sum, &[], &known, QueryLimits::default()).await;
             assert!(answer.is_err(), "{}: {answer:?}", path.display());
             assert_ne!(lake.check(org, &known).await.expect("reads").0, Vec::<String>::new(), "{}", path.display());
         }
         std::fs::remove_file(&path).expect("removes");
-        let answer = query(&lake, org, sum, &[], &known, Limits::default()).await;
+        let answer = query(&lake, org, sum, &[], &known, QueryLimits::default()).await;
         assert!(answer.is_err(), "{} is gone: {answer:?}", path.display());
         std::fs::write(&path, whole).expect("writes");
     }
-    std::fs::remove_dir_all(lake.table_dir(org, Class::BaseEvent)).expect("removes");
-    let gone = query(&lake, org, sum, &[], &known, Limits::default()).await.expect_err("the table is gone");
+    std::fs::remove_dir_all(lake.table_dir(org, OcsfClass::BaseEvent)).expect("removes");
+    let gone = query(&lake, org, sum, &[], &known, QueryLimits::default()).await.expect_err("the table is gone");
     assert!(gone.to_string().contains("doctor --rebuild"), "{gone}");
     let written =
         lake.materialise(org, &[landed(org, 4, vec![line("x")])], &known).await.expect_err("nor is it written");

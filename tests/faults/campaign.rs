@@ -1,4 +1,4 @@
-//! What every fault has in common: a world, a writer, a proxy, a watch for stalls, and the count at the end.
+//! Common parts of all faults: a world, a writer, a proxy, a watch for stalls, and the final count.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -18,25 +18,25 @@ use vedette_benches::{
     world::{Process, World},
 };
 
-/// Everything that was written must have landed so long after the last fault.
+/// Maximum time from the last fault until everything has landed.
 const CATCH_UP: Duration = Duration::from_secs(240);
 
-/// How the campaign is run.
+/// Options of the campaign.
 #[derive(Debug, Default)]
 pub(crate) struct Campaign {
     pub(crate) short: bool,
-    /// An agent that was built with failpoints.
+    /// An agent built with failpoints.
     pub(crate) failpoints: Option<PathBuf>,
 }
 
 impl Campaign {
-    /// One number or the other.
+    /// Selects the full or the short value.
     pub(crate) fn of<T>(&self, full: T, short: T) -> T {
         if self.short { short } else { full }
     }
 }
 
-/// What came of a fault.
+/// Result of a fault.
 #[derive(Debug, Default)]
 pub(crate) struct Row {
     pub(crate) times: u64,
@@ -46,9 +46,9 @@ pub(crate) struct Row {
     missing: u64,
     repeated: u64,
     stall: Duration,
-    /// From when a line was written until it was stored, at the most.
+    /// Longest time from writing a line until it is stored.
     wait: Duration,
-    /// Besides, in a word.
+    /// Additional remark.
     pub(crate) note: String,
 }
 
@@ -70,7 +70,7 @@ impl Row {
     }
 }
 
-/// As it stands in docs/reliability.md.
+/// The table of docs/reliability.md.
 pub(crate) fn table(rows: &[(&str, Row)]) -> String {
     let mut out = String::from(
         "| fault | times | emitted | stored | dropped | missing | repeated | longest stall | longest wait | |\n\
@@ -102,7 +102,7 @@ pub(crate) struct Run {
     pub(crate) agent: Option<Process>,
     writer: Option<Writer>,
     watch: Arc<Watch>,
-    /// Others write into the same collector.
+    /// No one else writes into the same collector.
     is_alone: bool,
 }
 
@@ -112,9 +112,9 @@ struct Watch {
     longest: Mutex<Duration>,
 }
 
-/// How a scenario is set up.
+/// Setup of a scenario.
 pub(crate) struct Setup<'a> {
-    /// Behind the agent's configuration.
+    /// Additional configuration of the agent.
     pub(crate) config: &'a str,
     pub(crate) rate: u64,
     pub(crate) rotation: Rotation,
@@ -127,12 +127,12 @@ impl Default for Setup<'_> {
 }
 
 impl Run {
-    /// A workspace behind a proxy, an enrolled agent that does not run yet, and a writer that does.
+    /// A workspace behind a proxy, an enrolled agent that does not run yet, and a running writer.
     pub(crate) fn new(setup: &Setup<'_>) -> Result<Self> {
         Self::with_glob(setup, "a.log")
     }
 
-    /// The same, with an agent that reads more of the log's directory.
+    /// As `new`, with an agent that reads other files of the log's directory.
     pub(crate) fn with_glob(setup: &Setup<'_>, glob: &str) -> Result<Self> {
         let world = World::serving()?;
         let log = world.path("log");
@@ -147,13 +147,13 @@ impl Run {
         Ok(Self { world, proxy, agent: None, writer: Some(writer), watch: Arc::default(), is_alone })
     }
 
-    /// Start the agent.
+    /// Starts the agent.
     pub(crate) fn start(&mut self) -> Result<()> {
         self.agent = Some(self.world.run()?);
         Ok(())
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) fn kill(&mut self) -> Result<()> {
         match self.agent.take() {
             Some(mut agent) => agent.kill(),
@@ -166,7 +166,7 @@ impl Run {
         self.writer.as_ref().map_or(0, Writer::written)
     }
 
-    /// Wait until the agent answers; how long that took.
+    /// Waits until the agent answers; returns the time.
     pub(crate) fn until_status(&self) -> Result<Duration> {
         let began = Instant::now();
         while self.world.status()?.is_none() {
@@ -178,12 +178,12 @@ impl Run {
         Ok(began.elapsed())
     }
 
-    /// Lines of the writer that the ledger calls stored.
+    /// The writer's lines that the ledger counts as stored.
     pub(crate) fn stored(&self) -> Result<u64> {
         Ok(syslog(&self.world.ledger()?).map_or(0, |account| number(account, "stored")))
     }
 
-    /// Wait until as many lines are stored.
+    /// Waits until a number of lines is stored.
     pub(crate) fn until_stored(&self, lines: u64) -> Result<()> {
         let began = Instant::now();
         loop {
@@ -198,18 +198,18 @@ impl Run {
         }
     }
 
-    /// The writer's lines, where others write as well.
+    /// Filter for the writer's lines, if others write as well.
     fn numbered(&self) -> &'static str {
         if self.is_alone { "" } else { "WHERE message LIKE '____________ Accepted publickey for %'" }
     }
 
-    /// Lines of the writer that are in the tables.
+    /// The writer's lines in the tables.
     pub(crate) fn in_tables(&self) -> Result<u64> {
         let rows = self.world.query(&format!("SELECT count(*) AS stored FROM syslog {}", self.numbered()))?;
         Ok(rows.first().map_or(0, |row| number(row, "stored")))
     }
 
-    /// From the writing of a line to its landing, of the first line of each batch.
+    /// Longest time from writing a line to its landing, over the first lines of all batches.
     fn longest_wait(&self, written: &Written) -> Result<Duration> {
         let rows = self.world.query(&format!(
             "SELECT CAST(landed_time AS BIGINT) AS landed, min(substr(message, 1, 12)) AS low FROM syslog \
@@ -230,10 +230,10 @@ impl Run {
         log.get(from..).unwrap_or_default().to_owned()
     }
 
-    /// Inject, heal, wait until everything has landed, and count.
+    /// Injects the fault, heals it, waits until everything has landed, and counts.
     pub(crate) fn judge(mut self, inject: impl FnOnce(&mut Self) -> Result<u64>) -> Result<Row> {
         let watch = Arc::clone(&self.watch);
-        // The watch asks on a thread of its own, with the world's directory alone.
+        // The watch runs on its own thread, with only the directory.
         let (dir, watching) = (self.world.path("workspace"), Arc::clone(&watch));
         let thread = std::thread::spawn(move || watching.run(&dir));
         let done = inject(&mut self);
@@ -253,9 +253,9 @@ impl Run {
         Ok(row)
     }
 
-    /// By the writer's numbers through SQL; the ledger must agree, for every collector.
+    /// Counts the writer's numbers through SQL; the ledger must agree for every collector.
     fn count(&self, times: u64, written: &Written) -> Result<Row> {
-        // What came twice comes behind what came once.
+        // A repeated line would arrive after the first one.
         std::thread::sleep(Duration::from_secs(3));
         let rows = self.world.query(&format!(
             "SELECT count(*) AS stored, count(DISTINCT CAST(substr(message, 1, 12) AS BIGINT)) AS numbers, \
@@ -288,7 +288,7 @@ impl Run {
             if account["collector"] != "syslog" {
                 row.missing += missing;
                 row.repeated += repeated;
-            // A flood beside the writer's lines counts there as well.
+            // The ledger includes lines of a flood beside the writer's.
             } else if (missing == 0 && row.missing > 0) || (repeated == 0 && row.repeated > 0) {
                 bail!("ledger and SQL disagree: {account}, by SQL {} missing, {} repeated", row.missing, row.repeated);
             }

@@ -1,4 +1,4 @@
-//! What happens to the disk under the queue, and to the queue's file.
+//! Faults of the disk below the queue, and of the queue's file.
 
 use crate::campaign::{Campaign, Row, Run, Setup};
 use anyhow::{Context, Result, bail};
@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A file system of a size in memory; unmounted when dropped.
+/// A file system of limited size in memory; unmounted when dropped.
 struct Volume(PathBuf);
 
 impl Volume {
-    /// Absent where this user may not mount.
+    /// Absent where this user cannot mount.
     fn mount(at: &Path, size: &str) -> Result<Option<Self>> {
         fs::create_dir_all(at)?;
         let options = format!("size={size},mode=0700");
@@ -26,7 +26,7 @@ impl Volume {
         Ok(Some(Self(at.to_owned())))
     }
 
-    /// Fill it up to the last byte.
+    /// Fills the last byte.
     fn fill(&self) -> Result<()> {
         let file = fs::File::create(self.0.join("others"))?;
         let block = vec![1; 64 << 10];
@@ -50,7 +50,7 @@ impl Drop for Volume {
     }
 }
 
-/// The volume is filled by others while the workspace is away, held full, and freed.
+/// Others fill the volume while the workspace is down; later they free it.
 fn filled(campaign: &Campaign, config: &str, size: &str) -> Result<Option<Row>> {
     let mut run = Run::new(&Setup { config, rate: 2000, ..Setup::default() })?;
     let Some(volume) = Volume::mount(&run.world.path("state"), size)? else { return Ok(None) };
@@ -99,7 +99,7 @@ pub(crate) fn floor(campaign: &Campaign) -> Result<Option<Row>> {
     filled(campaign, config, "32m")
 }
 
-/// The queue holds what an outage kept back; the agent is killed, the file harmed, and the agent started again.
+/// The queue holds the batches of an outage; the agent is killed, the file damaged, and the agent restarted.
 fn harmed(campaign: &Campaign, times: u64, harm: impl Fn(&Path) -> Result<()>) -> Result<Option<Row>> {
     let mut run = Run::new(&Setup::default())?;
     run.start()?;
@@ -121,7 +121,7 @@ fn harmed(campaign: &Campaign, times: u64, harm: impl Fn(&Path) -> Result<()>) -
             run.until_stored(before)?;
         }
         let log = fs::read_to_string(run.world.path("agent.log"))?;
-        found = log.matches("sources go on where the workspace's end").count();
+        found = log.matches("sources continue at the workspace's positions").count();
         Ok(times)
     });
     let mut row = row?;
@@ -181,7 +181,7 @@ pub(crate) fn directory(campaign: &Campaign) -> Result<Option<Row>> {
     })
 }
 
-/// The second is refused, and says why; the first goes on.
+/// The second agent is refused with a reason; the first continues.
 pub(crate) fn second_agent(campaign: &Campaign) -> Result<Option<Row>> {
     let mut run = Run::new(&Setup::default())?;
     run.start()?;

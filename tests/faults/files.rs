@@ -1,11 +1,11 @@
-//! What happens to the files that are read.
+//! Faults of the files that are read.
 
 use crate::campaign::{Campaign, Row, Run, Setup};
 use anyhow::Result;
 use std::time::Duration;
 use vedette_benches::numbered::Rotation;
 
-/// The agent is killed meanwhile, so that copies are found that nobody saw being made.
+/// The agent is killed meanwhile, so that it finds copies whose creation nobody observed.
 pub(crate) fn copy_truncate(campaign: &Campaign) -> Result<Option<Row>> {
     let times = campaign.of(12, 3);
     let mut run = Run::new(&Setup { rate: 2000, rotation: Rotation::CopyTruncate(8000), ..Setup::default() })?;

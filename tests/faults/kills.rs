@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use std::time::Duration;
 use vedette_benches::world::Process;
 
-/// The steps of the way, and how often each is reached before the agent dies there.
+/// Failpoints, and at which pass the agent dies there.
 const STEPS: [&str; 8] = ["read", "batch", "seal", "commit", "committed", "post", "landed", "deleted"];
 
 pub(crate) fn at_random(campaign: &Campaign) -> Result<Option<Row>> {
@@ -22,7 +22,7 @@ pub(crate) fn at_random(campaign: &Campaign) -> Result<Option<Row>> {
     .map(Some)
 }
 
-/// With an agent that was built with failpoints.
+/// With an agent built with failpoints.
 pub(crate) fn at_each_step(campaign: &Campaign) -> Result<Option<Row>> {
     let Some(agent) = campaign.failpoints.as_ref().filter(|path| path.exists()) else {
         eprintln!("skipped: no agent with failpoints is built");

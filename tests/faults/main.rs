@@ -87,7 +87,7 @@ fn run() -> Result<bool> {
         .filter(|(name, _)| only.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str())))
         .collect();
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    // Side by side only where the longest stall is no figure.
+    // Two at a time only if the longest stall is no figure.
     std::thread::scope(|scope| {
         for _ in 0..campaign.of(1, 2) {
             scope.spawn(|| {
@@ -105,14 +105,17 @@ fn run() -> Result<bool> {
     });
     let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     done.sort_by_key(|(name, _)| FAULTS.iter().position(|(other, _)| other == name));
-    let mut rows = Vec::new();
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for (name, came) in done {
         match came {
             Ok(Some(row)) => rows.push((name, row)),
             Ok(None) => {}
-            Err(err) => bail!("{name}: {err:#}"),
+            Err(err) => failed.push(format!("{name}: {err:#}")),
         }
     }
     println!("{}", campaign::table(&rows));
+    if !failed.is_empty() {
+        bail!("{}", failed.join("\n"));
+    }
     Ok(rows.iter().all(|(_, row)| row.is_clean()))
 }

@@ -1,6 +1,6 @@
-//! What others do beside: organizations, peers, users of the host, and a workspace that is taken over.
+//! Faults caused by neighbours: organizations, peers, users of the host, and a hostile workspace.
 //!
-//! The longest wait is of the quiet one beside them.
+//! The longest wait is that of the quiet agent beside them.
 
 use crate::campaign::{Campaign, Row, Run, Setup, number};
 use anyhow::{Context, Result, bail};
@@ -23,12 +23,12 @@ use std::{
 };
 use vedette_benches::{numbered::Rotation, peer, world::peak_bytes};
 
-/// What `serve` may take.
+/// Memory of `serve`.
 const MEMORY: &str = "1GiB";
-/// A loud organization's batches are in the tables after this.
+/// Time limit until a loud organization's batches are in the tables.
 const TABLES_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A quiet agent that writes 500 lines a second, at a workspace with a bound memory.
+/// A quiet agent that writes 500 lines per second, at a workspace with limited memory.
 fn quiet(config: &str) -> Result<Run> {
     let mut run = Run::new(&Setup { config, rate: 500, rotation: Rotation::Rename(20_000) })?;
     run.world.stop_serving();
@@ -39,7 +39,7 @@ fn quiet(config: &str) -> Result<Run> {
     Ok(run)
 }
 
-/// What asynchronous clients do.
+/// Runs asynchronous clients.
 fn block_on<T>(work: impl Future<Output = T>) -> Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }
@@ -48,14 +48,14 @@ fn path(seq: u64) -> String {
     format!("records/0000000000000007/{seq}")
 }
 
-/// The row of a fault: what it was, the largest resident set, and how long all lines took behind it.
+/// Row of a fault: a remark, the peak resident set, and the time until all lines were stored after it.
 fn note(row: Result<Row>, what: &str, peak: u64, healed: Instant) -> Result<Option<Row>> {
     let mut row = row?;
     row.note = format!("{what}, VmHWM {} MiB, {:.1} s to recover", peak >> 20, healed.elapsed().as_secs_f64());
     Ok(Some(row))
 }
 
-/// Batches of a loud organization that become as much as they may; one that would become gigabytes is refused.
+/// Batches of a loud organization at the limit of their expansion; one that would expand to gigabytes is refused.
 pub(crate) fn bombs(campaign: &Campaign) -> Result<Option<Row>> {
     let run = quiet("")?;
     let loud = run.world.other("loud")?;
@@ -77,10 +77,11 @@ pub(crate) fn bombs(campaign: &Campaign) -> Result<Option<Row>> {
             }
             Ok(())
         })??;
-        // Until all of it is in the tables, which takes the memory.
+        // Waits until all are in the tables, which takes the memory.
         let (all, until) = ((1..=times).map(|seq| lines(seq).0).sum::<u64>(), Instant::now() + TABLES_TIMEOUT);
         loop {
-            let rows = run.world.query_other("SELECT count(*) AS stored FROM syslog")?;
+            // A query over this much that is not in the tables yet may exceed its time.
+            let rows = run.world.query_other("SELECT count(*) AS stored FROM syslog").unwrap_or_default();
             let stored = rows.first().map_or(0, |row| number(row, "stored"));
             if stored >= all {
                 break;
@@ -102,7 +103,7 @@ pub(crate) fn holes(campaign: &Campaign) -> Result<Option<Row>> {
     let times = campaign.of(48, 12);
     let (mut peak, mut healed) = (0, Instant::now());
     let row = run.judge(|run| {
-        // Each as ragged as may be; one that is more so is refused.
+        // Each has as many position runs as allowed; one with more is refused.
         let batches: Vec<_> = (1..=times).map(|seq| (seq, loud.lines(seq, 2000, "x", 2, |_| ()))).collect();
         let ragged = loud.lines(1, 20_000, "x", 2, |_| ());
         block_on(async {
@@ -142,7 +143,7 @@ pub(crate) fn connections(campaign: &Campaign) -> Result<Option<Row>> {
             let hold = scope.spawn(|| {
                 let (mut open, mut made) = (std::collections::VecDeque::new(), 0);
                 while !stop.load(Ordering::Relaxed) {
-                    // Those that were closed are made anew.
+                    // Closed connections are replaced.
                     if let Ok(connection) = peer::silent(&ca, &address) {
                         open.push_back(connection);
                         made += 1;
@@ -177,8 +178,8 @@ pub(crate) fn connections(campaign: &Campaign) -> Result<Option<Row>> {
     note(row, &format!("{held} connections were made; {enrolled} honest enrollments, none refused"), peak, healed)
 }
 
-/// Files of another user in the folder of the log: one that grows without end while the way to the workspace is slow, one
-/// of a terabyte of nothing, and more than there are descriptors.
+/// Files of another user in the directory of the log: a flood while delivery is slow, a sparse file of a terabyte, and more
+/// files than descriptors.
 pub(crate) fn files(campaign: &Campaign) -> Result<Option<Row>> {
     let (limit, flood_bytes) = campaign.of((512, 3_u64 << 30), (64, 128 << 20));
     let config = format!("[transport]\nqueue_bytes_max = \"{limit}MiB\"\n");
@@ -195,7 +196,7 @@ pub(crate) fn files(campaign: &Campaign) -> Result<Option<Row>> {
         bail!("prlimit cannot set a limit");
     }
     run.until_stored(500)?;
-    // Slow enough that the flood fills its share however slowly a busy machine writes and reads it.
+    // Slow enough that the flood fills its share even if a busy machine writes and reads it slowly.
     let speed = campaign.of(4_000_000, 400_000);
     run.proxy.set(vedette_benches::proxy::Mode::Slow(speed));
     let (mut peak, mut healed, mut waited) = (0, Instant::now(), false);
@@ -252,9 +253,9 @@ pub(crate) fn links(campaign: &Campaign) -> Result<Option<Row>> {
     note(row, "agent", peak, healed)
 }
 
-/// Behind the proxy stands something that has the workspace's key, and answers each request with bytes without end.
+/// A server with the workspace's key answers every request with an endless body.
 pub(crate) fn endless(campaign: &Campaign) -> Result<Option<Row>> {
-    // What was in the queue is read again, and has to be there.
+    // Queued lines are read again, so the file must remain.
     let mut run = Run::new(&Setup { rate: 500, rotation: Rotation::Never, ..Setup::default() })?;
     let hostile = Hostile::start(&run.world.path("workspace"))?;
     run.proxy.aim(hostile.address.parse()?);
@@ -262,7 +263,7 @@ pub(crate) fn endless(campaign: &Campaign) -> Result<Option<Row>> {
     let pid = run.agent.as_ref().context("it runs")?.id();
     let (mut peak, mut healed) = (0, Instant::now());
     let row = run.judge(|run| {
-        // It also begins with a queue that was lost, and asks what is stored.
+        // It also starts after a lost queue, and asks for positions.
         std::thread::sleep(Duration::from_secs(campaign.of(40, 8)));
         peak = peak_bytes(pid)?;
         run.kill()?;
@@ -282,7 +283,7 @@ pub(crate) fn endless(campaign: &Campaign) -> Result<Option<Row>> {
     note(row, &format!("{requests} requests, {} MiB of answers were taken; agent", bytes >> 20), peak, healed)
 }
 
-/// Answers without end, until the process ends.
+/// Endless answers, until the process ends.
 struct Hostile {
     address: String,
     requests: Arc<AtomicU64>,
@@ -319,7 +320,7 @@ fn answer(socket: TcpStream, config: Arc<ServerConfig>, requests: &AtomicU64, by
     }
     requests.fetch_add(1, Ordering::Relaxed);
     let text = String::from_utf8_lossy(&head).into_owned();
-    // What begins as the answer that is waited for, and does not end.
+    // An answer that starts as expected, and does not end.
     let begin = if text.starts_with("GET /v1/positions") {
         r#"{"sources":["#
     } else if text.starts_with("GET /v1/policy") {

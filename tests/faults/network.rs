@@ -1,11 +1,11 @@
-//! What happens between agent and workspace.
+//! Faults between agent and workspace.
 
 use crate::campaign::{Campaign, Row, Run, Setup, number};
 use anyhow::{Result, bail};
 use std::time::Duration;
 use vedette_benches::{numbered::Rotation, proxy::Mode};
 
-/// Faults of the proxy, each for a while, with a time of health between.
+/// Faults of the proxy for a while, with healthy periods in between.
 fn proxied(mode: Mode, times: u64, length: Duration) -> Result<Option<Row>> {
     let mut run = Run::new(&Setup::default())?;
     run.start()?;
@@ -62,7 +62,7 @@ pub(crate) fn half_open(campaign: &Campaign) -> Result<Option<Row>> {
     proxied(Mode::BlackHole, 1, Duration::from_secs(125))
 }
 
-/// Agent and workspace get new certificates in turn, and connections are made anew.
+/// Agent and workspace get new certificates in turn, and reconnect.
 pub(crate) fn certificates(campaign: &Campaign) -> Result<Option<Row>> {
     let times = campaign.of(10, 2);
     let mut run = Run::new(&Setup::default())?;
@@ -87,7 +87,7 @@ pub(crate) fn certificates(campaign: &Campaign) -> Result<Option<Row>> {
     .map(Some)
 }
 
-/// More than goes through, until the queue is at its limit: sources wait, and nothing is lost.
+/// More lines than can be delivered, until the queue is full: sources wait, and nothing is lost.
 pub(crate) fn overload(campaign: &Campaign) -> Result<Option<Row>> {
     let (rate, limit, length) = campaign.of((100_000, 256, 60), (20_000, 16, 10));
     let config = format!("[transport]\nqueue_bytes_max = \"{limit}MiB\"\n");

@@ -1,4 +1,4 @@
-//! Chunks become batches: records of one lane under one policy revision, sealed by size or by age.
+//! Builds batches from chunks: records of one lane and one policy revision, sealed by size or age.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,34 +13,35 @@ use vedette_wire::{
     record::HostLabel,
 };
 
-/// Sealed records of a batch at the most, but for a chunk that is larger by itself. With a header of some sources and redb's
-/// own it fills a page of 2 MiB: redb rounds pages up to powers of two, and writes them whole.
+/// Maximum size of a batch's sealed records, unless one chunk is larger. With a header of a few sources and redb's overhead it
+/// fills a page of 2 MiB: redb rounds pages up to powers of two and writes them whole.
 pub const SEALED_BYTES_MAX: usize = (2 << 20) - (16 << 10);
 
-/// Runs of positions in a batch, but for those of its last chunk. The workspace's ledger takes 2,000 of those with records.
+/// Maximum number of position runs in a batch, not counting its last chunk's. The workspace's ledger accepts 2,000 runs with
+/// records.
 const RUNS_MAX: usize = 1_500;
 
-/// When a batch is sealed.
+/// Conditions that seal a batch.
 #[derive(Debug, Clone)]
 pub struct BatchLimits {
-    /// Encoded records in bytes, before compression.
+    /// Size of the encoded records in bytes, before compression.
     pub bytes_max: usize,
     /// Number of records.
     pub records_max: usize,
     /// Age of the first record in the batch.
     pub age_max: Duration,
-    /// How it is compressed.
+    /// Codec.
     pub compression: Compression,
 }
 
-/// What every batch of this agent carries in its header.
+/// Fields that all headers of this agent share.
 #[derive(Debug, Clone)]
-pub struct Stamp {
+pub struct BatchContext {
     /// Organization, from the certificate.
     pub organization: OrganizationId,
     /// Agent, from the key.
     pub agent: vedette_wire::AgentId,
-    /// Workspace geography.
+    /// Geography of the workspace.
     pub geo: WorkspaceGeo,
     /// Version of the agent.
     pub agent_version: String,
@@ -50,50 +51,50 @@ pub struct Stamp {
     pub policy_revision: u64,
 }
 
-/// A source in the batch that is being filled.
+/// A source in an open batch.
 #[derive(Debug)]
 struct OpenSource {
     source: Arc<Source>,
-    /// Positions of its records, from the first to just behind the last, and how many they are.
+    /// Positions of its records, from the first to the end of the last, and their number.
     from: u64,
     reached: u64,
     records: u64,
-    /// Bytes of its records before compression.
+    /// Size of its records in bytes, before compression.
     bytes: u64,
     skipped: Vec<(u64, u64, u64)>,
 }
 
-/// The batch that is being filled.
+/// The open batch.
 #[derive(Debug, Default)]
-pub(crate) struct Open {
+pub(crate) struct BatchBuilder {
     sealer: Sealer,
     count: u32,
-    /// Records by collector.
+    /// Number of records by collector.
     counts: BTreeMap<&'static str, u64>,
     sources: Vec<OpenSource>,
-    /// Where each stands among them.
+    /// Indexes of the sources.
     index: HashMap<Arc<Source>, u32>,
-    /// Runs of positions without a hole, and runs that were dropped.
+    /// Number of position runs, stored and dropped.
     runs: usize,
     since: Option<Instant>,
-    /// Cursors to keep, by (collector, source id); `None` deletes.
+    /// Cursors to store, by (collector, source id); `None` deletes.
     pub(crate) cursors: BTreeMap<(&'static str, String), Option<Vec<u8>>>,
-    /// Where what policy had passed over ends, by collector and source id.
+    /// Ends of what policy excluded, by collector and source id.
     pub(crate) floors: Vec<(&'static str, String, u64)>,
-    /// What to add to the ledger.
+    /// Counts to add to the ledger.
     pub(crate) ledger: Ledger,
-    /// It is of sources that fill the queue.
+    /// The batch holds records of bulk sources only.
     pub(crate) is_bulk: bool,
 }
 
-impl Open {
-    /// Take a chunk in. The caller splits by policy revision.
+impl BatchBuilder {
+    /// Adds a chunk. The caller separates policy revisions.
     #[cfg(test)]
     pub(crate) fn add(&mut self, chunk: Chunk) {
         self.add_pressed(chunk, None);
     }
 
-    /// Take a chunk in, whose one body is in the piece where there is one. The caller splits by policy revision.
+    /// Adds a chunk; `piece` is its only body, compressed. The caller separates policy revisions.
     pub(crate) fn add_pressed(&mut self, mut chunk: Chunk, piece: Option<Piece>) {
         self.since.get_or_insert_with(Instant::now);
         let collector = chunk.source.collector;
@@ -103,7 +104,7 @@ impl Open {
             self.ledger.drop(collector, dropped.reason, dropped.count);
             if let Some(Position(from, to)) = dropped.positions {
                 let at = self.source(&chunk.source);
-                // What is lost in a row is one run.
+                // Consecutive losses are one run.
                 match self.sources[at as usize].skipped.last_mut() {
                     Some((_, end, count)) if *end == from => (*end, *count) = (to, *count + dropped.count),
                     _ => {
@@ -150,12 +151,12 @@ impl Open {
         source.bytes += bytes as u64;
     }
 
-    /// Its sources, and the bytes of their records before compression.
+    /// Sources, with the size of their records before compression.
     pub(crate) fn held(&self) -> impl Iterator<Item = (&Source, u64)> + Clone {
         self.sources.iter().map(|open| (open.source.as_ref(), open.bytes))
     }
 
-    /// Whether it holds anything of a source.
+    /// Whether the batch holds records or losses of a source.
     pub(crate) fn holds(&self, source: &Arc<Source>) -> bool {
         self.index.contains_key(source) || self.cursors.contains_key(&(source.collector, source.id.clone()))
     }
@@ -184,7 +185,7 @@ impl Open {
                 || self.sealer.sealed_bytes() + sealed > SEALED_BYTES_MAX)
     }
 
-    /// Give up the records, which will never fit, and count them; cursors and other counts stay.
+    /// Drops the records of a batch that can never fit, and counts them. Keeps cursors and other counts.
     pub(crate) fn drop_records(&mut self) {
         for (collector, count) in std::mem::take(&mut self.counts) {
             self.ledger.drop(collector, Reason::Oversize, count);
@@ -199,7 +200,7 @@ impl Open {
         self.count = 0;
     }
 
-    /// Whether it is to be sealed now.
+    /// Whether the batch must be sealed now.
     pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
         self.sealer.plain_bytes() >= limits.bytes_max
             || self.sealer.sealed_bytes() >= SEALED_BYTES_MAX
@@ -207,30 +208,30 @@ impl Open {
             || self.count as usize >= limits.records_max
     }
 
-    /// When the batch is to be sealed whatever its size.
+    /// When the batch must be sealed regardless of its size.
     pub(crate) fn deadline(&self, limits: &BatchLimits) -> Option<Instant> {
         self.since.map(|since| since + limits.age_max)
     }
 
-    /// Neither records nor cursors nor counts.
+    /// Whether there are no records, cursors or counts.
     pub(crate) fn is_empty(&self) -> bool {
         self.since.is_none()
     }
 
-    /// Records, or losses that the workspace is to hear of: else there are cursors alone, and nothing to send.
+    /// Whether there are records or losses. A batch of cursors alone is not sent.
     pub(crate) fn is_worth_sending(&self) -> bool {
         self.count > 0
             || self.sources.iter().any(|source| !source.skipped.is_empty())
             || self.ledger.0.values().any(|counters| counters.dropped_total() > 0)
     }
 
-    /// The header of this batch; sequence, epoch and what else the queue knows are filled in by the caller.
-    pub(crate) fn header(&self, stamp: &Stamp, lane: vedette_wire::Lane, sealed: i64) -> Header {
+    /// The header of the batch. The caller adds the sequence and other facts of the queue.
+    pub(crate) fn header(&self, context: &BatchContext, lane: vedette_wire::Lane, sealed: i64) -> Header {
         Header {
             sealed,
-            policy_revision: stamp.policy_revision,
-            agent_version: stamp.agent_version.clone(),
-            host: stamp.host.clone(),
+            policy_revision: context.policy_revision,
+            agent_version: context.agent_version.clone(),
+            host: context.host.clone(),
             sources: self
                 .sources
                 .iter()
@@ -243,31 +244,31 @@ impl Open {
                 })
                 .collect(),
             records: self.count,
-            ..Header::new(stamp.organization, stamp.agent, lane, stamp.geo)
+            ..Header::new(context.organization, context.agent, lane, context.geo)
         }
     }
 
-    /// What it holds, sealed with its header, behind so many zeros.
+    /// Seals the batch; the result starts with `zeros` zero bytes.
     pub(crate) fn seal(&mut self, zeros: usize, header: &Header) -> std::io::Result<Vec<u8>> {
         self.sealer.seal(zeros, header)
     }
 
-    /// The codec of its records.
+    /// Codec of the records.
     pub(crate) fn compression(&self) -> Compression {
         self.sealer.compression()
     }
 
-    /// Compress with a codec; an empty batch alone can change it.
+    /// Sets the codec; has an effect on an empty batch only.
     pub(crate) fn set_compression(&mut self, compression: Compression) {
         if self.is_empty() {
             self.sealer.set_compression(compression);
         }
     }
 
-    /// Empty it, keeping the memory for the next batch.
+    /// Empties the batch and keeps its memory.
     pub(crate) fn clear(&mut self) {
         let mut sealer = std::mem::take(&mut self.sealer);
         sealer.clear();
-        *self = Open { sealer, ..Open::default() };
+        *self = BatchBuilder { sealer, ..BatchBuilder::default() };
     }
 }

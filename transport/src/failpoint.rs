@@ -1,11 +1,11 @@
-//! Named points at which a test has the agent die, as by SIGKILL. Without the feature `failpoints`, which only tests
-//! build with, there are none: `read`, `batch`, `seal`, `commit`, `committed`, `post`, `landed`, `deleted`, in the order
-//! in which a record passes them. `VEDETTE_FAILPOINT=commit:3` in the environment dies at the third time.
+//! Failpoints: named points where a test kills the agent as SIGKILL does. They exist only with the feature `failpoints`, which
+//! only tests use: `read`, `batch`, `seal`, `commit`, `committed`, `post`, `landed`, `deleted`, in the order in which a record
+//! passes them. `VEDETTE_FAILPOINT=commit:3` kills at the third pass of `commit`.
 
 #[cfg(feature = "failpoints")]
 static ARMED: std::sync::OnceLock<Option<(String, std::sync::atomic::AtomicI64)>> = std::sync::OnceLock::new();
 
-/// A point is reached.
+/// Marks a failpoint.
 #[cfg(feature = "failpoints")]
 pub(crate) fn reached(name: &str) {
     #[expect(clippy::disallowed_methods, reason = "no release build has this")]

@@ -1,4 +1,4 @@
-//! Where collectors hand over chunks: bounded in bytes, so that sources wait when the queue cannot keep up.
+//! The intake: collectors hand over chunks, up to a limit in bytes. Sources wait when the queue cannot keep up.
 
 use std::{
     collections::VecDeque,
@@ -7,25 +7,25 @@ use std::{
 };
 use vedette_wire::{Chunk, Compression, Ledger, Reason, codec::Piece};
 
-/// The transport has stopped; what was handed over last is not durable, and its source has not been told so.
+/// The transport has stopped. The last chunks are not durable, and their source is not notified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the transport has stopped")]
 pub struct Stopped;
 
-/// How long a source that cannot wait for ever waits for the batcher, which may be at a commit, before what it brings is
-/// given up. Meanwhile the kernel's buffer takes what comes.
+/// How long a push source waits for the batcher, which may be committing, before chunks are dropped. The kernel's buffer holds
+/// new data meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often a source that waits looks whether it is told to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Poll interval for a stop signal while a source waits for room.
+const ROOM_POLL: Duration = Duration::from_millis(250);
 
-/// A chunk that waits.
+/// A chunk in the intake.
 #[derive(Debug)]
 struct Waiting {
     chunk: Chunk,
-    /// Its body, compressed.
+    /// The body, compressed.
     piece: Option<Piece>,
-    /// Of its class, where its source cannot wait.
+    /// Rank of a push source's chunk.
     rank: Option<u8>,
 }
 
@@ -41,11 +41,11 @@ struct State {
     compression: Compression,
     bytes: usize,
     closed: bool,
-    /// What was put in up to here is to be made durable now.
+    /// Everything up to this number must be made durable now.
     flush: Option<u64>,
-    /// Nothing was taken out for [`PATIENCE`] while a source waited for it, and not since.
+    /// The batcher has taken nothing for [`PATIENCE`] while a source waited.
     stuck: bool,
-    /// Chunks put in, taken out, and made durable, ever.
+    /// Total numbers of chunks put in, taken out and made durable.
     put: u64,
     taken: u64,
     settled: u64,
@@ -58,25 +58,25 @@ struct Shared {
     bytes_max: usize,
 }
 
-/// The collectors' end. Cheap to clone.
+/// The handle of collectors. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Intake(Arc<Shared>);
 
-/// What the batcher finds.
+/// What the batcher receives.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// A chunk, and its one body where that is compressed already.
+    /// A chunk, with its only body compressed if it is large.
     Chunk(Box<Chunk>, Option<Piece>),
-    /// Nothing came in time.
+    /// Nothing arrived before the deadline.
     Nothing,
-    /// Everything before this is to be made durable now.
+    /// Everything before this must be made durable now.
     Flush,
     /// The intake is closed and empty.
     Closed,
 }
 
 impl Intake {
-    /// An intake that holds up to `bytes_max` bytes, or one chunk where that is larger.
+    /// Creates an intake for up to `bytes_max` bytes, or for one larger chunk.
     pub fn new(bytes_max: usize) -> Self {
         Self(Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), bytes_max }))
     }
@@ -85,20 +85,18 @@ impl Intake {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hand a chunk over; waits while the intake is full. For threads of collectors, not for async tasks.
+    /// Puts a chunk in; waits while the intake is full. For collector threads, not for async tasks.
     ///
-    /// # Errors
-    /// [`Stopped`] where the transport ends before there is room.
+    /// # Errors [`Stopped`] if the transport ends first.
     pub fn put(&self, chunk: Chunk) -> Result<(), Stopped> {
         self.put_unless(chunk, || false)
     }
 
-    /// The same, where the source is not told to stop, which is looked at also while it waits.
+    /// Puts a chunk in; stops waiting when `stopped` returns true.
     ///
-    /// # Errors
-    /// [`Stopped`] where the transport ends before there is room, or the source is told to stop.
+    /// # Errors [`Stopped`] if the transport or the source ends first.
     pub fn put_unless(&self, mut chunk: Chunk, stopped: impl Fn() -> bool) -> Result<(), Stopped> {
-        // On the source's thread, while the bytes lie in its core's cache, and nobody waits for the lock.
+        // Compresses on the source's thread, while the bytes are in its core's cache and without the lock.
         let compression = self.lock().compression;
         let piece = match chunk.entries.as_slice() {
             [_] => Piece::of(&chunk.bodies, compression),
@@ -111,7 +109,7 @@ impl Intake {
         let weight = waiting.weight();
         let mut state = self.lock();
         while !state.closed && !stopped() && state.bytes > 0 && state.bytes + weight > self.0.bytes_max {
-            state = self.0.changed.wait_timeout(state, LOOK_EVERY).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.0.changed.wait_timeout(state, ROOM_POLL).unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.closed || stopped() {
             return Err(Stopped);
@@ -123,16 +121,15 @@ impl Intake {
         Ok(())
     }
 
-    /// The codec of batches from now on.
+    /// Sets the codec of later batches.
     pub(crate) fn set_compression(&self, compression: Compression) {
         self.lock().compression = compression;
     }
 
-    /// Hand over a chunk of a source that cannot wait for long: where no room comes in a while, chunks of such sources are
-    /// given up, the lowest rank first and this one last of its own, and counted as `queue_full`.
+    /// Puts in a chunk of a push source. If no room is freed in time, drops chunks of push sources, counted as `queue_full`:
+    /// lowest rank first, and the newest of a rank first.
     ///
-    /// # Errors
-    /// [`Stopped`] where the transport has ended.
+    /// # Errors [`Stopped`] if the transport has ended.
     pub fn offer(&self, mut chunk: Chunk, rank: u8) -> Result<(), Stopped> {
         let mut state = self.lock();
         if state.closed {
@@ -161,7 +158,7 @@ impl Intake {
         }
         if full(&state, chunk.weight()) {
             chunk.give_up(Reason::QueueFull);
-            // What was given up before it says the same: one chunk for all.
+            // Losses of the same kind share one chunk.
             let same = state
                 .chunks
                 .iter_mut()
@@ -184,7 +181,7 @@ impl Intake {
         Ok(())
     }
 
-    /// What was given up and waits to be counted durably, behind what was handed over before.
+    /// Dropped records that are not yet counted durably.
     pub(crate) fn given_up(&self) -> Ledger {
         let mut ledger = Ledger::default();
         for Waiting { chunk, .. } in &self.lock().chunks {
@@ -196,16 +193,15 @@ impl Intake {
         ledger
     }
 
-    /// Refuse further chunks; those that are in are still taken out.
+    /// Refuses further chunks; the batcher still takes those in the intake.
     pub fn close(&self) {
         self.lock().closed = true;
         self.0.changed.notify_all();
     }
 
-    /// Wait until everything put in so far is durable; whoever then reads cursors finds those of all of it.
+    /// Waits until all chunks put in so far are durable. Cursors read after that cover them.
     ///
-    /// # Errors
-    /// [`Stopped`] where the transport ends before that.
+    /// # Errors [`Stopped`] if the transport ends first.
     pub fn wait_durable(&self) -> Result<(), Stopped> {
         let mut state = self.lock();
         let wanted = state.put;
@@ -220,14 +216,14 @@ impl Intake {
         Ok(())
     }
 
-    /// What was taken out is durable.
+    /// Marks everything taken out as durable.
     pub(crate) fn settle(&self) {
         let mut state = self.lock();
         state.settled = state.taken;
         self.0.changed.notify_all();
     }
 
-    /// Bytes that wait.
+    /// Bytes in the intake.
     pub fn bytes(&self) -> usize {
         self.lock().bytes
     }
@@ -236,11 +232,11 @@ impl Intake {
         self.lock().closed
     }
 
-    /// The next chunk, waiting until `deadline` at the most, or for ever without one.
+    /// Takes the next chunk; waits until `deadline`, or without limit if there is none.
     pub(crate) fn take(&self, deadline: Option<Instant>) -> Next {
         let mut state = self.lock();
         loop {
-            // Before what comes behind it, which may come without end.
+            // The flush comes before later chunks, which may arrive without end.
             let taken = state.taken;
             if state.flush.take_if(|wanted| *wanted <= taken).is_some() {
                 return Next::Flush;
@@ -249,7 +245,7 @@ impl Intake {
                 state.bytes -= waiting.weight();
                 state.taken += 1;
                 state.stuck = false;
-                // A source that waits is woken for a good piece of work, not for each chunk.
+                // Wakes waiting sources when half of the intake is free, not at each chunk.
                 if state.bytes <= self.0.bytes_max / 2 {
                     self.0.changed.notify_all();
                 }
@@ -269,7 +265,7 @@ impl Intake {
         }
     }
 
-    /// Wait for `wait`, or shorter where the intake is closed meanwhile.
+    /// Waits for `wait`, or until the intake is closed.
     pub(crate) fn pause(&self, wait: Duration) {
         let state = self.lock();
         if !state.closed {

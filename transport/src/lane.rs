@@ -1,8 +1,8 @@
-//! A lane: intake, batcher thread, queue and sender put together.
+//! A lane: an intake, a batcher thread, a queue and a sender.
 
 use crate::{
-    BatchLimits, Intake, Post, Queue, QueueError, Stamp,
-    batcher::Open,
+    BatchContext, BatchLimits, Intake, Post, Queue, QueueError,
+    batcher::BatchBuilder,
     failpoint,
     intake::Next,
     queue::QueueStats,
@@ -16,37 +16,37 @@ use std::{
 use tokio::sync::{Notify, watch};
 use vedette_wire::{Chunk, Compression, Ledger, codec::Piece};
 
-/// How often a full queue or a failing disk is tried again.
+/// Retry interval for a full queue or a failing disk.
 const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
 
-/// What a lane is made of.
+/// Settings of a lane.
 pub struct LaneConfig {
-    /// Its queue, open.
+    /// The open queue.
     pub queue: Queue,
-    /// When a batch is sealed.
+    /// Conditions that seal a batch.
     pub limits: BatchLimits,
-    /// What every header carries; a new value closes the open batch.
-    pub stamp: watch::Receiver<Stamp>,
-    /// Bytes that may wait before the batcher.
+    /// Fields of all headers. A change seals the open batches.
+    pub context: watch::Receiver<BatchContext>,
+    /// Limit of the intake in bytes.
     pub intake_bytes_max: usize,
-    /// Bytes of batches that may be in flight; one goes whatever its size.
+    /// Limit of batches in flight in bytes; a single batch may exceed it.
     pub in_flight_bytes_max: usize,
     /// Wall clock, nanoseconds UTC.
     pub now: Arc<dyn Fn() -> i64 + Send + Sync>,
-    /// Where batches go; absent, they stay in the queue.
+    /// Where to send batches; absent, they stay in the queue.
     pub post: Option<Arc<dyn Post>>,
 }
 
-/// State of a lane.
+/// Status of a lane.
 #[derive(Debug, Clone, Default)]
 pub struct LaneStatus {
-    /// The queue.
+    /// Status of the queue.
     pub queue: QueueStats,
-    /// The sender.
+    /// Status of the sender.
     pub sender: SenderStatus,
     /// Counters since the epoch began.
     pub ledger: Ledger,
-    /// Why sources wait; absent while the queue takes batches.
+    /// Why sources wait; absent while the queue has room.
     pub waiting: Option<String>,
 }
 
@@ -58,23 +58,22 @@ pub struct Lane {
     status: Arc<Mutex<SenderStatus>>,
     waiting: Arc<Mutex<Option<String>>>,
     committed: Arc<Notify>,
-    again: Arc<Notify>,
+    retry_now: Arc<Notify>,
     batcher: Option<JoinHandle<()>>,
     sender: Option<tokio::task::JoinHandle<()>>,
     stop: watch::Sender<bool>,
 }
 
 impl Lane {
-    /// Start the batcher's thread, and the sender on the current tokio runtime.
+    /// Starts the batcher thread, and the sender on the current tokio runtime.
     ///
-    /// # Errors
-    /// Where no thread can be started.
+    /// # Errors The thread cannot be started.
     pub fn start(config: LaneConfig) -> std::io::Result<Self> {
-        let LaneConfig { queue, limits, stamp, intake_bytes_max, in_flight_bytes_max, now, post } = config;
+        let LaneConfig { queue, limits, context, intake_bytes_max, in_flight_bytes_max, now, post } = config;
         let queue = Arc::new(queue);
         let intake = Intake::new(intake_bytes_max);
         intake.set_compression(limits.compression);
-        let (committed, again) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (committed, retry_now) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let status = Arc::new(Mutex::new(SenderStatus::default()));
         let (stop, stopped) = watch::channel(false);
         let waiting = Arc::default();
@@ -82,7 +81,7 @@ impl Lane {
             intake: intake.clone(),
             queue: Arc::clone(&queue),
             limits,
-            stamp,
+            context,
             now,
             committed: Arc::clone(&committed),
             sender: Arc::clone(&status),
@@ -94,50 +93,50 @@ impl Lane {
             queue: Arc::clone(&queue),
             in_flight_bytes_max,
             committed: Arc::clone(&committed),
-            again: Arc::clone(&again),
+            retry_now: Arc::clone(&retry_now),
             status: Arc::clone(&status),
             stop: stopped,
         };
         let sender = post.map(|post| tokio::spawn(sender.run(post)));
-        Ok(Self { intake, queue, status, waiting, committed, again, batcher: Some(batcher), sender, stop })
+        Ok(Self { intake, queue, status, waiting, committed, retry_now, batcher: Some(batcher), sender, stop })
     }
 
-    /// Where collectors hand chunks over.
+    /// The intake for collectors.
     pub fn intake(&self) -> &Intake {
         &self.intake
     }
 
-    /// The queue, for cursors.
+    /// The queue.
     pub fn queue(&self) -> &Arc<Queue> {
         &self.queue
     }
 
-    /// Have the sender look into the queue, after something was put there past the batcher.
+    /// Wakes the sender after a batch was added past the batcher.
     pub fn wake(&self) {
         self.committed.notify_one();
     }
 
-    /// Have the sender try at once, whatever it waits for: batches go elsewhere now.
+    /// Makes the sender try at once: the endpoint has changed.
     pub fn try_again(&self) {
-        self.again.notify_one();
+        self.retry_now.notify_one();
     }
 
-    /// Whether the workspace has said since this was asked last that the agent has to make another key.
+    /// Whether the workspace has demanded a new key since the last call.
     pub fn take_rekey(&self) -> bool {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).rekey.take().is_some()
     }
 
-    /// What the workspace has said since this was asked last that it had acknowledged and has no more: first and last sequence.
+    /// First and last sequence that the workspace acknowledged and lost, reported since the last call.
     pub fn take_lost(&self) -> Option<(u64, u64)> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).lost.take()
     }
 
-    /// What the sender is doing; unlike the whole state, it asks no disk.
+    /// Status of the sender, without disk access.
     pub fn sender(&self) -> SenderStatus {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// State now.
+    /// Status of the lane.
     pub fn status(&self) -> LaneStatus {
         let mut ledger = self.queue.ledger();
         ledger.add(&self.intake.given_up());
@@ -149,19 +148,19 @@ impl Lane {
         }
     }
 
-    /// Whether a part of it ended though nobody stopped it: a defect, after which nothing is queued or nothing is sent.
+    /// Whether the batcher or the sender ended by itself. That is a defect, and stops queueing or sending.
     pub fn is_broken(&self) -> bool {
         self.batcher.as_ref().is_some_and(JoinHandle::is_finished)
             || self.sender.as_ref().is_some_and(tokio::task::JoinHandle::is_finished)
     }
 
-    /// Take nothing more; what is in is still made durable.
+    /// Closes the intake; its content still becomes durable.
     pub fn close(&self) {
         self.intake.close();
     }
 
-    /// Make what was handed over durable, and stop. Does not wait for the network: what is not delivered stays on
-    /// disk. Deliveries get `grace` to empty the queue where it is nearly empty.
+    /// Makes the intake's content durable and stops, without waiting for the network. Undelivered batches stay on disk. A
+    /// nearly empty queue gets `grace` to be delivered.
     pub async fn stop(mut self, grace: Duration) {
         self.intake.close();
         if let Some(batcher) = self.batcher.take() {
@@ -185,11 +184,11 @@ impl Lane {
     }
 }
 
-/// Batches that are being filled: one of sources that fill the queue, and one of all others, which goes before it.
+/// The open batches: one of bulk sources, and one of all others, which is committed first.
 #[derive(Default)]
 struct OpenBatches {
-    quiet: Open,
-    bulk: Open,
+    quiet: BatchBuilder,
+    bulk: BatchBuilder,
 }
 
 impl OpenBatches {
@@ -202,7 +201,7 @@ struct Batcher {
     intake: Intake,
     queue: Arc<Queue>,
     limits: BatchLimits,
-    stamp: watch::Receiver<Stamp>,
+    context: watch::Receiver<BatchContext>,
     now: Arc<dyn Fn() -> i64 + Send + Sync>,
     committed: Arc<Notify>,
     sender: Arc<Mutex<SenderStatus>>,
@@ -212,27 +211,27 @@ struct Batcher {
 impl Batcher {
     fn run(mut self) {
         let mut open_batches = OpenBatches::default();
-        let mut stamp = self.stamp.borrow_and_update().clone();
+        let mut context = self.context.borrow_and_update().clone();
         loop {
             let next = self.intake.take(open_batches.deadline(&self.limits));
-            if self.stamp.has_changed().unwrap_or(false) {
-                // Records of one revision share a batch: close the open ones under the old stamp.
-                if !self.commit_all(&mut open_batches, &stamp) {
+            if self.context.has_changed().unwrap_or(false) {
+                // A batch holds one revision: the open batches are sealed with the old one.
+                if !self.commit_all(&mut open_batches, &context) {
                     return;
                 }
-                stamp = self.stamp.borrow_and_update().clone();
+                context = self.context.borrow_and_update().clone();
             }
             let goes_on = match next {
-                Next::Chunk(chunk, piece) => self.add(&mut open_batches, &stamp, *chunk, piece),
+                Next::Chunk(chunk, piece) => self.add(&mut open_batches, &context, *chunk, piece),
                 Next::Nothing => true,
-                Next::Flush => self.commit_all(&mut open_batches, &stamp),
+                Next::Flush => self.commit_all(&mut open_batches, &context),
                 Next::Closed => {
-                    self.commit_all(&mut open_batches, &stamp);
+                    self.commit_all(&mut open_batches, &context);
                     false
                 }
             };
-            // Also while chunks come without end, which may all go into the other.
-            if !goes_on || !self.commit_due(&mut open_batches, &stamp) {
+            // Chunks may come without end, and all for the other batch.
+            if !goes_on || !self.commit_due(&mut open_batches, &context) {
                 return;
             }
             if open_batches.quiet.is_empty() && open_batches.bulk.is_empty() {
@@ -241,23 +240,29 @@ impl Batcher {
         }
     }
 
-    /// Take a chunk in; false where what it goes into cannot be committed.
-    fn add(&mut self, open_batches: &mut OpenBatches, stamp: &Stamp, chunk: Chunk, piece: Option<Piece>) -> bool {
+    /// Adds a chunk; false if its batch cannot be committed.
+    fn add(
+        &mut self,
+        open_batches: &mut OpenBatches,
+        context: &BatchContext,
+        chunk: Chunk,
+        piece: Option<Piece>,
+    ) -> bool {
         failpoint::reached("read");
         let compression = self.learn();
-        // A cursor is forgotten behind what was read under it.
-        if !chunk.forget.is_empty() && !self.commit_all(open_batches, stamp) {
+        // A cursor is deleted only after its records are committed.
+        if !chunk.forget.is_empty() && !self.commit_all(open_batches, context) {
             return false;
         }
         let (open, is_bulk) = loop {
-            // What there is of a source is committed in turn: its cursor stands behind all of it.
+            // Batches of a source are committed in order: its cursor covers all of them.
             let is_bulk = open_batches.bulk.holds(&chunk.source)
                 || !open_batches.quiet.holds(&chunk.source) && self.queue.is_bulk(&chunk.source);
             let open = if is_bulk { &mut open_batches.bulk } else { &mut open_batches.quiet };
             if open.is_empty() || !open.is_full_for(&chunk, piece.as_ref(), &self.limits) {
                 break (open, is_bulk);
             }
-            if !self.commit(open, stamp) {
+            if !self.commit(open, context) {
                 return false;
             }
         };
@@ -265,21 +270,21 @@ impl Batcher {
         open.add_pressed(chunk, piece);
         open.is_bulk = is_bulk;
         failpoint::reached("batch");
-        !open.is_full(&self.limits) || self.commit(open, stamp)
+        !open.is_full(&self.limits) || self.commit(open, context)
     }
 
-    fn commit_due(&self, open_batches: &mut OpenBatches, stamp: &Stamp) -> bool {
+    fn commit_due(&self, open_batches: &mut OpenBatches, context: &BatchContext) -> bool {
         let now = Instant::now();
-        let is_due = |open: &Open| open.deadline(&self.limits).is_some_and(|at| at <= now);
-        (!is_due(&open_batches.quiet) || self.commit(&mut open_batches.quiet, stamp))
-            && (!is_due(&open_batches.bulk) || self.commit(&mut open_batches.bulk, stamp))
+        let is_due = |open: &BatchBuilder| open.deadline(&self.limits).is_some_and(|at| at <= now);
+        (!is_due(&open_batches.quiet) || self.commit(&mut open_batches.quiet, context))
+            && (!is_due(&open_batches.bulk) || self.commit(&mut open_batches.bulk, context))
     }
 
-    fn commit_all(&self, open_batches: &mut OpenBatches, stamp: &Stamp) -> bool {
-        self.commit(&mut open_batches.quiet, stamp) && self.commit(&mut open_batches.bulk, stamp)
+    fn commit_all(&self, open_batches: &mut OpenBatches, context: &BatchContext) -> bool {
+        self.commit(&mut open_batches.quiet, context) && self.commit(&mut open_batches.bulk, context)
     }
 
-    /// Make batches as the workspace was found to take them, with the codec that it asked for.
+    /// Takes over the size limit and the codec that the workspace requested.
     fn learn(&mut self) -> Compression {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(most) = sender.batch_bytes_max {
@@ -295,20 +300,20 @@ impl Batcher {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// Try until it is durable. While it cannot be, the intake fills and sources wait. When the agent stops meanwhile,
-    /// the batch is given up with its cursors: sources that can be read again are read again from the old ones. False
-    /// then: nothing behind it may be committed, since a later cursor of the same source would pass over it.
-    fn commit(&self, open: &mut Open, stamp: &Stamp) -> bool {
+    /// Commits a batch, and retries until it succeeds. Meanwhile the intake fills up and sources wait. Returns false if the
+    /// agent stops first: the batch is dropped with its cursors, and its sources are read again from the old ones. Nothing may
+    /// be committed after that, since a later cursor of a source would skip its records.
+    fn commit(&self, open: &mut BatchBuilder, context: &BatchContext) -> bool {
         if open.is_empty() {
             return true;
         }
         let mut said = false;
         loop {
-            let header = open.header(stamp, self.queue.lane(), (self.now)());
+            let header = open.header(context, self.queue.lane(), (self.now)());
             match self.queue.commit(open, header) {
                 Ok(()) => {
                     if said {
-                        tracing::info!(lane = %self.queue.lane(), "the queue takes batches again");
+                        tracing::info!(lane = %self.queue.lane(), "the queue accepts batches again");
                         self.waits(None);
                     }
                     self.committed.notify_one();
@@ -316,7 +321,7 @@ impl Batcher {
                     return true;
                 }
                 Err(err) if err.is_damage() => {
-                    // Sources are read again from where the workspace's end, by an agent that begins again.
+                    // The agent restarts, and reads sources again from the workspace's positions.
                     tracing::error!(lane = %self.queue.lane(), error = %describe(&err), "the lane ends");
                     self.intake.close();
                     return false;
@@ -327,12 +332,12 @@ impl Batcher {
                 }
                 Err(err) => {
                     if !std::mem::replace(&mut said, true) {
-                        tracing::warn!(lane = %self.queue.lane(), error = %describe(&err), "sources wait for the queue");
+                        tracing::warn!(lane = %self.queue.lane(), error = %describe(&err), "sources wait for room in the queue");
                         self.waits(Some(describe(&err)));
                     }
                     if self.intake.is_closed() {
                         tracing::warn!(lane = %self.queue.lane(), error = %describe(&err),
-                            "stopped before the last batch could be queued; it is read again at the next start");
+                            "stopped before the last batch was queued; its sources are read again at the next start");
                         return false;
                     }
                     self.intake.pause(TRY_AGAIN_EVERY);

@@ -1,81 +1,81 @@
-//! What each answer of the workspace means for the batch that was posted. The table of `docs/delivery.md`.
+//! Meaning of the workspace's answers to a batch. Implements the table of `docs/delivery.md`.
 
 use std::time::Duration;
 use vedette_wire::{Compression, reply::Problem};
 
-/// What to do with the batch.
+/// What to do with a batch after an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is durably landed: delete it.
+    /// The batch has landed durably: delete it.
     Done {
-        /// The workspace had it before.
+        /// It had landed before.
         duplicate: bool,
         /// The organization's policy revision in force.
         policy_revision: u64,
-        /// Codec that the workspace asks for; absent, the agent's own setting holds.
+        /// Requested codec; absent, the agent's setting applies.
         compression: Option<Compression>,
-        /// First and last sequence of what it had acknowledged and has no more ([`vedette_wire::reply::Ack::lost`]).
+        /// First and last sequence that the workspace acknowledged and lost ([`vedette_wire::reply::Ack::lost`]).
         lost: Option<(u64, u64)>,
     },
-    /// Try again for ever, not before `after`.
+    /// Try again, without limit, but not before `after`.
     Retry {
-        /// The workspace's own word (`Retry-After`).
+        /// `Retry-After` of the workspace.
         after: Option<Duration>,
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// It will never be accepted as it is: keep it aside.
+    /// The workspace will never accept the batch: keep it in quarantine.
     Quarantine {
-        /// The workspace's code.
+        /// Code of the workspace.
         code: String,
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// Policy forbids it: delete it and count it.
+    /// Policy forbids the batch: delete and count it.
     Purge,
-    /// Another batch has landed under its key: alarm, begin another epoch, and seal it again.
+    /// Another batch has landed under this key: raise an alarm, begin another epoch, and reseal.
     Conflict {
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// Too large for the workspace, or for what is between: split it.
+    /// The batch is too large for the workspace or a proxy: split it.
     TooLarge {
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// It is not what was put into the queue: the queue is damaged.
+    /// The batch differs from what was queued: the queue is damaged.
     Damaged {
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// The certificate is not accepted: pause, renew, then try again.
+    /// The certificate is not accepted: pause, renew, and try again.
     Renew {
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// The agent's key is in use on another machine, which keeps it: this one makes another, and seals again what it holds.
+    /// The key is in use on another machine, which keeps it: make a new key and reseal the queue.
     Rekey {
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// The workspace does not accept this agent: pause and alarm.
+    /// The workspace refuses this agent: pause and raise an alarm.
     Identity {
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
-    /// The endpoint is not the one for this host: resolve it again.
+    /// The endpoint serves another geography or organization: resolve it again.
     Misdirected {
-        /// Why, for status and log.
+        /// Reason, for status and log.
         why: String,
     },
 }
 
-/// Pause before a workspace of an earlier release is asked again.
+/// Pause before a workspace of an earlier release is tried again.
 const VERSION_PAUSE: Duration = Duration::from_secs(60);
 
-/// The outcome that an HTTP status stands for.
+/// Maps an HTTP status to an outcome.
 ///
-/// `retry_after` is the header's value in seconds or as HTTP date, already turned into a duration.
+/// `retry_after` is the header's value as a duration.
 pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Duration>) -> Outcome {
     let code = problem.as_ref().map(|problem| problem.code.clone()).unwrap_or_default();
     let why = match problem {
@@ -90,7 +90,7 @@ pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Dura
         403 if code == "clone" => Outcome::Rekey { why },
         403 => Outcome::Identity { why },
         422 if code == "policy" => Outcome::Purge,
-        // A workspace of an earlier release is brought up to date, and takes it then.
+        // An upgrade of the workspace will make it accept this version.
         400 if code == "version" => Outcome::Retry { after: Some(retry_after.unwrap_or(VERSION_PAUSE)), why },
         300..=399 | 421 => Outcome::Misdirected { why },
         400..=499 if status != 408 && status != 429 => Outcome::Quarantine { code, why },

@@ -1,4 +1,4 @@
-//! Posting a batch: the seam between the sender's state machine and HTTP.
+//! Posting batches: the interface between the sender and HTTP.
 
 use crate::{
     outcome::{self, Outcome},
@@ -18,9 +18,9 @@ use vedette_wire::{
     reply::{Ack, EnrollReply, Positions, Problem, RekeyRequest, RenewReply, RenewRequest},
 };
 
-/// What the sender posts through: HTTPS, or a fake on a paused clock.
+/// The sender's destination: HTTPS, or a fake on a paused clock.
 pub trait Post: Send + Sync + 'static {
-    /// Post one frame and say what came of it.
+    /// Posts a frame.
     fn post(&self, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>>;
 }
 
@@ -28,25 +28,24 @@ pub trait Post: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct HttpPost {
     client: reqwest::Client,
-    /// Without a slash at the end.
+    /// Base URL without a trailing slash.
     base: String,
-    /// Host and port of the proxy between, where all goes through one.
+    /// Host and port of the proxy, if one is used.
     proxy: Option<Arc<str>>,
 }
 
-/// A reply body larger than this is not read further.
+/// Maximum size of a reply body.
 const REPLY_BYTES_MAX: usize = 64 << 10;
 
-/// A policy and requests are not larger.
+/// Maximum size of a policy with artifact requests.
 const DIRECTIVES_BYTES_MAX: usize = 4 << 20;
 
-/// A page of positions is not larger: a workspace ends one at 1 MiB, but for a single source.
+/// Maximum size of a page of positions. The workspace ends a page at 1 MiB, unless it has a single source.
 const POSITIONS_BYTES_MAX: usize = 8 << 20;
 
-/// The body of an answer, which may have so many bytes: a workspace may be broken, or another's by now.
+/// Reads the body of an answer up to a limit, since the workspace may be broken or hostile.
 ///
-/// # Errors
-/// Why there is none, for status and log.
+/// # Errors The reason, for status and log.
 pub async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
@@ -58,7 +57,7 @@ pub async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Resu
     Ok(body)
 }
 
-/// A certificate with its chain and a policy fit many times.
+/// Many times the size of a certificate chain and a policy.
 const JSON_BYTES_MAX: usize = 1 << 20;
 
 async fn json<T: serde::de::DeserializeOwned>(response: &mut reqwest::Response) -> Result<T, String> {
@@ -67,18 +66,18 @@ async fn json<T: serde::de::DeserializeOwned>(response: &mut reqwest::Response) 
 }
 
 impl HttpPost {
-    /// Post to a workspace, `https://host:port`, through a client made by [`crate::tls::client`].
+    /// Posts to a workspace at `https://host:port` with a client from [`crate::tls::client`].
     pub fn new(client: reqwest::Client, workspace: &str) -> Self {
         Self { client, base: workspace.trim_end_matches('/').to_owned(), proxy: None }
     }
 
-    /// Name the proxy that its client goes through, where a connection fails.
+    /// Names the client's proxy in connection errors.
     pub fn through(self, proxy: Option<&Proxy>) -> Self {
         let named = proxy.filter(|proxy| proxy.not_for.is_empty()).and_then(Proxy::authority);
         Self { proxy: named.map(Arc::from), ..self }
     }
 
-    /// The same towards another workspace.
+    /// The same client for another workspace.
     pub fn at(&self, workspace: &str) -> Self {
         Self { proxy: self.proxy.clone(), ..Self::new(self.client.clone(), workspace) }
     }
@@ -90,14 +89,14 @@ impl HttpPost {
         }
     }
 
-    /// A page of what the workspace has stored of this agent's sources, behind a (collector, source id).
+    /// Fetches a page of this agent's positions, after a (collector, source id). Absent if the workspace's release lacks the
+    /// endpoint.
     ///
-    /// # Errors
-    /// Why there is none, for status and log; absent where the workspace is of a release that cannot say.
-    pub async fn positions(&self, behind: Option<(&str, &str)>) -> Result<Option<Positions>, String> {
+    /// # Errors The reason, for status and log.
+    pub async fn positions(&self, after: Option<(&str, &str)>) -> Result<Option<Positions>, String> {
         let url = format!("{}/v1/positions", self.base);
         let mut url = reqwest::Url::parse(&url).map_err(|err| err.to_string())?;
-        if let (Some((collector, source)), Ok(mut path)) = (behind, url.path_segments_mut()) {
+        if let (Some((collector, source)), Ok(mut path)) = (after, url.path_segments_mut()) {
             path.extend([collector, source]);
         }
         let mut response = self.client.get(url).send().await.map_err(|err| self.why(&err))?;
@@ -112,13 +111,12 @@ impl HttpPost {
         rmp_serde::from_slice(&body).map(Some).map_err(|err| format!("the answer cannot be decoded: {err}"))
     }
 
-    /// What the workspace has for this agent: the policy in force once its revision is larger than `behind`, and requests for
-    /// artifacts. Nothing where nothing came while it held the question, which tells it this agent's version as well.
+    /// Polls for directives: a policy with a revision above `after`, and artifact requests. The workspace holds the poll until
+    /// it has some, or answers with none. The poll reports the agent's version.
     ///
-    /// # Errors
-    /// Why there is no answer, for status and log.
-    pub async fn directives(&self, behind: u64, version: &str) -> Result<Directives, String> {
-        let url = format!("{}/v1/policy/{behind}", self.base);
+    /// # Errors The reason, for status and log.
+    pub async fn directives(&self, after: u64, version: &str) -> Result<Directives, String> {
+        let url = format!("{}/v1/policy/{after}", self.base);
         let asked = self.client.get(url).header("user-agent", format!("vedette/{version}")).send().await;
         let mut response = asked.map_err(|err| self.why(&err))?;
         match response.status().as_u16() {
@@ -130,20 +128,18 @@ impl HttpPost {
         serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be read: {err}"))
     }
 
-    /// Bring the policy that this agent goes by to a workspace that has not got it; false where it has.
+    /// Sends the policy in force to a workspace that lacks it; false if the workspace has it.
     ///
-    /// # Errors
-    /// Why it is not taken, for status and log.
+    /// # Errors The reason, for status and log.
     pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<bool, String> {
         let sent = self.client.post(format!("{}/v1/policy", self.base)).json(signed).send().await;
         let status = sent.map_err(|err| self.why(&err))?.status();
         if status.is_success() { Ok(status.as_u16() == 201) } else { Err(format!("the workspace answered {status}")) }
     }
 
-    /// Another certificate for the same key.
+    /// Renews the certificate for the same key.
     ///
-    /// # Errors
-    /// Why there is none, for status and log.
+    /// # Errors The reason, for status and log.
     pub async fn renew(&self, csr: String) -> Result<String, String> {
         let asked = self.client.post(format!("{}/v1/renew", self.base)).json(&RenewRequest { csr }).send().await;
         let mut response = asked.map_err(|err| self.why(&err))?;
@@ -155,12 +151,10 @@ impl HttpPost {
         Ok(reply.certificate)
     }
 
-    /// Become another agent, since the key of this one is in use on another machine.
+    /// Becomes another agent, since the key is in use on another machine. Absent if the workspace has not demanded it of this
+    /// machine.
     ///
-    /// Absent where the workspace says that this machine was not told to.
-    ///
-    /// # Errors
-    /// Why not, for status and log.
+    /// # Errors The reason, for status and log.
     pub async fn rekey(&self, request: &RekeyRequest) -> Result<Option<EnrollReply>, String> {
         let asked = self.client.post(format!("{}/v1/rekey", self.base)).json(request).send().await;
         let mut response = asked.map_err(|err| self.why(&err))?;
@@ -191,14 +185,14 @@ impl HttpPost {
             .put(url)
             .header("content-type", "application/vnd.vedette.batch")
             .header("content-encoding", head.compression.name())
-            // RFC 9530
+            // RFC 9530.
             .header("content-digest", format!("sha-256=:{}:", BASE64_STANDARD.encode(head.digest)))
             .body(sealed.clone())
             .send()
             .await;
         match sent {
             Ok(response) => match judge(response).await {
-                // The workspace looks at each body; only what it finds to be another is looked at here.
+                // The workspace verifies each body; only a reported mismatch is verified here.
                 Outcome::Quarantine { code, .. } if code == "digest" && frame::sha256(&sealed) != head.digest => {
                     damaged()
                 }
@@ -240,12 +234,12 @@ async fn judge(mut response: reqwest::Response) -> Outcome {
             compression: ack.limits.compression,
             lost: ack.lost,
         },
-        // Something that is no workspace answered 200: the batch is not known to be landed.
-        Err(err) => Outcome::Retry { after: None, why: format!("{status} with a body that is no reply: {err}") },
+        // A server that is no workspace answered 200: the batch may not have landed.
+        Err(err) => Outcome::Retry { after: None, why: format!("{status} with an unexpected body: {err}") },
     }
 }
 
-/// `Retry-After` (RFC 9110 §10.2.3): seconds, or an HTTP date.
+/// Parses `Retry-After` (RFC 9110 §10.2.3): seconds, or an HTTP date.
 fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     match value.trim().parse::<u64>() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -253,7 +247,7 @@ fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     }
 }
 
-/// The last error of the chain tells most: `connection refused`, `certificate expired`.
+/// The innermost error is the most specific: `connection refused`, `certificate expired`.
 pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
@@ -266,7 +260,7 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    /// Answers one request with a status and a problem's code.
+    /// Answers one request with a status and a problem code.
     async fn answered(status: u16, code: &str, frame: Vec<u8>) -> Outcome {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -292,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_workspace_finds_to_be_another_is_looked_at() {
         let key = vedette_wire::BatchKey {
-            organization: crate::queue::tests_support::stamp().organization,
+            organization: crate::queue::tests_support::context().organization,
             agent: vedette_wire::AgentId([7; 16]),
             lane: vedette_wire::Lane::Records,
             epoch: vedette_wire::Epoch(1),
@@ -313,7 +307,7 @@ mod tests {
         assert!(matches!(short, Outcome::Damaged { .. }), "nothing is sent of it: {short:?}");
     }
 
-    /// Answers every request with a body without end.
+    /// Answers every request with an endless body.
     async fn endless() -> HttpPost {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());

@@ -1,12 +1,12 @@
-//! The sender: takes batches from the queue in order, posts several at a time, and acts on what comes back.
+//! The sender: takes batches from the queue in order, posts several at a time, and acts on the answers.
 //!
-//! Nothing has a retry budget: a batch is tried until it is landed, quarantined or purged. After a failure the whole
-//! endpoint rests, with full jitter and at least as long as `Retry-After` says, and is then probed with one batch: a
-//! breaker. How many are in flight adapts to the endpoint's latency, from one on (`sender::window`).
+//! There is no retry limit: a batch is tried until it is landed, in quarantine or purged. After a failure the endpoint rests,
+//! with full jitter and for at least `Retry-After`, and is then probed with one batch, as with a circuit breaker. The number in
+//! flight adapts to the endpoint's latency (`sender::window`).
 
 mod window;
 
-use crate::{Outcome, Post, Queue, QueueError, failpoint, queue::Found};
+use crate::{Outcome, Post, Queue, QueueError, failpoint, queue::NextBatch};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -20,82 +20,81 @@ use tokio::{
 use vedette_wire::Compression;
 use window::Window;
 
-/// The first pause after a failure is drawn from zero to this.
+/// Upper bound of the first backoff.
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
-/// No pause is drawn from more than this.
+/// Upper bound of any backoff.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// `Retry-After` is honoured up to this: what is between may say a year, and the workspace must be found again.
+/// Upper bound for `Retry-After`: a proxy may say a year.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
-/// Of so many batches that are posted one is the oldest of all; the others are the oldest that are not bulk.
+/// One of this many posted batches is the oldest of all; the others are the oldest that are not bulk.
 const OLDEST_EACH: u64 = 4;
 /// Pause after an answer that time alone does not cure.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// What the sender is doing.
+/// Status of the sender.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SenderStatus {
-    /// Batches landed since the start.
+    /// Number of batches landed since the start.
     pub delivered: u64,
-    /// When the last one did; absent before the first.
+    /// When the last batch landed; absent before the first.
     pub delivered_at: Option<Instant>,
-    /// Batches put into quarantine since the start.
+    /// Number of batches put into quarantine since the start.
     pub quarantined: u64,
-    /// Batches purged by policy since the start.
+    /// Number of batches purged by policy since the start.
     pub purged: u64,
-    /// Batches that met another under their key since the start.
+    /// Number of conflicts since the start.
     pub conflicts: u64,
-    /// How many may be in flight now.
+    /// Present limit of batches in flight.
     pub in_flight_max: usize,
-    /// Bytes of a batch before compression that the workspace was found to take; absent until one was too large.
+    /// Largest accepted batch in bytes before compression; absent until one was too large.
     pub batch_bytes_max: Option<usize>,
-    /// Why the agent has to make another key, until somebody takes notice of it ([`crate::Lane::take_rekey`]).
+    /// Why the agent must re-key, until [`crate::Lane::take_rekey`] is called.
     pub rekey: Option<String>,
-    /// What the workspace said that it had acknowledged and has no more, until somebody takes notice of it
-    /// ([`crate::Lane::take_lost`]).
+    /// Sequences that the workspace acknowledged and lost, until [`crate::Lane::take_lost`] is called.
     pub lost: Option<(u64, u64)>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
-    /// Policy revision that the workspace told last.
+    /// Last policy revision that the workspace named.
     pub policy_revision: Option<u64>,
-    /// Codec that the workspace asked for last; absent, the agent's own setting holds.
+    /// Last codec that the workspace requested; absent, the agent's setting applies.
     pub compression: Option<Compression>,
 }
 
-/// The sender's parts, put together by [`crate::Lane`].
+/// The sender of a [`crate::Lane`].
 #[derive(Debug)]
 pub(crate) struct Sender {
     pub(crate) queue: Arc<Queue>,
-    /// Bytes of frames in flight at the most; one goes whatever its size.
+    /// Limit of frames in flight in bytes; a single frame may exceed it.
     pub(crate) in_flight_bytes_max: usize,
-    /// Told when a batch is committed.
+    /// Notified when a batch is committed.
     pub(crate) committed: Arc<Notify>,
-    /// Told when what failed may work now.
-    pub(crate) again: Arc<Notify>,
+    /// Notified when a retry may succeed now.
+    pub(crate) retry_now: Arc<Notify>,
     pub(crate) status: Arc<Mutex<SenderStatus>>,
     pub(crate) stop: watch::Receiver<bool>,
 }
 
-/// What is in hand.
+/// State of the sender.
 struct Work {
     posting: JoinSet<(u64, usize, Duration, Outcome)>,
-    /// Slots of the batches in flight.
+    /// Slots in flight.
     in_flight: BTreeSet<u64>,
-    /// Bytes of their frames.
+    /// Bytes in flight.
     bytes: usize,
-    /// The last slot posted while the endpoint fails.
+    /// Last slot posted while the endpoint fails.
     probed: u64,
-    /// Batches posted.
+    /// Number of posted batches.
     posted: u64,
-    /// Failures in a row.
+    /// Number of consecutive failures.
     failures: u32,
-    /// The endpoint rests until then.
+    /// End of the endpoint's rest.
     rests_until: Option<Instant>,
-    /// How many may be in flight.
+    /// Limit of batches in flight.
     window: Window,
 }
 
 impl Sender {
-    /// Send until told to stop. Batches in flight then are sent again after the next start.
+    /// Sends until the stop signal. Batches in flight then are sent again after the next start.
     pub(crate) async fn run(self, post: Arc<dyn Post>) {
         let mut stop = self.stop.clone();
         let mut work = Work {
@@ -117,7 +116,7 @@ impl Sender {
                 () = stopped(&mut stop) => return,
                 Some(done) = work.posting.join_next() => self.settle(&mut work, done).await,
                 () = self.committed.notified() => {}
-                () = self.again.notified() => work.rests_until = None,
+                () = self.retry_now.notified() => work.rests_until = None,
                 () = async { tokio::time::sleep_until(rest.expect("checked below")).await }, if rest.is_some() => {
                     work.rests_until = None;
                 }
@@ -125,30 +124,30 @@ impl Sender {
         }
     }
 
-    /// Post as much as may be in flight: one batch as a probe after a failure.
+    /// Posts as many batches as may be in flight: a single one as a probe after a failure.
     async fn fill(&self, work: &mut Work, post: &Arc<dyn Post>) -> Result<(), QueueError> {
         let room = if work.failures > 0 { 1 } else { work.window.limit() };
         while work.rests_until.is_none() && work.posting.len() < room {
             let left = self.in_flight_bytes_max.saturating_sub(work.bytes);
             let bytes_max = if work.posting.is_empty() { usize::MAX } else { left };
-            // In turn: one batch that is never taken must not stand before all others.
-            let behind = if work.failures > 0 { work.probed } else { 0 };
-            // What fills the queue is passed by the rest, and is not kept waiting by it for ever.
+            // Probes take turns, so that a batch that always fails does not block the others.
+            let after = if work.failures > 0 { work.probed } else { 0 };
+            // Other batches pass bulk ones, which still get their turn.
             let quiet_first = work.failures == 0 && !work.posted.is_multiple_of(OLDEST_EACH);
             let (queue, except) = (Arc::clone(&self.queue), work.in_flight.clone());
             let next = move || {
                 if quiet_first
-                    && let found @ (Found::Batch(..) | Found::Larger) = queue.next_quiet(&except, bytes_max)?
+                    && let found @ (NextBatch::Batch(..) | NextBatch::Larger) = queue.next_quiet(&except, bytes_max)?
                 {
                     return Ok(found);
                 }
-                match queue.next_except(behind, &except, bytes_max)? {
-                    Found::Nothing if behind > 0 => queue.next_except(0, &except, bytes_max),
+                match queue.next_except(after, &except, bytes_max)? {
+                    NextBatch::Nothing if after > 0 => queue.next_except(0, &except, bytes_max),
                     found => Ok(found),
                 }
             };
             let found = tokio::task::spawn_blocking(next).await.expect("reading does not panic")?;
-            let Found::Batch(slot, frame) = found else { return Ok(()) };
+            let NextBatch::Batch(slot, frame) = found else { return Ok(()) };
             work.probed = slot;
             work.posted += 1;
             work.in_flight.insert(slot);
@@ -173,7 +172,7 @@ impl Sender {
                 (slot, took, outcome)
             }
             Err(err) => {
-                // A panic in the client: whose is unknown, so begin again with nothing in flight.
+                // The client panicked; the slot is unknown, so nothing counts as in flight.
                 tracing::error!(error = %err, "posting ended unexpectedly");
                 work.posting.shutdown().await;
                 work.bytes = 0;
@@ -196,12 +195,12 @@ impl Sender {
                 deleted
             }
             Outcome::Quarantine { code, why } => {
-                tracing::error!(slot, code, error = why, "the workspace does not take a batch; kept in quarantine");
+                tracing::error!(slot, code, error = why, "the workspace refuses a batch; moved it to quarantine");
                 self.update(|status| status.quarantined += 1);
                 blocking(move || queue.quarantine(slot, &code, &why)).await
             }
             Outcome::Purge => {
-                tracing::warn!(slot, "the workspace refused a batch that the policy forbids; purged");
+                tracing::warn!(slot, "the workspace refused a batch that the policy forbids; purged it");
                 self.update(|status| status.purged += 1);
                 blocking(move || queue.purge(slot)).await
             }
@@ -237,30 +236,26 @@ impl Sender {
             }
         };
         if let Err(err) = stored {
-            tracing::error!(slot, error = %err, "the queue cannot be updated; the batch is sent again");
+            tracing::error!(slot, error = %err, "the queue cannot be updated; sending the batch again");
             self.failed(work, None, PAUSE, &err.to_string());
         }
     }
 
-    /// Halve a batch, and make no larger ones from now on.
+    /// Splits a batch, and limits the size of later ones.
     async fn split(&self, slot: u64, why: String) -> Result<(), QueueError> {
         let queue = Arc::clone(&self.queue);
         let half =
             tokio::task::spawn_blocking(move || queue.split(slot, &why)).await.expect("the queue does not panic")?;
         match half {
             Some(half) => {
-                tracing::warn!(
-                    slot,
-                    half,
-                    "a batch was too large; split, and records of later ones have so many bytes at the most"
-                );
+                tracing::warn!(slot, half, "a batch was too large; split it, and limited later ones");
                 self.update(|status| {
                     let learned = status.batch_bytes_max.map_or(half, |known| known.min(half));
                     status.batch_bytes_max = Some(learned);
                 });
             }
             None => {
-                tracing::error!(slot, "one record alone is too large for the workspace; kept in quarantine");
+                tracing::error!(slot, "a single record is too large for the workspace; moved it to quarantine");
                 self.update(|status| status.quarantined += 1);
             }
         }
@@ -282,7 +277,7 @@ impl Sender {
         });
     }
 
-    /// The endpoint rests. What it asked for is honoured, and not by all agents to the same moment.
+    /// Lets the endpoint rest. Honours its `Retry-After`, but spreads agents over time.
     fn failed(&self, work: &mut Work, after: Option<Duration>, pause: Duration, why: &str) {
         if work.failures == 0 {
             tracing::warn!(error = why, "delivery fails; batches wait on disk");
@@ -306,8 +301,8 @@ async fn blocking(work: impl FnOnce() -> Result<(), QueueError> + Send + 'static
     tokio::task::spawn_blocking(work).await.expect("the queue does not panic")
 }
 
-/// Full jitter: anything from zero to a bound that doubles with each failure. On top of `Retry-After` up to a quarter of
-/// it at the least: a fleet that was told the same does not come back in the same second.
+/// Full jitter: between zero and a bound that doubles with each failure. At least a quarter of `Retry-After` is added as
+/// spread, so that a fleet does not return in the same second.
 fn jitter(failures: u32, after: Option<Duration>) -> Duration {
     let bound = BACKOFF_BASE.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
     let bound = bound.max(after.unwrap_or_default().min(RETRY_AFTER_MAX) / 4);

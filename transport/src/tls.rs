@@ -1,5 +1,5 @@
-//! TLS towards the workspace: TLS 1.2 as the floor and nothing as the ceiling, the agent's certificate, and the
-//! workspace's geography checked before a byte of data is sent.
+//! TLS to the workspace: TLS 1.2 or later, with the agent's certificate. The workspace's geography is verified before any data
+//! is sent.
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -15,31 +15,31 @@ use std::{path::Path, sync::Arc, time::Duration};
 use vedette_wire::geo::WorkspaceGeo;
 use zeroize::Zeroizing;
 
-/// Whose certificates are taken for the workspace's authority.
+/// Which certificate authorities to trust for the workspace.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Roots {
-    /// Those of the CA file.
+    /// The CA file's.
     #[default]
     Ca,
-    /// Those that the platform trusts.
+    /// The platform's.
     Platform,
     /// Both.
     Both,
 }
 
-/// What a client needs to know of TLS and proxy.
+/// TLS and proxy settings of a client.
 #[derive(Debug, Default)]
 pub struct ClientSettings {
-    /// Whose certificates are taken.
+    /// Trusted authorities.
     pub roots: Roots,
-    /// Certificates of the workspace's CA, PEM; not looked at where the platform's alone are taken.
+    /// Certificates of the workspace's CA, PEM; ignored if only the platform's are trusted.
     pub ca_pem: Vec<u8>,
     /// The agent's certificate chain and key, PEM; absent before enrollment.
     pub identity_pem: Option<(Vec<u8>, Zeroizing<Vec<u8>>)>,
-    /// Geography that the workspace's certificate must carry; where it is not known, before enrollment, any.
+    /// Required geography in the workspace's certificate; absent before enrollment, when any is accepted.
     pub geo: Option<WorkspaceGeo>,
-    /// HTTP proxy towards the workspace.
+    /// HTTP proxy.
     pub proxy: Option<Proxy>,
 }
 
@@ -48,12 +48,12 @@ pub struct ClientSettings {
 pub struct Proxy {
     /// `http://host:port` or `http://user:password@host:port`.
     pub url: String,
-    /// Who is reached without it, as in `NO_PROXY`: names, domains, addresses and networks, with commas between.
+    /// Hosts to reach directly, as in `NO_PROXY`: comma-separated names, domains, addresses and networks.
     pub not_for: String,
 }
 
 impl Proxy {
-    /// Host and port, without what it is asked with.
+    /// Host and port, without credentials.
     pub fn authority(&self) -> Option<&str> {
         let behind = self.url.split_once("://").map_or(self.url.as_str(), |(_, behind)| behind);
         let authority = behind.split(['/', '?', '#']).next()?;
@@ -61,19 +61,19 @@ impl Proxy {
     }
 }
 
-/// Why there is no client.
+/// Why a client cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The CA file has no usable certificate.
     #[error("the CA file holds no usable certificate ({0}); use the workspace's ca.pem")]
     Ca(String),
-    /// The platform trusts nobody, as far as can be read.
+    /// The platform's trust store has no readable certificate.
     #[error("no root certificate of the platform can be used ({0}); install ca-certificates, or set [workspace] roots")]
     Platform(String),
-    /// Certificate or key of the agent cannot be used.
+    /// The agent's certificate or key is unusable.
     #[error("the agent's certificate or key cannot be used ({0}); enroll again")]
     Identity(String),
-    /// The proxy's address is wrong.
+    /// The proxy URL is wrong.
     #[error("the proxy cannot be used ({0})")]
     Proxy(String),
     /// The client cannot be built.
@@ -81,20 +81,18 @@ pub enum TlsError {
     Client(String),
 }
 
-/// How long a connection may take.
+/// Timeout of connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a request may take from the first byte to the last of the reply.
+/// Timeout of a request, up to the last byte of the reply.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long what was sent may remain unacknowledged by the other machine (TCP_USER_TIMEOUT, tcp(7)): a connection whose
-/// other end is gone without a word is given up then, and one whose other end reads nothing for so long. A slow line
-/// acknowledges, slowly.
+/// Maximum time that sent data may stay unacknowledged (TCP_USER_TIMEOUT, tcp(7)). Ends connections whose peer is gone or reads
+/// nothing; a slow line still acknowledges.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
-/// An HTTPS client that follows no redirect, reads no environment and talks to one workspace.
+/// Builds an HTTPS client for one workspace that follows no redirects and reads no environment variables.
 ///
-/// # Errors
-/// [`TlsError`] says which file is wrong.
+/// # Errors [`TlsError`] names the wrong file.
 pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(config(settings)?)
@@ -153,7 +151,7 @@ fn roots(settings: &ClientSettings) -> Result<RootCertStore, TlsError> {
     }
     if settings.roots != Roots::Ca {
         let found = rustls_native_certs::load_native_certs();
-        // Old ones that cannot be read any more lie in every platform's store.
+        // Platform stores contain old certificates that cannot be parsed.
         let (added, _) = roots.add_parsable_certificates(found.certs);
         if added == 0 {
             let why = found.errors.first().map_or_else(|| "there is none".to_owned(), ToString::to_string);
@@ -163,15 +161,14 @@ fn roots(settings: &ClientSettings) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Read a PEM file, saying which one is missing.
+/// Reads a PEM file.
 ///
-/// # Errors
-/// [`TlsError::Ca`] with the path.
+/// # Errors [`TlsError::Ca`] with the path.
 pub fn read_ca(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|err| TlsError::Ca(format!("{}: {err}", path.display())))
 }
 
-/// The platform's verification of chain, name and dates, and then: is this a workspace of our geography?
+/// Verifies chain, name and dates as the platform does, and then the workspace's geography.
 #[derive(Debug)]
 struct GeoVerifier {
     inner: Arc<WebPkiServerVerifier>,
@@ -222,7 +219,7 @@ impl ServerCertVerifier for GeoVerifier {
     }
 }
 
-/// Whether a certificate carries a URI among its subject alternative names (RFC 5280 §4.2.1.6).
+/// Whether a certificate has a URI among its subject alternative names (RFC 5280 §4.2.1.6).
 fn names_uri(certificate: &CertificateDer<'_>, uri: &str) -> bool {
     use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };

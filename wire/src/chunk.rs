@@ -1,7 +1,6 @@
-//! A chunk: encoded bodies of one source on their way from a collector to the queue.
+//! Chunks: encoded bodies of one source between a collector and the queue.
 //!
-//! Bodies are encoded where they are made, so that what waits in memory is bytes that can be counted, and so that the
-//! transport never sees a body.
+//! Collectors encode bodies where they make them. So memory is counted in bytes, and the transport never sees a body.
 
 use crate::{
     Body, Packer, Position, Reason, Record,
@@ -18,33 +17,33 @@ pub struct Source {
     pub collector: &'static str,
     /// Identity of the source.
     pub id: String,
-    /// What a person calls it: a path.
+    /// Display name: a path.
     pub name: Option<String>,
 }
 
-/// Positions of a source that the workspace had when it was asked: what is read of them again is not to be sent again.
+/// Positions of a source that the workspace has stored. Records at these positions are not sent again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// Identity of the source.
     pub id: String,
-    /// Half-open, ascending, apart.
+    /// Half-open ranges, ascending and disjoint.
     pub ranges: Vec<(u64, u64)>,
-    /// A cursor was kept since: it is to be gone on with. Else reading begins anew at the first hole.
+    /// A cursor was kept since, and reading continues from it. Otherwise reading starts at the first hole.
     pub begun: bool,
-    /// Positions below are never read again, whatever is stored: policy had them passed over.
+    /// Positions below are excluded by policy and never read again, stored or not.
     #[serde(default)]
     pub floor: u64,
 }
 
 impl Stored {
-    /// Whether a record that begins here is stored.
+    /// Whether the record at a position is stored.
     pub fn has(&self, position: u64) -> bool {
         let at = self.ranges.partition_point(|(_, to)| *to <= position);
         self.ranges.get(at).is_some_and(|(from, _)| *from <= position)
     }
 
-    /// Where the first record is missing of a source that was begun at `begin`; where that is not known, the end of what is
-    /// stored first stands for it. `None` where nothing is stored.
+    /// Position of the first missing record of a source that was read from `begin` on; the start of the first stored range
+    /// replaces an unknown `begin`. `None` if nothing is stored.
     pub fn first_hole(&self, begin: Option<u64>) -> Option<u64> {
         let first = self.ranges.first()?;
         let mut hole = begin.or(Some(first.1).filter(|end| *end > 0))?;
@@ -56,8 +55,8 @@ impl Stored {
         Some(hole)
     }
 
-    /// The same, where what lies below the floor counts as stored: of a source that is read again because the workspace lost
-    /// what it had. A source of which nothing is stored is read from where it was begun.
+    /// Marks everything below the floor as stored, for a source that is read again because the workspace lost records. A source
+    /// without stored records is read from its start.
     pub fn above_floor(mut self) -> Self {
         let floor = self.floor;
         self.ranges.retain(|(_, to)| *to > floor);
@@ -70,44 +69,44 @@ impl Stored {
     }
 }
 
-/// The envelope of one body in a chunk: of a record, or of packed lines.
+/// Envelope of one body in a chunk: a record, or packed lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// When it was observed, nanoseconds UTC.
+    /// Time of observation, nanoseconds UTC.
     pub observed: i64,
-    /// Where it was read.
+    /// Position in the source.
     pub position: Position,
-    /// Records that the body holds.
+    /// Number of records in the body.
     pub count: u32,
-    /// End of its body in [`Chunk::bodies`]; it begins where the one before ends.
+    /// End of the body in [`Chunk::bodies`]; it starts at the end of the previous one.
     pub end: usize,
 }
 
-/// Records of one source with what must be made durable in the same transaction.
+/// Records of one source, with everything that must become durable in the same transaction.
 #[derive(Debug, Clone)]
 pub struct Chunk {
-    /// Where the records come from.
+    /// Source of the records.
     pub source: Arc<Source>,
-    /// Encoded bodies, one behind the other.
+    /// Encoded bodies, concatenated.
     pub bodies: Vec<u8>,
-    /// Their envelopes.
+    /// Envelopes of the bodies.
     pub entries: Vec<Entry>,
-    /// Where to go on after a restart, in the collector's own format; kept under the source's id.
+    /// Where to continue after a restart, in the collector's own format; stored under the source's id.
     pub cursor: Option<Vec<u8>>,
-    /// Cursors of sources of this collector that are gone, by id.
+    /// Ids of this collector's sources that are gone; their cursors are deleted.
     pub forget: Vec<String>,
-    /// Records that could not be shipped, counted as emitted and dropped.
+    /// Records that are not shipped, counted as emitted and dropped.
     pub dropped: Vec<Dropped>,
 }
 
-/// Records of a source that are not shipped, and why.
+/// Records of a source that are not shipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dropped {
-    /// Why.
+    /// Reason.
     pub reason: Reason,
-    /// How many; 1 where it is not known how many lines there were.
+    /// Number of records; 1 where the number of lines is unknown.
     pub count: u64,
-    /// Their positions, half-open: there is no record, and none is missing. Absent where they had none.
+    /// Half-open range of their positions, which is no gap. Absent where they have none.
     pub positions: Option<Position>,
 }
 
@@ -117,13 +116,13 @@ impl Chunk {
         Self { source, bodies: Vec::new(), entries: Vec::new(), cursor: None, forget: Vec::new(), dropped: Vec::new() }
     }
 
-    /// Add a record.
+    /// Appends a record.
     pub fn push(&mut self, observed: i64, position: Position, body: &Body) {
         codec::append_body(body, &mut self.bodies);
         self.entries.push(Entry { observed, position, count: 1, end: self.bodies.len() });
     }
 
-    /// Add what a packer holds, and empty it.
+    /// Appends the packer's lines, and empties the packer.
     pub fn push_packed(&mut self, observed: i64, packer: &mut Packer) {
         let Some(Packed { mut body, position, count }) = packer.finish() else { return };
         if self.bodies.is_empty() {
@@ -134,15 +133,14 @@ impl Chunk {
         self.entries.push(Entry { observed, position, count, end: self.bodies.len() });
     }
 
-    /// How many records it has.
+    /// Number of records.
     pub fn count(&self) -> u64 {
         self.entries.iter().map(|entry| u64::from(entry.count)).sum()
     }
 
-    /// The records as a workspace will read them, of the first source of a batch.
+    /// Decodes the records as a workspace does, with source index 0.
     ///
-    /// # Errors
-    /// [`DecodeError::Record`].
+    /// # Errors [`DecodeError::Record`].
     pub fn decode(&self) -> Result<Vec<Record>, DecodeError> {
         let mut encoded = Vec::new();
         for (entry, body) in self.bodies() {
@@ -151,7 +149,7 @@ impl Chunk {
         codec::decode_records(&encoded)
     }
 
-    /// Bytes that it occupies in memory, about.
+    /// Approximate size in memory, bytes.
     pub fn weight(&self) -> usize {
         self.bodies.capacity()
             + self.entries.capacity() * size_of::<Entry>()
@@ -160,7 +158,7 @@ impl Chunk {
             + 256
     }
 
-    /// Give up the records, counting them under a reason; the cursor and what was dropped before stay.
+    /// Drops all records for a reason; keeps the cursor and earlier drops.
     pub fn give_up(&mut self, reason: Reason) {
         let count = self.count();
         if let (Some(first), Some(last)) = (self.entries.first(), self.entries.last()) {
@@ -170,7 +168,7 @@ impl Chunk {
         (self.entries, self.bodies) = (Vec::new(), Vec::new());
     }
 
-    /// The bodies' bytes with their envelopes.
+    /// Encoded bodies with their envelopes.
     pub fn bodies(&self) -> impl Iterator<Item = (Entry, &[u8])> {
         let mut start = 0;
         self.entries.iter().map(move |entry| {

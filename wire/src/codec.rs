@@ -1,9 +1,8 @@
-//! Batches as bytes: `u32` little-endian header length, header, records one behind the other, all named MessagePack,
-//! the whole compressed with zstd (level 1) or gzip, in pieces ([`crate::seal`]). Lines of log files are packed, many in
-//! one record ([`crate::lines`]).
+//! Batches as bytes: header length as little-endian `u32`, header, records, all as named MessagePack, compressed with zstd
+//! (level 1) or gzip in pieces ([`crate::seal`]). Lines of log files are packed, many to a record ([`crate::lines`]).
 //!
-//! A record of a kind that this build does not know is kept whole as [`Body::Unknown`]. Decompression is bounded by
-//! the caller: what came over the network may be a bomb.
+//! A record of an unknown kind is kept whole as [`Body::Unknown`]. The caller limits decompression, since a peer may send a
+//! bomb.
 
 use crate::{
     Batch, Body, FORMAT_VERSION, Header, Packer, Position, Record,
@@ -26,7 +25,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// The token of HTTP's `Content-Encoding`.
+    /// `Content-Encoding` token (RFC 9110 §8.4).
     pub fn name(self) -> &'static str {
         match self {
             Compression::Zstd => "zstd",
@@ -34,64 +33,64 @@ impl Compression {
         }
     }
 
-    /// From HTTP's `Content-Encoding`.
+    /// Parses a `Content-Encoding` token.
     pub fn from_name(name: &str) -> Option<Self> {
         [Compression::Zstd, Compression::Gzip].into_iter().find(|c| c.name() == name)
     }
 }
 
-/// Bytes that are not a batch.
+/// Why bytes are not a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The compressed stream is damaged.
     #[error("cannot decompress the batch")]
     Decompress(#[source] std::io::Error),
-    /// Decompressed it would be larger than the caller allows.
+    /// The decompressed batch exceeds the limit.
     #[error("the batch is larger than {limit} bytes when decompressed")]
     TooLarge {
         /// The caller's limit.
         limit: usize,
     },
-    /// The header cannot be read.
+    /// The header is damaged.
     #[error("the batch header cannot be decoded: {0}")]
     Header(String),
-    /// Another format version.
+    /// The format version is later than this build's.
     #[error("batch format version {found} is not supported; this build reads versions 1 to {FORMAT_VERSION}")]
     Version {
-        /// The version found.
+        /// Version of the batch.
         found: u16,
     },
-    /// The records are damaged.
+    /// A record is damaged.
     #[error("record {index} of the batch cannot be decoded: {message}")]
     Record {
-        /// Which record, from 0.
+        /// Index of the record, from 0.
         index: usize,
-        /// What MessagePack said.
+        /// Error of the MessagePack decoder.
         message: String,
     },
-    /// More records than any agent puts in a batch.
+    /// The batch has more than [`RECORDS_MAX`] records.
     #[error("the batch has more than {RECORDS_MAX} records")]
     Many,
-    /// The header's count and the records disagree.
+    /// The header states another number of records.
     #[error("the header says {expected} records, the batch holds {found}")]
     Count {
-        /// What the header says.
+        /// Number in the header.
         expected: u32,
-        /// What was there.
+        /// Actual number.
         found: usize,
     },
 }
 
-/// Of the header's length.
+/// Length of the header's length.
 pub(crate) const LENGTH_BYTES: usize = 4;
 
-/// Records of a batch at the most, whatever its bytes: packed they are small, and unpacked they are not. An agent makes a
-/// million with one chunk more.
+/// Maximum number of records in a batch, whatever its size: packed records are small and unpacked ones are not. An agent's
+/// batch has at most a million and one chunk.
 pub const RECORDS_MAX: usize = 1_300_000;
 
-/// Append one record, its body already encoded, to a buffer of encoded records.
+/// Appends a record with an encoded body to a buffer of encoded records.
 pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8], into: &mut Vec<u8>) {
-    // The same bytes as `rmp_serde::encode::write_named` of a `Record`; a test compares them.
+    // Writes the same bytes as `rmp_serde::encode::write_named` for a `Record`; a test compares them.
     let written: Result<(), rmp::encode::ValueWriteError<std::io::Error>> = (|| {
         rmp::encode::write_map_len(into, 4)?;
         rmp::encode::write_str(into, "s")?;
@@ -109,20 +108,18 @@ pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8]
     into.extend_from_slice(body);
 }
 
-/// Append an encoded body to a buffer.
+/// Appends an encoded body to a buffer.
 ///
-/// # Panics
-/// Never: the bodies of this crate always serialize.
+/// # Panics Never: the bodies of this crate always serialize.
 pub fn append_body(body: &Body, into: &mut Vec<u8>) {
     rmp_serde::encode::write_named(into, body).expect("bodies have string keys and known lengths");
 }
 
-/// Decompress sealed bytes, refusing more than `limit` bytes.
+/// Decompresses sealed bytes, up to `limit` bytes.
 ///
-/// # Errors
-/// [`DecodeError::Decompress`] and [`DecodeError::TooLarge`].
+/// # Errors [`DecodeError::Decompress`] and [`DecodeError::TooLarge`].
 pub fn decompress(sealed: &[u8], compression: Compression, limit: usize) -> Result<Vec<u8>, DecodeError> {
-    // Logs are about a fifth when compressed; a limit stays a limit.
+    // Compressed logs have about a fifth of their size.
     let mut out = Vec::with_capacity(sealed.len().saturating_mul(5).min(limit));
     let capped = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     match compression {
@@ -138,10 +135,9 @@ pub fn decompress(sealed: &[u8], compression: Compression, limit: usize) -> Resu
     Ok(out)
 }
 
-/// Read the header of a decompressed batch; the rest is its encoded records.
+/// Decodes the header of a decompressed batch; also returns the encoded records.
 ///
-/// # Errors
-/// [`DecodeError::Header`] and [`DecodeError::Version`].
+/// # Errors [`DecodeError::Header`] and [`DecodeError::Version`].
 pub fn decode_header(plain: &[u8]) -> Result<(Header, &[u8]), DecodeError> {
     let short = || DecodeError::Header("it ends too early".to_owned());
     let (length, rest) = plain.split_first_chunk::<LENGTH_BYTES>().ok_or_else(short)?;
@@ -163,10 +159,9 @@ fn from_slice<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError>
     rmp_serde::from_slice(bytes).map_err(|err| DecodeError::Header(err.to_string()))
 }
 
-/// Decode a decompressed batch whole.
+/// Decodes a decompressed batch.
 ///
-/// # Errors
-/// Any [`DecodeError`] but those of decompression.
+/// # Errors Any [`DecodeError`] except those of decompression.
 pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
     let (header, bytes) = decode_header(plain)?;
     let records = decode_records(bytes)?;
@@ -174,10 +169,9 @@ pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
     Ok(Batch { header, records })
 }
 
-/// Decode encoded records.
+/// Decodes encoded records.
 ///
-/// # Errors
-/// [`DecodeError::Record`] and [`DecodeError::Many`].
+/// # Errors [`DecodeError::Record`] and [`DecodeError::Many`].
 pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
     let mut out = Vec::new();
     walk(records, |item| {
@@ -196,11 +190,9 @@ pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
     Ok(out)
 }
 
-/// Header, and source and position of each record, of a decompressed batch. Everything is decoded once, so that it is
-/// known that it can be.
+/// Decodes a decompressed batch once to validate it; returns its header, and source and position of each record.
 ///
-/// # Errors
-/// As [`decode`].
+/// # Errors As for [`decode`].
 pub fn check(plain: &[u8]) -> Result<(Header, Vec<(u32, Position)>), DecodeError> {
     let (header, bytes) = decode_header(plain)?;
     let mut out = Vec::with_capacity((header.records as usize).min(bytes.len()).min(RECORDS_MAX));
@@ -226,13 +218,13 @@ fn counted(header: &Header, found: usize) -> Result<(), DecodeError> {
     Err(DecodeError::Count { expected: header.records, found })
 }
 
-/// What stands in a batch.
+/// An element of the encoded records.
 enum Item<'a> {
     One(Record),
     Lines { source: u32, observed: i64, lines: Lines<'a> },
 }
 
-/// Give each item to `take`, which says how many records there were so far.
+/// Passes each item to `take`, which returns the number of records so far.
 fn walk<'a>(records: &'a [u8], mut take: impl FnMut(Item<'a>) -> Result<usize, Wrong>) -> Result<(), DecodeError> {
     let (mut rest, mut index) = (records, 0);
     while !rest.is_empty() {
@@ -241,7 +233,7 @@ fn walk<'a>(records: &'a [u8], mut take: impl FnMut(Item<'a>) -> Result<usize, W
             Item::One(_) => 1,
             Item::Lines { lines, .. } => lines.number(),
         };
-        // What a record says of itself may be any number.
+        // A record may state any number.
         if more > (RECORDS_MAX - index) as u64 {
             return Err(DecodeError::Many);
         }
@@ -251,7 +243,7 @@ fn walk<'a>(records: &'a [u8], mut take: impl FnMut(Item<'a>) -> Result<usize, W
     Ok(())
 }
 
-/// One record, or packed lines, and what is behind.
+/// Decodes one record or packed lines; also returns the remaining bytes.
 fn decode_item(bytes: &[u8]) -> Result<(Item<'_>, &[u8]), String> {
     if let Some((Packing { source, observed, position, packed }, rest)) = packing(bytes) {
         return Ok((Item::Lines { source, observed, lines: Lines::open(packed, position)? }, rest));
@@ -260,7 +252,7 @@ fn decode_item(bytes: &[u8]) -> Result<(Item<'_>, &[u8]), String> {
     if let Ok(record) = Record::deserialize(&mut known) {
         return Ok((Item::One(record), behind(bytes, known.position()).1));
     }
-    // Not a kind of ours: read the envelope, and keep the whole as it came.
+    // The kind is unknown: decode the envelope, and keep the whole record.
     let (envelope, whole, rest) = envelope(bytes)?;
     let body = Body::Unknown(crate::body::Unknown { raw: whole.to_vec() });
     let record = Record { source: envelope.s, observed: envelope.t, position: envelope.p, body };
@@ -279,16 +271,15 @@ fn envelope(bytes: &[u8]) -> Result<(Envelope, &[u8], &[u8]), String> {
 pub struct Outline {
     /// Index into [`Header::sources`].
     pub source: u32,
-    /// Records that it holds.
+    /// Number of records.
     pub count: u32,
-    /// Where it ends; it begins where the one before ends.
+    /// End of the item; it starts at the end of the previous one.
     pub end: usize,
 }
 
-/// What stands in encoded records, without decoding bodies.
+/// Lists the encoded records without decoding their bodies.
 ///
-/// # Errors
-/// [`DecodeError::Record`].
+/// # Errors [`DecodeError::Record`].
 pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
     let (mut out, mut rest): (Vec<Outline>, _) = (Vec::new(), records);
     while !rest.is_empty() {
@@ -306,10 +297,9 @@ pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
     Ok(out)
 }
 
-/// The same records with one record a line where lines are packed.
+/// Converts packed lines into one record per line.
 ///
-/// # Errors
-/// [`DecodeError::Record`].
+/// # Errors [`DecodeError::Record`].
 pub fn unpack(records: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let (mut out, mut start) = (Vec::with_capacity(records.len()), 0);
     for (index, item) in outline(records)?.into_iter().enumerate() {
@@ -330,14 +320,12 @@ pub fn unpack(records: &[u8]) -> Result<Vec<u8>, DecodeError> {
     Ok(out)
 }
 
-/// Encoded records, and how many they are.
+/// Encoded records and their number.
 pub type Encoded = (Vec<u8>, u32);
 
-/// Encoded records in two parts of about the same size, with the number of records in each; absent where there is one
-/// record alone.
+/// Splits encoded records into two parts of about equal size; absent for a single record.
 ///
-/// # Errors
-/// [`DecodeError::Record`].
+/// # Errors [`DecodeError::Record`].
 pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
     let outline = outline(records)?;
     let count = |part: &[Outline]| part.iter().fold(0_u32, |sum, item| sum.saturating_add(item.count));
@@ -355,7 +343,7 @@ pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
     let (mut packers, middle) = ([Packer::default(), Packer::default()], position.0.midpoint(position.1));
     for line in Lines::open(packed, position).map_err(wrong)? {
         let line = line.map_err(wrong)?;
-        // The first line goes to the first half, however long it is.
+        // The first line always goes to the first half.
         let second = packers[0].count() > 0 && line.position.1 > middle;
         packers[usize::from(second)].push(line.whole, line.position, &line.line);
     }
@@ -388,8 +376,8 @@ struct Packing<'a> {
     packed: &'a [u8],
 }
 
-/// Packed lines, and what is behind; absent where something else stands here. Their envelope is written as
-/// [`append_record`] does it, in this order, and no other.
+/// Decodes packed lines; also returns the remaining bytes. Absent if the bytes are another item. The envelope must be exactly
+/// as [`append_record`] writes it.
 fn packing(bytes: &[u8]) -> Option<(Packing<'_>, &[u8])> {
     use rmp::decode::read_int;
     let mut rest = bytes.strip_prefix(b"\x84\xa1s")?;

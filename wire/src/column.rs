@@ -1,4 +1,4 @@
-//! Columns: how a body becomes a row of a table.
+//! Columns: the mapping of a body to a table row.
 
 use std::borrow::Cow;
 
@@ -15,21 +15,21 @@ pub enum ColumnType {
     Time,
 }
 
-/// A column and what it means.
+/// A column and its description.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Column {
     /// Name, snake case.
     pub name: &'static str,
     /// Type.
     pub ty: ColumnType,
-    /// One line for `docs/tables.md`.
+    /// Description for `docs/tables.md`.
     pub help: &'static str,
 }
 
-/// One value of a row. Absent is `Null`, never zero.
+/// A value of a row. An absent value is `Null`, never zero.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value<'a> {
-    /// Not known.
+    /// Absent.
     Null,
     /// Text.
     Text(Cow<'a, str>),
@@ -58,7 +58,7 @@ pub const fn time(name: &'static str, help: &'static str) -> Column {
     Column { name, ty: ColumnType::Time, help }
 }
 
-/// Columns that every table has, before those of its kinds.
+/// Columns of every table, before those of its kinds.
 pub const COMMON: &[Column] = &[
     text("organization", "organization id"),
     text("agent", "agent id"),

@@ -1,4 +1,4 @@
-//! A sealed batch that describes itself, as it lies in the queue and in the landing store.
+//! A frame: a self-describing sealed batch, as stored in the queue and in the landing store.
 //!
 //! | offset | length | field |
 //! |---|---|---|
@@ -17,14 +17,14 @@
 //! | 104 | 8 | the first 8 bytes of SHA-256 over bytes 0 to 103 |
 //! | 112 | … | the sealed bytes |
 //!
-//! A flipped bit anywhere is noticed, and a scan for the magic finds frames in a broken file.
+//! The digests detect every flipped bit. A scan for the magic finds the frames of a damaged file.
 
 use crate::{AgentId, BatchKey, Compression, Epoch, Lane, OrganizationId};
 use sha2::{Digest, Sha256};
 
 /// Length of the frame's head in bytes.
 pub const HEAD_BYTES: usize = 112;
-/// What a frame begins with.
+/// First bytes of a frame.
 pub const MAGIC: &[u8; 4] = b"VDTF";
 const VERSION: u16 = 1;
 
@@ -33,12 +33,12 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// What a frame's head says.
+/// The head of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameHead {
     /// The batch's key.
     pub key: BatchKey,
-    /// How the sealed bytes are compressed.
+    /// Compression of the sealed bytes.
     pub compression: Compression,
     /// When it was sealed, nanoseconds UTC.
     pub sealed: i64,
@@ -48,21 +48,21 @@ pub struct FrameHead {
     pub digest: [u8; 32],
 }
 
-/// Bytes that are not a whole, undamaged frame.
+/// Why bytes are not an intact frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// Fewer bytes than the frame needs.
+    /// Fewer bytes than a frame has.
     #[error("the frame is cut short: {found} of {expected} bytes")]
     Short {
-        /// Bytes there are.
+        /// Actual number of bytes.
         found: usize,
-        /// Bytes there should be.
+        /// Expected number of bytes.
         expected: usize,
     },
-    /// No magic, or a version or code that this build does not know.
+    /// No magic, or a version or code unknown to this build.
     #[error("these bytes are not a frame of a known version")]
     NotAFrame,
-    /// The head's check does not match.
+    /// The digest of the head does not match.
     #[error("the frame's head is damaged")]
     DamagedHead,
     /// The digest of the sealed bytes does not match.
@@ -70,18 +70,16 @@ pub enum FrameError {
     DamagedBody,
 }
 
-/// Put a head before sealed bytes.
+/// Builds a frame from a head and sealed bytes.
 ///
-/// # Panics
-/// Never for batches below 4 GiB, which the batcher's limits ensure.
+/// # Panics Never below 4 GiB, which the batcher's limits ensure.
 pub fn build(head: &FrameHead, sealed: &[u8]) -> Vec<u8> {
     [&head_bytes(head, sealed.len())[..], sealed].concat()
 }
 
-/// The head of so many sealed bytes.
+/// Encodes the head for a number of sealed bytes.
 ///
-/// # Panics
-/// Never for batches below 4 GiB, which the batcher's limits ensure.
+/// # Panics Never below 4 GiB, which the batcher's limits ensure.
 pub fn head_bytes(head: &FrameHead, sealed_bytes: usize) -> [u8; HEAD_BYTES] {
     let length = u32::try_from(sealed_bytes).expect("batches are far below 4 GiB");
     let mut out = Vec::with_capacity(HEAD_BYTES);
@@ -105,10 +103,9 @@ pub fn head_bytes(head: &FrameHead, sealed_bytes: usize) -> [u8; HEAD_BYTES] {
     out.try_into().expect("the fields are as long as the head")
 }
 
-/// Split a frame into its head and its sealed bytes, and check both digests.
+/// Splits a frame into head and sealed bytes, and verifies both digests. Ignores bytes after the frame.
 ///
-/// # Errors
-/// [`FrameError`] says what is wrong; bytes behind the frame are ignored.
+/// # Errors Any [`FrameError`].
 pub fn parse(bytes: &[u8]) -> Result<(FrameHead, &[u8]), FrameError> {
     let (head, length) = parse_head(bytes)?;
     let sealed = bytes
@@ -120,10 +117,9 @@ pub fn parse(bytes: &[u8]) -> Result<(FrameHead, &[u8]), FrameError> {
     Ok((head, sealed))
 }
 
-/// Read and check the head alone; the second value is the length of the sealed bytes behind it.
+/// Parses and verifies the head; also returns the length of the sealed bytes.
 ///
-/// # Errors
-/// Any [`FrameError`] but [`FrameError::DamagedBody`].
+/// # Errors Any [`FrameError`] except [`FrameError::DamagedBody`].
 pub fn parse_head(bytes: &[u8]) -> Result<(FrameHead, usize), FrameError> {
     let head = bytes.get(..HEAD_BYTES).ok_or(FrameError::Short { found: bytes.len(), expected: HEAD_BYTES })?;
     if &head[..4] != MAGIC || head[4..6] != VERSION.to_le_bytes() {

@@ -1,10 +1,10 @@
-//! Names of things on the wire: organization, agent, lane, epoch, and the key of a batch made of them.
+//! Identifiers on the wire: organization, agent, lane, epoch, and the batch key made of them.
 
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 pub use uuid::Uuid;
 
-/// An identifier that does not have the form its type asks for.
+/// An identifier in the wrong form.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?} is not {expected}")]
 pub struct ParseIdError {
@@ -22,7 +22,7 @@ fn refuse<T>(value: &str, expected: &'static str) -> Result<T, ParseIdError> {
 pub struct OrganizationId(pub Uuid);
 
 impl OrganizationId {
-    /// A new id; the caller brings the randomness and the clock through [`Uuid::now_v7`].
+    /// Wraps a UUID; the caller creates it with [`Uuid::now_v7`].
     pub fn from_uuid(uuid: Uuid) -> Self {
         Self(uuid)
     }
@@ -47,7 +47,7 @@ impl FromStr for OrganizationId {
 pub struct AgentId(pub [u8; 16]);
 
 impl AgentId {
-    /// The id that belongs to a public key, given as DER SubjectPublicKeyInfo.
+    /// Id of a public key, given as DER SubjectPublicKeyInfo.
     pub fn of_public_key(spki_der: &[u8]) -> Self {
         let digest = crate::frame::sha256(spki_der);
         let mut id = [0; 16];
@@ -72,7 +72,7 @@ impl FromStr for AgentId {
     }
 }
 
-/// The life of one queue database: a random number, written as 16 hexadecimal digits.
+/// Life of one queue file: a random number, written as 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Epoch(pub u64);
@@ -93,7 +93,7 @@ impl FromStr for Epoch {
     }
 }
 
-/// A queue and a sender of its own: records never wait behind a dump.
+/// A queue with its own sender, so that records never wait for a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
@@ -104,7 +104,7 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// The name used in paths, keys and file names.
+    /// Name in paths, keys and file names.
     pub fn name(self) -> &'static str {
         match self {
             Lane::Records => "records",
@@ -141,7 +141,7 @@ impl FromStr for Lane {
     }
 }
 
-/// What names a batch for ever: a retry carries the same key and the same bytes.
+/// The permanent name of a batch. A retry has the same key and the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BatchKey {
     /// Organization the batch belongs to.
@@ -150,9 +150,9 @@ pub struct BatchKey {
     pub agent: AgentId,
     /// Lane it travels on.
     pub lane: Lane,
-    /// Life of the queue database it was committed to.
+    /// Epoch that it was committed in.
     pub epoch: Epoch,
-    /// Sequence in (lane, epoch), from 1, without holes.
+    /// Sequence in (lane, epoch), from 1, without gaps.
     pub seq: u64,
 }
 

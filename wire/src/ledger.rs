@@ -1,6 +1,6 @@
-//! The ledger: per collector, how many records were emitted and dropped since the epoch began, and why.
+//! The ledger: records emitted and dropped per collector since the epoch began, with reasons.
 //!
-//! `emitted = stored + dropped(reason) + in flight + quarantined`. Loss is never silent: it is a number with a reason.
+//! `emitted = stored + dropped(reason) + in flight + quarantined`. Every loss is a number with a reason.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -9,35 +9,35 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// The queue had reached its quota.
+    /// The queue reached its limit.
     QueueFull,
     /// The source overwrote data before it could be read.
     SourceOverrun,
     /// The kernel dropped events before they reached the agent.
     KernelLoss,
-    /// The organization's policy forbids it.
+    /// The policy forbids it.
     Policy,
     /// Redaction removed the record.
     Redaction,
-    /// Larger than the limit for one record.
+    /// Larger than one record may be.
     Oversize,
-    /// Could not be decoded at all.
+    /// Not decodable.
     Unparseable,
-    /// In a batch that was lost with a damaged queue. Where the source can be read again, the record is emitted again.
+    /// Lost with a damaged queue. If the source can be read again, the record is emitted again.
     QueueDamaged,
-    /// In a file that was rotated away before it could be read to its end.
+    /// The file was rotated away before it was read to its end.
     RotatedAway,
-    /// Zeros, or a hole, where a line would be: nothing was written there.
+    /// NUL bytes or a hole in place of a line: nothing was written there.
     Hole,
-    /// Delivered to a workspace that was restored from an older backup, of a source that cannot be read again.
+    /// Delivered to a workspace that was restored from an older backup; the source cannot be read again.
     Restored,
-    /// What a later release gives as a reason.
+    /// A reason of a later release.
     #[serde(other)]
     Other,
 }
 
 impl Reason {
-    /// As it is written on the wire and shown.
+    /// Name on the wire and in output.
     pub fn name(self) -> &'static str {
         match self {
             Reason::QueueFull => "queue_full",
@@ -59,7 +59,7 @@ impl Reason {
 /// Counters of one collector since the epoch began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Records handed to the transport, whether shipped or dropped later.
+    /// Records handed to the transport, shipped or dropped.
     pub emitted: u64,
     /// Records not shipped, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -67,7 +67,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// All drops, whatever the reason.
+    /// Total of all reasons.
     pub fn dropped_total(&self) -> u64 {
         self.dropped.values().sum()
     }
@@ -79,17 +79,17 @@ impl Counters {
 pub struct Ledger(pub BTreeMap<String, Counters>);
 
 impl Ledger {
-    /// Count records handed over by a collector.
+    /// Counts emitted records.
     pub fn emit(&mut self, collector: &str, count: u64) {
         self.entry(collector).emitted += count;
     }
 
-    /// Count records dropped, which must have been counted as emitted too.
+    /// Counts dropped records; the caller counts them as emitted too.
     pub fn drop(&mut self, collector: &str, reason: Reason, count: u64) {
         *self.entry(collector).dropped.entry(reason).or_default() += count;
     }
 
-    /// Add another ledger's counts to this one's.
+    /// Adds another ledger's counts.
     pub fn add(&mut self, other: &Ledger) {
         for (collector, counters) in &other.0 {
             let mine = self.entry(collector);

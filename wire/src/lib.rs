@@ -1,8 +1,35 @@
-//! Every type that leaves a Vedette process: records, batches, replies and their codec. No I/O, no clock, no async.
+//! All types that leave a Vedette process: records, batches, replies and their codec. No I/O, no clock, no async.
 //!
-//! A *body* is what a collector saw; a [`Record`] is a body with its envelope; a [`Batch`] is records with a
-//! [`Header`]. A batch is encoded ([`codec`]) and compressed once, and lies on disk and in the landing store as a
-//! [`frame`]. Each kind of body lives in one file under [`body`]: its struct, its OCSF 1.8.0 rendering, its columns.
+//! A *body* is an observation of a collector. A [`Record`] is a body with its envelope. A [`Batch`] is records with a
+//! [`Header`]. A batch is encoded ([`codec`]) and compressed once, and stored as a [`frame`] on disk and in the landing store. Each
+//! kind of body has one file under [`body`]: its struct, its OCSF 1.8.0 rendering, its columns.
+//!
+//! ```
+//! use vedette_wire::{AgentId, Compression, Header, Lane, OrganizationId, codec, geo::WorkspaceGeo, seal::Sealer};
+//! use vedette_wire::{Body, Position, SourceRef, body::Syslog, codec::append_body};
+//!
+//! let organization: OrganizationId = "019ac0de-0000-7000-8000-000000000001".parse()?;
+//! let source = SourceRef {
+//!     collector: "syslog".to_owned(),
+//!     id: "8:1:2:0".to_owned(),
+//!     name: Some("/var/log/syslog".to_owned()),
+//!     reached: 6,
+//!     skipped: Vec::new(),
+//! };
+//! let header = Header::new(organization, AgentId([7; 16]), Lane::Records, WorkspaceGeo::Europe);
+//! let header = Header { epoch: vedette_wire::Epoch(1), seq: 1, records: 1, sources: vec![source], ..header };
+//!
+//! let mut body = Vec::new();
+//! append_body(&Body::Syslog(Syslog { raw: b"hello".to_vec(), ..Syslog::default() }), &mut body);
+//! let mut sealer = Sealer::default();
+//! sealer.append(0, 1_764_242_000_000_000_000, Position(0, 6), &body);
+//! let sealed = sealer.seal(0, &header)?;
+//!
+//! let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20)?;
+//! let batch = codec::decode(&plain)?;
+//! assert_eq!(batch.records[0].position, Position(0, 6));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod body;
 pub mod chunk;
@@ -30,9 +57,9 @@ pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
 pub use ledger::{Ledger, Reason};
 pub use lines::Packer;
 pub use policy::Policy;
-pub use record::{Batch, Header, HostLabel, Position, Predecessor, Record, SourceRef, Told};
+pub use record::{Batch, CursorUpdate, Header, HostLabel, Position, Predecessor, Record, SourceRef};
 pub use set_aside::SetAside;
 
-/// Version of the batch format: 2 has packed lines ([`lines`]) and several compressed streams one behind the other. A
-/// receiver reads every version up to its own and refuses a later one with code `version`.
+/// Version of the batch format. Version 2 has packed lines ([`lines`]) and concatenated compressed streams. A receiver reads
+/// every version up to its own, and refuses a later one with code `version`.
 pub const FORMAT_VERSION: u16 = 2;

@@ -1,20 +1,19 @@
-//! Lines of a log file packed in one record: the text as it stood in the file, and what was recognised in the lines as
-//! columns of numbers.
+//! Packed lines: several lines of a log file in one record, as their text and as columns of recognised fields.
 //!
-//! A line by itself costs more bytes of envelope and field names than compression takes out again. In a batch, a packed
-//! record is a [`Record`] whose body is `{"syslog_lines": bytes}`; its position is that of all its lines. Decoded, it is
-//! one record a line. The bytes:
+//! Separate records would cost more bytes for envelopes and field names than compression saves. A packed record is a [`Record`]
+//! in the batch whose body is `{"syslog_lines": bytes}` and whose position covers all its lines. It decodes to one record per
+//! line. The bytes:
 //!
-//! | part | |
+//! | part | content |
 //! |---|---|
-//! | text | whole lines with their ends, one behind the other, as they stood in the file |
-//! | columns | how many lines; then for each column twice its length in bytes, and the column; or, where all its numbers are the same, 1 and the number |
-//! | length | of the columns, `u32` little-endian |
+//! | text | whole lines with their ends, concatenated as in the file |
+//! | columns | number of lines; then for each column twice its length in bytes, and the column; or, if all its numbers are equal, 1 and the number |
+//! | length | length of the columns, `u32` little-endian |
 //!
-//! Numbers are LEB128 (DWARF 5 §7.6), signed ones ZigZag before that. Columns: flags; times, as differences, in the unit
-//! that stands first, in nanoseconds; facility times eight plus severity (PRI, RFC 5424 §6.2.1); and for host, application,
-//! process id, message id, structured data and message how far behind the end of the one before it begins, and its length.
-//! The message has no length where it ends with the line.
+//! Numbers are LEB128 (DWARF 5 §7.6), signed ones ZigZag-encoded first. Columns: flags; times as differences, preceded by their
+//! unit in nanoseconds; facility times eight plus severity (PRI, RFC 5424 §6.2.1); and for each of host, application, process id,
+//! message id, structured data and message its distance from the end of the previous span, and its length. A message that ends
+//! with the line has no length.
 //!
 //! [`Record`]: crate::Record
 
@@ -26,11 +25,11 @@ use crate::{
 const SPANS: usize = 6;
 const MESSAGE: usize = SPANS - 1;
 
-/// What a line has, most usual first: one byte says it of most lines.
+/// Flags of a line, most frequent first, so that one byte suffices for most lines.
 const TIME: u64 = 1;
 const ZONE_INFERRED: u64 = 1 << 1;
 const YEAR_INFERRED: u64 = 1 << 2;
-/// Of the spans, in the order of the columns.
+/// Flags of the spans, in the order of the columns.
 const SPAN: [u64; SPANS] = [1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9, 1 << 6];
 const PRI: u64 = 1 << 7;
 const MESSAGE_ENDS: u64 = 1 << 10;
@@ -40,12 +39,12 @@ const KNOWN: u64 = (1 << 11) - 1;
 pub(crate) const HEAD: &[u8] = b"\x81\xacsyslog_lines\xc6";
 const LENGTH_BYTES: usize = 4;
 
-/// Packs lines that follow each other in their file without a hole.
+/// Packs consecutive lines of a file.
 #[derive(Debug, Default)]
 pub struct Packer {
-    /// The body as far as it is written: head and text.
+    /// The body so far: head and text.
     body: Vec<u8>,
-    /// Of the last body: what the next may need.
+    /// Length of the last body, as a hint for the next.
     length_hint: usize,
     position: Option<Position>,
     count: u32,
@@ -56,7 +55,7 @@ pub struct Packer {
     lengths: [Vec<u8>; SPANS],
 }
 
-/// Lines, packed: an encoded body.
+/// An encoded body of packed lines.
 #[derive(Debug)]
 pub(crate) struct Packed {
     pub(crate) body: Vec<u8>,
@@ -69,19 +68,19 @@ fn spans(line: &Syslog) -> [Option<Span>; SPANS] {
 }
 
 impl Packer {
-    /// Whether a line that begins here can be packed with those that are in.
+    /// Whether a line at this position continues the packed ones.
     pub fn goes_on_at(&self, position: u64) -> bool {
         self.position.is_none_or(|Position(_, end)| end == position)
     }
 
-    /// How many lines are in.
+    /// Number of packed lines.
     pub(crate) fn count(&self) -> u32 {
         self.count
     }
 
-    /// Take a line in: as it stood in the file, with its end, at a position, and what was recognised in it (`raw` is not
-    /// looked at). False, with nothing done, for what has to go as a record of its own: a part of a line, an unfinished
-    /// line, one that has a severity without a facility, or spans in another order.
+    /// Packs a line: its bytes with the line end, its position, and its recognised fields (`raw` is ignored). Returns false and
+    /// changes nothing for a line that must be a record of its own: a part of a line, an unfinished line, a line with a
+    /// severity but no facility, or with spans in another order.
     pub fn push(&mut self, whole: &[u8], position: Position, line: &Syslog) -> bool {
         let text = without_end(whole);
         let fits = whole.last() == Some(&b'\n')
@@ -125,7 +124,7 @@ impl Packer {
             }
             end = to;
         }
-        // The bit says the rarer case.
+        // The bit marks the rarer case.
         put(flags ^ MESSAGE_ENDS, &mut self.flags);
         if self.body.is_empty() {
             self.body.reserve(self.length_hint);
@@ -138,7 +137,7 @@ impl Packer {
         true
     }
 
-    /// What is in, as a body; the packer is empty then.
+    /// Encodes the packed lines as a body, and empties the packer.
     pub(crate) fn finish(&mut self) -> Option<Packed> {
         let position = self.position.take()?;
         let mut body = std::mem::take(&mut self.body);
@@ -167,7 +166,7 @@ impl Packer {
         body[HEAD.len()..head].copy_from_slice(&length.to_be_bytes());
         self.length_hint = body.len();
         if body.len() < body.capacity() / 2 {
-            // The file before had more to say; what waits in memory is counted by what it occupies.
+            // Memory is counted by what the body occupies.
             body.shrink_to_fit();
         }
         Some(Packed { body, position, count })
@@ -176,7 +175,7 @@ impl Packer {
 
 fn column(bytes: &mut Vec<u8>, into: &mut Vec<u8>) {
     match bytes.first() {
-        // Numbers of one byte each, and all the same.
+        // All numbers are equal and fit into one byte.
         Some(first) if *first < 0x80 && bytes.iter().all(|byte| byte == first) => {
             into.extend([1, *first]);
             bytes.clear();
@@ -204,7 +203,7 @@ fn unzigzag(number: u64) -> i64 {
     (number >> 1).cast_signed() ^ -(number & 1).cast_signed()
 }
 
-/// A line without `\n` or `\r\n`, as the tailer cuts it.
+/// A line without `\n` or `\r\n`, as the tailer splits it.
 fn without_end(whole: &[u8]) -> &[u8] {
     let line = whole.strip_suffix(b"\n").unwrap_or(whole);
     line.strip_suffix(b"\r").unwrap_or(line)
@@ -215,7 +214,7 @@ pub(crate) type Wrong = &'static str;
 
 const SHORT: Wrong = "packed lines end too early";
 
-/// Numbers one behind the other, or the same for ever.
+/// A sequence of numbers, or one number repeated.
 struct Numbers<'a> {
     rest: &'a [u8],
     same: Option<u64>,
@@ -256,7 +255,7 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// Packed lines, read one after the other. Nothing of them is trusted.
+/// Decodes packed lines one after the other. Trusts none of their numbers.
 pub(crate) struct Lines<'a> {
     text: &'a [u8],
     at: u64,
@@ -272,22 +271,22 @@ pub(crate) struct Lines<'a> {
 
 /// A line, unpacked.
 pub(crate) struct Unpacked<'a> {
-    /// With its end.
+    /// The line with its end.
     pub(crate) whole: &'a [u8],
     pub(crate) position: Position,
-    /// Without `raw`.
+    /// Recognised fields, without `raw`.
     pub(crate) line: Syslog,
 }
 
 impl Unpacked<'_> {
-    /// With `raw`.
+    /// Recognised fields, with `raw`.
     pub(crate) fn into_line(self) -> Syslog {
         Syslog { raw: without_end(self.whole).to_vec(), ..self.line }
     }
 }
 
 impl<'a> Lines<'a> {
-    /// Of the bytes in a body, whose record has a position.
+    /// Opens the bytes of a body whose record has this position.
     pub(crate) fn open(packed: &'a [u8], position: Position) -> Result<Self, Wrong> {
         let (rest, length) = packed.split_last_chunk::<LENGTH_BYTES>().ok_or(SHORT)?;
         let text = rest.len().checked_sub(u32::from_le_bytes(*length) as usize).ok_or(SHORT)?;
@@ -310,7 +309,7 @@ impl<'a> Lines<'a> {
         Ok(Self { text, at: position.0, left, flags, times, unit, time: 0, priorities, gaps, lengths })
     }
 
-    /// How many there are said to be; as many are read, or an error.
+    /// Stated number of lines; exactly as many are decoded, or decoding fails.
     pub(crate) fn number(&self) -> u64 {
         self.left
     }

@@ -1,14 +1,14 @@
-//! Rendering to OCSF 1.8.0 events (<https://schema.ocsf.io/1.8.0>), a pure function of envelope and record.
+//! Rendering to OCSF 1.8.0 events (<https://schema.ocsf.io/1.8.0>): a pure function of envelope and record.
 //!
-//! Times are milliseconds since the epoch, as OCSF has them; what OCSF has no attribute for goes to `unmapped`.
+//! Times are milliseconds since the epoch. Data without an OCSF attribute goes to `unmapped`.
 
 use crate::{AgentId, BatchKey, Header, OrganizationId, Record, record::HostLabel};
 use serde_json::{Map, Value, json};
 
 /// An event class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Class {
-    /// 0, what has no class of its own.
+pub enum OcsfClass {
+    /// 0, for everything without a class of its own.
     BaseEvent,
     /// 1007.
     ProcessActivity,
@@ -24,28 +24,28 @@ pub enum Class {
     ApplicationError,
 }
 
-impl Class {
-    /// Every class that Vedette emits.
-    pub const ALL: [Class; 7] = [
-        Class::BaseEvent,
-        Class::ProcessActivity,
-        Class::Authentication,
-        Class::DeviceInventoryInfo,
-        Class::LiveEvidenceInfo,
-        Class::ApplicationLifecycle,
-        Class::ApplicationError,
+impl OcsfClass {
+    /// All classes that Vedette emits.
+    pub const ALL: [OcsfClass; 7] = [
+        OcsfClass::BaseEvent,
+        OcsfClass::ProcessActivity,
+        OcsfClass::Authentication,
+        OcsfClass::DeviceInventoryInfo,
+        OcsfClass::LiveEvidenceInfo,
+        OcsfClass::ApplicationLifecycle,
+        OcsfClass::ApplicationError,
     ];
 
     /// `class_uid`.
     pub fn uid(self) -> u32 {
         match self {
-            Class::BaseEvent => 0,
-            Class::ProcessActivity => 1007,
-            Class::Authentication => 3002,
-            Class::DeviceInventoryInfo => 5001,
-            Class::LiveEvidenceInfo => 5040,
-            Class::ApplicationLifecycle => 6002,
-            Class::ApplicationError => 6008,
+            OcsfClass::BaseEvent => 0,
+            OcsfClass::ProcessActivity => 1007,
+            OcsfClass::Authentication => 3002,
+            OcsfClass::DeviceInventoryInfo => 5001,
+            OcsfClass::LiveEvidenceInfo => 5040,
+            OcsfClass::ApplicationLifecycle => 6002,
+            OcsfClass::ApplicationError => 6008,
         }
     }
 
@@ -54,28 +54,28 @@ impl Class {
         self.uid() / 1000
     }
 
-    /// Caption in snake case: the name of the table.
+    /// Table name: the caption in snake case.
     pub fn table(self) -> &'static str {
         match self {
-            Class::BaseEvent => "base_event",
-            Class::ProcessActivity => "process_activity",
-            Class::Authentication => "authentication",
-            Class::DeviceInventoryInfo => "device_inventory_info",
-            Class::LiveEvidenceInfo => "live_evidence_info",
-            Class::ApplicationLifecycle => "application_lifecycle",
-            Class::ApplicationError => "application_error",
+            OcsfClass::BaseEvent => "base_event",
+            OcsfClass::ProcessActivity => "process_activity",
+            OcsfClass::Authentication => "authentication",
+            OcsfClass::DeviceInventoryInfo => "device_inventory_info",
+            OcsfClass::LiveEvidenceInfo => "live_evidence_info",
+            OcsfClass::ApplicationLifecycle => "application_lifecycle",
+            OcsfClass::ApplicationError => "application_error",
         }
     }
 }
 
-/// What is known of a record beside itself.
+/// Context of a record.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin<'a> {
     /// Organization; absent on a host that is not enrolled.
     pub organization: Option<OrganizationId>,
     /// Agent; absent on a host that is not enrolled.
     pub agent: Option<AgentId>,
-    /// Batch the record came in; absent before it is sealed.
+    /// Batch of the record; absent before it is sealed.
     pub batch: Option<BatchKey>,
     /// Version of the agent.
     pub agent_version: &'a str,
@@ -83,14 +83,14 @@ pub struct Origin<'a> {
     pub host: &'a HostLabel,
     /// Collector that emitted the record.
     pub collector: &'a str,
-    /// What a person calls the source: a path.
+    /// Display name of the source: a path.
     pub source_name: Option<&'a str>,
     /// Index of the record in its batch.
     pub index: usize,
 }
 
 impl<'a> Origin<'a> {
-    /// The origin of a record in a batch.
+    /// Context of a record in a batch.
     pub fn in_batch(header: &'a Header, index: usize, record: &Record) -> Self {
         let source = header.sources.get(record.source as usize);
         Self {
@@ -106,17 +106,17 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// Attributes of an event while it is being rendered.
+/// Attributes of an event under construction.
 #[derive(Debug, Default)]
 pub struct Event(Map<String, Value>);
 
 impl Event {
-    /// Set an attribute unless the value is absent.
+    /// Sets an attribute; ignores an absent value.
     pub fn set(&mut self, name: &str, value: impl Into<Value>) {
         put(&mut self.0, name, value.into());
     }
 
-    /// Set an attribute of the object `parent`, which is made when it is missing.
+    /// Sets an attribute of the object `parent`; creates the object if needed.
     pub fn set_in(&mut self, parent: &str, name: &str, value: impl Into<Value>) {
         let value = value.into();
         if is_absent(&value) {
@@ -144,7 +144,7 @@ fn put(object: &mut Map<String, Value>, name: &str, value: Value) {
     }
 }
 
-/// An object of the given attributes, without those that are absent.
+/// An object of these attributes, without absent ones.
 pub fn object<const N: usize>(attributes: [(&str, Value); N]) -> Value {
     let mut out = Map::new();
     for (name, value) in attributes {
@@ -153,12 +153,12 @@ pub fn object<const N: usize>(attributes: [(&str, Value); N]) -> Value {
     Value::Object(out)
 }
 
-/// Milliseconds, as OCSF has times, from nanoseconds.
+/// Converts nanoseconds to milliseconds.
 pub fn milliseconds(nanoseconds: i64) -> i64 {
     nanoseconds.div_euclid(1_000_000)
 }
 
-/// The whole event.
+/// Renders the event.
 pub fn render(origin: &Origin<'_>, record: &Record) -> Value {
     let body = &record.body;
     let class = body.class();
@@ -218,7 +218,7 @@ fn device(origin: &Origin<'_>) -> Value {
     ])
 }
 
-/// OCSF severity of a syslog severity (RFC 5424 §6.2.1).
+/// OCSF severity for a syslog severity (RFC 5424 §6.2.1).
 pub fn severity_of_syslog(severity: Option<u8>) -> u8 {
     match severity {
         Some(0) => 6,

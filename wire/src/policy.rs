@@ -1,31 +1,31 @@
-//! The organization's policy: what its agents collect, what its workspace keeps, and how far artifacts go.
+//! The organization's policy: what its agents collect, what its workspace keeps, and the limits of artifact requests.
 //!
-//! A policy is a JSON text that the workspace signs as it stands (Ed25519, RFC 8032): whoever verifies looks at the bytes
-//! that were signed, and a later release may add fields. The revision only grows.
+//! A policy is a JSON text that the workspace signs verbatim (Ed25519, RFC 8032). A verifier checks the signed bytes, so later
+//! releases can add fields. Revisions only grow.
 
 use crate::{AgentId, OrganizationId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-/// What an organization's policy may switch off.
+/// Tier: what the policy may switch off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
-    /// Collection, but for artifacts.
+    /// All collection except artifacts.
     Free,
     /// Nothing.
     Standard,
 }
 
-/// Which security events the workspace keeps ([`crate::security_event`]).
+/// Store level: which security events the workspace keeps ([`crate::security_event`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Store {
     /// None.
     None,
-    /// Those that tell of a breach or of an important change.
+    /// Events that indicate a breach or an important change.
     Minimal,
-    /// A whole trail of users.
+    /// A complete trail of user activity.
     Common,
     /// All.
     All,
@@ -34,7 +34,7 @@ pub enum Store {
 macro_rules! names {
     ($ty:ty, $expected:literal, $($value:path => $name:literal),*) => {
         impl $ty {
-            /// Its name, in policies and on the command line.
+            /// Name in policies and on the command line.
             pub fn name(self) -> &'static str {
                 match self { $($value => $name),* }
             }
@@ -63,15 +63,15 @@ names!(Tier, "free, standard", Tier::Free => "free", Tier::Standard => "standard
 names!(Store, "none, minimal, common, all",
     Store::None => "none", Store::Minimal => "minimal", Store::Common => "common", Store::All => "all");
 
-/// How far artifact requests may go. They cannot be switched off; a host's own configuration may narrow them further.
+/// Limits of artifact requests. A policy cannot switch artifacts off; a host's configuration may narrow the limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ArtifactLimits {
-    /// Globs of host paths that may be asked for; none means all that the host itself allows.
+    /// Globs of host paths that may be requested; empty for all paths that the host allows.
     pub paths: Vec<String>,
-    /// Bytes of one artifact.
+    /// Maximum size of an artifact in bytes.
     pub bytes_max: u64,
-    /// Artifacts of one agent in an hour.
+    /// Maximum number of artifacts per agent and hour.
     pub per_hour_max: u32,
 }
 
@@ -81,13 +81,13 @@ impl Default for ArtifactLimits {
     }
 }
 
-/// What a policy says of one collector. What it reads is never said from outside: that is the host's own affair.
+/// Policy of one collector. What it reads is set on the host only.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectorPolicy {
-    /// Whether it runs; absent, the host's configuration says.
+    /// On or off; absent, the host's configuration decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// Seconds between two looks; absent, the host's configuration says.
+    /// Poll interval in seconds; absent, the host's configuration decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub every_seconds: Option<u32>,
 }
@@ -95,39 +95,39 @@ pub struct CollectorPolicy {
 /// A policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// Whose it is.
+    /// Organization.
     pub organization: OrganizationId,
-    /// Grows with every change.
+    /// Revision; grows with each change.
     pub revision: u64,
-    /// When it was made, nanoseconds UTC.
+    /// Time of issue, nanoseconds UTC.
     pub issued: i64,
-    /// The organization's tier.
+    /// Tier of the organization.
     pub tier: Tier,
-    /// Whether collectors of class inventory, event and crash run.
+    /// Whether collectors of the classes inventory, event and crash run.
     pub collect: bool,
-    /// What the workspace keeps.
+    /// Store level.
     pub store: Store,
-    /// How far artifact requests go.
+    /// Limits of artifact requests.
     #[serde(default)]
     pub artifacts: ArtifactLimits,
-    /// Workspaces that agents deliver to, `https://host:port`: the first is preferred, the others are its pair in the same
-    /// geography. None means the one that each agent was enrolled at, which comes last where it is not named.
+    /// Workspaces to deliver to, as `https://host:port`: the preferred one first, then its pair in the same geography. Empty
+    /// for the endpoint of each agent's enrollment. That endpoint is the last resort when it is not named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<String>,
-    /// Single collectors, by id.
+    /// Policies of single collectors, by id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub collectors: BTreeMap<String, CollectorPolicy>,
-    /// Agents of the organization that are revoked, each with the time, nanoseconds UTC: the newest [`REVOKED_MAX`]. A workspace
-    /// that is restored from a backup takes them from the policy that an agent brings.
+    /// The newest [`REVOKED_MAX`] revoked agents of the organization, each with its time of revocation, nanoseconds UTC. A
+    /// workspace restored from a backup takes them from the policy that an agent brings.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub revoked: BTreeMap<AgentId, i64>,
 }
 
-/// Most revoked agents that a policy names.
+/// Maximum number of revoked agents in a policy.
 pub const REVOKED_MAX: usize = 1000;
 
 impl Policy {
-    /// The first one of an organization: everything is collected and kept.
+    /// The first policy of an organization: collects and keeps everything.
     pub fn first(organization: OrganizationId, tier: Tier, issued: i64) -> Self {
         Self {
             organization,
@@ -143,7 +143,7 @@ impl Policy {
         }
     }
 
-    /// Adds a revoked agent, and gives up the oldest ones beyond [`REVOKED_MAX`].
+    /// Adds a revoked agent; removes the oldest beyond [`REVOKED_MAX`].
     pub fn revoke(&mut self, agent: AgentId, time: i64) {
         self.revoked.insert(agent, time);
         while self.revoked.len() > REVOKED_MAX {
@@ -152,18 +152,17 @@ impl Policy {
         }
     }
 
-    /// Whether a collector's records are allowed by it. What the standard tier requires is allowed whatever is said of that
-    /// collector alone: an agent runs it where nothing else of its group observes anything.
+    /// Whether a collector's records are allowed. On the standard tier required collectors are always allowed: an agent runs
+    /// one where no other of its group observes anything.
     pub fn allows(&self, collector: &str) -> bool {
         let off = self.collectors.get(collector).is_some_and(|collector| collector.enabled == Some(false));
         let required = || REQUIRED.iter().any(|(_, ids)| ids.contains(&collector));
         !off || self.tier == Tier::Standard && required()
     }
 
-    /// Whether its tier allows what it says.
+    /// Checks the policy against its tier.
     ///
-    /// # Errors
-    /// What is not allowed, and what to do.
+    /// # Errors The forbidden setting, and what to do.
     pub fn check(&self) -> Result<(), String> {
         if self.tier == Tier::Standard && !self.collect {
             return Err(
@@ -200,26 +199,26 @@ impl Policy {
     }
 }
 
-/// A policy as it travels and lies on disk: the text that was signed, and its signature.
+/// A policy in transit and on disk: the signed text and its signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedPolicy {
-    /// The policy, JSON.
+    /// The policy as JSON.
     pub policy: String,
     /// Ed25519 over [`SignedPolicy::message`], hex.
     pub signature: String,
 }
 
 impl SignedPolicy {
-    /// What is signed: a text that no other signature of this key begins with, and the policy as it stands.
+    /// The signed bytes: a prefix that no other signature of this key has, then the policy.
     pub fn message(policy: &str) -> Vec<u8> {
         [b"vedette policy 1\n", policy.as_bytes()].concat()
     }
 }
 
-/// Endpoints of a policy.
+/// Maximum number of endpoints.
 const ENDPOINTS_MAX: usize = 8;
 
-/// Every collector, and whether it looks at intervals.
+/// All collectors, each with whether it has a poll interval.
 pub const COLLECTORS: &[(&str, bool)] = &[
     ("host", true),
     ("processes", true),
@@ -232,7 +231,7 @@ pub const COLLECTORS: &[(&str, bool)] = &[
     ("artifacts", false),
 ];
 
-/// Collectors that the standard tier requires, by what they are for: of each group one at least runs.
+/// Groups of collectors that the standard tier requires, by purpose; at least one of each group runs.
 pub const REQUIRED: &[(&str, &[&str])] = &[
     ("machine facts", &["host"]),
     ("network addresses", &["addresses"]),
@@ -242,49 +241,49 @@ pub const REQUIRED: &[(&str, &[&str])] = &[
     ("crash dumps", &["crash_dumps"]),
 ];
 
-/// A request for a file of one host.
+/// A request for a file of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactRequest {
-    /// Its id, a UUID.
+    /// Id, a UUID.
     pub id: String,
-    /// Organization that asks.
+    /// Requesting organization.
     pub organization: OrganizationId,
-    /// Agent that is asked.
+    /// Agent of the host.
     pub agent: AgentId,
     /// Path on the host.
     pub path: String,
-    /// When it was made, nanoseconds UTC.
+    /// Time of issue, nanoseconds UTC.
     pub issued: i64,
-    /// When it is over, nanoseconds UTC.
+    /// Time of expiry, nanoseconds UTC.
     pub expires: i64,
 }
 
-/// A request as it travels: the text that was signed, and its signature.
+/// A request in transit: the signed text and its signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignedRequest {
-    /// The request, JSON.
+    /// The request as JSON.
     pub request: String,
     /// Ed25519 over [`SignedRequest::message`] by the policy key, hex.
     pub signature: String,
 }
 
 impl SignedRequest {
-    /// What is signed: a text that no policy's signature begins with, and the request as it stands.
+    /// The signed bytes: a prefix that no policy has, then the request.
     pub fn message(request: &str) -> Vec<u8> {
         [b"vedette artifact 1\n", request.as_bytes()].concat()
     }
 }
 
-/// What the workspace has for an agent: the answer to its long poll.
+/// The workspace's answer to a policy poll.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directives {
-    /// The policy in force, where the agent has an older one.
+    /// The policy in force, if the agent has an older one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<SignedPolicy>,
-    /// Open requests for artifacts; each is told again now and then until it is answered.
+    /// Open artifact requests; each is repeated until it is answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<SignedRequest>,
-    /// The agent has a policy that the workspace has not, which was restored from a backup: it brings it (`POST /v1/policy`).
+    /// The workspace was restored from a backup and lacks the agent's policy: the agent sends it (`POST /v1/policy`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bring_policy: bool,
 }

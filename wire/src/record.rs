@@ -3,84 +3,83 @@
 use crate::{AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, SetAside, geo::WorkspaceGeo};
 use serde::{Deserialize, Serialize};
 
-/// Where in its source a record was read: half-open, in the source's own unit.
+/// Position of a record in its source: half-open, in the source's own unit.
 ///
-/// Bytes for a file, sequence numbers for a journal, a running number for a poll. The positions of one source tile:
-/// no hole, no overlap. That is what loss and repetition are found by.
+/// Bytes for a file, sequence numbers for a journal, a running number for a poll. The positions of a source have no gap and no
+/// overlap; that is how loss and repetition are detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position(pub u64, pub u64);
 
-/// A source that records of a batch come from. Records name it by its index in [`Header::sources`].
+/// A source of records in a batch. Records name it by its index in [`Header::sources`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRef {
     /// Collector that reads the source.
     pub collector: String,
-    /// Identity of the source: a file's device, inode and first position; a journal's machine and boot; a poll's run.
+    /// Id of the source: device, inode and first position of a file; machine and boot of a journal; run of a poll.
     pub id: String,
-    /// What a person calls it: a path. Absent where the collector's name says it all.
+    /// Display name: a path. Absent where the collector's name suffices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Position just behind the last record of this batch.
+    /// Position after the last record of this batch.
     pub reached: u64,
-    /// Positions of which there is no record since it was dropped: from, to, how many records.
+    /// Positions of dropped records: from, to, number of records.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<(u64, u64, u64)>,
 }
 
-/// A body with its envelope. Field names are one letter: there are thousands of records in a batch.
+/// A body with its envelope. Field names have one letter: a batch holds thousands of records.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Index into [`Header::sources`].
     #[serde(rename = "s")]
     pub source: u32,
-    /// When it was observed, nanoseconds UTC.
+    /// Time of observation, nanoseconds UTC.
     #[serde(rename = "t")]
     pub observed: i64,
-    /// Where it was read.
+    /// Position in the source.
     #[serde(rename = "p")]
     pub position: Position,
-    /// What was seen.
+    /// The observation.
     #[serde(rename = "b")]
     pub body: Body,
 }
 
-/// What is the same for the whole host, once per batch.
+/// Facts of the host, once per batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostLabel {
-    /// Host name as `uname -n` gives it.
+    /// Host name, from `uname -n`.
     pub hostname: String,
-    /// Operating system name, `/etc/os-release` `NAME`.
+    /// Operating system name, from `NAME` of `/etc/os-release`.
     pub os_name: String,
-    /// Operating system version, `/etc/os-release` `VERSION_ID`; absent on rolling releases.
+    /// Operating system version, from `VERSION_ID` of `/etc/os-release`; absent on rolling releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
-    /// `/etc/machine-id`, hashed by the agent: by it the workspace sees a key that is in use on two machines.
+    /// Hash of `/etc/machine-id`. The workspace detects a key in use on two machines by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// `/proc/sys/kernel/random/boot_id`, hashed: another one after each start of the machine.
+    /// Hash of `/proc/sys/kernel/random/boot_id`: changes with each boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }
 
-/// The epoch before this one, as far as the agent knows what became of it.
+/// The previous epoch, as far as the agent knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Predecessor {
     /// Its number.
     pub epoch: Epoch,
-    /// Last sequence known of it.
+    /// Last known sequence.
     pub last_seq: u64,
-    /// Lowest sequence of it that the agent still holds; absent where it holds none.
+    /// Lowest sequence that the agent still holds; absent where it holds none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lowest_held: Option<u64>,
-    /// What it neither delivered nor holds, and why.
+    /// Sequences neither delivered nor held, and why.
     #[serde(default, skip_serializing_if = "SetAside::is_empty")]
     pub set_aside: SetAside,
 }
 
-/// Where the agent goes on with a source, in the collector's own format: what it would have to be given back were its
-/// queue lost.
+/// A cursor in the collector's own format. The agent gets it back if it loses its queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Told {
+pub struct CursorUpdate {
     /// Collector that reads the source.
     #[serde(rename = "c")]
     pub collector: String,
@@ -95,21 +94,21 @@ pub struct Told {
 /// The head of a batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    /// Format version, [`crate::FORMAT_VERSION`].
+    /// Format version ([`crate::FORMAT_VERSION`]).
     pub version: u16,
-    /// Organization; the workspace checks it against the certificate.
+    /// Organization; the workspace compares it with the certificate.
     pub organization: OrganizationId,
-    /// Agent; the workspace checks it against the certificate.
+    /// Agent; the workspace compares it with the certificate.
     pub agent: AgentId,
-    /// Lane the batch travels on.
+    /// Lane of the batch.
     pub lane: Lane,
-    /// Life of the queue database.
+    /// Epoch of the queue.
     pub epoch: Epoch,
-    /// Sequence in (lane, epoch), from 1, without holes.
+    /// Sequence in (lane, epoch), from 1, without gaps.
     pub seq: u64,
-    /// When it was sealed, nanoseconds UTC. Its day is part of the landing key.
+    /// Time of sealing, nanoseconds UTC. Its day is part of the landing key.
     pub sealed: i64,
-    /// Workspace geography the batch is meant for.
+    /// Workspace geography that the batch is meant for.
     pub geo: WorkspaceGeo,
     /// Policy revision in force when the records were observed.
     pub policy_revision: u64,
@@ -119,31 +118,31 @@ pub struct Header {
     pub host: HostLabel,
     /// Sources of the records.
     pub sources: Vec<SourceRef>,
-    /// Number of records behind the header.
+    /// Number of records after the header.
     pub records: u32,
-    /// Counters since the epoch began, this batch included.
+    /// Counters since the epoch began, including this batch.
     pub ledger: Ledger,
-    /// Lowest sequence that the agent still holds: below it and not landed is missing.
+    /// Lowest sequence that the agent still holds. A lower one that has not landed is missing.
     pub lowest_held: u64,
-    /// What it neither delivered nor holds, and why.
+    /// Sequences neither delivered nor held, and why.
     #[serde(default, skip_serializing_if = "SetAside::is_empty")]
     pub set_aside: SetAside,
-    /// The epoch before; absent in an agent's first.
+    /// The previous epoch; absent in an agent's first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<Predecessor>,
-    /// Cursors that changed since the batch before.
+    /// Cursors that changed since the previous batch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cursors: Vec<Told>,
-    /// It was sealed again, or is a part of what was split: it stands behind what was sealed later.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub again: bool,
-    /// Sequences into which this batch was split since it was too large; it has no records itself then.
+    pub cursors: Vec<CursorUpdate>,
+    /// The batch was resealed, or is part of a split one: its records are older than its sequence suggests.
+    #[serde(rename = "again", default, skip_serializing_if = "std::ops::Not::not")]
+    pub resealed: bool,
+    /// Sequences of the parts that this batch was split into because it was too large; it has no records then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub split_into: Vec<u64>,
 }
 
 impl Header {
-    /// An empty batch, the first of no epoch yet; whoever seals it says the rest.
+    /// An empty header before any epoch; the sealer fills in the rest.
     pub fn new(organization: OrganizationId, agent: AgentId, lane: Lane, geo: WorkspaceGeo) -> Self {
         Self {
             version: crate::FORMAT_VERSION,
@@ -164,12 +163,12 @@ impl Header {
             set_aside: SetAside::default(),
             predecessor: None,
             cursors: Vec::new(),
-            again: false,
+            resealed: false,
             split_into: Vec::new(),
         }
     }
 
-    /// The key of the batch.
+    /// Key of the batch.
     pub fn key(&self) -> BatchKey {
         BatchKey {
             organization: self.organization,
@@ -184,8 +183,8 @@ impl Header {
 /// A decoded batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch {
-    /// Its head.
+    /// Header.
     pub header: Header,
-    /// Its records, in the order they were emitted.
+    /// Records in the order of emission.
     pub records: Vec<Record>,
 }

@@ -1,31 +1,31 @@
-//! What agent and workspace say to each other besides batches, as JSON.
+//! JSON messages between agent and workspace, apart from batches.
 
 use crate::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, policy::SignedPolicy};
 use serde::{Deserialize, Serialize};
 
-/// Reply to a batch that is durably landed.
+/// Acknowledgement of a batch that is durably landed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ack {
     /// The batch had landed before.
     pub duplicate: bool,
     /// The organization's policy revision in force.
     pub policy_revision: u64,
-    /// What the workspace accepts.
-    pub limits: Limits,
-    /// First and last sequence, in the epoch of the batch, of what the agent holds for delivered and the workspace has not: it
-    /// was restored from a backup. The agent reads again what it still can.
+    /// Limits of the workspace.
+    pub limits: ReceiveLimits,
+    /// First and last sequence in the epoch of the batch that the agent considers delivered and the workspace lacks, since it
+    /// was restored from a backup. The agent reads again what it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<(u64, u64)>,
 }
 
-/// What the workspace accepts.
+/// Limits of the workspace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limits {
-    /// Largest sealed batch in bytes.
+pub struct ReceiveLimits {
+    /// Maximum size of a sealed batch in bytes.
     pub batch_bytes_max: u64,
-    /// Largest batch in bytes when decompressed.
+    /// Maximum size of a decompressed batch in bytes.
     pub plain_bytes_max: u64,
-    /// Codec that it asks for in later batches; absent, the agent's own setting holds.
+    /// Requested codec for later batches; absent, the agent's setting applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
 }
@@ -33,23 +33,23 @@ pub struct Limits {
 /// Problem details (RFC 9457) with a stable `code`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// Stable word for programs: `version`, `shape`, `identity`, `geo`, …
+    /// Stable code for programs: `version`, `shape`, `identity`, `geo`, ….
     pub code: String,
-    /// One line for people.
+    /// One-line message for people.
     pub title: String,
-    /// What to do about it.
+    /// What to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
 
-/// A page of `GET /v1/positions`: where the agent goes on when its queue was lost, as MessagePack.
+/// A page of `GET /v1/positions`, as MessagePack: where an agent continues after it lost its queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Positions {
     /// Sources in the order of (collector, id).
     pub sources: Vec<StoredSource>,
-    /// Whether there are more behind the last.
+    /// Whether more sources follow.
     pub more: bool,
 }
 
@@ -58,15 +58,15 @@ pub struct Positions {
 pub struct StoredSource {
     /// Collector that reads it.
     pub collector: String,
-    /// Its identity.
+    /// Id of the source.
     pub id: String,
-    /// The newest cursor that it was told, in the collector's own format.
+    /// Newest cursor, in the collector's own format.
     #[serde(with = "serde_bytes")]
     pub cursor: Vec<u8>,
-    /// When the batch that told it was sealed, nanoseconds UTC.
+    /// When the batch with that cursor was sealed, nanoseconds UTC.
     #[serde(default)]
     pub sealed: i64,
-    /// Positions that it has stored: half-open, ascending, apart.
+    /// Stored positions: half-open ranges, ascending and disjoint.
     pub stored: Vec<(u64, u64)>,
 }
 
@@ -77,24 +77,24 @@ pub struct EnrollRequest {
     pub token: String,
     /// Certificate signing request (RFC 2986), PEM, signed by the agent's own key.
     pub csr: String,
-    /// Name of the host, for the list of agents.
+    /// Host name, for the list of agents.
     pub hostname: String,
-    /// `/etc/machine-id`, hashed by the agent; absent where there is none.
+    /// Hash of `/etc/machine-id`; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// Version of the agent.
     pub version: String,
 }
 
-/// `POST /v1/rekey`, over the certificate of the key that is in use on another machine too. The answer is that to an
-/// enrollment: this machine is another agent from then on.
+/// `POST /v1/rekey`, with the certificate of the cloned key. The reply is that to an enrollment; the machine becomes another
+/// agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RekeyRequest {
     /// Certificate signing request (RFC 2986), PEM, signed by the new key.
     pub csr: String,
-    /// Name of the host, for the list of agents.
+    /// Host name, for the list of agents.
     pub hostname: String,
-    /// As in the headers that were refused; empty where they name none.
+    /// Machine id hash as in the refused headers; empty where they have none.
     pub machine: String,
     /// Version of the agent.
     pub version: String,
@@ -103,11 +103,11 @@ pub struct RekeyRequest {
 /// Reply to an enrollment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollReply {
-    /// Organization that the token belongs to.
+    /// Organization of the token.
     pub organization: OrganizationId,
-    /// Its name, a label.
+    /// Name of the organization, a label.
     pub organization_name: String,
-    /// The agent, by its public key.
+    /// Agent, named by its public key.
     pub agent: AgentId,
     /// Client certificate, PEM.
     pub certificate: String,
@@ -115,11 +115,10 @@ pub struct EnrollReply {
     pub geo: WorkspaceGeo,
     /// Policy revision in force.
     pub policy_revision: u64,
-    /// Codec that the workspace asks for; absent, the agent's own setting holds.
+    /// Requested codec; absent, the agent's setting applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
-    /// Public key that policies and artifact requests are verified with: Ed25519, hex. Absent in replies of older
-    /// releases.
+    /// Public key for policies and artifact requests: Ed25519, hex. Absent in replies of older releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_key: Option<String>,
     /// The policy in force.
@@ -127,10 +126,10 @@ pub struct EnrollReply {
     pub policy: Option<SignedPolicy>,
 }
 
-/// `POST /v1/renew`, over the certificate that is to be renewed.
+/// `POST /v1/renew`, with the certificate to renew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RenewRequest {
-    /// Certificate signing request (RFC 2986), PEM, signed by the agent's own key: the key, and so the id, stays.
+    /// Certificate signing request (RFC 2986), PEM, signed by the agent's key, which stays the same as does the id.
     pub csr: String,
 }
 

@@ -1,7 +1,6 @@
-//! Sealing: records are compressed as they come, and the header in the end, which then stands before them.
+//! Sealing: records are compressed as they arrive; the header is compressed last and placed first.
 //!
-//! Each piece is a zstd frame or a gzip member of its own; both formats allow several one behind the other (RFC 8878 §3.1,
-//! RFC 1952 §2.2).
+//! Each piece is a zstd frame or a gzip member; both formats allow concatenation (RFC 8878 §3.1, RFC 1952 §2.2).
 
 use crate::{
     Header, Position,
@@ -10,17 +9,16 @@ use crate::{
 use std::{cell::RefCell, io};
 use zstd::zstd_safe::{CParameter, ParamSwitch};
 
-/// Small records are compressed together when they are so much; a larger body is compressed by itself.
+/// Small records are compressed together at this size; a larger body is compressed alone.
 const PIECE_BYTES: usize = 128 << 10;
 
-/// What zlib calls level 6, too.
+/// The same as zlib's level 6.
 const GZIP_LEVEL: libdeflater::CompressionLvl = match libdeflater::CompressionLvl::new(6) {
     Ok(level) => level,
     Err(_) => panic!("6 is a level"),
 };
 
-/// A large body, compressed before it is known which batch it goes into: by the thread that made it, while it lies in that
-/// core's cache.
+/// A large body, compressed by the thread that made it while it is in that core's cache, before its batch is known.
 #[derive(Debug)]
 pub struct Piece {
     compression: Compression,
@@ -29,36 +27,36 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// Of an encoded body; absent where it is small, or where the compressor fails (out of memory).
+    /// Compresses an encoded body; absent if the body is small or the compressor fails (out of memory).
     pub fn of(body: &[u8], compression: Compression) -> Option<Self> {
         let sealed = (body.len() >= PIECE_BYTES).then(|| compress(body, compression).ok()).flatten()?;
         Some(Self { compression, sealed, plain_bytes: body.len() })
     }
 
-    /// Bytes of the body before compression.
+    /// Size of the body before compression.
     pub fn plain_bytes(&self) -> usize {
         self.plain_bytes
     }
 
-    /// Bytes of the body, compressed.
+    /// Size of the compressed body.
     pub fn sealed_bytes(&self) -> usize {
         self.sealed.len()
     }
 }
 
-/// Seals one batch after the other.
+/// Seals batches, one at a time.
 #[derive(Debug, Default)]
 pub struct Sealer {
     compression: Compression,
-    /// Not compressed yet.
+    /// Records not compressed yet.
     waiting: Vec<u8>,
-    /// Frames or members, in order.
+    /// Compressed frames or members, in order.
     sealed: Vec<Vec<u8>>,
     plain_bytes: usize,
 }
 
 impl Sealer {
-    /// Compress with this codec from now on; for an empty batch.
+    /// Sets the codec for an empty batch and those after it.
     pub fn set_compression(&mut self, compression: Compression) {
         debug_assert_eq!(self.plain_bytes, 0, "a batch has one codec");
         self.compression = compression;
@@ -69,36 +67,35 @@ impl Sealer {
         self.compression
     }
 
-    /// Bytes of the encoded records before compression.
+    /// Size of the encoded records before compression.
     pub fn plain_bytes(&self) -> usize {
         self.plain_bytes
     }
 
-    /// Bytes of the sealed records as far as they are compressed; what is not yet counts whole.
+    /// Size of the sealed records; those not compressed yet count in full.
     pub fn sealed_bytes(&self) -> usize {
         self.waiting.len() + self.sealed.iter().map(Vec::len).sum::<usize>()
     }
 
-    /// Take a record in, its body already encoded.
+    /// Appends a record with an encoded body.
     pub fn append(&mut self, source: u32, observed: i64, position: Position, body: &[u8]) {
         let before = self.waiting.len();
         append_record(source, observed, position, body, &mut self.waiting);
         self.plain_bytes += self.waiting.len() - before;
         if self.waiting.len() >= PIECE_BYTES {
-            // What cannot be compressed now, for want of memory, waits until the batch is sealed.
+            // On lack of memory the records stay uncompressed until the batch is sealed.
             drop(self.flush());
         }
     }
 
-    /// Take a record in, its body already compressed.
+    /// Appends a record with a compressed body.
     ///
-    /// # Panics
-    /// Where there is no memory to read the piece back, which is of another codec or has nothing to stand behind.
+    /// # Panics If memory runs out while a piece of another codec is decompressed.
     pub fn append_piece(&mut self, source: u32, observed: i64, position: Position, piece: Piece) {
         let before = self.waiting.len();
         append_record(source, observed, position, &[], &mut self.waiting);
         self.plain_bytes += self.waiting.len() - before + piece.plain_bytes;
-        // Another codec: the workspace has asked for it meanwhile.
+        // The workspace has requested another codec since.
         if piece.compression == self.compression && self.flush().is_ok() {
             self.sealed.push(piece.sealed);
         } else {
@@ -115,10 +112,9 @@ impl Sealer {
         Ok(())
     }
 
-    /// Header and records, compressed: the sealed bytes, behind so many zeros. The records stay.
+    /// Compresses header and records: returns the sealed bytes after `zeros` zero bytes. Keeps the records.
     ///
-    /// # Errors
-    /// Where the compressor fails (out of memory).
+    /// # Errors The compressor fails (out of memory).
     pub fn seal(&mut self, zeros: usize, header: &Header) -> io::Result<Vec<u8>> {
         self.flush()?;
         let head = compress(&head(header)?, self.compression)?;
@@ -131,7 +127,7 @@ impl Sealer {
         Ok(out)
     }
 
-    /// Begin another batch, in the same memory.
+    /// Starts another batch in the same memory.
     pub fn clear(&mut self) {
         self.waiting.clear();
         self.sealed.clear();
@@ -139,10 +135,9 @@ impl Sealer {
     }
 }
 
-/// Header and encoded records, compressed: the sealed bytes.
+/// Seals a header and encoded records.
 ///
-/// # Errors
-/// Where the compressor fails (out of memory).
+/// # Errors The compressor fails (out of memory).
 pub fn seal(header: &Header, records: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     append(&head(header)?, compression, &mut out)?;
@@ -150,17 +145,16 @@ pub fn seal(header: &Header, records: &[u8], compression: Compression) -> io::Re
     Ok(out)
 }
 
-/// Bytes, compressed.
+/// Compresses bytes.
 ///
-/// # Errors
-/// Where the compressor fails (out of memory).
+/// # Errors The compressor fails (out of memory).
 pub fn compress(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     append(bytes, compression, &mut out)?;
     Ok(out)
 }
 
-/// The header behind its length.
+/// The header with its length before it.
 fn head(header: &Header) -> io::Result<Vec<u8>> {
     let mut head = vec![0; LENGTH_BYTES];
     rmp_serde::encode::write_named(&mut head, header).map_err(io::Error::other)?;
@@ -169,7 +163,7 @@ fn head(header: &Header) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Append bytes, compressed; nothing where that fails.
+/// Appends compressed bytes; appends nothing on failure.
 fn append(bytes: &[u8], compression: Compression, into: &mut Vec<u8>) -> io::Result<()> {
     COMPRESSORS.with_borrow_mut(|Compressors { zstd, gzip, block }| {
         let length = match compression {
@@ -199,11 +193,11 @@ fn grow(block: &mut Vec<u8>, length: usize) {
     block.resize(block.len().max(length), 0);
 }
 
-/// A thread keeps so much to compress into, and no more.
+/// Maximum size of a thread's output buffer.
 const BLOCK_BYTES_MAX: usize = 512 << 10;
 
-/// What a thread compresses with. A context is up to a megabyte, which is not to be made and zeroed for each piece; and what
-/// is compressed is far smaller than what it is compressed into, which would leave the heap full of holes.
+/// Compressors of a thread. A context has up to a megabyte, too much to allocate for each piece; and output is far smaller than
+/// its buffer, which would fragment the heap.
 #[derive(Default)]
 struct Compressors {
     zstd: Option<zstd::bulk::Compressor<'static>>,
@@ -215,9 +209,9 @@ thread_local! {
     static COMPRESSORS: RefCell<Compressors> = RefCell::default();
 }
 
-/// Level 1 as zstd sets it for large inputs, whatever the piece's size, but for a hash table that fits into the first cache,
-/// and three bytes between two looks for a match instead of two: on log lines that takes a fifth less time for 6 % more
-/// bytes. Above 1 the latter (`targetLength`) would switch the coding of literals off, were that not said as well.
+/// Level 1 as zstd sets it for large inputs, with two changes: the hash table fits into the first-level cache, and the search
+/// for matches skips three bytes instead of two (`targetLength`). On log lines that takes a fifth less time for 6 % more bytes.
+/// `targetLength` above 1 disables literal compression by default, so it is enabled explicitly.
 fn level_1() -> io::Result<zstd::bulk::Compressor<'static>> {
     let mut compressor = zstd::bulk::Compressor::new(1)?;
     for parameter in [
@@ -260,7 +254,7 @@ mod tests {
                 append_record(1, 2, position, &body, &mut expected);
             }
             assert_eq!(sealer.plain_bytes(), expected.len());
-            // Sealed twice: what could not be queued the first time is sealed again under another header.
+            // A batch that could not be queued is sealed again under another header.
             for zeros in [0, 9] {
                 let sealed = sealer.seal(zeros, &header).expect("seals");
                 let plain = codec::decompress(&sealed[zeros..], compression, 1 << 20).expect("decompresses");

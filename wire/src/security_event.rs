@@ -1,7 +1,7 @@
-//! Which records are security events, and which of them each level of [`Store`] keeps.
+//! Which records are security events, and which store level ([`Store`]) keeps them.
 //!
-//! The levels are Microsoft's for Windows security events; what happens on Linux goes by the event that Windows would have
-//! written. What is no security event (inventory, crash dumps, other log lines) is kept at every level.
+//! The levels are Microsoft's for Windows security events. An event on Linux counts as its Windows equivalent. Every level
+//! keeps records that are no security events (inventory, crash dumps, other log lines).
 
 use crate::{
     Body,
@@ -119,7 +119,7 @@ const COMMON: &[RangeInclusive<u16>] = &[
 
 /// Facilities of security messages: auth, authpriv, audit (RFC 5424 §6.2.1).
 const FACILITIES: [u8; 3] = [4, 10, 13];
-/// Programs whose messages are security messages; most log files do not have the facility.
+/// Programs that log security messages; most log files lack the facility.
 const PROGRAMS: [&str; 25] = [
     "sshd",
     "sshd-session",
@@ -149,7 +149,7 @@ const PROGRAMS: [&str; 25] = [
 ];
 
 impl Store {
-    /// Whether the workspace keeps a record.
+    /// Whether the workspace keeps a record at this level.
     pub fn keeps(self, body: &Body) -> bool {
         let lists = match self {
             Store::All => return true,
@@ -162,13 +162,13 @@ impl Store {
     }
 }
 
-/// The Windows event that a security event stands for; inside, absent where there is none; absent where the record is no
-/// security event.
+/// Windows equivalent of a security event: `Some(None)` for an event without one, `None` for a record that is no security
+/// event.
 fn of(body: &Body) -> Option<Option<u16>> {
     match body {
         Body::Process(process) => match process.change {
             Change::Snapshot => None,
-            // A process that changed runs another program, most often: "a new process has been created".
+            // A change mostly means that the process runs another program: "a new process has been created".
             Change::Start | Change::Change => Some(Some(4688)),
             Change::End => Some(Some(4689)),
         },
@@ -209,7 +209,7 @@ fn message(app: &str, facility: Option<u8>, text: &str) -> Option<Option<u16>> {
     is_security.then(|| account(app, text))
 }
 
-/// Changes of accounts and groups, as shadow-utils, PAM and sudo log them.
+/// Changes of accounts and groups, as logged by shadow-utils, PAM and sudo.
 fn account(app: &str, text: &str) -> Option<u16> {
     let has = |part: &str| text.contains(part);
     let id = match app {
@@ -236,7 +236,7 @@ mod tests {
     use crate::body::{Heartbeat, Journal, Syslog};
     use serde_json::json;
 
-    /// Which tiers keep it, least first.
+    /// Which levels keep it, lowest first.
     fn kept(body: impl Into<Body>) -> [bool; 4] {
         let body = body.into();
         [Store::None, Store::Minimal, Store::Common, Store::All].map(|store| store.keeps(&body))

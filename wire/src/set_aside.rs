@@ -1,44 +1,44 @@
-//! Sequences that an agent neither delivered nor still sends: without them the workspace would take them for missing.
+//! Sequences that an agent neither delivered nor holds; without this the workspace would report them missing.
 
 use serde::{Deserialize, Serialize};
 
-/// No more ranges than this are named; the oldest give way, and then show as missing.
+/// Maximum number of ranges; the oldest are given up and then show as missing.
 pub const RANGES_MAX: usize = 256;
 
 /// First and last sequence.
 pub type Range = (u64, u64);
 
-/// Sequences of an epoch whose batches the agent has set aside, as ranges in ascending order.
+/// Sequences of an epoch that the agent has set aside, as ascending ranges.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SetAside {
-    /// Refused by the workspace for good, and put into quarantine.
+    /// In quarantine: the workspace refused them for good.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quarantined: Vec<Range>,
-    /// Deleted since the policy forbids them.
+    /// Deleted because the policy forbids them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub purged: Vec<Range>,
-    /// Lost with a damaged queue, or answered as a conflict; what could be read again was, in another batch.
+    /// Lost with a damaged queue, or answered as a conflict; records that could be read again are in other batches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<Range>,
-    /// Delivered, and gone from the workspace since: their sources are read again, in other batches.
+    /// Delivered and then lost by the workspace: their sources are read again into other batches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub read_again: Vec<Range>,
 }
 
 impl SetAside {
-    /// The ranges of each kind.
+    /// All kinds of ranges.
     pub fn all(&self) -> [&Vec<Range>; 4] {
         [&self.quarantined, &self.purged, &self.lost, &self.read_again]
     }
 
-    /// Whether there are none.
+    /// Whether there are no ranges.
     pub fn is_empty(&self) -> bool {
         self.all().iter().all(|ranges| ranges.is_empty())
     }
 }
 
-/// Add a sequence to ranges.
+/// Adds a sequence to ranges.
 pub fn add(ranges: &mut Vec<Range>, seq: u64) {
     let at = ranges.partition_point(|(first, _)| *first <= seq);
     ranges.insert(at, (seq, seq));
@@ -54,7 +54,7 @@ pub fn add(ranges: &mut Vec<Range>, seq: u64) {
     }
 }
 
-/// How many sequences from `from` up to, and without, `to` are in the ranges.
+/// Number of sequences in the ranges, from `from` to before `to`.
 pub fn count(ranges: &[Range], from: u64, to: u64) -> u64 {
     let inside = |(first, last): &Range| to.min(last.saturating_add(1)).saturating_sub(from.max(*first));
     ranges.iter().map(inside).fold(0, u64::saturating_add)

@@ -15,16 +15,16 @@
 
 use std::ops::Range;
 
-/// What a stamp says.
+/// The time of a stamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// Nanoseconds UTC.
     Utc(i64),
-    /// Nanoseconds of the host's own clock, as if that were UTC.
+    /// Nanoseconds of the host's local time, as if it were UTC.
     Local(i64),
     /// A day without its year.
     Yearless(Yearless),
-    /// No time that exists.
+    /// No possible time.
     Impossible,
 }
 
@@ -37,12 +37,12 @@ pub struct Yearless {
     minute: i64,
     second: i64,
     nanoseconds: i64,
-    /// The stamp says that it is UTC.
+    /// The stamp states UTC.
     pub is_utc: bool,
 }
 
 impl Yearless {
-    /// Nanoseconds in a year, as if the time were UTC; absent where the year has no such day, or where it is out of range.
+    /// Nanoseconds in a year, as if the time were UTC; absent if the year lacks that day or the value is out of range.
     pub fn in_year(self, year: i64) -> Option<i64> {
         let Self { month, day, hour, minute, second, nanoseconds, .. } = self;
         civil_seconds(year, month, day, hour, minute, second)?.checked_mul(1_000_000_000)?.checked_add(nanoseconds)
@@ -52,9 +52,9 @@ impl Yearless {
 /// A time stamp in a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
-    /// Where it stands.
+    /// Byte range in the line.
     pub text: Range<usize>,
-    /// What it says.
+    /// Time.
     pub when: When,
 }
 
@@ -63,16 +63,16 @@ pub struct Stamp {
 pub enum Form {
     /// Fields of RFC 5424 from the host name on.
     Rfc5424,
-    /// A host name, perhaps, a tag, perhaps, and the message.
+    /// An optional host name, an optional tag, and the message.
     Traditional,
-    /// A tag, perhaps, and the message: the head named the host, or says that there is none.
+    /// An optional tag and the message: the head named the host, or there is none.
     Tag {
-        /// The host that the head names.
+        /// Host in the head.
         host: Option<Range<usize>>,
     },
     /// The whole line is the message.
     Plain {
-        /// The host that the line names.
+        /// Host in the line.
         host: Option<Range<usize>>,
     },
 }
@@ -80,17 +80,17 @@ pub enum Form {
 /// The head of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// Facility times eight plus severity, where the line says it.
+    /// Facility times eight plus severity; absent without a PRI.
     pub pri: Option<u8>,
     /// Its time stamp.
     pub stamp: Option<Stamp>,
-    /// What follows.
+    /// Form of the rest.
     pub form: Form,
-    /// Where that begins.
+    /// Start of the rest.
     pub end: usize,
 }
 
-/// Read the head of a line; whatever it holds.
+/// Parses the head of any line.
 pub fn head(raw: &[u8]) -> Head {
     let start = before(raw);
     let Some((pri, at)) = pri(raw, start) else {
@@ -109,7 +109,7 @@ pub fn head(raw: &[u8]) -> Head {
     Head { pri: Some(pri), stamp: None, form: Form::Tag { host: None }, end: at }
 }
 
-/// The first byte of the line itself.
+/// Start of the line after NUL bytes, byte order mark and spaces.
 fn before(raw: &[u8]) -> usize {
     let mut at = raw.iter().take_while(|byte| **byte == 0).count();
     if raw[at..].starts_with(b"\xef\xbb\xbf") {
@@ -126,7 +126,7 @@ fn is_end(byte: Option<&u8>) -> bool {
     matches!(byte, None | Some(b' ' | b'\t'))
 }
 
-/// `<0>` to `<191>` (RFC 5424 §6.2.1), and where it ends.
+/// Parses `<0>` to `<191>` (RFC 5424 §6.2.1); also returns its end.
 fn pri(raw: &[u8], at: usize) -> Option<(u8, usize)> {
     let rest = raw[at..].strip_prefix(b"<")?;
     let digits = rest.iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
@@ -137,7 +137,7 @@ fn pri(raw: &[u8], at: usize) -> Option<(u8, usize)> {
     Some((pri, at + digits + 2))
 }
 
-/// `1 ` and a stamp or `-`; any word stands for the stamp of version 1, later versions have to have one.
+/// Parses `1 ` and a stamp or `-`. Version 1 accepts any word for the stamp; later versions need a valid one.
 fn rfc5424(raw: &[u8], at: usize) -> Option<(Option<Stamp>, usize)> {
     let digits = raw[at..].iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
     if !(1..=3).contains(&digits) || raw[at] == b'0' || raw.get(at + digits) != Some(&b' ') {
@@ -156,7 +156,7 @@ fn rfc5424(raw: &[u8], at: usize) -> Option<(Option<Stamp>, usize)> {
     Some((Some(stamp), behind))
 }
 
-/// An ISO or a traditional stamp, and what may follow it before the host.
+/// Parses an ISO or traditional stamp, with optional extras before the host.
 fn traditional(raw: &[u8], at: usize) -> Option<(Stamp, Form, usize)> {
     let stamp = if raw.get(at)?.is_ascii_digit() { iso(raw, at)? } else { month(raw, at)? };
     let end = stamp.text.end;
@@ -184,7 +184,7 @@ fn cisco(raw: &[u8], at: usize) -> Option<(Stamp, Form, usize)> {
     (form == Form::Tag { host: None }).then_some((stamp, Form::Tag { host: Some(host) }, end))
 }
 
-/// A record of auditd(8); any other line is a message whole.
+/// A record of auditd(8); any other line is a message.
 fn audit(raw: &[u8]) -> Head {
     let plain = Head { pri: None, stamp: None, form: Form::Plain { host: None }, end: 0 };
     let value = |key: &[u8], at: usize| {
@@ -210,18 +210,18 @@ fn audit(raw: &[u8]) -> Head {
     Head { stamp: Some(stamp), form: Form::Plain { host }, ..plain }
 }
 
-/// A number of so few digits that it fits.
+/// Parses a number of few enough digits.
 fn number(digits: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0_i64, |number, digit| digit.is_ascii_digit().then(|| number * 10 + i64::from(digit - b'0')))
 }
 
-/// Two digits.
+/// Parses two digits.
 fn pair(text: &[u8], at: usize) -> Option<i64> {
     let (tens, ones) = (text.get(at)?.wrapping_sub(b'0'), text.get(at + 1)?.wrapping_sub(b'0'));
     (tens < 10 && ones < 10).then(|| i64::from(tens * 10 + ones))
 }
 
-/// `.003` or `,003` behind a time: nanoseconds, and where it ends.
+/// Parses `.003` or `,003` after a time as nanoseconds; also returns its end.
 fn fraction(raw: &[u8], at: usize) -> (i64, usize) {
     if !matches!(raw.get(at), Some(b'.' | b',')) {
         return (0, at);
@@ -232,7 +232,7 @@ fn fraction(raw: &[u8], at: usize) -> (i64, usize) {
     if digits == 0 { (0, at) } else { (value, at + 1 + digits) }
 }
 
-/// `Z`, `+02:00`, `+0200` or `+02`: seconds, absent where there are no such hours, and where it ends.
+/// Parses `Z`, `+02:00`, `+0200` or `+02` as seconds, absent if impossible; also returns its end.
 fn offset(raw: &[u8], at: usize) -> Option<(Option<i64>, usize)> {
     match raw.get(at)? {
         b'Z' | b'z' => Some((Some(0), at + 1)),
@@ -250,8 +250,8 @@ fn offset(raw: &[u8], at: usize) -> Option<(Option<i64>, usize)> {
     }
 }
 
-/// `2026-10-11T22:14:15.003123+02:00`, with a blank in the place of the `T`, with a comma in that of the point. What
-/// stands behind it without a blank belongs to a stamp that nobody understands.
+/// Parses `2026-10-11T22:14:15.003123+02:00`, also with a space for the `T` and a comma for the point. Text that follows
+/// without a space makes the stamp unknown.
 fn iso(raw: &[u8], at: usize) -> Option<Stamp> {
     let text = raw[at..].get(..19)?;
     if text[4] != b'-' || text[7] != b'-' || !matches!(text[10], b'T' | b't' | b' ') || text[13] != b':' {
@@ -260,7 +260,7 @@ fn iso(raw: &[u8], at: usize) -> Option<Stamp> {
     let [century, of_century, month, day, hour, minute, second] = [0, 2, 5, 8, 11, 14, 17].map(|at| pair(text, at));
     let seconds = civil_seconds(century? * 100 + of_century?, month?, day?, hour?, minute?, second?);
     let (nanoseconds, mut end) = fraction(raw, at + 19);
-    // logging(1) of some daemons: `2026-11-26 10:00:34 +0100`.
+    // Some daemons log `2026-11-26 10:00:34 +0100`.
     let apart = text[10] == b' ' && matches!(raw.get(end..end + 2), Some([b' ', b'+' | b'-']));
     let zone = offset(raw, end + usize::from(apart)).filter(|(_, end)| !apart || is_end(raw.get(*end)));
     end = zone.map_or(end, |(_, end)| end);
@@ -281,21 +281,22 @@ fn iso(raw: &[u8], at: usize) -> Option<Stamp> {
 const MONTHS: [&[u8; 3]; 12] =
     [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
 
-/// Words for UTC. What other abbreviations mean depends on the country.
+/// Names of UTC. The meaning of other abbreviations depends on the country.
 const UTC: [&[u8]; 3] = [b"UTC", b"GMT", b"Z"];
-/// Abbreviations that stand behind a time and name no host.
+/// Abbreviations that follow a time and are no host name.
 const ZONES: [&[u8]; 20] = [
     b"CET", b"CEST", b"EET", b"EEST", b"WET", b"WEST", b"MSK", b"BST", b"IST", b"JST", b"KST", b"AEST", b"AEDT",
     b"EST", b"EDT", b"CST", b"CDT", b"MST", b"PST", b"PDT",
 ];
 
-/// A year as it is in use, of four digits.
+/// Parses a year of four digits.
 fn year(raw: &[u8], at: usize) -> Option<i64> {
     let year = pair(raw, at)? * 100 + pair(raw, at + 2)?;
     ((1970..2200).contains(&year) && is_end(raw.get(at + 4))).then_some(year)
 }
 
-/// `Oct 11 22:14:15`, `Oct  1 22:14:15`, `Oct 1 22:14:15.123`, with a year behind the day or the time, and with a zone.
+/// Parses `Oct 11 22:14:15`, `Oct  1 22:14:15`, `Oct 1 22:14:15.123`, also with a year after the day or the time, and with a
+/// zone.
 fn month(raw: &[u8], at: usize) -> Option<Stamp> {
     let name = raw.get(at..at + 3)?;
     let month = MONTHS.iter().position(|month| month[..] == *name)? as i64 + 1;
@@ -332,7 +333,7 @@ fn month(raw: &[u8], at: usize) -> Option<Stamp> {
         end += if in_year.is_some() { 5 } else { 0 };
     }
     let yearless = Yearless { month, day, hour, minute, second, nanoseconds, is_utc };
-    // Only a leap year has all days.
+    // A leap year has all days.
     let exists = civil_seconds(2024, month, day, hour, minute, second).is_some();
     let when = match in_year {
         _ if !exists => When::Impossible,
@@ -349,9 +350,8 @@ fn month(raw: &[u8], at: usize) -> Option<Stamp> {
 /// From 1 March of year 0 to 1 January 1970.
 const DAYS_BEFORE_EPOCH: i64 = 719_468;
 
-/// Seconds since the epoch of a civil time in UTC, in years 0 to 9999; absent where there is no such time. Computed here,
-/// for each line: the days before a year that begins in March, so that the leap day is its last. A leap second is the
-/// second before.
+/// Seconds since the epoch of a civil UTC time in years 0 to 9999; absent for an impossible time. Called for each line. Counts
+/// days in years that begin in March, so that the leap day is the last. A leap second equals the second before.
 pub fn civil_seconds(year: i64, month: i64, day: i64, hour: i64, minute: i64, second: i64) -> Option<i64> {
     let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
     let days = match month {

@@ -1,16 +1,16 @@
-//! Text of others on its way to a person: a terminal, a log line, a spreadsheet.
+//! Foreign text for people: on a terminal, in a log line, in a spreadsheet.
 
 use std::borrow::Cow;
 
-/// Whether a character may be shown as it is: neither control (C0, C1, escapes) nor one that changes the direction or the
-/// order in which others are shown (Unicode Bidirectional Algorithm, UAX #9 §2), nor invisible.
+/// Whether a character is shown as it is: no control character (C0, C1, escapes), none that changes the direction or order of
+/// others (Unicode Bidirectional Algorithm, UAX #9 §2), none that is invisible.
 pub fn is_printable(letter: char) -> bool {
     !letter.is_control()
         && !matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{61c}' | '\u{ad}'
             | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Text with what is not printable written as an escape: `\x1b`, `\n`, `\u{202e}`.
+/// Replaces unprintable characters by escapes: `\x1b`, `\n`, `\u{202e}`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_printable) {
         return Cow::Borrowed(text);
@@ -29,7 +29,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A cell of a spreadsheet: printable, and what begins like a formula is text there too.
+/// A spreadsheet cell: printable, and never a formula.
 pub fn cell(text: &str) -> Cow<'_, str> {
     let shown = printable(text);
     if shown.starts_with(['=', '+', '-', '@']) && shown.parse::<f64>().is_err() {
@@ -38,8 +38,7 @@ pub fn cell(text: &str) -> Cow<'_, str> {
     shown
 }
 
-/// JSON in which what is not printable is written as `\uXXXX` (RFC 8259 §7): the value stays the same. Line ends between
-/// values stay.
+/// JSON with unprintable characters as `\uXXXX` (RFC 8259 §7), which does not change values. Keeps line ends between values.
 pub fn json_printable(json: String) -> String {
     if json.chars().all(|letter| letter == '\n' || is_printable(letter)) {
         return json;
@@ -57,10 +56,10 @@ pub fn json_printable(json: String) -> String {
     out
 }
 
-/// A name or version of a host is not longer, in bytes (a domain name, RFC 1035 §2.3.4).
+/// Maximum length in bytes of a host's name or version (a domain name, RFC 1035 §2.3.4).
 pub const LABEL_BYTES_MAX: usize = 255;
 
-/// Text as the label of a host takes it: printable, and cut where it is too long.
+/// Makes text a host label: printable, and cut to [`LABEL_BYTES_MAX`].
 pub fn label(text: &str) -> String {
     let mut label = printable(text).into_owned();
     label.truncate(label.floor_char_boundary(LABEL_BYTES_MAX));

@@ -12,7 +12,7 @@ use vedette_wire::{
     codec::{self, DecodeError},
     column::ColumnType,
     frame::{self, FrameHead},
-    ocsf::{self, Class, Origin},
+    ocsf::{self, OcsfClass, Origin},
 };
 
 fn encode(record: &Record, into: &mut Vec<u8>) {
@@ -125,7 +125,7 @@ fn the_golden_batches_are_still_read() {
 /// The batch of when they were written: a host had no cloud then, and an agent one endpoint.
 fn of_golden() -> Batch {
     let mut batch = samples::batch();
-    (batch.header.host.machine, batch.header.host.boot, batch.header.again) = (None, None, false);
+    (batch.header.host.machine, batch.header.host.boot, batch.header.resealed) = (None, None, false);
     batch.records.retain(|record| record.body.kind().name != "artifact");
     batch.header.records = u32::try_from(batch.records.len()).expect("few");
     batch.header.sources[0].reached = batch.records.len() as u64;
@@ -178,16 +178,16 @@ fn any_flipped_bit_of_a_frame_is_noticed() {
     }
 }
 
-fn schema(class: Class) -> jsonschema::Validator {
+fn schema(class: OcsfClass) -> jsonschema::Validator {
     let all: Value = serde_json::from_str(include_str!("ocsf/ocsf-1.8.0.json")).expect("the vendored schema is JSON");
     let name = match class {
-        Class::BaseEvent => "base_event",
-        Class::ProcessActivity => "process_activity",
-        Class::Authentication => "authentication",
-        Class::DeviceInventoryInfo => "inventory_info",
-        Class::LiveEvidenceInfo => "evidence_info",
-        Class::ApplicationLifecycle => "application_lifecycle",
-        Class::ApplicationError => "application_error",
+        OcsfClass::BaseEvent => "base_event",
+        OcsfClass::ProcessActivity => "process_activity",
+        OcsfClass::Authentication => "authentication",
+        OcsfClass::DeviceInventoryInfo => "inventory_info",
+        OcsfClass::LiveEvidenceInfo => "evidence_info",
+        OcsfClass::ApplicationLifecycle => "application_lifecycle",
+        OcsfClass::ApplicationError => "application_error",
     };
     let mut schema = all["classes"][name].clone();
     schema["$defs"] = all["$defs"].clone();
@@ -208,7 +208,7 @@ fn every_record_renders_to_valid_ocsf() {
         reached.insert(class);
     }
     assert!(errors.is_empty(), "{errors:#?}");
-    assert_eq!(reached, BTreeSet::from(Class::ALL), "a sample for every class");
+    assert_eq!(reached, BTreeSet::from(OcsfClass::ALL), "a sample for every class");
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn every_row_fits_the_columns_of_its_kind() {
 
 #[test]
 fn columns_of_one_name_have_one_type_in_a_table() {
-    for class in Class::ALL {
+    for class in OcsfClass::ALL {
         let kinds = KINDS.iter().filter(|kind| kind.classes.contains(&class));
         let mut seen = std::collections::BTreeMap::new();
         for column in kinds.flat_map(|kind| kind.columns).chain(vedette_wire::column::COMMON) {

@@ -1,4 +1,4 @@
-//! The workspace's certificate authority: its own certificate, the server's, and those of agents.
+//! The workspace's certificate authority: its own certificate, and those of the server and of agents.
 
 use anyhow::{Context, Result};
 use rcgen::{
@@ -11,17 +11,17 @@ use time::{Duration, OffsetDateTime};
 use vedette_wire::{AgentId, OrganizationId, geo::WorkspaceGeo};
 use zeroize::Zeroizing;
 
-/// Life of the authority's own certificate.
+/// Validity of the authority's certificate.
 const CA_DAYS: i64 = 3650;
-/// Life of the server's certificate.
+/// Validity of the server's certificate.
 const SERVER_DAYS: i64 = 825;
-/// Clocks of hosts are not all right: a certificate is valid from so long before, or a third of its life where that is less.
+/// Certificates start to be valid this long ago, or a third of their validity if less, since clocks of hosts are wrong.
 const SKEW: Duration = Duration::hours(1);
 
-/// The name in the certificate that the second workspace of a pair asks the first with.
+/// Subject of the certificate that the secondary presents to the primary.
 pub(crate) const PAIR: &str = "Vedette workspace pair";
 
-/// The authority, ready to sign.
+/// A certificate authority with its key.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
@@ -41,9 +41,9 @@ fn params(life: Duration) -> CertificateParams {
     params
 }
 
-/// Make the authority and the server's certificate in `dir`: `ca.pem`, `ca.key`, `server.pem`, `server.key`.
+/// Creates the authority and the server's certificate in `dir`: `ca.pem`, `ca.key`, `server.pem`, `server.key`.
 pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
-    // Before anything is written: a workspace is made whole or not at all.
+    // Checked before anything is written, so that creation is all or nothing.
     let names: Vec<SanType> = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?;
     let key = Zeroizing::new(KeyPair::generate()?);
     let mut ca = params(Duration::days(CA_DAYS));
@@ -57,12 +57,12 @@ pub(crate) fn create(dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<
     authority.issue_server(dir, geo, names)
 }
 
-/// Whether a certificate can be for these names.
+/// Checks names for a certificate.
 pub(crate) fn check_names(names: &[String]) -> Result<()> {
     names.iter().try_for_each(|name| subject_alt_name(name).map(drop))
 }
 
-/// Take the authority of another workspace over, certificate and key, PEM, and make the server's certificate.
+/// Takes over another workspace's authority (certificate and key, PEM), and creates the server's certificate.
 pub(crate) fn take_over(dir: &Path, (ca, key): (&str, &str), geo: WorkspaceGeo, names: &[String]) -> Result<()> {
     let names: Vec<SanType> = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_>>()?;
     write_private(&dir.join("ca.key"), key.as_bytes())?;
@@ -78,7 +78,7 @@ fn subject_alt_name(name: &str) -> Result<SanType> {
     })
 }
 
-/// Letters, digits, hyphens and dots; a wildcard may stand for the first label (RFC 1123 §2.1, RFC 6125 §6.4.3).
+/// Letters, digits, hyphens and dots; the first label may be a wildcard (RFC 1123 §2.1, RFC 6125 §6.4.3).
 fn is_dns_name(name: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
@@ -89,7 +89,7 @@ fn is_dns_name(name: &str) -> bool {
 }
 
 impl Authority {
-    /// Load the authority of a workspace.
+    /// Loads the authority of a workspace.
     pub(crate) fn load(dir: &Path) -> Result<Self> {
         let read = |name: &str| {
             let text = fs::read_to_string(dir.join(name)).map(Zeroizing::new);
@@ -100,7 +100,7 @@ impl Authority {
         Ok(Self { issuer })
     }
 
-    /// Make another key and certificate for the server, with these names, or with those that it has.
+    /// Creates a new key and certificate for the server, with these names or the present ones.
     pub(crate) fn renew_server(&self, dir: &Path, geo: WorkspaceGeo, names: &[String]) -> Result<()> {
         let names: Vec<SanType> = match names {
             [] => served_names(dir)?,
@@ -123,7 +123,7 @@ impl Authority {
         write_public(&dir.join("server.pem"), certificate.pem().as_bytes())
     }
 
-    /// Certificate and key, PEM, that the second workspace of a pair asks the first with.
+    /// Creates a certificate and key, PEM, for the secondary's requests to the primary.
     pub(crate) fn issue_pair(&self, life: std::time::Duration) -> Result<(String, String)> {
         let key = Zeroizing::new(KeyPair::generate()?);
         let mut pair = params(life.try_into()?);
@@ -134,17 +134,16 @@ impl Authority {
         Ok((pair.signed_by(&*key, &self.issuer)?.pem(), key.serialize_pem()))
     }
 
-    /// The agent that a signing request is from; its signature is checked.
+    /// Parses a signing request and verifies its signature; also returns the agent.
     ///
-    /// # Errors
-    /// Where it is no PKCS #10 request or is not signed by its own key.
+    /// # Errors The text is no PKCS #10 request, or is not signed by its own key.
     pub(crate) fn read_request(pem: &str) -> Result<(CertificateSigningRequestParams, AgentId)> {
         let request = CertificateSigningRequestParams::from_pem(pem)?;
         let agent = AgentId::of_public_key(&request.public_key.subject_public_key_info());
         Ok((request, agent))
     }
 
-    /// Sign an agent's request. Of the request only the key is taken; the names are ours.
+    /// Signs an agent's request. Takes only the key from the request; the workspace sets the names.
     pub(crate) fn sign_agent(
         &self,
         mut request: CertificateSigningRequestParams,
@@ -191,7 +190,7 @@ fn write_public(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes, 0o644)
 }
 
-/// Beside it, and renamed: whoever reads finds the one or the other, whole.
+/// Writes a file atomically, by renaming a temporary one.
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let part = path.with_added_extension("part");
     let write = || -> std::io::Result<()> {

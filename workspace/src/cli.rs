@@ -8,11 +8,11 @@ use vedette_wire::{
     policy::{Store, Tier},
 };
 
-/// Receives, segregates, stores and serves what Vedette agents send.
+/// Receives, segregates, stores and serves data of Vedette agents.
 #[derive(Debug, Parser)]
 #[command(name = "vedette-workspace", version)]
 pub(crate) struct Arguments {
-    /// Least severe messages that are logged to stderr: error, warn, info, debug or trace.
+    /// Lowest level to log to standard error: error, warn, info, debug or trace.
     #[arg(long, global = true)]
     pub(crate) log: Option<tracing::Level>,
     #[command(subcommand)]
@@ -21,9 +21,9 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a workspace: certificate authority (DIR/ca.pem), server certificate, control store.
+    /// Create a workspace: certificate authority (DIR/ca.pem), server certificate, control store.
     Init {
-        /// Directory of the workspace; made where it is missing.
+        /// Directory of the workspace; created if missing.
         #[arg(long)]
         dir: PathBuf,
         /// Geography: united-states, europe, asia-pacific or australia.
@@ -32,84 +32,84 @@ pub(crate) enum Command {
         /// Names and addresses in the server's certificate [default: host name, localhost, 127.0.0.1, ::1].
         #[arg(long = "name")]
         names: Vec<String>,
-        /// Be the second of a pair: directory or https address of the first workspace, which shares its CA, policy key,
+        /// Create the secondary of a pair: directory or https URL of the primary, with which it shares CA, policy key,
         /// organizations, agents and revocations.
         #[arg(long, value_name = "DIR|URL")]
         pair_with: Option<String>,
-        /// With an address: the first workspace's ca.pem.
+        /// With a URL: ca.pem of the primary.
         #[arg(long, value_name = "FILE", requires = "pair_with")]
         pair_ca: Option<PathBuf>,
-        /// With an address: file with what `token pair` printed there.
+        /// With a URL: file with the token that `token pair` printed at the primary.
         #[arg(long, value_name = "FILE", requires = "pair_with")]
         pair_token_file: Option<PathBuf>,
     },
-    /// Make the second workspace of a pair stand alone, when the first is gone for good: from now on organizations, policies
-    /// and tokens are changed here.
+    /// Make a secondary workspace stand alone after its primary is gone for good: organizations, policies and tokens are then
+    /// changed here.
     PairPromote {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Why, for the audit log.
+        /// Reason, for the audit log.
         #[arg(long)]
         reason: String,
     },
-    /// Make another key and certificate for the server; one that runs takes it within a second.
+    /// Create a new key and certificate for the server; a running one loads it within a second.
     Certificate {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Names and addresses in it [default: those of the present one].
+        /// Names and addresses in it [default: the present ones].
         #[arg(long = "name")]
         names: Vec<String>,
     },
-    /// Receive from agents.
+    /// Receive data from agents.
     Serve {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Address to listen on, as in 0.0.0.0:8443; port 0 takes a free one.
+        /// Address to listen on, as in 0.0.0.0:8443; port 0 selects a free one.
         #[arg(long)]
         listen: SocketAddr,
-        /// Write the address listened on to this file once it is open.
+        /// Write the address to this file once the server listens.
         #[arg(long)]
         address_file: Option<PathBuf>,
-        /// Batches a second that one organization may send.
+        /// Maximum number of batches per second and organization.
         #[arg(long, default_value_t = std::num::NonZeroU32::new(1000).expect("not zero"))]
         batches_per_second: std::num::NonZeroU32,
-        /// Largest sealed batch in bytes that is taken; agents split what is larger.
+        /// Maximum size of a sealed batch in bytes; agents split larger ones.
         #[arg(long, default_value_t = crate::receive::BATCH_BYTES_MAX)]
         batch_bytes_max: usize,
-        /// How long an agent's certificate is valid, as in 90d, 12h or 60s; it is renewed after two thirds of that.
+        /// Validity of agents' certificates, as in 90d, 12h or 60s; agents renew them after two thirds.
         #[arg(long, default_value = "90d", value_parser = parse_life)]
         certificate_life: std::time::Duration,
-        /// Memory that the process may take, as in 1GiB; without it half of what the machine or its cgroup has.
+        /// Memory for the process, as in 1GiB [default: half of the machine's or its cgroup's].
         #[arg(long, value_parser = parse_bytes)]
         memory: Option<u64>,
-        /// Codec that agents are asked to use; without it each goes by its own configuration.
+        /// Codec to request from agents [default: each agent's own setting].
         #[arg(long)]
         compression: Option<Codec>,
     },
-    /// Organizations.
+    /// Manage organizations.
     #[command(subcommand)]
     Org(Org),
-    /// Enrollment tokens.
+    /// Manage enrollment tokens.
     #[command(subcommand)]
     Token(Token),
-    /// What an organization's agents collect and its workspace keeps.
+    /// Manage what an organization's agents collect and its workspace keeps.
     #[command(subcommand)]
     Policy(Policy),
-    /// One agent.
+    /// Manage one agent.
     #[command(subcommand)]
-    Agent(Agent),
-    /// Files of hosts, asked for on an alert; policy does not switch this off.
+    AgentCommand(AgentCommand),
+    /// Request files of hosts after an alert; policies cannot switch this off.
     #[command(subcommand)]
     Artifact(ArtifactCommand),
-    /// What an organization is to look at, such as batches that its policy forbids.
+    /// List alerts of an organization, for example batches that its policy forbids.
     Alerts(Listing),
-    /// The agents of an organization.
+    /// List the agents of an organization.
     Agents(Listing),
-    /// What each agent emitted, and what became of it: stored, dropped by reason, in flight, missing, repeated, and each
-    /// gap. Works while `serve` runs.
+    /// Show what each agent emitted, and what became of it: stored, dropped by reason, in flight, missing, repeated, with all
+    /// gaps. Works while `serve` runs.
     Ledger {
         /// Name of the organization.
         #[arg(long)]
@@ -117,25 +117,24 @@ pub(crate) enum Command {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// One agent alone, by its id.
+        /// Id of a single agent.
         #[arg(long)]
         agent: Option<String>,
-        /// How to print: json is one object a line, with the gaps; csv has no gaps.
+        /// Output format: json prints one object per line, with gaps; csv has no gaps.
         #[arg(long, default_value = "table")]
         format: Format,
     },
-    /// Check the control store, every landed batch and every table; prints what is wrong, and then ends with status 1. Works
-    /// while `serve` runs, but for `--rebuild`.
+    /// Check the control store, all landed batches and all tables; prints problems and then exits with status 1. Works while
+    /// `serve` runs, except with `--rebuild`.
     Doctor {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Make the tables of an organization anew from what landed where one of them is damaged; the damaged ones are kept
-        /// beside them.
+        /// Rebuild the tables of an organization from landed batches if one is damaged; keeps the damaged ones.
         #[arg(long)]
         rebuild: bool,
     },
-    /// Ask in SQL; works while `serve` runs. Tables and views: docs/tables.md.
+    /// Query in SQL; works while `serve` runs. Tables and views: docs/tables.md.
     Query {
         /// Name of the organization.
         #[arg(long)]
@@ -143,26 +142,26 @@ pub(crate) enum Command {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// One SQL statement that reads.
+        /// One SQL statement that only reads.
         sql: String,
-        /// How to print: json is one object a line.
+        /// Output format: json prints one object per line.
         #[arg(long, default_value = "table")]
         format: Format,
-        /// Rows in the answer at the most.
+        /// Maximum number of rows.
         #[arg(long, default_value_t = 1_000_000)]
         rows_max: usize,
-        /// Seconds that it may take.
+        /// Maximum number of seconds.
         #[arg(long, default_value_t = 60)]
         seconds_max: u64,
     },
-    /// Print a completion script for a shell.
+    /// Print a shell completion script.
     Completions {
-        /// The shell.
+        /// Shell.
         shell: clap_complete::Shell,
     },
-    /// Write the man pages, one for each command.
+    /// Write the man pages, one per command.
     Man {
-        /// Where they are written.
+        /// Output directory.
         #[arg(long)]
         dir: PathBuf,
     },
@@ -175,9 +174,9 @@ pub(crate) enum Command {
 pub(crate) enum Org {
     /// Add an organization.
     Add {
-        /// Its name.
+        /// Name.
         name: String,
-        /// What its policy may switch off: on `free` collection, on `standard` nothing.
+        /// Tier: on `free` a policy can switch collection off, on `standard` it cannot.
         #[arg(long)]
         tier: Tier,
         /// Directory of the workspace.
@@ -188,27 +187,27 @@ pub(crate) enum Org {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Token {
-    /// Make a token for `vedette enroll` and print it, and nothing else, on stdout.
+    /// Create a token for `vedette enroll` and print only it to standard output.
     New {
-        /// Name of the organization that agents will belong to.
+        /// Name of the agents' organization.
         #[arg(long)]
         org: String,
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// How many agents may enroll with it.
+        /// Number of agents that may enroll with it.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
         /// Hours until it expires.
         #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=87_600))]
         hours: u32,
     },
-    /// Make a token for `init --pair-with` at another machine and print it; whoever has it gets the keys of this workspace.
+    /// Create a token for `init --pair-with` on another machine and print it; its holder gets the keys of this workspace.
     Pair {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Hours until it expires; it is used once.
+        /// Hours until it expires; it can be used once.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=24))]
         hours: u32,
     },
@@ -216,7 +215,7 @@ pub(crate) enum Token {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Policy {
-    /// Print the policy in force, as JSON.
+    /// Print the policy in force as JSON.
     Show {
         /// Name of the organization.
         #[arg(long)]
@@ -224,15 +223,15 @@ pub(crate) enum Policy {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Every revision with who, when and why, newest first, one object a line.
+        /// Print all revisions with time, author and reason, newest first, one object per line.
         #[arg(long)]
         history: bool,
     },
-    /// Change the policy: another revision, signed, that agents get within 10 s.
+    /// Change the policy: creates a signed revision, which agents get within 10 s.
     Set(PolicyChange),
 }
 
-/// What is not named stays as it is.
+/// Changes of a policy; everything else stays.
 #[derive(Debug, Args)]
 pub(crate) struct PolicyChange {
     /// Name of the organization.
@@ -241,41 +240,41 @@ pub(crate) struct PolicyChange {
     /// Directory of the workspace.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// What the policy may switch off: on `free` collection, on `standard` nothing.
+    /// Tier: on `free` a policy can switch collection off, on `standard` it cannot.
     #[arg(long)]
     pub(crate) tier: Option<Tier>,
-    /// Whether agents collect; artifacts are asked for all the same.
+    /// Whether agents collect; artifacts can be requested in any case.
     #[arg(long)]
     pub(crate) collect: Option<Switch>,
-    /// Which security events the tables hold: none, minimal, common or all.
+    /// Security events in the tables: none, minimal, common or all.
     #[arg(long)]
     pub(crate) store: Option<Store>,
-    /// How far artifact requests go, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default` for no
-    /// limit but the host's own.
+    /// Limits of artifact requests, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default` for no limits
+    /// except the host's own.
     #[arg(long)]
     pub(crate) artifacts: Option<String>,
-    /// Address of a workspace that agents deliver to, HOST and PORT behind https://; the first is preferred, the
-    /// others are its pair. `default` for the one that each was enrolled at.
+    /// URL of a workspace to deliver to, https://HOST:PORT; the first is preferred, the others are its pair. `default` for the
+    /// workspace of each enrollment.
     #[arg(long = "endpoint", value_name = "URL")]
     pub(crate) endpoints: Vec<String>,
-    /// A setting of one collector: ID.enabled=on|off, ID.every=30s, or ID=default.
+    /// Setting of a collector: ID.enabled=on|off, ID.every=30s, or ID=default.
     #[arg(long = "collector", value_name = "SETTING")]
     pub(crate) collectors: Vec<String>,
-    /// Why, for the audit log.
+    /// Reason, for the audit log.
     #[arg(long)]
     pub(crate) reason: String,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Agent {
-    /// Take back an agent's certificate: from now on nothing is accepted from it, on open connections either.
+pub(crate) enum AgentCommand {
+    /// Revoke an agent's certificate: nothing more is accepted from it, even on open connections.
     Revoke {
-        /// Its id.
+        /// Id of the agent.
         agent: AgentId,
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Why, for the audit log.
+        /// Reason, for the audit log.
         #[arg(long)]
         reason: String,
     },
@@ -283,11 +282,11 @@ pub(crate) enum Agent {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArtifactCommand {
-    /// Ask an agent for a file; print the request's id. The host sends what its own list allows.
+    /// Request a file from an agent; print the request's id. The host sends files that its own list allows.
     Request(ArtifactWanted),
-    /// What was asked for, and what became of it.
+    /// List requests and their state.
     List(Listing),
-    /// Write a file that came to a new file, check its SHA-256, and print what the host said of it, as JSON.
+    /// Write a received file to a new file, verify its SHA-256, and print its facts as JSON.
     Get {
         /// Name of the organization.
         #[arg(long)]
@@ -295,10 +294,10 @@ pub(crate) enum ArtifactCommand {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// The request's id.
+        /// Id of the request.
         #[arg(long)]
         id: String,
-        /// Where to; must not exist.
+        /// Output file; must not exist.
         #[arg(long)]
         to: PathBuf,
     },
@@ -309,13 +308,13 @@ pub(crate) struct ArtifactWanted {
     /// Name of the organization.
     #[arg(long)]
     pub(crate) org: String,
-    /// The agent's id.
+    /// Id of the agent.
     #[arg(long)]
     pub(crate) agent: AgentId,
-    /// Path on the host, absolute.
+    /// Absolute path on the host.
     #[arg(long)]
     pub(crate) path: String,
-    /// Why, for the audit log.
+    /// Reason, for the audit log.
     #[arg(long)]
     pub(crate) reason: String,
     /// Directory of the workspace.
@@ -326,7 +325,7 @@ pub(crate) struct ArtifactWanted {
     pub(crate) hours: u32,
 }
 
-/// What of an organization is listed, and how.
+/// Options of a list.
 #[derive(Debug, Args)]
 pub(crate) struct Listing {
     /// Name of the organization.
@@ -335,7 +334,7 @@ pub(crate) struct Listing {
     /// Directory of the workspace.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// How to print: json is one object a line.
+    /// Output format: json prints one object per line.
     #[arg(long, default_value = "table")]
     pub(crate) format: Format,
 }
@@ -368,7 +367,7 @@ pub(crate) enum Format {
     Csv,
 }
 
-/// A whole number and `s`, `m`, `h` or `d`, in seconds; seconds without a unit.
+/// Parses a whole number with `s`, `m`, `h` or `d`, or else seconds.
 pub(crate) fn parse_interval(text: &str) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -382,13 +381,13 @@ pub(crate) fn parse_interval(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-/// The life of a certificate, up to ten years.
+/// Parses the validity of a certificate, up to ten years.
 fn parse_life(text: &str) -> Result<std::time::Duration, String> {
     let seconds = parse_interval(text).filter(|seconds| (10..=3650 * 86_400).contains(seconds));
     seconds.map(std::time::Duration::from_secs).ok_or_else(|| "write 10s to 3650d, as in 90d".to_owned())
 }
 
-/// An amount of memory: 128 MiB at the least.
+/// Parses an amount of memory, at least 128 MiB.
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let units = [("GiB", 1_u64 << 30), ("MiB", 1 << 20)];
     let bytes = units

@@ -1,7 +1,7 @@
-//! Whether the parts of `serve` go on; `GET /livez` answers by it.
+//! Health of `serve`, for `GET /livez`.
 //!
-//! What fails for one organization is no reason to end the process that serves the others: the answer is 200 then, and
-//! says that something fails. It is 503 where no table of anybody is written any more.
+//! A failure for one organization must not end the process that serves the others: the answer is 200 and states the failure. It
+//! is 503 when no table at all is being written.
 
 use std::{
     collections::BTreeMap,
@@ -12,23 +12,23 @@ use std::{
 use tokio::time::Instant;
 use vedette_wire::OrganizationId;
 
-/// Without a step for so long materialising stands still.
+/// Materialising counts as stalled without progress for this long.
 const STALLED: Duration = Duration::from_secs(600);
 
-/// What materialising does.
+/// State of materialising.
 #[derive(Debug, Default)]
 pub(crate) struct Health(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// When it last wrote something, or there was nothing to write; absent where nothing is materialised here.
+    /// Last progress: something was written, or there was nothing to write; absent if nothing is materialised here.
     step: Option<Instant>,
-    /// Organizations whose batches are not written: since when, and why.
+    /// Organizations whose tables cannot be written: since when, and why.
     failing: BTreeMap<OrganizationId, (Instant, String)>,
 }
 
 impl Health {
-    /// Nothing hinders it to write an organization's tables; or, without one, something was written, or nothing was to be.
+    /// Records success for an organization, or progress in general.
     pub(crate) fn works(&self, organization: Option<OrganizationId>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match organization {
@@ -37,12 +37,12 @@ impl Health {
         }
     }
 
-    /// Whether an organization's tables cannot be written.
+    /// Whether writing an organization's tables fails.
     pub(crate) fn is_failing(&self) -> bool {
         !self.0.lock().unwrap_or_else(PoisonError::into_inner).failing.is_empty()
     }
 
-    /// An organization's tables cannot be written; true where that is new.
+    /// Records a failure for an organization; true if it is new.
     pub(crate) fn fails(&self, organization: OrganizationId, why: &str) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = state.failing.get(&organization).map(|(since, _)| *since);
@@ -50,7 +50,7 @@ impl Health {
         before.is_none_or(|(_, before)| before != why)
     }
 
-    /// Whether it goes on, and what there is to say.
+    /// Whether materialising makes progress, and a text for people.
     pub(crate) fn report(&self) -> (bool, String) {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let stands = state.step.map_or(Duration::ZERO, |step| step.elapsed());
@@ -58,7 +58,7 @@ impl Health {
             return (false, format!("no table was written for {} s; see the log\n", stands.as_secs()));
         }
         let mut text = "ok\n".to_owned();
-        // Whoever asks may be anybody: no names.
+        // Anyone may ask, so no names.
         if let Some(since) = state.failing.values().map(|(since, _)| *since).min() {
             let (count, seconds) = (state.failing.len(), since.elapsed().as_secs());
             let _ =

@@ -1,4 +1,5 @@
-//! The landing store: immutable frames under deterministic keys, created only if absent, durable before the ack.
+//! The landing store: immutable frames under deterministic keys, created only if absent, and durable before the
+//! acknowledgement.
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
@@ -6,17 +7,17 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::Loca
 use std::{path::Path, sync::Arc};
 use vedette_wire::{Batch, Header, codec, frame, geo::WorkspaceGeo};
 
-/// A batch that has more bytes as rows is not read: it landed under an earlier release, which took any.
+/// Maximum size of a batch as rows to read; earlier releases accepted any size.
 const LANDED_ROWS_BYTES_MAX: usize = 1 << 30;
 
-/// What became of a frame.
+/// Result of landing a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Landed {
-    /// It is there now.
+pub(crate) enum LandOutcome {
+    /// It is new.
     New,
-    /// The same bytes were there before.
+    /// The same bytes existed.
     Duplicate,
-    /// Other bytes are there under its key.
+    /// Other bytes exist under its key.
     Conflict,
 }
 
@@ -26,13 +27,13 @@ pub(crate) enum ReadError {
     /// The store failed.
     #[error("the landing store cannot be read")]
     Store(#[from] object_store::Error),
-    /// What is there is not what was landed.
+    /// The content differs from what landed.
     #[error("the landed object is damaged")]
     Damaged(#[source] anyhow::Error),
 }
 
 impl ReadError {
-    /// Whether there is nothing: it was deleted, or its disk is not mounted.
+    /// Whether the object does not exist: it was deleted, or its disk is not mounted.
     pub(crate) fn is_gone(&self) -> bool {
         matches!(self, ReadError::Store(object_store::Error::NotFound { .. }))
     }
@@ -40,19 +41,19 @@ impl ReadError {
 
 /// The landing store of a workspace.
 #[derive(Debug, Clone)]
-pub(crate) struct Landing {
+pub(crate) struct LandingStore {
     store: Arc<dyn ObjectStore>,
 }
 
-impl Landing {
-    /// The store in a directory, which is made where it is missing. Writes are fsynced, file and directory.
+impl LandingStore {
+    /// Opens the store in a directory; creates it if missing. Writes are fsynced, file and directory.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let store = LocalFileSystem::new_with_prefix(dir)?.with_fsync(true);
         Ok(Self { store: Arc::new(store) })
     }
 
-    /// `geo/organization/day/agent/lane/epoch/seq`; the day is the one it was sealed on.
+    /// `geo/organization/day/agent/lane/epoch/seq`, with the day of sealing.
     pub(crate) fn key(geo: WorkspaceGeo, header: &Header) -> (String, String) {
         let day = day_of(header.sealed);
         let key = header.key();
@@ -60,20 +61,20 @@ impl Landing {
         (path, day)
     }
 
-    /// Put a frame under its key if nothing is there.
-    pub(crate) async fn land(&self, key: &str, frame: Vec<u8>, digest: &[u8; 32]) -> Result<Landed> {
+    /// Stores a frame under its key, if that is absent.
+    pub(crate) async fn land(&self, key: &str, frame: Vec<u8>, digest: &[u8; 32]) -> Result<LandOutcome> {
         let (key, frame) = (Key::from(key), PutPayload::from(frame));
         match self.store.put_opts(&key, frame.clone(), PutMode::Create.into()).await {
-            Ok(_) => Ok(Landed::New),
+            Ok(_) => Ok(LandOutcome::New),
             Err(object_store::Error::AlreadyExists { .. }) => {
                 let there = self.store.get(&key).await?.bytes().await?;
                 match frame::parse(&there).map(|(head, _)| head.digest == *digest) {
-                    Ok(true) => Ok(Landed::Duplicate),
-                    Ok(false) => Ok(Landed::Conflict),
+                    Ok(true) => Ok(LandOutcome::Duplicate),
+                    Ok(false) => Ok(LandOutcome::Conflict),
                     Err(_) => {
-                        tracing::error!(%key, "a landed object was damaged; the agent sent it again, and it is whole now");
+                        tracing::error!(%key, "a damaged landed object was replaced by the agent's copy");
                         self.store.put_opts(&key, frame, PutMode::Overwrite.into()).await?;
-                        Ok(Landed::New)
+                        Ok(LandOutcome::New)
                     }
                 }
             }
@@ -81,7 +82,7 @@ impl Landing {
         }
     }
 
-    /// Whether this very batch lies under its key.
+    /// Whether this batch is stored under its key.
     pub(crate) async fn holds(&self, key: &str, digest: &[u8; 32]) -> Result<bool> {
         match self.store.get_range(&Key::from(key), 0..frame::HEAD_BYTES as u64).await {
             Ok(there) => Ok(frame::parse_head(&there).is_ok_and(|(head, _)| head.digest == *digest)),
@@ -90,10 +91,9 @@ impl Landing {
         }
     }
 
-    /// Read a landed batch, and about how many bytes its rows have.
+    /// Reads a landed batch; also returns the approximate size of its rows in bytes.
     ///
-    /// # Errors
-    /// [`ReadError::Store`] may pass; [`ReadError::Damaged`] will not.
+    /// # Errors [`ReadError::Store`] may be temporary; [`ReadError::Damaged`] is permanent.
     pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<(Batch, usize), ReadError> {
         let bytes = self.store.get(&Key::from(key)).await?.bytes().await?;
         let decode = move || -> Result<(Batch, usize)> {
@@ -108,7 +108,7 @@ impl Landing {
         decoded.unwrap_or_else(|err| Err(anyhow::anyhow!("decoding it failed: {err}"))).map_err(ReadError::Damaged)
     }
 
-    /// Every object written at `since` (seconds UTC) or later: key, organization, day, size.
+    /// All objects written at `since` (seconds UTC) or later: key, organization, day, size.
     pub(crate) async fn list(&self, since: i64) -> Result<Vec<(String, String, String, u64)>> {
         let mut found = Vec::new();
         let mut objects = self.store.list(None);
@@ -126,8 +126,7 @@ impl Landing {
     }
 }
 
-/// About how many bytes the rows of a batch have, given the source of each record: what stands once in a header stands in
-/// each row.
+/// Approximate size of a batch's rows in bytes, from the source of each record: facts of the header are repeated in each row.
 pub(crate) fn rows_bytes(plain: usize, header: &Header, sources: impl Iterator<Item = u32>) -> usize {
     // Ids, times and numbers of a row.
     const ROW_BYTES: usize = 250;
@@ -139,11 +138,11 @@ pub(crate) fn rows_bytes(plain: usize, header: &Header, sources: impl Iterator<I
         .map(|source| source.collector.len() + source.name.as_ref().map_or(0, String::len))
         .collect();
     let of_rows: usize = sources.map(|source| each + names.get(source as usize).copied().unwrap_or(0)).sum();
-    // A line is in its row whole, and its message once more.
+    // A row holds the line, and its message again.
     2 * plain + of_rows
 }
 
-/// `YYYY-MM-DD` of nanoseconds UTC.
+/// `YYYY-MM-DD` of a time, nanoseconds UTC.
 fn day_of(nanoseconds: i64) -> String {
     let date = time::OffsetDateTime::from_unix_timestamp(nanoseconds.div_euclid(1_000_000_000))
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)

@@ -1,5 +1,6 @@
 //! `vedette-workspace`: receives, segregates, lands and serves what agents send.
 
+mod batch_index;
 mod ca;
 mod cli;
 mod commands;
@@ -11,24 +12,23 @@ mod materialise;
 mod pair;
 mod receive;
 mod signer;
-mod tiles;
 
 use std::process::ExitCode;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Of the runtime's threads: a statement's expressions are planned recursively.
+/// Stack of the runtime's threads: expressions of a statement are planned recursively.
 const STACK_BYTES: usize = 64 << 20;
 
 fn main() -> ExitCode {
-    // What is written here is the workspace's alone, also where a directory was there before and is everybody's to read.
+    // Files are the workspace's alone, even in a directory that others can read.
     rustix::process::umask(rustix::fs::Mode::from(0o077));
-    // Keys are in its memory: no other process of its user reads that, and no dump is written (PR_SET_DUMPABLE(2const)).
+    // Memory holds keys: other processes of the user cannot read it, and no core dump is written (PR_SET_DUMPABLE(2const)).
     let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     hidden.expect("a process may say so of itself");
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
     let arguments = cli::parse();
     let level = arguments.log.unwrap_or(tracing::Level::INFO);
-    // What libraries say of themselves at `info` is their own affair: Delta tells of every snapshot.
+    // Messages of libraries at `info` are noise: Delta logs every snapshot.
     let of_libraries = if level > tracing::Level::INFO { level } else { level.min(tracing::Level::WARN) };
     let shown = Targets::new().with_default(of_libraries).with_targets([
         ("vedette_workspace", level),
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         }
     };
     let done = runtime.block_on(commands::run(arguments.command));
-    // A process whose threads still run at its exit may crash there; a query that was given up may not yield.
+    // A process may crash at exit while its threads run; an abandoned query may not yield.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether output is to have no colours (<https://no-color.org>): `NO_COLOR` is set, and not empty.
+/// Whether `NO_COLOR` is set and not empty (<https://no-color.org>).
 #[expect(clippy::disallowed_methods, reason = "only the environment says so")]
 fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())

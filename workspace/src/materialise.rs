@@ -3,66 +3,66 @@
 use crate::{
     control::{Control, Marks},
     health::Health,
-    landing::{Landing, ReadError},
+    landing::{LandingStore, ReadError},
     now,
     receive::LANDED_PLAIN_BYTES_MAX,
 };
 use anyhow::Result;
 use std::{collections::BTreeSet, path::Path, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::sync::watch;
-use vedette_lake::{Lake, LakeError, Landed, Mark, Versions};
+use vedette_lake::{Lake, LakeError, LandedBatch, Mark, Versions};
 use vedette_wire::OrganizationId;
 
-/// How often it looks.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Batches wait so long for company: each commit makes a file.
+/// Poll interval for landed batches.
+const BACKLOG_POLL: Duration = Duration::from_secs(2);
+/// How long batches wait to share a commit, nanoseconds: each commit creates a file.
 const WAIT_NS: i64 = 30_000_000_000;
-/// Sealed bytes that are enough for a commit.
+/// Sealed bytes that suffice for a commit.
 const ENOUGH_BYTES: i64 = 4 << 20;
-/// Batches in one commit at the most.
+/// Maximum number of batches in a commit.
 const BATCHES_MAX: u32 = 512;
-/// Sealed bytes in one commit at the most, and records, but for a batch that has more by itself: decoded and as rows they
-/// are some twenty times the bytes, and any number of times where lines are alike.
+/// Maximum of sealed bytes and of records in a commit, unless one batch has more: as rows they have some twenty times the
+/// bytes, and far more if lines are alike.
 const BYTES_MAX: i64 = 8 << 20;
 const RECORDS_MAX: usize = 200_000;
-/// Bytes as rows in one commit, by the memory there is; a batch that has more by itself is alone in its commit.
+/// Limits for the bytes of rows in a commit, by the available memory; a batch with more has its own commit.
 const ROWS_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 20;
-/// Commits until the small files are merged.
+/// Number of commits between merges of small files.
 const COMPACT_EVERY: u32 = 60;
 const LEASE_NS: i64 = 60_000_000_000;
 
 #[derive(Clone)]
 struct Materialiser {
     control: Control,
-    /// The runtime of receiving.
+    /// The runtime that receives batches.
     receiving: tokio::runtime::Handle,
-    landing: Landing,
+    landing: LandingStore,
     lake: Lake,
     holder: String,
     commits: u32,
     rows_bytes_max: usize,
     health: Arc<Health>,
-    /// Keys of landed batches that were not there.
+    /// Keys of landed batches whose objects are missing.
     gone: BTreeSet<String>,
 }
 
 /// Why batches are not in the tables.
 enum Failure {
-    /// It may pass: the disk, the control store.
+    /// Temporary: the disk or the control store.
     Passing(anyhow::Error),
-    /// These batches, whenever they are tried.
+    /// Permanent for these batches.
     Batches(String),
 }
 
-/// Marks as the lake takes them.
+/// Marks in the lake's form.
 pub(crate) fn versions(marks: Marks) -> Versions {
     marks.into_iter().map(|(table, (version, rows))| (table, Mark { version, rows })).collect()
 }
 
-/// Start the materialiser on a thread with a runtime of its own, from within the runtime of receiving.
+/// Starts the materialiser on a thread with its own runtime, from the runtime that receives.
 pub(crate) fn start(
     control: Control,
-    landing: Landing,
+    landing: LandingStore,
     dir: &Path,
     memory_max: u64,
     health: Arc<Health>,
@@ -85,7 +85,7 @@ pub(crate) fn start(
         gone: BTreeSet::new(),
     };
     let lower = || {
-        // Of a thread, on Linux (setpriority(2), "C library/kernel differences"): receiving goes first.
+        // Per thread on Linux (setpriority(2), "C library/kernel differences"): receiving has priority.
         if let Err(err) = rustix::process::nice(19) {
             tracing::debug!(error = %err, "materialising at normal priority");
         }
@@ -97,9 +97,9 @@ pub(crate) fn start(
             let (mut worker, stop) = (materialiser.clone(), stop.clone());
             match runtime.block_on(runtime.spawn(async move { worker.run(stop).await })) {
                 Ok(()) => return,
-                Err(err) => tracing::error!(error = %err, "materialising ended unexpectedly; it begins again"),
+                Err(err) => tracing::error!(error = %err, "materialising ended unexpectedly; restarting"),
             }
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(BACKLOG_POLL);
         }
     })?;
     Ok(thread)
@@ -117,13 +117,13 @@ impl Materialiser {
                 Err(err) => {
                     let error = format!("{err:#}");
                     if failed.as_ref() != Some(&error) {
-                        tracing::error!(error, "materialising failed; tried again");
+                        tracing::error!(error, "materialising failed; trying again");
                     }
                     failed = Some(error);
                     false
                 }
             };
-            let pause = if more { Duration::ZERO } else { LOOK_EVERY };
+            let pause = if more { Duration::ZERO } else { BACKLOG_POLL };
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(pause) => {}
@@ -131,7 +131,7 @@ impl Materialiser {
         }
     }
 
-    /// Work on the control store at normal priority: receiving waits for its locks.
+    /// Uses the control store at normal priority, since receiving waits for its locks.
     async fn control<T, F>(&self, work: impl FnOnce(Control) -> F) -> Result<T>
     where
         T: Send + 'static,
@@ -145,7 +145,7 @@ impl Materialiser {
         self.control(move |control| async move { control.lease(&lease, &holder, now(), now() + LEASE_NS).await }).await
     }
 
-    /// True where there is more to do at once.
+    /// True if there is more to do at once.
     async fn round(&mut self) -> Result<bool> {
         let (mut more, commits) = (false, self.commits);
         for organization in self.control(|control| async move { control.organization_ids().await }).await? {
@@ -154,11 +154,11 @@ impl Materialiser {
                     more |= there_is;
                     self.health.works(Some(organization));
                 }
-                // The others' data does not wait for one organization's trouble.
+                // One organization's failure does not delay the others.
                 Err(err) => {
                     let error = format!("{err:#}");
                     if self.health.fails(organization, &error) {
-                        tracing::error!(%organization, error, "materialising failed; tried again");
+                        tracing::error!(%organization, error, "materialising failed; trying again");
                     }
                 }
             }
@@ -193,19 +193,19 @@ impl Materialiser {
                 Ok((batch, bytes)) => {
                     (records, rows) = (records + batch.records.len(), rows + bytes);
                     let (landed_at, store) = (pending.landed, pending.store);
-                    landed.push(Landed { key: pending.key, day: pending.day, landed: landed_at, store, batch });
+                    landed.push(LandedBatch { key: pending.key, day: pending.day, landed: landed_at, store, batch });
                 }
-                // It may come back, with its disk; the others do not wait for it.
+                // The object may come back with its disk; others do not wait for it.
                 Err(err) if err.is_gone() => {
                     if self.gone.insert(pending.key.clone()) {
-                        tracing::error!(key = pending.key, "a landed batch is not there any more; tried again");
+                        tracing::error!(key = pending.key, "a landed batch is missing; trying again");
                     }
                 }
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
                 Err(ReadError::Damaged(err)) => set_aside.push((pending.key, format!("{err:#}"))),
             }
         }
-        // Reading may have taken long: the commit is made by whoever holds the lease now.
+        // Reading may have taken long: only the present holder of the lease commits.
         if landed.is_empty() && set_aside.is_empty() || !self.lease(organization).await? {
             return Ok(false);
         }
@@ -213,18 +213,18 @@ impl Materialiser {
         self.commits += 1;
         if self.commits.is_multiple_of(COMPACT_EVERY) {
             let lake = self.lake.clone();
-            // On a task of its own, as what is written.
+            // On its own task, like writing.
             tokio::spawn(async move { lake.compact(organization).await }).await??;
         }
         Ok(more || taken >= ENOUGH_BYTES)
     }
 
-    /// Write batches into the tables and mark them. Where they cannot be written together each is tried by itself, and what
+    /// Writes batches to the tables and marks them. If they cannot be written together, each is tried alone; a batch that
     /// cannot be written at all is set aside.
     async fn write(
         &self,
         organization: OrganizationId,
-        landed: Vec<Landed>,
+        landed: Vec<LandedBatch>,
         mut set_aside: Vec<(String, String)>,
         mut versions: Versions,
     ) -> Result<()> {
@@ -237,7 +237,7 @@ impl Materialiser {
             }
             Err(Failure::Passing(err)) => return Err(err),
             Err(Failure::Batches(why)) => {
-                tracing::warn!(%organization, why, batches = together.len(), "batches cannot be written together");
+                tracing::warn!(%organization, why, batches = together.len(), "batches cannot be written together; trying each alone");
                 for landed in together.iter() {
                     match self.materialise(organization, Arc::new(vec![landed.clone()]), &versions).await {
                         Ok(newer) => {
@@ -270,11 +270,11 @@ impl Materialiser {
         .await
     }
 
-    /// On a task of its own: a panic ends that and nothing else.
+    /// Runs on its own task, so that a panic ends only this task.
     async fn materialise(
         &self,
         organization: OrganizationId,
-        landed: Arc<Vec<Landed>>,
+        landed: Arc<Vec<LandedBatch>>,
         versions: &Versions,
     ) -> Result<Versions, Failure> {
         let (lake, versions) = (self.lake.clone(), versions.clone());

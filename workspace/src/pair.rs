@@ -1,5 +1,5 @@
-//! The second workspace of a pair: made with the keys of the first (`init --pair-with`), and kept in step with it while it
-//! serves. Both stand in one geography, and what agents send lands under the same keys in either.
+//! The secondary of a pair: created with the primary's keys (`init --pair-with`), and synchronised with it while it serves.
+//! Both are in one geography, and batches land under the same keys in either.
 
 use crate::{
     ca::{self, Authority},
@@ -22,22 +22,22 @@ use std::{
 use tokio::sync::watch;
 use vedette_wire::{geo::WorkspaceGeo, policy::SignedPolicy, reply::Problem};
 
-/// How often the second asks the first.
+/// Interval of synchronisation.
 const ASK_EVERY: Duration = Duration::from_secs(2);
-/// How long one question may take.
+/// Timeout of a request to the primary.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Life of the certificate that the second asks with; it makes another when half of it is over.
+/// Validity of the secondary's client certificate; it is replaced after half of that.
 const CERTIFICATE_LIFE: Duration = Duration::from_secs(86_400);
 
 /// `POST /v1/pair/join`.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct JoinRequest {
-    /// As `vedette-workspace token pair` printed it.
+    /// Token that `vedette-workspace token pair` printed.
     pub(crate) token: String,
     pub(crate) geo: WorkspaceGeo,
 }
 
-/// What the second is made of: keys, PEM, and what is shared.
+/// What a secondary is created from: keys, PEM, and the shared state.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct JoinReply {
     ca: String,
@@ -47,22 +47,22 @@ pub(crate) struct JoinReply {
     shared: Shared,
 }
 
-/// `POST /v1/pair`, each other second.
+/// `POST /v1/pair`, every two seconds.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Exchange {
-    /// What the second has: SHA-256 of the answer that it took over last, hex. The same again is answered 204.
+    /// SHA-256 of the last answer that the secondary took over, hex. The same state is answered with 204.
     pub(crate) have: String,
-    /// What was revoked at the second.
+    /// Revocations at the secondary.
     pub(crate) revoked: Vec<Revocation>,
-    /// Starts of machines that the second takes nothing of: the first makes other agents of them.
+    /// Starts that the secondary refuses; the primary makes their machines other agents.
     #[serde(default)]
     pub(crate) refused: Vec<Refused>,
-    /// Policies that the first has lost: it was restored from a backup.
+    /// Policies that the primary lost in a restore from a backup.
     #[serde(default)]
     pub(crate) policies: Vec<SignedPolicy>,
 }
 
-/// What the second of a pair is given.
+/// Keys for the secondary.
 pub(crate) async fn keys(dir: &Path, control: &Control) -> Result<JoinReply> {
     let read = |name: &str| {
         let path = dir.join(name);
@@ -77,43 +77,43 @@ pub(crate) async fn keys(dir: &Path, control: &Control) -> Result<JoinReply> {
     })
 }
 
-/// What is shared as it is told, and its digest.
+/// The shared state in encoded form, and its digest.
 pub(crate) async fn answer(control: &Control) -> Result<(Vec<u8>, String)> {
     let body = serde_json::to_vec(&control.shared(now()).await?)?;
     let digest = hex::encode(Sha256::digest(&body));
     Ok((body, digest))
 }
 
-/// The first workspace of a pair, as the second is told of it.
+/// Where the primary is.
 #[derive(Debug, Clone)]
-pub(crate) enum First {
-    /// Its directory, on this machine.
+pub(crate) enum Primary {
+    /// Directory on this machine.
     Dir(PathBuf),
-    /// Its address, its CA, and a file with a token of `token pair`.
+    /// URL, CA, and a file with a token of `token pair`.
     Url { url: String, ca: PathBuf, token: PathBuf },
 }
 
-/// Take keys and organizations of the first over into an empty directory.
-pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], first: &First) -> Result<()> {
-    // Before a token is used up.
+/// Takes the primary's keys and organizations over into an empty directory.
+pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], primary: &Primary) -> Result<()> {
+    // Checked before a token is used.
     ca::check_names(names)?;
-    let (reply, at) = match first {
-        First::Dir(of) => {
+    let (reply, at) = match primary {
+        Primary::Dir(of) => {
             let of = std::path::absolute(of)?;
             let control = Control::open(&of).await?;
-            control.must_be_first().await?;
-            // The key of a workspace of a release without policies is made now.
+            control.require_primary().await?;
+            // Creates the policy key of a workspace of a release without policies.
             crate::commands::signer(&of, &control).await?;
             (keys(&of, &control).await?, of.display().to_string())
         }
-        First::Url { url, ca, token } => {
+        Primary::Url { url, ca, token } => {
             let url = url.trim_end_matches('/');
             let ca = std::fs::read(ca).with_context(|| format!("cannot read {}", ca.display()))?;
             let token = std::fs::read_to_string(token).with_context(|| format!("cannot read {}", token.display()))?;
             let client = client(&ca, None)?;
             let request = JoinRequest { token: token.trim().to_owned(), geo };
             let answered = post(&client, &format!("{url}/v1/pair/join"), &request).await?;
-            let answered = answered.with_context(|| format!("{url} said nothing"))?;
+            let answered = answered.with_context(|| format!("{url} sent no answer"))?;
             (serde_json::from_slice(&answered).context("it answered, but not as a workspace")?, url.to_owned())
         }
     };
@@ -130,29 +130,29 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], first:
     Ok(())
 }
 
-/// Whether the first workspace of the pair is there: whatever it answers, or while its directory is served.
-pub(crate) async fn answers(dir: &Path, first: &str) -> Result<bool> {
-    if first.starts_with("https://") {
+/// Whether the primary exists: any answer, or a served directory.
+pub(crate) async fn answers(dir: &Path, primary: &str) -> Result<bool> {
+    if primary.starts_with("https://") {
         let client = client(&std::fs::read(dir.join("ca.pem"))?, None)?;
-        let asked = client.get(format!("{first}/livez")).timeout(ASK_EVERY * 2).send();
+        let asked = client.get(format!("{primary}/livez")).timeout(ASK_EVERY * 2).send();
         return Ok(asked.await.is_ok());
     }
-    let lock = match std::fs::File::open(Path::new(first).join("serve.lock")) {
+    let lock = match std::fs::File::open(Path::new(primary).join("serve.lock")) {
         Ok(lock) => lock,
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(err) => return Err(err).with_context(|| format!("cannot look whether {first} is served")),
+        Err(err) => return Err(err).with_context(|| format!("cannot tell whether {primary} is served")),
     };
     Ok(matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock)))
 }
 
-/// Keep a second workspace in step with the first until told to stop, or until it stands alone.
+/// Synchronises a secondary with its primary until a stop, or until it stands alone.
 pub(crate) async fn follow(dir: PathBuf, control: Control, mut stop: watch::Receiver<bool>) {
     let (mut follower, mut failed) = (
         Follower {
             dir,
             control,
             have: String::new(),
-            told: Default::default(),
+            sent: Default::default(),
             ahead: Vec::new(),
             beside: None,
             client: None,
@@ -163,10 +163,10 @@ pub(crate) async fn follow(dir: PathBuf, control: Control, mut stop: watch::Rece
         let done = follower.step().await;
         match &done {
             Ok(false) => return,
-            Ok(true) if failed => tracing::info!("the first workspace of the pair answers again"),
+            Ok(true) if failed => tracing::info!("the primary workspace answers again"),
             Err(err) if !failed => {
                 let error = format!("{err:#}");
-                tracing::warn!(error, "the first workspace of the pair cannot be asked; this one goes by what it has");
+                tracing::warn!(error, "the primary workspace does not answer; using the last shared state");
             }
             Ok(true) | Err(_) => {}
         }
@@ -182,47 +182,47 @@ struct Follower {
     dir: PathBuf,
     control: Control,
     have: String,
-    /// What the first was told of revocations and refusals, which it keeps.
-    told: (Vec<Revocation>, Vec<Refused>),
-    /// Policies that the first does not know any more.
+    /// Revocations and refusals that the primary has.
+    sent: (Vec<Revocation>, Vec<Refused>),
+    /// Policies that the primary has lost.
     ahead: Vec<SignedPolicy>,
-    /// The first's control store, and its inode, where it is on this machine.
+    /// Control store of a primary on this machine, with its inode.
     beside: Option<(u64, Control)>,
-    /// And when it was made.
+    /// Client, with its time of creation.
     client: Option<(reqwest::Client, Instant)>,
 }
 
 impl Follower {
-    /// Ask once; false where this workspace is the pair of none any more.
+    /// Synchronises once; false if this workspace is no secondary any more.
     async fn step(&mut self) -> Result<bool> {
-        let Some(first) = self.control.pair_of().await? else { return Ok(false) };
-        let news = (self.control.revocations().await?, self.control.refused_starts().await?);
-        let (revoked, refused) = if news == self.told { Default::default() } else { news.clone() };
+        let Some(primary) = self.control.pair_of().await? else { return Ok(false) };
+        let present = (self.control.revocations().await?, self.control.refused_starts().await?);
+        let (revoked, refused) = if present == self.sent { Default::default() } else { present.clone() };
         let ahead = self.ahead.clone();
-        let body = if first.starts_with("https://") {
-            self.exchange(&first, (revoked, refused), ahead).await?
+        let body = if primary.starts_with("https://") {
+            self.exchange(&primary, (revoked, refused), ahead).await?
         } else {
-            // Another file where it was put back from a backup.
-            let dir = Path::new(&first);
+            // A restore from a backup replaces the file.
+            let dir = Path::new(&primary);
             let file = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir.join("control.sqlite"))?);
-            let first = match self.beside.take().filter(|(opened, _)| *opened == file) {
-                Some(first) => self.beside.insert(first),
+            let primary = match self.beside.take().filter(|(opened, _)| *opened == file) {
+                Some(primary) => self.beside.insert(primary),
                 None => self.beside.insert((file, Control::open(dir).await?)),
             };
-            let first = &first.1;
-            first.note_revocations(&revoked, now()).await?;
-            first.note_policies(&Signer::load(&self.dir)?, &ahead, now()).await?;
-            first.note_refused(&refused, now()).await?;
-            let (body, digest) = answer(first).await?;
+            let primary = &primary.1;
+            primary.note_revocations(&revoked, now()).await?;
+            primary.note_policies(&Signer::load(&self.dir)?, &ahead, now()).await?;
+            primary.note_refused(&refused, now()).await?;
+            let (body, digest) = answer(primary).await?;
             (digest != self.have).then_some(body)
         };
-        self.told = news;
+        self.sent = present;
         if let Some(body) = body {
             let shared: Shared = serde_json::from_slice(&body)?;
-            let (ahead, lost) = self.control.ahead_of(&shared, &self.told.0).await?;
+            let (ahead, lost) = self.control.ahead_of(&shared, &self.sent.0).await?;
             if lost || !ahead.is_empty() {
-                tracing::error!("the first workspace of the pair lost policies or revocations; it is given them");
-                self.told = Default::default();
+                tracing::error!("the primary workspace lost policies or revocations; sending them");
+                self.sent = Default::default();
             }
             self.ahead = ahead;
             self.control.take_over(&shared).await?;
@@ -233,7 +233,7 @@ impl Follower {
 
     async fn exchange(
         &mut self,
-        first: &str,
+        primary: &str,
         (revoked, refused): (Vec<Revocation>, Vec<Refused>),
         policies: Vec<SignedPolicy>,
     ) -> Result<Option<Vec<u8>>> {
@@ -247,12 +247,12 @@ impl Follower {
                 client
             }
         };
-        post(&client, &format!("{first}/v1/pair"), &Exchange { have: self.have.clone(), revoked, refused, policies })
+        post(&client, &format!("{primary}/v1/pair"), &Exchange { have: self.have.clone(), revoked, refused, policies })
             .await
     }
 }
 
-/// A client that trusts one authority, and shows a certificate and its key, PEM, where there is one.
+/// A client that trusts one authority, with an optional certificate and key, PEM.
 fn client(ca: &[u8], identity: Option<(String, String)>) -> Result<reqwest::Client> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca) {
@@ -273,7 +273,7 @@ fn client(ca: &[u8], identity: Option<(String, String)>) -> Result<reqwest::Clie
     Ok(client.redirect(reqwest::redirect::Policy::none()).no_proxy().build()?)
 }
 
-/// The answer; absent where there is nothing new.
+/// Sends a request; absent if there is nothing new.
 async fn post(client: &reqwest::Client, url: &str, request: &impl Serialize) -> Result<Option<Vec<u8>>> {
     let response = client.post(url).json(request).send().await;
     let response = response.with_context(|| format!("{url} cannot be asked"))?;

@@ -1,4 +1,4 @@
-//! The key that policies and requests for artifacts are signed with: Ed25519, `policy.key` beside the authority's.
+//! The key that signs policies and artifact requests: Ed25519, in `policy.key`.
 
 use crate::ca::write_private;
 use anyhow::{Context, Result};
@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use vedette_wire::policy::{ArtifactRequest, Policy, SignedPolicy, SignedRequest};
 use zeroize::Zeroizing;
 
-/// Signs policies of one workspace.
+/// Signs the policies of a workspace.
 pub(crate) struct Signer(Zeroizing<KeyPair>);
 
 impl std::fmt::Debug for Signer {
@@ -17,24 +17,24 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// Make the key of a workspace that has none yet.
+    /// Creates the key of a new workspace.
     pub(crate) fn create(dir: &Path) -> Result<Self> {
         let key = Zeroizing::new(KeyPair::generate_for(&PKCS_ED25519)?);
         write_private(&dir.join("policy.key"), Zeroizing::new(key.serialize_pem()).as_bytes())?;
         Self::load(dir)
     }
 
-    /// The key of a workspace. Another in its place would be refused by every agent.
+    /// Loads the key of a workspace. Agents would refuse any other key.
     pub(crate) fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("policy.key");
         let pem = fs::read_to_string(&path).map(Zeroizing::new).with_context(|| {
-            format!("{} cannot be read; put it back from a backup: agents know its public half", path.display())
+            format!("{} cannot be read; restore it from a backup, since agents have its public key", path.display())
         })?;
         let key = KeyPair::from_pem(&pem).with_context(|| format!("{} holds no key", path.display()))?;
         Ok(Self(Zeroizing::new(key)))
     }
 
-    /// Its public half, hex.
+    /// Public key, hex.
     pub(crate) fn public(&self) -> String {
         hex::encode(self.0.der_bytes())
     }
@@ -45,7 +45,7 @@ impl Signer {
         Ok(SignedRequest { request, signature })
     }
 
-    /// Whether a policy was signed with this key: a signature of Ed25519 (RFC 8032) is always the same.
+    /// Whether this key signed a policy: Ed25519 signatures (RFC 8032) are deterministic.
     pub(crate) fn has_signed(&self, signed: &SignedPolicy) -> Result<bool> {
         let signature = hex::encode(self.0.sign(&SignedPolicy::message(&signed.policy))?);
         Ok(signature == signed.signature)

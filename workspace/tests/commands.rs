@@ -1,4 +1,4 @@
-//! The commands of `vedette-workspace` against a directory, as a shell runs them.
+//! Runs commands of `vedette-workspace` on a directory.
 
 use std::{
     path::Path,
@@ -95,7 +95,7 @@ fn an_empty_workspace_answers_with_no_rows() {
     assert_eq!(stdout(&run(&["agents", "--org", "acme", "--format", "json"], &dir)), "");
 }
 
-/// The page is generated; a difference means that it was not generated again.
+/// The page is generated; a difference means that it must be generated again.
 #[test]
 fn the_reference_of_the_tables_is_up_to_date() {
     let output = Command::new(env!("CARGO_BIN_EXE_vedette-workspace")).arg("tables-reference").output().expect("runs");

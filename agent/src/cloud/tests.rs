@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// A metadata service that answers by the head of the request; what was asked is kept.
+/// A metadata service that answers by the head of the request, and records requests.
 fn service(answer: fn(&str) -> Option<String>) -> (Url, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = Url::parse(&format!("http://{}", listener.local_addr().expect("is bound"))).expect("a URL");
@@ -24,7 +24,7 @@ fn service(answer: fn(&str) -> Option<String>) -> (Url, Arc<Mutex<Vec<String>>>)
             };
             let mut stream = stream;
             drop(stream.write_all(answer.as_bytes()));
-            // It keeps the connection open.
+            // Keeps the connection open.
             std::mem::forget(stream);
         }
     });
@@ -35,9 +35,9 @@ fn place(cloud: CloudSetting, url: Option<Url>) -> HostPlace {
     HostPlace { cloud, geography: None, metadata_url: url, cloud_tags: vec!["team".to_owned()] }
 }
 
-fn nowhere() -> (tempfile::TempDir, Cx) {
+fn nowhere() -> (tempfile::TempDir, CollectorContext) {
     let host = tempfile::tempdir().expect("temp dir");
-    let cx = Cx::new(host.path(), Arc::new(|| 1));
+    let cx = CollectorContext::new(host.path(), Arc::new(|| 1));
     (host, cx)
 }
 

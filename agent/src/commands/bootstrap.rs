@@ -1,10 +1,10 @@
-//! Enrollment at the first start, without a hand: a file with workspace, CA, token and geography that the service consumes.
+//! Unattended enrollment at the first start, from a file with workspace, CA, token and geography. The service consumes the file.
 //!
 //! ```toml
 //! workspace = "https://workspace.example.net:8443"
-//! ca = "/etc/vedette/ca.pem"    # left out where [workspace] roots is "platform"
+//! ca = "/etc/vedette/ca.pem"    # optional if [workspace] roots is "platform"
 //! token_file = "/etc/vedette/token"
-//! geo = "europe"    # may be left out
+//! geo = "europe"    # optional
 //! ```
 
 use super::enroll::{self, Unreachable, Wanted};
@@ -17,7 +17,7 @@ use std::{
 };
 use vedette_wire::geo::WorkspaceGeo;
 
-/// Pauses between two attempts grow from here to there.
+/// Shortest and longest pause between attempts.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 
 #[derive(Debug, Deserialize)]
@@ -29,7 +29,7 @@ struct Bootstrap {
     geo: Option<WorkspaceGeo>,
 }
 
-/// What the file says, where there is one.
+/// Reads the bootstrap file, if there is one.
 fn read(config: &Resolved) -> Result<Option<Bootstrap>, Exit> {
     let path = &config.bootstrap;
     let text = match std::fs::read_to_string(path) {
@@ -40,7 +40,7 @@ fn read(config: &Resolved) -> Result<Option<Bootstrap>, Exit> {
     toml::from_str(&text).map(Some).map_err(|err| Exit::config(format!("{}: {err}", path.display())))
 }
 
-/// Whether the bootstrap file can be used, where there is one and this host is not enrolled.
+/// Checks the bootstrap file, if there is one and this host is not enrolled.
 pub(super) fn check(config: &Resolved) -> Result<(), Exit> {
     match IdentityDir::new(&config.identity_dir).enrollment() {
         Ok(None) => read(config).map(drop),
@@ -48,22 +48,22 @@ pub(super) fn check(config: &Resolved) -> Result<(), Exit> {
     }
 }
 
-/// Enroll by the bootstrap file where there is one and the agent is not enrolled, however long the workspace is away; then
-/// delete it, and the token.
+/// Enrolls from the bootstrap file, if there is one and the host is not enrolled; retries while the workspace is unreachable.
+/// Then deletes the file and the token.
 pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     let path = &config.bootstrap;
     let enrolled = IdentityDir::new(&config.identity_dir).enrollment()?.is_some();
     let bootstrap = match read(config) {
         Ok(Some(bootstrap)) => bootstrap,
-        // Whatever stands there now, this host needs it no more.
+        // An enrolled host does not need the file, whatever it contains.
         Err(_) if enrolled => {
-            tracing::warn!(path = %path.display(), "cannot be used; this host is enrolled and needs it no more: delete it");
+            tracing::warn!(path = %path.display(), "the bootstrap file is invalid; delete it, since this host is enrolled");
             return Ok(());
         }
         Ok(None) => return Ok(()),
         Err(err) => return Err(err),
     };
-    // An agent that was killed between the two is enrolled and has the file still.
+    // An agent killed in between is enrolled, and still has the file.
     if !enrolled {
         let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
         let wanted = Wanted { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
@@ -72,8 +72,8 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
             match enroll::enroll(config, &wanted).await {
                 Ok(()) => break,
                 Err(Exit::Failure(err)) if err.is::<Unreachable>() => {
-                    tracing::warn!(error = format!("{err:#}"), "not enrolled yet; it is tried again");
-                    // Whoever supervises it must not take this for a start that hangs.
+                    tracing::warn!(error = format!("{err:#}"), "not enrolled yet; trying again");
+                    // The supervisor must not mistake this for a start that hangs.
                     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
                 }
                 Err(exit) => return Err(exit),
@@ -88,11 +88,11 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     Ok(())
 }
 
-/// What is mounted read-only cannot be deleted, and is not looked at again.
+/// Deletes a file. A read-only mount keeps it; it is not read again.
 fn delete(path: &Path) {
     match std::fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %err, "what has enrolled this agent cannot be deleted");
+            tracing::warn!(path = %path.display(), error = %err, "a file of the bootstrap cannot be deleted");
         }
         _ => {}
     }

@@ -1,4 +1,4 @@
-//! `vedette enroll`: a key made here, signed there.
+//! `vedette enroll`: creates a key and has the workspace certify it.
 
 use crate::{
     cloud,
@@ -22,29 +22,29 @@ use vedette_wire::{
     reply::{EnrollReply, EnrollRequest, Problem},
 };
 
-/// The workspace did not answer, or cannot now: trying again may help.
+/// The workspace did not answer, or cannot answer now; a retry may succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("{why}")]
 pub(super) struct Unreachable {
     why: String,
-    /// The request may have reached it.
+    /// The request may have arrived.
     is_sent: bool,
 }
 
-/// It answered, and what it said is not known: it may have admitted the key.
+/// The answer cannot be read: the workspace may have admitted the key.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Undecided(String);
 
-/// Where to enroll, and with what.
+/// Options of an enrollment.
 pub(super) struct Wanted<'a> {
     pub(super) workspace: &'a str,
     pub(super) ca: Option<&'a Path>,
-    /// File with the token; `-` is stdin.
+    /// File with the token; `-` for standard input.
     pub(super) token: &'a Path,
-    /// Geography that the workspace must be of.
+    /// Required geography of the workspace.
     pub(super) geo: Option<WorkspaceGeo>,
-    /// Replace an enrollment that is there.
+    /// Replace an existing enrollment.
     pub(super) again: bool,
 }
 
@@ -95,7 +95,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     let reply = match ask(&client, (&url, config.proxy.as_ref()), ca, &request).await {
         Ok(reply) => reply,
         Err(err) => {
-            // A workspace that refused, or was not reached, knows nothing of the key. One whose answer did not come may have
+            // After a refusal, or without contact, the workspace does not know the key. After a lost answer it may have
             // admitted it.
             let may_be_known =
                 err.is::<Undecided>() || err.downcast_ref::<Unreachable>().is_some_and(|err| err.is_sent);
@@ -114,7 +114,7 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     Ok(())
 }
 
-/// Write what an enrollment is made of; the enrollment itself last, since it says that the others are whole.
+/// Writes the files of an enrollment. `enrollment.json` comes last, since it marks the others as complete.
 fn keep(
     identity: &IdentityDir,
     ca_pem: &[u8],
@@ -127,7 +127,7 @@ fn keep(
         policy::keep(identity, policy)?;
     }
     let mut enrollment = Enrollment::of(reply, url.as_str().trim_end_matches('/'));
-    // What is queued was observed for the same organization: it is sealed again under the new name.
+    // Queued records are of the same organization, so they are resealed under the new name.
     if let Some(before) = before.filter(|before| before.organization == enrollment.organization) {
         enrollment.replaces = before.replaces;
         if before.agent != enrollment.agent {
@@ -139,8 +139,8 @@ fn keep(
     Ok(enrollment)
 }
 
-/// Geography that the workspace must be of, before it is told anything: that of this host. Absent where neither the
-/// configuration nor a cloud says where the host is.
+/// Geography that the workspace must have before it is sent anything: that of this host. Absent if neither the configuration
+/// nor a cloud states it.
 fn expected_geo(config: &Resolved, wanted: Option<WorkspaceGeo>) -> Result<Option<WorkspaceGeo>, Exit> {
     if let (Some(wanted), Some(stated)) = (wanted, config.workspace_geo)
         && wanted != stated
@@ -156,7 +156,9 @@ fn expected_geo(config: &Resolved, wanted: Option<WorkspaceGeo>) -> Result<Optio
             "workspace.geo: the configuration says {stated}, and data of this host belongs to {belongs}"
         ))),
         (None, None) => {
-            tracing::warn!("where this host stands is not known; set [host] geography to have the workspace's checked");
+            tracing::warn!(
+                "the geography of this host is unknown, so the workspace's is not checked; set [host] geography"
+            );
             Ok(None)
         }
         (belongs, stated) => Ok(belongs.or(stated)),
@@ -178,7 +180,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     Ok(token.to_owned())
 }
 
-/// A certificate and a policy fit many times.
+/// Many times the size of a certificate and a policy.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 async fn ask(
@@ -206,32 +208,35 @@ async fn ask(
     }
 }
 
-/// What to do about a connection that failed.
+/// Advice on a failed connection.
 fn explain(cause: &str, (url, proxy): (&Url, Option<&Proxy>), ca: Option<&Path>) -> String {
     let proxy = proxy.and_then(Proxy::authority);
     let advice = if cause.contains("UnknownIssuer") || cause.contains("BadSignature") {
         match ca {
             Some(ca) => {
-                format!("its certificate was not signed by the CA in {}; use the ca.pem of that workspace", ca.display())
+                format!(
+                    "its certificate was not signed by the CA in {}; use the ca.pem of that workspace",
+                    ca.display()
+                )
             }
-            None => "its certificate was not signed by anybody the platform trusts; have it trust the workspace's ca.pem, or \
+            None => "the platform trusts no authority of its certificate; make it trust the workspace's ca.pem, or \
                      set workspace.roots to ca and give --ca"
                 .to_owned(),
         }
     } else if cause.contains("not valid for name") || cause.contains("NotValidForName") {
-        "its certificate is for other names; use one of them, or make it another with `vedette-workspace certificate --name`".to_owned()
+        "its certificate has other names; use one of them, or create one with `vedette-workspace certificate --name`"
+            .to_owned()
     } else if cause.contains("not a workspace of geography") {
-        "this host's data belongs to another geography; use the workspace there, or correct [host] geography".to_owned()
+        "data of this host belongs to another geography; use a workspace there, or correct [host] geography".to_owned()
     } else if cause.contains("names no geography") {
-        "it is no workspace, or has a certificate of another maker; make it one with `vedette-workspace certificate`"
+        "it is no workspace, or its certificate was made elsewhere; create one with `vedette-workspace certificate`"
             .to_owned()
     } else if cause.contains("Expired") || cause.contains("NotValidYet") {
         "its certificate is not valid now; check the clocks of both machines".to_owned()
     } else if let Some(proxy) = proxy.filter(|_| ["refused", "tunnel", "proxy"].iter().any(|word| cause.contains(word)))
     {
         return format!(
-            "cannot enroll at {url} through the proxy {proxy}: {cause}: see whether the proxy runs and lets this host through; \
-             [workspace] proxy names it"
+            "cannot enroll at {url} through the proxy {proxy}: {cause}: check that the proxy runs and accepts this host; it is set in [workspace] proxy"
         );
     } else if cause.contains("refused") {
         "nothing listens there; is `vedette-workspace serve` running?".to_owned()

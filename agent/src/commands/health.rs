@@ -1,4 +1,4 @@
-//! `vedette health`: a probe that is red while a part of the agent does not do its work, though the process lives.
+//! `vedette health`: a probe that fails while a part of the agent does not work, though the process lives.
 
 use super::status;
 use crate::{config::Resolved, exit::Exit, run::status::Report};
@@ -16,7 +16,7 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
     let mut out = Vec::new();
     for collector in &report.collectors {
         if matches!(collector.state.as_str(), "failing" | "stuck") {
-            let why = collector.last_error.as_deref().unwrap_or("no reason is known");
+            let why = collector.last_error.as_deref().unwrap_or("unknown reason");
             out.push(format!("collector {} is {}: {why}", collector.id, collector.state));
         } else if let Some(trouble) = &collector.trouble {
             out.push(format!("collector {}: {trouble}", collector.id));

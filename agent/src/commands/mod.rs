@@ -12,7 +12,7 @@ use crate::{
     config::{self, Resolved, Sources},
     exit::Exit,
     identity::IdentityDir,
-    policy::{Kept, decide},
+    policy::{PolicyStore, decide},
     run,
 };
 use clap::CommandFactory;
@@ -21,7 +21,7 @@ use std::{
     path::Path,
 };
 
-/// Run one command.
+/// Runs a command.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
     match arguments.command {
         Command::Enroll { config, workspace, ca, token_file, again } => {
@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
                 bootstrap::bootstrap(&config).await?;
                 run::run(config).await
             });
-            // A collector that hangs in the kernel is left behind.
+            // Leaves collectors that hang in the kernel.
             runtime.shutdown_timeout(std::time::Duration::from_millis(100));
             done
         }
@@ -97,7 +97,7 @@ fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
     config::load(&Sources::of_process(Some(arguments.config), arguments.set))
 }
 
-/// Why a directory cannot be made or written to. What is missing of it is made, and removed again: nothing else tells.
+/// Why a directory cannot be created or written. Creates missing directories for the test and removes them.
 fn unusable(dir: &Path) -> Option<String> {
     use rustix::fs::{Access, access};
     let missing = dir.ancestors().take_while(|dir| !dir.exists()).last();
@@ -113,15 +113,15 @@ fn unusable(dir: &Path) -> Option<String> {
     ))
 }
 
-/// What the configuration says and the policy that was kept does not allow; none before enrollment.
+/// Settings that the stored policy does not allow; none before enrollment.
 fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let Ok(Some(enrollment)) = identity.enrollment() else { return Ok(Vec::new()) };
-    let (kept, _) = Kept::load(&identity, &enrollment);
+    let (kept, _) = PolicyStore::load(&identity, &enrollment);
     let mut found = Vec::new();
     if let Some(host) = config.place.geography.filter(|host| host.workspace() != enrollment.geo) {
         found.push(format!(
-            "host.geography: data of a host in {host} belongs to {}, and it is enrolled in {}; enroll it there",
+            "host.geography: data of a host in {host} belongs to {}, and this host is enrolled in {}; enroll it there",
             host.workspace(),
             enrollment.geo
         ));
@@ -135,7 +135,7 @@ fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
     Ok(found)
 }
 
-/// One thread: what waits for the network waits here, what waits for the disk has threads of its own.
+/// A single-threaded runtime: only network waits use it. Disk work has its own threads.
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()
 }
@@ -152,11 +152,11 @@ fn start_log(config: &Resolved) {
         log.init();
     }
     if let Some(variable) = config::proxy_variable().filter(|_| config.proxy.is_none()) {
-        tracing::warn!("{variable} is not heeded; set [workspace] proxy where the workspace is reached through one");
+        tracing::warn!("{variable} is ignored; set [workspace] proxy if the workspace is reached through a proxy");
     }
 }
 
-/// Write to stdout; a reader that has seen enough (`| head`) is no error.
+/// Writes to standard output; a closed reader (`| head`) is no error.
 fn print(bytes: &[u8]) -> Result<(), Exit> {
     match io::stdout().lock().write_all(bytes) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),

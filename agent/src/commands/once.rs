@@ -1,4 +1,4 @@
-//! `vedette once`: what the collectors see, on stdout, without enrollment, disk or network.
+//! `vedette once`: prints what collectors observe, without enrollment, disk or network.
 
 use super::print;
 use crate::{
@@ -12,7 +12,7 @@ use std::{
     fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
 };
-use vedette_collectors::{CollectError, Cx, Outlet, Plan, REGISTRY, Sink, StopSignal};
+use vedette_collectors::{CollectError, CollectorContext, Outlet, Plan, REGISTRY, Sink, StopSignal};
 use vedette_wire::{
     Chunk, Record,
     body::Place,
@@ -22,14 +22,14 @@ use vedette_wire::{
     text::printable,
 };
 
-/// Records of each source of a watching collector at the most.
+/// Maximum number of records per source of a watching collector.
 const LAST: usize = 100;
 
 #[derive(Default)]
 struct Collected {
     chunks: Mutex<Vec<Chunk>>,
     complaints: Mutex<Vec<(&'static str, String)>>,
-    /// A right that a collector lacks for a part of what it tells.
+    /// A missing permission that reduces the collector's output.
     lacks: Mutex<Option<String>>,
 }
 
@@ -51,9 +51,9 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
             return Err(Exit::Usage(format!("there is no collector {id}; there are {}", known.join(", "))));
         }
     }
-    let mut cx = Cx { once: Some(LAST), ..context(config, Vec::new(), Vec::new()) };
+    let mut cx = CollectorContext { once: Some(LAST), ..context(config, Vec::new(), Vec::new()) };
     if !wanted.is_empty() {
-        // A collector that is asked for does not stand back for another that is not.
+        // A named collector runs, even if another one would take precedence.
         cx.enabled.retain(|id| wanted.iter().any(|wanted| wanted == id));
     }
     let cx = cx;
@@ -90,16 +90,16 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
 
 /// Why a collector gave no records, or not all.
 enum Outcome {
-    /// It is off, or the host has nothing for it.
+    /// It is off, or the host has nothing to observe.
     Nothing(String),
-    /// It could not observe.
+    /// It failed.
     Failed(String),
 }
 
 fn collect(
     spec: &'static vedette_collectors::Spec,
     settings: toml::Table,
-    cx: &Cx,
+    cx: &CollectorContext,
     collected: &Arc<Collected>,
 ) -> Result<(), Outcome> {
     let sink: Arc<dyn Sink> = Arc::clone(collected) as Arc<dyn Sink>;
@@ -143,13 +143,13 @@ fn render(
     for why in error.iter().chain(complaints.iter().map(|(_, why)| why)).chain(lacks.iter()) {
         match format {
             OnceFormat::Table => drop(writeln!(out, "  {}", printable(why))),
-            // On stdout every line is a record; this goes where logs go.
+            // Standard output holds records only.
             _ => tracing::warn!(collector = id, "{why}"),
         }
     }
     let mut index = 0;
     for chunk in chunks.iter() {
-        for record in chunk.decode().expect("what was encoded a moment ago") {
+        for record in chunk.decode().expect("just encoded") {
             let source_name = chunk.source.name.as_deref();
             match format {
                 OnceFormat::Ocsf => {
@@ -187,7 +187,7 @@ fn render(
     }
 }
 
-/// The columns that a view would show.
+/// The columns of the kind's view.
 fn row(record: &Record, source_name: Option<&str>) -> serde_json::Map<String, serde_json::Value> {
     let place = Place { source_name, position: record.position };
     let mut out = serde_json::Map::new();
@@ -205,7 +205,7 @@ fn row(record: &Record, source_name: Option<&str>) -> serde_json::Map<String, se
     out
 }
 
-/// RFC 3339 with `Z`, to the microsecond.
+/// RFC 3339 with `Z`, in microseconds.
 fn time(nanoseconds: i64) -> serde_json::Value {
     let timestamp = jiff::Timestamp::from_microsecond(nanoseconds.div_euclid(1000));
     timestamp.map_or(json!(null), |timestamp| json!(format!("{timestamp:.6}")))

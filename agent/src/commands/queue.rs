@@ -1,4 +1,4 @@
-//! `vedette queue`: looking into the queue, and mending it, while no agent runs.
+//! `vedette queue`: inspects and repairs the queue while no agent runs.
 
 use super::print;
 use crate::{
@@ -29,7 +29,7 @@ pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit
         QueueCommand::Quarantine(QuarantineCommand::List { json, .. }) => list(&open(config)?, json),
         QueueCommand::Quarantine(QuarantineCommand::Show { slot, .. }) => show(&open(config)?, slot),
         QueueCommand::Quarantine(QuarantineCommand::Replay(which)) => {
-            each(&open(config)?, &which, "put back into the queue", Queue::replay)
+            each(&open(config)?, &which, "moved back to the queue", Queue::replay)
         }
         QueueCommand::Quarantine(QuarantineCommand::Drop(which)) => {
             each(&open(config)?, &which, "deleted", Queue::drop_quarantined)
@@ -37,12 +37,11 @@ pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit
     }
 }
 
-/// The queue, where no agent has it open.
+/// Opens the queue, unless an agent has it open.
 fn open(config: &Resolved) -> Result<Queue, Exit> {
     Queue::inspect(&config.state_dir, Lane::Records, config.quota).map_err(|err| match err {
         QueueError::InUse { .. } => Exit::Failure(anyhow::anyhow!(
-            "an agent is using the queue in {}; `vedette status` and `vedette queue status` ask it, for anything else stop \
-             it first",
+            "an agent is using the queue in {}; use `vedette status` or `vedette queue status`, or stop the agent first",
             config.state_dir.display()
         )),
         QueueError::Storage { .. } | QueueError::Damaged { .. } => Exit::Failure(
@@ -92,10 +91,7 @@ fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
     }
     let aside = &value["quarantine"];
     let kib = aside["bytes"].as_u64().unwrap_or(0) >> 10;
-    line(
-        "quarantine",
-        format!("{} batches in {kib} KiB, {} gave way or were deleted", aside["batches"], aside["dropped"]),
-    );
+    line("quarantine", format!("{} batches in {kib} KiB, {} deleted", aside["batches"], aside["dropped"]));
     for path in broken(config) {
         line("damaged", format!("{path}; salvaged by the agent, or by `vedette queue salvage`"));
     }
@@ -127,16 +123,16 @@ fn go_through_broken(config: &Resolved) -> Result<(), Exit> {
     if paths.is_empty() {
         return print(b"there is no damaged queue\n");
     }
-    // As at a start of the agent: with none there yet, a new one is made.
+    // Creates a missing queue, as the agent does.
     let queue =
         Queue::open(&config.state_dir, Lane::Records, config.quota, fastrand::u64(1..)).map_err(|err| match err {
-            QueueError::InUse { .. } => anyhow::anyhow!("an agent is running; it salvages by itself"),
+            QueueError::InUse { .. } => anyhow::anyhow!("an agent is running, and salvages by itself"),
             other => anyhow::Error::new(other),
         })?;
     for path in paths {
         let found = queue.salvage(&path, |full| !full).map_err(|err| match err {
             salvage::SalvageError::Stopped => {
-                anyhow::anyhow!("the queue is full; start the agent, which goes on as it delivers")
+                anyhow::anyhow!("the queue is full; start the agent, which continues while it delivers")
             }
             other => anyhow::Error::new(other),
         })?;
@@ -155,7 +151,7 @@ fn go_through_broken(config: &Resolved) -> Result<(), Exit> {
     Ok(())
 }
 
-/// Every batch as a file of its own: its frame, or its records as JSON lines.
+/// Writes every batch to its own file: its frame, or its records as JSON lines.
 fn export(queue: &Queue, to: &Path, records: bool) -> Result<(), Exit> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(to);
     made.with_context(|| format!("cannot make {}", to.display()))?;
@@ -171,8 +167,7 @@ fn export(queue: &Queue, to: &Path, records: bool) -> Result<(), Exit> {
     print(format!("{count} batches written to {}\n", to.display()).as_bytes())
 }
 
-/// The records of a frame, one JSON object a line. Bodies are written as they are encoded: what they mean is the
-/// workspace's affair.
+/// Records of a frame, one JSON object per line. Bodies are printed as encoded; the workspace interprets them.
 fn json_lines(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let (head, sealed) = frame::parse(bytes)?;
     let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?;
@@ -191,7 +186,7 @@ fn json_lines(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Any MessagePack as JSON; bytes are text, with U+FFFD where they are none.
+/// Any MessagePack value as JSON; bytes become text, with U+FFFD for invalid UTF-8.
 struct Any(Value);
 
 impl<'de> Deserialize<'de> for Any {

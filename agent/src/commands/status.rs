@@ -10,7 +10,7 @@ use anyhow::Context;
 use std::fmt::Write as _;
 use vedette_wire::text::printable;
 
-/// The report of the agent that runs.
+/// Queries the running agent.
 pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
     let report = status::ask(&config.state_dir).with_context(|| {
         format!("cannot ask the agent in {}; run this as its user or as root", config.state_dir.display())
@@ -19,7 +19,7 @@ pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
     report.ok_or_else(|| Exit::NotRunning(not_running()))
 }
 
-/// What does not get through for so long is failing, here and in `vedette health`.
+/// Deliveries that fail for this long are reported here and in `vedette health`.
 pub(super) const FAILING_AFTER_SECONDS: f64 = 60.0;
 
 pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
@@ -54,7 +54,12 @@ fn table(report: &Report) -> String {
     if aside.batches + aside.dropped > 0 {
         line(
             "quarantine",
-            &format!("{} batches in {} KiB, {} gave way", aside.batches, aside.bytes >> 10, aside.dropped),
+            &format!(
+                "{} batches in {} KiB, {} deleted for lack of space",
+                aside.batches,
+                aside.bytes >> 10,
+                aside.dropped
+            ),
         );
     }
     let delivery = match &report.delivery.last_error {

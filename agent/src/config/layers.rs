@@ -1,5 +1,5 @@
-//! Layers of the configuration, each checked by itself so that every message names file and line:
-//! `--set` over environment (`VEDETTE_SECTION__KEY`) over `conf.d/*.toml` over the file over the defaults.
+//! Layers of the configuration: `--set` overrides the environment (`VEDETTE_SECTION__KEY`), which overrides `conf.d/*.toml`,
+//! the file and the defaults, in this order. Each layer is checked separately, so that messages name file and line.
 
 use super::{Config, Resolved, SECTIONS};
 use crate::exit::Exit;
@@ -13,39 +13,39 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-/// Where layers are taken from.
+/// Sources of the layers.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
-    /// The file; absent for the defaults alone.
+    /// The file; absent for defaults only.
     pub(crate) file: Option<PathBuf>,
     /// `VEDETTE_…` variables.
     pub(crate) environment: Vec<(String, String)>,
-    /// Names that begin as ours do without being any.
+    /// Variables that begin with `VEDETTE_` and are no settings.
     pub(crate) near_misses: Vec<String>,
     /// `--set KEY=VALUE`.
     pub(crate) set: Vec<String>,
 }
 
 impl Sources {
-    /// The process's environment and what the command line says. The only place that reads the environment.
+    /// Reads the process's environment and the command line's arguments. No other function reads the environment.
     #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
     pub(crate) fn of_process(file: Option<PathBuf>, set: Vec<String>) -> Self {
         let ours = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name.starts_with(PREFIX));
-        // Kubernetes sets VEDETTE_…_SERVICE_HOST for a service of that name: only SECTION__KEY is a setting.
+        // Kubernetes sets VEDETTE_…_SERVICE_HOST for a service of that name, so only SECTION__KEY is a setting.
         let (environment, others): (Vec<_>, Vec<_>) = ours.partition(|(name, _)| name.contains("__"));
         Self { file, environment, near_misses: others.into_iter().map(|(name, _)| name).collect(), set }
     }
 }
 
-/// Whether output is to have no colours (<https://no-color.org>): `NO_COLOR` is set, and not empty.
+/// Whether `NO_COLOR` is set and not empty (<https://no-color.org>).
 #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
 pub(crate) fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// A variable that names a proxy for other programs, and not for this one.
+/// A set proxy variable of other programs, which the agent ignores.
 #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
 pub(crate) fn proxy_variable() -> Option<&'static str> {
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -54,13 +54,12 @@ pub(crate) fn proxy_variable() -> Option<&'static str> {
 
 const PREFIX: &str = "VEDETTE_";
 
-/// Where each key was set, as `file:line` or the name of a variable.
+/// Origin of each key: `file:line`, or the name of a variable.
 pub(super) type Origins = BTreeMap<String, String>;
 
-/// Load, check and resolve.
+/// Loads, checks and resolves the configuration.
 ///
-/// # Errors
-/// [`Exit::Config`] with every problem of every layer.
+/// # Errors [`Exit::Config`] with all problems of all layers.
 pub(crate) fn load(sources: &Sources) -> Result<Resolved, Exit> {
     let mut problems = Vec::new();
     let mut merged = toml::Table::new();
@@ -78,11 +77,11 @@ pub(crate) fn load(sources: &Sources) -> Result<Resolved, Exit> {
     Resolved::from_config(config, &origins).map_err(Exit::Config)
 }
 
-/// One layer as TOML text.
+/// A layer as TOML text.
 struct Layer {
-    /// A file's path, or what stands in front of a message.
+    /// Path of a file, or a prefix for messages.
     name: String,
-    /// Messages name the line in it.
+    /// Whether messages name a line.
     is_file: bool,
     text: String,
 }
@@ -130,7 +129,7 @@ fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
     out
 }
 
-/// `conf.d/*.toml` beside the file, in name order.
+/// `conf.d/*.toml` beside the file, in order of names.
 fn conf_d(file: &Path) -> Vec<PathBuf> {
     let dir = file.parent().unwrap_or(Path::new(".")).join("conf.d");
     let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
@@ -138,14 +137,14 @@ fn conf_d(file: &Path) -> Vec<PathBuf> {
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
-        // An editor's lock or draft.
+        // A lock or draft of an editor.
         .filter(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")))
         .collect();
     paths.sort();
     paths
 }
 
-/// `transport_compression`: a setting but for its one underscore, as `TRANSPORT__COMPRESSION`.
+/// The setting that a variable with a single underscore probably means: `TRANSPORT__COMPRESSION` for `transport_compression`.
 fn missed(key: &str) -> Option<String> {
     SECTIONS.iter().find_map(|section| {
         let key = key.strip_prefix(section.name)?.strip_prefix('_')?;
@@ -155,7 +154,7 @@ fn missed(key: &str) -> Option<String> {
     })
 }
 
-/// A value that is TOML is taken as such (`true`, `5`, `["a"]`), anything else as a string.
+/// Parses a value as TOML (`true`, `5`, `["a"]`), or else takes it as a string.
 fn assignment(key: &str, value: &str) -> String {
     let as_toml = format!("{key} = {value}");
     if as_toml.parse::<toml::Table>().is_ok() {
@@ -224,7 +223,7 @@ impl Layer {
         }
     }
 
-    /// Remember where each key is set, for what is found out later.
+    /// Records the origin of each key for later messages.
     fn note(&self, path: &str, value: &Spanned<DeValue<'_>>, origins: &mut Origins) {
         origins.insert(path.to_owned(), self.place(Some(value.span())));
         if let DeValue::Table(table) = value.get_ref() {
@@ -260,7 +259,7 @@ fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a 
         .map(|(_, name)| name)
 }
 
-/// serde's `unknown field `x`, expected one of `a`, `b`` with the nearest right one.
+/// Adds the nearest known name to serde's `unknown field `x`, expected one of `a`, `b``.
 fn nearest_field(message: &str) -> String {
     if let Some(name) = message.split("expected struct ").nth(1) {
         return format!("must be a section, as in [{}]", name.to_lowercase());

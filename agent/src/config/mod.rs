@@ -1,4 +1,4 @@
-//! The configuration as it is written. What it resolves to is [`resolved::Resolved`].
+//! The configuration as written. It resolves to [`resolved::Resolved`].
 
 mod layers;
 mod reference;
@@ -17,7 +17,7 @@ use vedette_collectors::settings::{Bytes, Interval};
 use vedette_transport::tls::Roots;
 use vedette_wire::Compression;
 
-/// The whole configuration; every section has defaults.
+/// The whole configuration. All sections have defaults.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
@@ -26,54 +26,54 @@ pub(crate) struct Config {
     pub(crate) state: State,
     pub(crate) host: Host,
     pub(crate) transport: Transport,
-    pub(crate) limits: Limits,
+    pub(crate) limits: ResourceLimits,
     pub(crate) log: Log,
     pub(crate) policy: PolicySection,
     pub(crate) collectors: BTreeMap<String, toml::Table>,
 }
 
-/// Where data goes. `vedette enroll` notes all of it; what is stated here as well must agree.
+/// The destination. `vedette enroll` records all of this; settings here must agree with it.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Workspace {
-    /// Address of the workspace, `https://host:port`.
+    /// URL of the workspace, `https://host:port`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) url: Option<String>,
-    /// The workspace's CA certificate.
+    /// CA certificate of the workspace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca: Option<PathBuf>,
-    /// Whose certificates are taken for the workspace's authority: `ca` (its CA certificate), `platform` (those that the
-    /// operating system trusts, or that `SSL_CERT_FILE` and `SSL_CERT_DIR` name) or `both`. The workspace's certificate has
-    /// to carry the geography all the same.
+    /// Trusted certificate authorities of the workspace: `ca` (its CA certificate), `platform` (those of the operating system,
+    /// or of `SSL_CERT_FILE` and `SSL_CERT_DIR`) or `both`. The workspace's certificate must carry its geography in any case.
     #[schemars(with = "String")]
     pub(crate) roots: Roots,
     /// Geography of the workspace: `united-states`, `europe`, `asia-pacific` or `australia`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) geo: Option<String>,
-    /// HTTP proxy towards the workspace, `http://host:port` or `http://user:password@host:port`.
+    /// HTTP proxy to the workspace, `http://host:port` or `http://user:password@host:port`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) proxy: Option<String>,
-    /// Who is reached without it, with commas between: names, domains (`.example.net`), addresses and networks
-    /// (`10.0.0.0/8`). The agent reads no `NO_PROXY` from its environment.
+    /// Hosts to reach without the proxy, comma-separated: names, domains (`.example.net`), addresses and networks
+    /// (`10.0.0.0/8`). The agent does not read `NO_PROXY`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) no_proxy: Option<String>,
-    /// A workspace that took no batch for so long is left for its pair, where the policy names one; 1s to 1h.
+    /// Time without a delivered batch after which the agent fails over to the other workspace of the pair, if the policy names
+    /// one; 1s to 1h.
     pub(crate) fail_over_after: Interval,
-    /// The preferred one is gone back to when it has taken every batch that it was tried with for so long; 1s to 1d.
+    /// Time for which the preferred workspace must accept every probe before the agent fails back to it; 1s to 1d.
     pub(crate) fail_back_after: Interval,
 }
 
-/// Who this agent is.
+/// Identity of the agent.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Identity {
-    /// Directory of key, certificate, enrollment and policy; only the agent writes there.
+    /// Directory of key, certificate, enrollment and policy; only the agent writes to it.
     pub(crate) dir: PathBuf,
-    /// File that enrolls the agent at its first start, and is deleted then: docs/provisioning.md.
+    /// File that enrolls the agent at its first start and is then deleted; see docs/provisioning.md.
     pub(crate) bootstrap: PathBuf,
 }
 
-/// What survives a restart.
+/// State that survives a restart.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
@@ -81,28 +81,28 @@ pub(crate) struct State {
     pub(crate) dir: PathBuf,
 }
 
-/// The machine that is observed.
+/// The observed host.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Host {
-    /// Its root: `/`, or where a container mounts it.
+    /// Its root directory: `/`, or the mount point in a container.
     pub(crate) root: PathBuf,
-    /// Geography that it stands in: `united-states`, `brazil`, `canada`, `europe`, `united-kingdom`, `asia-pacific`, `japan`,
-    /// `india` or `australia`. Where it is not set, that of the cloud's region. What the host sends goes to the workspace
-    /// geography of it and to no other.
+    /// Geography of the host: `united-states`, `brazil`, `canada`, `europe`, `united-kingdom`, `asia-pacific`, `japan`, `india`
+    /// or `australia`. By default that of the cloud's region. The host's data goes only to the workspace geography that serves
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) geography: Option<String>,
-    /// Cloud whose instance metadata is asked: `auto` (the one that the firmware names), `off`, `azure`, `aws` or `gcp`.
+    /// Cloud whose instance metadata to query: `auto` (the one that the firmware names), `off`, `azure`, `aws` or `gcp`.
     #[schemars(with = "String")]
     pub(crate) cloud: CloudSetting,
-    /// Tags of the cloud's machine that are part of the host's record.
+    /// Tags of the cloud's machine to include in the host's record.
     pub(crate) cloud_tags: Vec<String>,
-    /// Base address of the metadata service, where it is not `http://169.254.169.254`.
+    /// Base URL of the metadata service, if not `http://169.254.169.254`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) metadata_url: Option<String>,
 }
 
-/// Cloud whose metadata is asked.
+/// Cloud whose metadata to query.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CloudSetting {
@@ -114,47 +114,47 @@ pub(crate) enum CloudSetting {
     Gcp,
 }
 
-/// How records are batched, kept and sent.
+/// Batching, queueing and sending.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Transport {
     /// Codec of batches: `zstd` or `gzip`.
     #[schemars(with = "String")]
     pub(crate) compression: Compression,
-    /// Records of a batch in bytes before compression, 64KiB to 8MiB; compressed it has 2MiB at the most. Where it is not
-    /// set: 8MiB, or an eighth of `memory_max` or a sixteenth of `queue_bytes_max` where that is less.
+    /// Maximum size of a batch's records in bytes before compression, 64KiB to 8MiB; compressed at most 2MiB. By default 8MiB,
+    /// or an eighth of `memory_max` or a sixteenth of `queue_bytes_max` if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) batch_bytes_max: Option<Bytes>,
-    /// Records of a batch, 1 to 1000000.
+    /// Maximum number of records in a batch, 1 to 1000000.
     pub(crate) batch_records_max: u32,
-    /// Age of the first record at which a batch is sealed, 50ms to 5m.
+    /// Age of a batch's first record at which the batch is sealed, 50ms to 5m.
     pub(crate) batch_age_max: Interval,
-    /// Size of the queue's file; when it is reached, sources wait. At least 16MiB, and 16 batches.
+    /// Maximum size of the queue file; sources wait when it is reached. At least 16MiB, and 16 batches.
     pub(crate) queue_bytes_max: Bytes,
-    /// Percent of its volume that the queue's file may take, 1 to 100; the smaller of both limits holds.
+    /// Maximum percentage of the volume for the queue file, 1 to 100; the lower limit applies.
     pub(crate) queue_volume_percent_max: u8,
-    /// Bytes of the volume that the queue leaves free for others.
+    /// Free bytes that the queue leaves on the volume.
     pub(crate) disk_free_min: Bytes,
-    /// Inodes of the volume below which the queue takes nothing more.
+    /// Number of free inodes below which the queue takes nothing.
     pub(crate) inodes_free_min: u64,
 }
 
-/// What the agent may take of the machine.
+/// Limits of resources.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Limits {
-    /// Resident memory (VmRSS) by which batches, queue and what waits are planned; at least 32MiB. It is not enforced: catching
-    /// up took 59MiB of 64MiB, and 38MiB of 32MiB.
+pub(crate) struct ResourceLimits {
+    /// Target for resident memory (VmRSS), from which the sizes of batches, queue cache and buffers follow; at least 32MiB. It
+    /// is not enforced: catching up took 59MiB of 64MiB, and 38MiB of 32MiB.
     pub(crate) memory_max: Bytes,
 }
 
-/// What the agent says of itself on stderr.
+/// Log messages on standard error.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Log {
-    /// Least severe messages: `error`, `warn`, `info`, `debug` or `trace`.
+    /// Lowest level to log: `error`, `warn`, `info`, `debug` or `trace`.
     pub(crate) level: String,
-    /// `text` or `json`.
+    /// Format: `text` or `json`.
     pub(crate) format: String,
 }
 
@@ -162,16 +162,16 @@ pub(crate) struct Log {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct PolicySection {
-    /// What becomes of what was observed and queued before the policy switched collection off: `send`, or `purge`.
+    /// What to do with queued records when the policy switches collection off: `send` or `purge`.
     #[schemars(with = "String")]
     pub(crate) on_disable: OnDisable,
-    /// Where sources go on when it is switched on again: `end`, so that nothing is collected that was written meanwhile, or
-    /// `cursor`, where they were left.
+    /// Where sources continue when collection is switched on again: `end`, which collects nothing written meanwhile, or
+    /// `cursor`, where they stopped.
     #[schemars(with = "String")]
     pub(crate) resume: ResumeAt,
 }
 
-/// What becomes of what is queued when collection is switched off.
+/// What to do with queued records when collection is switched off.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OnDisable {
@@ -180,7 +180,7 @@ pub(crate) enum OnDisable {
     Purge,
 }
 
-/// Where sources go on when collection is switched on again.
+/// Where sources continue when collection is switched on again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ResumeAt {
@@ -243,7 +243,7 @@ impl Default for Transport {
     }
 }
 
-impl Default for Limits {
+impl Default for ResourceLimits {
     fn default() -> Self {
         Self { memory_max: Bytes(64 << 20) }
     }
@@ -255,7 +255,7 @@ impl Default for Log {
     }
 }
 
-/// A section of the file: its name, how it is checked, and what the reference says of it.
+/// A section of the file: its name, its check, and its reference text.
 pub(crate) struct Section {
     pub(crate) name: &'static str,
     pub(crate) check: fn(toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error>,
@@ -265,7 +265,7 @@ pub(crate) struct Section {
 
 macro_rules! sections {
     ($($name:literal $section:ty),*) => {
-        /// Every section but `[collectors.…]`, which the registry describes.
+        /// All sections except `[collectors.…]`, which the registry describes.
         pub(crate) const SECTIONS: &[Section] = &[$(Section {
             name: $name,
             check: |value| <$section>::deserialize(value).map(drop),
@@ -274,5 +274,5 @@ macro_rules! sections {
         }),*];
     };
 }
-sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" Limits, "log" Log,
+sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" ResourceLimits, "log" Log,
     "policy" PolicySection);

@@ -10,17 +10,17 @@ use vedette_collectors::REGISTRY;
 struct Key {
     name: String,
     help: String,
-    /// As TOML; absent where there is no default.
+    /// Default as TOML; absent without one.
     default: Option<String>,
 }
 
-/// Title and keys, from a JSON schema whose descriptions are the doc comments.
+/// Title and keys of a JSON schema; descriptions are the doc comments.
 fn describe(schema: &Schema, defaults: &toml::Table) -> (String, Vec<Key>) {
     let schema = schema.as_value();
     let text = |value: &Value| value["description"].as_str().unwrap_or_default().replace('\n', " ");
     let properties = schema["properties"].as_object().cloned().unwrap_or_default();
     let mut names: Vec<&String> = properties.keys().collect();
-    // `enabled` first, the rest as the schema has them.
+    // `enabled` first, the rest in the schema's order.
     names.sort_by_key(|name| name.as_str() != "enabled");
     let keys = names
         .into_iter()
@@ -66,7 +66,7 @@ pub(crate) fn configuration_page() -> String {
     out
 }
 
-/// `packaging/vedette.toml`: every key with its default, commented out.
+/// `packaging/vedette.toml`: all keys with their defaults, commented out.
 pub(crate) fn default_file() -> String {
     let mut out = String::from(
         "# Vedette. Every key with its default; remove the # to change one.\n\

@@ -1,10 +1,10 @@
-//! What the configuration resolves to: values that were checked against each other and can be used as they are.
+//! The resolved configuration: values that are consistent and ready to use.
 
 use super::{CloudSetting, Config, PolicySection, layers::Origins};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
-use vedette_collectors::{Cx, REGISTRY, Spec, settings::Bytes};
+use vedette_collectors::{CollectorContext, REGISTRY, Spec, settings::Bytes};
 use vedette_transport::{
     BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX,
     tls::{Proxy, Roots},
@@ -16,40 +16,40 @@ use vedette_wire::geo::{Geography, UnknownPlace, WorkspaceGeo};
 pub(crate) struct CollectorPlan {
     pub(crate) spec: &'static Spec,
     pub(crate) settings: toml::Table,
-    /// The settings say that it runs.
+    /// Whether the settings switch it on.
     pub(crate) enabled: bool,
 }
 
-/// Resident memory before the agent collects, where it is not measured to be more.
+/// Assumed resident memory before collection starts, if less is measured.
 pub(crate) const BASELINE_BYTES: u64 = 12 << 20;
 
-/// Of a batch, where nothing is said and there is room: each costs its own fsync, request and deletion.
+/// Default size of a batch: each batch costs an fsync, a request and a deletion.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
 
-/// How `memory_max` is divided, in bytes.
+/// Division of `memory_max`, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Memory {
-    /// Chunks that wait for the batcher.
+    /// Chunks in the intake.
     pub(crate) intake: usize,
-    /// Sealed batches on their way.
+    /// Batches in flight.
     pub(crate) in_flight: usize,
 }
 
-/// Bytes between collectors and queue, however much memory there is.
+/// Maximum for the intake, however much memory there is.
 const INTAKE_BYTES_MAX: u64 = 2 << 20;
 
 impl Memory {
-    /// Pages of the queue.
+    /// Page cache of the queue.
     pub(crate) fn cache(memory_max: u64) -> u64 {
         (memory_max / 10).min(CACHE_BYTES as u64)
     }
 
-    /// Baseline, the batch that is being made and the queue's pages come first; of the rest, waiting chunks and
-    /// batches in flight get an eighth each; more than half is what collectors hold while they look, and what the allocator
-    /// keeps: much of this is made by one thread and freed by another. 1 MiB for each is the least.
+    /// Divides `memory_max`. Baseline, open batches and page cache come first. Of the rest, intake and batches in flight get an
+    /// eighth each, and at least 1 MiB. More than half remains for collectors and for the allocator, since much memory is
+    /// allocated by one thread and freed by another.
     pub(crate) fn plan(memory_max: u64, baseline: u64, batch_bytes_max: u64) -> Self {
-        // What of the two open batches is sealed, the frame of one, and that once more in the database's pages, which are
-        // rounded up; for records that do not compress.
+        // For incompressible records: the sealed parts of the two open batches, the frame of one, and its copy in the
+        // database's pages, which are rounded up.
         let sealed = batch_bytes_max.min(SEALED_BYTES_MAX as u64);
         let rest = memory_max.saturating_sub(baseline + 5 * sealed + Self::cache(memory_max));
         let eighth = (rest / 8).max(1 << 20);
@@ -57,7 +57,7 @@ impl Memory {
     }
 }
 
-/// Where the host stands, as far as the configuration says.
+/// Location of the host, as configured.
 #[derive(Debug, Clone)]
 pub(crate) struct HostPlace {
     pub(crate) cloud: CloudSetting,
@@ -74,7 +74,7 @@ pub(crate) struct Resolved {
     pub(crate) roots: Roots,
     pub(crate) workspace_geo: Option<WorkspaceGeo>,
     pub(crate) proxy: Option<Proxy>,
-    /// How long an endpoint fails until the next is used, and how long the preferred one works until it is used again.
+    /// Time of failure before fail-over, and of success before fail-back.
     pub(crate) fail_over: (Duration, Duration),
     pub(crate) identity_dir: PathBuf,
     pub(crate) bootstrap: PathBuf,
@@ -88,11 +88,11 @@ pub(crate) struct Resolved {
     pub(crate) log_json: bool,
     pub(crate) policy: PolicySection,
     pub(crate) collectors: Vec<CollectorPlan>,
-    /// SHA-256 of what was written, hex: tells one configuration from another.
+    /// SHA-256 of the written configuration, hex; identifies it.
     pub(crate) digest: String,
 }
 
-/// Whether one entry of `no_proxy` is `*`, an address, a network, a name, or a domain with or without a dot before it.
+/// Whether an entry of `no_proxy` is valid: `*`, an address, a network, a name, or a domain with or without a leading dot.
 fn is_exempt(one: &str) -> bool {
     use std::net::IpAddr;
     let is_network = |(address, bits): (&str, &str)| match (address.parse(), bits.parse::<u8>()) {
@@ -113,7 +113,7 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn wrong(&mut self, key: &str, message: &str) {
-        // A key that no layer sets has its section's place, or none.
+        // A key that no layer sets has the origin of its section, if any.
         let section = key.rsplit_once('.').map_or(key, |(section, _)| section);
         let place = self.origins.get(key).or_else(|| self.origins.get(section));
         self.problems.push(match place {
@@ -136,10 +136,9 @@ impl Checker<'_> {
 }
 
 impl Resolved {
-    /// Check the values against each other.
+    /// Checks the values against each other.
     ///
-    /// # Errors
-    /// A line for each problem.
+    /// # Errors One line per problem.
     pub(super) fn from_config(config: Config, origins: &Origins) -> Result<Self, Vec<String>> {
         let mut check = Checker { origins, problems: Vec::new() };
         let digest = hex::encode(Sha256::digest(toml::to_string(&config).unwrap_or_default()));
@@ -219,7 +218,7 @@ impl Resolved {
             let message = "a password is visible in the list of processes; write it in a file of conf.d";
             check.wrong("workspace.proxy", message);
         }
-        // Of the quota two fifths are batches, each with its space in the database rounded up.
+        // Two fifths of the quota are for batches, whose space in the database is rounded up.
         let queue_least = 16 * batch_bytes_max.0;
         if transport.queue_bytes_max.0 < queue_least {
             let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
@@ -273,13 +272,13 @@ impl Resolved {
         })
     }
 
-    /// Ids of the collectors that are switched on.
+    /// Ids of the enabled collectors.
     pub(crate) fn enabled(&self) -> std::collections::BTreeSet<&'static str> {
         self.collectors.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect()
     }
 }
 
-/// `https://host:port` without anything behind it.
+/// Parses `https://host:port` without a path.
 pub(crate) fn parse_url(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|err| format!("{text:?} is no URL ({err}); write https://host:port"))?;
     if url.scheme() != "https" || !url.has_host() {
@@ -304,13 +303,13 @@ fn collectors(
             CollectorPlan { spec, settings, enabled: enabled.unwrap_or(true) }
         })
         .collect();
-    let cx = Cx {
+    let cx = CollectorContext {
         enabled: plans.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect(),
-        ..Cx::new(root, std::sync::Arc::new(crate::now))
+        ..CollectorContext::new(root, std::sync::Arc::new(crate::now))
     };
     for plan in &plans {
         if let Err(err) = (plan.spec.build)(plan.settings.clone(), &cx) {
-            // `paths: …`: the key that it is about stands first.
+            // Messages begin with their key: `paths: …`.
             let (key, why) = err.message.split_once(": ").unwrap_or(("enabled", &err.message));
             check.wrong(&format!("collectors.{}.{key}", plan.spec.id), why);
         }

@@ -1,47 +1,47 @@
-//! The effective policy, and the only place that decides whether a collector runs.
+//! The effective policy: the only place that decides whether a collector runs.
 //!
-//! Two say something: the organization's policy, which is signed ([`kept`]), and the host's own configuration. Either may
-//! switch a collector off; on the standard tier neither may where it would leave a required group without any.
+//! Two sources decide: the organization's signed policy ([`store`]) and the host's configuration. Either can switch a collector
+//! off. On the standard tier neither can if a required group would have no collector left.
 
-mod kept;
+mod store;
 
-pub(crate) use kept::{Kept, Refused, keep, verified};
+pub(crate) use store::{PolicyStore, Refused, keep, verified};
 
 use crate::config::CollectorPlan;
 use std::collections::BTreeSet;
-use vedette_collectors::{Class, Cx, Plan};
+use vedette_collectors::{CollectorClass, CollectorContext, Plan};
 use vedette_wire::policy::{Policy, REQUIRED, Tier};
 
-/// What is to become of one collector.
+/// Decision on one collector.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Decision {
     pub(crate) id: &'static str,
-    /// Its settings, with what the policy says of them.
+    /// Its settings, including those of the policy.
     pub(crate) settings: toml::Table,
     pub(crate) run: bool,
-    /// It does not run since the policy says so: what is written meanwhile is not collected later.
+    /// The policy switches it off: what is written meanwhile is never collected.
     pub(crate) by_policy: bool,
-    /// Why it is off, or runs all the same.
+    /// Why it is off, or runs in spite of its settings.
     pub(crate) why: Option<String>,
-    /// The host's configuration says what the policy does not allow.
+    /// The configuration demands what the policy does not allow.
     pub(crate) conflict: bool,
 }
 
-/// What is to become of each, in the order of the plans.
-pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &Cx) -> Vec<Decision> {
-    // Artifacts are not its to switch off.
+/// Decides on each collector, in the order of the plans.
+pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &CollectorContext) -> Vec<Decision> {
+    // A policy cannot switch artifacts off.
     let of_policy = |id: &str| {
-        let artifact = vedette_collectors::find(id).is_some_and(|spec| spec.class == Class::Artifact);
+        let artifact = vedette_collectors::find(id).is_some_and(|spec| spec.class == CollectorClass::Artifact);
         policy.collectors.get(id).and_then(|collector| collector.enabled).filter(|_| !artifact)
     };
-    // What would observe something here if nobody but the host were asked.
+    // Collectors that would observe something by the host's configuration alone.
     let wanted: BTreeSet<&'static str> = plans
         .iter()
         .filter(|plan| plan.enabled && of_policy(plan.spec.id) != Some(false))
         .map(|plan| plan.spec.id)
         .collect();
     let observes = |plan: &CollectorPlan| {
-        let cx = Cx { enabled: wanted.clone(), ..cx.clone() };
+        let cx = CollectorContext { enabled: wanted.clone(), ..cx.clone() };
         wanted.contains(plan.spec.id)
             && matches!((plan.spec.build)(plan.settings.clone(), &cx), Ok(Plan::Poll(..) | Plan::Watch(_)))
     };
@@ -59,7 +59,7 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &Cx) -> Vec<D
             };
             let revision = policy.revision;
             let required = REQUIRED.iter().find(|(_, ids)| ids.contains(&id)).filter(|_| policy.tier == Tier::Standard);
-            if !policy.collect && plan.spec.class != Class::Artifact {
+            if !policy.collect && plan.spec.class != CollectorClass::Artifact {
                 let why = Some(format!("policy revision {revision} switches collection off"));
                 return Decision { by_policy: true, why, ..off };
             }
@@ -67,7 +67,7 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &Cx) -> Vec<D
                 return Decision { run: true, ..off };
             }
             let missing = required.filter(|(_, ids)| {
-                // The first of a group stands in for it.
+                // The first of a group runs in place of the others.
                 ids[0] == id && !plans.iter().any(|other| ids.contains(&other.spec.id) && observes(other))
             });
             if let Some((what, _)) = missing {
@@ -85,7 +85,7 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &Cx) -> Vec<D
         .collect()
 }
 
-/// The host's settings of a collector, with what a policy may say of them.
+/// The host's settings of a collector, with those of the policy.
 fn settings(policy: &Policy, plan: &CollectorPlan) -> toml::Table {
     let mut settings = plan.settings.clone();
     let every = policy.collectors.get(plan.spec.id).and_then(|collector| collector.every_seconds);

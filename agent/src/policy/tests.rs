@@ -20,10 +20,10 @@ fn policy(tier: Tier, collect: bool) -> Policy {
     Policy { collect, revision: 5, ..Policy::first(organization, tier, 1) }
 }
 
-/// Which run, and which in spite of the configuration, on a host with a system log and no journal.
+/// Collectors that run, and those that run in spite of the configuration, on a host with a system log and no journal.
 fn decided(policy: &Policy, off: &[&str]) -> (BTreeSet<&'static str>, Vec<&'static str>, Vec<&'static str>) {
     let host = tempfile::tempdir().expect("temp dir");
-    let decisions = decide(policy, &plans(off), &Cx::new(host.path(), Arc::new(|| 1)));
+    let decisions = decide(policy, &plans(off), &CollectorContext::new(host.path(), Arc::new(|| 1)));
     let of = |which: fn(&Decision) -> bool| decisions.iter().filter(|d| which(d)).map(|d| d.id).collect::<Vec<_>>();
     (of(|d| d.run).into_iter().collect(), of(|d| d.conflict), of(|d| d.by_policy))
 }
@@ -54,7 +54,7 @@ fn the_host_may_switch_off_what_it_likes_on_the_free_tier_and_what_nobody_requir
 fn either_of_two_sources_of_system_logs_is_enough_where_it_is_there() {
     let (run, conflicts, _) = decided(&policy(Tier::Standard, true), &["journal"]);
     assert!(run.contains("syslog") && conflicts.is_empty());
-    // There is no journal on this host: the journal collector observes nothing.
+    // This host has no journal, so the journal collector observes nothing.
     let (run, conflicts, _) = decided(&policy(Tier::Standard, true), &["syslog"]);
     assert!(run.contains("syslog"));
     assert_eq!(conflicts, ["syslog"]);
@@ -71,13 +71,13 @@ fn a_policy_switches_single_collectors_and_sets_how_often_they_look() {
     let (run, _, by_policy) = decided(&policy, &[]);
     assert!(!run.contains("processes") && run.contains("sessions"));
     assert_eq!(by_policy, ["processes"]);
-    let decisions = decide(&policy, &plans(&[]), &Cx::new("/nonexistent", Arc::new(|| 1)));
+    let decisions = decide(&policy, &plans(&[]), &CollectorContext::new("/nonexistent", Arc::new(|| 1)));
     let every = |id: &str| decisions.iter().find(|d| d.id == id).and_then(|d| d.settings.get("every").cloned());
     assert_eq!(every("sessions"), Some("7s".into()));
     assert_eq!(every("syslog"), None, "it has no such setting");
 }
 
-/// What the workspace checks ids against is what there is.
+/// The workspace's list of collectors equals the registry.
 #[test]
 fn the_list_of_collectors_is_the_registry() {
     let listed: BTreeSet<_> = vedette_wire::policy::COLLECTORS.iter().copied().collect();
@@ -85,7 +85,7 @@ fn the_list_of_collectors_is_the_registry() {
     assert_eq!(listed, REGISTRY.iter().map(every).collect());
 }
 
-mod kept {
+mod store {
     use super::*;
     use crate::identity::{Enrollment, IdentityDir};
     use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
@@ -108,13 +108,13 @@ mod kept {
             policy_key: Some(hex::encode(key.der_bytes())),
             ..Enrollment::sample("")
         };
-        let load = || Kept::load(&identity, &enrollment);
-        let (kept, problem) = load();
-        assert!(kept.policy().is_none() && matches!(problem, Some(Refused::Torn(_))), "{problem:?}");
+        let load = || PolicyStore::load(&identity, &enrollment);
+        let (store, problem) = load();
+        assert!(store.policy().is_none() && matches!(problem, Some(Refused::Torn(_))), "{problem:?}");
         let first = sign(&key, &policy(Tier::Free, true));
         keep(&identity, &first).expect("writes");
-        let (mut kept, problem) = load();
-        assert_eq!((kept.revision(), problem), (5, None));
+        let (mut store, problem) = load();
+        assert_eq!((store.revision(), problem), (5, None));
 
         let later = |change: fn(&mut Policy)| {
             let mut later = Policy { revision: 6, ..policy(Tier::Free, false) };
@@ -122,33 +122,33 @@ mod kept {
             later
         };
         let other = KeyPair::generate_for(&PKCS_ED25519).expect("makes");
-        assert_eq!(kept.consider(&sign(&other, &later(|_| ()))).err(), Some(Refused::Forged));
+        assert_eq!(store.accept(&sign(&other, &later(|_| ()))).err(), Some(Refused::Forged));
         let mut changed = sign(&key, &later(|_| ()));
         changed.policy = changed.policy.replace("\"revision\":6", "\"revision\":7");
-        assert_eq!(kept.consider(&changed).err(), Some(Refused::Forged));
+        assert_eq!(store.accept(&changed).err(), Some(Refused::Forged));
         let foreign = later(|policy| {
             policy.organization = OrganizationId("01890a5d-ac96-774b-bcce-b302099a8058".parse().expect("a UUID"))
         });
-        assert!(matches!(kept.consider(&sign(&key, &foreign)), Err(Refused::Foreign(_))));
+        assert!(matches!(store.accept(&sign(&key, &foreign)), Err(Refused::Foreign(_))));
         for revision in [4, 5] {
             let older = Policy { revision, ..later(|_| ()) };
-            assert_eq!(kept.consider(&sign(&key, &older)).err(), Some(Refused::Older(revision, 5)));
+            assert_eq!(store.accept(&sign(&key, &older)).err(), Some(Refused::Older(revision, 5)));
         }
         let forbidden = later(|policy| policy.tier = Tier::Standard);
-        assert!(matches!(kept.consider(&sign(&key, &forbidden)), Err(Refused::Torn(_))));
+        assert!(matches!(store.accept(&sign(&key, &forbidden)), Err(Refused::Torn(_))));
         assert_eq!(load().0.revision(), 5, "none of them was kept");
 
-        kept.consider(&sign(&key, &later(|_| ()))).expect("is newer");
-        let (kept, problem) = load();
-        assert_eq!((kept.revision(), kept.policy().map(|policy| policy.collect), problem), (6, Some(false), None));
+        store.accept(&sign(&key, &later(|_| ()))).expect("is newer");
+        let (store, problem) = load();
+        assert_eq!((store.revision(), store.policy().map(|policy| policy.collect), problem), (6, Some(false), None));
         let path = identity.path("policy.json");
         let whole = std::fs::read(&path).expect("is there");
         identity.write("policy.json", &whole[..whole.len() / 2]).expect("writes");
-        let (kept, problem) = load();
-        assert!(kept.policy().is_none() && matches!(problem, Some(Refused::Torn(_))), "{problem:?}");
-        // Enrolled by a release without policies: there is no file, and nothing to verify one with.
+        let (store, problem) = load();
+        assert!(store.policy().is_none() && matches!(problem, Some(Refused::Torn(_))), "{problem:?}");
+        // A release without policies enrolled: there is neither a file nor a key to verify with.
         std::fs::remove_file(path).expect("removes");
-        let (kept, problem) = Kept::load(&identity, &Enrollment { policy_key: None, ..enrollment.clone() });
-        assert_eq!((kept.revision(), problem), (5, Some(Refused::NoKey)));
+        let (store, problem) = PolicyStore::load(&identity, &Enrollment { policy_key: None, ..enrollment.clone() });
+        assert_eq!((store.revision(), problem), (5, Some(Refused::NoKey)));
     }
 }

@@ -1,5 +1,5 @@
-//! Requests for artifacts: verified, kept until they are answered, and handed to the collector. What is sent travels on a lane
-//! of its own, which is opened when the first request comes.
+//! Artifact requests: verified, stored until they are answered, and passed to the collector. Artifacts have their own lane,
+//! which opens with the first request.
 
 use super::QueueSink;
 use crate::{
@@ -12,81 +12,81 @@ use std::collections::{BTreeMap, BTreeSet};
 use vedette_collectors::{Requests, Wanted};
 use vedette_wire::policy::{ArtifactLimits, ArtifactRequest, SignedRequest};
 
-/// Its file in the identity directory.
+/// File in the identity directory.
 const FILE: &str = "artifacts.json";
-/// Answered requests that are remembered: a repeat of one of them is not answered again.
+/// Number of answered requests to remember: they are not answered again.
 const REMEMBERED_MAX: usize = 10_000;
-/// Requests of one answer that are looked at, and that may be open.
+/// Maximum number of requests per answer, and of open requests.
 const REQUESTS_MAX: usize = 1000;
-/// The rate is per hour.
+/// One hour, the unit of the rate.
 const HOUR_NS: i64 = 3600 * 1_000_000_000;
 
-/// Requests of this agent.
+/// Open and answered requests.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Kept {
+struct RequestLog {
     open: BTreeMap<String, SignedRequest>,
-    /// When each came that was answered, nanoseconds UTC.
+    /// Arrival of each answered request, nanoseconds UTC.
     answered: BTreeMap<String, i64>,
 }
 
-/// What was asked of this agent.
+/// Requests to this agent.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ArtifactRequests {
     identity: IdentityDir,
     enrollment: Enrollment,
-    kept: Kept,
+    log: RequestLog,
     requests: Requests,
-    /// What the collector was told since the start.
-    told: BTreeSet<String>,
-    /// Why a request was refused last.
+    /// Requests passed to the collector since the start.
+    passed: BTreeSet<String>,
+    /// Why a request was last refused.
     refused: Option<String>,
 }
 
-impl Asked {
+impl ArtifactRequests {
     pub(super) fn load(identity: &IdentityDir, enrollment: &Enrollment) -> Self {
-        let kept = std::fs::read(identity.path(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let log = std::fs::read(identity.path(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self {
             identity: identity.clone(),
             enrollment: enrollment.clone(),
-            kept: kept.unwrap_or_default(),
+            log: log.unwrap_or_default(),
             requests: Requests::default(),
-            told: BTreeSet::new(),
+            passed: BTreeSet::new(),
             refused: None,
         }
     }
 
-    /// Where the collector finds them.
+    /// The collector's view of the requests.
     pub(super) fn requests(&self) -> &Requests {
         &self.requests
     }
 
-    /// Whether any waits for its answer.
+    /// Whether a request is open.
     pub(super) fn is_open(&self) -> bool {
-        !self.kept.open.is_empty()
+        !self.log.open.is_empty()
     }
 
-    /// Take requests in; true where one is new. What is not signed by the workspace, or is for another, is reported.
+    /// Adds requests; true if one is new. Reports requests that are not signed by the workspace or are for another agent.
     pub(super) fn take(&mut self, signed: Vec<SignedRequest>, limits: &ArtifactLimits) -> anyhow::Result<bool> {
         let (mut new, mut refused, count) = (false, None, signed.len());
         for signed in signed.into_iter().take(REQUESTS_MAX) {
-            if self.kept.open.len() >= REQUESTS_MAX {
+            if self.log.open.len() >= REQUESTS_MAX {
                 break;
             }
             match self.read(&signed) {
                 Ok(request)
-                    if self.kept.open.contains_key(&request.id) || self.kept.answered.contains_key(&request.id) => {}
+                    if self.log.open.contains_key(&request.id) || self.log.answered.contains_key(&request.id) => {}
                 Ok(request) => {
-                    tracing::info!(request = request.id, path = request.path, "an artifact is asked for");
-                    self.kept.open.insert(request.id, signed);
+                    tracing::info!(request = request.id, path = request.path, "artifact requested");
+                    self.log.open.insert(request.id, signed);
                     new = true;
                 }
                 Err(why) => refused = Some(why),
             }
         }
-        // Once, until something else is wrong or nothing is.
+        // Reported once, until the reason changes.
         if refused != self.refused {
             if let Some(why) = &refused {
-                tracing::error!(why, count, "requests for artifacts were refused");
+                tracing::error!(why, count, "artifact requests refused");
             }
             self.refused = refused;
         }
@@ -109,17 +109,17 @@ impl Asked {
         Ok(request)
     }
 
-    /// Tell the collector what it has not been told, and why what is refused at once is.
+    /// Passes new requests to the collector, with the reason for those refused at once.
     fn hand_over(&mut self, limits: &ArtifactLimits) {
         let now = now();
-        let before = self.kept.answered.values().filter(|at| now.saturating_sub(**at) < HOUR_NS).count();
-        let open = self.kept.open.values().filter_map(|signed| self.read(signed).ok()).enumerate();
-        let new = open.filter(|(_, request)| !self.told.contains(&request.id));
+        let before = self.log.answered.values().filter(|at| now.saturating_sub(**at) < HOUR_NS).count();
+        let open = self.log.open.values().filter_map(|signed| self.read(signed).ok()).enumerate();
+        let new = open.filter(|(_, request)| !self.passed.contains(&request.id));
         let wanted = new.map(|(at, request)| {
             let refused = if request.expires <= now {
-                Some("the request came too late; it has expired".to_owned())
+                Some("the request has expired".to_owned())
             } else if before + at >= limits.per_hour_max as usize {
-                Some(format!("the policy allows {} in an hour", limits.per_hour_max))
+                Some(format!("the policy allows {} per hour", limits.per_hour_max))
             } else {
                 None
             };
@@ -132,14 +132,14 @@ impl Asked {
             }
         });
         let wanted: Vec<Wanted> = wanted.collect();
-        self.told.extend(wanted.iter().map(|wanted| wanted.request.clone()));
+        self.passed.extend(wanted.iter().map(|wanted| wanted.request.clone()));
         self.requests.add(wanted);
     }
 
-    /// Note what the collector has answered, once that is durable.
+    /// Records answered requests, after the answers are durable.
     pub(super) async fn settle(&mut self, sink: &std::sync::Arc<QueueSink>) -> anyhow::Result<()> {
         let waiting = self.requests.ids();
-        let answered = self.kept.open.keys().filter(|id| self.told.contains(*id) && !waiting.contains(id));
+        let answered = self.log.open.keys().filter(|id| self.passed.contains(*id) && !waiting.contains(id));
         let answered: Vec<String> = answered.cloned().collect();
         if answered.is_empty() {
             return Ok(());
@@ -147,19 +147,19 @@ impl Asked {
         let sink = std::sync::Arc::clone(sink);
         tokio::task::spawn_blocking(move || sink.wait_durable()).await??;
         for id in answered {
-            self.kept.open.remove(&id);
-            self.told.remove(&id);
-            self.kept.answered.insert(id, now());
+            self.log.open.remove(&id);
+            self.passed.remove(&id);
+            self.log.answered.insert(id, now());
         }
-        while self.kept.answered.len() > REMEMBERED_MAX {
-            // Ids are UUIDv7: the first is the oldest.
-            self.kept.answered.pop_first();
+        while self.log.answered.len() > REMEMBERED_MAX {
+            // Ids are UUIDv7, so the first is the oldest.
+            self.log.answered.pop_first();
         }
         self.keep()
     }
 
     fn keep(&self) -> anyhow::Result<()> {
-        self.identity.write(FILE, &serde_json::to_vec(&self.kept)?)
+        self.identity.write(FILE, &serde_json::to_vec(&self.log)?)
     }
 }
 
@@ -190,28 +190,28 @@ mod tests {
             expires: now() + HOUR_NS,
         };
         let limits = ArtifactLimits { per_hour_max: 2, ..ArtifactLimits::default() };
-        let mut asked = Asked::load(&identity, &enrollment);
+        let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
         let theirs = ArtifactRequest { agent: AgentId([8; 16]), ..request("theirs") };
         let foreign = ArtifactRequest { organization: OrganizationId(Default::default()), ..request("foreign") };
         let forged = sign(&KeyPair::generate_for(&PKCS_ED25519).expect("makes"), &request("forged"));
         let refused = vec![sign(&key, &theirs), sign(&key, &foreign), forged];
-        assert!(!asked.take(refused, &limits).expect("keeps"));
-        assert!(!asked.is_open() && asked.requests().ids().is_empty());
+        assert!(!artifacts.take(refused, &limits).expect("keeps"));
+        assert!(!artifacts.is_open() && artifacts.requests().ids().is_empty());
 
         let late = ArtifactRequest { expires: now() - 1, ..request("1-late") };
         let all = vec![sign(&key, &late), sign(&key, &request("2")), sign(&key, &request("3"))];
-        assert!(asked.take(all.clone(), &limits).expect("keeps"));
-        let told = asked.requests().waiting();
-        let why: Vec<&str> = told.iter().map(|wanted| wanted.refused.as_deref().unwrap_or_default()).collect();
-        assert!(why[0].contains("expired") && why[1].is_empty() && why[2].contains("2 in an hour"), "{why:?}");
-        assert!(!asked.take(all, &limits).expect("keeps"), "they are known");
-        assert_eq!(asked.requests().ids().len(), 3, "and told once");
-        // After a restart they are told again, those that were answered are not.
-        asked.kept.open.remove("2");
-        asked.kept.answered.insert("2".to_owned(), now());
-        asked.keep().expect("writes");
-        let mut asked = Asked::load(&identity, &enrollment);
-        assert!(!asked.take(vec![sign(&key, &request("2"))], &limits).expect("keeps"));
-        assert_eq!(asked.requests().ids(), ["1-late", "3"]);
+        assert!(artifacts.take(all.clone(), &limits).expect("keeps"));
+        let passed = artifacts.requests().waiting();
+        let why: Vec<&str> = passed.iter().map(|wanted| wanted.refused.as_deref().unwrap_or_default()).collect();
+        assert!(why[0].contains("expired") && why[1].is_empty() && why[2].contains("2 per hour"), "{why:?}");
+        assert!(!artifacts.take(all, &limits).expect("keeps"), "they are known");
+        assert_eq!(artifacts.requests().ids().len(), 3, "and told once");
+        // After a restart open requests are passed again, answered ones are not.
+        artifacts.log.open.remove("2");
+        artifacts.log.answered.insert("2".to_owned(), now());
+        artifacts.keep().expect("writes");
+        let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
+        assert!(!artifacts.take(vec![sign(&key, &request("2"))], &limits).expect("keeps"));
+        assert_eq!(artifacts.requests().ids(), ["1-late", "3"]);
     }
 }

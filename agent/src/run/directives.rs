@@ -1,6 +1,6 @@
-//! The long poll: asks the workspace for what it has for this agent.
+//! The policy poll: a long poll for policy and artifact requests.
 
-use super::{VERSION, post::Reloading};
+use super::{VERSION, post::WorkspaceClient};
 use std::{
     ops::RangeInclusive,
     time::{Duration, Instant},
@@ -8,17 +8,17 @@ use std::{
 use vedette_transport::Lane;
 use vedette_wire::policy::{Directives, SignedPolicy};
 
-/// The longest pause between two questions while nothing answers.
+/// Longest pause between polls while the workspace does not answer.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How often it is looked whether an acknowledgement tells of a newer policy.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Poll interval for acknowledgements that name a newer policy.
+const POLICY_WAIT_POLL: Duration = Duration::from_millis(500);
 
-/// Pauses after answers that change nothing; not so long that another policy is heard of late.
+/// Pauses after answers without news; short enough to learn of another policy soon.
 const REST: RangeInclusive<Duration> = Duration::from_millis(500)..=Duration::from_secs(5);
-/// The same after a policy that was refused, which comes for ever.
+/// Pauses after a refused policy, which every answer repeats.
 const REFUSED_REST: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(300);
 
-/// How long the workspace is not asked: one that says the same for ever, or what is refused, is asked less and less often.
+/// Pause before the next poll; grows while answers bring nothing new, or a refused policy.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Rest {
     pause: Duration,
@@ -27,61 +27,60 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// After an answer.
+    /// Adjusts the pause after an answer.
     pub(super) fn answered(&mut self, is_new: bool) {
         let bounds = if self.is_refused { REFUSED_REST } else { REST };
         self.pause = if is_new { Duration::ZERO } else { (self.pause * 2).clamp(*bounds.start(), *bounds.end()) };
     }
 
-    /// Until the pause is over, or an acknowledgement tells of a newer revision. A refused policy is newer for ever: that is
-    /// no reason to hurry.
-    pub(super) async fn wait(self, lane: &Lane, behind: u64) {
+    /// Waits for the pause, or until an acknowledgement names a newer revision. A refused policy is always newer, so it does
+    /// not shorten the pause.
+    pub(super) async fn wait(self, lane: &Lane, after: u64) {
         let until = tokio::time::Instant::now() + self.pause;
-        let newer = || lane.sender().policy_revision.is_some_and(|revision| revision > behind);
+        let newer = || lane.sender().policy_revision.is_some_and(|revision| revision > after);
         while tokio::time::Instant::now() < until && (self.is_refused || !newer()) {
-            tokio::time::sleep(LOOK_EVERY.min(until - tokio::time::Instant::now())).await;
+            tokio::time::sleep(POLICY_WAIT_POLL.min(until - tokio::time::Instant::now())).await;
         }
     }
 }
 
-/// What the workspace has next for this agent. While nothing answers, pauses grow; an acknowledgement that tells of a newer
-/// revision ends them.
-pub(super) async fn next(post: &Reloading, lane: &Lane, behind: u64) -> Directives {
+/// The next directives. Pauses grow while the workspace does not answer; an acknowledgement with a newer revision ends them.
+pub(super) async fn next(post: &WorkspaceClient, lane: &Lane, after: u64) -> Directives {
     let (mut pause, mut said) = (Duration::from_millis(500), false);
     loop {
-        match post.directives(behind, VERSION).await {
+        match post.directives(after, VERSION).await {
             Ok(directives) if directives == Directives::default() => {
                 pause = Duration::from_millis(500);
-                // It was held, or the workspace stops.
-                tokio::time::sleep(LOOK_EVERY).await;
+                // The poll ran to its end, or the workspace is stopping.
+                tokio::time::sleep(POLICY_WAIT_POLL).await;
                 continue;
             }
             Ok(directives) => return directives,
             Err(why) => {
                 if !std::mem::replace(&mut said, true) {
-                    tracing::debug!(why, "the workspace cannot be asked for the policy");
+                    tracing::debug!(why, "the policy poll fails");
                 }
             }
         }
         let until = Instant::now() + pause.mul_f64(0.5 + fastrand::f64() / 2.0);
-        let newer = || lane.sender().policy_revision.is_some_and(|revision| revision > behind);
+        let newer = || lane.sender().policy_revision.is_some_and(|revision| revision > after);
         while Instant::now() < until && !newer() {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLICY_WAIT_POLL).await;
         }
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-/// Give the workspace the policy that this agent goes by: it was restored from a backup, and does not know it.
-pub(super) async fn bring_policy(post: &Reloading, signed: Option<SignedPolicy>) {
+/// Sends the policy in force to a workspace that was restored from a backup and lacks it.
+pub(super) async fn bring_policy(post: &WorkspaceClient, signed: Option<SignedPolicy>) {
     let Some(signed) = signed else { return };
     for post in post.all() {
         match post.bring_policy(&signed).await {
             Ok(false) => {}
             Ok(true) => {
-                tracing::warn!("the workspace lost the policy in force, and has it from this agent; was it restored?")
+                tracing::warn!("sent the policy in force to a workspace that lost it; was it restored from a backup?")
             }
-            Err(why) => tracing::warn!(why, "the workspace lost the policy in force, and does not take it"),
+            Err(why) => tracing::warn!(why, "the workspace lost the policy in force, and does not accept it"),
         }
     }
 }

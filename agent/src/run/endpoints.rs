@@ -1,28 +1,28 @@
-//! Which workspace of the pair is delivered to. The first of the list is preferred. One that has taken nothing for a while is
-//! left for the next; the preferred one is tried with a batch now and then, and is gone back to when it has taken all of
-//! them for a longer while. All stand in the workspace's geography: TLS sees to that.
+//! Choice of the endpoint within a pair. The first endpoint is preferred. The agent fails over when the active endpoint has
+//! accepted nothing for a while, and probes the preferred one with single batches. It fails back when the preferred endpoint
+//! has accepted all probes for a longer while. TLS ensures that all endpoints are in the workspace's geography.
 
 use crate::{identity::Enrollment, now};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// How often the preferred one is tried, where going back does not ask for more.
+/// Longest interval between probes of the preferred endpoint.
 const PROBE_EVERY: Duration = Duration::from_secs(30);
 
-/// How an endpoint was found to work or to fail.
+/// Kind of request that tells whether an endpoint works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum Probe {
     /// A batch.
     Delivery,
-    /// The question for the policy, which says nothing of whether batches land.
-    Question,
+    /// A policy poll, which does not tell whether batches land.
+    PolicyPoll,
 }
 
 /// The endpoint in use, for status and heartbeat.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct InUse {
     pub(crate) url: String,
-    /// Nanoseconds UTC.
+    /// Start of its use, nanoseconds UTC.
     pub(crate) since: i64,
     pub(crate) why: String,
 }
@@ -36,17 +36,17 @@ pub(super) struct Endpoints {
     in_use: InUse,
     fail_over_after: Duration,
     fail_back_after: Duration,
-    /// Since when the active one fails, by delivery and by question.
+    /// Start of the active endpoint's failures, by kind of request.
     fails: [Option<Instant>; 2],
-    /// When the active one took a batch last.
+    /// Last batch that the active endpoint accepted.
     delivered: Option<Instant>,
-    /// Since when the active one is in use.
+    /// Start of the active endpoint's use.
     used: Option<Instant>,
-    /// Another one is in use since something else than a batch said so: the sender may rest.
+    /// The endpoint changed for another reason than a batch: the sender may be resting.
     wake: bool,
-    /// Since when the preferred one works, while it is not the active one.
-    well: Option<Instant>,
-    /// When it was tried last, by delivery and by question.
+    /// Start of the preferred endpoint's success, while another is active.
+    preferred_healthy_since: Option<Instant>,
+    /// Last probe, by kind of request.
     probed: [Option<Instant>; 2],
 }
 
@@ -65,13 +65,13 @@ impl Endpoints {
             delivered: None,
             used: None,
             wake: false,
-            well: None,
+            preferred_healthy_since: None,
             probed: [None; 2],
         }
     }
 
-    /// Go by the endpoints of a policy. The one of the enrollment comes last where it is not named: a policy that names wrong
-    /// ones alone could never be replaced.
+    /// Takes over the endpoints of a policy. The enrollment's endpoint is the last if it is not named; otherwise a policy with
+    /// wrong endpoints could never be replaced.
     pub(super) fn set(&mut self, named: &[String]) {
         let mut urls: Vec<String> = Vec::new();
         for url in named.iter().chain([&self.enrolled]).filter(|url| crate::config::parse_workspace_url(url).is_ok()) {
@@ -84,7 +84,7 @@ impl Endpoints {
         }
         let active = urls.iter().position(|url| *url == self.in_use.url);
         self.urls = urls;
-        self.well = None;
+        self.preferred_healthy_since = None;
         match active {
             Some(active) => self.active = active,
             None => {
@@ -94,36 +94,36 @@ impl Endpoints {
         }
     }
 
-    /// All of them, the preferred one first.
+    /// All endpoints, the preferred one first.
     pub(super) fn all(&self) -> &[String] {
         &self.urls
     }
 
-    /// The one in use.
+    /// The active endpoint.
     pub(super) fn in_use(&self) -> &InUse {
         &self.in_use
     }
 
-    /// Whether the sender is to be woken, told once.
+    /// Whether the sender must be woken; resets the mark.
     pub(super) fn wakes(&mut self) -> bool {
         std::mem::take(&mut self.wake)
     }
 
-    /// How long the endpoints are let rest at the most, whatever one of them says: another may be used by then.
+    /// Upper bound for an endpoint's rest, whatever `Retry-After` says: another one may be in use by then.
     pub(super) fn rest_max(&self) -> Option<Duration> {
         (self.urls.len() > 1).then_some(self.fail_over_after)
     }
 
-    /// Whether this is not the one in use: it is only tried.
+    /// Whether a request to this endpoint is only a probe.
     pub(super) fn is_probe(&self, url: &str) -> bool {
         url != self.in_use.url
     }
 
-    /// Where the next request goes: to the active one, or now and then to the preferred one, to see whether it works; a
-    /// question only where nothing is delivered.
-    pub(super) fn next(&mut self, by: By, at: Instant) -> String {
+    /// The endpoint for the next request: the active one, or from time to time the preferred one as a probe. A policy poll is a
+    /// probe only if no batches are delivered.
+    pub(super) fn next(&mut self, by: Probe, at: Instant) -> String {
         let every = PROBE_EVERY.min(self.fail_back_after / 3);
-        let counts = by == By::Delivery || self.delivered.is_none();
+        let counts = by == Probe::Delivery || self.delivered.is_none();
         if self.active != 0 && counts && self.probed[by as usize].is_none_or(|probed| at - probed >= every) {
             self.probed[by as usize] = Some(at);
             return self.urls[0].clone();
@@ -131,39 +131,45 @@ impl Endpoints {
         self.in_use.url.clone()
     }
 
-    /// One answered as it should.
-    pub(super) fn works(&mut self, by: By, url: &str, at: Instant) {
+    /// Records a success.
+    pub(super) fn works(&mut self, by: Probe, url: &str, at: Instant) {
         if url == self.in_use.url {
             self.fails[by as usize] = None;
-            if by == By::Delivery {
+            if by == Probe::Delivery {
                 (self.fails, self.delivered) = ([None; 2], Some(at));
             }
-        } else if url == self.urls[0] && (by == By::Delivery || self.delivered.is_none()) {
-            let well = *self.well.get_or_insert(at);
-            if at - well >= self.fail_back_after {
-                self.go(0, format!("preferred; it has taken every batch for {} s", (at - well).as_secs()));
-                (self.used, self.wake) = (Some(at), by == By::Question);
+        } else if url == self.urls[0] && (by == Probe::Delivery || self.delivered.is_none()) {
+            let preferred_healthy_since = *self.preferred_healthy_since.get_or_insert(at);
+            if at - preferred_healthy_since >= self.fail_back_after {
+                self.go(
+                    0,
+                    format!(
+                        "preferred; it has accepted every batch for {} s",
+                        (at - preferred_healthy_since).as_secs()
+                    ),
+                );
+                (self.used, self.wake) = (Some(at), by == Probe::PolicyPoll);
             }
         }
     }
 
-    /// One did not, though it was given the time from `began` on. True where another is in use from now on.
-    pub(super) fn fails(&mut self, by: By, url: &str, why: &str, (began, at): (Instant, Instant)) -> bool {
+    /// Records a failure of a request that began at `began`; returns whether another endpoint is active now.
+    pub(super) fn fails(&mut self, by: Probe, url: &str, why: &str, (began, at): (Instant, Instant)) -> bool {
         if url != self.in_use.url {
             if url == self.urls[0] {
-                self.well = None;
+                self.preferred_healthy_since = None;
             }
             return false;
         }
         let began = self.delivered.max(self.used).map_or(began, |known| began.max(known));
         let since = *self.fails[by as usize].get_or_insert(began);
         let delivers = self.delivered.is_some_and(|delivered| at - delivered < self.fail_over_after);
-        if self.urls.len() < 2 || at - since < self.fail_over_after || by == By::Question && delivers {
+        if self.urls.len() < 2 || at - since < self.fail_over_after || by == Probe::PolicyPoll && delivers {
             return false;
         }
         let why = format!("{url} has failed for {} s: {why}", (at - since).as_secs());
         self.go((self.active + 1) % self.urls.len(), why);
-        (self.probed, self.used, self.wake) = ([Some(at); 2], Some(at), by == By::Question);
+        (self.probed, self.used, self.wake) = ([Some(at); 2], Some(at), by == Probe::PolicyPoll);
         true
     }
 
@@ -172,7 +178,7 @@ impl Endpoints {
         tracing::warn!(from = self.in_use.url, to = url, why, "another endpoint is in use");
         self.active = active;
         self.in_use = InUse { url, since: now(), why };
-        (self.fails, self.delivered, self.well, self.probed) = ([None; 2], None, None, [None; 2]);
+        (self.fails, self.delivered, self.preferred_healthy_since, self.probed) = ([None; 2], None, None, [None; 2]);
     }
 }
 
@@ -194,38 +200,38 @@ mod tests {
     fn after_a_minute_without_a_delivery_the_pair_is_used_and_after_five_good_ones_the_first_again() {
         let (mut e, begin) = (endpoints(), Instant::now());
         let at = |seconds| begin + Duration::from_secs(seconds);
-        assert!(!e.fails(By::Delivery, ONE, "refused", (at(0), at(0))));
-        e.works(By::Delivery, ONE, at(30));
-        // Not a minute in one piece.
-        assert!(!e.fails(By::Delivery, ONE, "refused", (at(40), at(40))));
-        assert!(!e.fails(By::Delivery, ONE, "refused", (at(99), at(99))));
-        assert!(e.fails(By::Delivery, ONE, "refused", (at(100), at(100))));
+        assert!(!e.fails(Probe::Delivery, ONE, "refused", (at(0), at(0))));
+        e.works(Probe::Delivery, ONE, at(30));
+        // It did not fail for a full minute.
+        assert!(!e.fails(Probe::Delivery, ONE, "refused", (at(40), at(40))));
+        assert!(!e.fails(Probe::Delivery, ONE, "refused", (at(99), at(99))));
+        assert!(e.fails(Probe::Delivery, ONE, "refused", (at(100), at(100))));
         assert_eq!((e.in_use().url.as_str(), e.in_use().why.contains("60 s: refused")), (TWO, true), "{e:?}");
-        // The first is tried each half minute, and has to work for five minutes without a failure.
-        let next = |e: &mut Endpoints, seconds| e.next(By::Delivery, at(seconds));
+        // The preferred endpoint is probed every half minute, and must succeed for five minutes.
+        let next = |e: &mut Endpoints, seconds| e.next(Probe::Delivery, at(seconds));
         assert_eq!([next(&mut e, 101), next(&mut e, 130), next(&mut e, 131)], [TWO, ONE, TWO]);
-        e.works(By::Delivery, ONE, at(131));
-        e.works(By::Delivery, TWO, at(200));
-        // Where batches say it, a question takes no turn of theirs.
-        assert_eq!([e.next(By::Question, at(201)), next(&mut e, 202)], [TWO, ONE]);
-        assert!(!e.fails(By::Delivery, ONE, "refused", (at(400), at(400))));
-        e.works(By::Delivery, ONE, at(432));
-        e.works(By::Delivery, ONE, at(731));
+        e.works(Probe::Delivery, ONE, at(131));
+        e.works(Probe::Delivery, TWO, at(200));
+        // Policy polls are no probes while batches are delivered.
+        assert_eq!([e.next(Probe::PolicyPoll, at(201)), next(&mut e, 202)], [TWO, ONE]);
+        assert!(!e.fails(Probe::Delivery, ONE, "refused", (at(400), at(400))));
+        e.works(Probe::Delivery, ONE, at(432));
+        e.works(Probe::Delivery, ONE, at(731));
         assert_eq!(e.in_use().url, TWO);
-        e.works(By::Delivery, ONE, at(732));
+        e.works(Probe::Delivery, ONE, at(732));
         assert_eq!(e.in_use().url, ONE, "{e:?}");
     }
 
     #[test]
     fn one_that_hangs_is_left_when_its_first_request_is_given_up() {
         let (mut e, begin) = (endpoints(), Instant::now());
-        assert!(e.fails(By::Delivery, ONE, "timed out", (begin, begin + Duration::from_secs(120))));
+        assert!(e.fails(Probe::Delivery, ONE, "timed out", (begin, begin + Duration::from_secs(120))));
         assert_eq!((e.in_use().url.as_str(), e.is_probe(ONE), e.is_probe(TWO)), (TWO, true, false));
         assert_eq!(e.rest_max(), Some(Duration::from_secs(60)));
-        // One of several that hung while the others were taken says nothing.
+        // One request that hung while others succeeded is no failure.
         let (mut e, at) = (endpoints(), |seconds| begin + Duration::from_secs(seconds));
-        e.works(By::Delivery, ONE, at(119));
-        assert!(!e.fails(By::Delivery, ONE, "timed out", (begin, at(120))));
+        e.works(Probe::Delivery, ONE, at(119));
+        assert!(!e.fails(Probe::Delivery, ONE, "timed out", (begin, at(120))));
         e.set(&[]);
         assert_eq!(e.rest_max(), None);
     }
@@ -236,8 +242,8 @@ mod tests {
         let mut seen = Vec::new();
         for seconds in 0..400 {
             let at = begin + Duration::from_secs(seconds);
-            let url = e.next(By::Delivery, at);
-            if e.fails(By::Delivery, &url, "timed out", (at, at)) {
+            let url = e.next(Probe::Delivery, at);
+            if e.fails(Probe::Delivery, &url, "timed out", (at, at)) {
                 seen.push(e.in_use().url.clone());
             }
         }
@@ -248,17 +254,17 @@ mod tests {
     fn questions_count_where_nothing_is_delivered() {
         let (mut e, begin) = (endpoints(), Instant::now());
         let at = |seconds| begin + Duration::from_secs(seconds);
-        e.works(By::Delivery, ONE, at(0));
-        assert!(!e.fails(By::Question, ONE, "timed out", (at(1), at(1))));
-        e.works(By::Delivery, ONE, at(50));
-        assert!(!e.fails(By::Question, ONE, "timed out", (at(61), at(61))), "batches land");
-        // Deliveries fail, and the question is answered: what counts is whether batches land.
-        assert!(!e.fails(By::Delivery, ONE, "503", (at(70), at(70))));
-        e.works(By::Question, ONE, at(100));
-        assert!(e.fails(By::Delivery, ONE, "503", (at(130), at(130))));
-        // On the pair with collection off: nothing but questions.
-        e.works(By::Question, ONE, at(200));
-        e.works(By::Question, ONE, at(500));
+        e.works(Probe::Delivery, ONE, at(0));
+        assert!(!e.fails(Probe::PolicyPoll, ONE, "timed out", (at(1), at(1))));
+        e.works(Probe::Delivery, ONE, at(50));
+        assert!(!e.fails(Probe::PolicyPoll, ONE, "timed out", (at(61), at(61))), "batches land");
+        // Deliveries fail while polls succeed: deliveries count.
+        assert!(!e.fails(Probe::Delivery, ONE, "503", (at(70), at(70))));
+        e.works(Probe::PolicyPoll, ONE, at(100));
+        assert!(e.fails(Probe::Delivery, ONE, "503", (at(130), at(130))));
+        // With collection off on the secondary there are only polls.
+        e.works(Probe::PolicyPoll, ONE, at(200));
+        e.works(Probe::PolicyPoll, ONE, at(500));
         assert_eq!(e.in_use().url, ONE);
     }
 

@@ -1,10 +1,10 @@
-//! `vedette run`: puts collectors, transport and the agent's own records together, and takes them apart again.
+//! `vedette run`: starts collectors, transport and the agent's own events, and stops them.
 
 mod artifacts;
-mod board;
+mod collector_statuses;
 mod directives;
 mod endpoints;
-mod own;
+mod events;
 mod post;
 mod rekey;
 mod renew;
@@ -14,7 +14,7 @@ mod sinks;
 pub(crate) mod status;
 mod supervisor;
 
-pub(crate) use board::{Board, CollectorState};
+pub(crate) use collector_statuses::{CollectorState, CollectorStatuses};
 pub(crate) use runner::{chunks_of, positions_source};
 pub(crate) use sinks::QueueSink;
 
@@ -24,58 +24,58 @@ use crate::{
     exit::Exit,
     identity::{Enrollment, IdentityDir},
     now,
-    policy::Kept,
+    policy::PolicyStore,
 };
 use anyhow::Context;
-use own::OwnRecords;
-use post::Reloading;
+use events::AgentEvents;
+use post::WorkspaceClient;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-use supervisor::{Agent, PolicyState, Supervisor};
+use supervisor::{AgentParts, PolicyState, Supervisor};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use vedette_collectors::{Cx, StopSignal};
-use vedette_transport::{Lane, LaneConfig, Post, Queue, QueueError, Stamp};
+use vedette_collectors::{CollectorContext, StopSignal};
+use vedette_transport::{BatchContext, Lane, LaneConfig, Post, Queue, QueueError};
 use vedette_wire::{HostLabel, Lane as LaneName, Stored, body::LifecycleEvent};
 
-/// Why the agent ends by itself.
+/// Reason for ending with an error.
 const BROKEN: &str = "a part of the transport ended unexpectedly";
-/// Why it begins again: one of these four.
+/// Reasons for restarting: this and the following three.
 const DAMAGED: &str = "the queue is damaged";
 /// See [`DAMAGED`].
 const REKEYED: &str = "another key";
 /// See [`DAMAGED`].
 const GONE: &str = "the state directory was removed";
 /// See [`DAMAGED`].
-const LOST: &str = "the workspace lost what it had acknowledged";
-/// Sources are not read again more often, whatever the workspace says.
+const LOST: &str = "the workspace lost acknowledged batches";
+/// Minimum time between two re-readings of sources, whatever the workspace says.
 const READ_AGAIN_EVERY: Duration = Duration::from_secs(3600);
-/// How often the transport is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// What is left of the 5 s that a stop may take after collectors and batcher have ended.
+/// Poll interval for the state of the transport.
+const STATE_POLL: Duration = Duration::from_secs(1);
+/// What remains of the 5 s for a stop after collectors and batcher have ended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
-/// The record of the stop waits so long for room.
+/// Maximum wait for room for the stop event.
 const STOP_RECORD_GRACE: Duration = Duration::from_millis(500);
 
 /// The version of this build.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Collect and ship until SIGTERM or SIGINT.
+/// Collects and ships until SIGTERM or SIGINT.
 pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
     allow_many_files();
     let mut read_again = None;
-    while run_once(&config, &mut read_again).await? == End::Again {
+    while run_once(&config, &mut read_again).await? == ExitReason::Again {
         tracing::warn!("beginning again");
     }
     Ok(())
 }
 
-/// Each log file is held open, and the usual limit of 1024 is a shell's: go up to what the system allows.
+/// Raises the limit of open files to the hard limit: every log file is held open, and the default of 1024 is meant for shells.
 fn allow_many_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -86,16 +86,16 @@ fn allow_many_files() {
     }
 }
 
-/// How a run ended.
+/// Why a run ended.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+enum ExitReason {
     Stopped,
-    /// The queue was found damaged and moved aside, the agent is another now, or sources are read again.
+    /// The queue was damaged, the agent has a new identity, or sources must be read again.
     Again,
 }
 
-/// `read_again` is when sources were last begun to be read again.
-async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result<End, Exit> {
+/// `read_again` is when sources were last read again.
+async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result<ExitReason, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let enrollment = identity.enrolled(config)?;
     let (place, cx) = (config.place.clone(), context(config, Vec::new(), Vec::new()));
@@ -110,26 +110,26 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
             enrollment.geo
         )));
     }
-    // Two processes under one identity would be taken for two machines.
+    // The workspace would take two processes under one identity for two machines.
     let _lock = identity.lock()?;
     for dir in [&config.state_dir, &config.identity_dir] {
         close_to_others(dir)?;
     }
-    let (lane, post, stamp, host) = start_lane(config, &identity, &enrollment)?;
+    let (lane, post, batch_context, host) = start_lane(config, &identity, &enrollment)?;
     let lane = Arc::new(lane);
-    let board = Arc::new(Board::default());
-    let own = Arc::new(OwnRecords::new(lane.intake().clone()));
-    let (kept, problem) = Kept::load(&identity, &enrollment);
-    own.set_silent(kept.policy().is_none_or(|policy| !policy.collect));
-    // Before anybody is asked anything.
-    if let Some(policy) = kept.policy() {
+    let statuses = Arc::new(CollectorStatuses::default());
+    let events = Arc::new(AgentEvents::new(lane.intake().clone()));
+    let (policy_store, problem) = PolicyStore::load(&identity, &enrollment);
+    events.set_silent(policy_store.policy().is_none_or(|policy| !policy.collect));
+    // Applies the stored policy before any request.
+    if let Some(policy) = policy_store.policy() {
         post.endpoints().set(&policy.endpoints);
     }
-    let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&board), Arc::clone(&own)));
+    let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&statuses), Arc::clone(&events)));
     let stop = StopSignal::default();
 
-    own.lifecycle(LifecycleEvent::Start, format!("vedette {VERSION} started"), None, None);
-    own.lifecycle(
+    events.lifecycle(LifecycleEvent::Start, format!("vedette {VERSION} started"), None, None);
+    events.lifecycle(
         LifecycleEvent::Configuration,
         format!("collectors: {}", config.enabled().into_iter().collect::<Vec<_>>().join(", ")),
         None,
@@ -137,26 +137,26 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
     );
     let policy = Arc::<Mutex<PolicyState>>::default();
     let mut supervisor = Supervisor::new(
-        Agent {
+        AgentParts {
             config: config.clone(),
             cloud: instance.map(Arc::new),
             identity,
             lane: Arc::clone(&lane),
             post: Arc::clone(&post),
             sink,
-            own: Arc::clone(&own),
-            board: Arc::clone(&board),
+            events: Arc::clone(&events),
+            statuses: Arc::clone(&statuses),
             stop: stop.clone(),
-            stamp,
+            batch_context,
             host: host.clone(),
             state: Arc::clone(&policy),
         },
         &enrollment,
-        (kept, problem),
+        (policy_store, problem),
     );
-    let status = status::Source {
+    let status = status::SourceStatus {
         enrollment: enrollment.clone(),
-        board: Arc::clone(&board),
+        statuses: Arc::clone(&statuses),
         lane: Arc::clone(&lane),
         post: Arc::clone(&post),
         policy,
@@ -171,7 +171,7 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
     let opened = inode(&database);
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
         workspace = enrollment.workspace, "collecting");
-    // Where systemd waits for it (Type=notify); elsewhere this does nothing.
+    // Notifies systemd (Type=notify); does nothing elsewhere.
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -181,13 +181,14 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
             tracing::warn!("SIGHUP is ignored; restart the agent to read its configuration again");
         }
     });
-    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut look = tokio::time::interval(STATE_POLL);
     let reason = {
-        let beat = own.beat(|| status.heartbeat());
+        let beat = events.beat(|| status.heartbeat());
         tokio::pin!(beat);
-        let resuming = resume::resume(Arc::clone(&lane), Arc::clone(&post), Arc::clone(&own), config.state_dir.clone());
+        let resuming =
+            resume::resume(Arc::clone(&lane), Arc::clone(&post), Arc::clone(&events), config.state_dir.clone());
         tokio::pin!(resuming);
-        let renewing = renew::renew(IdentityDir::new(&config.identity_dir), Arc::clone(&post), Arc::clone(&own));
+        let renewing = renew::renew(IdentityDir::new(&config.identity_dir), Arc::clone(&post), Arc::clone(&events));
         tokio::pin!(renewing);
         let rekeying = rekey::rekey(
             IdentityDir::new(&config.identity_dir),
@@ -198,7 +199,7 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
         );
         tokio::pin!(rekeying);
         let (resumed, mut is_resumed) = (watch::channel(false).0, false);
-        let governing = supervisor.govern(resumed.subscribe());
+        let governing = supervisor.run(resumed.subscribe());
         tokio::pin!(governing);
         let mut endpoint = post.endpoints().in_use().url.clone();
         loop {
@@ -210,7 +211,7 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
                         if post.endpoints().wakes() {
                             lane.try_again();
                         }
-                        own.heartbeat(|| status.heartbeat());
+                        events.heartbeat(|| status.heartbeat());
                     }
                     let lost = lane.take_lost().filter(|_| is_resumed);
                     if let Some(lost) = lost.filter(|_| read_again.is_none_or(|at| at.elapsed() >= READ_AGAIN_EVERY)) {
@@ -220,7 +221,7 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
                                 *read_again = Some(Instant::now());
                                 break LOST;
                             }
-                            Err(err) => tracing::error!(error = %err, "the queue cannot be updated; tried again"),
+                            Err(err) => tracing::error!(error = %err, "the queue cannot be updated; trying again"),
                         }
                     }
                     if lane.queue().is_damaged() {
@@ -233,7 +234,7 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
                         break GONE;
                     }
                     if inode(&config.state_dir.join(socket_name())).is_none() {
-                        tracing::warn!("the status socket was removed; it is made again");
+                        tracing::warn!("the status socket was removed; creating it again");
                         socket.abort();
                         socket = serve()?;
                     }
@@ -257,12 +258,12 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
     }
     stop.stop();
     if reason == DAMAGED {
-        // Nothing can be made durable any more; who waits for room is let go.
+        // Nothing can become durable any more; releases whoever waits for room.
         lane.close();
     }
     supervisor.join().await;
     if reason != DAMAGED
-        && let Some(handing_over) = own.lifecycle(LifecycleEvent::Stop, format!("stopped by {reason}"), None, None)
+        && let Some(handing_over) = events.lifecycle(LifecycleEvent::Stop, format!("stopped by {reason}"), None, None)
     {
         drop(tokio::time::timeout(STOP_RECORD_GRACE, handing_over).await);
     }
@@ -271,24 +272,24 @@ async fn run_once(config: &Resolved, read_again: &mut Option<Instant>) -> Result
     drop(status);
     match Arc::try_unwrap(lane) {
         Ok(lane) => lane.stop(DELIVERY_GRACE).await,
-        // A status request is still being answered: end without the grace, everything is handed over already.
+        // A status request is still being answered: skip the grace, everything is handed over.
         Err(lane) => lane.close(),
     }
     match reason {
-        // Whoever supervises the agent starts it again.
+        // The supervisor of the service restarts the agent.
         BROKEN => Err(anyhow::anyhow!("{BROKEN}; see the log, and report this").into()),
-        DAMAGED | REKEYED | LOST | GONE => Ok(End::Again),
-        _ => Ok(End::Stopped),
+        DAMAGED | REKEYED | LOST | GONE => Ok(ExitReason::Again),
+        _ => Ok(ExitReason::Stopped),
     }
 }
 
-/// Device and inode of a file; absent where it is not there.
+/// Device and inode of a file; absent if it does not exist.
 fn inode(path: &Path) -> Option<(u64, u64)> {
     let meta = std::fs::symlink_metadata(path).ok()?;
     Some((std::os::unix::fs::MetadataExt::dev(&meta), std::os::unix::fs::MetadataExt::ino(&meta)))
 }
 
-/// What an earlier release, or a copy, left readable for others in a directory of the agent's is made its own.
+/// Makes files in the agent's directory its own, if an earlier release or a copy left them readable for others.
 fn close_to_others(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
@@ -296,17 +297,18 @@ fn close_to_others(dir: &Path) -> anyhow::Result<()> {
         let Ok(meta) = entry.metadata() else { continue };
         if meta.is_file() && meta.mode() & 0o077 != 0 {
             let path = entry.path();
-            tracing::warn!(path = %path.display(), mode = format!("{:o}", meta.mode() & 0o777), "others could use a file of the agent's; now they cannot");
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-                .with_context(|| format!("others can use {}, and its mode cannot be changed", path.display()))?;
+            tracing::warn!(path = %path.display(), mode = format!("{:o}", meta.mode() & 0o777), "a file of the agent was accessible to others; its mode is corrected");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).with_context(|| {
+                format!("{} is accessible to others, and its mode cannot be changed", path.display())
+            })?;
         }
     }
     Ok(())
 }
 
-/// What a collector is given.
-pub(crate) fn context(config: &Resolved, cursors: Vec<(String, Vec<u8>)>, stored: Vec<Stored>) -> Cx {
-    Cx {
+/// Context of a collector.
+pub(crate) fn context(config: &Resolved, cursors: Vec<(String, Vec<u8>)>, stored: Vec<Stored>) -> CollectorContext {
+    CollectorContext {
         root: config.root.clone(),
         clock: Arc::new(now),
         cursors,
@@ -322,19 +324,19 @@ fn start_lane(
     config: &Resolved,
     identity: &IdentityDir,
     enrollment: &Enrollment,
-) -> Result<(Lane, Arc<Reloading>, watch::Sender<Stamp>, HostLabel), Exit> {
-    let post = Arc::new(Reloading::new(identity, enrollment, config)?);
+) -> Result<(Lane, Arc<WorkspaceClient>, watch::Sender<BatchContext>, HostLabel), Exit> {
+    let post = Arc::new(WorkspaceClient::new(identity, enrollment, config)?);
     let queue =
         Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
     let host = vedette_collectors::host_label(&context(config, Vec::new(), Vec::new()));
-    let host = rekey::told_apart(config, host);
+    let host = rekey::with_machine(config, host);
     let (owner, replaced) = ((enrollment.organization, enrollment.agent), &enrollment.replaces);
-    let foreign = queue.own(owner, replaced, &host, fastrand::u64(1..)).map_err(describe)?;
+    let foreign = queue.set_owner(owner, replaced, &host, fastrand::u64(1..)).map_err(describe)?;
     queue.begin_reread(fastrand::u64(1..)).map_err(describe)?;
     if foreign > 0 {
-        tracing::error!(batches = foreign, "batches of an earlier enrollment were left; they are in quarantine");
+        tracing::error!(batches = foreign, "batches of an earlier enrollment are in quarantine");
     }
-    let (stamps, stamp) = watch::channel(Stamp {
+    let (stamps, batch_context) = watch::channel(BatchContext {
         organization: enrollment.organization,
         agent: enrollment.agent,
         geo: enrollment.geo,
@@ -342,7 +344,7 @@ fn start_lane(
         host: host.clone(),
         policy_revision: enrollment.policy_revision,
     });
-    // Measured where it is more than usual.
+    // Measured, if it is more than the assumption.
     let baseline = status::rss_bytes().unwrap_or(0).max(BASELINE_BYTES);
     let memory = Memory::plan(config.memory_max, baseline, config.batches.bytes_max as u64);
     let mut limits = config.batches.clone();
@@ -350,7 +352,7 @@ fn start_lane(
     let lane = Lane::start(LaneConfig {
         queue,
         limits,
-        stamp,
+        context: batch_context,
         intake_bytes_max: memory.intake,
         in_flight_bytes_max: memory.in_flight,
         now: Arc::new(now),
@@ -368,7 +370,7 @@ fn describe(error: QueueError) -> Exit {
     }
 }
 
-/// Where the status socket is.
+/// Path of the status socket.
 pub(crate) fn socket_name() -> PathBuf {
     PathBuf::from("agent.sock")
 }

@@ -1,6 +1,6 @@
-//! The way to the workspace, with certificates that are read again when they change on disk.
+//! The client of the workspace; reloads certificates when they change on disk.
 
-use super::endpoints::{By, Endpoints};
+use super::endpoints::{Endpoints, Probe};
 use crate::{
     config::Resolved,
     exit::Exit,
@@ -22,31 +22,31 @@ use vedette_transport::{
 };
 use vedette_wire::policy::Directives;
 
-/// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A workspace that is tried is given so long.
+/// Poll interval for changed certificates.
+const CERTIFICATE_POLL: Duration = Duration::from_secs(1);
+/// Timeout of a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a client is made of.
+/// Files that the client is built from.
 const FILES: [&str; 3] = ["ca.pem", "cert.pem", "key.pem"];
 
-/// Inode, modification time and size of each.
-type Stamps = [Option<(u64, i64, i64, u64)>; FILES.len()];
+/// Inode, modification time and size of each file.
+type Fingerprints = [Option<(u64, i64, i64, u64)>; FILES.len()];
 
-/// Through which proxy, and by whose certificates.
-type Way = (Option<Proxy>, Roots);
+/// Proxy and trusted authorities.
+type ConnectionOptions = (Option<Proxy>, Roots);
 
-/// Posts with the certificate that is on disk; the old one is used on while the new one cannot be.
-pub(super) struct Reloading {
+/// Posts with the certificate on disk; keeps the old one while the new one cannot be used.
+pub(super) struct WorkspaceClient {
     identity: IdentityDir,
     enrollment: Enrollment,
-    way: Way,
+    options: ConnectionOptions,
     state: Mutex<State>,
-    /// A renewed certificate that has not delivered yet; the one on disk stays until it has.
+    /// A renewed certificate that has not delivered yet; the one on disk stays until then.
     trial: Mutex<Option<Trial>>,
     endpoints: Mutex<Endpoints>,
-    /// A batch is out to see whether the preferred workspace works.
+    /// A probe of the preferred workspace is under way.
     probing: AtomicBool,
-    /// What is queued is being purged: nothing is posted.
+    /// The queue is being purged: nothing is posted.
     closed: AtomicBool,
 }
 
@@ -59,22 +59,22 @@ struct Trial {
 
 struct State {
     post: HttpPost,
-    stamps: Stamps,
+    fingerprints: Fingerprints,
     looked: Instant,
-    /// Files that could not be used, said once.
-    refused: Stamps,
+    /// Unusable files, logged once.
+    refused: Fingerprints,
 }
 
-impl Reloading {
+impl WorkspaceClient {
     pub(super) fn new(identity: &IdentityDir, enrollment: &Enrollment, config: &Resolved) -> Result<Self, Exit> {
-        let way = (config.proxy.clone(), config.roots);
-        let stamps = stamps(identity);
-        let post = client(identity, enrollment, way.clone())?;
-        let state = Mutex::new(State { post, stamps, looked: Instant::now(), refused: stamps });
+        let options = (config.proxy.clone(), config.roots);
+        let fingerprints = fingerprints(identity);
+        let post = client(identity, enrollment, options.clone())?;
+        let state = Mutex::new(State { post, fingerprints, looked: Instant::now(), refused: fingerprints });
         Ok(Self {
             identity: identity.clone(),
             enrollment: enrollment.clone(),
-            way,
+            options,
             state,
             trial: Mutex::default(),
             endpoints: Mutex::new(Endpoints::new(enrollment, config.fail_over)),
@@ -87,7 +87,7 @@ impl Reloading {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Post nothing until it is opened again.
+    /// Suspends or resumes posting.
     pub(super) fn close(&self, closed: bool) {
         self.closed.store(closed, Ordering::Release);
     }
@@ -97,45 +97,45 @@ impl Reloading {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Towards the endpoint in use.
+    /// The client of the active endpoint.
     pub(super) fn current(&self) -> HttpPost {
         let url = self.endpoints().in_use().url.clone();
         self.client().at(&url)
     }
 
-    /// Towards each endpoint.
+    /// The clients of all endpoints.
     pub(super) fn all(&self) -> Vec<HttpPost> {
         let urls = self.endpoints().all().to_vec();
         let client = self.client();
         urls.iter().map(|url| client.at(url)).collect()
     }
 
-    /// Ask the workspace that is next in turn for what it has for this agent.
-    pub(super) async fn directives(&self, behind: u64, version: &str) -> Result<Directives, String> {
-        let (began, url) = (Instant::now(), self.endpoints().next(By::Question, Instant::now()));
-        let answer = self.client().at(&url).directives(behind, version).await;
+    /// Polls the next endpoint for directives.
+    pub(super) async fn directives(&self, after: u64, version: &str) -> Result<Directives, String> {
+        let (began, url) = (Instant::now(), self.endpoints().next(Probe::PolicyPoll, Instant::now()));
+        let answer = self.client().at(&url).directives(after, version).await;
         match &answer {
-            Ok(_) => self.endpoints().works(By::Question, &url, Instant::now()),
-            Err(why) => drop(self.endpoints().fails(By::Question, &url, why, (began, Instant::now()))),
+            Ok(_) => self.endpoints().works(Probe::PolicyPoll, &url, Instant::now()),
+            Err(why) => drop(self.endpoints().fails(Probe::PolicyPoll, &url, why, (began, Instant::now()))),
         }
         answer
     }
 
-    /// The client of now.
+    /// The present client.
     fn client(&self) -> HttpPost {
         let mut state = self.lock();
-        if state.looked.elapsed() >= LOOK_EVERY {
+        if state.looked.elapsed() >= CERTIFICATE_POLL {
             state.looked = Instant::now();
-            let now = stamps(&self.identity);
-            if now != state.stamps {
-                match client(&self.identity, &self.enrollment, self.way.clone()) {
+            let now = fingerprints(&self.identity);
+            if now != state.fingerprints {
+                match client(&self.identity, &self.enrollment, self.options.clone()) {
                     Ok(post) => {
-                        tracing::info!("certificates were read again");
-                        (state.post, state.stamps) = (post, now);
+                        tracing::info!("certificates reloaded");
+                        (state.post, state.fingerprints) = (post, now);
                     }
-                    // Half of it may be written: it is looked at again.
+                    // The files may be half written: try again later.
                     Err(why) if state.refused != now => {
-                        tracing::warn!(?why, "new certificates cannot be used; the old ones stay");
+                        tracing::warn!(?why, "new certificates cannot be used; keeping the old ones");
                         state.refused = now;
                     }
                     Err(_) => {}
@@ -146,14 +146,14 @@ impl Reloading {
     }
 }
 
-impl Post for Reloading {
+impl Post for WorkspaceClient {
     fn post(&self, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
         if self.closed.load(Ordering::Acquire) {
-            let why = "policy has what is queued purged".to_owned();
+            let why = "the queue is being purged by policy".to_owned();
             return Box::pin(async { Outcome::Retry { after: Some(Duration::from_secs(1)), why } });
         }
         Box::pin(async move {
-            let mut url = self.endpoints().next(By::Delivery, Instant::now());
+            let mut url = self.endpoints().next(Probe::Delivery, Instant::now());
             if self.endpoints().is_probe(&url) {
                 match self.probe(&url, frame.clone()).await {
                     Some(outcome) => return outcome,
@@ -162,7 +162,7 @@ impl Post for Reloading {
             }
             let copy = self.endpoints().rest_max().map(|_| frame.clone());
             let outcome = self.deliver(&url, frame).await;
-            // Another is in use: this was the last attempt at the one before.
+            // Another endpoint became active during this last attempt.
             let now = self.endpoints().in_use().url.clone();
             let failed = matches!(outcome, Outcome::Retry { .. } | Outcome::Misdirected { .. });
             let outcome = match copy.filter(|_| now != url && failed) {
@@ -174,7 +174,7 @@ impl Post for Reloading {
     }
 }
 
-/// What one workspace asks for does not keep batches from the other for longer than it takes until that is used.
+/// Limits `Retry-After` of one endpoint to the time after which the other is used.
 fn rested(outcome: Outcome, most: Option<Duration>) -> Outcome {
     match (outcome, most) {
         (Outcome::Retry { after: Some(after), why }, Some(most)) => {
@@ -185,7 +185,7 @@ fn rested(outcome: Outcome, most: Option<Duration>) -> Outcome {
     }
 }
 
-/// Ends a probe, however it ends.
+/// Ends a probe when dropped.
 struct Probing<'a>(&'a AtomicBool);
 
 impl Drop for Probing<'_> {
@@ -194,8 +194,9 @@ impl Drop for Probing<'_> {
     }
 }
 
-impl Reloading {
-    /// Try the preferred workspace with a batch, one at a time and not for long; what came of it where it took the batch.
+impl WorkspaceClient {
+    /// Probes the preferred workspace with a batch, one at a time and with a timeout; returns the outcome if it accepted the
+    /// batch.
     async fn probe(&self, url: &str, frame: Vec<u8>) -> Option<Outcome> {
         if self.probing.swap(true, Ordering::AcqRel) {
             return None;
@@ -206,33 +207,33 @@ impl Reloading {
             Ok(outcome @ Outcome::Done { .. }) => Some(outcome),
             Ok(_) => None,
             Err(_) => {
-                self.endpoints().fails(By::Delivery, url, "it does not answer", (began, Instant::now()));
+                self.endpoints().fails(Probe::Delivery, url, "no answer", (began, Instant::now()));
                 None
             }
         }
     }
 
-    /// Deliver to one workspace, and note what that says of it.
+    /// Delivers to an endpoint and records success or failure.
     async fn deliver(&self, url: &str, frame: Vec<u8>) -> Outcome {
         let began = Instant::now();
         let outcome = self.post_to(url, frame).await;
         let (now, mut endpoints) = (Instant::now(), self.endpoints());
         match &outcome {
             Outcome::Retry { why, .. } | Outcome::Misdirected { why } => {
-                endpoints.fails(By::Delivery, url, why, (began, now));
+                endpoints.fails(Probe::Delivery, url, why, (began, now));
             }
             Outcome::Done { .. }
             | Outcome::Purge
             | Outcome::Conflict { .. }
             | Outcome::TooLarge { .. }
-            | Outcome::Rekey { .. } => endpoints.works(By::Delivery, url, now),
+            | Outcome::Rekey { .. } => endpoints.works(Probe::Delivery, url, now),
             _ => {}
         }
         drop(endpoints);
         outcome
     }
 
-    /// Post to one workspace, with the renewed certificate where there is one.
+    /// Posts to an endpoint, with the renewed certificate if there is one.
     async fn post_to(&self, url: &str, frame: Vec<u8>) -> Outcome {
         let current = self.client().at(url);
         let Some(trial) = self.lock_trial().clone() else { return current.post(frame).await };
@@ -241,10 +242,10 @@ impl Reloading {
             self.promote(&trial);
             return outcome;
         }
-        // Is it the certificate, or would the old one fare no better?
+        // Tells whether the certificate is at fault, or the old one fails as well.
         let outcome = current.post(frame).await;
         if matches!(outcome, Outcome::Done { .. }) {
-            tracing::error!("the renewed certificate does not deliver and the old one does; it is given up");
+            tracing::error!("the old certificate delivers and the renewed one does not; discarding the renewed one");
             *self.lock_trial() = None;
         }
         outcome
@@ -254,19 +255,20 @@ impl Reloading {
         self.trial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Deliver with a renewed certificate, and keep it once it has delivered.
+    /// Uses a renewed certificate, and keeps it once it has delivered.
     pub(super) fn try_certificate(&self, certificate: String) -> Result<(), Exit> {
-        let post = client_with(&self.identity, certificate.clone().into_bytes(), &self.enrollment, self.way.clone())?;
+        let post =
+            client_with(&self.identity, certificate.clone().into_bytes(), &self.enrollment, self.options.clone())?;
         *self.lock_trial() = Some(Trial { post, certificate });
         Ok(())
     }
 
-    /// Whether a renewed certificate has yet to deliver.
+    /// Whether a renewed certificate has not delivered yet.
     pub(super) fn is_trying(&self) -> bool {
         self.lock_trial().is_some()
     }
 
-    /// Keep a renewed certificate: it has delivered.
+    /// Keeps a renewed certificate that has delivered.
     fn promote(&self, trial: &Trial) {
         let mut trying = self.lock_trial();
         if trying.as_ref().is_none_or(|now| now.certificate != trial.certificate) {
@@ -274,44 +276,44 @@ impl Reloading {
         }
         match self.identity.write("cert.pem", trial.certificate.as_bytes()) {
             Ok(()) => {
-                tracing::info!("the renewed certificate has delivered and is kept");
+                tracing::info!("the renewed certificate delivers; keeping it");
                 let mut state = self.lock();
-                (state.post, state.stamps) = (trial.post.clone(), stamps(&self.identity));
+                (state.post, state.fingerprints) = (trial.post.clone(), fingerprints(&self.identity));
                 *trying = None;
             }
             Err(err) => {
-                tracing::error!(error = format!("{err:#}"), "the renewed certificate cannot be kept; tried again")
+                tracing::error!(error = format!("{err:#}"), "the renewed certificate cannot be stored; trying again")
             }
         }
     }
 
-    /// Where nothing is delivered, collection being off: have the renewed certificate ask for the policy, which counts.
+    /// With collection off nothing is delivered: tests the renewed certificate with a policy poll.
     pub(super) async fn prove(&self, version: &str) {
         let Some(trial) = self.lock_trial().clone() else { return };
         let url = self.endpoints().in_use().url.clone();
         match trial.post.at(&url).directives(0, version).await {
             Ok(_) => self.promote(&trial),
-            Err(why) => tracing::warn!(why, "the renewed certificate is not taken yet"),
+            Err(why) => tracing::warn!(why, "the renewed certificate is not accepted yet"),
         }
     }
 }
 
-fn stamps(identity: &IdentityDir) -> Stamps {
+fn fingerprints(identity: &IdentityDir) -> Fingerprints {
     FILES.map(|name| {
         let meta = std::fs::metadata(identity.path(name)).ok()?;
         Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
     })
 }
 
-fn client(identity: &IdentityDir, enrollment: &Enrollment, way: Way) -> Result<HttpPost, Exit> {
-    client_with(identity, identity.read("cert.pem")?, enrollment, way)
+fn client(identity: &IdentityDir, enrollment: &Enrollment, options: ConnectionOptions) -> Result<HttpPost, Exit> {
+    client_with(identity, identity.read("cert.pem")?, enrollment, options)
 }
 
 fn client_with(
     identity: &IdentityDir,
     certificate: Vec<u8>,
     enrollment: &Enrollment,
-    (proxy, roots): Way,
+    (proxy, roots): ConnectionOptions,
 ) -> Result<HttpPost, Exit> {
     let settings = ClientSettings {
         ca_pem: identity.read("ca.pem")?,

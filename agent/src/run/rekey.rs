@@ -1,8 +1,8 @@
-//! Another key for this machine, when the workspace has found its own in use on another one: an image that was made with the
-//! agent's identity in it, a copy of a disk. Nothing of this machine lands under the old key any more; it goes on collecting
-//! to disk, becomes another agent over the old certificate, and seals again what it has not delivered.
+//! Re-keying: the workspace found this agent's key on another machine, after an image or a disk with the identity was copied.
+//! Nothing of this machine lands under the old key. The agent keeps collecting to disk, becomes another agent with the old
+//! certificate, and reseals its queue.
 
-use super::{VERSION, post::Reloading};
+use super::{VERSION, post::WorkspaceClient};
 use crate::{
     config::Resolved,
     identity::{Enrollment, IdentityDir, Next, signing_request},
@@ -13,17 +13,17 @@ use std::{sync::Arc, time::Duration};
 use vedette_transport::Lane;
 use vedette_wire::{AgentId, HostLabel, reply::RekeyRequest};
 
-/// How often it is looked whether the workspace has said so.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The shortest pause between two attempts, and the longest.
+/// Poll interval for the workspace's refusal.
+const REFUSAL_POLL: Duration = Duration::from_secs(5);
+/// Shortest and longest pause between attempts.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(300);
 
-/// Ends when this machine has another identity on disk; the agent then begins again with it.
+/// Ends when the new identity is on disk; the agent then restarts with it.
 pub(super) async fn rekey(
     identity: IdentityDir,
     enrollment: Enrollment,
     lane: Arc<Lane>,
-    post: Arc<Reloading>,
+    post: Arc<WorkspaceClient>,
     host: HostLabel,
 ) {
     let (mut pause, mut told) = (*PAUSE.start(), false);
@@ -31,44 +31,44 @@ pub(super) async fn rekey(
         if !told {
             told = lane.take_rekey();
             if !told {
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(REFUSAL_POLL).await;
                 continue;
             }
-            tracing::warn!("the key of this agent is in use on another machine; this one makes another");
+            tracing::warn!("another machine uses the key of this agent; making a new key");
             pause = *PAUSE.start();
         }
         match attempt(&identity, &enrollment, &post, &host).await {
             Ok(true) => return,
             Ok(false) => {
-                not_told(&identity, &lane, &host).await;
+                not_demanded(&identity, &lane, &host).await;
                 told = false;
             }
-            Err(why) => tracing::warn!(why, "no other key yet; what is collected waits on disk"),
+            Err(why) => tracing::warn!(why, "no new key yet; records wait on disk"),
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(*PAUSE.end());
     }
 }
 
-/// What is refused was sealed when this machine had another id, or none: it is sealed again with the one that it has. And the
-/// key that was made is another agent's, where an answer was lost: the next attempt makes a new one.
-async fn not_told(identity: &IdentityDir, lane: &Lane, host: &HostLabel) {
+/// The refused batches were sealed with an earlier machine id, or none: reseals them with the present one. If an answer was
+/// lost, the new key belongs to another agent: the next attempt makes another.
+async fn not_demanded(identity: &IdentityDir, lane: &Lane, host: &HostLabel) {
     let (queue, label) = (Arc::clone(lane.queue()), host.clone());
     match tokio::task::spawn_blocking(move || queue.seal_for(&label)).await.expect("the queue does not panic") {
-        Ok(batches) => tracing::warn!(batches, "sealed again: the machine had another id when they were sealed"),
-        Err(err) => tracing::error!(error = %err, "what another id sealed cannot be sealed again; tried again"),
+        Ok(batches) => tracing::warn!(batches, "batches resealed, since they were sealed with another machine id"),
+        Err(err) => tracing::error!(error = %err, "batches with another machine id cannot be resealed; trying again"),
     }
     if let Err(err) = identity.forget_next_key() {
-        tracing::warn!(error = format!("{err:#}"), "a key that is not used cannot be deleted");
+        tracing::warn!(error = format!("{err:#}"), "an unused key cannot be deleted");
     }
     lane.try_again();
 }
 
-/// False where this machine was not told to make another key.
+/// False if the workspace has not demanded a new key of this machine.
 async fn attempt(
     identity: &IdentityDir,
     enrollment: &Enrollment,
-    post: &Reloading,
+    post: &WorkspaceClient,
     host: &HostLabel,
 ) -> Result<bool, String> {
     let text = |err: &dyn std::fmt::Display| format!("{err:#}");
@@ -79,7 +79,7 @@ async fn attempt(
         machine: host.machine.clone().unwrap_or_default(),
         version: VERSION.to_owned(),
     };
-    // The second workspace of a pair sends to the first.
+    // The secondary of a pair refers to the primary.
     let mut answer = Err("no workspace was asked".to_owned());
     for post in post.all() {
         answer = post.rekey(&request).await;
@@ -107,8 +107,9 @@ async fn attempt(
     Ok(true)
 }
 
-/// What a workspace tells two machines apart by, beside the host's name: both hashed, machine-id(5) asks not to show it.
-pub(super) fn told_apart(config: &Resolved, label: HostLabel) -> HostLabel {
+/// Adds the hashes of machine id and boot id, by which the workspace recognises clones. machine-id(5) asks not to reveal the id
+/// itself.
+pub(super) fn with_machine(config: &Resolved, label: HostLabel) -> HostLabel {
     let cx = super::context(config, Vec::new(), Vec::new());
     let (machine, boot) = (crate::identity::machine(&cx), crate::identity::boot(&cx));
     HostLabel { machine, boot, ..label }

@@ -1,6 +1,6 @@
-//! Renews the agent's certificate after two thirds of its life, while it runs and before it expires.
+//! Renews the certificate after two thirds of its life.
 
-use super::{VERSION, own::OwnRecords, post::Reloading};
+use super::{VERSION, events::AgentEvents, post::WorkspaceClient};
 use crate::identity::{IdentityDir, signing_request};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::{
@@ -10,54 +10,54 @@ use std::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// How often it is looked whether it is time: the clock may jump, and the file may be replaced.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// The shortest pause between two attempts, and the longest.
+/// Longest interval between checks: the clock may jump, and the file may be replaced.
+const EXPIRY_POLL: Duration = Duration::from_secs(60);
+/// Shortest and longest pause between attempts.
 const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(3600);
 
-/// Look, and renew where it is time, for as long as the agent runs.
-pub(super) async fn renew(identity: IdentityDir, post: Arc<Reloading>, own: Arc<OwnRecords>) -> Infallible {
+/// Renews the certificate whenever it is due.
+pub(super) async fn renew(identity: IdentityDir, post: Arc<WorkspaceClient>, events: Arc<AgentEvents>) -> Infallible {
     let mut pause = *PAUSE.start();
     loop {
-        if own.is_silent() {
+        if events.is_silent() {
             post.prove(VERSION).await;
         }
         let wait = match due_in(&identity) {
-            Ok(due) if post.is_trying() || !due.is_zero() => due.clamp(*PAUSE.start(), LOOK_EVERY),
+            Ok(due) if post.is_trying() || !due.is_zero() => due.clamp(*PAUSE.start(), EXPIRY_POLL),
             Ok(_) => match attempt(&identity, &post).await {
                 Ok(()) => {
                     pause = *PAUSE.start();
                     pause
                 }
                 Err(why) => {
-                    tracing::warn!(why, "the certificate cannot be renewed yet; tried again");
+                    tracing::warn!(why, "the certificate cannot be renewed yet; trying again");
                     pause = (pause * 2).min(*PAUSE.end());
                     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
                 }
             },
             Err(why) => {
-                tracing::warn!(why, "when to renew the certificate is not known");
-                LOOK_EVERY
+                tracing::warn!(why, "the time to renew the certificate is unknown");
+                EXPIRY_POLL
             }
         };
         tokio::time::sleep(wait).await;
     }
 }
 
-async fn attempt(identity: &IdentityDir, post: &Reloading) -> Result<(), String> {
+async fn attempt(identity: &IdentityDir, post: &WorkspaceClient) -> Result<(), String> {
     let key = identity.key().map_err(|err| format!("{err:#}"))?;
     let csr = signing_request(&key).map_err(|err| format!("{err:#}"))?;
     let certificate = post.current().renew(csr).await?;
     let is_over = due_of(certificate.as_bytes())?.is_zero();
     post.try_certificate(certificate).map_err(|err| format!("the new certificate cannot be used: {err:?}"))?;
     if is_over {
-        return Err("by this machine's clock the new one is as good as over; set the clock".to_owned());
+        return Err("the new certificate expires too soon by this machine's clock; set the clock".to_owned());
     }
-    tracing::info!("certificate renewed; the old one stays until the new one has delivered");
+    tracing::info!("certificate renewed; keeping the old one until the new one has delivered");
     Ok(())
 }
 
-/// How long until two thirds of the certificate's life are over; nothing where they are.
+/// Time until two thirds of the certificate's life have passed.
 fn due_in(identity: &IdentityDir) -> Result<Duration, String> {
     due_of(&identity.read("cert.pem").map_err(|err| format!("{err:#}"))?)
 }

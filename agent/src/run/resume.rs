@@ -1,7 +1,7 @@
-//! Going on after a queue was lost: what can be found in the damaged one is sent, and then the workspace says what it has
-//! of each source, so that reading goes on there.
+//! Recovery after a lost queue: salvages intact batches, and then asks the workspace for its positions, so that sources
+//! continue from there.
 
-use super::{own::OwnRecords, post::Reloading};
+use super::{events::AgentEvents, post::WorkspaceClient};
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     path::{Path, PathBuf},
@@ -11,7 +11,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use vedette_collectors::{Class, Spec};
+use vedette_collectors::{CollectorClass, Spec};
 use vedette_transport::{
     HttpPost, Lane, Queue,
     queue::{
@@ -21,18 +21,18 @@ use vedette_transport::{
 };
 use vedette_wire::{Lane as LaneName, body::LifecycleEvent, reply::StoredSource};
 
-/// A new queue without a sign of an earlier one is most likely the first: the workspace is given so long to say otherwise.
+/// Maximum wait for the workspace if nothing indicates an earlier queue.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
-/// All pages must have come after this; else it is asked again.
+/// Time limit for all pages; after it the request is repeated.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// Where one of a pair has answered, the other is given so long.
+/// Maximum wait for the second workspace of a pair after one has answered.
 const PAIR_PATIENCE: Duration = Duration::from_secs(600);
-/// How often what waits is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// The longest pause between two questions.
+/// Poll interval for the state of the queue.
+const QUEUE_POLL: Duration = Duration::from_millis(250);
+/// Longest pause between requests.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Ends a salvage that runs on a thread of its own.
+/// Ends a salvage on another thread when dropped.
 pub(super) struct Stop(Arc<AtomicBool>);
 
 impl Drop for Stop {
@@ -41,26 +41,26 @@ impl Drop for Stop {
     }
 }
 
-/// Whether anything is to be done before sources that can be read again are.
+/// Whether sources must wait for salvage or for the workspace's positions.
 pub(super) fn is_due(queue: &Queue) -> bool {
     queue.resume() != Resume::Cursors
 }
 
-/// Whether a collector waits until that is done. What cannot be read again does not, but where the queue is new, and numbers of its
-/// records would begin anew.
+/// Whether a collector must wait for that. One that cannot read its sources again waits only for a new queue, since its
+/// positions would restart.
 pub(super) fn waits(queue: &Queue, spec: &Spec) -> bool {
     match queue.resume() {
         Resume::Cursors => false,
         Resume::Reread => spec.skip.is_some(),
-        Resume::First | Resume::Lost => spec.class != Class::Inventory,
+        Resume::First | Resume::Lost => spec.class != CollectorClass::Inventory,
     }
 }
 
-/// Go through what was moved aside, and ask the workspace where it is due. Ends when sources may be read.
-pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRecords>, state_dir: PathBuf) {
+/// Salvages damaged queues and asks the workspace for positions, if due. Ends when sources may be read.
+pub(super) async fn resume(lane: Arc<Lane>, post: Arc<WorkspaceClient>, events: Arc<AgentEvents>, state_dir: PathBuf) {
     let queue = Arc::clone(lane.queue());
     for path in salvage::broken(&state_dir, LaneName::Records) {
-        salvage_one(&lane, &own, &path).await;
+        salvage_one(&lane, &events, &path).await;
     }
     if !is_due(&queue) {
         return;
@@ -68,23 +68,21 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
     let began = Instant::now();
     let reread = queue.resume() == Resume::Reread;
     if reread {
-        tracing::warn!(
-            "the workspace lost what it had acknowledged; sources are read again once it has what is queued"
-        );
+        tracing::warn!("the workspace lost acknowledged batches; sources are read again after the queue is delivered");
     }
-    // What is still to be delivered would be read a second time.
+    // Undelivered batches would be read a second time.
     while queue.holds_salvaged().unwrap_or(true) || reread && queue.holds_earlier().unwrap_or(true) {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(QUEUE_POLL).await;
     }
-    let mut pause = LOOK_EVERY;
+    let mut pause = QUEUE_POLL;
     let sources = loop {
         let first = queue.resume() == Resume::First;
         let patience = if first { FIRST_PATIENCE.saturating_sub(began.elapsed()) } else { ANSWER_TIMEOUT };
         let (mut answers, mut failed) = (Vec::new(), None);
-        // Of a pair either may have what the other has not.
+        // Either workspace of a pair may have what the other lacks.
         for post in post.all() {
             let answer = tokio::time::timeout(patience, ask(&post)).await;
-            match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+            match answer.unwrap_or_else(|_| Err("no answer within the time limit".to_owned())) {
                 Ok(sources) => answers.push(sources),
                 Err(why) => failed = Some(why),
             }
@@ -93,10 +91,10 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
         match failed.filter(|_| !enough).map_or_else(|| Ok(together(answers)), Err) {
             Ok(sources) => break sources,
             Err(why) if first && began.elapsed() >= FIRST_PATIENCE => {
-                tracing::info!(why, "the workspace did not say what it has; this is taken for the first start");
+                tracing::info!(why, "the workspace did not answer; assuming a first start");
                 break Vec::new();
             }
-            Err(why) => tracing::warn!(why, "sources wait for the workspace to say what it has of them"),
+            Err(why) => tracing::warn!(why, "sources wait for the workspace's positions"),
         }
         tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
         pause = (pause * 2).min(if first { Duration::from_secs(1) } else { PAUSE_MAX });
@@ -107,30 +105,30 @@ pub(super) async fn resume(lane: Arc<Lane>, post: Arc<Reloading>, own: Arc<OwnRe
         match tokio::task::spawn_blocking(move || target.resume_at(sources)).await.expect("the queue does not panic") {
             Ok(()) => break,
             Err(err) if err.is_damage() => return,
-            Err(err) => tracing::error!(error = %err, "cursors cannot be kept; tried again"),
+            Err(err) => tracing::error!(error = %err, "cursors cannot be stored; trying again"),
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     if reread {
-        let message = format!("the workspace lost what it had acknowledged; {count} sources go on where it ends now");
-        own.lifecycle(LifecycleEvent::ReadAgain, message, None, None);
+        let message = format!("the workspace lost acknowledged batches; {count} sources continue at its positions");
+        events.lifecycle(LifecycleEvent::ReadAgain, message, None, None);
     }
     if count > 0 {
-        tracing::info!(sources = count, "sources go on where the workspace's end");
+        tracing::info!(sources = count, "sources continue at the workspace's positions");
     }
 }
 
-async fn salvage_one(lane: &Arc<Lane>, own: &OwnRecords, path: &Path) {
-    tracing::info!(path = %path.display(), "going through a damaged queue");
+async fn salvage_one(lane: &Arc<Lane>, events: &AgentEvents, path: &Path) {
+    tracing::info!(path = %path.display(), "salvaging a damaged queue");
     let stopped = Arc::new(AtomicBool::new(false));
-    // This future is dropped when the agent stops; the thread must end too.
+    // Stopping the agent drops this future; the thread must end too.
     let _stop = Stop(Arc::clone(&stopped));
     let (worker, file) = (Arc::clone(lane), path.to_owned());
     let work = move || {
         worker.queue().salvage(&file, |full| {
             worker.wake();
             if full {
-                std::thread::sleep(LOOK_EVERY);
+                std::thread::sleep(QUEUE_POLL);
             }
             !stopped.load(Ordering::Acquire)
         })
@@ -142,14 +140,14 @@ async fn salvage_one(lane: &Arc<Lane>, own: &OwnRecords, path: &Path) {
             found.batches, found.records, found.damaged, found.damaged_records, found.foreign
         ),
         Err(SalvageError::Stopped) => return,
-        Err(err) => format!("a damaged queue cannot be gone through: {}", vedette_transport::post::root_cause(&err)),
+        Err(err) => format!("a damaged queue cannot be salvaged: {}", vedette_transport::post::root_cause(&err)),
     };
     lane.wake();
     tracing::warn!(path = %path.display(), "{message}");
-    own.lifecycle(LifecycleEvent::QueueSalvaged, message, None, None);
+    events.lifecycle(LifecycleEvent::QueueSalvaged, message, None, None);
 }
 
-/// What several workspaces have, as if it were one: all that any has stored, and the newest cursors.
+/// Merges the positions of several workspaces: the union of stored ranges, and the newest cursors.
 fn together(answers: Vec<Vec<StoredSource>>) -> Vec<StoredSource> {
     let mut all: BTreeMap<(String, String), StoredSource> = BTreeMap::new();
     for source in answers.into_iter().flatten() {
@@ -173,10 +171,10 @@ fn together(answers: Vec<Vec<StoredSource>>) -> Vec<StoredSource> {
     all.into_values().collect()
 }
 
-/// What the answers of one workspace may take: ten thousand files with a hundred holes each fit.
+/// Memory limit for the answers of one workspace: ten thousand files with a hundred gaps each.
 const POSITIONS_BYTES_MAX: usize = 24 << 20;
 
-/// About what a source occupies.
+/// Approximate memory of a source.
 fn memory_of(source: &StoredSource) -> usize {
     size_of::<StoredSource>()
         + source.collector.len()
@@ -185,24 +183,24 @@ fn memory_of(source: &StoredSource) -> usize {
         + 16 * source.stored.len()
 }
 
-/// All pages.
+/// Fetches all pages.
 async fn ask(post: &HttpPost) -> Result<Vec<StoredSource>, String> {
     let (mut sources, mut bytes): (Vec<StoredSource>, usize) = (Vec::new(), 0);
     loop {
-        let behind = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
-        let Some(page) = post.positions(behind).await? else {
+        let after = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
+        let Some(page) = post.positions(after).await? else {
             tracing::warn!(
-                "the workspace is of an older release and cannot say what it has; files are begun as `start` says"
+                "the workspace is of an older release without positions; files start as configured by `start`"
             );
             return Ok(Vec::new());
         };
-        // Each page goes on behind the one before: otherwise there would be no end.
+        // Each page must start after the previous one, or the sequence might never end.
         let key = |source: &StoredSource| (source.collector.clone(), source.id.clone());
         let goes_on = sources.last().map(key) < page.sources.last().map(key);
         let more = page.more && goes_on;
         bytes += page.sources.iter().map(memory_of).sum::<usize>();
         if bytes > POSITIONS_BYTES_MAX {
-            return Err(format!("it says more of this agent's sources than fits into {POSITIONS_BYTES_MAX} bytes"));
+            return Err(format!("the positions of this agent's sources exceed {POSITIONS_BYTES_MAX} bytes"));
         }
         sources.extend(page.sources);
         if !more {
@@ -230,7 +228,7 @@ mod tests {
         assert_eq!(together(vec![one, two]), expected);
     }
 
-    /// A workspace that says page after page of the same, or always of more.
+    /// A workspace that repeats a page for ever, or always sends more.
     async fn endless(grows: bool) -> Result<Vec<StoredSource>, String> {
         use std::io::{Read, Write};
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
@@ -261,6 +259,6 @@ mod tests {
     #[tokio::test]
     async fn pages_without_end_have_one() {
         assert_eq!(endless(false).await.expect("the first page").len(), 2, "the second goes on nowhere");
-        assert!(endless(true).await.expect_err("too much").contains("more of this agent's sources than fits"));
+        assert!(endless(true).await.expect_err("too much").contains("exceed"));
     }
 }

@@ -1,6 +1,6 @@
-//! Runs one collector on a thread of its own: ticker with jitter, deadline, panic isolation, restart with backoff, stop.
+//! Runs one collector on its own thread, with jitter, deadline, panic isolation, restarts with backoff, and stop.
 
-use super::{Board, CollectorState, QueueSink};
+use super::{CollectorState, CollectorStatuses, QueueSink};
 use crate::now;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -8,51 +8,51 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-use vedette_collectors::{Cx, Outlet, Plan, Poll, Progress, Sink, Spec, StopSignal, Wake, Watch};
+use vedette_collectors::{CollectorContext, Outlet, Plan, Poll, Progress, Sink, Spec, StopSignal, Wake, Watch};
 use vedette_transport::Queue;
 use vedette_wire::{Body, Chunk, Position, Source, body::LifecycleEvent};
 
-/// The first pause after a failure; it doubles.
+/// First backoff; it doubles with each failure.
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
-/// No pause is longer.
+/// Longest backoff.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
-/// How often a source that the host lacks is looked for.
+/// Poll interval for a source that the host lacks.
 const ABSENT_EVERY: Duration = Duration::from_secs(300);
-/// A poll that has not come back after this is shown as stuck.
+/// A poll that takes longer counts as hanging.
 pub(crate) const POLL_DEADLINE: Duration = Duration::from_secs(60);
 
-/// One collector and what it needs.
+/// A collector and its dependencies.
 pub(crate) struct Runner {
     pub(crate) spec: &'static Spec,
     pub(crate) settings: toml::Table,
-    pub(crate) cx: Cx,
+    pub(crate) cx: CollectorContext,
     pub(crate) sink: Arc<QueueSink>,
     pub(crate) queue: Arc<Queue>,
-    pub(crate) board: Arc<Board>,
+    pub(crate) statuses: Arc<CollectorStatuses>,
     pub(crate) stop: StopSignal,
-    /// [`POLL_DEADLINE`], or a test's.
+    /// [`POLL_DEADLINE`], or a test's value.
     pub(crate) deadline: Duration,
 }
 
-/// How a round ended.
-enum End {
+/// Why a round ended.
+enum RunnerExit {
     Stopped,
     Absent(String),
     Failed(String),
 }
 
-/// A source whose positions are a running number; another in each run of the agent.
+/// A source with running numbers as positions; each run of the agent has its own.
 pub(crate) fn positions_source(collector: &'static str) -> Arc<Source> {
     Arc::new(Source { collector, id: format!("run:{:016x}", fastrand::u64(..)), name: None })
 }
 
 impl Runner {
-    /// Start its thread.
+    /// Starts the thread.
     pub(crate) fn start(mut self) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name(self.spec.id.to_owned()).stack_size(512 << 10).spawn(move || self.run())
     }
 
-    /// Wait for all to end, a bounded time: one that hangs in the kernel must not keep the agent from stopping.
+    /// Waits for threads to end, up to a limit: one that hangs in the kernel must not delay the stop.
     pub(crate) async fn join_all(threads: Vec<JoinHandle<()>>, grace: Duration) {
         let deadline = Instant::now() + grace;
         for thread in threads {
@@ -60,7 +60,7 @@ impl Runner {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             if !thread.is_finished() {
-                tracing::warn!(collector = thread.thread().name(), "did not stop in time; left behind");
+                tracing::warn!(collector = thread.thread().name(), "collector did not stop in time; abandoned");
             }
         }
     }
@@ -72,20 +72,20 @@ impl Runner {
             let began = Instant::now();
             let end = match catch_unwind(AssertUnwindSafe(|| self.round())) {
                 Ok(end) => end,
-                Err(panic) => End::Failed(format!("panicked: {}", panic_text(&*panic))),
+                Err(panic) => RunnerExit::Failed(format!("panicked: {}", panic_text(&*panic))),
             };
             let pause = match end {
-                End::Stopped => return,
-                End::Absent(why) => {
+                RunnerExit::Stopped => return,
+                RunnerExit::Absent(why) => {
                     tracing::debug!(collector = id, why, "nothing to observe");
-                    self.board.set(id, CollectorState::Absent, Some(why));
+                    self.statuses.set(id, CollectorState::Absent, Some(why));
                     ABSENT_EVERY
                 }
-                End::Failed(why) => {
-                    // A long good time ends a row of failures.
+                RunnerExit::Failed(why) => {
+                    // A long run without failure resets the count.
                     failures = if began.elapsed() > BACKOFF_MAX { 1 } else { failures + 1 };
-                    if self.board.set(id, CollectorState::Failing, Some(why.clone())) {
-                        tracing::error!(collector = id, error = why, "collector failed; it is tried again");
+                    if self.statuses.set(id, CollectorState::Failing, Some(why.clone())) {
+                        tracing::error!(collector = id, error = why, "collector failed; restarting it after a pause");
                         self.sink.lifecycle(LifecycleEvent::CollectorError, id, why);
                     }
                     BACKOFF_BASE.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX)
@@ -94,7 +94,7 @@ impl Runner {
             if self.rest(pause) {
                 return;
             }
-            // Where its sources were left has moved on, and what it handed over last may not be durable yet.
+            // Cursors have moved on, and the last chunks may not be durable yet.
             if self.sink.wait_durable().is_err() {
                 return;
             }
@@ -102,14 +102,14 @@ impl Runner {
                 Ok((cursors, stored)) => (self.cx.cursors, self.cx.stored) = (cursors, stored),
                 Err(err) => {
                     tracing::error!(collector = id, error = %err, "cursors cannot be read; the collector stays down");
-                    self.board.set(id, CollectorState::Failing, Some(err.to_string()));
+                    self.statuses.set(id, CollectorState::Failing, Some(err.to_string()));
                     return;
                 }
             }
         }
     }
 
-    /// True where it is time to stop.
+    /// True on stop.
     fn rest(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
@@ -122,35 +122,35 @@ impl Runner {
         }
     }
 
-    fn round(&mut self) -> End {
+    fn round(&mut self) -> RunnerExit {
         match (self.spec.build)(self.settings.clone(), &self.cx) {
-            Err(err) => End::Failed(err.to_string()),
-            Ok(Plan::Off) => End::Absent("switched off".to_owned()),
-            Ok(Plan::Absent(why)) => End::Absent(why),
+            Err(err) => RunnerExit::Failed(err.to_string()),
+            Ok(Plan::Off) => RunnerExit::Absent("switched off".to_owned()),
+            Ok(Plan::Absent(why)) => RunnerExit::Absent(why),
             Ok(Plan::Poll(every, poll)) => self.poll(every, poll),
             Ok(Plan::Watch(watch)) => self.watch(watch),
         }
     }
 
-    fn watch(&mut self, mut watch: Box<dyn Watch>) -> End {
+    fn watch(&mut self, mut watch: Box<dyn Watch>) -> RunnerExit {
         self.running(None);
         let sink: Arc<dyn Sink> = Arc::clone(&self.sink) as Arc<dyn Sink>;
         let mut outlet = Outlet::new(sink, self.stop.clone());
-        let watchdog = Watchdog::of_watch(self.spec.id, &self.board, self.deadline, outlet.progress());
+        let watchdog = Watchdog::of_watch(self.spec.id, &self.statuses, self.deadline, outlet.progress());
         let ended = watch.watch(&self.cx, &mut outlet);
         drop(watchdog);
         self.ended(ended)
     }
 
-    fn poll(&mut self, every: Duration, mut poll: Box<dyn Poll>) -> End {
+    fn poll(&mut self, every: Duration, mut poll: Box<dyn Poll>) -> RunnerExit {
         let source = positions_source(self.spec.id);
         let (mut next, mut complaint) = (0, None);
         loop {
-            let watchdog = Watchdog::start(self.spec.id, &self.board, self.deadline);
+            let watchdog = Watchdog::start(self.spec.id, &self.statuses, self.deadline);
             let polled = poll.poll(&self.cx);
             drop(watchdog);
             if self.stop.is_stopped() {
-                return End::Stopped;
+                return RunnerExit::Stopped;
             }
             let bodies = match polled {
                 Ok(bodies) => bodies,
@@ -161,7 +161,7 @@ impl Runner {
             if complains != complaint
                 && let Some(why) = &complains
             {
-                tracing::warn!(collector = self.spec.id, why, "collector cannot read everything");
+                tracing::warn!(collector = self.spec.id, why, "collector is missing permissions");
                 self.sink.lifecycle(LifecycleEvent::CollectorError, self.spec.id, why.clone());
             }
             complaint = complains;
@@ -171,40 +171,40 @@ impl Runner {
                 }
             }
             if self.rest(with_jitter(every)) {
-                return End::Stopped;
+                return RunnerExit::Stopped;
             }
         }
     }
 
-    /// `why` is what it cannot do all the same.
+    /// Sets the state to running; `why` is a remaining problem.
     fn running(&self, why: Option<String>) {
         let was_failing =
-            self.board.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
-        self.board.set(self.spec.id, CollectorState::Running, why);
+            self.statuses.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
+        self.statuses.set(self.spec.id, CollectorState::Running, why);
         if was_failing {
             self.sink.lifecycle(LifecycleEvent::CollectorRecovered, self.spec.id, "works again".to_owned());
         }
     }
 
-    fn ended(&self, ended: Result<(), vedette_collectors::CollectError>) -> End {
+    fn ended(&self, ended: Result<(), vedette_collectors::CollectError>) -> RunnerExit {
         use vedette_collectors::CollectError::{Absent, Stopped};
         match ended {
-            Ok(()) | Err(Stopped) => End::Stopped,
-            Err(Absent(why)) => End::Absent(why),
-            Err(err) => End::Failed(err.to_string()),
+            Ok(()) | Err(Stopped) => RunnerExit::Stopped,
+            Err(Absent(why)) => RunnerExit::Absent(why),
+            Err(err) => RunnerExit::Failed(err.to_string()),
         }
     }
 }
 
-/// A tenth to either side: machines that were started together do not poll together.
+/// Spreads an interval by a tenth in either direction, so that hosts do not poll in step.
 fn with_jitter(every: Duration) -> Duration {
     every.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// A chunk of a poll is handed over at this size, so that waiting chunks are bounded and a batch is not one chunk.
+/// Size of a chunk of a poll: limits the intake's memory, and the size of a batch.
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// Bodies of one poll with running positions, encoded as the chunks are taken.
+/// Encodes the bodies of a poll as chunks with running positions, on demand.
 pub(crate) fn chunks_of(
     source: &Arc<Source>,
     next: &mut u64,
@@ -230,12 +230,12 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// Shows a poll as stuck that does not come back, and a watch that makes no step; a thread cannot be ended from outside.
+/// Marks a poll or a watch that hangs; a thread cannot be ended from outside.
 struct Watchdog(StopSignal);
 
 impl Watchdog {
-    fn of_watch(id: &'static str, board: &Arc<Board>, deadline: Duration, progress: Progress) -> Self {
-        let (signal, board) = (StopSignal::default(), Arc::clone(board));
+    fn of_watch(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration, progress: Progress) -> Self {
+        let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
         let dog = signal.clone();
         let watch = move || {
             let (mut steps, mut is_stuck) = (progress.steps(), false);
@@ -245,11 +245,11 @@ impl Watchdog {
                 if stands != is_stuck {
                     is_stuck = stands;
                     if stands {
-                        let why = format!("has made no step for {deadline:?}");
+                        let why = format!("no progress for {deadline:?}");
                         tracing::error!(collector = id, "{why}");
-                        board.set_stuck(id, Some(why));
+                        statuses.set_stuck(id, Some(why));
                     } else {
-                        board.set_stuck(id, None);
+                        statuses.set_stuck(id, None);
                     }
                 }
                 steps = now;
@@ -261,14 +261,14 @@ impl Watchdog {
         Self(signal)
     }
 
-    fn start(id: &'static str, board: &Arc<Board>, deadline: Duration) -> Self {
-        let (signal, board) = (StopSignal::default(), Arc::clone(board));
+    fn start(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration) -> Self {
+        let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
         let dog = signal.clone();
         let watch = move || {
             if dog.wait(deadline) == Wake::Time {
-                let why = format!("has not come back from the host for {deadline:?}");
+                let why = format!("the poll has not returned for {deadline:?}");
                 tracing::error!(collector = id, "{why}");
-                board.set_stuck(id, Some(why));
+                statuses.set_stuck(id, Some(why));
             }
         };
         if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {

@@ -1,33 +1,33 @@
-//! Where collectors' chunks go when the agent runs: into the transport's intake.
+//! Sinks of a running agent: chunks go into the transport's intake.
 
-use super::{Board, own::OwnRecords};
+use super::{CollectorStatuses, events::AgentEvents};
 use std::sync::Arc;
-use vedette_collectors::{Class, CollectError, Sink, StopSignal};
+use vedette_collectors::{CollectError, CollectorClass, Sink, StopSignal};
 use vedette_transport::{Intake, Lane, Queue};
 use vedette_wire::{Chunk, Reason, Source, body::LifecycleEvent};
 
-/// Hands chunks to the transport, and complaints to the board and the organization.
+/// Passes chunks to the transport, and problems to status and workspace.
 #[derive(Debug)]
 pub(crate) struct QueueSink {
     intake: Intake,
     queue: Arc<Queue>,
-    board: Arc<Board>,
-    own: Arc<OwnRecords>,
+    statuses: Arc<CollectorStatuses>,
+    events: Arc<AgentEvents>,
 }
 
 impl QueueSink {
-    pub(crate) fn new(lane: &Lane, board: Arc<Board>, own: Arc<OwnRecords>) -> Self {
-        Self { intake: lane.intake().clone(), queue: Arc::clone(lane.queue()), board, own }
+    pub(crate) fn new(lane: &Lane, statuses: Arc<CollectorStatuses>, events: Arc<AgentEvents>) -> Self {
+        Self { intake: lane.intake().clone(), queue: Arc::clone(lane.queue()), statuses, events }
     }
 
-    /// Wait until everything handed over so far is durable.
+    /// Waits until everything handed over so far is durable.
     pub(crate) fn wait_durable(&self) -> Result<(), CollectError> {
         self.intake.wait_durable().map_err(|_| CollectError::Stopped)
     }
 
-    /// A collector failed, or works again.
+    /// Emits that a collector failed or recovered.
     pub(crate) fn lifecycle(&self, event: LifecycleEvent, collector: &'static str, message: String) {
-        self.own.lifecycle(event, message, Some(collector), None);
+        self.events.lifecycle(event, message, Some(collector), None);
     }
 }
 
@@ -36,7 +36,7 @@ impl Sink for QueueSink {
         self.intake.put_unless(chunk, || stop.is_stopped()).map_err(|_| CollectError::Stopped)
     }
 
-    fn offer(&self, mut chunk: Chunk, class: Class) -> Result<(), CollectError> {
+    fn offer(&self, mut chunk: Chunk, class: CollectorClass) -> Result<(), CollectError> {
         if !self.has_room(&chunk.source, false) {
             chunk.give_up(Reason::QueueFull);
         }
@@ -48,12 +48,12 @@ impl Sink for QueueSink {
     }
 
     fn complain(&self, collector: &'static str, message: String) {
-        self.board.complain(collector, message.clone());
+        self.statuses.complain(collector, message.clone());
         self.lifecycle(LifecycleEvent::CollectorError, collector, message);
     }
 
     fn recovered(&self, collector: &'static str) {
-        self.board.recovered(collector);
+        self.statuses.recovered(collector);
         self.lifecycle(LifecycleEvent::CollectorRecovered, collector, "works again".to_owned());
     }
 }

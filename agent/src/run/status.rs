@@ -1,6 +1,6 @@
-//! Status over a unix socket in the state directory: whoever may open the directory may ask.
+//! Status over a unix socket in the state directory; the directory's permissions decide who may ask.
 
-use super::{Board, VERSION, post::Reloading, socket_name, supervisor::PolicyState};
+use super::{CollectorStatuses, VERSION, post::WorkspaceClient, socket_name, supervisor::PolicyState};
 use crate::{identity::Enrollment, now};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use vedette_wire::{
     body::{CollectorHealth, Heartbeat},
 };
 
-/// What `vedette status --json` prints.
+/// Output of `vedette status --json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) version: String,
@@ -28,7 +28,7 @@ pub(crate) struct Report {
     pub(crate) organization_name: String,
     pub(crate) workspace: String,
     pub(crate) endpoint: String,
-    /// Since when it is in use, RFC 3339, and why.
+    /// Start of its use, RFC 3339, and reason.
     #[serde(default)]
     pub(crate) endpoint_since: String,
     #[serde(default)]
@@ -53,7 +53,7 @@ pub(crate) struct Collector {
     pub(crate) dropped: u64,
     pub(crate) dropped_by_reason: BTreeMap<Reason, u64>,
     pub(crate) last_error: Option<String>,
-    /// What it cannot read, watch or bind while it goes on with the rest.
+    /// Sources that it cannot read, watch or bind.
     #[serde(default)]
     pub(crate) trouble: Option<String>,
 }
@@ -67,51 +67,51 @@ impl Collector {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct QueueReport {
-    /// Size of the file.
+    /// Size of the file in bytes.
     pub(crate) bytes: u64,
     pub(crate) batches: u64,
     pub(crate) oldest_unsent_seconds: Option<f64>,
-    /// Why sources wait for it.
+    /// Why sources wait.
     pub(crate) waiting: Option<String>,
     pub(crate) quarantine: QuarantineReport,
 }
 
-/// Batches that the workspace will never take.
+/// Batches that the workspace refuses for good.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct QuarantineReport {
     pub(crate) batches: u64,
     pub(crate) bytes: u64,
-    /// Gave way to newer ones.
+    /// Number of batches deleted for lack of space.
     pub(crate) dropped: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Delivery {
     pub(crate) delivered: u64,
-    /// Since a batch landed last, or since the start.
+    /// Seconds since a batch landed, or since the start.
     #[serde(default)]
     pub(crate) idle_seconds: f64,
-    /// Deleted since policy forbids them.
+    /// Batches deleted because policy forbids them.
     pub(crate) purged: u64,
     pub(crate) last_error: Option<String>,
 }
 
-/// What a report is made from.
+/// What a report is built from.
 #[derive(Clone)]
-pub(crate) struct Source {
+pub(crate) struct SourceStatus {
     pub(crate) enrollment: Enrollment,
-    pub(crate) board: Arc<Board>,
+    pub(crate) statuses: Arc<CollectorStatuses>,
     pub(crate) lane: Arc<Lane>,
-    pub(super) post: Arc<Reloading>,
+    pub(super) post: Arc<WorkspaceClient>,
     pub(crate) policy: Arc<Mutex<PolicyState>>,
     pub(crate) started: Instant,
 }
 
-impl Source {
+impl SourceStatus {
     pub(crate) fn report(&self) -> Report {
         let lane = self.lane.status();
         let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
-        let collectors = self.board.lines().into_iter().map(|(id, line)| {
+        let collectors = self.statuses.lines().into_iter().map(|(id, line)| {
             let trouble = line.why.clone().filter(|_| line.is_trouble);
             let said: Vec<String> = line.note.into_iter().chain(line.stuck).chain(line.why).collect();
             Collector {
@@ -188,8 +188,7 @@ pub(crate) fn rss_bytes() -> Option<u64> {
     kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Do something with a path to the socket that is short enough for `sun_path` (unix(7), 108 bytes with the zero at its end),
-/// however deep the directory is.
+/// Passes a path to the socket that fits into `sun_path` (unix(7), 108 bytes with its NUL), however deep the directory is.
 fn at_socket<T>(state_dir: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     let dir = std::fs::File::open(state_dir)?;
@@ -197,17 +196,17 @@ fn at_socket<T>(state_dir: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> 
     if path.as_os_str().len() < 108 {
         return work(&path);
     }
-    // Whoever cannot be dumped cannot go through its own descriptors either, but as root.
+    // A process that is not dumpable can open `/proc/self/fd` only as root.
     set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     let done = work(&Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(socket_name()));
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     done
 }
 
-/// Answer each connection with one report.
-pub(crate) fn serve(state_dir: &Path, source: Source) -> io::Result<JoinHandle<()>> {
+/// Answers each connection with a report.
+pub(crate) fn serve(state_dir: &Path, source: SourceStatus) -> io::Result<JoinHandle<()>> {
     let listener = at_socket(state_dir, |path| {
-        // The queue's lock says that no other agent runs here: a socket that is there is left from one that ended.
+        // The queue's lock excludes another agent, so an existing socket is stale.
         match std::fs::remove_file(path) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
             _ => {}
@@ -228,7 +227,7 @@ pub(crate) fn serve(state_dir: &Path, source: Source) -> io::Result<JoinHandle<(
     }))
 }
 
-/// Ask the agent that runs with this state directory; absent where none runs.
+/// Asks the agent that uses this state directory; absent if none runs.
 pub(crate) fn ask(state_dir: &Path) -> io::Result<Option<Report>> {
     let mut socket = match at_socket(state_dir, |path| std::os::unix::net::UnixStream::connect(path)) {
         Ok(socket) => socket,

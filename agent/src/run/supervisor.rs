@@ -1,23 +1,23 @@
-//! Starts and stops collectors as the policy says, and asks the workspace for the next policy.
+//! Starts and stops collectors by policy, and polls the workspace for the next policy.
 //!
-//! A collector that a policy switched off is noted in `off.json`, durably, before it stops. When it runs again, what was
-//! written meanwhile is passed over and counted, and only then the note is taken away: a crash in between leaves nothing to
-//! be collected that was written while it was off.
+//! Before a collector is switched off by policy, that is recorded durably in `off.json`. When it is switched on again, it skips
+//! and counts what was written meanwhile before the record is removed. So a crash in between never leads to the collection of
+//! what was written while the collector was off.
 
 use super::{
-    Board, CollectorState, QueueSink,
-    artifacts::Asked,
+    CollectorState, CollectorStatuses, QueueSink,
+    artifacts::ArtifactRequests,
     context,
     directives::{Rest, bring_policy, next},
-    own::OwnRecords,
-    post::Reloading,
+    events::AgentEvents,
+    post::WorkspaceClient,
     resume, runner,
 };
 use crate::{
     config::{CollectorPlan, OnDisable, Resolved, ResumeAt},
     identity::{Enrollment, IdentityDir},
     now,
-    policy::{Decision, Kept, Refused, decide},
+    policy::{Decision, PolicyStore, Refused, decide},
 };
 use anyhow::Context;
 use runner::Runner;
@@ -30,53 +30,53 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{oneshot, watch};
-use vedette_collectors::{Class, CollectError, Cx, Outlet, Sink, Skip, StopSignal, Waker};
-use vedette_transport::{BatchLimits, Lane, LaneConfig, Post, Queue, Quota, Stamp};
+use vedette_collectors::{CollectError, CollectorClass, CollectorContext, Outlet, Sink, Skip, StopSignal, Waker};
+use vedette_transport::{BatchContext, BatchLimits, Lane, LaneConfig, Post, Queue, Quota};
 use vedette_wire::{
     AgentId, HostLabel, Lane as LaneName,
     body::{CloudInstance, LifecycleEvent},
     policy::{Directives, Policy, SignedPolicy, SignedRequest},
 };
 
-/// Collectors that do not end in this time are left behind.
+/// Collectors that do not stop in time are abandoned.
 const COLLECTORS_GRACE: Duration = Duration::from_secs(2);
-/// How often it is looked whether what waits is durable.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often what could not be passed over is tried again.
+/// Poll interval for durability.
+const DURABLE_POLL: Duration = Duration::from_millis(500);
+/// Retry interval of a failed skip.
 const AGAIN_EVERY: Duration = Duration::from_secs(5);
-/// Passing over takes longer on a file system that hangs.
+/// Time limit of a skip: a file system may hang.
 const SKIP_PATIENCE: Duration = Duration::from_secs(30);
-/// The note in the identity directory: ids of collectors, and since when they are off, nanoseconds UTC.
+/// File in the identity directory: ids of switched-off collectors with the time, nanoseconds UTC.
 const OFF: &str = "off.json";
 
-/// What status says of the policy.
+/// State of the policy, for status.
 #[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct PolicyState {
-    /// 0 where none is in force.
+    /// Revision; 0 without a policy.
     pub(crate) revision: u64,
     pub(crate) tier: String,
     pub(crate) collect: bool,
-    /// Why the last one was refused, or none is in force.
+    /// Why the last policy was refused, or none is in force.
     pub(crate) problem: Option<String>,
 }
 
-/// What collectors need of the agent.
-pub(super) struct Agent {
+/// Parts of the agent that the supervisor uses.
+pub(super) struct AgentParts {
     pub(super) config: Resolved,
     pub(super) cloud: Option<Arc<CloudInstance>>,
     pub(super) identity: IdentityDir,
     pub(super) lane: Arc<Lane>,
-    pub(super) post: Arc<Reloading>,
+    pub(super) post: Arc<WorkspaceClient>,
     pub(super) sink: Arc<QueueSink>,
-    pub(super) own: Arc<OwnRecords>,
-    pub(super) board: Arc<Board>,
+    pub(super) events: Arc<AgentEvents>,
+    pub(super) statuses: Arc<CollectorStatuses>,
     pub(super) stop: StopSignal,
-    pub(super) stamp: watch::Sender<Stamp>,
+    pub(super) batch_context: watch::Sender<BatchContext>,
     pub(super) host: HostLabel,
     pub(super) state: Arc<Mutex<PolicyState>>,
 }
 
-/// A collector that runs.
+/// A running collector.
 struct Running {
     thread: JoinHandle<()>,
     stop: StopSignal,
@@ -84,26 +84,26 @@ struct Running {
     settings: toml::Table,
 }
 
-/// The collectors of a running agent.
+/// Supervises the collectors.
 pub(super) struct Supervisor {
-    agent: Agent,
-    kept: Kept,
+    agent: AgentParts,
+    store: PolicyStore,
     running: BTreeMap<&'static str, Running>,
     off: BTreeMap<String, i64>,
-    /// Conflicts that were told.
-    told: BTreeSet<&'static str>,
-    /// How long the workspace is not asked, since its answers changed nothing.
+    /// Reported conflicts.
+    reported: BTreeSet<&'static str>,
+    /// Pause before the next poll.
     rest: Rest,
-    /// Passing over what was written while they were off, on threads of their own: a file system may hang.
+    /// Skips in progress, on their own threads, since a file system may hang.
     skipping: BTreeMap<&'static str, oneshot::Receiver<Result<(), CollectError>>>,
-    /// Artifacts that were asked for.
-    asked: Asked,
+    /// Artifact requests.
+    artifact_requests: ArtifactRequests,
     blobs: Option<Blobs>,
-    /// Agents that this one takes the place of.
+    /// Agents that this one replaces.
     replaces: Vec<AgentId>,
 }
 
-/// The lane that artifacts travel on.
+/// The lane of artifacts.
 struct Blobs {
     lane: Arc<Lane>,
     sink: Arc<QueueSink>,
@@ -111,34 +111,48 @@ struct Blobs {
 
 /// The collector of artifacts.
 const ARTIFACTS: &str = "artifacts";
-/// Of a batch of artifacts, and of what waits for one.
+/// Size of a batch of artifacts, and of its intake.
 const BLOB_BYTES: usize = 2 << 20;
 
 impl Supervisor {
-    /// Nothing runs yet; `problem` is why there is no policy in force.
-    pub(super) fn new(agent: Agent, enrollment: &Enrollment, (kept, problem): (Kept, Option<Refused>)) -> Self {
+    /// Creates a supervisor without running collectors; `problem` is why no policy is in force.
+    pub(super) fn new(
+        agent: AgentParts,
+        enrollment: &Enrollment,
+        (store, problem): (PolicyStore, Option<Refused>),
+    ) -> Self {
         let off = std::fs::read(agent.identity.path(OFF)).ok();
         let off = off.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         for plan in &agent.config.collectors {
-            agent.board.add(plan.spec.id, plan.spec.class);
+            agent.statuses.add(plan.spec.id, plan.spec.class);
         }
         if let Some(problem) = &problem {
-            let waits = kept.policy().is_none();
-            tracing::error!(error = %problem, waits, "the policy that was kept cannot be used; where it waits, nothing is \
-                collected until the workspace has sent one");
+            let waits = store.policy().is_none();
+            tracing::error!(error = %problem, waits, "the stored policy cannot be used; nothing is collected until the workspace sends one");
         }
         agent.state.lock().unwrap_or_else(PoisonError::into_inner).problem = problem.map(|problem| problem.to_string());
-        let asked = Asked::load(&agent.identity, enrollment);
-        let (running, told) = (BTreeMap::new(), BTreeSet::new());
+        let artifact_requests = ArtifactRequests::load(&agent.identity, enrollment);
+        let (running, reported) = (BTreeMap::new(), BTreeSet::new());
         let (skipping, replaces) = (BTreeMap::new(), enrollment.replaces.clone());
-        Self { agent, kept, running, off, told, asked, blobs: None, rest: Rest::default(), skipping, replaces }
+        Self {
+            agent,
+            store,
+            running,
+            off,
+            reported,
+            artifact_requests,
+            blobs: None,
+            rest: Rest::default(),
+            skipping,
+            replaces,
+        }
     }
 
-    /// Run collectors by the policy in force, and by each that follows it.
-    pub(super) async fn govern(&mut self, mut resumed: watch::Receiver<bool>) -> Infallible {
-        // What was asked for before the start.
-        self.asked_for(Vec::new()).await;
-        // It goes on while other things happen; else pauses would begin anew with each of them.
+    /// Runs collectors by the policy in force, and by each that replaces it.
+    pub(super) async fn run(&mut self, mut resumed: watch::Receiver<bool>) -> Infallible {
+        // Requests from before the start.
+        self.take_requests(Vec::new()).await;
+        // The poll continues while other events are handled; a new one would restart its pauses.
         let mut asking = self.ask();
         loop {
             // The borrow must not live over the wait.
@@ -146,41 +160,41 @@ impl Supervisor {
             let settled = match self.apply(is_resumed).await {
                 Ok(()) => true,
                 Err(err) => {
-                    tracing::error!(error = format!("{err:#}"), "the policy cannot be followed yet; tried again");
+                    tracing::error!(error = format!("{err:#}"), "the policy cannot be applied yet; trying again");
                     false
                 }
             };
             tokio::select! {
                 directives = &mut asking => {
-                    let known = self.kept.revision();
+                    let known = self.store.revision();
                     if let Some(signed) = &directives.policy {
-                        self.consider(signed);
+                        self.accept_policy(signed);
                     }
                     if directives.bring_policy {
-                        bring_policy(&self.agent.post, self.kept.signed()).await;
+                        bring_policy(&self.agent.post, self.store.signed()).await;
                     }
-                    let is_new = self.asked_for(directives.artifacts).await || self.kept.revision() != known;
+                    let is_new = self.take_requests(directives.artifacts).await || self.store.revision() != known;
                     self.rest.answered(is_new);
                     asking = self.ask();
                 }
-                () = tokio::time::sleep(AGAIN_EVERY), if self.asked.is_open() => drop(self.asked_for(Vec::new()).await),
+                () = tokio::time::sleep(AGAIN_EVERY), if self.artifact_requests.is_open() => drop(self.take_requests(Vec::new()).await),
                 _ = resumed.changed() => {}
                 () = tokio::time::sleep(AGAIN_EVERY), if !settled => {}
             }
         }
     }
 
-    /// The next question to the workspace.
+    /// The next poll.
     fn ask(&self) -> Pin<Box<dyn Future<Output = Directives> + Send>> {
         let (post, lane) = (Arc::clone(&self.agent.post), Arc::clone(&self.agent.lane));
-        let (rest, behind) = (self.rest, self.kept.revision());
+        let (rest, after) = (self.rest, self.store.revision());
         Box::pin(async move {
-            rest.wait(&lane, behind).await;
-            next(&post, &lane, behind).await
+            rest.wait(&lane, after).await;
+            next(&post, &lane, after).await
         })
     }
 
-    /// Wait for every collector to end; they were told to stop. What artifacts have left is sent after the next start.
+    /// Waits for the stopped collectors to end. Remaining artifacts are sent after the next start.
     pub(super) async fn join(self) {
         Runner::join_all(self.running.into_values().map(|running| running.thread).collect(), COLLECTORS_GRACE).await;
         if let Some(blobs) = self.blobs {
@@ -192,14 +206,14 @@ impl Supervisor {
         }
     }
 
-    /// Take requests for artifacts in, note those that are answered, and run the collector once there was one.
-    async fn asked_for(&mut self, signed: Vec<SignedRequest>) -> bool {
-        let Some(limits) = self.kept.policy().map(|policy| policy.artifacts.clone()) else { return false };
+    /// Adds artifact requests, records answered ones, and starts the collector with the first.
+    async fn take_requests(&mut self, signed: Vec<SignedRequest>) -> bool {
+        let Some(limits) = self.store.policy().map(|policy| policy.artifacts.clone()) else { return false };
         let settled = match &self.blobs {
-            Some(blobs) => self.asked.settle(&blobs.sink).await,
+            Some(blobs) => self.artifact_requests.settle(&blobs.sink).await,
             None => Ok(()),
         };
-        let taken = settled.and_then(|()| self.asked.take(signed, &limits));
+        let taken = settled.and_then(|()| self.artifact_requests.take(signed, &limits));
         match taken {
             Ok(is_new) => {
                 if let Some(running) = self.running.get(ARTIFACTS) {
@@ -208,44 +222,44 @@ impl Supervisor {
                 is_new
             }
             Err(err) => {
-                tracing::error!(error = format!("{err:#}"), "requests for artifacts cannot be kept");
+                tracing::error!(error = format!("{err:#}"), "artifact requests cannot be stored");
                 false
             }
         }
     }
 
-    /// The lane of artifacts, opened when the first is asked for: it takes memory and a file.
+    /// The lane of artifacts; opened with the first request, since it takes memory and a file.
     fn blobs(&mut self) -> anyhow::Result<Option<&Blobs>> {
         let dir = &self.agent.config.state_dir;
-        if self.blobs.is_none() && (self.asked.is_open() || dir.join("blobs.redb").exists()) {
+        if self.blobs.is_none() && (self.artifact_requests.is_open() || dir.join("blobs.redb").exists()) {
             let quota = Quota { cache_bytes: 1 << 20, ..self.agent.config.quota };
             let queue = Queue::open(dir, LaneName::Blobs, quota, fastrand::u64(1..))?;
-            let stamp = self.agent.stamp.borrow().clone();
-            let owner = (stamp.organization, stamp.agent);
-            queue.own(owner, &self.replaces, &self.agent.host, fastrand::u64(1..))?;
+            let batch_context = self.agent.batch_context.borrow().clone();
+            let owner = (batch_context.organization, batch_context.agent);
+            queue.set_owner(owner, &self.replaces, &self.agent.host, fastrand::u64(1..))?;
             let lane = Lane::start(LaneConfig {
                 queue,
                 limits: BatchLimits { bytes_max: BLOB_BYTES, records_max: 64, ..self.agent.config.batches.clone() },
-                stamp: self.agent.stamp.subscribe(),
+                context: self.agent.batch_context.subscribe(),
                 intake_bytes_max: BLOB_BYTES,
                 in_flight_bytes_max: 2 * BLOB_BYTES,
                 now: Arc::new(now),
                 post: Some(Arc::clone(&self.agent.post) as Arc<dyn Post>),
             })?;
-            let (board, own) = (Arc::clone(&self.agent.board), Arc::clone(&self.agent.own));
-            let sink = Arc::new(QueueSink::new(&lane, board, own));
+            let (statuses, events) = (Arc::clone(&self.agent.statuses), Arc::clone(&self.agent.events));
+            let sink = Arc::new(QueueSink::new(&lane, statuses, events));
             self.blobs = Some(Blobs { lane: Arc::new(lane), sink });
         }
         Ok(self.blobs.as_ref())
     }
 
-    /// A policy that is refused comes again as long as the workspace has no other: it is asked for after longer and longer
-    /// pauses, and reported when the reason changes.
-    fn consider(&mut self, signed: &SignedPolicy) {
-        let problem = match self.kept.consider(signed) {
+    /// Puts a policy in force. A refused policy is repeated by the workspace: pauses between polls grow, and a changed reason
+    /// is reported.
+    fn accept_policy(&mut self, signed: &SignedPolicy) {
+        let problem = match self.store.accept(signed) {
             Ok(policy) => {
                 let collect = if policy.collect { "on" } else { "off" };
-                tracing::info!(revision = policy.revision, tier = %policy.tier, collect, "another policy is in force");
+                tracing::info!(revision = policy.revision, tier = %policy.tier, collect, "policy changed");
                 None
             }
             Err(why) => Some(why.to_string()),
@@ -255,19 +269,19 @@ impl Supervisor {
         if let Some(why) = &problem
             && state.problem.as_ref() != Some(why)
         {
-            tracing::error!(error = why, "a policy was refused; the one in force stays");
-            self.agent.own.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
+            tracing::error!(error = why, "policy refused; keeping the one in force");
+            self.agent.events.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
         }
         state.problem = problem;
     }
 
-    /// Have run what the policy in force says, and nothing else.
+    /// Applies the policy in force to all collectors.
     async fn apply(&mut self, resumed: bool) -> anyhow::Result<()> {
-        let Some(policy) = self.kept.policy().cloned() else {
-            self.agent.own.set_silent(true);
+        let Some(policy) = self.store.policy().cloned() else {
+            self.agent.events.set_silent(true);
             for plan in &self.agent.config.collectors {
-                let why = "no policy is in force; waits for the workspace to send one";
-                self.agent.board.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
+                let why = "no policy is in force; waiting for the workspace";
+                self.agent.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
             }
             return Ok(());
         };
@@ -290,26 +304,26 @@ impl Supervisor {
         leaving.iter().for_each(|running| running.stop.stop());
         Runner::join_all(leaving.into_iter().map(|running| running.thread).collect(), COLLECTORS_GRACE).await;
         if by_policy && policy.collect {
-            // What they saw belongs under the policy before.
+            // Their records belong to the previous policy.
             self.durable().await;
         }
-        self.stamp(&policy).await;
+        self.batch_context(&policy).await;
         let enabled = decisions.iter().filter(|decision| decision.run).map(|decision| decision.id).collect();
         let plans = self.agent.config.collectors.clone();
         let mut failed = None;
         for (plan, decision) in plans.iter().zip(decisions) {
-            if let Err(err) = self.follow(plan, decision, &enabled, resumed).await {
-                self.agent.board.set(plan.spec.id, CollectorState::Waiting, Some(format!("{err:#}")));
+            if let Err(err) = self.reconcile(plan, decision, &enabled, resumed).await {
+                self.agent.statuses.set(plan.spec.id, CollectorState::Waiting, Some(format!("{err:#}")));
                 failed.get_or_insert(err);
             }
         }
         failed.map_or(Ok(()), Err)
     }
 
-    /// What is observed from now on is observed under this policy. Before it is switched off, what was observed under the
-    /// last one is made durable under that; then nothing more is said of this host.
-    async fn stamp(&self, policy: &Policy) {
-        let revision = self.agent.stamp.borrow().policy_revision;
+    /// Assigns later records to this policy. Before collection is switched off, makes earlier records durable under the
+    /// previous policy; after that nothing about this host is emitted.
+    async fn batch_context(&self, policy: &Policy) {
+        let revision = self.agent.batch_context.borrow().policy_revision;
         let was = {
             let mut state = self.agent.state.lock().unwrap_or_else(PoisonError::into_inner);
             let was = state.clone();
@@ -320,27 +334,27 @@ impl Supervisor {
         if !policy.collect {
             if was.collect {
                 let said = format!("policy revision {} switches collection off", policy.revision);
-                let telling = self.agent.own.lifecycle(LifecycleEvent::Policy, said, None, None);
+                let telling = self.agent.events.lifecycle(LifecycleEvent::Policy, said, None, None);
                 if let Some(telling) = telling {
                     drop(tokio::time::timeout(COLLECTORS_GRACE, telling).await);
                 }
             }
-            self.agent.own.set_silent(true);
-            if revision != policy.revision || !self.agent.stamp.borrow().host.hostname.is_empty() {
+            self.agent.events.set_silent(true);
+            if revision != policy.revision || !self.agent.batch_context.borrow().host.hostname.is_empty() {
                 self.settle_queue().await;
             }
         }
         let host = if policy.collect { self.agent.host.clone() } else { HostLabel::default() };
-        self.agent.stamp.send_if_modified(|stamp| {
-            let changed = (stamp.policy_revision, &stamp.host) != (policy.revision, &host);
-            (stamp.policy_revision, stamp.host) = (policy.revision, host);
+        self.agent.batch_context.send_if_modified(|batch_context| {
+            let changed = (batch_context.policy_revision, &batch_context.host) != (policy.revision, &host);
+            (batch_context.policy_revision, batch_context.host) = (policy.revision, host);
             changed
         });
         if policy.collect {
-            self.agent.own.set_silent(false);
+            self.agent.events.set_silent(false);
             if revision != policy.revision {
                 let said = format!("policy revision {} is in force", policy.revision);
-                self.agent.own.lifecycle(LifecycleEvent::Policy, said, None, None);
+                self.agent.events.lifecycle(LifecycleEvent::Policy, said, None, None);
             }
         }
     }
@@ -350,14 +364,14 @@ impl Supervisor {
         drop(tokio::task::spawn_blocking(move || sink.wait_durable()).await);
     }
 
-    /// Wait until what was handed over is durable, and purge it all where the configuration says so.
+    /// Waits until everything is durable, and purges the queue if so configured.
     async fn settle_queue(&self) {
         let purge = self.agent.config.policy.on_disable == OnDisable::Purge;
         self.agent.post.close(purge);
         if purge {
-            // What would be salvaged was observed before as well.
+            // Batches in damaged queues were observed before, too.
             for path in vedette_transport::queue::salvage::broken(&self.agent.config.state_dir, LaneName::Records) {
-                tracing::warn!(path = %path.display(), "a damaged queue is deleted: policy has what is queued purged");
+                tracing::warn!(path = %path.display(), "a damaged queue is deleted: the queue is being purged by policy");
                 drop(std::fs::remove_file(path));
             }
         }
@@ -365,48 +379,48 @@ impl Supervisor {
         let mut durable = tokio::task::spawn_blocking(move || sink.wait_durable());
         let mut last = false;
         while !last {
-            last = tokio::time::timeout(LOOK_EVERY, &mut durable).await.is_ok();
+            last = tokio::time::timeout(DURABLE_POLL, &mut durable).await.is_ok();
             let queue = Arc::clone(self.agent.lane.queue());
-            // Also before: a full queue takes nothing until there is room.
+            // Purges first as well: a full queue takes nothing until it has room.
             if purge
                 && let Err(err) =
                     tokio::task::spawn_blocking(move || queue.purge_all()).await.expect("the queue does not panic")
             {
-                tracing::error!(error = %err, "what is queued cannot be purged");
+                tracing::error!(error = %err, "the queue cannot be purged");
             }
         }
         self.agent.post.close(false);
     }
 
-    /// One collector.
-    async fn follow(
+    /// Applies a decision to one collector.
+    async fn reconcile(
         &mut self,
         plan: &CollectorPlan,
         decision: Decision,
         enabled: &BTreeSet<&'static str>,
         resumed: bool,
     ) -> anyhow::Result<()> {
-        let (id, board) = (decision.id, Arc::clone(&self.agent.board));
+        let (id, statuses) = (decision.id, Arc::clone(&self.agent.statuses));
         if !decision.run {
-            board.note(id, None);
-            board.set(id, CollectorState::Disabled, decision.why);
+            statuses.note(id, None);
+            statuses.set(id, CollectorState::Disabled, decision.why);
             return Ok(());
         }
         if decision.conflict
-            && self.told.insert(id)
+            && self.reported.insert(id)
             && let Some(why) = &decision.why
         {
             tracing::warn!(collector = id, why, "the configuration and the policy disagree");
-            self.agent.own.lifecycle(LifecycleEvent::Policy, why.clone(), Some(id), None);
+            self.agent.events.lifecycle(LifecycleEvent::Policy, why.clone(), Some(id), None);
         }
-        board.note(id, decision.why.clone());
+        statuses.note(id, decision.why.clone());
         if self.running.contains_key(id) {
             return Ok(());
         }
-        let is_artifact = plan.spec.class == Class::Artifact;
+        let is_artifact = plan.spec.class == CollectorClass::Artifact;
         if is_artifact {
-            // It runs as far as anybody can see; its thread and its lane come with the first request.
-            board.set(id, CollectorState::Running, None);
+            // It counts as running; its thread and lane start with the first request.
+            statuses.set(id, CollectorState::Running, None);
             if self.blobs()?.is_none() {
                 return Ok(());
             }
@@ -420,8 +434,8 @@ impl Supervisor {
             _ => Arc::clone(&self.agent.sink),
         };
         if resume::waits(lane.queue(), plan.spec) && !resumed && !is_artifact {
-            let why = "waits for the workspace to say what it has";
-            board.set(id, CollectorState::Waiting, Some(why.to_owned()));
+            let why = "waiting for the workspace's positions";
+            statuses.set(id, CollectorState::Waiting, Some(why.to_owned()));
             return Ok(());
         }
         // A required collector that is switched off runs with its other settings.
@@ -434,9 +448,8 @@ impl Supervisor {
                 self.skip(id, skip, (settings.clone(), self.cx(id, &lane, enabled)?), Arc::clone(&sink)).await?;
             }
             let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
-            let said =
-                format!("was off by policy for {} s; what was written meanwhile is not collected", off.as_secs());
-            self.agent.own.lifecycle(LifecycleEvent::Policy, said, Some(id), None);
+            let said = format!("switched off by policy for {} s; skipping what was written meanwhile", off.as_secs());
+            self.agent.events.lifecycle(LifecycleEvent::Policy, said, Some(id), None);
             self.off.remove(id);
             self.keep_off()?;
         }
@@ -447,7 +460,7 @@ impl Supervisor {
             cx: self.cx(id, &lane, enabled)?,
             sink,
             queue: Arc::clone(lane.queue()),
-            board,
+            statuses,
             stop: stop.clone(),
             deadline: runner::POLL_DEADLINE,
         };
@@ -456,18 +469,18 @@ impl Supervisor {
         Ok(())
     }
 
-    fn cx(&self, id: &str, lane: &Lane, enabled: &BTreeSet<&'static str>) -> anyhow::Result<Cx> {
+    fn cx(&self, id: &str, lane: &Lane, enabled: &BTreeSet<&'static str>) -> anyhow::Result<CollectorContext> {
         let cx = context(&self.agent.config, lane.queue().cursors(id)?, lane.queue().stored(id)?);
-        let requests = Some(self.asked.requests().clone());
-        Ok(Cx { enabled: enabled.clone(), requests, cloud: self.agent.cloud.clone(), ..cx })
+        let requests = Some(self.artifact_requests.requests().clone());
+        Ok(CollectorContext { enabled: enabled.clone(), requests, cloud: self.agent.cloud.clone(), ..cx })
     }
 
-    /// Pass over what was written while a collector was off, on a thread; what hangs is waited for again later.
+    /// Skips what was written while a collector was off, on a thread; a skip that hangs is awaited later.
     async fn skip(
         &mut self,
         id: &'static str,
         skip: Skip,
-        (table, cx): (toml::Table, Cx),
+        (table, cx): (toml::Table, CollectorContext),
         sink: Arc<QueueSink>,
     ) -> anyhow::Result<()> {
         let mut done = match self.skipping.remove(id) {
@@ -484,10 +497,10 @@ impl Supervisor {
             }
         };
         match tokio::time::timeout(SKIP_PATIENCE, &mut done).await {
-            Ok(skipped) => Ok(skipped.context("passing over panicked")??),
+            Ok(skipped) => Ok(skipped.context("skipping panicked")??),
             Err(_) => {
                 self.skipping.insert(id, done);
-                anyhow::bail!("what was written while it was off is still being passed over");
+                anyhow::bail!("still skipping what was written while it was off");
             }
         }
     }

@@ -1,12 +1,12 @@
-//! `addresses`: every interface with its addresses, at start, every hour, and at once when the kernel tells of a
-//! change (rtnetlink(7)).
+//! `addresses`: all interfaces with their addresses, at start, every hour, and at once when the kernel reports a change
+//! (rtnetlink(7)).
 
 mod rtnetlink;
 
 use crate::{
-    Cx, Outlet,
+    CollectorContext, Outlet,
     settings::Interval,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
 };
 use rtnetlink::Rtnetlink;
 use schemars::JsonSchema;
@@ -23,7 +23,7 @@ use vedette_wire::{
 
 pub(crate) const SPEC: Spec = Spec {
     id: "addresses",
-    class: Class::Inventory,
+    class: CollectorClass::Inventory,
     kind: "address",
     summary: "network interfaces and their addresses, on change at once",
     reads: "rtnetlink, /etc/resolv.conf",
@@ -34,18 +34,18 @@ pub(crate) const SPEC: Spec = Spec {
     skip: None,
 };
 
-/// The kernel is listened to in pieces of this length, to see a stop.
+/// Maximum wait for kernel events between checks for a stop.
 const LISTEN: Duration = Duration::from_secs(1);
-/// Changes of one burst are taken together.
+/// Time in which changes of one burst are gathered.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// Settings of `[collectors.addresses]`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// How often everything is sent; changes are sent at once.
+    /// Interval of full snapshots; changes are sent at once.
     every: Interval,
 }
 
@@ -55,7 +55,7 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, _cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     let every = spec::interval(SPEC.id, "every", settings.every)?;
     Ok(if settings.enabled { Plan::Watch(Box::new(Addresses { every })) } else { Plan::Off })
@@ -69,7 +69,7 @@ struct Addresses {
 type Key = (u32, Option<String>);
 
 impl Watch for Addresses {
-    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let failed = |err| CollectError::read("rtnetlink", err);
         let kernel = Rtnetlink::open().map_err(failed)?;
         let source = Arc::new(Source { collector: SPEC.id, id: format!("run:{:x}", cx.now()), name: None });
@@ -111,7 +111,7 @@ impl Watch for Addresses {
     }
 }
 
-fn read(cx: &Cx, kernel: &Rtnetlink) -> std::io::Result<BTreeMap<Key, Address>> {
+fn read(cx: &CollectorContext, kernel: &Rtnetlink) -> std::io::Result<BTreeMap<Key, Address>> {
     let dns = name_servers(&cx.text("/etc/resolv.conf").unwrap_or_default());
     let mut out = BTreeMap::new();
     for mut address in kernel.addresses()? {

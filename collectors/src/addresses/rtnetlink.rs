@@ -1,4 +1,4 @@
-//! Dumps of links, addresses and routes, and the kernel's word that something changed (rtnetlink(7)).
+//! Dumps of links, addresses and routes, and change notifications (rtnetlink(7)).
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
@@ -22,7 +22,7 @@ use vedette_wire::body::{Address, Change};
 /// (include/uapi/linux/rtnetlink.h).
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 
-/// A socket that listens; each dump has its own.
+/// A socket for notifications; each dump has its own.
 pub(super) struct Rtnetlink {
     events: Socket,
 }
@@ -35,7 +35,7 @@ impl Rtnetlink {
         Ok(Self { events })
     }
 
-    /// Whether the kernel told of a change within `most`.
+    /// Whether the kernel reports a change within `most`.
     #[expect(unsafe_code, reason = "netlink-sys gives the raw descriptor only")]
     pub(super) fn changed(&self, most: Duration) -> io::Result<bool> {
         // SAFETY: the descriptor is the socket's, which outlives this call.
@@ -49,12 +49,13 @@ impl Rtnetlink {
         }
     }
 
-    /// Take out what was told. What it says does not matter, everything is read anew; nor does an overrun (ENOBUFS).
+    /// Discards notifications. Their content does not matter, since everything is read again; neither does an overrun
+    /// (ENOBUFS).
     pub(super) fn drain(&self) {
         while self.events.recv_from_full().is_ok() {}
     }
 
-    /// Every address with its interface, and every interface without one.
+    /// All addresses with their interfaces, and all interfaces without one.
     pub(super) fn addresses(&self) -> io::Result<Vec<Address>> {
         let mut links: BTreeMap<u32, Address> = BTreeMap::new();
         for message in dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
@@ -155,7 +156,7 @@ fn default_gateway(route: &RouteMessage, links: &mut BTreeMap<u32, Address>) {
 }
 
 fn address(message: &AddressMessage, link: Address) -> Address {
-    // On a point-to-point link IFA_ADDRESS is the peer's and IFA_LOCAL ours.
+    // On a point-to-point link IFA_ADDRESS is the peer's address and IFA_LOCAL the host's.
     let (mut local, mut peer) = (None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -179,7 +180,7 @@ fn address(message: &AddressMessage, link: Address) -> Address {
     }
 }
 
-/// One dump request, answered whole.
+/// Sends a dump request and reads the whole answer.
 fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;

@@ -3,8 +3,8 @@
 use super::*;
 use std::{collections::BTreeSet, process::Command};
 
-fn this_host() -> Cx {
-    Cx::new("/", Arc::new(|| 1))
+fn this_host() -> CollectorContext {
+    CollectorContext::new("/", Arc::new(|| 1))
 }
 
 #[test]

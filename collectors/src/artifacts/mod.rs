@@ -1,14 +1,14 @@
-//! `artifacts`: files that the organization asks for, one at a time, where the host's own list of globs allows it.
+//! `artifacts`: files that the organization requests, one at a time, if the host's list of globs allows them.
 //!
-//! A request names a path. Symbolic links are followed first, and the path behind them has to be on the list; the file is
-//! then opened without following any, and it is looked again what was opened. Only a regular file is sent, in pieces, with
-//! owner, mode and times, and its digest with the last piece. The cursor is how much of it is durable: after a restart the
-//! rest is sent.
+//! A request names a path. The collector resolves symbolic links first, and checks the resolved path against the list. It then
+//! opens the file without following links, and verifies what it opened. It sends regular files only, in pieces, with owner,
+//! mode and times, and with the digest in the last piece. The cursor states how much is durable; after a restart the rest is
+//! sent.
 
 use crate::{
-    Cx, Outlet, Wake,
+    CollectorContext, Outlet, Wake,
     settings::Bytes,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
 };
 use glob::{MatchOptions, Pattern};
 use nix::unistd::{Gid, Group, Uid, User};
@@ -30,10 +30,10 @@ use vedette_wire::{
 
 pub(crate) const SPEC: Spec = Spec {
     id: "artifacts",
-    class: Class::Artifact,
+    class: CollectorClass::Artifact,
     kind: "artifact",
-    summary: "files that the organization asks for, where `allow` permits it; policy cannot switch it off",
-    reads: "what is asked for and on the list `allow`; CAP_DAC_READ_SEARCH",
+    summary: "files that the organization requests, if `allow` permits; policy cannot switch it off",
+    reads: "requested files on the list `allow`; CAP_DAC_READ_SEARCH",
     check: spec::check::<Settings>,
     schema: spec::schema::<Settings>,
     defaults: spec::defaults::<Settings>,
@@ -41,22 +41,22 @@ pub(crate) const SPEC: Spec = Spec {
     skip: None,
 };
 
-/// A piece of a file.
+/// Size of a piece.
 const PIECE_BYTES: usize = 512 << 10;
-/// How often it is looked for requests where nobody wakes it.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// `**` crosses directories and `*` does not; a leading dot is a character like others (`.ssh`).
+/// Poll interval for requests without a wake-up.
+const DURABLE_POLL: Duration = Duration::from_secs(5);
+/// `**` crosses directories and `*` does not; a leading dot is an ordinary character (`.ssh`).
 const MATCHING: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
-/// Settings of `[collectors.artifacts]`. Policy cannot switch it off; the host may narrow it, down to nothing.
+/// Settings of `[collectors.artifacts]`. A policy cannot switch it off. The host can restrict it, even to no files.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Globs of paths that may be sent; `**` crosses directories. The default: programs, service units, cron, the
-    /// configuration of ssh and authorized keys, logs. Nothing that is a secret by itself: no keys, no password hashes.
+    /// Globs of paths that may be sent; `**` crosses directories. Default: programs, service units, cron, ssh configuration and
+    /// authorized keys, logs. Not secrets: no keys, no password hashes.
     allow: Vec<String>,
-    /// Bytes of one file.
+    /// Maximum size of a file in bytes.
     bytes_max: Bytes,
 }
 
@@ -86,48 +86,48 @@ impl Default for Settings {
     }
 }
 
-/// A request that was verified, with what the policy says of it.
+/// A verified request, with the limits of the policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
-    /// Its id.
+    /// Id.
     pub request: String,
     /// Path on the host.
     pub path: String,
-    /// Globs that the policy limits requests to; none, there is no such limit.
+    /// Globs of the policy; empty for no restriction.
     pub paths: Vec<String>,
-    /// Bytes of one file that the policy allows.
+    /// Maximum size by the policy.
     pub bytes_max: u64,
-    /// Why it is refused before anything is looked at.
+    /// Why it is refused without looking at the file.
     pub refused: Option<String>,
 }
 
-/// Requests that wait, from the agent to this collector. Cheap to clone.
+/// Open requests, from the agent to this collector. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Requests(Arc<Mutex<Vec<Wanted>>>);
 
 impl Requests {
-    /// Have these answered, behind those that wait.
+    /// Adds requests after the open ones.
     pub fn add(&self, wanted: Vec<Wanted>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(wanted);
     }
 
-    /// Those that wait.
+    /// Open requests.
     pub fn waiting(&self) -> Vec<Wanted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// It has been handed over, whole or refused.
+    /// Removes a request that was answered in full.
     fn answered(&self, request: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|wanted| wanted.request != request);
     }
 
-    /// Ids of those that wait.
+    /// Ids of open requests.
     pub fn ids(&self) -> Vec<String> {
         self.waiting().into_iter().map(|wanted| wanted.request).collect()
     }
 }
 
-fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     let wrong = |message: String| BuildError { collector: SPEC.id, message };
     for glob in &settings.allow {
@@ -148,7 +148,7 @@ struct Artifacts {
 }
 
 impl Watch for Artifacts {
-    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         loop {
             for wanted in self.requests.waiting() {
                 let sent = cx.cursors.iter().find(|(id, _)| *id == wanted.request);
@@ -159,7 +159,7 @@ impl Watch for Artifacts {
                 }
                 self.requests.answered(&wanted.request);
             }
-            if outlet.wait(LOOK_EVERY) == Wake::Stop {
+            if outlet.wait(DURABLE_POLL) == Wake::Stop {
                 return Ok(());
             }
         }
@@ -170,8 +170,14 @@ impl Watch for Artifacts {
 type Refusal = String;
 
 impl Artifacts {
-    /// Send a file, or why not.
-    fn answer(&self, cx: &Cx, outlet: &Outlet, wanted: &Wanted, sent: Option<&Sending>) -> Result<(), CollectError> {
+    /// Sends a file or a refusal.
+    fn answer(
+        &self,
+        cx: &CollectorContext,
+        outlet: &Outlet,
+        wanted: &Wanted,
+        sent: Option<&Sending>,
+    ) -> Result<(), CollectError> {
         let source =
             Arc::new(Source { collector: SPEC.id, id: wanted.request.clone(), name: Some(wanted.path.clone()) });
         let opened = match &wanted.refused {
@@ -185,7 +191,7 @@ impl Artifacts {
             },
             Err(why) => why,
         };
-        tracing::warn!(path = wanted.path, why = refused, "an artifact was asked for and is not sent");
+        tracing::warn!(path = wanted.path, why = refused, "artifact request refused");
         let body = Artifact {
             request: wanted.request.clone(),
             path: wanted.path.clone(),
@@ -203,8 +209,8 @@ impl Artifacts {
         globs.iter().any(|glob| Pattern::new(glob).is_ok_and(|glob| glob.matches_with(path, MATCHING)))
     }
 
-    /// The file, and its path behind symbolic links as the host sees it.
-    fn open(&self, cx: &Cx, wanted: &Wanted) -> Result<(File, String), Refusal> {
+    /// The file, and its resolved path on the host.
+    fn open(&self, cx: &CollectorContext, wanted: &Wanted) -> Result<(File, String), Refusal> {
         if !wanted.path.starts_with('/') {
             return Err("the path is not absolute".to_owned());
         }
@@ -212,9 +218,7 @@ impl Artifacts {
         let found = cx.host().and_then(|root| root.find(Path::new(&wanted.path))).map_err(failed)?;
         let host = found.path().display().to_string();
         if !Self::matches(&self.settings.allow, &host) {
-            return Err(format!(
-                "{host} is not on this host's list of what may be asked for ([collectors.artifacts] allow)"
-            ));
+            return Err(format!("{host} is not on this host's list of allowed paths ([collectors.artifacts] allow)"));
         }
         if !wanted.paths.is_empty() && !Self::matches(&wanted.paths, &host) {
             return Err(format!("{host} is not among the paths that the policy allows"));
@@ -223,7 +227,7 @@ impl Artifacts {
         if !meta.is_file() {
             return Err("it is not a regular file".to_owned());
         }
-        // A FIFO or a device in its place must neither hang nor be read.
+        // A FIFO or a device must neither block nor be read.
         let file = found.read().map_err(failed)?;
         let most = self.settings.bytes_max.0.min(wanted.bytes_max);
         if meta.len() > most {
@@ -232,24 +236,24 @@ impl Artifacts {
         Ok((file, host))
     }
 
-    /// Send what is behind `from`; what is before is read for the digest.
+    /// Sends the file from an offset on; reads the part before it for the digest.
     fn send(
         &self,
-        cx: &Cx,
+        cx: &CollectorContext,
         outlet: &Outlet,
         wanted: &Wanted,
         source: &Arc<Source>,
         (mut file, real_path): (File, String),
         sent: Option<&Sending>,
     ) -> Result<Result<(), Refusal>, CollectError> {
-        // The file's own trouble must not stand before other requests.
+        // An error of the file must not block other requests.
         let failed = |err: io::Error| Ok(Err(format!("it cannot be read: {err}")));
         let before = match file.metadata() {
             Ok(meta) => meta,
             Err(err) => return failed(err),
         };
-        // Another file, or another content: from the beginning.
-        let from = sent.filter(|sent| sent.stamp == stamp(&before)).map_or(0, |sent| sent.offset);
+        // Another file or other content is sent from the beginning.
+        let from = sent.filter(|sent| sent.fingerprint == fingerprint(&before)).map_or(0, |sent| sent.offset);
         let most = self.settings.bytes_max.0.min(wanted.bytes_max);
         let (mut digest, mut offset, mut piece) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
         loop {
@@ -287,13 +291,13 @@ impl Artifacts {
                 whole,
             };
             let mut chunk = Chunk::new(Arc::clone(source));
-            // The last piece may be empty, and is a record all the same.
+            // The last piece may be empty, and is a record too.
             let position = Position(start + skipped as u64, end + u64::from(last));
             chunk.push(cx.now(), position, &Body::from(body));
             if last {
                 chunk.forget.push(wanted.request.clone());
             } else {
-                let sending = Sending { offset: end, stamp: stamp(&before) };
+                let sending = Sending { offset: end, fingerprint: fingerprint(&before) };
                 chunk.cursor = Some(rmp_serde::to_vec_named(&sending).expect("numbers serialize"));
             }
             outlet.emit(chunk)?;
@@ -305,20 +309,21 @@ impl Artifacts {
 }
 
 /// Device, inode, length and time of the last write.
-type Stamp = (u64, u64, u64, i64, i64);
+type FileFingerprint = (u64, u64, u64, i64, i64);
 
-fn stamp(meta: &std::fs::Metadata) -> Stamp {
+fn fingerprint(meta: &std::fs::Metadata) -> FileFingerprint {
     (meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec())
 }
 
-/// How much of which file is durable.
+/// How much of a file is durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Sending {
     offset: u64,
-    stamp: Stamp,
+    #[serde(rename = "stamp")]
+    fingerprint: FileFingerprint,
 }
 
-/// Read until the block is full or the file ends.
+/// Reads until the block is full or the file ends.
 fn fill(file: &mut File, block: &mut [u8]) -> io::Result<usize> {
     let mut got = 0;
     while got < block.len() {
@@ -352,7 +357,7 @@ fn whole(
         accessed: nanoseconds(before.atime(), before.atime_nsec()),
         modified: nanoseconds(before.mtime(), before.mtime_nsec()),
         changed: nanoseconds(before.ctime(), before.ctime_nsec()),
-        torn: stamp(before) != stamp(after),
+        torn: fingerprint(before) != fingerprint(after),
     }
 }
 

@@ -15,8 +15,8 @@ impl Sink for Sent {
     fn complain(&self, _: &'static str, _: String) {}
 }
 
-/// A host with a few files, and what its list allows.
-fn host() -> (tempfile::TempDir, Cx, Settings) {
+/// A host with a few files, and its settings.
+fn host() -> (tempfile::TempDir, CollectorContext, Settings) {
     let dir = tempfile::tempdir().expect("temp dir");
     for parent in ["usr/bin", "etc/cron.d", "var/log/app", "home/bob/.ssh", "etc/ssh"] {
         fs::create_dir_all(dir.path().join(parent)).expect("makes");
@@ -31,16 +31,16 @@ fn host() -> (tempfile::TempDir, Cx, Settings) {
     symlink("/etc/shadow", dir.path().join("var/log/link.log")).expect("links");
     symlink("../../etc/shadow", dir.path().join("var/log/relative.log")).expect("links");
     let root = fs::canonicalize(dir.path()).expect("is there");
-    (dir, Cx::new(root, Arc::new(|| 1)), Settings::default())
+    (dir, CollectorContext::new(root, Arc::new(|| 1)), Settings::default())
 }
 
 fn wanted(path: &str) -> Wanted {
     Wanted { request: "r1".to_owned(), path: path.to_owned(), paths: Vec::new(), bytes_max: 1 << 30, refused: None }
 }
 
-/// What is sent for a request from an offset on, and whether a cursor is left.
+/// What is sent for a request from an offset on, and whether a cursor remains.
 fn answered(
-    cx: &Cx,
+    cx: &CollectorContext,
     settings: &Settings,
     wanted: &Wanted,
     durable: Option<&Sending>,
@@ -87,13 +87,13 @@ fn after_a_restart_the_rest_is_sent_and_the_digest_is_of_the_whole() {
     let (_dir, cx, settings) = host();
     let (all, _) = answered(&cx, &settings, &wanted("/usr/bin/tool"), None);
     let meta = fs::metadata(cx.path("/usr/bin/tool")).expect("is there");
-    let sent = Sending { offset: PIECE_BYTES as u64, stamp: stamp(&meta) };
+    let sent = Sending { offset: PIECE_BYTES as u64, fingerprint: fingerprint(&meta) };
     let (rest, positions) = answered(&cx, &settings, &wanted("/usr/bin/tool"), Some(&sent));
     let told =
         |piece: &Artifact| (piece.offset, piece.data.len(), piece.whole.as_ref().map(|whole| whole.sha256.clone()));
     assert_eq!((rest.len(), told(&rest[0])), (1, told(&all[1])));
     assert_eq!(positions[0].0, PIECE_BYTES as u64);
-    // Written anew meanwhile: from the beginning.
+    // Rewritten meanwhile, so it is sent from the beginning.
     fs::write(cx.path("/usr/bin/tool"), vec![8; 2 * PIECE_BYTES]).expect("writes");
     let (anew, _) = answered(&cx, &settings, &wanted("/usr/bin/tool"), Some(&sent));
     assert_eq!((anew[0].offset, anew[0].data[0]), (0, 8));

@@ -1,7 +1,7 @@
-//! The notes of an ELF core (elf(5), core(5); include/uapi/linux/elfcore.h): process, signal, executable.
+//! Notes of an ELF core (elf(5), core(5); include/uapi/linux/elfcore.h): process, signal, executable.
 //!
-//! A dump may be hostile. Only its head, its program headers and its notes are read, each within a limit; every
-//! number in it is checked against what is there; nothing in it is followed but note offsets.
+//! A dump may be hostile. Only its header, program headers and notes are read, within limits. Every number is checked, and only
+//! offsets of notes are followed.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 use vedette_wire::body::Crash;
@@ -12,12 +12,12 @@ const NT_PRPSINFO: u32 = 3;
 /// `"FILE"`
 const NT_FILE: u32 = 0x4649_4c45;
 const ET_CORE: u16 = 4;
-/// Program headers that are read; a core has one for each mapping.
+/// Maximum number of program headers; a core has one per mapping.
 const HEADERS_MAX: u16 = 16_384;
-/// Bytes of notes that are read, all headers together.
+/// Maximum size of all notes together.
 const NOTES_BYTES_MAX: u64 = 4 << 20;
 
-/// Fill in what the notes tell; false where it is no core. Of cores of 32-bit and big-endian machines nothing is read.
+/// Reads the facts in the notes; false if the file is no core. Cores of 32-bit and big-endian machines are not read.
 pub(super) fn read(file: &File, crash: &mut Crash) -> io::Result<bool> {
     let mut head = [0; 64];
     match file.read_exact_at(&mut head, 0) {
@@ -70,7 +70,7 @@ pub(super) fn read(file: &File, crash: &mut Crash) -> io::Result<bool> {
     Ok(true)
 }
 
-/// `namesz, descsz, type`, then name and descriptor, each padded to four bytes.
+/// Notes: `namesz, descsz, type`, then name and descriptor, each padded to four bytes.
 pub(super) fn read_notes(mut notes: &[u8], crash: &mut Crash) {
     let padded = |length: u32| (length as usize).checked_next_multiple_of(4);
     while let (Some(name), Some(size), Some(kind)) = (u32_at(notes, 0), u32_at(notes, 4), u32_at(notes, 8)) {
@@ -87,7 +87,7 @@ pub(super) fn read_notes(mut notes: &[u8], crash: &mut Crash) {
     }
 }
 
-/// `struct elf_prstatus` of the thread that crashed comes first: `pr_cursig` at 12.
+/// `struct elf_prstatus` of the crashed thread is the first: `pr_cursig` at 12.
 fn prstatus(descriptor: &[u8], crash: &mut Crash) {
     if let Some(signal) = u16_at(descriptor, 12)
         && crash.signal.is_none()
@@ -109,7 +109,7 @@ fn prpsinfo(descriptor: &[u8], crash: &mut Crash) {
     crash.cmd_line = text(56, 136);
 }
 
-/// `count, page size`, then `start, end, offset` of each mapping, then their paths: the first is the executable's.
+/// `count, page size`, then `start, end, offset` of each mapping, then the paths: the first is the executable.
 fn mapped_files(descriptor: &[u8], crash: &mut Crash) {
     let Some(count) = u64_at(descriptor, 0) else { return };
     let names = usize::try_from(count).ok().and_then(|count| count.checked_mul(24)?.checked_add(16));

@@ -1,8 +1,8 @@
-//! Where each system leaves its dumps, and what it notes beside them.
+//! Where systems store dumps, and what they record with them.
 
 use super::elf;
 use crate::{
-    Cx,
+    CollectorContext,
     root::{
         Root,
         glob::{Expansion, Named, Pattern},
@@ -16,14 +16,14 @@ use std::{
 };
 use vedette_wire::{body::Crash, stamp::When};
 
-/// Who wrote a dump.
+/// Origin of a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// systemd-coredump(8): an ELF core, perhaps compressed, with extended attributes.
+    /// systemd-coredump(8): an ELF core, often compressed, with extended attributes.
     SystemdCoredump,
-    /// Ubuntu's apport: a text file with the core in it.
+    /// Apport of Ubuntu: a text file that contains the core.
     Apport,
-    /// kdump: the kernel's own memory.
+    /// kdump: kernel memory.
     Kdump,
     /// core(5).
     Core,
@@ -40,8 +40,13 @@ impl Format {
     }
 }
 
-/// Every file that may be a dump; what could not be listed is among the expansion's troubles.
-pub(super) fn candidates(cx: &Cx, root: &Root, own: &[Pattern], expansion: &mut Expansion) -> Vec<(Named, Format)> {
+/// Files that may be dumps. Directories that cannot be listed are among the expansion's troubles.
+pub(super) fn candidates(
+    cx: &CollectorContext,
+    root: &Root,
+    own: &[Pattern],
+    expansion: &mut Expansion,
+) -> Vec<(Named, Format)> {
     let known = [
         ("/var/lib/systemd/coredump/core.*", Format::SystemdCoredump),
         ("/var/crash/*.crash", Format::Apport),
@@ -60,11 +65,11 @@ pub(super) fn candidates(cx: &Cx, root: &Root, own: &[Pattern], expansion: &mut 
 }
 
 /// An absolute kernel.core_pattern as a glob.
-fn core_pattern(cx: &Cx) -> Option<String> {
+fn core_pattern(cx: &CollectorContext) -> Option<String> {
     glob_of(&cx.text("/proc/sys/kernel/core_pattern")?)
 }
 
-/// `/var/cores/core.%e.%p` is `/var/cores/core.*.*` (core(5)); absent for a pipe or a relative name.
+/// Converts `/var/cores/core.%e.%p` to `/var/cores/core.*.*` (core(5)); absent for a pipe or a relative name.
 pub(super) fn glob_of(pattern: &str) -> Option<String> {
     if !pattern.starts_with('/') {
         return None;
@@ -75,7 +80,7 @@ pub(super) fn glob_of(pattern: &str) -> Option<String> {
         match letter {
             '%' => match letters.next() {
                 Some('%') => glob.push('%'),
-                // Two of them side by side are one: `**` is another thing.
+                // Two adjacent wildcards become one: `**` has another meaning.
                 _ if glob.ends_with('*') => {}
                 _ => glob.push('*'),
             },
@@ -83,19 +88,25 @@ pub(super) fn glob_of(pattern: &str) -> Option<String> {
             other => glob.push(other),
         }
     }
-    // core_uses_pid puts the pid behind the name.
+    // core_uses_pid appends the pid.
     if !glob.ends_with('*') {
         glob.push('*');
     }
     Some(glob)
 }
 
-/// Fill in what the dump tells; false where it is none.
-pub(super) fn read(cx: &Cx, file: &File, path: &Path, format: Format, crash: &mut Crash) -> io::Result<bool> {
+/// Reads the facts of a dump; false if the file is none.
+pub(super) fn read(
+    cx: &CollectorContext,
+    file: &File,
+    path: &Path,
+    format: Format,
+    crash: &mut Crash,
+) -> io::Result<bool> {
     match format {
         Format::Core => elf::read(file, crash),
         Format::SystemdCoredump => {
-            // Where the core is not compressed it tells more than the attributes.
+            // An uncompressed core holds more facts than the attributes.
             let is_dump = elf::read(file, crash)? || is_compressed(file)?;
             coredump(file, path, crash);
             Ok(is_dump)
@@ -108,7 +119,7 @@ pub(super) fn read(cx: &Cx, file: &File, path: &Path, format: Format, crash: &mu
     }
 }
 
-/// Whether a file begins as zstd (RFC 8878 §3.1.1), lz4 (its frame format) or xz (its file format) do.
+/// Whether a file starts as zstd (RFC 8878 §3.1.1), lz4 (frame format) or xz (file format).
 fn is_compressed(file: &File) -> io::Result<bool> {
     let mut head = [0; 6];
     let length = file.read_at(&mut head, 0)?;
@@ -116,7 +127,7 @@ fn is_compressed(file: &File) -> io::Result<bool> {
     Ok(magics.iter().any(|magic| head[..length].starts_with(magic)))
 }
 
-/// `my\x20app`, as systemd-coredump writes a process's name into that of a file.
+/// Unescapes `my\x20app`, as systemd-coredump writes process names in file names.
 pub(super) fn unescape(name: &str) -> String {
     let mut parts = name.split("\\x");
     let mut out = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -135,7 +146,7 @@ pub(super) fn unescape(name: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// `user.coredump.*` (systemd.journal-fields(7), `COREDUMP_*`), else the name
+/// Reads `user.coredump.*` (systemd.journal-fields(7), `COREDUMP_*`), or else the name
 /// `core.COMM.UID.BOOT.PID.MICROSECONDS[.zst]`.
 fn coredump(file: &File, path: &Path, crash: &mut Crash) {
     let attribute = |name: &str| -> Option<String> {
@@ -145,7 +156,7 @@ fn coredump(file: &File, path: &Path, crash: &mut Crash) {
     };
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = ["zst", "lz4", "xz"].iter().find_map(|end| name.strip_suffix(&format!(".{end}"))).unwrap_or(name);
-    // From the right: a process's name may hold dots.
+    // From the right, since a process name may contain dots.
     let parts: Vec<&str> = name.rsplitn(5, '.').collect();
     if let [time, pid, _boot, uid, comm] = parts.as_slice() {
         crash.process = comm.strip_prefix("core.").map(unescape).or_else(|| crash.process.take());
@@ -166,10 +177,9 @@ fn coredump(file: &File, path: &Path, crash: &mut Crash) {
     crash.truncated |= attribute("truncated").as_deref() == Some("1");
 }
 
-/// `Key: value` lines up to the core itself; lines of a longer value begin with a blank (apport's problem_report).
-/// A process's number and user stand in what was `/proc/PID/status`, the user in the report's name as well:
-/// `_usr_bin_app.1000.crash`.
-fn apport(cx: &Cx, file: &File, path: &Path, crash: &mut Crash) -> io::Result<bool> {
+/// Reads the `Key: value` lines before the core; continuation lines start with a space (apport's problem_report). Pid and user
+/// are in the copy of `/proc/PID/status`; the report's name holds the user, too: `_usr_bin_app.1000.crash`.
+fn apport(cx: &CollectorContext, file: &File, path: &Path, crash: &mut Crash) -> io::Result<bool> {
     let mut kind = String::new();
     let mut block = String::new();
     for line in BufReader::new(file.take(1 << 20)).split(b'\n') {
@@ -212,8 +222,8 @@ fn apport(cx: &Cx, file: &File, path: &Path, crash: &mut Crash) -> io::Result<bo
     Ok(kind == "Crash")
 }
 
-/// `Thu Nov 26 10:00:28 2026` in the host's own time (asctime(3)).
-fn date(cx: &Cx, text: &str) -> Option<i64> {
+/// Parses `Thu Nov 26 10:00:28 2026`, in the host's time zone (asctime(3)).
+fn date(cx: &CollectorContext, text: &str) -> Option<i64> {
     let (_weekday, date) = text.split_once(' ')?;
     match vedette_wire::stamp::head(date.as_bytes()).stamp?.when {
         When::Local(time) => Some(crate::syslog::parse::local(time, &crate::host::time_zone(cx).1)),
@@ -222,9 +232,9 @@ fn date(cx: &Cx, text: &str) -> Option<i64> {
     }
 }
 
-/// `name version` of the Debian package that a file belongs to.
-pub(super) fn package(cx: &Cx, executable: &str) -> Option<String> {
-    // /bin is a link to /usr/bin on most hosts; dpkg knows one of the two names.
+/// `name version` of the Debian package that owns a file.
+pub(super) fn package(cx: &CollectorContext, executable: &str) -> Option<String> {
+    // /bin links to /usr/bin on most hosts, and dpkg knows one of the two names.
     let other = executable.strip_prefix("/usr").map_or_else(|| format!("/usr{executable}"), str::to_owned);
     const LISTS: &str = "/var/lib/dpkg/info";
     let (_, lists) = cx.host().and_then(|root| root.entries(Path::new(LISTS))).ok()?;

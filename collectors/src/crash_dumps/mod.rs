@@ -1,18 +1,18 @@
 //! `crash_dumps`: finds dumps of systemd-coredump, apport and kdump, and plain core files, and reports each once.
 //!
-//! What was reported is kept in the cursor, so that a restart does not report it again.
+//! The cursor holds the reported dumps, so a restart does not report them again.
 
 mod elf;
 mod formats;
 
 use crate::{
-    Cx, Outlet, Wake,
+    CollectorContext, Outlet, Wake,
     root::{
         Root,
         glob::{Expansion, Pattern},
     },
     settings::Interval,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
 };
 use rustix::fs::Stat;
 use schemars::JsonSchema;
@@ -31,7 +31,7 @@ use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, body::Crash};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "crash_dumps",
-    class: Class::Crash,
+    class: CollectorClass::Crash,
     kind: "crash",
     summary: "crash dumps: process, executable, signal, time, size, SHA-256, package",
     reads: "/var/lib/systemd/coredump, /var/crash, `paths`, /var/lib/dpkg; CAP_DAC_READ_SEARCH",
@@ -42,22 +42,22 @@ pub(crate) const SPEC: Spec = Spec {
     skip: Some(skip),
 };
 
-/// A dump whose length and times stand still for so long is complete.
+/// A dump is complete when its length and times have not changed for this long.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
-/// A larger file is reported without its digest: it may be sparse, and made to keep the agent busy.
+/// Larger files are reported without a digest: they may be sparse, made to keep the agent busy.
 const DIGEST_BYTES_MAX: u64 = 64 << 30;
-/// Dumps that are remembered at the most; older ones are forgotten when their files are gone.
+/// Maximum number of remembered dumps; beyond it, those whose files are gone are forgotten.
 const REMEMBERED_MAX: usize = 10_000;
 
 /// Settings of `[collectors.crash_dumps]`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// How often dumps are looked for.
+    /// Poll interval for dumps.
     every: Interval,
-    /// Plain core files, as globs, beside the directory that an absolute kernel.core_pattern names.
+    /// Globs of plain core files, in addition to the directory of an absolute kernel.core_pattern.
     paths: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, _cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled {
         return Ok(Plan::Off);
@@ -77,8 +77,8 @@ fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
     Ok(Plan::Watch(Box::new(CrashDumps { every: settings.every.0, patterns })))
 }
 
-/// What is there counts as reported.
-fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+/// Marks existing dumps as reported.
+fn skip(table: toml::Table, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
     let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
     let mut reported = Reported::of(cx);
@@ -103,10 +103,10 @@ struct CrashDumps {
     patterns: Vec<Pattern>,
 }
 
-/// Which file a dump is: device, inode, size, modification time.
+/// Identity of a dump: device, inode, size, modification time.
 type Identity = (u64, u64, u64, i64);
 
-/// When a dump was begun, where its file system says (statx(2)), or last written.
+/// Creation time of a dump, if the file system records it (statx(2)), or else its modification time.
 fn begun(meta: &std::fs::Metadata) -> i64 {
     let made = meta.created().ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
     let made = made.and_then(|made| i64::try_from(made.as_nanos()).ok());
@@ -117,28 +117,28 @@ fn identity(stat: &Stat) -> Identity {
     (stat.st_dev, stat.st_ino, stat.st_size.cast_unsigned(), stat.st_mtime)
 }
 
-/// Id of the one source.
+/// Id of the only source.
 const SOURCE: &str = "dumps";
 
-/// What was reported.
+/// Reported dumps.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Reported {
     dumps: BTreeSet<Identity>,
     count: u64,
-    /// Dumps that were begun before this are not to be reported, nanoseconds UTC.
+    /// Older dumps are not reported; nanoseconds UTC.
     #[serde(default)]
     passed_over: i64,
 }
 
 impl Reported {
-    fn of(cx: &Cx) -> Self {
+    fn of(cx: &CollectorContext) -> Self {
         let kept = cx.cursors.iter().find(|(id, _)| id == SOURCE);
         kept.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok()).unwrap_or_default()
     }
 }
 
 impl Watch for CrashDumps {
-    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
         let mut reported = Reported::of(cx);
         let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
@@ -148,7 +148,7 @@ impl Watch for CrashDumps {
             let mut troubles = Vec::new();
             growing.begin();
             for (named, format) in formats::candidates(cx, &root, &self.patterns, &mut expansion) {
-                // Not through a link: a directory of dumps may be everybody's to write to.
+                // Links are not followed: everybody may be able to write to a directory of dumps.
                 let (path, identity) = (&named.path, identity(&named.stat));
                 there.insert(identity);
                 if reported.dumps.contains(&identity) || !named.is_file() || named.stat.st_size == 0 {
@@ -158,7 +158,7 @@ impl Watch for CrashDumps {
                     continue;
                 }
                 match describe(cx, outlet, &root, (path, format), reported.passed_over) {
-                    // Not told half: it is looked at again after the next start.
+                    // Stopped: the next start looks at it again.
                     Ok(Some(_)) if outlet.is_stopped() => return Ok(()),
                     Ok(Some(crash)) => {
                         let mut chunk = Chunk::new(Arc::clone(&source));
@@ -169,7 +169,7 @@ impl Watch for CrashDumps {
                         chunk.cursor = Some(rmp_serde::to_vec_named(&reported).expect("numbers serialize"));
                         outlet.emit(chunk)?;
                     }
-                    // Not a dump, or passed over: no need to look at it again.
+                    // No dump, or excluded by policy: not looked at again.
                     Ok(None) => drop(reported.dumps.insert(identity)),
                     Err(err) => troubles.push(CollectError::read(path.display().to_string(), err).to_string()),
                 }
@@ -200,13 +200,13 @@ impl Watch for CrashDumps {
 }
 
 /// Length and times of change, seconds and nanoseconds.
-type Stamp = (i64, i64, u64, i64, u64);
+type FileFingerprint = (i64, i64, u64, i64, u64);
 
-/// Dumps that may still be written: as they were at the last look, and since when.
+/// Dumps that may still be written: their fingerprints at the last poll, and since when.
 #[derive(Default)]
 struct Growing {
-    before: BTreeMap<PathBuf, (Stamp, Instant)>,
-    now: BTreeMap<PathBuf, (Stamp, Instant)>,
+    before: BTreeMap<PathBuf, (FileFingerprint, Instant)>,
+    now: BTreeMap<PathBuf, (FileFingerprint, Instant)>,
 }
 
 impl Growing {
@@ -214,22 +214,22 @@ impl Growing {
         self.before = std::mem::take(&mut self.now);
     }
 
-    /// Whether a dump stands still. What its times are does not matter: clocks jump, and files are copied with theirs.
+    /// Whether a dump no longer changes. The values of its times do not matter: clocks jump, and copies keep times.
     fn has_settled(&mut self, path: &Path, stat: &Stat) -> bool {
-        let stamp = (stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
-        let known = self.before.get(path).filter(|(known, _)| *known == stamp);
+        let fingerprint = (stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
+        let known = self.before.get(path).filter(|(known, _)| *known == fingerprint);
         let since = known.map_or_else(Instant::now, |(_, since)| *since);
         let settled = since.elapsed() >= SETTLED_AFTER;
         if !settled {
-            self.now.insert(path.to_owned(), (stamp, since));
+            self.now.insert(path.to_owned(), (fingerprint, since));
         }
         settled
     }
 }
 
-/// What the dump tells; absent where it is none, or was begun before a time up to which they are passed over.
+/// Describes a dump; absent if it is none, or is excluded by its time.
 fn describe(
-    cx: &Cx,
+    cx: &CollectorContext,
     outlet: &Outlet,
     root: &Root,
     (path, format): (&Path, formats::Format),
@@ -257,7 +257,7 @@ fn describe(
     Ok(Some(crash))
 }
 
-/// Absent where the agent stops meanwhile.
+/// Absent if the agent stops meanwhile.
 fn digest(outlet: &Outlet, file: &mut File) -> io::Result<Option<String>> {
     let mut hash = Sha256::new();
     let mut block = vec![0; 256 << 10];

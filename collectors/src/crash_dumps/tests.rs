@@ -27,12 +27,12 @@ impl Sink for Kept {
     }
 }
 
-/// One look below a root, with the cursor of the last.
+/// One poll below a root, with the previous cursor.
 fn look(root: &Path, paths: &[&str], kept: &Arc<Kept>) -> Vec<Crash> {
-    let cx = Cx {
+    let cx = CollectorContext {
         cursors: kept.cursor.lock().expect("lock").clone(),
         once: Some(100),
-        ..Cx::new(root, Arc::new(|| i64::MAX))
+        ..CollectorContext::new(root, Arc::new(|| i64::MAX))
     };
     let patterns = paths.iter().map(|path| Pattern::new(path).expect("a pattern")).collect();
     let mut outlet = Outlet::new(Arc::clone(kept) as Arc<dyn Sink>, StopSignal::default());
@@ -105,7 +105,7 @@ fn dumps_of_each_system_are_found_with_what_it_notes() {
     crashes.sort_by(|a, b| (&a.format, a.pid).cmp(&(&b.format, b.pid)));
     let [kernel, other, apport, kdump, escaped, systemd] = crashes.as_slice() else { panic!("{crashes:#?}") };
     let (kernel, other) = if kernel.process.as_deref() == Some("kernel") { (kernel, other) } else { (other, kernel) };
-    // 10:00:28 in a root without a zone of its own is UTC.
+    // The root has no time zone, so 10:00:28 is UTC.
     assert_eq!((kernel.process.as_deref(), kernel.time), (Some("kernel"), Some(1_795_687_228_000_000_000)));
     assert_eq!((other.process.as_deref(), other.user_id), (Some("x"), Some(1001)));
     assert_eq!((apport.pid, apport.user_id, apport.time), (Some(4711), Some(1000), kernel.time));

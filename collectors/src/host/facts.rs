@@ -1,12 +1,12 @@
-//! Reads the facts. What cannot be read is absent.
+//! Reads the facts of the host. Facts that cannot be read are absent.
 
 use super::virtualization;
-use crate::Cx;
+use crate::CollectorContext;
 use jiff::tz::TimeZone;
 use std::collections::BTreeMap;
 use vedette_wire::body::{Cpu, Firmware, Hardware, Host, OperatingSystem};
 
-pub(super) fn read(cx: &Cx) -> Host {
+pub(super) fn read(cx: &CollectorContext) -> Host {
     let stat = cx.text("/proc/stat").unwrap_or_default();
     let dmi = |name: &str| cx.text(&format!("/sys/class/dmi/id/{name}")).filter(|text| !is_filler(text));
     let hostname = hostname(cx).unwrap_or_default();
@@ -34,8 +34,8 @@ pub(super) fn read(cx: &Cx) -> Host {
     }
 }
 
-/// The machine's own name. What `/proc` says is the reader's: in a container, the container's (uts_namespaces(7)).
-fn hostname(cx: &Cx) -> Option<String> {
+/// The host's name. `/proc` has the reader's: in a container, the container's (uts_namespaces(7)).
+fn hostname(cx: &CollectorContext) -> Option<String> {
     let kernel = || cx.text("/proc/sys/kernel/hostname");
     let file = || cx.text("/etc/hostname");
     let name = if cx.is_this_host() { kernel().or_else(file) } else { file().or_else(kernel) };
@@ -43,22 +43,22 @@ fn hostname(cx: &Cx) -> Option<String> {
     name.filter(|name| name.len() <= 255 && !name.contains(char::is_control))
 }
 
-/// What vendors write where they had nothing to say.
+/// Placeholders that vendors write.
 fn is_filler(text: &str) -> bool {
     ["To Be Filled By O.E.M.", "Not Specified", "System Product Name", "Default string", "None"].contains(&text)
 }
 
-fn operating_system(cx: &Cx) -> OperatingSystem {
+fn operating_system(cx: &CollectorContext) -> OperatingSystem {
     let text = cx.text("/etc/os-release").or_else(|| cx.text("/usr/lib/os-release")).unwrap_or_default();
     let release = os_release(&text);
     let field = |key: &str| release.get(key).filter(|value| !value.is_empty()).cloned();
-    // The architecture is the kernel's, and the kernel is this machine's whatever the root.
+    // The architecture is the kernel's, which is this machine's whatever the root.
     let architecture = sysinfo::System::cpu_arch();
     OperatingSystem {
         name: field("NAME").unwrap_or_else(|| "Linux".to_owned()),
         id: field("ID"),
         version: field("VERSION_ID"),
-        // Debian has no BUILD_ID; its point release stands in a file of its own.
+        // Debian has no BUILD_ID; its point release is in another file.
         build: field("BUILD_ID")
             .or_else(|| cx.text("/etc/debian_version").filter(|_| release.get("ID").is_some_and(|id| id == "debian"))),
         pretty_name: field("PRETTY_NAME"),
@@ -68,7 +68,7 @@ fn operating_system(cx: &Cx) -> OperatingSystem {
     }
 }
 
-/// os-release(5): shell-like assignments, values perhaps quoted.
+/// Parses os-release(5): shell-like assignments with optional quotes.
 fn os_release(text: &str) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     for line in text.lines() {
@@ -91,8 +91,8 @@ fn os_release(text: &str) -> BTreeMap<String, String> {
     out
 }
 
-/// The part of the host's full name behind its own in `/etc/hosts`, else `domain` or `search` of resolv.conf(5).
-fn domain(cx: &Cx, hostname: &str) -> Option<String> {
+/// Domain of the host's full name in `/etc/hosts`, or else `domain` or `search` of resolv.conf(5).
+fn domain(cx: &CollectorContext, hostname: &str) -> Option<String> {
     if let Some((_, domain)) = hostname.split_once('.') {
         return Some(domain.to_owned());
     }
@@ -118,13 +118,13 @@ pub(crate) fn boot_time(stat: &str) -> Option<i64> {
     seconds.checked_mul(1_000_000_000)
 }
 
-fn memory_bytes(cx: &Cx) -> Option<u64> {
+fn memory_bytes(cx: &CollectorContext) -> Option<u64> {
     let meminfo = cx.text("/proc/meminfo")?;
     let kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn cpu(cx: &Cx, cpuinfo: &str) -> Cpu {
+fn cpu(cx: &CollectorContext, cpuinfo: &str) -> Cpu {
     let field = |line: &str, key: &str| -> Option<String> {
         let (name, value) = line.split_once(':')?;
         (name.trim() == key).then(|| value.trim().to_owned())
@@ -139,7 +139,7 @@ fn cpu(cx: &Cx, cpuinfo: &str) -> Cpu {
     }
     cores.sort_unstable();
     cores.dedup();
-    // Where cpuinfo names no cores (ARM, some hypervisors), the kernel's own count for this machine.
+    // cpuinfo may name no cores (ARM, some hypervisors): the kernel's count for this machine.
     let physical = if cx.is_this_host() { sysinfo::System::physical_core_count().ok() } else { None };
     let count = |count: usize| u32::try_from(count).ok().filter(|count| *count > 0);
     Cpu {
@@ -149,9 +149,9 @@ fn cpu(cx: &Cx, cpuinfo: &str) -> Cpu {
     }
 }
 
-/// The host's time zone and its IANA name: the rules that `/etc/localtime` holds (TZif, RFC 9636), named by where it links to
-/// or by `/etc/timezone`; else UTC.
-pub(crate) fn time_zone(cx: &Cx) -> (String, TimeZone) {
+/// The host's time zone and its IANA name: the rules in `/etc/localtime` (TZif, RFC 9636), named by its link target or by
+/// `/etc/timezone`; or else UTC.
+pub(crate) fn time_zone(cx: &CollectorContext) -> (String, TimeZone) {
     let link = std::fs::read_link(cx.path("/etc/localtime")).ok();
     let from_link = link.as_ref().and_then(|target| {
         let target = target.to_string_lossy().into_owned();
@@ -168,7 +168,7 @@ pub(crate) fn time_zone(cx: &Cx) -> (String, TimeZone) {
     }
 }
 
-/// The largest zones have some 4 kB of rules.
+/// The rules of the largest zones have some 4 kB.
 const TZIF_BYTES_MAX: u64 = 64 << 10;
 
 #[cfg(test)]

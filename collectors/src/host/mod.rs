@@ -1,12 +1,12 @@
-//! `host`: the machine itself, at start and every hour.
+//! `host`: facts of the host, at start and every hour.
 
 mod facts;
 mod virtualization;
 
 use crate::{
-    Cx, Poll,
+    CollectorContext, Poll,
     settings::Interval,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec},
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub(crate) use facts::{boot_time, time_zone};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "host",
-    class: Class::Inventory,
+    class: CollectorClass::Inventory,
     kind: "host",
     summary: "operating system, machine name, hardware, firmware, virtualisation",
     reads: "/etc/os-release, /etc/machine-id, /etc/localtime, /proc, /sys/class/dmi/id; serial number and UUID as root",
@@ -32,9 +32,9 @@ pub(crate) const SPEC: Spec = Spec {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// How often the facts are read.
+    /// Poll interval.
     every: Interval,
 }
 
@@ -44,7 +44,7 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, _cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     let every = spec::interval(SPEC.id, "every", settings.every)?;
     Ok(if settings.enabled { Plan::Poll(every, Box::new(Host::default())) } else { Plan::Off })
@@ -52,12 +52,12 @@ fn build(table: toml::Table, _cx: &Cx) -> Result<Plan, BuildError> {
 
 #[derive(Default)]
 struct Host {
-    /// Serial number and UUID are there, but not for this user.
+    /// Serial number and UUID exist, but this user cannot read them.
     refused: bool,
 }
 
 impl Poll for Host {
-    fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError> {
+    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError> {
         let serial = std::fs::File::open(cx.path("/sys/class/dmi/id/product_serial"));
         self.refused = serial.is_err_and(|err| err.kind() == std::io::ErrorKind::PermissionDenied);
         Ok(vec![facts::read(cx).into()])
@@ -69,8 +69,8 @@ impl Poll for Host {
     }
 }
 
-/// What every batch says of the host.
-pub fn label(cx: &Cx) -> HostLabel {
+/// The host label of batches.
+pub fn label(cx: &CollectorContext) -> HostLabel {
     let facts = facts::read(cx);
     let (hostname, os_name, os_version) = (facts.hostname, facts.os.name, facts.os.version);
     let os_version = os_version.as_deref().map(text::label);

@@ -1,8 +1,8 @@
-//! Hypervisor and container manager, in the words of systemd-detect-virt(1).
+//! Hypervisor and container manager, as systemd-detect-virt(1) names them.
 
-use crate::Cx;
+use crate::CollectorContext;
 
-/// DMI strings and what they stand for. The first that is found in vendor, product or firmware wins.
+/// DMI strings with their meaning. The first one found in vendor, product or firmware applies.
 const BY_DMI: [(&str, &str); 13] = [
     ("KVM", "kvm"),
     ("OpenStack", "kvm"),
@@ -19,13 +19,13 @@ const BY_DMI: [(&str, &str); 13] = [
     ("Google Compute Engine", "google"),
 ];
 
-/// The hypervisor below this machine; absent on bare metal.
-pub(super) fn hypervisor(cx: &Cx, cpuinfo: &str) -> Option<String> {
+/// Hypervisor of this machine; absent on bare metal.
+pub(super) fn hypervisor(cx: &CollectorContext, cpuinfo: &str) -> Option<String> {
     let dmi: Vec<String> = ["sys_vendor", "product_name", "bios_vendor", "board_vendor"]
         .iter()
         .filter_map(|name| cx.text(&format!("/sys/class/dmi/id/{name}")))
         .collect();
-    // Hyper-V and bare metal of the same vendor differ by the product.
+    // The product distinguishes Hyper-V from bare metal of the same vendor.
     if dmi.iter().any(|text| text == "Microsoft Corporation") && dmi.iter().any(|text| text == "Virtual Machine") {
         return Some("microsoft".to_owned());
     }
@@ -35,13 +35,13 @@ pub(super) fn hypervisor(cx: &Cx, cpuinfo: &str) -> Option<String> {
     if let Some(hypervisor) = cx.text("/sys/hypervisor/type") {
         return Some(hypervisor);
     }
-    // The processor says that there is one (CPUID leaf 1, ECX bit 31), not which.
+    // The processor reports a hypervisor (CPUID leaf 1, ECX bit 31), but not which one.
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
     flags.split_whitespace().any(|flag| flag == "hypervisor").then(|| "vm-other".to_owned())
 }
 
-/// The container manager around this machine's init; absent outside containers.
-pub(super) fn container(cx: &Cx) -> Option<String> {
+/// Container manager of this machine's init; absent outside containers.
+pub(super) fn container(cx: &CollectorContext) -> Option<String> {
     if let Some(name) = cx.text("/run/systemd/container") {
         return Some(name);
     }

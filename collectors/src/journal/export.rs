@@ -10,16 +10,16 @@
 use std::collections::BTreeMap;
 use vedette_wire::body::Journal;
 
-/// A field's value is cut here, and noted as cut; journald itself allows 768 MiB a field.
+/// Longer values are cut and marked; journald itself allows 768 MiB per field.
 const VALUE_BYTES_MAX: usize = 256 << 10;
-/// Bytes of an entry's values; what is beyond is cut.
+/// Maximum size of an entry's values; the rest is cut.
 const ENTRY_BYTES_MAX: usize = 512 << 10;
-/// journald allows 64 bytes for a field's name.
+/// Maximum length of a field name; journald allows 64 bytes.
 const NAME_BYTES_MAX: usize = 1 << 10;
-/// Name of the field that names those that were cut.
+/// Field that names the fields that were cut.
 const CUT: &str = "VEDETTE_CUT";
 
-/// One entry, as far as it is read.
+/// An entry, as far as it was parsed.
 #[derive(Debug, Default)]
 pub(super) struct Entry {
     pub(super) cursor: String,
@@ -27,16 +27,16 @@ pub(super) struct Entry {
     bytes: usize,
 }
 
-/// Takes bytes as they come and gives whole entries.
+/// Parses entries from a stream of bytes.
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     pending: Vec<u8>,
     entry: Entry,
-    /// Bytes of a binary value that is too large and is passed over.
+    /// Remaining bytes of a binary value that is too large.
     skip: u64,
-    /// A text value that is too large is passed over to its end.
+    /// Skips the rest of a text value that is too large.
     skip_line: bool,
-    /// Bytes of `pending` that hold no line end.
+    /// Number of bytes in `pending` without a line end.
     searched: usize,
 }
 
@@ -51,7 +51,7 @@ impl Parser {
         self.searched = self.searched.saturating_sub(at);
     }
 
-    /// One field or end of entry; absent where more bytes are needed.
+    /// Parses a field or the end of an entry; absent if more bytes are needed.
     fn step(&mut self, at: usize, give: &mut impl FnMut(Entry)) -> Option<usize> {
         let rest = &self.pending[at..];
         if self.skip > 0 {
@@ -59,7 +59,7 @@ impl Parser {
             self.skip -= skipped as u64;
             return (skipped > 0).then_some(at + skipped);
         }
-        // Where the last look ended: a long line that comes in small pieces is looked through once.
+        // Continues where the last search ended, so that a long line in small pieces is searched once.
         let from = self.searched.saturating_sub(at).min(rest.len());
         let Some(end) = memchr::memchr(b'\n', &rest[from..]) else {
             if self.skip_line {
@@ -96,16 +96,16 @@ impl Parser {
         let start = end + 9;
         if length > VALUE_BYTES_MAX as u64 {
             let there = rest.get(start..)?;
-            // Its beginning is kept; the rest is passed over when it is there.
+            // Keeps the start of the value and skips the rest.
             let kept = there.get(..VALUE_BYTES_MAX)?;
             self.entry.cut(line);
             self.entry.set(line, kept);
-            // The value and the newline behind it.
+            // The value and the newline after it.
             self.skip = length.saturating_add(1);
             return Some(at + start);
         }
         let value = rest.get(start..start + length as usize)?;
-        // The newline behind the value.
+        // The newline after the value.
         rest.get(start + length as usize)?;
         self.entry.set(line, value);
         Some(at + start + length as usize + 1)
@@ -135,7 +135,7 @@ impl Entry {
         if name == "__CURSOR" {
             self.cursor = value;
         } else {
-            // A field may occur more than once; the first counts, the others are kept beside it.
+            // A field may occur more than once: the first one counts, the others are kept with it.
             match self.fields.get_mut(&*name) {
                 None => drop(self.fields.insert(name.into_owned(), value)),
                 Some(there) => {
@@ -172,7 +172,7 @@ impl Entry {
             message_id: take("MESSAGE_ID"),
             more: BTreeMap::new(),
         };
-        // Addresses of the entry, which the cursor says as well.
+        // Address fields; the cursor contains them.
         self.fields.retain(|name, _| !name.starts_with("__"));
         Journal { more: self.fields, ..body }
     }

@@ -1,15 +1,15 @@
-//! `journal`: the systemd journal, through `journalctl --output=export` as a child (docs/adr/0001-journal.md).
+//! `journal`: the systemd journal, from `journalctl --output=export` as a child process (docs/adr/0001-journal.md).
 //!
-//! An entry's place is the sequence number in its cursor: `s=ID;i=HEX;b=…` (systemd.journal-fields(7), "Address
-//! Fields"). The cursor is made durable with the entries before it; after a restart `--after-cursor` goes on there.
+//! The position of an entry is the sequence number in its cursor: `s=ID;i=HEX;b=…` (systemd.journal-fields(7), "Address
+//! Fields"). The cursor becomes durable together with its entries; after a restart `--after-cursor` continues from there.
 
 mod export;
 
 use crate::{
-    Cx, Outlet,
+    CollectorContext, Outlet,
     outlet::{Room, RoomWait},
     root::glob::{Expansion, Pattern},
-    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
 };
 use export::{Entry, Parser};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -27,7 +27,7 @@ use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, Stored};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "journal",
-    class: Class::Event,
+    class: CollectorClass::Event,
     kind: "journal",
     summary: "entries of the systemd journal with their trusted fields",
     reads: "/var/log/journal or /run/log/journal, by journalctl; group systemd-journal",
@@ -38,22 +38,22 @@ pub(crate) const SPEC: Spec = Spec {
     skip: Some(skip),
 };
 
-/// Bytes read from the child at once.
+/// Block size for reading from the child.
 const BLOCK_BYTES: usize = 64 << 10;
-/// The child is listened to in pieces of this length, to see a stop.
+/// Maximum wait for output of the child between checks for a stop.
 const LISTEN: Duration = Duration::from_secs(1);
-/// How often it is looked whether the queue has room.
+/// Poll interval for room in the queue.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
-/// Source id under which the place is kept before the first entry.
+/// Source id of the start position before the first entry.
 const BEGIN: &str = "begin";
 
 /// Settings of `[collectors.journal]`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// Where the journal is begun at the very first start: `end` or `beginning`.
+    /// Where to start in the journal at the very first start: `end` or `beginning`.
     start: crate::tail::Start,
 }
 
@@ -63,11 +63,11 @@ impl Default for Settings {
     }
 }
 
-/// Where journals lie, persistent first.
+/// Directories of journals, persistent first.
 const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
 
-/// Files of a journal in the first directory that holds some; absent where the host keeps none.
-fn files(cx: &Cx) -> Option<Vec<PathBuf>> {
+/// Files in the first directory that holds a journal; absent if there is none.
+fn files(cx: &CollectorContext) -> Option<Vec<PathBuf>> {
     let root = cx.host().ok()?;
     DIRECTORIES.iter().find_map(|dir| {
         let pattern = Pattern::new(&format!("{dir}/*/*.journal")).expect("a pattern");
@@ -76,8 +76,8 @@ fn files(cx: &Cx) -> Option<Vec<PathBuf>> {
     })
 }
 
-/// Whether this agent can read the host's journal: there is one, it may be opened, and there is a journalctl.
-pub(crate) fn is_readable(cx: &Cx) -> bool {
+/// Whether this agent can read the journal: it exists, can be opened, and there is a journalctl.
+pub(crate) fn is_readable(cx: &CollectorContext) -> bool {
     let (Some(files), Ok(root)) = (files(cx), cx.host()) else { return false };
     files.iter().any(|path| root.read(path).is_ok())
         && ["/usr/bin", "/bin", "/usr/local/bin"]
@@ -85,7 +85,7 @@ pub(crate) fn is_readable(cx: &Cx) -> bool {
             .any(|dir| std::path::Path::new(dir).join("journalctl").exists())
 }
 
-fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled {
         return Ok(Plan::Off);
@@ -96,14 +96,14 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
 }
 
-/// The place is the newest entry's; what lies between is counted by its sequence numbers.
-fn skip(_: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+/// Moves to the newest entry; counts the skipped ones by their sequence numbers.
+fn skip(_: toml::Table, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let newest = match files(cx) {
         Some(_) => last_cursor(cx)?,
         None => None,
     };
     let Some(newest) = newest else {
-        // Where the journal is not to be seen, it is begun anew when it is.
+        // If the journal is not visible, it is read from its start once it is.
         let mut gone = Chunk::new(source(BEGIN));
         gone.forget = cx.cursors.iter().map(|(id, _)| id.clone()).collect();
         return outlet.emit(gone);
@@ -128,7 +128,7 @@ struct Journal {
 }
 
 impl Watch for Journal {
-    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let mut place =
             cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
         if let Some(again) = place.as_deref().and_then(|place| first_hole(place, &cx.stored)) {
@@ -137,7 +137,7 @@ impl Watch for Journal {
         if place.is_none() && self.start == crate::tail::Start::End && cx.once.is_none() {
             place = last_cursor(cx)?;
             if let Some(cursor) = &place {
-                // A restart before the first entry must not begin at a later end.
+                // A restart before the first entry must not start at a later end.
                 let mut begin = Chunk::new(source(BEGIN));
                 begin.cursor = Some(cursor.clone().into_bytes());
                 outlet.emit(begin)?;
@@ -162,7 +162,7 @@ impl Watch for Journal {
     }
 }
 
-/// Ends the child whatever happens.
+/// Kills the child when dropped.
 struct Running(Child);
 
 impl Running {
@@ -187,10 +187,10 @@ fn source(id: &str) -> Arc<Source> {
     Arc::new(Source { collector: SPEC.id, id: id.to_owned(), name: None })
 }
 
-fn journalctl(cx: &Cx, arguments: &[String]) -> Result<Child, CollectError> {
+fn journalctl(cx: &CollectorContext, arguments: &[String]) -> Result<Child, CollectError> {
     let mut command = Command::new("journalctl");
     command.args(["--output=export", "--all", "--quiet", "--no-pager"]);
-    // It reads the persistent and the volatile journal, whichever there are and whenever one becomes the other.
+    // Reads the persistent and the volatile journal, whichever exist, and also when one replaces the other.
     if !cx.is_this_host() {
         command.arg(format!("--root={}", cx.root.display()));
     }
@@ -205,8 +205,8 @@ fn journalctl(cx: &Cx, arguments: &[String]) -> Result<Child, CollectError> {
     })
 }
 
-/// The cursor of the newest entry; absent in an empty journal.
-fn last_cursor(cx: &Cx) -> Result<Option<String>, CollectError> {
+/// Cursor of the newest entry; absent in an empty journal.
+fn last_cursor(cx: &CollectorContext) -> Result<Option<String>, CollectError> {
     let child = journalctl(cx, &["--lines=1".to_owned()])?;
     let output = child.wait_with_output().map_err(|err| CollectError::read("the journal", err))?;
     if !output.status.success() {
@@ -218,8 +218,13 @@ fn last_cursor(cx: &Cx) -> Result<Option<String>, CollectError> {
     Ok(last)
 }
 
-/// `earlier` are the ids under which places were kept: only the newest counts, the others are forgotten.
-fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>) -> Result<(), CollectError> {
+/// `earlier` are source ids of former positions: the newest counts, the others are deleted.
+fn follow(
+    cx: &CollectorContext,
+    outlet: &Outlet,
+    child: &mut Child,
+    mut earlier: Vec<String>,
+) -> Result<(), CollectError> {
     let failed = |err| CollectError::read("the journal", err);
     let mut stdout = child.stdout.take().expect("it is piped");
     let (mut parser, mut block) = (Parser::default(), vec![0; BLOCK_BYTES]);
@@ -238,7 +243,7 @@ fn follow(cx: &Cx, outlet: &Outlet, child: &mut Child, mut earlier: Vec<String>)
                 outlet.complain(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
             }
             if room != Room::Free {
-                // journalctl waits as well, and the journal keeps what comes.
+                // journalctl waits as well, and the journal keeps new entries.
                 outlet.pause(ROOM_EVERY);
                 continue;
             }
@@ -287,8 +292,8 @@ fn readable(stdout: &ChildStdout) -> io::Result<bool> {
     }
 }
 
-/// The cursor of the last entry before the first that the workspace lacks; a sequence number with its id is enough of a
-/// cursor (sd_journal_seek_cursor(3)). Absent where reading goes on at the cursor itself.
+/// Cursor of the last entry before the first one that the workspace lacks: id and sequence number suffice
+/// (sd_journal_seek_cursor(3)). Absent if reading continues at the cursor itself.
 fn first_hole(place: &str, stored: &[Stored]) -> Option<String> {
     let (id, _) = place_of_parts(place);
     let stored = stored.iter().find(|stored| stored.id == format!("journal:{id}") && !stored.begun)?;

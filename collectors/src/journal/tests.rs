@@ -27,7 +27,7 @@ fn text_and_binary_fields_are_read_however_the_bytes_come() {
     }
 }
 
-/// An entry with a large value in it, in pieces as a pipe gives them.
+/// An entry with a large value, in pieces as from a pipe.
 fn with_large(field: &[u8], value: impl Iterator<Item = u8>) -> Vec<Body5> {
     let mut bytes = b"__CURSOR=s=ab;i=1;b=c\nMESSAGE=before\n".to_vec();
     bytes.extend_from_slice(field);
@@ -85,7 +85,7 @@ fn after_a_lost_queue_reading_goes_on_at_the_first_hole() {
 #[test]
 fn a_host_without_a_journal_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let cx = Cx::new(dir.path(), Arc::new(|| 1));
+    let cx = CollectorContext::new(dir.path(), Arc::new(|| 1));
     let Ok(Plan::Absent(why)) = build(toml::Table::new(), &cx) else { panic!("not absent") };
     assert!(why.contains("/var/log/journal"), "{why}");
 }

@@ -1,27 +1,27 @@
-//! Names of users and groups: passwd(5) and group(5) of the host, and behind them what the host's name service knows
-//! (nsswitch.conf(5): LDAP, SSSD), where the host is this machine.
+//! Names of users and groups: passwd(5) and group(5) of the host, and the name service (nsswitch.conf(5): LDAP, SSSD) if the
+//! host is this machine.
 
-use crate::Cx;
+use crate::CollectorContext;
 use nix::unistd::{Gid, Group, Uid, User};
 use std::{cell::RefCell, collections::HashMap};
 use vedette_wire::body::Principal;
 
-/// Numbers and their names.
+/// Names by id.
 #[derive(Default)]
 pub(super) struct Accounts {
     users: HashMap<u32, String>,
     groups: HashMap<u32, String>,
-    /// Answers of the name service, which may be another machine, until they are forgotten.
+    /// Answers of the name service, which may be remote, until they expire.
     asked: RefCell<HashMap<(bool, u32), Option<String>>>,
     this_host: bool,
 }
 
 impl Accounts {
-    /// Read the files again; they are cheap. What the name service said stays.
-    pub(super) fn refresh(&mut self, cx: &Cx) {
+    /// Reads the files again, which is cheap. Keeps answers of the name service.
+    pub(super) fn refresh(&mut self, cx: &CollectorContext) {
         let table = |path: &str| {
             let text = cx.text(path).unwrap_or_default();
-            // name:password:id:…; the first name of a number counts, as for getpwuid(3).
+            // name:password:id:…; the first name of an id counts, as in getpwuid(3).
             text.lines()
                 .rev()
                 .filter_map(|line| {
@@ -36,7 +36,7 @@ impl Accounts {
         self.this_host = cx.is_this_host();
     }
 
-    /// Ask the name service anew from now on.
+    /// Discards answers of the name service.
     pub(super) fn forget(&mut self) {
         self.asked.get_mut().clear();
     }
@@ -69,10 +69,10 @@ mod tests {
     fn a_name_that_no_file_has_is_asked_for_once_and_only_of_this_machine() {
         let mut accounts = Accounts::default();
         let dir = tempfile::tempdir().expect("temp dir");
-        let cx = |root: &std::path::Path| Cx::new(root, std::sync::Arc::new(|| 1));
+        let cx = |root: &std::path::Path| CollectorContext::new(root, std::sync::Arc::new(|| 1));
         accounts.refresh(&cx(dir.path()));
         assert_eq!(accounts.user(0), Principal { id: 0, name: None });
-        // The files are empty, so root's name is the name service's.
+        // The files are empty, so the name service knows root's name.
         accounts.this_host = true;
         assert_eq!(accounts.user(0).name.as_deref(), Some("root"));
         assert_eq!(accounts.group(0).name.as_deref(), Some("root"));

@@ -1,17 +1,17 @@
-//! `processes`: a full snapshot at start and every hour, between them what started, ended or changed.
+//! `processes`: a full snapshot at start and every hour; in between, starts, ends and changes.
 //!
-//! Reading all of `/proc/PID` costs ten times what `/proc/PID/stat` costs, so `stat` is what tells that something
-//! changed: the start time that it is another process, the memory layout that there was an exec under the same pid,
-//! the parent that it was orphaned; the owner of the directory that it changed its user. Only then the rest is read.
+//! Reading all of `/proc/PID` costs ten times as much as `/proc/PID/stat`, so `stat` detects changes: the start time another
+//! process, the memory layout an exec under the same pid, the parent an orphan; the owner of the directory detects a change of
+//! user. Only then the rest is read.
 
 mod accounts;
 mod read;
 mod stat;
 
 use crate::{
-    Cx, Poll,
+    CollectorContext, Poll,
     settings::Interval,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec},
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec},
 };
 use accounts::Accounts;
 use read::Reader;
@@ -29,7 +29,7 @@ use vedette_wire::{
 
 pub(crate) const SPEC: Spec = Spec {
     id: "processes",
-    class: Class::Inventory,
+    class: CollectorClass::Inventory,
     kind: "process",
     summary: "running processes: a snapshot, then what started, ended or changed",
     reads: "/proc, /etc/passwd, /etc/group; executable, working directory and namespaces of other users' processes \
@@ -45,11 +45,11 @@ pub(crate) const SPEC: Spec = Spec {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// How often changes are looked for.
+    /// Poll interval for changes.
     every: Interval,
-    /// How often a full snapshot is sent.
+    /// Interval of full snapshots.
     snapshot_every: Interval,
 }
 
@@ -63,7 +63,7 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled {
         return Ok(Plan::Off);
@@ -76,12 +76,12 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     Ok(Plan::Poll(every, Box::new(Processes { snapshot_every, ..Processes::default() })))
 }
 
-/// What is remembered of a process.
+/// Known state of a process.
 struct Known {
     stat: Stat,
-    /// Effective user, the owner of `/proc/PID`.
+    /// Effective user: owner of `/proc/PID`.
     owner: u32,
-    /// What was sent last, encoded: a machine may have thousands.
+    /// The last record sent, encoded to save memory.
     sent: Box<[u8]>,
 }
 
@@ -91,25 +91,25 @@ struct Processes {
     accounts: Accounts,
     snapshot_every: Duration,
     snapshot_at: Option<Instant>,
-    /// There was a process that could not be looked into.
+    /// Some process could not be inspected.
     refused: bool,
 }
 
 impl Poll for Processes {
-    fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError> {
+    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError> {
         let full = self.snapshot_at.is_none_or(|at| at.elapsed() >= self.snapshot_every);
         self.accounts.refresh(cx);
         if full {
             self.accounts.forget();
         }
         let mut reader = Reader::new(cx, &self.accounts)?;
-        // What changed since the last look is told also when a snapshot is due; before the first there is none.
+        // Changes since the last poll are reported with a snapshot, too; there are none before the first.
         let (tell, mut before) = (self.snapshot_at.is_some(), std::mem::take(&mut self.known));
         let (mut out, mut all): (Vec<Process>, Vec<Process>) = Default::default();
         let entries = std::fs::read_dir(cx.path("/proc")).map_err(|err| CollectError::read("/proc", err))?;
         for entry in entries.filter_map(Result::ok) {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            // A process may end at any moment between two reads: then it is gone, which is no error.
+            // A process may end between two reads, which is no error.
             let Some(dir) = reader.open(pid) else { continue };
             let Some(stat) = reader.stat(&dir) else { continue };
             let Ok(meta) = rustix::fs::fstat(&dir) else { continue };
@@ -161,18 +161,18 @@ impl Poll for Processes {
     fn complaint(&self) -> Option<String> {
         let todo = match read::may_ptrace() {
             false => "give the agent CAP_SYS_PTRACE",
-            // ptrace(2): also with it, not of a process that has more capabilities, or is in an outer user namespace.
-            true => "they have capabilities that the agent has not",
+            // ptrace(2): even then, processes with more capabilities or in an outer user namespace cannot be inspected.
+            true => "they have capabilities that the agent lacks",
         };
         self.refused
             .then(|| format!("executable, working directory and namespaces of some processes cannot be read; {todo}"))
     }
 }
 
-/// Bytes of arguments that are remembered of a process.
+/// Maximum size of the arguments to remember.
 const REMEMBERED_ARGS_BYTES: usize = 1 << 10;
 
-/// What is remembered of a process for its end: of a long command line the beginning, since a machine may have thousands.
+/// The record to send at the end of a process; long command lines are cut to save memory.
 fn kept(process: &Process) -> Box<[u8]> {
     let mut left = REMEMBERED_ARGS_BYTES;
     let fits = |argument: &&String| {
@@ -185,7 +185,7 @@ fn kept(process: &Process) -> Box<[u8]> {
     rmp_serde::to_vec_named(&kept).expect("a process has string keys and known lengths").into()
 }
 
-/// The last that was known, as an end.
+/// The last known state, as an end.
 fn ended(sent: &[u8]) -> Option<Process> {
     let mut process: Process = rmp_serde::from_slice(sent).ok()?;
     process.change = Change::End;

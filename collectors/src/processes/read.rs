@@ -1,7 +1,7 @@
-//! Reads the rest of a process. What cannot be read is absent.
+//! Reads the details of a process. Details that cannot be read are absent.
 
 use super::{accounts::Accounts, stat::Stat};
-use crate::{CollectError, Cx};
+use crate::{CollectError, CollectorContext};
 use rustix::{
     fs::{Mode, OFlags, openat, readlinkat},
     io::{Errno, retry_on_intr},
@@ -12,7 +12,7 @@ use vedette_wire::body::{Change, Namespaces, Process};
 pub(super) struct Reader<'a> {
     proc: OwnedFd,
     accounts: &'a Accounts,
-    /// ptrace(2) would refuse us a process: the link to its executable cannot be read.
+    /// Some process is protected by ptrace(2): the link to its executable cannot be read.
     refused: bool,
     boot: String,
     boot_time: Option<i64>,
@@ -20,20 +20,20 @@ pub(super) struct Reader<'a> {
     buffer: Vec<u8>,
 }
 
-/// Whether this process has CAP_SYS_PTRACE, bit 19 of its effective capabilities (capabilities(7), proc(5)).
+/// Whether the agent has CAP_SYS_PTRACE, bit 19 of the effective capabilities (capabilities(7), proc(5)).
 pub(super) fn may_ptrace() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
     effective.is_some_and(|effective| effective & (1 << 19) != 0)
 }
 
-/// A command line longer than this is cut; any user may start processes with 2 MiB of it (execve(2)).
+/// Longer command lines are cut; any user can start processes with 2 MiB of arguments (execve(2)).
 const ARGS_BYTES_MAX: usize = 16 << 10;
-/// Nothing else that is read of a process is larger.
+/// Maximum size of any other file of a process.
 const FILE_BYTES_MAX: usize = 64 << 10;
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(cx: &Cx, accounts: &'a Accounts) -> Result<Self, CollectError> {
+    pub(super) fn new(cx: &CollectorContext, accounts: &'a Accounts) -> Result<Self, CollectError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = rustix::fs::open(cx.path("/proc"), flags, Mode::empty())
             .map_err(|err| CollectError::read("/proc", err.into()))?;
@@ -49,24 +49,24 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The first part of the boot id.
+    /// First part of the boot id.
     pub(super) fn boot(&self) -> &str {
         &self.boot
     }
 
-    /// Whether there was a process that this user may not look into.
+    /// Whether some process could not be inspected.
     pub(super) fn was_refused(&self) -> bool {
         self.refused
     }
 
-    /// The directory of a process; absent where it has ended. It stays that process's, whoever gets the pid next.
+    /// Opens the directory of a process; absent if it has ended. The handle stays with that process if the pid is reused.
     pub(super) fn open(&self, pid: u32) -> Option<OwnedFd> {
         openat(&self.proc, pid.to_string(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
     pub(super) fn stat(&mut self, dir: &OwnedFd) -> Option<Stat> {
         let mut stat = Stat::parse(self.file(dir, "stat")?)?;
-        // Without the right to see the memory layout, the command line is what tells of an exec.
+        // If the memory layout is hidden, a changed command line indicates an exec.
         if stat.is_masked() {
             stat.set_layout(self.file(dir, "cmdline").unwrap_or_default());
         }
@@ -79,7 +79,7 @@ impl<'a> Reader<'a> {
         loop {
             let got = retry_on_intr(|| rustix::io::read(&file, &mut self.buffer[length..])).ok()?;
             length += got;
-            // procfs gives all it has as long as there is room: one read is enough for nearly every file.
+            // procfs fills the buffer: one read suffices for nearly every file.
             if got == 0 || length < self.buffer.len() || length >= FILE_BYTES_MAX {
                 return Some(&self.buffer[..length]);
             }
@@ -97,7 +97,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `mnt:[4026531840]` (namespaces(7)); reading the link costs half of what following it does.
+    /// Parses `mnt:[4026531840]` (namespaces(7)); reading the link costs half as much as following it.
     fn namespace(ns: &OwnedFd, name: &str) -> Option<u64> {
         let target = readlinkat(ns, name, Vec::new()).ok()?;
         target.to_str().ok()?.strip_prefix(name)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
@@ -116,7 +116,7 @@ impl<'a> Reader<'a> {
 
     pub(super) fn process(&mut self, dir: &OwnedFd, pid: u32, stat: &Stat, change: Change) -> Option<Process> {
         let status = self.file(dir, "status").map(|text| String::from_utf8_lossy(text).into_owned());
-        // Ended meanwhile.
+        // The process has ended.
         let status = status.filter(|text| !text.is_empty())?;
         let id = |key: &str| -> Option<u32> {
             // Real, effective, saved, file system.
@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// NUL-terminated arguments. A process may overwrite them with anything (setproctitle(3)).
+/// Splits NUL-terminated arguments. A process may overwrite them with anything (setproctitle(3)).
 fn arguments(bytes: &[u8]) -> Vec<String> {
     let bytes = bytes.strip_suffix(b"\0").unwrap_or(bytes);
     if bytes.is_empty() {
@@ -164,7 +164,7 @@ fn arguments(bytes: &[u8]) -> Vec<String> {
     bytes.split(|byte| *byte == 0).map(|argument| String::from_utf8_lossy(argument).into_owned()).collect()
 }
 
-/// The path of cgroup v2 (`0::/…`), else of the systemd hierarchy of v1, else the first.
+/// Path of cgroup v2 (`0::/…`), or else of the systemd hierarchy of v1, or else the first one.
 fn cgroup_path(text: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(text);
     let path = |line: &str| line.splitn(3, ':').nth(2).map(str::to_owned);
@@ -176,7 +176,7 @@ fn cgroup_path(text: &[u8]) -> Option<String> {
         .and_then(path)
 }
 
-/// The 64 hexadecimal digits by which container runtimes name a container.
+/// The 64 hexadecimal digits of a container id in a cgroup path.
 fn container_id(cgroup: &str) -> Option<String> {
     cgroup
         .split(['/', '-', '.', ':'])

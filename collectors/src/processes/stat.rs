@@ -1,6 +1,6 @@
 //! `/proc/PID/stat` (proc(5)): `812 (nginx: worker) S 1 812 812 0 -1 4194560 …`, 52 fields.
 //!
-//! The name is in parentheses and may hold blanks and parentheses itself: it ends at the last `)`.
+//! The name is in parentheses and may contain spaces and parentheses: it ends at the last `)`.
 
 /// The fields that are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,16 +17,16 @@ pub(super) struct Stat {
     pub(super) kernel: bool,
     /// Field 22, clock ticks since boot.
     pub(super) start_ticks: u64,
-    /// Fields 26 to 28 and 45 to 51, the memory layout: another after every exec.
+    /// Hash of fields 26 to 28 and 45 to 51, the memory layout; changes with every exec.
     layout: u64,
-    /// Field 26 is 1: the memory layout is not shown to whom ptrace(2) would refuse (fs/proc/array.c).
+    /// Field 26 is 1: the memory layout is hidden by ptrace(2) (fs/proc/array.c).
     masked: bool,
 }
 
 const PF_KTHREAD: u64 = 0x0020_0000;
 
 impl Stat {
-    /// Parse; absent where it is no stat line.
+    /// Parses a stat line; absent if it is none.
     pub(super) fn parse(text: &[u8]) -> Option<Self> {
         let open = text.iter().position(|byte| *byte == b'(')?;
         let close = text.iter().rposition(|byte| *byte == b')')?;
@@ -60,28 +60,28 @@ impl Stat {
         })
     }
 
-    /// The memory layout could not be seen.
+    /// Whether the memory layout is hidden.
     pub(super) fn is_masked(&self) -> bool {
         self.masked
     }
 
-    /// Something else that is another after an exec.
+    /// Sets another value that changes with an exec.
     pub(super) fn set_layout(&mut self, bytes: &[u8]) {
         self.layout = bytes.iter().fold(0, |hash, byte| mix(hash, u64::from(*byte)));
     }
 
-    /// Not another process under a pid that was used again.
+    /// Whether the pid was not reused.
     pub(super) fn is_same_process(&self, other: &Self) -> bool {
         self.start_ticks == other.start_ticks
     }
 
-    /// Nothing that would be reported can have changed. The state changes all the time and is not.
+    /// Whether nothing reportable can have changed. The state changes all the time and is ignored.
     pub(super) fn looks_the_same(&self, other: &Self) -> bool {
         (&self.name, self.ppid, self.session, self.layout) == (&other.name, other.ppid, other.session, other.layout)
     }
 }
 
-/// One step of FNV-1a on words.
+/// A step of FNV-1a on words.
 fn mix(hash: u64, word: u64) -> u64 {
     (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17)
 }

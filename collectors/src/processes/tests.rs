@@ -12,8 +12,8 @@ fn collector() -> Processes {
     Processes { snapshot_every: Duration::from_secs(3600), ..Processes::default() }
 }
 
-fn this_host() -> Cx {
-    Cx::new("/", Arc::new(|| 1))
+fn this_host() -> CollectorContext {
+    CollectorContext::new("/", Arc::new(|| 1))
 }
 
 fn poll(collector: &mut Processes) -> Vec<Process> {
@@ -31,7 +31,7 @@ fn of(processes: &[Process], pid: u32) -> Vec<&Process> {
 struct Sleeper(Child);
 
 impl Sleeper {
-    /// A shell that runs `script` behind a line on stdin.
+    /// A shell that runs `script` after a line on standard input.
     fn new(script: &str) -> Self {
         let script = format!("read line; {script}");
         Self(Command::new("/bin/sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().expect("sh runs"))
@@ -193,7 +193,7 @@ fn a_fixture_without_processes_gives_none_and_broken_ones_are_left_out() {
         std::fs::create_dir_all(path.parent().expect("has one")).expect("makes");
         std::fs::write(path, text).expect("writes");
     }
-    let cx = Cx { root: dir.path().to_owned(), ..this_host() };
+    let cx = CollectorContext { root: dir.path().to_owned(), ..this_host() };
     let bodies = collector().poll(&cx).expect("reads");
     let [Body::Process(process)] = bodies.as_slice() else { panic!("{bodies:?}") };
     assert_eq!((process.pid, process.name.as_str(), process.ppid), (7, "a) b) (c", 1));

@@ -1,7 +1,7 @@
-//! Patterns of paths, expanded beneath the host's root within bounds: `/var/log/*.log`, `/srv/**/access.log`.
+//! Path patterns, expanded beneath the host's root within limits: `/var/log/*.log`, `/srv/**/access.log`.
 //!
-//! Parts without wildcards are followed through links as any path is. Wildcards do not descend links: two that loop
-//! would never end, and a link is an invitation that whoever made it may not be entitled to.
+//! Components without wildcards follow links like any path. Wildcards do not descend into links: a loop of links would never
+//! end, and the creator of a link may lack permission for its target.
 
 use super::{Root, stat_at};
 use rustix::fs::FileType;
@@ -13,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Directory entries that one expansion looks at, all patterns together.
+/// Maximum number of directory entries per expansion of all patterns.
 const ENTRIES_MAX: usize = 200_000;
-/// Directories that a path is deep: each takes stack and a descriptor while it is looked through.
+/// Maximum depth of directories: each level takes stack and a descriptor.
 const DEPTH_MAX: usize = 48;
-/// Wall clock of one expansion.
+/// Time limit of an expansion.
 const TIME_MAX: Duration = Duration::from_secs(10);
 
-/// A pattern of paths of the host.
+/// A pattern of host paths.
 #[derive(Debug, Clone)]
 pub(crate) struct Pattern {
     text: String,
@@ -30,9 +30,9 @@ pub(crate) struct Pattern {
 
 #[derive(Debug, Clone)]
 enum Part {
-    /// A name without wildcards.
+    /// A component without wildcards.
     Name(String),
-    /// A name with wildcards.
+    /// A component with wildcards.
     Like(glob::Pattern),
     /// `**`: any number of directories.
     AnyDepth,
@@ -42,8 +42,7 @@ const MATCHING: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
 impl Pattern {
-    /// # Errors
-    /// Why it is no pattern of an absolute path.
+    /// # Errors Why the text is no pattern of absolute paths.
     pub(crate) fn new(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
             return Err(format!("{text:?} must be absolute, as in \"/var/log/*.log\""));
@@ -56,12 +55,12 @@ impl Pattern {
         for part in text.split('/').filter(|part| !part.is_empty() && *part != ".") {
             parts.push(match part {
                 "**" => Part::AnyDepth,
-                ".." => return Err(format!("{text:?} leads upwards; write the path as it is")),
+                ".." => return Err(format!("{text:?} contains `..`; write the resolved path")),
                 part if part.contains(['*', '?', '[']) => Part::Like(glob::Pattern::new(part).map_err(wrong)?),
                 part => Part::Name(part.to_owned()),
             });
         }
-        // As it is expanded: doubled slashes and `.` name nothing.
+        // As for expansion: doubled slashes and `.` have no effect.
         let plain: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
         let whole = glob::Pattern::new(&format!("/{}", plain.join("/"))).map_err(wrong)?;
         match parts.last() {
@@ -70,28 +69,28 @@ impl Pattern {
         }
     }
 
-    /// As it was written.
+    /// The pattern as written.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether a path is one of those that it names.
+    /// Whether the pattern matches a path.
     pub(crate) fn matches(&self, path: &Path) -> bool {
         self.whole.matches_with(&path.to_string_lossy(), MATCHING)
     }
 
-    /// Whether it names one path.
+    /// Whether the pattern has no wildcards.
     pub(crate) fn is_one_path(&self) -> bool {
         self.parts.iter().all(|part| matches!(part, Part::Name(_)))
     }
 
-    /// The directory below which it names files: its parts before the first wildcard.
+    /// The directory before the first wildcard.
     pub(crate) fn base(&self) -> PathBuf {
         let names = self.parts.iter().map_while(|part| if let Part::Name(name) = part { Some(name) } else { None });
         Path::new("/").join(names.take(self.parts.len() - 1).collect::<PathBuf>())
     }
 
-    /// The directory that its last part is in, where that is one.
+    /// The directory of the last component, unless it has wildcards.
     pub(crate) fn directory(&self) -> Option<PathBuf> {
         let (_, dirs) = self.parts.split_last()?;
         let mut path = PathBuf::from("/");
@@ -106,18 +105,18 @@ impl Pattern {
 /// An expansion of patterns.
 #[derive(Debug)]
 pub(crate) struct Expansion {
-    /// Entries that may still be looked at.
+    /// Remaining entries.
     entries: usize,
     since: Instant,
-    /// What could not be listed, and why; a path that is not there is no trouble.
+    /// Paths that could not be listed, with errors; a missing path is no error.
     pub(crate) troubles: Vec<(PathBuf, io::Error)>,
 }
 
-/// A path that a pattern names: a file, a link, or what else is no directory.
+/// A path that a pattern matches: a file, a link, or another non-directory.
 #[derive(Debug)]
 pub(crate) struct Named {
     pub(crate) path: PathBuf,
-    /// Of the entry itself; a link is not followed.
+    /// Metadata of the entry; links are not followed.
     pub(crate) stat: rustix::fs::Stat,
 }
 
@@ -138,17 +137,17 @@ impl Default for Expansion {
 }
 
 impl Expansion {
-    /// An expansion that looks at so many entries at the most.
+    /// An expansion with a limit of entries.
     pub(crate) fn with_bound(entries: usize) -> Self {
         Self { entries, since: Instant::now(), troubles: Vec::new() }
     }
 
-    /// What a pattern names, in the order of names.
+    /// Paths that a pattern matches, sorted by name.
     pub(crate) fn expand(&mut self, root: &Root, pattern: &Pattern) -> Vec<Named> {
         let mut out = Vec::new();
         if self.descend(root, Path::new("/"), &pattern.parts, &mut out).is_none() {
             let why = format!(
-                "it takes more than {ENTRIES_MAX} entries or {} s to look through; the rest is left out: name fewer directories",
+                "it takes more than {ENTRIES_MAX} entries or {} s to look through; the rest is skipped; name fewer directories",
                 TIME_MAX.as_secs()
             );
             self.troubles.push((PathBuf::from(pattern.text()), io::Error::new(io::ErrorKind::InvalidInput, why)));
@@ -158,7 +157,7 @@ impl Expansion {
         out
     }
 
-    /// Absent where a bound is reached.
+    /// Absent if a limit is reached.
     fn descend(&mut self, root: &Root, dir: &Path, parts: &[Part], out: &mut Vec<Named>) -> Option<()> {
         let Some((first, rest)) = parts.split_first() else { return Some(()) };
         if let Part::Name(name) = first {
@@ -169,7 +168,7 @@ impl Expansion {
             };
         }
         if dir.components().count() > DEPTH_MAX {
-            let why = format!("more than {DEPTH_MAX} directories deep; it is left out");
+            let why = format!("more than {DEPTH_MAX} directories deep; skipped");
             self.troubles.push((dir.to_owned(), io::Error::new(io::ErrorKind::InvalidInput, why)));
             return Some(());
         }
@@ -213,7 +212,7 @@ impl Expansion {
         Some(())
     }
 
-    /// One name in a directory.
+    /// Adds one entry of a directory.
     fn take(&mut self, root: &Root, dir: &Path, name: &str, out: &mut Vec<Named>) -> Option<()> {
         self.count()?;
         match root.stat(dir, OsStr::new(name)) {

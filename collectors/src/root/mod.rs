@@ -1,11 +1,11 @@
-//! The host's files, opened beneath its root: no link leads out of it, whatever it names.
+//! The host's files, opened beneath its root; no link leads out of it.
 //!
-//! A path without links is opened by the kernel in one go (openat2(2), `RESOLVE_IN_ROOT`). Where there is a link, or no
-//! such call (before Linux 5.6, or in a sandbox), the path is walked part by part, each opened by the handle of the one
-//! before; an absolute link begins again at the root, and `..` never leads above it.
+//! The kernel opens a path without links in one step (openat2(2), `RESOLVE_IN_ROOT`). With links, or without that call (before
+//! Linux 5.6, or in a sandbox), the path is walked component by component from handle to handle; an absolute link restarts at
+//! the root, and `..` never leads above it.
 //!
-//! What is read as a log has to be one: [`Root::log`] refuses special files, `/proc`, `/sys` and `/dev`, and links that
-//! somebody else than the file's owner or root could have made.
+//! [`Root::log`] opens logs only: it refuses special files, `/proc`, `/sys` and `/dev`, and links that someone other than root
+//! or the file's owner can have made.
 
 pub(crate) mod glob;
 
@@ -22,11 +22,11 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Links of one path that are followed (path_resolution(7): the kernel follows 40).
+/// Maximum number of links in a path (path_resolution(7): the kernel follows 40).
 const LINKS_MAX: usize = 40;
 
-/// File systems of the kernel's own (statfs(2)): proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, selinuxfs,
-/// configfs, bpf, devpts.
+/// Kernel file systems (statfs(2)): proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, selinuxfs, configfs, bpf,
+/// devpts.
 const KERNEL_FILE_SYSTEMS: [i64; 11] = [
     0x9fa0,
     0x6265_6572,
@@ -41,22 +41,22 @@ const KERNEL_FILE_SYSTEMS: [i64; 11] = [
     0x1cd1,
 ];
 
-/// The root of a host's file system.
+/// Root of a host's file system.
 #[derive(Debug)]
 pub(crate) struct Root {
     dir: OwnedFd,
 }
 
-/// A directory entry that a path leads to, held open without the right to read it.
+/// A directory entry, held open without read permission.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct HostEntry {
     parent: OwnedFd,
     name: OsString,
     handle: File,
     meta: Metadata,
-    /// Its path on the host, without links.
+    /// Path on the host, without links.
     path: PathBuf,
-    /// Links that were followed, and the directory that holds each.
+    /// Links that were followed, each with its directory.
     links: Vec<(PathBuf, Metadata, Metadata)>,
 }
 
@@ -69,14 +69,14 @@ fn open_at(dir: impl AsFd, name: &OsStr, flags: OFlags) -> io::Result<OwnedFd> {
 }
 
 impl Root {
-    /// The root in a directory of this machine.
+    /// Opens a root at a directory of this machine.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self { dir: rustix::fs::openat(CWD, dir, flags, Mode::empty())? })
     }
 
-    /// What a path of the host leads to, links followed.
-    pub(crate) fn find(&self, path: &Path) -> io::Result<Found> {
+    /// Finds the entry of a host path; follows links.
+    pub(crate) fn find(&self, path: &Path) -> io::Result<HostEntry> {
         match self.find_without_links(path) {
             Ok(Some(found)) => Ok(found),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Err(err),
@@ -84,22 +84,21 @@ impl Root {
         }
     }
 
-    /// Open a file or a directory of the host for reading, links followed. A FIFO does not hang.
+    /// Opens a file or directory of the host for reading; follows links. A FIFO does not block.
     pub(crate) fn read(&self, path: &Path) -> io::Result<File> {
         self.find(path)?.read()
     }
 
-    /// A file that is to be read as a log.
+    /// Finds a file to read as a log.
     ///
-    /// # Errors
-    /// `InvalidInput` where it is none, or where it cannot be trusted to be what its name says; the message says why.
-    pub(crate) fn log(&self, path: &Path) -> io::Result<Found> {
+    /// # Errors `InvalidInput` if it is no log, or cannot be trusted to be what its name says; the message states why.
+    pub(crate) fn log(&self, path: &Path) -> io::Result<HostEntry> {
         let found = self.find(path)?;
         found.check()?;
         Ok(found)
     }
 
-    /// Names and kinds in a directory, which no untrusted link leads to.
+    /// Entries of a directory; untrusted links to it are refused.
     pub(crate) fn entries(&self, dir: &Path) -> io::Result<(OwnedFd, rustix::fs::Dir)> {
         let found = self.find(dir)?;
         found.check_links()?;
@@ -108,15 +107,16 @@ impl Root {
         Ok((handle, entries))
     }
 
-    /// Of an entry of a directory, which no untrusted link leads to; an entry that is a link is not followed.
+    /// Metadata of an entry of a directory; untrusted links to the directory are refused, and an entry that is a link is not
+    /// followed.
     pub(crate) fn stat(&self, dir: &Path, name: &OsStr) -> io::Result<rustix::fs::Stat> {
         let found = self.find(dir)?;
         found.check_links()?;
         stat_at(&open_at(&found.parent, &found.name, OFlags::PATH | OFlags::DIRECTORY)?, name)
     }
 
-    /// Absent where the path goes through a link, or the kernel cannot say.
-    fn find_without_links(&self, path: &Path) -> io::Result<Option<Found>> {
+    /// Absent if the path contains a link, or the kernel lacks the call.
+    fn find_without_links(&self, path: &Path) -> io::Result<Option<HostEntry>> {
         let (Some(name), Some(dir)) = (path.file_name(), path.parent()) else { return Ok(None) };
         let relative = dir.strip_prefix("/").unwrap_or(dir);
         let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
@@ -128,13 +128,13 @@ impl Root {
         if meta.is_symlink() || path.components().any(|part| part == Component::ParentDir) {
             return Ok(None);
         }
-        // As it is, without doubled slashes.
+        // Without doubled slashes.
         let path = path.components().collect();
-        Ok(Some(Found { parent, name: name.to_owned(), handle, meta, path, links: Vec::new() }))
+        Ok(Some(HostEntry { parent, name: name.to_owned(), handle, meta, path, links: Vec::new() }))
     }
 
-    /// The same, part by part, through links.
-    fn walk(&self, path: &Path) -> io::Result<Found> {
+    /// Walks the path component by component, through links.
+    fn walk(&self, path: &Path) -> io::Result<HostEntry> {
         let mut parts: VecDeque<OsString> = VecDeque::new();
         let ahead = |parts: &mut VecDeque<OsString>, path: &Path| {
             for part in path.components().rev() {
@@ -146,7 +146,7 @@ impl Root {
             }
         };
         ahead(&mut parts, path);
-        // The directories on the way, each with its name.
+        // Directories along the path, each with its name.
         let mut above: Vec<(OwnedFd, OsString)> = vec![(self.dir.try_clone()?, "/".into())];
         let mut links = Vec::new();
         let join = |above: &[(OwnedFd, OsString)]| above.iter().map(|(_, name)| name).collect::<PathBuf>();
@@ -173,38 +173,38 @@ impl Root {
             } else if parts.is_empty() {
                 let path = join(&above).join(&name);
                 let parent = dir.try_clone()?;
-                return Ok(Found { parent, name, handle, meta, path, links });
+                return Ok(HostEntry { parent, name, handle, meta, path, links });
             } else if meta.is_dir() {
                 above.push((handle.into(), name));
             } else {
                 return Err(rustix::io::Errno::NOTDIR.into());
             }
         }
-        // It ended in `..`, or is the root itself.
+        // The path ends in `..`, or is the root.
         let (dir, _) = above.last().expect("the root stays");
         let handle = File::from(dir.try_clone()?);
         let meta = handle.metadata()?;
-        Ok(Found { parent: dir.try_clone()?, name: ".".into(), handle, meta, path: join(&above), links })
+        Ok(HostEntry { parent: dir.try_clone()?, name: ".".into(), handle, meta, path: join(&above), links })
     }
 }
 
-impl Found {
-    /// Of what was found.
+impl HostEntry {
+    /// Metadata of the entry.
     pub(crate) fn meta(&self) -> &Metadata {
         &self.meta
     }
 
-    /// Its path on the host, without links.
+    /// Path on the host, without links.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Open it for reading; it is what was found.
+    /// Opens the entry for reading.
     pub(crate) fn read(&self) -> io::Result<File> {
         let file = File::from(open_at(&self.parent, &self.name, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
         let meta = file.metadata()?;
         if (meta.dev(), meta.ino()) != (self.meta.dev(), self.meta.ino()) {
-            return Err(io::Error::other("another file was put in its place while it was opened"));
+            return Err(io::Error::other("the file was replaced while it was opened"));
         }
         Ok(file)
     }
@@ -217,25 +217,25 @@ impl Found {
         #[expect(clippy::useless_conversion, reason = "the type differs between architectures")]
         let is_kernel_s = KERNEL_FILE_SYSTEMS.contains(&i64::from(system));
         if is_kernel_s || ["/proc", "/sys", "/dev"].iter().any(|dir| self.path.starts_with(dir)) {
-            return Err(refused(format!("{} is the kernel's and no log", self.path.display())));
+            return Err(refused(format!("{} is on a kernel file system and no log", self.path.display())));
         }
         self.check_links()?;
         if self.meta.nlink() > 1 {
-            // A second name of a file, which somebody may have made of another's.
+            // A hard link, which anyone may have made to another's file.
             let dir = File::from(self.parent.try_clone()?).metadata()?;
             if let Some(why) = self.distrust(&dir, "the directory") {
                 let path = self.path.display();
-                return Err(refused(format!("{path} is one of several names of its file, and {why}")));
+                return Err(refused(format!("{path} is a hard link, and {why}")));
             }
         }
         Ok(())
     }
 
-    /// Links, their directories and what they lead to belong to root or to the owner of that, and none else can change
-    /// them.
+    /// Checks that links, their directories and their target belong to root or to the target's owner, and that nobody else can
+    /// change them.
     fn check_links(&self) -> io::Result<()> {
         for (path, link, dir) in &self.links {
-            // A group that can write a directory of root's (`/var/log` of Ubuntu) can make no link of root's there.
+            // A group that can write to a directory of root's (`/var/log` of Ubuntu) cannot make root's link there.
             let is_root_s = link.uid() == 0 && link.nlink() == 1 && dir.uid() == 0 && dir.mode() & 0o002 == 0;
             let why = if link.uid() != 0 && link.uid() != self.meta.uid() {
                 Some(format!("the link belongs to user {}", link.uid()))
@@ -256,10 +256,10 @@ impl Found {
         Ok(())
     }
 
-    /// Why somebody else than root and the owner may have put a name into a directory.
+    /// Why someone other than root and the owner may have added a name to a directory.
     fn distrust(&self, dir: &Metadata, what: &str) -> Option<String> {
         let (owner, group, mode) = (dir.uid(), dir.gid(), dir.mode());
-        // Whoever is in the file's group may read it without a link.
+        // Members of the file's group can read it without a link.
         let is_of_group = group == 0 || group == self.meta.gid() && self.meta.mode() & 0o040 != 0;
         if owner != 0 && owner != self.meta.uid() {
             Some(format!("{what} belongs to user {owner}"))
@@ -273,7 +273,7 @@ impl Found {
     }
 }
 
-/// Of an entry of a directory, without following a link.
+/// Metadata of a directory entry; links are not followed.
 pub(crate) fn stat_at(dir: &OwnedFd, name: &OsStr) -> io::Result<rustix::fs::Stat> {
     Ok(rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?)
 }

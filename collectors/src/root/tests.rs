@@ -49,7 +49,7 @@ fn text(file: io::Result<File>) -> Result<String, String> {
     Ok(out)
 }
 
-/// By the kernel and part by part, and that both agree.
+/// Reads by the kernel's call and component by component; both must agree.
 fn read(host: &Host, path: &str) -> Result<String, String> {
     let path = Path::new(path);
     let walked = text(host.root.walk(path).and_then(|found| found.read()));
@@ -74,7 +74,7 @@ fn no_link_leads_out_of_the_root() {
     for path in ["/absolute", "/a/b/upwards", "/logs/app.log", "/var/log/../log/app.log", "/../../var/log/app.log"] {
         assert_eq!(read(&host, path).as_deref(), Ok("of the host"), "{path}");
     }
-    // This machine has both; the host does not.
+    // Exists on this machine and not on the host.
     host.link("/etc/passwd", "/outside");
     host.link("/proc/self/root/etc/passwd", "/magic");
     for path in ["/outside", "/magic", "/etc/passwd", "/../../../../../../etc/passwd"] {
@@ -130,7 +130,7 @@ fn a_link_is_followed_only_where_nobody_else_could_have_made_it() {
         let refused = is_log(&host, path).expect_err(path);
         assert!(refused.contains(why) && refused.contains("name the target"), "{path}: {refused}");
     }
-    // Root's own link, in a directory where others make names.
+    // Root's own link, in a directory where others can add names.
     let mode = |path: &str, mode: u32| {
         std::fs::set_permissions(host.at(path), std::fs::Permissions::from_mode(mode)).expect("sets");
     };
@@ -144,9 +144,9 @@ fn a_link_is_followed_only_where_nobody_else_could_have_made_it() {
     assert!(is_log(&host, "/var/log/containers/c.log").expect_err("refused").contains("writable by group 99"));
     chown(host.at("/var/log/pods/0.log"), Some(1234), Some(99)).expect("chowns");
     assert_eq!(is_log(&host, "/var/log/containers/c.log"), Ok(()), "the group may read the file anyhow");
-    // Another name of a file, where the kernel allows it to anybody (fs.protected_hardlinks = 0).
+    // A hard link, where the kernel allows it to anyone (fs.protected_hardlinks = 0).
     std::fs::hard_link(host.at("/etc/shadow"), host.at("/home/eve/hard.log")).expect("links");
-    assert!(is_log(&host, "/home/eve/hard.log").expect_err("refused").contains("several names"));
+    assert!(is_log(&host, "/home/eve/hard.log").expect_err("refused").contains("hard link"));
     assert_eq!(is_log(&host, "/etc/shadow"), Ok(()));
 }
 
@@ -161,7 +161,7 @@ fn special_files_and_the_kernel_s_file_systems_are_no_logs() {
     let machine = Root::open(Path::new("/")).expect("opens");
     for path in ["/proc/version", "/proc/self/status", "/sys/kernel/uevent_seqnum", "/proc/../proc/version"] {
         let refused = machine.log(Path::new(path)).expect_err(path).to_string();
-        assert!(refused.contains("kernel's") || refused.contains("not a regular file"), "{path}: {refused}");
+        assert!(refused.contains("kernel file system") || refused.contains("not a regular file"), "{path}: {refused}");
     }
     host.put("/proc/of-a-fixture", "x");
     assert!(is_log(&host, "/proc/of-a-fixture").expect_err("refused").contains("no log"));
@@ -214,7 +214,7 @@ fn a_name_that_is_not_utf_8_is_found() {
 #[test]
 fn what_cannot_be_listed_is_said() {
     if rustix::process::getuid().is_root() {
-        // Root may list anything: a directory that a link of somebody else leads to is no less a trouble.
+        // Root can list anything: an untrusted link to a directory is a trouble all the same.
         let host = Host::new();
         host.put("/etc/a.log", "x");
         host.link("/etc", "/home/eve/dir");

@@ -1,14 +1,14 @@
-//! `sessions`: who is logged in, from logind where it runs, else from utmp.
+//! `sessions`: log-in sessions, from logind if it runs, or else from utmp.
 //!
-//! logind's session files are what `loginctl` would say, without a bus: `UID=1000`, `USER=alice`, `TTY=pts/0`,
-//! `REMOTE_HOST=192.0.2.7`, `REALTIME=…` (microseconds). utmp(5) is gone from newer distributions.
+//! logind's session files hold what `loginctl` shows, without D-Bus: `UID=1000`, `USER=alice`, `TTY=pts/0`,
+//! `REMOTE_HOST=192.0.2.7`, `REALTIME=…` (microseconds). Newer distributions have no utmp(5).
 
 mod utmp;
 
 use crate::{
-    Cx, Poll,
+    CollectorContext, Poll,
     settings::Interval,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec},
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,9 @@ use vedette_wire::{
 
 pub(crate) const SPEC: Spec = Spec {
     id: "sessions",
-    class: Class::Inventory,
+    class: CollectorClass::Inventory,
     kind: "session",
-    summary: "who is logged in, and log-ins and log-outs between two looks",
+    summary: "log-in sessions, and log-ins and log-outs between two polls",
     reads: "/run/systemd/sessions, else /run/utmp",
     check: spec::check::<Settings>,
     schema: spec::schema::<Settings>,
@@ -38,16 +38,16 @@ pub(crate) const SPEC: Spec = Spec {
 
 const LOGIND: &str = "/run/systemd/sessions";
 const UTMP: [&str; 2] = ["/run/utmp", "/var/run/utmp"];
-/// How often all sessions are sent.
+/// Interval of full snapshots.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(3600);
 
 /// Settings of `[collectors.sessions]`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// How often sessions are looked at.
+    /// Poll interval.
     every: Interval,
 }
 
@@ -57,7 +57,7 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled {
         return Ok(Plan::Off);
@@ -76,10 +76,10 @@ struct Sessions {
 }
 
 impl Poll for Sessions {
-    fn poll(&mut self, cx: &Cx) -> Result<Vec<Body>, CollectError> {
+    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError> {
         let now = read(cx)?;
         let mut out = Vec::new();
-        // What changed is told also when a snapshot is due; before the first look nothing did.
+        // Changes are reported with a snapshot, too; there are none before the first poll.
         if self.snapshot_at.is_some() {
             for (id, session) in &now {
                 if !self.known.contains_key(id) {
@@ -103,7 +103,7 @@ impl Poll for Sessions {
 }
 
 /// Sessions by id.
-fn read(cx: &Cx) -> Result<BTreeMap<String, Session>, CollectError> {
+fn read(cx: &CollectorContext) -> Result<BTreeMap<String, Session>, CollectError> {
     let dir = cx.path(LOGIND);
     if dir.is_dir() {
         let entries = std::fs::read_dir(&dir).map_err(|err| CollectError::read(LOGIND, err))?;
@@ -128,16 +128,16 @@ fn read(cx: &Cx) -> Result<BTreeMap<String, Session>, CollectError> {
     Err(CollectError::Absent(format!("{LOGIND} is gone")))
 }
 
-/// utmp(5) has some hundred records; what is larger is none.
+/// Maximum size of utmp(5), which has some hundred records.
 const UTMP_BYTES_MAX: u64 = 16 << 20;
 
-fn read_whole(cx: &Cx, path: &str) -> std::io::Result<Vec<u8>> {
+fn read_whole(cx: &CollectorContext, path: &str) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     cx.host()?.read(Path::new(path))?.take(UTMP_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// One session file; absent for what is no log-in of a person (`manager` runs a user's services).
+/// Parses a session file; absent for a session that is no person's log-in (`manager` runs a user's services).
 fn logind(id: &str, text: &str) -> Option<Session> {
     let fields: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let field = |key: &str| fields.get(key).filter(|value| !value.is_empty()).map(|value| (*value).to_owned());
@@ -151,7 +151,7 @@ fn logind(id: &str, text: &str) -> Option<Session> {
     Some(Session {
         change: Change::Snapshot,
         snapshot: None,
-        // A session id is used again after a reboot.
+        // Session ids are reused after a reboot.
         id: id.to_owned(),
         user: field("USER").unwrap_or_else(|| user_id.to_string()),
         user_id: Some(user_id),

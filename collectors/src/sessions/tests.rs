@@ -3,8 +3,8 @@
 use super::*;
 use std::sync::Arc;
 
-fn cx(root: &Path) -> Cx {
-    Cx::new(root, Arc::new(|| 1))
+fn cx(root: &Path) -> CollectorContext {
+    CollectorContext::new(root, Arc::new(|| 1))
 }
 
 fn poll(sessions: &mut Sessions, root: &Path) -> Vec<(Change, String)> {
@@ -111,9 +111,9 @@ fn sessions_in_which_nobody_logged_in_are_no_log_ins() {
         Body::from(Session { change: Change::Start, ..session }).class()
     };
     for greeter in ["greeter", "lock-screen", "background", "background-light"] {
-        assert_eq!(class(greeter), vedette_wire::ocsf::Class::LiveEvidenceInfo, "{greeter}");
+        assert_eq!(class(greeter), vedette_wire::ocsf::OcsfClass::LiveEvidenceInfo, "{greeter}");
     }
     for user in ["user", "user-early"] {
-        assert_eq!(class(user), vedette_wire::ocsf::Class::Authentication, "{user}");
+        assert_eq!(class(user), vedette_wire::ocsf::OcsfClass::Authentication, "{user}");
     }
 }

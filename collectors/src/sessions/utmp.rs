@@ -1,12 +1,12 @@
-//! utmp(5): fixed records, on x86-64 and every other platform with 32-bit times in it 384 bytes long (glibc
-//! `bits/types/struct_utmp`, `__WORDSIZE_TIME64_COMPAT32`), elsewhere 400.
+//! utmp(5): fixed records of 384 bytes on x86-64 and other platforms with 32-bit times in it (glibc `bits/types/struct_utmp`,
+//! `__WORDSIZE_TIME64_COMPAT32`), of 400 bytes elsewhere.
 
 use vedette_wire::body::{Change, Session};
 
 const RECORD_BYTES: usize = if cfg!(target_arch = "x86_64") || cfg!(target_pointer_width = "32") { 384 } else { 400 };
 const USER_PROCESS: u16 = 7;
 
-/// The sessions of users; a torn record at the end is left out.
+/// Sessions of users; ignores a partial record at the end.
 pub(super) fn sessions(bytes: &[u8]) -> impl Iterator<Item = Session> {
     bytes.chunks_exact(RECORD_BYTES).filter_map(session)
 }
@@ -43,7 +43,7 @@ fn session(record: &[u8]) -> Option<Session> {
     })
 }
 
-/// What the field of the remote host holds: a host, a display, or what terminal multiplexers write there.
+/// Content of the field of the remote host: a host, a display, or text of terminal multiplexers.
 ///
 /// ```text
 /// 192.0.2.7    192.0.2.7:S.1 (screen)    192.0.2.7 via mosh [99]    192.0.2.7:0 (XDMCP)

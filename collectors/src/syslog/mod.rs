@@ -1,11 +1,11 @@
-//! `syslog`: the system's log files, whole lines with what was recognised in them.
+//! `syslog`: the system's log files as whole lines, with recognised fields.
 
 pub(crate) mod parse;
 
 use crate::{
-    Cx, Outlet,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
-    tail::{Line, LineParser, Start, Tailer, Taken},
+    CollectorContext, Outlet,
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
+    tail::{ChunkBuilder, Line, LineParser, Start, Tailer},
 };
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) const SPEC: Spec = Spec {
     id: "syslog",
-    class: Class::Event,
+    class: CollectorClass::Event,
     kind: "syslog",
     summary: "lines of the system's log files",
     reads: "the files of `paths`; group adm, or CAP_DAC_READ_SEARCH",
@@ -28,13 +28,13 @@ pub(crate) const SPEC: Spec = Spec {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// Files, as globs. The default is where the distributions' rsyslog and syslog-ng write.
+    /// Globs of files. Default: where the distributions' rsyslog and syslog-ng write.
     paths: Vec<String>,
-    /// Where files that are there at the very first start are begun: `end` or `beginning`.
+    /// Where to start in files that exist at the very first start: `end` or `beginning`.
     start: Start,
-    /// Read the default files also where the journal collector reads the same entries.
+    /// Read the default files even if the journal collector reads the same entries.
     beside_journal: bool,
 }
 
@@ -62,13 +62,13 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled {
         return Ok(Plan::Off);
     }
     spec::patterns(SPEC.id, &settings.paths)?;
-    // What rsyslog writes to the default files it has from the journal, where there is one; and the journal says more.
+    // rsyslog takes the content of the default files from the journal, which holds more.
     let default_files = settings.paths == Settings::default().paths;
     if default_files && !settings.beside_journal && cx.enabled.contains("journal") && crate::journal::is_readable(cx) {
         let why = "the journal collector reads the same entries with more fields; set beside_journal = true, or paths, to \
@@ -78,7 +78,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     Ok(Plan::Watch(Box::new(Syslog { settings })))
 }
 
-fn skip(table: toml::Table, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+fn skip(table: toml::Table, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
     let parser = Lines { zone: TimeZone::UTC };
     Tailer::new(SPEC.id, &settings.paths, settings.start, parser).skip(cx, outlet)
@@ -89,10 +89,10 @@ struct Syslog {
 }
 
 impl Watch for Syslog {
-    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let parser = Lines { zone: crate::host::time_zone(cx).1 };
         let Settings { paths, start, .. } = &self.settings;
-        // Of the default files each distribution has some.
+        // Each distribution has some of the default files.
         let is_own = *paths != Settings::default().paths;
         Tailer::new(SPEC.id, paths, *start, parser).expecting_each(is_own).run(cx, outlet)
     }
@@ -103,9 +103,9 @@ struct Lines {
 }
 
 impl LineParser for Lines {
-    fn parse(&mut self, line: &Line<'_>, taken: &mut Taken) {
-        let mut found = parse::recognise(line.bytes, parse::Origin::Any, taken.observed(), &self.zone);
+    fn parse(&mut self, line: &Line<'_>, chunks: &mut ChunkBuilder) {
+        let mut found = parse::recognise(line.bytes, parse::Origin::Any, chunks.observed(), &self.zone);
         (found.part, found.unfinished) = (line.part, line.unfinished);
-        taken.syslog(line, found);
+        chunks.syslog(line, found);
     }
 }

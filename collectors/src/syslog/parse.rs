@@ -1,5 +1,5 @@
-//! Recognises what is in a line: spans, not copies. What is not recognised stays whole in `raw`. The forms of the head
-//! are those of [`vedette_wire::stamp`]; behind it stand a host, perhaps, and a tag, perhaps.
+//! Recognises fields of a line as spans, without copies. Unrecognised lines stay whole in `raw`. The forms of the head are
+//! those of [`vedette_wire::stamp`]; an optional host and an optional tag follow.
 //!
 //! ```text
 //! web1 su[812]: message            web1 syslogd 1.4.1: message      sshd[1]: message (no host)
@@ -13,21 +13,21 @@ use vedette_wire::{
     stamp::{self, Form, When, Yearless},
 };
 
-/// Where a line comes from, as far as it says what the line holds.
+/// Origin of a line, which restricts its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// A file, or a sender on the network: host names are usual.
+    /// A file or a network sender: host names are common.
     Any,
     /// The local socket: syslog(3) writes no host name.
     LocalSocket,
 }
 
-/// Parse one line. `now` dates a time stamp without a year, `zone` one without a zone.
+/// Parses a line. `now` dates a time stamp without a year, `zone` one without a zone.
 pub(crate) fn line(raw: &[u8], origin: Origin, now: i64, zone: &TimeZone) -> Syslog {
     Syslog { raw: raw.to_vec(), ..recognise(raw, origin, now, zone) }
 }
 
-/// The same, without a copy of the line in `raw`.
+/// Parses a line without copying it to `raw`.
 pub(crate) fn recognise(raw: &[u8], origin: Origin, now: i64, zone: &TimeZone) -> Syslog {
     let head = stamp::head(raw);
     let mut out = Syslog::default();
@@ -68,7 +68,7 @@ fn rfc5424(at: &mut Scanner<'_>, out: &mut Syslog) {
     out.app = at.field();
     out.pid = at.field();
     out.message_id = at.field();
-    // Some leave the structured data out, and the blank behind it in.
+    // Some senders omit the structured data, but not the space after it.
     at.blanks();
     if at.eat(b"-") {
         at.eat(b" ");
@@ -80,7 +80,7 @@ fn rfc5424(at: &mut Scanner<'_>, out: &mut Syslog) {
     out.message = at.rest();
 }
 
-/// The next word, where it is no tag; behind it the facility and severity that busybox writes.
+/// The next word, if it is no tag, and the facility and severity that busybox writes after it.
 fn host(at: &mut Scanner<'_>, out: &mut Syslog, origin: Origin) {
     let Some(word) = at.next_word() else { return };
     let (text, behind) = (&at.raw[word.clone()], Scanner { raw: at.raw, at: word.end });
@@ -119,13 +119,13 @@ fn of(range: Range<usize>) -> Span {
     Span(range.start as u32, range.end as u32)
 }
 
-/// RFC 3164 allows 32 characters; real tags are longer, but not much.
+/// Maximum length of a tag. RFC 3164 allows 32 characters; real tags are a little longer.
 const TAG_BYTES_MAX: usize = 128;
 
 struct Tag {
     app: Range<usize>,
     pid: Option<Range<usize>>,
-    /// Where the message begins.
+    /// Start of the message.
     end: usize,
 }
 
@@ -151,14 +151,14 @@ impl Scanner<'_> {
         self.at += self.raw[self.at..].iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
     }
 
-    /// Up to the next blank, which is not eaten.
+    /// The word up to the next space, which is not consumed.
     fn next_word(&self) -> Option<Range<usize>> {
         let rest = &self.raw[self.at..];
         let length = memchr::memchr2(b' ', b'\t', rest).unwrap_or(rest.len());
         (length > 0).then_some(self.at..self.at + length)
     }
 
-    /// Up to the next blank, which is eaten; `-` stands for none.
+    /// The word up to the next space, which is consumed; `-` means none.
     fn field(&mut self) -> Option<Span> {
         let rest = &self.raw[self.at..];
         let length = memchr::memchr(b' ', rest).unwrap_or(rest.len());
@@ -167,7 +167,7 @@ impl Scanner<'_> {
         (length > 0 && text != b"-").then(|| of(found))
     }
 
-    /// `app[pid]: `, `app: `, `app 1.4.1: `. A URL or a path of another system is none, and neither is a bare number.
+    /// `app[pid]: `, `app: `, `app 1.4.1: `. URLs, paths of other systems and bare numbers are no tags.
     fn tag(&self) -> Option<Tag> {
         let (start, rest) = (self.at, &self.raw[self.at..]);
         let mut end = rest.iter().take(TAG_BYTES_MAX).position(|byte| matches!(byte, b':' | b'[' | b' ' | b'\t'))?;
@@ -221,28 +221,28 @@ impl Scanner<'_> {
     }
 }
 
-/// Nanoseconds of a civil time, given as if it were UTC, in a zone.
+/// Converts a civil time, given as if UTC, from a zone to nanoseconds UTC.
 pub(crate) fn local(utc: i64, zone: &TimeZone) -> i64 {
     let (seconds, nanoseconds) = (utc.div_euclid(1_000_000_000), utc.rem_euclid(1_000_000_000));
     let shifted = jiff::Timestamp::from_second(seconds)
         .and_then(|timestamp| zone.to_timestamp(TimeZone::UTC.to_datetime(timestamp)));
-    // At the very end of time the shifted one has no place in 64 bits: then it stays as if it were UTC.
+    // Near the end of the 64-bit range the time stays as if UTC.
     let shifted = shifted.ok().and_then(|at| at.as_second().checked_mul(1_000_000_000)?.checked_add(nanoseconds));
     shifted.unwrap_or(utc)
 }
 
-/// Clocks of senders run ahead, and a zone may be another: a line is not from the last year for that.
+/// How far a line may be ahead of the clock without counting as last year's: clocks run ahead, and zones differ.
 const AHEAD_NS: i64 = 2 * DAY_NS;
 const DAY_NS: i64 = 86_400_000_000_000;
-/// 29 February is in one of so many years.
+/// Years to search for a 29 February.
 const YEARS: i16 = 8;
 
-/// The newest year in which the day exists and is not ahead of the clock.
+/// The newest year that has the day and is not ahead of the clock.
 fn nearest(day: Yearless, now: i64, zone: &TimeZone) -> Option<i64> {
     let this_year = jiff::Timestamp::from_nanosecond(i128::from(now)).ok()?.to_zoned(zone.clone()).year();
     (0..=YEARS).find_map(|back| {
         let utc = day.in_year(i64::from(this_year) + 1 - i64::from(back))?;
-        // No zone is a day away: most lines need no look at next year's rules.
+        // Zones differ by less than a day: most lines need no rules of next year.
         if utc > now.saturating_add(AHEAD_NS + DAY_NS) {
             return None;
         }

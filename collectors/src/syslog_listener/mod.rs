@@ -1,14 +1,14 @@
-//! `syslog_listener`: what programs and devices send to a socket: RFC 5424 and RFC 3164 datagrams, UDP (RFC 5426) or a
-//! unix datagram socket like `/dev/log`.
+//! `syslog_listener`: receives RFC 5424 and RFC 3164 messages on a UDP socket (RFC 5426) or on a unix datagram socket like
+//! `/dev/log`.
 //!
-//! What is sent cannot be asked for again: where the queue takes nothing for two seconds, datagrams are dropped and counted
-//! (`queue_full`) until it does again. A sender on the unix socket waits while the socket's buffer is full; UDP datagrams that the kernel
-//! dropped are counted from `/proc/net/udp` (`kernel_loss`). What was received and not yet committed when the agent is
-//! killed is lost, one batch at the most.
+//! Senders do not repeat messages: if the queue accepts nothing for two seconds, datagrams are dropped and counted
+//! (`queue_full`) until it does. A sender on the unix socket waits while the socket's buffer is full. UDP datagrams that the
+//! kernel drops are counted from `/proc/net/udp` (`kernel_loss`). Killing the agent loses what was received and not committed,
+//! at most one batch.
 
 use crate::{
-    Cx, Outlet,
-    spec::{self, BuildError, Class, CollectError, Plan, Spec, Watch},
+    CollectorContext, Outlet,
+    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
     syslog::parse::{self, Origin},
 };
 use jiff::tz::TimeZone;
@@ -34,7 +34,7 @@ use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, body::Syslog}
 
 pub(crate) const SPEC: Spec = Spec {
     id: "syslog_listener",
-    class: Class::Event,
+    class: CollectorClass::Event,
     kind: "syslog",
     summary: "syslog datagrams sent to a socket; off by default",
     reads: "the sockets of `datagram` and `udp`; ports below 1024 take CAP_NET_BIND_SERVICE",
@@ -45,24 +45,24 @@ pub(crate) const SPEC: Spec = Spec {
     skip: None,
 };
 
-/// The longest datagram that UDP can carry.
+/// Maximum size of a UDP datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
-/// A chunk is handed over at this size, or when nothing more waits.
+/// A chunk is emitted at this size, or when no datagrams wait.
 const CHUNK_BYTES: usize = 64 << 10;
-/// The sockets are listened to in pieces of this length, to see a stop.
+/// Maximum wait for datagrams between checks for a stop.
 const LISTEN: Duration = Duration::from_millis(250);
-/// How often the kernel is asked what it dropped.
+/// Poll interval for the kernel's count of drops.
 const LOSS_EVERY: Duration = Duration::from_secs(5);
-/// Asked of the kernel for bursts; it gives what net.core.rmem_max allows.
+/// Requested receive buffer, for bursts; net.core.rmem_max limits it.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
 /// Settings of `[collectors.syslog_listener]`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
-    /// Whether it runs.
+    /// Whether the collector runs.
     enabled: bool,
-    /// Path of a unix datagram socket, as in "/run/vedette/syslog.sock"; made with mode 0666, as /dev/log is.
+    /// Path of a unix datagram socket, as in "/run/vedette/syslog.sock"; created with mode 0666, like /dev/log.
     #[serde(skip_serializing_if = "Option::is_none")]
     datagram: Option<PathBuf>,
     /// Address of a UDP socket, as in "127.0.0.1:5514".
@@ -70,7 +70,7 @@ struct Settings {
     udp: Option<SocketAddr>,
 }
 
-fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
+fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
     let settings: Settings = spec::parse(SPEC.id, table)?;
     if !settings.enabled || cx.once.is_some() {
         return Ok(Plan::Off);
@@ -79,7 +79,7 @@ fn build(table: toml::Table, cx: &Cx) -> Result<Plan, BuildError> {
     match &settings.datagram {
         None if settings.udp.is_none() => return wrong("enabled: needs datagram, udp or both"),
         Some(path) if !path.is_absolute() => return wrong("datagram: must be an absolute path"),
-        // sun_path of unix(7) has 108 bytes, the last of them zero.
+        // sun_path of unix(7) has 108 bytes with its NUL.
         Some(path) if path.as_os_str().len() > 107 => return wrong("datagram: a socket's path has at most 107 bytes"),
         _ => {}
     }
@@ -90,13 +90,13 @@ struct Listener {
     settings: Settings,
 }
 
-/// A socket that is listened to, and what came of it.
-struct Open {
+/// A socket that receives messages.
+struct ListenSocket {
     socket: Socket,
     source: Arc<Source>,
     /// Position of the next record.
     next: u64,
-    /// What the kernel had dropped when it was asked last.
+    /// The kernel's count of drops at the last poll.
     lost: u64,
 }
 
@@ -113,7 +113,7 @@ impl Socket {
         }
     }
 
-    /// The length of the next datagram, and who sent it.
+    /// Receives a datagram; returns its length and sender.
     fn receive(&self, into: &mut [u8]) -> io::Result<(usize, Sender)> {
         match self {
             Socket::Unix(socket) => {
@@ -136,14 +136,14 @@ impl Socket {
     }
 }
 
-/// Who sent a datagram, as the kernel says.
+/// Sender of a datagram, from the kernel.
 enum Sender {
     Unknown,
     Address(SocketAddr),
     Process { uid: u32, pid: u32 },
 }
 
-/// A datagram as a record; absent where there is nothing in it.
+/// Converts a datagram to a record; absent if it is empty.
 fn record(datagram: &[u8], sender: &Sender, now: i64, zone: &TimeZone) -> Option<Syslog> {
     let text = datagram.trim_ascii_end();
     let text = text.strip_suffix(b"\0").unwrap_or(text);
@@ -160,16 +160,16 @@ fn record(datagram: &[u8], sender: &Sender, now: i64, zone: &TimeZone) -> Option
 }
 
 impl Watch for Listener {
-    fn watch(&mut self, cx: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let zone = crate::host::time_zone(cx).1;
         let mut open = Vec::new();
         if let Some(path) = &self.settings.datagram {
             let socket = unix(path).map_err(|err| CollectError::read(path.display().to_string(), err))?;
-            open.push(Open::new(Socket::Unix(socket), path.display().to_string()));
+            open.push(ListenSocket::new(Socket::Unix(socket), path.display().to_string()));
         }
         if let Some(address) = self.settings.udp {
             let socket = udp(address).map_err(|err| CollectError::read(format!("UDP {address}"), err))?;
-            open.push(Open::new(socket, format!("udp:{address}")));
+            open.push(ListenSocket::new(socket, format!("udp:{address}")));
         }
         let (mut block, mut asked) = (vec![0; DATAGRAM_BYTES_MAX], Instant::now());
         while !outlet.is_stopped() {
@@ -198,17 +198,23 @@ impl Watch for Listener {
     }
 }
 
-impl Open {
+impl ListenSocket {
     fn new(socket: Socket, name: String) -> Self {
-        // Positions are a running number, another in each run.
+        // Positions are running numbers, with a new source in each run.
         let id = format!("run:{:016x}", fastrand::u64(..));
         let source = Arc::new(Source { collector: SPEC.id, id, name: Some(name) });
-        // A new socket has lost nothing: what the kernel drops before it is asked first counts as well.
+        // A new socket has no drops, so those before the first poll are counted.
         Self { socket, source, next: 0, lost: 0 }
     }
 
-    /// Everything that waits, in chunks.
-    fn drain(&mut self, cx: &Cx, outlet: &Outlet, zone: &TimeZone, block: &mut [u8]) -> Result<(), CollectError> {
+    /// Emits all waiting datagrams in chunks.
+    fn drain(
+        &mut self,
+        cx: &CollectorContext,
+        outlet: &Outlet,
+        zone: &TimeZone,
+        block: &mut [u8],
+    ) -> Result<(), CollectError> {
         loop {
             let (now, mut chunk) = (cx.now(), Chunk::new(Arc::clone(&self.source)));
             let mut more = true;
@@ -231,7 +237,7 @@ impl Open {
         }
     }
 
-    /// Count what the kernel dropped since it was asked last.
+    /// Counts datagrams that the kernel dropped since the last poll.
     fn kernel_loss(&mut self, outlet: &Outlet) -> Result<(), CollectError> {
         let lost = self.socket.lost();
         let count = lost.saturating_sub(std::mem::replace(&mut self.lost, lost));
@@ -245,7 +251,7 @@ impl Open {
 }
 
 impl Socket {
-    /// Datagrams that the kernel dropped since the socket was opened: the last field of its line in /proc/net/udp.
+    /// Number of datagrams dropped since the socket was opened: the last field of its line in /proc/net/udp.
     fn lost(&self) -> u64 {
         let Socket::Udp(_, inode) = self else { return 0 };
         ["/proc/net/udp", "/proc/net/udp6"]
@@ -264,19 +270,19 @@ fn lost_of(table: &str, inode: u64) -> Option<u64> {
 }
 
 fn unix(path: &Path) -> io::Result<UnixDatagram> {
-    // Only a socket may be in the way: one that is left from a run that was killed.
+    // Replaces only a socket, which a killed run has left.
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
         std::fs::remove_file(path)?;
     }
     if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
         std::fs::create_dir_all(dir)?;
-        // Whoever is to write to the socket has to come to it, whatever the agent's umask is.
+        // Writers must reach the socket, whatever the agent's umask is.
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
     }
     let socket = UnixDatagram::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     socket.set_nonblocking(true)?;
-    // Anybody may write here: the kernel says with each datagram who did.
+    // Anyone can write here, so the kernel names the sender of each datagram.
     rustix::net::sockopt::set_socket_passcred(&socket, true)?;
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
     Ok(socket)

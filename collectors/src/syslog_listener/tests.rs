@@ -16,8 +16,8 @@ impl Sink for Seen {
     }
 }
 
-fn cx() -> Cx {
-    Cx::new("/", Arc::new(|| 1_700_000_000_000_000_000))
+fn cx() -> CollectorContext {
+    CollectorContext::new("/", Arc::new(|| 1_700_000_000_000_000_000))
 }
 
 fn count(seen: &Seen) -> usize {
@@ -29,7 +29,7 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
     let dir = tempfile::tempdir().expect("temp dir");
     let path = dir.path().join("run/log.sock");
     let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
-    // A socket of a run that was killed is in the way.
+    // A socket of a killed run exists.
     std::fs::create_dir(dir.path().join("run")).expect("makes");
     drop(UnixDatagram::bind(&path).expect("binds"));
     let settings = Settings { enabled: true, datagram: Some(path.clone()), udp: Some(free) };

@@ -1,4 +1,4 @@
-//! Where a file was left, and how to recognise it.
+//! Cursor of a file: its position, and how to recognise the file.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -9,10 +9,10 @@ use std::{
 };
 use vedette_wire::Stored;
 
-/// How many bytes before the cursor are remembered.
+/// Number of bytes before the cursor to remember.
 pub(crate) const BEFORE_BYTES: usize = 64;
 
-/// Where a file was left. Kept as named MessagePack under [`Cursor::id`].
+/// Cursor of a file. Stored as named MessagePack under [`Cursor::id`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
     /// Device.
@@ -21,36 +21,35 @@ pub(crate) struct Cursor {
     pub(crate) inode: u64,
     /// When this content was first seen, nanoseconds UTC: a reused inode or a truncated file is another source.
     pub(crate) generation: i64,
-    /// Last known path on the host; where it is not UTF-8, U+FFFD stands for what is not.
+    /// Last known path on the host, with U+FFFD for invalid UTF-8.
     pub(crate) path: String,
-    /// The path where it is not UTF-8.
+    /// The path, if it is not UTF-8.
     #[serde(default, with = "serde_bytes", skip_serializing_if = "Option::is_none")]
     pub(crate) raw_path: Option<Vec<u8>>,
-    /// Start of the first line not handed over.
+    /// Start of the first line not emitted.
     pub(crate) offset: u64,
-    /// The length that the file was last seen to have; zero in cursors of older releases.
+    /// Last known length; zero in cursors of older releases.
     #[serde(default, skip_serializing_if = "is_none")]
     pub(crate) length: u64,
-    /// Offset at which it was begun; absent in cursors of older releases.
+    /// Offset of the first line read; absent in cursors of older releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) begin: Option<u64>,
-    /// Parts of the line at `offset` that were handed over.
+    /// Number of emitted parts of the line at `offset`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) parts: u32,
-    /// When the last scan began that found the file under its name, nanoseconds UTC: what had that name since may not
-    /// have been seen.
+    /// Start of the last scan that found the file under its name, nanoseconds UTC. Later files of that name may be unknown.
     #[serde(default)]
     pub(crate) seen: i64,
-    /// The bytes right before `offset`.
+    /// The bytes before `offset`.
     #[serde(with = "serde_bytes")]
     pub(crate) before: Vec<u8>,
-    /// What the workspace has of it already.
+    /// The workspace's positions.
     #[serde(skip)]
     pub(crate) stored: Option<Arc<Stored>>,
 }
 
 impl Cursor {
-    /// From what the queue kept; absent for what is no file's cursor.
+    /// Decodes a stored cursor; absent if it is no file's.
     pub(crate) fn decode(id: &str, bytes: &[u8], stored: &[Stored]) -> Option<Self> {
         let mut cursor: Self = rmp_serde::from_slice(bytes).ok()?;
         cursor.stored = stored.iter().find(|stored| stored.id == id).cloned().map(Arc::new);
@@ -65,23 +64,23 @@ impl Cursor {
         (self.device, self.inode)
     }
 
-    /// Identity of the source.
+    /// Id of the source.
     pub(crate) fn id(&self) -> String {
         format!("{:x}:{:x}:{}", self.device, self.inode, self.generation)
     }
 
-    /// The path as the host has it.
+    /// Path on the host.
     pub(crate) fn host_path(&self) -> PathBuf {
         self.raw_path.as_ref().map_or_else(|| PathBuf::from(&self.path), |raw| PathBuf::from(OsStr::from_bytes(raw)))
     }
 
-    /// Bytes that were seen and not read.
+    /// Known and unread bytes.
     pub(crate) fn unread(&self) -> Option<vedette_wire::Position> {
         (self.length > self.offset).then_some(vedette_wire::Position(self.offset, self.length))
     }
 }
 
-/// A path as text, and as bytes where it is no text.
+/// A path as text, and as bytes if it is not UTF-8.
 pub(crate) fn text_and_bytes(path: &Path) -> (String, Option<Vec<u8>>) {
     match path.to_str() {
         Some(text) => (text.to_owned(), None),

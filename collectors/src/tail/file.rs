@@ -1,4 +1,4 @@
-//! One file: reading it in blocks, cutting lines, knowing its cursor.
+//! One file: reads blocks, splits lines, and keeps the cursor.
 
 use super::{
     cursor::{BEFORE_BYTES, Cursor, text_and_bytes},
@@ -6,7 +6,7 @@ use super::{
     rotation::GRANULARITY_NS,
     unpacked::Unpacked,
 };
-use crate::root::Found;
+use crate::root::HostEntry;
 use std::{
     cell::Cell,
     io,
@@ -16,78 +16,78 @@ use std::{
 };
 use vedette_wire::{Position, Stored};
 
-/// Bytes read at once.
+/// Block size.
 pub(super) const BLOCK_BYTES: usize = 256 << 10;
-/// A longer line goes as parts.
+/// Longer lines are emitted in parts.
 pub(crate) const LINE_BYTES_MAX: usize = 1 << 20;
 
-/// How reading ended.
+/// Why reading ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
-    /// At the end of the file.
+    /// The end of the file.
     End,
     /// There may be more.
     More,
-    /// The file is not the one that it was.
+    /// The file was truncated or replaced.
     Truncated,
-    /// There may be more, behind positions that hold nothing but zeros.
+    /// There may be more, after positions that hold only NUL bytes.
     Hole(Position),
 }
 
 /// Length, and times of modification and of change, seconds and nanoseconds.
-pub(crate) type Stamp = (u64, i64, i64, i64, i64);
+pub(crate) type FileFingerprint = (u64, i64, i64, i64, i64);
 
-/// A line without its end.
+/// A line.
 #[derive(Debug)]
 pub(crate) struct Line<'a> {
-    /// Its bytes, without `\n` or `\r\n`.
+    /// Content without `\n` or `\r\n`.
     pub(crate) bytes: &'a [u8],
-    /// Its bytes as they stand in the file.
+    /// Content as in the file.
     pub(crate) whole: &'a [u8],
-    /// Its bytes in the file, with its end.
+    /// Position in the file, including the line end.
     pub(crate) position: Position,
-    /// Which part it is, from 1, of a line that goes as parts.
+    /// Number of the part, from 1, of a long line.
     pub(crate) part: Option<u32>,
-    /// The file is gone, and the line will never have its end.
+    /// The file is gone, and the line has no end.
     pub(crate) unfinished: bool,
 }
 
-/// A file and where it is read.
+/// A file and its reading position.
 #[derive(Debug)]
 pub(crate) struct File {
     input: Input,
     device: u64,
     inode: u64,
     generation: i64,
-    /// Where it was begun.
+    /// Offset of the first line read.
     begin: Option<u64>,
-    /// What the workspace has of it already.
+    /// The workspace's positions.
     stored: Option<Arc<Stored>>,
-    /// The length that it was seen to have, before it was truncated.
+    /// Last known length before a truncation.
     seen_length: Cell<u64>,
-    /// Start of the first line not handed over.
+    /// Start of the first line not emitted.
     offset: u64,
     before: Vec<u8>,
-    /// Parts of the line at `offset` that were handed over.
+    /// Number of emitted parts of the line at `offset`.
     parts: u32,
-    /// Length and times of change at the last look that found nothing: as long as they stand there is nothing to read.
-    quiet: Option<Stamp>,
-    /// What was read behind `offset`: an unfinished line.
+    /// Fingerprint at the last read that found nothing: while it is the same, there is nothing to read.
+    quiet: Option<FileFingerprint>,
+    /// Bytes after `offset`: an unfinished line.
     pending: Vec<u8>,
 }
 
 impl File {
-    /// Read a file that is new, from an offset on.
-    pub(crate) fn open(found: &Found, offset: u64, now: i64) -> io::Result<Self> {
+    /// Opens a new file at an offset.
+    pub(crate) fn open(found: &HostEntry, offset: u64, now: i64) -> io::Result<Self> {
         Self::new(Input::Open(found.read()?), found, offset, now)
     }
 
-    /// Read the lines of a compressed file that is new, from the beginning on.
-    pub(crate) fn open_unpacked(found: &Found, now: i64) -> io::Result<Self> {
+    /// Opens a new compressed file at its start.
+    pub(crate) fn open_unpacked(found: &HostEntry, now: i64) -> io::Result<Self> {
         Self::new(Input::Unpacked(Unpacked::open(found.read()?)?), found, 0, now)
     }
 
-    fn new(input: Input, found: &Found, offset: u64, now: i64) -> io::Result<Self> {
+    fn new(input: Input, found: &HostEntry, offset: u64, now: i64) -> io::Result<Self> {
         let meta = found.meta();
         let mut file = Self {
             input,
@@ -109,8 +109,8 @@ impl File {
         Ok(file)
     }
 
-    /// Read a file on from where a cursor left it; absent where it is not the file that it was.
-    pub(crate) fn resume(found: &Found, cursor: &Cursor) -> io::Result<Option<Self>> {
+    /// Reopens a file at a cursor; absent if it is another file.
+    pub(crate) fn resume(found: &HostEntry, cursor: &Cursor) -> io::Result<Option<Self>> {
         let mut file = Self::open(found, cursor.offset, cursor.generation)?;
         let same = file.before == cursor.before && !file.was_truncated()?;
         file.be_of(cursor);
@@ -121,9 +121,9 @@ impl File {
         Ok(same.then_some(file))
     }
 
-    /// The same with what the file was compressed to meanwhile.
+    /// Continues a cursor in a compressed copy of its file.
     pub(crate) fn resume_unpacked(
-        found: &Found,
+        found: &HostEntry,
         cursor: &Cursor,
         stopped: &dyn Fn() -> bool,
     ) -> io::Result<Option<Self>> {
@@ -140,7 +140,7 @@ impl File {
         Ok(Some(file))
     }
 
-    /// The source keeps its name, also where the device has another number now, in a copy and in an archive.
+    /// Takes over a cursor's source, even with another device number, in a copy or in an archive.
     fn be_of(&mut self, cursor: &Cursor) {
         (self.device, self.inode) = (cursor.device, cursor.inode);
         self.begin = cursor.begin;
@@ -157,34 +157,34 @@ impl File {
         matches!(self.input, Input::Open(_))
     }
 
-    /// Whether its bytes come from an archive, which does not grow.
+    /// Whether the content comes from an archive, which does not grow.
     pub(crate) fn is_unpacked(&self) -> bool {
         matches!(self.input, Input::Unpacked(_))
     }
 
-    /// Whether there was nothing more to read at the last look.
+    /// Whether the last read found nothing.
     pub(crate) fn was_quiet(&self) -> bool {
         self.quiet.is_some()
     }
 
-    /// Whether it holds a descriptor, of its own file or of an archive.
+    /// Whether it holds a descriptor.
     pub(crate) fn holds_descriptor(&self) -> bool {
         !matches!(self.input, Input::Closed)
     }
 
-    /// Give the descriptor back. What was read of an unfinished line is read once more.
+    /// Closes the descriptor. An unfinished line is read again later.
     pub(crate) fn close(&mut self) {
         self.input = Input::Closed;
         self.pending.clear();
     }
 
-    /// Whether a closed file has changed since it was closed.
-    pub(crate) fn has_changed(&self, meta: &Stamp) -> bool {
+    /// Whether a closed file has changed.
+    pub(crate) fn has_changed(&self, meta: &FileFingerprint) -> bool {
         self.quiet.as_ref() != Some(meta)
     }
 
-    /// Open it again; false where another file has its name now.
-    pub(crate) fn reopen(&mut self, found: &Found, key: (u64, u64)) -> io::Result<bool> {
+    /// Reopens the file; false if its name belongs to another file.
+    pub(crate) fn reopen(&mut self, found: &HostEntry, key: (u64, u64)) -> io::Result<bool> {
         if (found.meta().dev(), found.meta().ino()) != key {
             return Ok(false);
         }
@@ -193,7 +193,7 @@ impl File {
         Ok(true)
     }
 
-    /// Start of the first line not handed over.
+    /// Start of the first line not emitted.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
@@ -203,7 +203,7 @@ impl File {
         self.input.file()
     }
 
-    /// The cursor as it stands; the file was `seen` under its name.
+    /// The cursor; `seen` is when the file was last found under its name.
     pub(crate) fn cursor(&self, path: &Path, seen: i64) -> Cursor {
         let (path, raw_path) = text_and_bytes(path);
         Cursor {
@@ -232,7 +232,7 @@ impl File {
         }
     }
 
-    /// The file is shorter than what was read, or other bytes stand there.
+    /// Whether the file is shorter than the position, or has other bytes before it.
     pub(crate) fn was_truncated(&self) -> io::Result<bool> {
         if !self.is_open() {
             return Ok(false);
@@ -243,7 +243,7 @@ impl File {
             return Ok(true);
         }
         self.seen_length.set(length);
-        // An unfinished line: what comes behind it must not be taken for its end when it is another's.
+        // The bytes after an unfinished line must belong to the same line.
         let last = &self.pending[self.pending.len().saturating_sub(BEFORE_BYTES)..];
         let mut there = vec![0; last.len()];
         match self.file()?.read_exact_at(&mut there, read - last.len() as u64) {
@@ -253,7 +253,7 @@ impl File {
         }
     }
 
-    /// Hand over the unfinished last line, which will not be finished.
+    /// Emits the unfinished last line, which will get no end.
     pub(crate) fn take_rest(&mut self, take: impl FnOnce(Line<'_>)) {
         let rest = std::mem::take(&mut self.pending);
         if !rest.is_empty() {
@@ -268,18 +268,18 @@ impl File {
         }
     }
 
-    /// Whether more was seen to be there than was read.
+    /// Whether known bytes are unread.
     pub(crate) fn has_unread(&self) -> bool {
         self.offset > 0 && self.seen_length.get() > self.offset + self.pending.len() as u64
     }
 
-    /// Positions that were seen to be there and are destroyed unread.
+    /// Known bytes that are destroyed unread.
     pub(crate) fn destroyed(&self) -> Option<Position> {
         let length = self.seen_length.get();
         (length > self.offset).then_some(Position(self.offset, length))
     }
 
-    /// Go behind everything that is there; the positions passed over, where there are any.
+    /// Skips to the end; returns the skipped positions, if any.
     pub(crate) fn skip(&mut self) -> io::Result<Option<Position>> {
         let (from, to) = (self.offset, self.file()?.metadata()?.len());
         self.pending.clear();
@@ -288,7 +288,7 @@ impl File {
         Ok((to > from).then_some(Position(from, to)))
     }
 
-    /// Begin again at the beginning, as another source.
+    /// Restarts at the beginning as another source.
     pub(crate) fn restart(&mut self, now: i64) {
         self.seen_length.set(0);
         self.offset = 0;
@@ -298,7 +298,7 @@ impl File {
         self.pending.clear();
     }
 
-    /// Move to where the last so many lines begin, within one line's limit.
+    /// Moves to the start of the last `lines` lines, within the maximum length of one line.
     pub(crate) fn seek_to_last_lines(&mut self, lines: usize) {
         let Ok(file) = self.file() else { return };
         let end = file.metadata().map_or(0, |meta| meta.len());
@@ -315,56 +315,55 @@ impl File {
         self.pending.clear();
     }
 
-    /// Whether anything may have changed since the last look that found nothing. One system call: there may be thousands
-    /// of files.
+    /// Whether nothing can have changed since a read that found nothing. One system call, since there may be thousands of
+    /// files.
     pub(crate) fn is_quiet(&self) -> io::Result<bool> {
         match &self.input {
             Input::Closed => Ok(true),
             Input::Unpacked(_) => Ok(false),
-            Input::Open(file) => Ok(self.quiet.is_some() && self.quiet == Some(stamp(&file.metadata()?))),
+            Input::Open(file) => Ok(self.quiet.is_some() && self.quiet == Some(fingerprint(&file.metadata()?))),
         }
     }
 
-    /// There was nothing more to read than when this stamp was taken. Not where the file was changed a moment ago: what
-    /// comes within the same tick of the kernel's clock has the same stamp.
-    pub(crate) fn now_quiet(&mut self, stamp: Stamp, now: i64) {
-        let changed = stamp.3.saturating_mul(1_000_000_000).saturating_add(stamp.4);
-        self.quiet = (now.saturating_sub(changed) > 2 * GRANULARITY_NS).then_some(stamp);
+    /// Records that a read found nothing after this fingerprint was taken. Not if the file has just changed: a write within the
+    /// same tick of the kernel's clock leaves the same fingerprint.
+    pub(crate) fn now_quiet(&mut self, fingerprint: FileFingerprint, now: i64) {
+        let changed = fingerprint.3.saturating_mul(1_000_000_000).saturating_add(fingerprint.4);
+        self.quiet = (now.saturating_sub(changed) > 2 * GRANULARITY_NS).then_some(fingerprint);
     }
 
-    /// Length and times of change now.
-    pub(crate) fn stamp(&self) -> io::Result<Stamp> {
+    /// Present fingerprint.
+    pub(crate) fn fingerprint(&self) -> io::Result<FileFingerprint> {
         match &self.input {
             Input::Unpacked(_) => Ok((u64::MAX, 0, 0, 0, 0)),
-            _ => Ok(stamp(&self.file()?.metadata()?)),
+            _ => Ok(fingerprint(&self.file()?.metadata()?)),
         }
     }
 
-    /// Read on, up to about `bytes_max`, and hand each whole line to `take`.
+    /// Reads up to about `bytes_max` and passes whole lines to `take`.
     ///
-    /// The cursor advances over whole lines only; an unfinished last line waits for its end. A line that is longer
-    /// than [`LINE_BYTES_MAX`] goes as parts of that length. A hole, and zeros that fill a page or more where a line
-    /// would begin, are passed over.
+    /// The cursor advances over whole lines only. Lines longer than [`LINE_BYTES_MAX`] are emitted in parts of that length.
+    /// Holes are skipped, and so are NUL bytes that fill at least a page in place of a line.
     ///
-    /// What was read last is read once more in the same system call (preadv(2)): where other bytes stand there, the file
-    /// was truncated meanwhile, and nothing of the block is taken. `block` is memory to read into, the same each time.
+    /// The same system call (preadv(2)) reads the last bytes again: if they differ, the file was truncated, and the block is
+    /// discarded. `block` is a reusable buffer.
     pub(crate) fn read(
         &mut self,
         block: &mut Vec<u8>,
         bytes_max: usize,
         mut take: impl FnMut(Line<'_>),
     ) -> io::Result<Reading> {
-        let mut taken = 0;
+        let mut used_bytes = 0;
         loop {
             let had = self.pending.len();
             let room = match self.input.next(self.offset + had as u64, BLOCK_BYTES) {
                 Next::Data(room) => room,
-                // A truncation is noticed by the bytes that are gone.
+                // The missing bytes reveal a truncation.
                 _ if self.was_truncated()? => return Ok(Reading::Truncated),
                 Next::Hole(data) => return self.pass_over(data, &mut take),
                 Next::Nothing => return Ok(Reading::End),
             };
-            // Only ever made longer: nothing is zeroed for each read.
+            // The buffer only grows, so no read has to zero it.
             block.resize(block.len().max(had + room), 0);
             block[..had].copy_from_slice(&self.pending);
             let last = self.last_bytes();
@@ -380,20 +379,20 @@ impl File {
                 }
             }
             let used = self.cut_lines(&block[..had + got], had, &mut take);
-            taken += used;
+            used_bytes += used;
             // An idle file keeps no memory.
             self.pending = block[used..had + got].to_vec();
             self.seen_length.set(self.seen_length.get().max(self.offset + self.pending.len() as u64));
             if got < room && !self.input.is_damaged() {
                 return Ok(Reading::End);
             }
-            if taken >= bytes_max {
+            if used_bytes >= bytes_max {
                 return Ok(Reading::More);
             }
         }
     }
 
-    /// What was read last, of [`BEFORE_BYTES`].
+    /// The last bytes read, up to [`BEFORE_BYTES`].
     fn last_bytes(&self) -> Vec<u8> {
         let of_pending = self.pending.len().min(BEFORE_BYTES);
         let of_before = self.before.len().min(BEFORE_BYTES - of_pending);
@@ -401,9 +400,9 @@ impl File {
         [before, &self.pending[self.pending.len() - of_pending..]].concat()
     }
 
-    /// Go on at an offset. What was read of a line before it has its end there.
+    /// Continues at an offset; emits an unfinished line before it.
     fn pass_over(&mut self, data: u64, take: impl FnMut(Line<'_>)) -> io::Result<Reading> {
-        // A file system knows holes of whole blocks: the zeros before and behind it are of it too.
+        // File systems have holes of whole blocks; NUL bytes around a hole belong to it.
         let text = self.pending.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         self.pending.truncate(text);
         self.take_rest(take);
@@ -418,12 +417,12 @@ impl File {
         Ok(Reading::Hole(Position(from, to)))
     }
 
-    /// It is so long, and was read from where it should.
+    /// Records the file's length.
     pub(crate) fn saw(&self, length: u64) {
         self.seen_length.set(length);
     }
 
-    /// Cut what was read into lines; the first `searched` bytes hold no line end. Returns how much was used.
+    /// Splits the bytes into lines; the first `searched` bytes have no line end. Returns the number of bytes used.
     fn cut_lines(&mut self, pending: &[u8], searched: usize, take: &mut impl FnMut(Line<'_>)) -> usize {
         let (mut start, mut parts) = (0, self.parts);
         let (offset, stored) = (self.offset, &self.stored);
@@ -444,7 +443,7 @@ impl File {
         };
         for end in memchr::memchr_iter(b'\n', &pending[searched..]) {
             let end = searched + end;
-            // A line that is exactly as long as a part is whole.
+            // A line exactly as long as a part is whole.
             if parts > 0 || end - start > LINE_BYTES_MAX {
                 give_parts(&mut start, &mut parts, end, &mut give);
             }
@@ -470,6 +469,6 @@ impl File {
     }
 }
 
-pub(crate) fn stamp(meta: &std::fs::Metadata) -> Stamp {
+pub(crate) fn fingerprint(meta: &std::fs::Metadata) -> FileFingerprint {
     (meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec())
 }

@@ -1,7 +1,7 @@
-//! Which files are followed: those of the globs, those that were renamed away, and what rotation left of them.
+//! Chooses the files to follow: matches of the globs, renamed files, and rotated ones.
 
 use super::{
-    Cursor, File, Followed, Found, Key, LineParser, Name, Place, SCANNED, Start, State, Tailer, file, passed_over,
+    Cursor, Discovery, File, Followed, Key, LineParser, Name, Place, SCANNED, Start, State, Tailer, file, passed_over,
     rotation::{self, key},
     unpacked,
     watches::Watches,
@@ -23,7 +23,7 @@ use std::{
 };
 use vedette_wire::{Chunk, Dropped, Reason, Source};
 
-/// When a file was made, where its file system says (statx(2)), or was last written, nanoseconds UTC.
+/// Creation time, if the file system records it (statx(2)), or else modification time, nanoseconds UTC.
 fn made(meta: &std::fs::Metadata) -> i64 {
     let made = meta.created().ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
     made.and_then(|made| i64::try_from(made.as_nanos()).ok()).unwrap_or_else(|| rotation::modified(meta))
@@ -33,11 +33,11 @@ fn leads_nowhere(err: &io::Error) -> bool {
     err.kind() == io::ErrorKind::NotFound || err.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
-/// What globs name, by path on the host, and what stood in the way.
+/// Matches of the globs by host path, and errors.
 type Listed = (BTreeMap<PathBuf, Key>, Expansion);
 
-/// Length and times of change of a directory entry.
-fn stamp(stat: &rustix::fs::Stat) -> file::Stamp {
+/// Fingerprint of a directory entry.
+fn fingerprint(stat: &rustix::fs::Stat) -> file::FileFingerprint {
     let nanoseconds = |part: u64| i64::try_from(part).unwrap_or(0);
     (
         u64::try_from(stat.st_size).unwrap_or(0),
@@ -49,7 +49,7 @@ fn stamp(stat: &rustix::fs::Stat) -> file::Stamp {
 }
 
 impl<P: LineParser> Tailer<P> {
-    /// Expand the globs, take in what is new, and notice what is gone.
+    /// Expands the globs, adds new files, and detects missing ones.
     pub(super) fn scan(
         &mut self,
         at: &Place<'_>,
@@ -63,20 +63,20 @@ impl<P: LineParser> Tailer<P> {
         for followed in state.files.values_mut() {
             followed.listed = followed.seen == state.scan_began;
         }
-        // Names that are gone are not kept: whoever may make them may make any number.
+        // Only existing names are kept, since anyone may create any number.
         let troubles = &state.troubles;
         state.refused.retain(|path, _| troubles.contains_key(&path.display().to_string()));
         for (path, err) in &expansion.troubles {
             state.trouble(path, &err.to_string());
         }
-        // In a directory that is there files may come; elsewhere a path is wrong, or the host logs to somewhere else.
+        // Files may appear in an existing directory; elsewhere the path is wrong, or the host logs to another place.
         let may_come = |pattern: &Pattern| !pattern.is_one_path() && at.root.find(&pattern.base()).is_ok();
         let is_nothing = found.is_empty() && state.troubles.is_empty() && state.files.is_empty();
         if is_nothing && !self.patterns.is_empty() && !self.patterns.iter().any(may_come) {
             state.troubles.insert(String::new(), "no file matches any of `paths`".to_owned());
         }
         self.find_closed(state);
-        // Names that another file has now, or none: since when generations may have come and gone unseen.
+        // Names that now belong to another file or to none: rotated files may be unknown since.
         let gone = |(path, name): &(&PathBuf, &Name)| found.get(*path) != Some(&name.key);
         let mut unseen: Vec<(PathBuf, i64)> =
             state.names.iter().filter(gone).map(|(path, name)| (path.clone(), name.seen)).collect();
@@ -84,13 +84,13 @@ impl<P: LineParser> Tailer<P> {
         for (path, since) in unseen {
             self.generations(at, state, &path, since)?;
         }
-        // Behind the search: what a cursor goes on in is no new generation. It may still wait for its archive.
+        // After the search: the file of a cursor is no new generation. It may still be waiting for its archive.
         if state.orphans.is_empty() || state.since.elapsed() > self.patience {
             self.take_archives(at, state)?;
         }
         let seen = state.scan_began;
         state.names.extend(found.into_iter().map(|(path, key)| (path, Name { key, seen })));
-        // A name that nothing takes for so long is given up.
+        // A name without a file is forgotten after a while.
         let patience = i64::try_from(self.patience.as_nanos()).unwrap_or(i64::MAX);
         state.names.retain(|_, name| seen.saturating_sub(name.seen) <= patience);
         let files = &state.files;
@@ -106,7 +106,7 @@ impl<P: LineParser> Tailer<P> {
         Ok(())
     }
 
-    /// Follow what the globs name; absent where it is told to stop.
+    /// Follows the matches of the globs; absent on a stop.
     fn take_listed(
         &mut self,
         at: &Place<'_>,
@@ -119,16 +119,16 @@ impl<P: LineParser> Tailer<P> {
             watches.add(at, &pattern);
             let named = expansion.expand(&at.root, &pattern);
             if named.is_empty() && self.expects_each && pattern.is_one_path() {
-                state.trouble(Path::new(pattern.text()), "it is not there; check `paths`");
+                state.trouble(Path::new(pattern.text()), "it does not exist; check `paths`");
             }
             let from_end = !state.scanned.contains(pattern.text()) && self.start == Start::End && at.cx.once.is_none();
             for named in named {
-                let how = Found { listed: true, from_end, original: None };
+                let how = Discovery { listed: true, from_end, original: None };
                 if let Some(key) = self.take_in(at, state, &named, how)? {
                     found.insert(named.path, key);
                 } else if self.expects_each && pattern.is_one_path() {
                     let why = if unpacked::is_compressed(&named.path) {
-                        "a compressed file is not followed; name the log that it was"
+                        "compressed files are not followed; name the original log"
                     } else {
                         "it is no regular file, or a link that leads to none"
                     };
@@ -142,7 +142,7 @@ impl<P: LineParser> Tailer<P> {
         Ok(Some((found, expansion)))
     }
 
-    /// A closed file that is found no more was renamed or deleted: it is looked for as one of an earlier run.
+    /// Treats a missing closed file as renamed or deleted: it is searched for like one of an earlier run.
     fn find_closed(&self, state: &mut State) {
         let is_gone = |followed: &Followed| !followed.listed && !followed.file.holds_descriptor();
         let gone: Vec<Key> =
@@ -153,26 +153,26 @@ impl<P: LineParser> Tailer<P> {
         }
     }
 
-    /// Follow what a glob names.
+    /// Follows a match of a glob.
     pub(super) fn take_in(
         &mut self,
         at: &Place<'_>,
         state: &mut State,
         named: &Named,
-        how: Found<'_>,
+        how: Discovery<'_>,
     ) -> Result<Option<Key>, CollectError> {
         if !named.is_link() {
             if !named.is_file() || unpacked::is_compressed(&named.path) {
                 return Ok(None);
             }
             let key = (named.stat.st_dev, named.stat.st_ino);
-            if self.is_followed(at, state, key, how, &stamp(&named.stat)) {
+            if self.is_followed(at, state, key, how, &fingerprint(&named.stat)) {
                 return Ok(Some(key));
             }
         }
         let found = match at.root.log(&named.path) {
             Ok(found) => found,
-            // It is gone, or a link that leads to no file.
+            // The file is gone, or its link leads nowhere.
             Err(err) if leads_nowhere(&err) => return Ok(None),
             Err(err) => {
                 state.refused.entry(named.path.clone()).or_insert(how.from_end);
@@ -186,14 +186,21 @@ impl<P: LineParser> Tailer<P> {
         self.take_in_found(at, state, (&named.path, &found), how)
     }
 
-    /// Whether a file is followed already; a closed one that has changed is opened again.
-    fn is_followed(&self, at: &Place<'_>, state: &mut State, key: Key, how: Found<'_>, stamp: &file::Stamp) -> bool {
+    /// Whether the file is already followed; reopens a closed one that has changed.
+    fn is_followed(
+        &self,
+        at: &Place<'_>,
+        state: &mut State,
+        key: Key,
+        how: Discovery<'_>,
+        fingerprint: &file::FileFingerprint,
+    ) -> bool {
         let Some(followed) = state.files.get_mut(&key) else { return false };
         if how.listed {
             followed.listed = true;
             followed.seen = state.scan_began;
         }
-        let has_changed = followed.file.has_changed(stamp);
+        let has_changed = followed.file.has_changed(fingerprint);
         if !followed.file.holds_descriptor() && has_changed {
             let path = followed.path.clone();
             if !self.make_room(state, true) {
@@ -203,7 +210,7 @@ impl<P: LineParser> Tailer<P> {
             followed.had_turn = false;
             let reopened = at.root.log(&path).and_then(|found| followed.file.reopen(&found, key));
             if !reopened.is_ok_and(|reopened| reopened) {
-                // It was renamed since it was listed.
+                // Renamed since it was listed.
                 let cursor = followed.cursor();
                 state.files.remove(&key);
                 state.orphans.insert(cursor.id(), cursor);
@@ -212,44 +219,46 @@ impl<P: LineParser> Tailer<P> {
         true
     }
 
-    /// Whether another file may be opened. Where as many are open as may be, the one that has not grown for longest is
-    /// closed, of those that had their turn; then one that was renamed away and is read to its end; for a file that `is_listed`
-    /// then one that waits for room in the queue. Where there is none, it is tried again when they have had it.
+    /// Makes room for another open file. At the limit it closes the least recently grown files that had their turn; then renamed
+    /// files that were read to their end; for a file that `is_listed`, then those that wait for room in the queue. It closes a few
+    /// more than needed, so that the search is rare. If there are none, the caller retries after the next turns.
     pub(super) fn make_room(&self, state: &mut State, is_listed: bool) -> bool {
         let held = state.files.values().filter(|followed| followed.file.holds_descriptor()).count();
-        for _ in self.open_max..=held {
-            let may_go = |followed: &&mut Followed| {
-                let (waits, quiet) = (followed.room.is_waiting(), followed.file.was_quiet());
-                let may_be = followed.listed || quiet || is_listed && waits;
-                followed.had_turn && followed.file.is_open() && may_be
-            };
-            let open = state.files.values_mut().filter(may_go);
-            let order = |followed: &&mut Followed| (!followed.listed, !followed.file.was_quiet(), followed.grew);
-            let Some(oldest) = open.min_by_key(order) else {
-                state.is_waiting |= is_listed;
-                return false;
-            };
-            oldest.file.close();
+        let Some(excess) = (held + 1).checked_sub(self.open_max).filter(|excess| *excess > 0) else { return true };
+        if is_listed && state.is_waiting {
+            return false;
         }
-        true
+        let may_go = |followed: &&mut Followed| {
+            let (waits, quiet) = (followed.room.is_waiting(), followed.file.was_quiet());
+            let may_be = followed.listed || quiet || is_listed && waits;
+            followed.had_turn && followed.file.is_open() && may_be
+        };
+        let mut open: Vec<&mut Followed> = state.files.values_mut().filter(may_go).collect();
+        open.sort_by_key(|followed| (!followed.listed, !followed.file.was_quiet(), followed.grew));
+        let has_room = open.len() >= excess;
+        for followed in open.into_iter().take(excess + self.open_max / 16) {
+            followed.file.close();
+        }
+        state.is_waiting |= is_listed && !has_room;
+        has_room
     }
 
     fn take_in_found(
         &mut self,
         at: &Place<'_>,
         state: &mut State,
-        (path, found): (&Path, &root::Found),
-        how: Found<'_>,
+        (path, found): (&Path, &root::HostEntry),
+        how: Discovery<'_>,
     ) -> Result<Option<Key>, CollectError> {
         let key = key(found.meta());
-        if self.is_followed(at, state, key, how, &file::stamp(found.meta())) {
+        if self.is_followed(at, state, key, how, &file::fingerprint(found.meta())) {
             return Ok(Some(key));
         }
         let name = how.original.unwrap_or(path);
-        // Device numbers may change over a reboot (btrfs, overlayfs, NFS): path, inode and content tell as well.
+        // Device numbers may change with a reboot (btrfs, overlayfs, NFS): path, inode and content identify the file as well.
         let is_known = |cursor: &&Cursor| cursor.key() == key || cursor.inode == key.1 && cursor.host_path() == path;
         let known: Vec<Cursor> = state.orphans.values().filter(is_known).cloned().collect();
-        // A generation that was not listed in time is noted all the same, and opened when it can be.
+        // A generation that cannot be opened now is recorded, and opened later.
         let has_room = self.make_room(state, how.listed);
         if !has_room && how.listed {
             return Ok(None);
@@ -262,7 +271,7 @@ impl<P: LineParser> Tailer<P> {
                 Ok(file)
             }
             Ok(None) if self.is_copy(at, state, (path, found))? => return Ok(None),
-            // Of a copy of an earlier run's file it is known where it goes on.
+            // The cursor of an earlier run's copy is known.
             Ok(None)
                 if state.orphans.values().any(|cursor| {
                     rotation::may_be_of(path, &cursor.host_path()) && rotation::continues(&at.root, path, cursor)
@@ -272,7 +281,7 @@ impl<P: LineParser> Tailer<P> {
             }
             Ok(None) => {
                 let from_end = state.refused.get(path).copied().unwrap_or(how.from_end) && known.is_empty();
-                // Known ones were passed over when it was due: here stands something else, written since.
+                // Files known at the skip were skipped then; this one was written later.
                 passed = known.is_empty() && made(found.meta()) < state.passed_over;
                 File::open(found, if from_end && !passed { found.meta().len() } else { 0 }, at.cx.now())
             }
@@ -303,13 +312,13 @@ impl<P: LineParser> Tailer<P> {
         Ok(Some(key))
     }
 
-    /// Whether a file that is new holds what is read from another already, as rotation by copy and truncation makes it. It
-    /// is left alone until that one is truncated; where that does not happen soon after it stands still, it is no copy.
+    /// Whether a new file contains what is read from another one, as copytruncate makes it. It is left alone until the other is
+    /// truncated; if that does not happen soon after the copy stops growing, it is an ordinary file.
     fn is_copy(
         &mut self,
         at: &Place<'_>,
         state: &mut State,
-        (path, found): (&Path, &root::Found),
+        (path, found): (&Path, &root::HostEntry),
     ) -> Result<bool, CollectError> {
         let (new, length) = (key(found.meta()), found.meta().len());
         let before = |followed: &Followed| followed.scan < state.scans;
@@ -320,7 +329,7 @@ impl<P: LineParser> Tailer<P> {
             .map(|(key, _)| *key)
             .collect();
         for original in originals {
-            // Between the copy and this look it may have been truncated.
+            // The original may have been truncated since.
             if state.files.get(&original).is_some_and(|followed| followed.file.was_truncated().unwrap_or(false)) {
                 self.truncated(at, state, original)?;
             }
@@ -366,19 +375,19 @@ impl<P: LineParser> Tailer<P> {
             trouble: None,
         };
         let mut first = Chunk::new(Arc::clone(&followed.source));
-        // Where it begins must be durable too: a restart must not begin at a later end.
+        // The start must be durable too: a restart must not start at a later end.
         first.cursor = Some(followed.cursor().encode());
         at.outlet.emit(first)?;
         state.files.insert(key, followed);
         Ok(())
     }
 
-    /// A followed file was truncated. Where a copy of it holds what was not read yet, that is read as the same source;
-    /// the file itself begins again as another.
+    /// Handles the truncation of a followed file: a copy that holds unread lines continues its source, and the file restarts as
+    /// another source.
     pub(super) fn truncated(&mut self, at: &Place<'_>, state: &mut State, original: Key) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&original) else { return Ok(()) };
         let (cursor, path) = (followed.cursor(), followed.path.clone());
-        tracing::info!(collector = self.collector, path = %path.display(), "file was truncated; reading it from its beginning");
+        tracing::info!(collector = self.collector, path = %path.display(), "file truncated; reading it from its start");
         let copy = rotation::siblings(&at.root, &path).into_iter().find(|(sibling, meta)| {
             !state.files.contains_key(&key(meta))
                 && rotation::may_be_of(sibling, &path)
@@ -402,10 +411,10 @@ impl<P: LineParser> Tailer<P> {
                         collector = self.collector,
                         path = %path.display(),
                         bytes,
-                        "file was truncated before all of it could be read"
+                        "file truncated before it was read to its end"
                     );
                     let mut lost = Chunk::new(Arc::clone(&followed.source));
-                    // How many lines they were is not known.
+                    // The number of lines is unknown.
                     let reason = Reason::SourceOverrun;
                     lost.dropped.push(Dropped { reason, count: 1, positions: Some(positions) });
                     at.outlet.emit(lost)?;
@@ -419,8 +428,8 @@ impl<P: LineParser> Tailer<P> {
     }
 }
 
-/// The file where one of these cursors left it, and that cursor's id.
-pub(super) fn resume(found: &root::Found, known: &[Cursor]) -> io::Result<Option<(File, String)>> {
+/// Opens the file of one of these cursors; also returns the id of the cursor.
+pub(super) fn resume(found: &root::HostEntry, known: &[Cursor]) -> io::Result<Option<(File, String)>> {
     for cursor in known {
         if let Some(file) = File::resume(found, cursor)? {
             return Ok(Some((file, cursor.id())));

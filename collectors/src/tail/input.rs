@@ -1,4 +1,4 @@
-//! Where the bytes of a followed file come from: the file itself, an archive of it, or nothing while it is closed.
+//! Input of a followed file: the file itself, an archive of it, or nothing while it is closed.
 
 use super::unpacked::Unpacked;
 use rustix::{fs::SeekFrom, io::Errno};
@@ -8,41 +8,41 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-/// So many zeros where a line would begin are what a truncation left, or a power cut: no line.
+/// Minimum number of NUL bytes, in place of a line, that count as a hole left by a truncation or a power cut.
 pub(super) const ZEROS_MIN: usize = 4096;
-/// Zeros that are looked through before the end of the file is looked at.
+/// NUL bytes to search before checking the end of the file.
 const ZEROS_READ_MAX: usize = 1 << 20;
-/// Bytes that are looked through at once.
+/// Block size of the search.
 const PAGE_BYTES: usize = 64 << 10;
 
-/// The source of a file's bytes.
+/// Source of a file's bytes.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// It was closed, to leave room for others, and is opened again when it grows.
+    /// Closed to save descriptors; reopened when the file grows.
     Closed,
     Open(File),
     Unpacked(Unpacked),
 }
 
-/// What comes next in a file.
+/// What follows at an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// So many bytes at the most, without a hole.
+    /// Up to this many bytes without a hole.
     Data(usize),
-    /// A hole, and data from an offset on.
+    /// A hole, with data from an offset on.
     Hole(u64),
     /// A hole up to the end of the file, which may still be filled.
     Nothing,
 }
 
 fn closed() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "it is closed, and cannot be looked at")
+    io::Error::new(io::ErrorKind::NotConnected, "it is closed")
 }
 
-/// What zeros are followed by.
+/// What follows NUL bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Zeros {
-    /// Other bytes, from an offset on.
+    /// Other bytes from an offset on.
     Until(u64),
     /// Nothing yet: the end of the file, which may still be filled.
     ToTheEnd,
@@ -57,8 +57,7 @@ impl Input {
         }
     }
 
-    /// Read at an offset, where `last` has to stand right before it; absent where it does not. An archive is read in
-    /// order alone.
+    /// Reads at an offset if `last` precedes it; absent otherwise. Archives are read sequentially.
     pub(super) fn read(&mut self, last: &[u8], offset: u64, into: &mut [u8]) -> io::Result<Option<usize>> {
         let file = match self {
             Input::Closed => return Err(closed()),
@@ -71,12 +70,12 @@ impl Input {
         Ok((read >= last.len() && seen == last).then(|| read - last.len()))
     }
 
-    /// Whether what was read last ends where damage begins.
+    /// Whether the last read ended at damaged data.
     pub(super) fn is_damaged(&self) -> bool {
         matches!(self, Input::Unpacked(unpacked) if unpacked.is_damaged())
     }
 
-    /// What comes at an offset (lseek(2), `SEEK_HOLE` and `SEEK_DATA`), `most` bytes at the most.
+    /// What follows at an offset (lseek(2), `SEEK_HOLE` and `SEEK_DATA`), up to `most` bytes.
     pub(super) fn next(&self, offset: u64, most: usize) -> Next {
         let Input::Open(file) = self else { return Next::Data(most) };
         match rustix::fs::seek(file, SeekFrom::Hole(offset)) {
@@ -86,13 +85,12 @@ impl Input {
                 Err(Errno::NXIO) => Next::Nothing,
                 _ => Next::Data(most),
             },
-            // Behind the end, or a file system that does not say.
+            // After the end, or the file system does not support the call.
             Err(_) => Next::Data(most),
         }
     }
 
-    /// What zeros that begin at an offset are followed by. Holes among them are not read; neither is all of a file that
-    /// ends in zeros too, as one does that was allocated in advance.
+    /// What follows the NUL bytes at an offset. Skips holes, and stops early in a preallocated file that ends in NUL bytes.
     pub(super) fn zeros(&self, offset: u64) -> io::Result<Zeros> {
         let Input::Open(file) = self else { return Ok(Zeros::Until(offset)) };
         let (mut page, mut at, mut read) = (vec![0; PAGE_BYTES], offset, 0);

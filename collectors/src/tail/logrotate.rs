@@ -1,4 +1,4 @@
-//! Where logrotate(8) moves old logs: the `olddir` of its configuration.
+//! The `olddir` directories of logrotate(8)'s configuration.
 //!
 //! ```text
 //! /var/log/app/*.log {
@@ -17,10 +17,10 @@ use std::{
 };
 
 const FILES: [&str; 2] = ["/etc/logrotate.conf", "/etc/logrotate.d/*"];
-/// A configuration is read so far.
+/// Maximum size of a configuration file.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// Every directory that a configuration names, as it is written: absolute, or below the log's own.
+/// All directories that the configuration names, as written: absolute, or relative to the log's directory.
 pub(super) fn old_directories(root: &Root) -> BTreeSet<PathBuf> {
     let mut expansion = Expansion::default();
     let mut out = BTreeSet::new();

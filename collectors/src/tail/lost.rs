@@ -1,8 +1,8 @@
-//! Files of an earlier run that are not under their names: renamed, copied and truncated, moved to another directory,
-//! compressed; and generations that came and went while nobody looked. What cannot be found is counted.
+//! Finds files of an earlier run that are no longer under their names: renamed, copied and truncated, moved, compressed. Also
+//! finds generations that came and went unseen. Counts what cannot be found.
 
 use super::{
-    Cursor, File, Followed, Found, LineParser, Name, Place, State, Tailer, logrotate,
+    Cursor, Discovery, File, Followed, LineParser, Name, Place, State, Tailer, logrotate,
     rotation::{self, key},
     unpacked::{self, Unpacked},
 };
@@ -14,10 +14,10 @@ use std::{
 };
 use vedette_wire::{Chunk, Dropped, Reason};
 
-/// By so many first bytes an archive is held against a followed file before it is unpacked.
+/// Number of first bytes to compare before an archive is unpacked.
 const HEAD_BYTES: usize = 64;
 
-/// An archive that changed so recently is still being written (st_ctime of stat(2), which nobody can set).
+/// An archive that changed this recently may still be growing (st_ctime of stat(2), which nobody can set).
 const SETTLED_NS: i64 = 2_000_000_000;
 
 fn is_settled(at: &Place<'_>, meta: &std::fs::Metadata) -> bool {
@@ -25,23 +25,23 @@ fn is_settled(at: &Place<'_>, meta: &std::fs::Metadata) -> bool {
     !(0..SETTLED_NS).contains(&at.cx.now().saturating_sub(changed))
 }
 
-/// Where a link leads to; absent where a path is none, or leads to no log.
+/// Target of a link; absent if the path is no link, or does not lead to a log.
 fn behind_link(at: &Place<'_>, path: &Path) -> Option<PathBuf> {
     at.root.log(path).ok().map(|found| found.path().to_owned()).filter(|found| found != path)
 }
 
-/// What became of a search.
+/// Result of a search.
 enum Search {
     Found,
-    /// Its inode is there, and holds something else.
+    /// The inode exists and holds other content.
     Replaced,
-    /// What may be it is still being written, or cannot be opened yet.
+    /// A candidate is still being written, or cannot be opened yet.
     Unsettled,
     NotFound,
 }
 
 impl<P: LineParser> Tailer<P> {
-    /// Look for the files of cursors that no name led to.
+    /// Searches for the files of cursors without a match.
     pub(super) fn find_orphans(
         &mut self,
         at: &Place<'_>,
@@ -59,7 +59,7 @@ impl<P: LineParser> Tailer<P> {
             match self.search(at, state, &cursor)? {
                 Search::Found => {}
                 Search::Unsettled => drop(state.orphans.insert(cursor.id(), cursor)),
-                // Its file system may not be mounted yet.
+                // The file system may not be mounted yet.
                 Search::NotFound if state.since.elapsed() < self.patience => {
                     state.orphans.insert(cursor.id(), cursor);
                 }
@@ -69,7 +69,7 @@ impl<P: LineParser> Tailer<P> {
         Ok(())
     }
 
-    /// Whether what a cursor was in goes on in another directory or an archive, or may do so once that is written.
+    /// Whether the file of a cursor continues in another directory or an archive, or may do so once that is complete.
     pub(super) fn is_archived(
         &mut self,
         at: &Place<'_>,
@@ -83,8 +83,8 @@ impl<P: LineParser> Tailer<P> {
         Ok(matches!(search, Search::Found | Search::Unsettled))
     }
 
-    /// Directories that what a cursor was in may lie in, and the name that it had there. Where that is a link, as the kubelet
-    /// makes them, rotation happens where it leads to.
+    /// Directories to search for a cursor's file, and its original name. Rotation happens at the target of a link, as with the
+    /// kubelet.
     fn places(at: &Place<'_>, state: &mut State, original: &Path) -> Vec<(Vec<PathBuf>, PathBuf)> {
         let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
         let names = std::iter::once(original.to_owned()).chain(behind_link(at, original));
@@ -112,7 +112,7 @@ impl<P: LineParser> Tailer<P> {
                     is_unsettled = true;
                     continue;
                 }
-                // Unpacking takes long: once for each archive.
+                // Unpacking is slow, so each archive is tried once.
                 if !state.tried.insert((cursor.id(), found_key, meta.len())) {
                     continue;
                 }
@@ -138,7 +138,7 @@ impl<P: LineParser> Tailer<P> {
                 }
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => return Err(CollectError::Stopped),
                 Err(err) => {
-                    tracing::debug!(collector = self.collector, path = %path.display(), error = %err, "cannot be held against a cursor");
+                    tracing::debug!(collector = self.collector, path = %path.display(), error = %err, "cannot be compared with a cursor");
                 }
                 Ok(None) => {}
             }
@@ -149,8 +149,8 @@ impl<P: LineParser> Tailer<P> {
         Ok(if is_unsettled { Search::Unsettled } else { searched })
     }
 
-    /// What stood behind a cursor is not to be had. How many lines that were, and where it is not known how long the file
-    /// was, whether there were any, nobody can say.
+    /// Counts what a lost file held after its cursor. The number of lines is unknown, and so is their existence if the length
+    /// of the file is unknown.
     pub(super) fn lost(&self, at: &Place<'_>, cursor: &Cursor, why: &str) -> Result<(), CollectError> {
         let positions = cursor.unread();
         let bytes = positions.map(|positions| positions.1 - positions.0);
@@ -160,7 +160,7 @@ impl<P: LineParser> Tailer<P> {
             read_to = cursor.offset,
             bytes,
             why,
-            "what was written to this file after it was last read cannot be found"
+            "the rest of this file after its last read cannot be found"
         );
         let mut chunk = Chunk::new(self.source(&cursor.id(), Some(&cursor.host_path())));
         chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: 1, positions });
@@ -168,7 +168,7 @@ impl<P: LineParser> Tailer<P> {
         self.forget(at, cursor)
     }
 
-    /// Take in what lies beside a file and was written after it was last seen: it was this file in between.
+    /// Adds siblings of a file that were written after it was last seen: they are its generations.
     pub(super) fn generations(
         &mut self,
         at: &Place<'_>,
@@ -187,21 +187,21 @@ impl<P: LineParser> Tailer<P> {
                 continue;
             }
             if unpacked::is_compressed(&path) {
-                // What is compressed later was followed as it was.
+                // Files that are compressed later were followed before.
                 if state.scans == 1 {
                     state.archives.insert(path, original.to_owned());
                 }
             } else if let Some(name) = path.file_name()
                 && let Ok(stat) = at.root.stat(path.parent().unwrap_or(Path::new("/")), name)
             {
-                let how = Found { listed: false, from_end: false, original: Some(original) };
+                let how = Discovery { listed: false, from_end: false, original: Some(original) };
                 self.take_in(at, state, &Named { path, stat }, how)?;
             }
         }
         Ok(())
     }
 
-    /// Take in the archives that were there at the start, once they are whole.
+    /// Adds archives that existed at the start, once they are complete.
     pub(super) fn take_archives(&mut self, at: &Place<'_>, state: &mut State) -> Result<(), CollectError> {
         for (path, original) in std::mem::take(&mut state.archives) {
             match at.root.log(&path) {
@@ -214,7 +214,7 @@ impl<P: LineParser> Tailer<P> {
         Ok(())
     }
 
-    /// Read a generation that was compressed before it was seen, unless it is one that is followed.
+    /// Reads a generation that was compressed before it was seen, unless its file is followed.
     fn archived(
         &mut self,
         at: &Place<'_>,
@@ -248,8 +248,8 @@ impl<P: LineParser> Tailer<P> {
     }
 }
 
-/// Whether an archive holds what is read from a followed file.
-fn holds(at: &Place<'_>, archive: &crate::root::Found, followed: &Followed) -> io::Result<bool> {
+/// Whether an archive holds the content of a followed file.
+fn holds(at: &Place<'_>, archive: &crate::root::HostEntry, followed: &Followed) -> io::Result<bool> {
     let open = || archive.read().and_then(Unpacked::open);
     if let Ok(file) = followed.file.file() {
         let (mut ours, mut theirs) = ([0; HEAD_BYTES], [0; HEAD_BYTES]);

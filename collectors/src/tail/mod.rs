@@ -1,17 +1,18 @@
-//! Tails files: follows them through rotation, never loses or repeats a line that is still there to be read.
+//! Tails files through rotation; never loses or repeats a line that can still be read.
 //!
-//! A file is known by device and inode, and recognised again by what stands before the cursor: after a restart, a
-//! reused inode or a truncation the bytes there are others. The cursor stands at the start of the first line that is
-//! not yet handed over, and is made durable in the same transaction as the lines before it.
+//! A file is identified by device and inode, and recognised by the bytes before its cursor: they differ after a reuse of the
+//! inode or a truncation. The cursor is at the start of the first line not emitted, and becomes durable in the transaction of
+//! the lines before it.
 //!
-//! Files are read in turn, so many bytes each: a file that is written to without end does not keep the others waiting.
-//! Descriptors have a limit; a file that has not grown for long is closed, and opened again when it grows.
+//! Files are read in turns of limited size, so that a file that grows without end does not delay others. Descriptors are
+//! limited: a file that has not grown for long is closed, and reopened when it grows.
 //!
-//! Rotation by rename, by copy and truncation, into archives, and several of them while nobody looked: [`follow`],
-//! [`lost`], [`rotation`], [`unpacked`].
+//! Rotation by rename, by copy and truncation, and into archives, also several times while unobserved: [`follow`], [`lost`],
+//! [`rotation`], [`unpacked`].
 //!
-//! notify(7) events only wake the tailer; what there is to read is found by looking.
+//! notify(7) events only wake the tailer; reading finds the data.
 
+mod chunk_builder;
 mod cursor;
 mod file;
 mod follow;
@@ -20,18 +21,17 @@ mod logrotate;
 mod lost;
 mod rotation;
 mod skip;
-mod taken;
 mod turns;
 mod unpacked;
 mod watches;
 
+pub(crate) use chunk_builder::ChunkBuilder;
 pub(crate) use cursor::Cursor;
 pub(crate) use file::{File, Line, Reading};
-pub(crate) use taken::Taken;
 use watches::Watches;
 
 use crate::{
-    CollectError, Cx, Outlet, Wake,
+    CollectError, CollectorContext, Outlet, Wake,
     outlet::RoomWait,
     root::{Root, glob::Pattern},
 };
@@ -43,94 +43,94 @@ use std::{
 };
 use vedette_wire::{Chunk, Dropped, Position, Reason, Source};
 
-/// How often files are looked at when no event comes (network file systems, watches exhausted).
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often the globs are expanded.
+/// Poll interval for files without events (network file systems, exhausted watches).
+const FILES_POLL: Duration = Duration::from_secs(1);
+/// Interval of expansions of the globs.
 const SCAN_EVERY: Duration = Duration::from_secs(5);
-/// What comes within this after a look is taken together: a log that is written to all the time is looked at so often.
+/// Events within this time of a read are gathered; a constantly written log is read at this interval.
 const GATHER: Duration = Duration::from_millis(100);
-/// The usual [`Tailer::patience`].
+/// Default of [`Tailer::patience`].
 const PATIENCE: Duration = Duration::from_secs(600);
-/// The usual [`Tailer::copy_wait`].
+/// Default of [`Tailer::copy_wait`].
 const COPY_WAIT: Duration = Duration::from_secs(10);
-/// A chunk is handed over at this size.
+/// A chunk is emitted at this size.
 const CHUNK_BYTES: usize = 128 << 10;
-/// Bytes of one file until it is another's turn.
+/// Bytes of one file per turn.
 const TURN_BYTES: u64 = 1 << 20;
-/// For so long only files that have more are read; then all are looked at.
+/// Time for which only files with more data are read; then all are polled.
 const TURNS_MAX: Duration = Duration::from_millis(500);
-/// Descriptors that are left to others, and those that are used at the least and at the most.
+/// Descriptors left to others, and the minimum and maximum for a tailer.
 const OPEN_RESERVE: u64 = 128;
 const OPEN_RANGE: std::ops::RangeInclusive<u64> = 16..=8192;
-/// Troubles that are named in status; of the others the number is.
+/// Maximum number of troubles named in status; the rest is counted.
 const TROUBLES_NAMED: usize = 5;
-/// Source id of the marker that says which globs were scanned in the last run.
+/// Source id of the record of globs scanned in the last run.
 const SCANNED: &str = "scanned";
-/// Source id of the time, nanoseconds UTC, up to which what was written is not to be collected.
+/// Source id of the time, nanoseconds UTC, before which files are not collected.
 const PASSED_OVER: &str = "passed-over";
 
-/// Turns lines into bodies.
+/// Converts lines to bodies.
 pub(crate) trait LineParser: Send {
-    /// Take one line in.
-    fn parse(&mut self, line: &Line<'_>, taken: &mut Taken);
+    /// Parses a line.
+    fn parse(&mut self, line: &Line<'_>, chunks: &mut ChunkBuilder);
 }
 
-/// Where a file that is seen for the first time ever is begun.
+/// Where to start in a file that is seen for the first time ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Start {
-    /// Behind what is there when the agent starts for the first time.
+    /// At the end of what exists at the agent's first start.
     #[default]
     End,
     /// At the beginning.
     Beginning,
 }
 
-/// Tails the files of some globs for one collector.
+/// Tails the files of several globs for one collector.
 pub(crate) struct Tailer<P> {
     collector: &'static str,
     patterns: Vec<Pattern>,
     start: Start,
     parser: P,
-    /// Whether it is a trouble where a path without wildcards names nothing.
+    /// Whether a path without wildcards must exist.
     expects_each: bool,
-    /// A rotated file is let go when it has not grown for so long, and a file of an earlier run that is not found (its
-    /// file system may not be mounted yet) is looked for so long.
+    /// How long a rotated file is followed after it last grew, and how long the file of a cursor is searched for, since its
+    /// file system may not be mounted yet.
     patience: Duration,
-    /// What may be a copy of a followed file is one where that is truncated within this after it stands still.
+    /// How soon after a possible copy stops growing its original must be truncated.
     copy_wait: Duration,
-    /// Descriptors that it may hold.
+    /// Maximum number of descriptors.
     open_max: usize,
-    /// What is taken of a file.
-    taken: Taken,
-    /// What is read of one.
+    /// Builder of the present chunk.
+    chunks: ChunkBuilder,
+    /// Read buffer.
     block: Vec<u8>,
 }
 
-/// The host, and where records go.
+/// Host and outlet.
 struct Place<'a> {
-    cx: &'a Cx,
+    cx: &'a CollectorContext,
     outlet: &'a Outlet,
     root: Root,
 }
 
-/// A file that is followed.
+/// A followed file.
 struct Followed {
     file: File,
-    /// On the host.
+    /// Path on the host.
     path: PathBuf,
     source: Arc<Source>,
-    /// Still found by a glob under its name.
+    /// A glob still matches its name.
     listed: bool,
     /// When it last grew.
     grew: Instant,
-    /// When the last scan began that found it under its name, nanoseconds UTC.
+    /// Start of the last scan that found it under its name, nanoseconds UTC.
     seen: i64,
-    /// The scan that found it.
+    /// Number of the scan that found it.
     scan: u64,
     /// It was read since it was opened.
     had_turn: bool,
-    /// Whether it waits for room in the queue.
+    /// Wait for room in the queue.
     room: RoomWait,
     /// Why it cannot be read.
     trouble: Option<String>,
@@ -142,34 +142,34 @@ impl Followed {
     }
 }
 
-/// What a look at a file found.
+/// Result of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Read {
     Nothing,
-    /// It was read to its end.
+    /// Read to its end.
     Grew,
-    /// There is more, and it is another's turn.
+    /// There is more for the next turn.
     More,
     Truncated,
-    /// An archive has been read to its end.
+    /// An archive was read to its end.
     Done,
 }
 
 /// Device and inode.
 type Key = (u64, u64);
 
-/// How a file was found.
+/// How a file was discovered.
 #[derive(Clone, Copy)]
-struct Found<'a> {
-    /// By a glob under its name.
+struct Discovery<'a> {
+    /// A glob matches its name.
     listed: bool,
-    /// It was there before its glob was scanned for the first time, and such files are begun at their end.
+    /// It existed before the first scan of its glob, and such files start at their end.
     from_end: bool,
-    /// The name that it had, where it was found under another.
+    /// Its original name, if it has another one now.
     original: Option<&'a std::path::Path>,
 }
 
-/// Which file was found under a name, and when the last scan began that found it, nanoseconds UTC.
+/// The file of a name, and the start of the last scan that found it, nanoseconds UTC.
 #[derive(Clone, Copy)]
 struct Name {
     key: Key,
@@ -177,41 +177,41 @@ struct Name {
 }
 
 struct State {
-    /// By path on the host.
+    /// By host path.
     names: BTreeMap<PathBuf, Name>,
     files: BTreeMap<Key, Followed>,
-    /// Cursors whose files have not been found yet, by the source's id.
+    /// Cursors without a file, by source id.
     orphans: BTreeMap<String, Cursor>,
-    /// Sources that no glob named in the last run: what was written meanwhile is not to be collected.
+    /// Sources that no glob named in the last run: their new content is not collected.
     returning: BTreeSet<String>,
-    /// What may be a copy: its length, and since when it stands still.
+    /// Possible copies: length, and since when it is the same.
     suspects: BTreeMap<Key, (u64, Instant)>,
-    /// Archives that were held against a source, each at a length.
+    /// Archives compared with a source, by length.
     tried: BTreeSet<(String, Key, u64)>,
-    /// Archives that were there at the start and may be of what was not seen, each with the name that it had.
+    /// Archives that existed at the start and may hold unseen generations, with their original names.
     archives: BTreeMap<PathBuf, PathBuf>,
-    /// Where logrotate's configuration puts old logs; read when it is needed.
+    /// `olddir` directories of logrotate; read on demand.
     old_directories: Option<BTreeSet<PathBuf>>,
-    /// Files that were made before this are begun at their end, whenever they are found.
+    /// Files created before this start at their end, whenever they are found.
     passed_over: i64,
-    /// Scans so far, and when the last one began, nanoseconds UTC.
+    /// Number of scans, and start of the last one, nanoseconds UTC.
     scans: u64,
     scan_began: i64,
-    /// Globs that were scanned before: what appears in them from now on is new.
+    /// Globs scanned before: later matches are new files.
     scanned: BTreeSet<String>,
     /// A file waits for a descriptor.
     is_waiting: bool,
-    /// Files that cannot be opened, and whether they are to be begun at their end once they can.
+    /// Files that cannot be opened, and whether they start at their end.
     refused: BTreeMap<PathBuf, bool>,
-    /// What cannot be read, by path, as the last scan found it.
+    /// Files that cannot be read, by path, as of the last scan.
     troubles: BTreeMap<String, String>,
-    /// What was reported of it.
+    /// The last report of them.
     reported: String,
     since: Instant,
 }
 
 impl State {
-    fn new(cx: &Cx, patterns: &[Pattern]) -> Self {
+    fn new(cx: &CollectorContext, patterns: &[Pattern]) -> Self {
         let kept = |id: &str| cx.cursors.iter().find(|(known, _)| known == id).map(|(_, bytes)| bytes);
         let scanned: BTreeSet<String> =
             kept(SCANNED).and_then(|globs| rmp_serde::from_slice(globs).ok()).unwrap_or_default();
@@ -220,7 +220,7 @@ impl State {
             let path = cursor.host_path();
             patterns.iter().any(|pattern| pattern.matches(&path))
         };
-        // What no glob names any more is not opened; its cursor stays with the queue.
+        // Files without a glob are not opened; the queue keeps their cursors.
         let orphans: BTreeMap<String, Cursor> = cx
             .cursors
             .iter()
@@ -255,7 +255,7 @@ impl State {
         }
     }
 
-    /// Say what cannot be read, where that has changed.
+    /// Reports changed troubles.
     fn report(&mut self, collector: &'static str, outlet: &Outlet) {
         let of_files = self.files.values().filter_map(|followed| followed.trouble.as_ref());
         let all: Vec<&String> = self.troubles.values().chain(of_files).collect();
@@ -278,7 +278,7 @@ impl State {
     }
 }
 
-/// Descriptors that one tailer may hold, of those that the process may (getrlimit(2)).
+/// Maximum number of descriptors for one tailer, from the process's limit (getrlimit(2)).
 fn open_max() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
     let share = (limit / 2).min(limit.saturating_sub(OPEN_RESERVE));
@@ -286,7 +286,7 @@ fn open_max() -> usize {
 }
 
 impl<P: LineParser> Tailer<P> {
-    /// A tailer of globs that are patterns.
+    /// Creates a tailer of valid globs.
     pub(crate) fn new(collector: &'static str, globs: &[String], start: Start, parser: P) -> Self {
         Self {
             collector,
@@ -297,43 +297,44 @@ impl<P: LineParser> Tailer<P> {
             patience: PATIENCE,
             copy_wait: COPY_WAIT,
             open_max: open_max(),
-            taken: Taken::default(),
+            chunks: ChunkBuilder::default(),
             block: Vec::new(),
         }
     }
 
-    /// Each path without wildcards was named by a person, and is to be there.
+    /// Requires each path without wildcards to exist, since a person named it.
     pub(crate) fn expecting_each(self, expects_each: bool) -> Self {
         Self { expects_each, ..self }
     }
 
-    fn place<'a>(cx: &'a Cx, outlet: &'a Outlet) -> Result<Place<'a>, CollectError> {
+    fn place<'a>(cx: &'a CollectorContext, outlet: &'a Outlet) -> Result<Place<'a>, CollectError> {
         let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
         Ok(Place { cx, outlet, root })
     }
 
-    /// Follow until told to stop.
-    pub(crate) fn run(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+    /// Follows files until a stop.
+    pub(crate) fn run(&mut self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
         match self.follow_all(cx, outlet) {
             Err(CollectError::Stopped) if outlet.is_stopped() => Ok(()),
             other => other,
         }
     }
 
-    fn follow_all(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+    fn follow_all(&mut self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
         let at = Self::place(cx, outlet)?;
         let mut state = State::new(cx, &self.patterns);
         let mut watches = Watches::new(outlet.waker());
         let mut scan_at = Instant::now();
         loop {
-            if watches.take_changed() || Instant::now() >= scan_at || std::mem::take(&mut state.is_waiting) {
+            let waited = std::mem::take(&mut state.is_waiting);
+            if watches.take_changed() || waited || Instant::now() >= scan_at {
                 self.scan(&at, &mut state, &mut watches)?;
                 scan_at = Instant::now() + SCAN_EVERY;
             }
             let read = self.read_all(&at, &mut state)?;
             state.report(self.collector, outlet);
             if self.block.len() > 2 * file::BLOCK_BYTES {
-                // There was a very long line.
+                // Releases the memory of a very long line.
                 self.block = Vec::new();
             }
             if cx.once.is_some() && read != Read::More {
@@ -341,7 +342,7 @@ impl<P: LineParser> Tailer<P> {
             }
             let stops = match read {
                 Read::More => outlet.is_stopped(),
-                Read::Nothing if !state.is_waiting => outlet.wait(LOOK_EVERY) == Wake::Stop,
+                Read::Nothing if !state.is_waiting => outlet.wait(FILES_POLL) == Wake::Stop,
                 _ => outlet.pause(GATHER),
             };
             if stops {
@@ -356,14 +357,14 @@ impl<P: LineParser> Tailer<P> {
     }
 
     fn forget(&self, at: &Place<'_>, cursor: &Cursor) -> Result<(), CollectError> {
-        tracing::debug!(collector = self.collector, path = cursor.path, "file is gone; its cursor is dropped");
+        tracing::debug!(collector = self.collector, path = cursor.path, "file is gone; dropping its cursor");
         let mut chunk = Chunk::new(self.source(SCANNED, None));
         chunk.forget.push(cursor.id());
         at.outlet.emit(chunk)
     }
 }
 
-/// Positions that policy or configuration leaves out.
+/// Positions excluded by policy or configuration.
 fn passed_over(positions: Position) -> Dropped {
     Dropped { reason: Reason::Policy, count: 1, positions: Some(positions) }
 }

@@ -1,5 +1,4 @@
-//! What rotation leaves of a file: copies of it (logrotate's `copytruncate`), generations that came and went while nobody
-//! looked, and archives.
+//! Recognises rotated files: copies (logrotate's `copytruncate`), unseen generations, and archives.
 //!
 //! ```text
 //! app.log    →    app.log.1, app.log-20261125, app-20261125.log, app.log.2.gz, archive/app.log.1
@@ -17,21 +16,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Bytes by which a copy is recognised, at its beginning and at its end.
+/// Bytes to compare at the start and the end of a copy.
 const COMPARED_BYTES: u64 = 64;
 
-/// The shortest date that follows a name without a separator: `%y%m%d`.
+/// Minimum number of digits of a date without a separator: `%y%m%d`.
 const DATE_DIGITS: usize = 6;
 
-/// Entries of one directory that are looked at.
+/// Maximum number of entries of a directory to look at.
 const ENTRIES_MAX: usize = 20_000;
-/// Directories below a log's own that old ones are looked for in.
+/// Maximum number of directories below a log's own to search.
 const DIRECTORIES_MAX: usize = 64;
 
-/// The kernel stamps files with the time of its last tick, up to 10 ms ago at 100 ticks a second.
+/// The kernel stamps files with its last tick, up to 10 ms ago at 100 ticks per second.
 pub(super) const GRANULARITY_NS: i64 = 10_000_000;
 
-/// What stands behind a name, or in it before its last dot, when it is an old one, besides numbers and dates.
+/// Words that mark an old file, after its name or before its last dot, besides numbers and dates.
 const OLD: [&[u8]; 14] = [
     b"old",
     b"bak",
@@ -49,8 +48,8 @@ const OLD: [&[u8]; 14] = [
     b"bz2",
 ];
 
-/// Whether a name may be what rotation made of another: it is the other's, whole or up to its last dot, with a number, a date
-/// or a word for old ones. `app10.log` is not of `app1.log`, nor `mysql-slow.log` of `mysql.log`.
+/// Whether a name may be a rotated form of another: the name, whole or up to its last dot, with a number, a date or a word for
+/// old files. `app10.log` is no form of `app1.log`, nor `mysql-slow.log` of `mysql.log`.
 fn may_be_named(name: &OsStr, original: &Path) -> bool {
     let (Some(whole), Some(stem)) = (original.file_name(), original.file_stem()) else { return false };
     let goes_on = |rest: &[u8]| {
@@ -65,7 +64,7 @@ fn may_be_named(name: &OsStr, original: &Path) -> bool {
     is_of(whole) || is_of(stem)
 }
 
-/// Whether a path may be what rotation made of another, in the same directory and as lines.
+/// Whether a path may be a rotated, uncompressed form of another in the same directory.
 pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
     path != original
         && path.parent() == original.parent()
@@ -73,14 +72,14 @@ pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
         && !unpacked::is_compressed(path)
 }
 
-/// A name in a directory.
+/// A directory entry.
 struct Entry {
     name: OsString,
     is_dir: bool,
     inode: u64,
 }
 
-/// Names in a directory; none where it cannot be listed.
+/// Entries of a directory; none if it cannot be listed.
 fn entries(root: &Root, dir: &Path) -> Vec<Entry> {
     let Ok((_, entries)) = root.entries(dir) else { return Vec::new() };
     entries
@@ -95,7 +94,7 @@ fn entries(root: &Root, dir: &Path) -> Vec<Entry> {
         .collect()
 }
 
-/// Files in a directory that rotation may have made of another, compressed ones too.
+/// Possible rotated forms of a file in a directory, compressed ones included.
 fn made_of(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)> {
     entries(root, dir)
         .into_iter()
@@ -109,7 +108,7 @@ fn made_of(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)>
         .collect()
 }
 
-/// Files beside another that rotation may have made of it, oldest first.
+/// Possible rotated forms of a file in its own directory, oldest first.
 pub(super) fn siblings(root: &Root, original: &Path) -> Vec<(PathBuf, Metadata)> {
     let dir = original.parent().unwrap_or(Path::new("/"));
     let mut found = made_of(root, dir, original);
@@ -117,19 +116,18 @@ pub(super) fn siblings(root: &Root, original: &Path) -> Vec<(PathBuf, Metadata)>
     found
 }
 
-/// The directories that old logs of a directory may lie in: its own, those below it, and those that logrotate's
-/// configuration names.
+/// Directories that may hold old logs of a directory: itself, those below it, and those of logrotate's configuration.
 pub(super) fn archives<'a>(root: &Root, dir: &Path, old: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
     let below = entries(root, dir).into_iter().filter(|entry| entry.is_dir).take(DIRECTORIES_MAX);
     let mut out = vec![dir.to_owned()];
     out.extend(below.map(|entry| dir.join(entry.name)));
-    // Below its own where it is relative.
+    // Relative directories are below its own.
     out.extend(old.into_iter().map(|old| dir.join(old)));
     out.dedup();
     out
 }
 
-/// Files of these directories that may be what a cursor was in: by its inode, then by the name that it had, then archives.
+/// Possible files of a cursor in these directories: by inode, then by name, then archives.
 pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor, original: &Path) -> Vec<(PathBuf, Metadata)> {
     let mut out = Vec::new();
     if let Ok(found) = root.log(original)
@@ -137,7 +135,7 @@ pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor, origina
     {
         out.push((original.to_owned(), found.meta().clone()));
     }
-    // There may be many cursors and many names: only what has the inode is looked at.
+    // There may be many cursors and names: only entries with the inode are examined.
     for dir in dirs {
         for entry in entries(root, dir).into_iter().filter(|entry| entry.inode == cursor.key().1) {
             let path = dir.join(entry.name);
@@ -152,7 +150,7 @@ pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor, origina
     let (mut archives, plain): (Vec<_>, Vec<_>) =
         dirs.iter().flat_map(|dir| made_of(root, dir, original)).partition(|(path, _)| unpacked::is_compressed(path));
     out.extend(plain);
-    // An archive has the time of the last line. Before the file was seen last, the newest may be it, and whole.
+    // An archive has the time of its last line. If older than the last sighting, only the newest can be the whole file.
     archives.sort_by_key(|(_, meta)| modified(meta));
     let since = cursor.seen.saturating_sub(GRANULARITY_NS);
     let first = archives.iter().position(|(_, meta)| modified(meta) >= since).unwrap_or(archives.len());
@@ -166,7 +164,7 @@ pub(super) fn key(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// When it was last written, nanoseconds UTC.
+/// Modification time, nanoseconds UTC.
 pub(super) fn modified(meta: &Metadata) -> i64 {
     meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec())
 }
@@ -177,7 +175,7 @@ fn bytes_at(file: &File, offset: u64, length: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether the bytes before a cursor stand at the same place in another file: a copy that goes on where it stood.
+/// Whether another file has the bytes before a cursor at the same position: a copy that continues it.
 pub(super) fn continues(root: &Root, path: &Path, cursor: &Cursor) -> bool {
     let length = cursor.before.len() as u64;
     let file = root.log(path).and_then(|found| found.read()).ok();
@@ -185,8 +183,8 @@ pub(super) fn continues(root: &Root, path: &Path, cursor: &Cursor) -> bool {
     length > 0 && found.as_ref() == Some(&cursor.before)
 }
 
-/// Whether a file holds the first bytes of another and nothing else, as far as its beginning and its end tell: it may be
-/// a copy, or one that is being made, which is empty at first.
+/// Whether a file holds only the first bytes of another, by its start and end: it may be a copy, even an unfinished one, which
+/// is empty at first.
 pub(super) fn may_be_copy(copy: &File, original: &File) -> bool {
     let (Ok(meta), Ok(there)) = (copy.metadata(), original.metadata()) else { return false };
     if meta.len() > there.len() {

@@ -1,17 +1,16 @@
-//! Passing over what the files hold while policy keeps the collector from running.
+//! Skips the content of files while policy keeps the collector from running.
 
 use super::{
     Cursor, File, LineParser, PASSED_OVER, SCANNED, Tailer, follow::resume, passed_over, rotation::key, unpacked,
 };
-use crate::{CollectError, Cx, Outlet, root::glob::Expansion};
+use crate::{CollectError, CollectorContext, Outlet, root::glob::Expansion};
 use std::collections::BTreeMap;
 use vedette_wire::Chunk;
 
 impl<P: LineParser> Tailer<P> {
-    /// Leave every file of the globs behind what it holds now, counted as dropped by policy: one for each, since how many
-    /// lines they were is not known. What cannot be seen now is forgotten; when it comes back and is older than this, it is
-    /// begun at its end, and counted then.
-    pub(crate) fn skip(&mut self, cx: &Cx, outlet: &Outlet) -> Result<(), CollectError> {
+    /// Moves the cursors of all files to their ends; counts one dropped record for each, as the number of lines is unknown.
+    /// Files that cannot be seen now are forgotten; if older, they start at their end once they are back, and are counted then.
+    pub(crate) fn skip(&mut self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
         let at = Self::place(cx, outlet)?;
         let mut known: BTreeMap<String, Cursor> =
             cx.cursors.iter().filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[])).map(|c| (c.id(), c)).collect();

@@ -11,7 +11,7 @@ use std::{
 };
 use vedette_wire::{Body, Chunk, Position, body::Syslog};
 
-/// Keeps what is emitted, and the cursors as the queue would.
+/// Stores emitted chunks, and cursors as the queue does.
 #[derive(Default)]
 struct Kept {
     lines: Mutex<Vec<(String, Position, String)>>,
@@ -20,7 +20,7 @@ struct Kept {
     parts: Mutex<Vec<Option<u32>>>,
     unfinished: Mutex<Vec<bool>>,
     dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
-    /// The name of a source for which there is no room.
+    /// Name of a source without room.
     full: Mutex<Option<String>>,
 }
 
@@ -62,9 +62,9 @@ impl Sink for Kept {
 
 struct Raw;
 impl LineParser for Raw {
-    fn parse(&mut self, line: &Line<'_>, taken: &mut Taken) {
+    fn parse(&mut self, line: &Line<'_>, chunks: &mut ChunkBuilder) {
         let (part, unfinished) = (line.part, line.unfinished);
-        taken.syslog(line, Syslog { part, unfinished, ..Syslog::default() });
+        chunks.syslog(line, Syslog { part, unfinished, ..Syslog::default() });
     }
 }
 
@@ -79,7 +79,7 @@ impl Running {
         self.kept.lines.lock().expect("lock").iter().map(|(_, _, text)| text.clone()).collect()
     }
 
-    /// Wait until so many lines are there; a watchdog ends a test that would wait for ever.
+    /// Waits for a number of lines; a watchdog ends a test that would wait for ever.
     fn until(&self, count: usize) -> Vec<String> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while self.texts().len() < count && Instant::now() < deadline {
@@ -95,7 +95,7 @@ impl Running {
     }
 }
 
-/// Never twice the same.
+/// Never returns the same time twice.
 static TICKS: AtomicI64 = AtomicI64::new(1);
 
 fn clock() -> i64 {
@@ -113,7 +113,7 @@ fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience
 
 fn start_with(dir: &Path, mut tailer: Tailer<Raw>, kept: Arc<Kept>) -> Running {
     let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
-    let cx = Cx { cursors, ..Cx::new(dir, Arc::new(clock)) };
+    let cx = CollectorContext { cursors, ..CollectorContext::new(dir, Arc::new(clock)) };
     let signal = StopSignal::default();
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
     let thread = std::thread::spawn(move || tailer.run(&cx, &outlet));
@@ -235,7 +235,7 @@ fn a_truncated_file_is_another_source_even_when_it_has_grown_past_the_cursor() {
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(2);
     let kept = running.stop();
-    // copytruncate while down, and the writer is already past where the cursor stood.
+    // copytruncate while stopped; the writer is already past the cursor.
     std::fs::OpenOptions::new().write(true).truncate(true).open(&log).expect("truncates");
     append(&log, "second, longer than the first two lines\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, kept);
@@ -291,7 +291,7 @@ fn what_was_not_read_before_copytruncate_is_read_from_the_copy_as_the_same_sourc
     append(&log, "second 1, of a longer line than all before\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, kept);
     running.until(3);
-    // And once more, with the copy's source still known.
+    // Once more, while the copy's source is known.
     let kept = running.stop();
     let running = start(dir.path(), "/a.log", Start::Beginning, kept);
     std::thread::sleep(Duration::from_millis(200));
@@ -318,7 +318,7 @@ fn a_copy_that_the_glob_finds_as_well_is_not_read_twice() {
     running.until(3);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(running.texts(), ["1", "2", "3"]);
-    // Another file that begins alike is another file.
+    // Another file with the same start is another file.
     append(&dir.path().join("a-errors.log"), "1\n");
     append(&log, "4\n");
     running.until(4);
@@ -390,7 +390,7 @@ fn once_gives_the_last_lines_and_ends() {
         append(&log, &format!("{number}\n"));
     }
     let kept = Arc::new(Kept::default());
-    let cx = Cx { once: Some(100), ..Cx::new(dir.path(), Arc::new(|| 1)) };
+    let cx = CollectorContext { once: Some(100), ..CollectorContext::new(dir.path(), Arc::new(|| 1)) };
     let (globs, start, patience) = (vec!["/a.log".to_owned()], Start::End, PATIENCE);
     let mut tailer = Tailer { patience, ..Tailer::new("syslog", &globs, start, Raw) };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
@@ -414,7 +414,7 @@ fn what_is_no_file_is_left_alone() {
     running.stop();
 }
 
-/// Wait until so many files have a cursor, besides the marker of the first scan.
+/// Waits until this many files have a cursor, besides the record of scanned globs.
 fn files_with_cursors(kept: &Kept, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(20);
     let files = || kept.cursors.lock().expect("lock").keys().filter(|id| *id != SCANNED).count();

@@ -1,4 +1,4 @@
-//! Reading files in turn, so many bytes each, as far as the queue has room for what they hold.
+//! Reads files in turns of limited size, as far as the queue has room.
 
 use super::{CHUNK_BYTES, Followed, Key, LineParser, Place, Read, Reading, State, TURN_BYTES, TURNS_MAX, Tailer};
 use crate::{CollectError, outlet::Room};
@@ -6,7 +6,7 @@ use std::time::Instant;
 use vedette_wire::{Dropped, Reason};
 
 impl<P: LineParser> Tailer<P> {
-    /// Read every file, each in its turn; whether there was anything, and whether there is more.
+    /// Gives each file a turn; returns whether there was anything, and whether there is more.
     pub(super) fn read_all(&mut self, at: &Place<'_>, state: &mut State) -> Result<Read, CollectError> {
         let open = |(key, followed): (&Key, &Followed)| followed.file.holds_descriptor().then_some(*key);
         let mut turns: Vec<Key> = state.files.iter().filter_map(open).collect();
@@ -46,14 +46,14 @@ impl<P: LineParser> Tailer<P> {
         Ok(if any { Read::Grew } else { Read::Nothing })
     }
 
-    /// A file that will not grow: its unfinished line, and nothing of it any more.
+    /// Drops a file that will not grow, after emitting its unfinished line.
     fn let_go(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&key) else { return Ok(()) };
         self.rest(at, &mut followed)?;
         self.forget(at, &followed.cursor())
     }
 
-    /// One turn of a file.
+    /// A turn of one file.
     fn read_one(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<Read, CollectError> {
         let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
         let read = self.turn(at, followed);
@@ -86,28 +86,28 @@ impl<P: LineParser> Tailer<P> {
         match followed.room.check(at.outlet, &followed.source) {
             Room::Free if waited => followed.grew = Instant::now(),
             Room::Free => {}
-            // A copy of it goes on where it was cut.
+            // A copy continues where the file was truncated.
             Room::Full | Room::LongFull if followed.file.was_truncated().map_err(failed)? => {
                 return Ok(Read::Truncated);
             }
             Room::Full => return Ok(Read::Nothing),
             Room::LongFull => return Err(CollectError::NoRoom(followed.source.name.clone().unwrap_or_default())),
         }
-        // Taken before: what is written meanwhile makes another.
-        let stamp = followed.file.stamp().map_err(failed)?;
+        // Taken before reading, so that a later write changes it.
+        let fingerprint = followed.file.fingerprint().map_err(failed)?;
         let (mut read, from) = (Read::Nothing, followed.file.offset());
         loop {
-            let (parser, taken, block) = (&mut self.parser, &mut self.taken, &mut self.block);
-            taken.begin(&followed.source, at.cx.now());
-            let ended = followed.file.read(block, CHUNK_BYTES, |line| parser.parse(&line, taken));
-            let mut chunk = taken.end();
+            let (parser, chunks, block) = (&mut self.parser, &mut self.chunks, &mut self.block);
+            chunks.begin(&followed.source, at.cx.now());
+            let ended = followed.file.read(block, CHUNK_BYTES, |line| parser.parse(&line, chunks));
+            let mut chunk = chunks.end();
             if ended.as_ref().is_ok_and(|ended| *ended != Reading::Truncated) && !followed.file.is_unpacked() {
-                followed.file.saw(stamp.0);
+                followed.file.saw(fingerprint.0);
             }
             if let Ok(Reading::Hole(positions)) = &ended {
                 chunk.dropped.push(Dropped { reason: Reason::Hole, count: 1, positions: Some(*positions) });
             }
-            // Also of what was read before it failed.
+            // Includes what was read before an error.
             if !chunk.entries.is_empty() || !chunk.dropped.is_empty() {
                 read = Read::Grew;
                 followed.grew = Instant::now();
@@ -118,7 +118,7 @@ impl<P: LineParser> Tailer<P> {
                 Reading::Truncated => return Ok(Read::Truncated),
                 Reading::End if followed.file.is_unpacked() => return Ok(Read::Done),
                 Reading::End if read == Read::Nothing => {
-                    followed.file.now_quiet(stamp, at.cx.now());
+                    followed.file.now_quiet(fingerprint, at.cx.now());
                     return Ok(read);
                 }
                 Reading::End => return Ok(read),
@@ -131,12 +131,12 @@ impl<P: LineParser> Tailer<P> {
         }
     }
 
-    /// What was read of a last line that will not be finished.
+    /// Emits a last line that will get no end.
     pub(super) fn rest(&mut self, at: &Place<'_>, followed: &mut Followed) -> Result<(), CollectError> {
-        let (parser, taken) = (&mut self.parser, &mut self.taken);
-        taken.begin(&followed.source, at.cx.now());
-        followed.file.take_rest(|line| parser.parse(&line, taken));
-        let chunk = taken.end();
+        let (parser, chunks) = (&mut self.parser, &mut self.chunks);
+        chunks.begin(&followed.source, at.cx.now());
+        followed.file.take_rest(|line| parser.parse(&line, chunks));
+        let chunk = chunks.end();
         if chunk.entries.is_empty() { Ok(()) } else { at.outlet.emit(chunk) }
     }
 }

@@ -1,7 +1,7 @@
-//! Rotated files that were compressed meanwhile, read as the lines that they were: gzip, Zstandard, xz and bzip2.
+//! Compressed rotated files, read as lines: gzip, Zstandard, xz and bzip2.
 //!
-//! They can be read from the beginning alone. What a file holds decides, not its name; each format may take so much
-//! memory and no more, and one that needs more is not read.
+//! They are read sequentially. The content determines the format, not the name. Each format has a limit of memory; a file that
+//! needs more is not read.
 
 use super::cursor::BEFORE_BYTES;
 use std::{
@@ -11,13 +11,13 @@ use std::{
     path::Path,
 };
 
-/// Endings of what rotation has compressed: not lines.
+/// Suffixes of compressed rotated files.
 const ENDINGS: [&str; 6] = ["gz", "bz2", "xz", "zst", "lz4", "Z"];
-/// Window of a Zstandard frame, as a power of two: levels up to 19 take 8 MiB.
+/// Window of a Zstandard frame, as a power of two: levels up to 19 need 8 MiB.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
-/// Memory for an xz block in KiB: level 6, the default, takes 9 MiB.
+/// Memory for an xz block in KiB: level 6, the default, needs 9 MiB.
 const XZ_KIB_MAX: u32 = 20 << 10;
-/// Bytes that are passed over in one go, between two looks at whether the agent stops.
+/// Bytes to skip between checks for a stop.
 const STEP_BYTES: usize = 256 << 10;
 
 /// Whether a file is compressed, by its name.
@@ -25,11 +25,11 @@ pub(super) fn is_compressed(path: &Path) -> bool {
     path.extension().is_some_and(|extension| ENDINGS.iter().any(|known| extension == *known))
 }
 
-/// A compressed file, and where in its lines it is read.
+/// A compressed file and the position in its lines.
 pub(super) struct Unpacked {
     reader: Box<dyn Read + Send>,
     at: u64,
-    /// Why it cannot be read behind what was read of it.
+    /// The error that ends reading after what was read.
     damage: Option<io::Error>,
 }
 
@@ -40,8 +40,7 @@ impl std::fmt::Debug for Unpacked {
 }
 
 impl Unpacked {
-    /// # Errors
-    /// `Unsupported` where it is in none of the formats.
+    /// # Errors `Unsupported` if the format is unknown.
     pub(super) fn open(file: File) -> io::Result<Self> {
         let mut magic = [0; 6];
         let length = file.read_at(&mut magic, 0)?;
@@ -55,12 +54,12 @@ impl Unpacked {
             }
             [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(lzma_rust2::XzReader::new_mem_limit(input, true, XZ_KIB_MAX)),
             [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(input)),
-            _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "it is in no format that is read here")),
+            _ => return Err(io::Error::new(io::ErrorKind::Unsupported, "unknown compression format")),
         };
         Ok(Self { reader, at: 0, damage: None })
     }
 
-    /// Read what comes next; less than there is room for only at the end, or before what is damaged.
+    /// Reads the next bytes; fewer than requested only at the end, or before damaged data.
     pub(super) fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if let Some(err) = self.damage.take() {
             return Err(err);
@@ -82,16 +81,14 @@ impl Unpacked {
         Ok(got)
     }
 
-    /// Whether what was read last ends where damage begins.
+    /// Whether the last read ended at damaged data.
     pub(super) fn is_damaged(&self) -> bool {
         self.damage.is_some()
     }
 
-    /// Pass over what is before an offset; false where it is shorter, or where other bytes than `before` stand right
-    /// before it.
+    /// Skips to an offset; false if the content is shorter, or other bytes than `before` precede the offset.
     ///
-    /// # Errors
-    /// `Interrupted` where `stopped` says so.
+    /// # Errors `Interrupted` on a stop.
     pub(super) fn skip_to(&mut self, offset: u64, before: &[u8], stopped: &dyn Fn() -> bool) -> io::Result<bool> {
         let (mut last, mut block) = (Vec::new(), vec![0; STEP_BYTES]);
         while self.at < offset {

@@ -1,4 +1,4 @@
-//! Wake-ups: inotify(7) through notify. Only a hint; what there is to read is found by looking.
+//! Wake-ups: inotify(7) through notify. Events are hints; reading finds the data.
 
 use super::Place;
 use crate::{Waker, root::glob::Pattern};
@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two reads of the kernel's events.
+/// Pause between two reads of the kernel's events.
 const PAUSE: Duration = Duration::from_millis(50);
-/// For so long all events are taken as they come: some thousands.
+/// Time for which all events are processed: some thousands.
 const BUSY: Duration = Duration::from_millis(3);
 
 /// Watches on the directories of the globs.
@@ -46,34 +46,33 @@ impl Watches {
                 flag.store(true, std::sync::atomic::Ordering::Release);
             }
             waker.wake();
-            // Here notify reads no further: the kernel merges what is the same as the event before it meanwhile, and a log
-            // with thousands of lines a second does not cost as many wake-ups. What came meanwhile is worked off in one
-            // go: notify answers new watches only when nothing is left to read.
+            // notify stops reading here. Meanwhile the kernel merges equal consecutive events, so a log with thousands of lines
+            // per second costs fewer wake-ups. Events that arrived in the pause are then processed together, since notify adds
+            // watches only when no events are left.
             if paused.elapsed() > BUSY {
                 std::thread::sleep(PAUSE);
                 paused = Instant::now();
             }
         });
-        let watcher = watcher
-            .inspect_err(|err| tracing::warn!(error = %err, "no file events; files are looked at every second"))
-            .ok();
+        let watcher =
+            watcher.inspect_err(|err| tracing::warn!(error = %err, "no file events; polling files every second")).ok();
         Self { watcher, watched: BTreeSet::new(), changed }
     }
 
-    /// Watch the directory that a pattern's last part is in, where its name holds no wildcard.
+    /// Watches the directory of a pattern's last component, unless its name has wildcards.
     pub(super) fn add(&mut self, at: &Place<'_>, pattern: &Pattern) {
         let (Some(watcher), Some(dir)) = (&mut self.watcher, pattern.directory()) else { return };
         if self.watched.contains(&dir) {
             return;
         }
-        // Without links, which would lead out of the host's root.
+        // Without links, which could lead out of the host's root.
         let Ok(found) = at.root.find(&dir) else { return };
         match watcher.watch(&at.cx.path(found.path()), RecursiveMode::NonRecursive) {
             Ok(()) => {}
-            // One that may not be listed is said to be by whoever lists it.
+            // Whoever lists the directory reports that it cannot be listed.
             Err(err) => {
                 let dir = dir.display();
-                tracing::warn!(path = %dir, error = %err, "no file events for this directory; its files are polled every second");
+                tracing::warn!(path = %dir, error = %err, "no file events for this directory; polling its files every second");
             }
         }
         self.watched.insert(dir);

@@ -33,7 +33,7 @@ fn what_cannot_wait_is_given_up_lowest_class_first_and_counted() {
     let intake = Intake::new(one * 2 + one / 2);
     intake.offer(pushed("inventory", 0, 10), 0).expect("room");
     intake.offer(pushed("event", 0, 10), 1).expect("room");
-    // No room: the inventory gives way, and then the events themselves, the newest.
+    // Without room, inventory chunks are dropped first, and then the newest events.
     for from in [10, 20, 30, 40] {
         intake.offer(pushed("event", from, 10), 1).expect("never waits");
     }

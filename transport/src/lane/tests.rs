@@ -1,9 +1,9 @@
 use super::*;
 use crate::Quota;
-use crate::queue::tests_support::{chunk, stamp};
+use crate::queue::tests_support::{chunk, context};
 use vedette_wire::{Compression, Lane as LaneName, codec, frame};
 
-fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, watch::Sender<Stamp>) {
+fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, watch::Sender<BatchContext>) {
     start_with(dir, age_max, bytes_max, None)
 }
 
@@ -12,12 +12,12 @@ fn start_with(
     age_max: Duration,
     bytes_max: u64,
     post: Option<Arc<dyn Post>>,
-) -> (Lane, watch::Sender<Stamp>) {
-    let (stamps, stamp) = watch::channel(stamp());
+) -> (Lane, watch::Sender<BatchContext>) {
+    let (stamps, context) = watch::channel(context());
     let lane = Lane::start(LaneConfig {
         queue: Queue::open(dir, LaneName::Records, Quota::bytes(bytes_max), 7).expect("opens"),
         limits: BatchLimits { bytes_max: 1 << 20, records_max: 10_000, age_max, compression: Compression::Gzip },
-        stamp,
+        context,
         intake_bytes_max: 1 << 20,
         in_flight_bytes_max: 1 << 20,
         now: Arc::new(|| 1),
@@ -80,7 +80,7 @@ async fn a_new_policy_revision_closes_the_open_batch() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
-    stamps.send_modify(|stamp| stamp.policy_revision = 2);
+    stamps.send_modify(|context| context.policy_revision = 2);
     lane.intake().put(chunk(1, "c")).expect("open");
     let queue = Arc::clone(lane.queue());
     lane.stop(Duration::ZERO).await;
@@ -90,7 +90,7 @@ async fn a_new_policy_revision_closes_the_open_batch() {
 #[tokio::test]
 async fn a_full_queue_makes_sources_wait_and_a_stop_does_not_hang() {
     let dir = tempfile::tempdir().expect("temp dir");
-    // Room for a few batches, and nothing is sent.
+    // There is room for a few batches, and nothing is sent.
     let (lane, _stamps) = start(dir.path(), Duration::ZERO, 256 << 10);
     let intake = lane.intake().clone();
     let source = std::thread::spawn(move || {
@@ -130,7 +130,7 @@ async fn whoever_waits_for_durability_finds_the_cursor_of_all_that_was_put_in() 
 #[tokio::test]
 async fn behind_a_batch_that_was_given_up_nothing_is_committed() {
     let dir = tempfile::tempdir().expect("temp dir");
-    // Room for a large batch and a small one, not for two large ones.
+    // There is room for a large batch and a small one, but not for two large ones.
     let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 128 << 10);
     let noise: String = (0..4000_u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761))).collect();
     for at in 0..2 {
@@ -167,7 +167,7 @@ async fn records_that_never_fit_are_dropped_and_counted_and_the_next_flow() {
     let status = lane.status();
     let counters = &status.ledger.0["test"];
     assert_eq!((counters.emitted, counters.dropped[&vedette_wire::Reason::Oversize]), (2, 1));
-    // Also what was dropped is told: a batch with its positions and no record.
+    // Losses alone are sent too: a batch with positions and no records.
     assert_eq!((status.queue.batches, status.waiting), (2, None));
     assert_eq!(lane.queue().cursors("test").expect("reads")[0].1, b"behind small");
     let (_, bytes) = lane.queue().next_after(0).expect("reads").expect("is there");
@@ -190,7 +190,7 @@ async fn a_batch_is_closed_before_a_chunk_that_would_make_it_too_large() {
     assert_eq!(headers(&queue), [(1, 1), (1, 1), (1, 1)]);
 }
 
-/// Takes batches one at a time, slowly, and keeps what sources they are of.
+/// Accepts batches one at a time and slowly; records their sources.
 #[derive(Default)]
 struct Slow(Mutex<Vec<Vec<String>>>);
 
@@ -208,7 +208,7 @@ impl Post for Slow {
     }
 }
 
-/// What does not compress.
+/// A chunk that cannot be compressed.
 fn noise(id: &str, at: u64) -> vedette_wire::Chunk {
     let source = Arc::new(vedette_wire::Source { collector: "test", id: id.to_owned(), name: None });
     let raw = (0..200_000).map(|_| fastrand::u8(..)).collect();
@@ -238,7 +238,7 @@ async fn a_source_that_fills_the_queue_no_more_is_committed_in_turn() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
-        // Delivered, as it were.
+        // As after delivery.
         while let Some((slot, _)) = lane.queue().next_after(0).expect("reads") {
             lane.queue().delete(slot).expect("deletes");
         }
@@ -255,7 +255,7 @@ async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
         let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
         flood(&lane);
         lane.intake().put(noise("quiet", 0)).expect("open");
-        // In one batch with others no more.
+        // Bulk shares no batch with others.
         lane.intake().put(noise("flood", 100)).expect("open");
         let mut gone = noise("other", 0);
         gone.forget.push("flood".to_owned());
@@ -263,7 +263,7 @@ async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
         lane.stop(Duration::ZERO).await;
     }
     let post = Arc::new(Slow::default());
-    // It is known behind a restart.
+    // The share survives a restart.
     let (lane, _stamps) =
         start_with(dir.path(), Duration::from_millis(1), 1 << 30, Some(Arc::clone(&post) as Arc<dyn Post>));
     let cursors: Vec<String> = lane.queue().cursors("test").expect("reads").into_iter().map(|(id, _)| id).collect();
@@ -275,7 +275,7 @@ async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
     }
     let taken = post.0.lock().expect("lock").clone();
     let at = |id: &str| taken.iter().position(|sources| *sources == [id]).expect("alone in its batch");
-    // Up to where it was bulk they came in one after the other, at 1 MiB a batch; each fourth is the oldest of all.
+    // Before the flood was bulk, batches came in order, at 1 MiB each; every fourth is the oldest.
     let mixed = 8;
     assert!(
         at("quiet") < mixed + 4 && at("other") < mixed + 4,
@@ -301,7 +301,7 @@ async fn each_open_batch_is_closed_at_its_age_and_whoever_waits_is_told_while_ot
         assert!(Instant::now() < deadline, "the one that is bulk");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // A flood that never lets the intake run empty.
+    // The flood never lets the intake run empty.
     let (intake, stop) = (lane.intake().clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
     let stopped = Arc::clone(&stop);
     let flooding = std::thread::spawn(move || {

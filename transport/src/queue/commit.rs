@@ -1,34 +1,33 @@
-//! Sealing a batch and committing it with its cursors and the ledger.
+//! Sealing and committing batches.
 
 use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, shares::Shares, space};
-use crate::{batcher::Open, failpoint};
+use crate::{batcher::BatchBuilder, failpoint};
 use redb::{Durability, WriteTransaction};
 use std::collections::BTreeMap;
 use vedette_wire::{
-    Compression, Epoch, Header, Predecessor, Told, codec,
+    Compression, CursorUpdate, Epoch, Header, Predecessor, codec,
     frame::{self, FrameHead, HEAD_BYTES},
 };
 
 impl Queue {
-    /// Seal what the batcher holds and commit it with its cursors and the ledger in one transaction, fsynced.
+    /// Seals the open batch and commits it with its cursors and the ledger in one fsynced transaction.
     ///
-    /// # Errors
-    /// [`QueueError::Full`] and [`QueueError::Floor`] where the quota does not allow it; anything else leaves the queue
-    /// as it was.
-    pub(crate) fn commit(&self, open: &mut Open, header: Header) -> Result<(), QueueError> {
+    /// # Errors [`QueueError::Full`] and [`QueueError::Floor`] if the quota has no room. Any other error leaves the queue
+    /// unchanged.
+    pub(crate) fn commit(&self, open: &mut BatchBuilder, header: Header) -> Result<(), QueueError> {
         loop {
             let meta = lock(&self.meta).clone();
-            let mut told = Vec::new();
+            let mut update = Vec::new();
             let frame = if open.is_worth_sending() {
                 failpoint::reached("seal");
                 let mut header = header.clone();
                 self.complete(&mut header, &meta)?;
                 header.ledger = meta.ledger.clone();
                 header.ledger.add(&open.ledger);
-                let mut changed = lock(&self.untold).clone();
+                let mut changed = lock(&self.unsent_cursors).clone();
                 changed.extend(named(&open.cursors));
-                told = tell(changed);
-                header.cursors.clone_from(&told);
+                update = take_updates(changed);
+                header.cursors.clone_from(&update);
                 let sealed = open.seal(HEAD_BYTES, &header).map_err(QueueError::Seal)?;
                 Some(framed(sealed, &header, open.compression()))
             } else {
@@ -42,7 +41,7 @@ impl Queue {
             failpoint::reached("commit");
             let done = self.write(Durability::Immediate, |tx, now| {
                 if (now.epoch, now.next_seq, &now.set_aside) != (meta.epoch, meta.next_seq, &meta.set_aside) {
-                    // It was given to a part of another batch, or one was set aside meanwhile.
+                    // The sequence was used for a split batch or set aside meanwhile.
                     return Ok(None);
                 }
                 if let Some(frame) = &frame {
@@ -57,19 +56,19 @@ impl Queue {
             })?;
             if done.is_some() {
                 failpoint::reached("committed");
-                let mut untold = lock(&self.untold);
-                untold.extend(named(&open.cursors));
-                for Told { collector, id, .. } in told {
-                    untold.remove(&(collector, id));
+                let mut unsent_cursors = lock(&self.unsent_cursors);
+                unsent_cursors.extend(named(&open.cursors));
+                for CursorUpdate { collector, id, .. } in update {
+                    unsent_cursors.remove(&(collector, id));
                 }
                 return Ok(());
             }
         }
     }
 
-    /// What only the queue knows of a header: key, what is held, what was set aside, and what was before.
+    /// Adds the queue's facts to a header: key, lowest held sequence, sequences set aside, previous epoch.
     pub(super) fn complete(&self, header: &mut Header, meta: &Meta) -> Result<(), QueueError> {
-        // It may be sealed again, by a later release than before.
+        // A later release may reseal the batch.
         header.version = vedette_wire::FORMAT_VERSION;
         header.epoch = Epoch(meta.epoch);
         header.seq = meta.next_seq;
@@ -86,9 +85,8 @@ impl Queue {
     }
 }
 
-/// Cursors that one header tells at the most, and their bytes; the others are told by the next ones. The workspace takes
-/// twice as many.
-const TOLD_MAX: usize = 10_000;
+/// Maximum number and size of cursors in one header; the next headers carry the rest. The workspace accepts twice as many.
+const UPDATES_MAX: usize = 10_000;
 const TOLD_BYTES_MAX: usize = 2 << 20;
 
 fn named(
@@ -97,26 +95,26 @@ fn named(
     cursors.iter().map(|((collector, id), cursor)| (((*collector).to_owned(), id.clone()), cursor.clone()))
 }
 
-/// As many as one header tells, one at the least.
-fn tell(cursors: Cursors) -> Vec<Told> {
+/// Takes as many as one header may carry, and at least one.
+fn take_updates(cursors: Cursors) -> Vec<CursorUpdate> {
     let (mut out, mut bytes) = (Vec::new(), 0);
     for ((collector, id), cursor) in cursors {
         bytes += collector.len() + id.len() + cursor.as_ref().map_or(0, Vec::len);
-        if !out.is_empty() && (out.len() >= TOLD_MAX || bytes > TOLD_BYTES_MAX) {
+        if !out.is_empty() && (out.len() >= UPDATES_MAX || bytes > TOLD_BYTES_MAX) {
             break;
         }
-        out.push(Told { collector, id, cursor });
+        out.push(CursorUpdate { collector, id, cursor });
     }
     out
 }
 
-/// Header and encoded records as a frame.
+/// Seals a header and encoded records as a frame.
 pub(super) fn seal(header: &Header, records: &[u8], compression: Compression) -> Result<Vec<u8>, QueueError> {
     let sealed = codec::seal(header, records, compression).map_err(QueueError::Seal)?;
     Ok(framed([&[0; HEAD_BYTES][..], &sealed].concat(), header, compression))
 }
 
-/// A frame of sealed bytes, which stand behind room for its head.
+/// Completes a frame whose sealed bytes follow room for its head.
 fn framed(mut frame: Vec<u8>, header: &Header, compression: Compression) -> Vec<u8> {
     let (room, sealed) = frame.split_at_mut(HEAD_BYTES);
     let head = FrameHead {
@@ -130,7 +128,7 @@ fn framed(mut frame: Vec<u8>, header: &Header, compression: Compression) -> Vec<
     frame
 }
 
-/// Put a frame that was sealed under the next sequence behind all others.
+/// Appends a frame that was sealed under the next sequence.
 pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8], shares: &Shares) -> Result<(), redb::Error> {
     shares.put(tx, meta, meta.next_slot)?;
     tx.open_table(BATCHES)?.insert(meta.next_slot, frame)?;
@@ -141,7 +139,7 @@ pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8], share
     Ok(())
 }
 
-/// Keep cursors; what the workspace said of their sources is then begun.
+/// Stores cursors; sources with one no longer use the workspace's positions.
 fn keep(tx: &WriteTransaction, cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>) -> Result<(), redb::Error> {
     let mut table = tx.open_table(CURSORS)?;
     for ((collector, source), cursor) in cursors {

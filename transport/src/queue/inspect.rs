@@ -1,4 +1,4 @@
-//! Looking into a queue that no agent is using: what it holds, whether it is whole, and what to do with quarantine.
+//! Inspection of a queue that no agent uses: content, verification, quarantine.
 
 use super::{BATCHES, Meta, QUARANTINE, Queue, QueueError, leave::key, lock, space};
 use redb::{Durability, ReadableDatabase};
@@ -8,37 +8,36 @@ use vedette_wire::{
     set_aside::Range,
 };
 
-/// What a walk over all batches found.
+/// Result of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Batches that are whole.
+    /// Number of intact batches.
     pub batches: u64,
-    /// Records in them.
+    /// Number of records in them.
     pub records: u64,
-    /// Slots of batches that are damaged.
+    /// Slots of damaged batches.
     pub damaged: Vec<u64>,
-    /// What does not agree with what the queue says of itself.
+    /// Differences between the content and the queue's own counts.
     pub disagreements: Vec<String>,
 }
 
 /// A batch in quarantine.
 #[derive(Debug, Clone)]
-pub struct Kept {
-    /// Its slot.
+pub struct QuarantinedBatch {
+    /// Slot.
     pub slot: u64,
-    /// Why it was refused: `code` and `why`, as JSON.
+    /// Reason as JSON: `code` and `why`.
     pub reason: String,
-    /// What its frame says; absent where that is damaged.
+    /// Head of its frame; absent if damaged.
     pub head: Option<FrameHead>,
-    /// Its frame.
+    /// Frame.
     pub frame: Vec<u8>,
 }
 
 impl Queue {
-    /// Read every batch and compare what is there with what the queue says of itself.
+    /// Reads every batch and compares the content with the queue's own counts.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`] and [`QueueError::Damaged`].
+    /// # Errors [`QueueError::Storage`] and [`QueueError::Damaged`].
     pub fn verify(&self) -> Result<Verified, QueueError> {
         let mut verified = Verified::default();
         let (mut slot, mut bytes) = (0, 0);
@@ -75,11 +74,10 @@ impl Queue {
         Ok(verified)
     }
 
-    /// Show each batch in quarantine, oldest first, until `show` says false; returns how many there were.
+    /// Passes each batch in quarantine to `show`, oldest first, until it returns false; returns their number.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
-    pub fn quarantined(&self, mut show: impl FnMut(Kept) -> bool) -> Result<u64, QueueError> {
+    /// # Errors [`QueueError::Storage`].
+    pub fn quarantined(&self, mut show: impl FnMut(QuarantinedBatch) -> bool) -> Result<u64, QueueError> {
         let (mut from, mut count) = (0, 0);
         loop {
             let next = self.read(|db| {
@@ -96,10 +94,9 @@ impl Queue {
         }
     }
 
-    /// Put a batch in quarantine back into the queue, to be sent once more under its key. False where it is not there.
+    /// Moves a batch from quarantine back to the queue, under its key. False if it is not there.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn replay(&self, slot: u64) -> Result<bool, QueueError> {
         let done = self.write(Durability::Immediate, |tx, meta| {
             let Some(kept) = out_of_quarantine(tx, meta, slot)? else { return Ok(None) };
@@ -116,10 +113,9 @@ impl Queue {
         Ok(done.is_some())
     }
 
-    /// Delete a batch in quarantine; it stays counted. False where it is not there.
+    /// Deletes a batch in quarantine; its records stay counted. False if it is not there.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn drop_quarantined(&self, slot: u64) -> Result<bool, QueueError> {
         let done = self.write(Durability::Immediate, |tx, meta| {
             let there = out_of_quarantine(tx, meta, slot)?.is_some();
@@ -129,14 +125,18 @@ impl Queue {
         Ok(done.is_some())
     }
 
-    /// What `vedette queue status` shows besides [`Queue::stats`]: lane, the next sequence, and the epoch before.
+    /// Lane, next sequence and previous epoch, for `vedette queue status`.
     pub fn position(&self) -> (Lane, u64, Option<vedette_wire::Predecessor>) {
         let meta = lock(&self.meta);
         (self.lane, meta.next_seq, meta.predecessor.clone())
     }
 }
 
-fn out_of_quarantine(tx: &redb::WriteTransaction, meta: &mut Meta, slot: u64) -> Result<Option<Kept>, redb::Error> {
+fn out_of_quarantine(
+    tx: &redb::WriteTransaction,
+    meta: &mut Meta,
+    slot: u64,
+) -> Result<Option<QuarantinedBatch>, redb::Error> {
     let mut table = tx.open_table(QUARANTINE)?;
     let Some(kept) = table.remove(slot)?.map(|kept| kept.value().to_vec()) else { return Ok(None) };
     meta.quarantine.batches = meta.quarantine.batches.saturating_sub(1);
@@ -144,10 +144,10 @@ fn out_of_quarantine(tx: &redb::WriteTransaction, meta: &mut Meta, slot: u64) ->
     Ok(Some(open(slot, &kept)))
 }
 
-fn open(slot: u64, kept: &[u8]) -> Kept {
+fn open(slot: u64, kept: &[u8]) -> QuarantinedBatch {
     let end = kept.iter().position(|byte| *byte == 0).unwrap_or(0);
     let frame = kept.get(end + 1..).unwrap_or_default().to_vec();
-    Kept {
+    QuarantinedBatch {
         slot,
         reason: String::from_utf8_lossy(&kept[..end]).into_owned(),
         head: frame::parse(&frame).ok().map(|(head, _)| head),

@@ -1,4 +1,4 @@
-//! How batches leave the queue: delivered, purged, put into quarantine, or made into others.
+//! Batches leaving the queue: delivered, purged, put into quarantine, resealed or split.
 
 use super::{
     BATCHES, Meta, QUARANTINE, Queue, QueueError,
@@ -15,16 +15,15 @@ use vedette_wire::{
     frame::{self, FrameHead},
 };
 
-/// Batches of our own making are never larger when decompressed.
+/// Maximum decompressed size of the agent's own batches.
 pub const PLAIN_BYTES_MAX: usize = 256 << 20;
 
 impl Queue {
-    /// Delete a delivered batch.
+    /// Deletes a delivered batch.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`]; the batch is then sent again, and answered `duplicate`.
+    /// # Errors [`QueueError::Storage`]; the batch is then sent again and answered as `duplicate`.
     pub fn delete(&self, slot: u64) -> Result<(), QueueError> {
-        // A deletion may be lost in a crash.
+        // A crash may undo the deletion.
         self.write(Durability::None, |tx, meta| {
             let length = tx.open_table(BATCHES)?.remove(slot)?.map(|frame| frame.value().len());
             shares::take(tx, meta, slot)?;
@@ -33,17 +32,16 @@ impl Queue {
         Ok(())
     }
 
-    /// Delete a batch that the policy forbids.
+    /// Deletes a batch that the policy forbids.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`]; the batch is then sent again, and refused again.
+    /// # Errors [`QueueError::Storage`]; the batch is then sent and refused again.
     pub fn purge(&self, slot: u64) -> Result<(), QueueError> {
         self.write(Durability::None, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
             if let Some(key) = key(&frame) {
                 note(meta, key, |aside| &mut aside.purged);
             }
-            // One that cannot be read is deleted all the same.
+            // A batch that cannot be read is deleted too.
             for source in opened(&frame).map_or(Vec::new(), |(_, header, _)| header.sources) {
                 super::positions::pass_over(tx, &format!("{}\0{}", source.collector, source.id), source.reached)?;
             }
@@ -52,24 +50,22 @@ impl Queue {
         Ok(())
     }
 
-    /// Delete every batch, since the policy forbids them.
+    /// Deletes all batches, since the policy forbids them.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`]; those that are left are still there.
+    /// # Errors [`QueueError::Storage`]; the remaining batches stay.
     pub fn purge_all(&self) -> Result<(), QueueError> {
         while let Some((slot, _)) = self.next_after(0)? {
             self.purge(slot)?;
         }
-        // Not back after a crash.
+        // A crash must not bring them back.
         self.write(Durability::Immediate, |_, _| Ok(Some(())))?;
         Ok(())
     }
 
-    /// Move a batch that will never be accepted into quarantine, where the oldest give way when they take more than a
-    /// tenth of the limit.
+    /// Moves a batch that will never be accepted into quarantine. Quarantine takes up to a tenth of the limit; the oldest
+    /// batches are deleted beyond that.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn quarantine(&self, slot: u64, code: &str, why: &str) -> Result<(), QueueError> {
         let mut kept = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
         kept.push(0);
@@ -96,18 +92,17 @@ impl Queue {
         Ok(())
     }
 
-    /// Seal batches again that were sealed when this machine had another id: nothing of them is taken under it, and this agent
-    /// was not told to make another key. How many.
+    /// Reseals batches that were sealed under another machine id, which the workspace refuses, though this agent was not told
+    /// to re-key. Returns their number.
     ///
-    /// # Errors
-    /// [`QueueError`]; what is not done is done when this is called again.
+    /// # Errors [`QueueError`]; a second call does the rest.
     pub fn seal_for(&self, host: &HostLabel) -> Result<u64, QueueError> {
         let (last, mut slot, mut done) = (lock(&self.meta).next_slot, 0, 0);
         while let Some((next, _)) = self.next_after(slot)?.filter(|(next, _)| *next < last) {
             slot = next;
             let Some((head, mut header, records)) = self.open_batch(slot)? else { break };
             if header.host != HostLabel::default() && header.host.machine != host.machine {
-                (header.host, header.again) = (host.clone(), true);
+                (header.host, header.resealed) = (host.clone(), true);
                 self.seal_again(slot, &head, header, &records)?;
                 done += 1;
             }
@@ -115,8 +110,8 @@ impl Queue {
         Ok(done)
     }
 
-    /// Seal batches among what was salvaged again that are of an agent that this one takes the place of: they lie in the order
-    /// of their epochs, among this agent's own.
+    /// Reseals salvaged batches of an agent that this one replaces. They lie in the order of their epochs, among this agent's
+    /// own.
     pub(super) fn take_salvaged_over(&self) -> Result<(), QueueError> {
         if lock(&self.replaced).0.is_empty() {
             return Ok(());
@@ -131,7 +126,7 @@ impl Queue {
         Ok(())
     }
 
-    /// [`Queue::take_over`] until there is nothing left; how many went into quarantine.
+    /// Repeats [`Queue::take_over`] to the end; returns how many batches went into quarantine.
     pub(super) fn take_all_over(&self) -> Result<u64, QueueError> {
         let mut quarantined = 0;
         while let Some(aside) = self.take_over()? {
@@ -140,18 +135,17 @@ impl Queue {
         Ok(quarantined)
     }
 
-    /// Whether a batch is of an agent that this machine was before.
+    /// Whether a batch is of an agent that this one replaces.
     pub(super) fn is_replaced(&self, key: &BatchKey) -> bool {
         let organization = lock(&self.meta).owner.map(|owner| owner.0);
         organization == Some(key.organization) && lock(&self.replaced).0.contains(&key.agent)
     }
 
-    /// Seal the first batch again where it is of an agent that this one takes the place of, or put it into quarantine where it
-    /// is of any other: the workspace would refuse it for ever. Whether it is there now; absent where the first one is this
-    /// agent's own, since those of others are older.
+    /// Reseals the first batch if it is of an agent that this one replaces; puts it into quarantine if it is of any other,
+    /// since the workspace would always refuse it. Returns whether it stays in the queue; absent if the first batch is this
+    /// agent's own, as foreign batches are older.
     ///
-    /// # Errors
-    /// [`QueueError`].
+    /// # Errors [`QueueError`].
     pub(super) fn take_over(&self) -> Result<Option<bool>, QueueError> {
         let Some(owner) = lock(&self.meta).owner else { return Ok(None) };
         let Some((slot, bytes)) = self.next_after(0)? else { return Ok(None) };
@@ -166,12 +160,12 @@ impl Queue {
         Ok(self.take_slot_over(slot)?.then_some(false))
     }
 
-    /// False where it cannot be read.
+    /// False if the batch cannot be read.
     fn take_slot_over(&self, slot: u64) -> Result<bool, QueueError> {
         let Some(owner) = lock(&self.meta).owner else { return Ok(false) };
         let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(false) };
         header.agent = owner.1;
-        header.again = true;
+        header.resealed = true;
         header.split_into.clear();
         if header.host != HostLabel::default() {
             header.host = lock(&self.replaced).1.clone();
@@ -180,11 +174,10 @@ impl Queue {
         Ok(true)
     }
 
-    /// Another batch has landed under the key of this one: begin another epoch where it is of this one, and seal it
-    /// again. What was salvaged is dropped instead: its sources are read again from where the workspace's end.
+    /// Reseals a batch whose key another batch has taken; begins another epoch if it is of the present one. A salvaged batch is
+    /// dropped instead, since its sources are read again from the workspace's positions.
     ///
-    /// # Errors
-    /// [`QueueError`]; nothing is changed then.
+    /// # Errors [`QueueError`]; nothing is changed then.
     pub(crate) fn reseal(&self, slot: u64) -> Result<(), QueueError> {
         if slot < lock(&self.meta).salvaged_below {
             self.write(Durability::Immediate, |tx, meta| {
@@ -197,7 +190,7 @@ impl Queue {
             return Ok(());
         }
         let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(()) };
-        header.again = true;
+        header.resealed = true;
         let lowest_held = self.lowest_held(0, u64::MAX, head.key.epoch.0)?;
         self.write(Durability::Immediate, |_, meta| {
             if meta.epoch == head.key.epoch.0 {
@@ -208,7 +201,7 @@ impl Queue {
         self.seal_again(slot, &head, header, &records)
     }
 
-    /// Seal a batch anew, as the last one, in place of the one that is there.
+    /// Reseals a batch as the last one, and removes the old one.
     fn seal_again(&self, slot: u64, head: &FrameHead, mut header: Header, records: &[u8]) -> Result<(), QueueError> {
         loop {
             let before = lock(&self.meta).clone();
@@ -236,12 +229,11 @@ impl Queue {
         }
     }
 
-    /// Split a batch that is too large for the workspace, or for what is between: two halves under new sequences, and
-    /// under its own an empty batch that names them. Returns the bytes of a half before compression; absent where it
-    /// has one record, which is put into quarantine.
+    /// Splits a batch that is too large for the workspace or a proxy: two halves under new sequences, and an empty batch that
+    /// names them under the old one. Returns the size of a half before compression. Absent for a single record, which goes into
+    /// quarantine.
     ///
-    /// # Errors
-    /// [`QueueError`]; nothing is changed then.
+    /// # Errors [`QueueError`]; nothing is changed then.
     pub(crate) fn split(&self, slot: u64, why: &str) -> Result<Option<usize>, QueueError> {
         let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(None) };
         let Some(halves) = codec::halve(&records).ok().flatten() else {
@@ -253,7 +245,7 @@ impl Queue {
             let mut frames = Vec::new();
             for ((bytes, count), ahead) in halves.iter().zip(0..) {
                 let mut part = Header { cursors: Vec::new(), ..header.clone() };
-                part.again = true;
+                part.resealed = true;
                 self.complete(&mut part, &before)?;
                 part.seq += ahead;
                 part.ledger = before.ledger.clone();
@@ -267,7 +259,7 @@ impl Queue {
                 if (meta.epoch, meta.next_seq, &meta.set_aside) != (before.epoch, before.next_seq, &before.set_aside) {
                     return Ok(None);
                 }
-                // With the second half all of it leaves.
+                // Both halves together hold the same shares.
                 let shares = shares::take(tx, meta, slot)?;
                 if take(tx, meta, slot)?.is_some() {
                     tx.open_table(BATCHES)?.insert(slot, empty.as_slice())?;
@@ -286,7 +278,7 @@ impl Queue {
         }
     }
 
-    /// A batch with its header decoded and its records as bytes.
+    /// A batch with decoded header and encoded records.
     fn open_batch(&self, slot: u64) -> Result<Option<(FrameHead, Header, Vec<u8>)>, QueueError> {
         let Some((found, bytes)) = self.next_after(slot.saturating_sub(1))? else { return Ok(None) };
         if found != slot {
@@ -300,7 +292,7 @@ impl Queue {
     }
 }
 
-/// A frame with its header decoded and its records as bytes; absent where it is damaged.
+/// A frame with decoded header and encoded records; absent if damaged.
 fn opened(bytes: &[u8]) -> Option<(FrameHead, Header, Vec<u8>)> {
     let (head, sealed) = frame::parse(bytes).ok()?;
     let plain = codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX).ok()?;
@@ -308,7 +300,7 @@ fn opened(bytes: &[u8]) -> Option<(FrameHead, Header, Vec<u8>)> {
     Some((head, header, records.to_vec()))
 }
 
-/// What a batch's records count in the ledger.
+/// The ledger counts of a batch's records.
 fn counted(header: &Header, records: &[u8]) -> Ledger {
     let mut ledger = Ledger::default();
     for item in codec::outline(records).unwrap_or_default() {
@@ -323,7 +315,7 @@ pub(super) fn key(frame: &[u8]) -> Option<(u64, u64)> {
     frame::parse_head(frame).ok().map(|(head, _)| (head.key.epoch.0, head.key.seq))
 }
 
-/// Take a batch out; absent where there is none.
+/// Takes a batch out; absent if there is none.
 pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<Option<Vec<u8>>, redb::Error> {
     let mut table = tx.open_table(BATCHES)?;
     let frame = table.remove(slot)?.map(|frame| frame.value().to_vec());
@@ -334,7 +326,7 @@ pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<
     Ok(frame)
 }
 
-/// A frame of so many bytes is out.
+/// Subtracts a frame that was taken out.
 fn left(meta: &mut Meta, length: usize) {
     meta.batches = meta.batches.saturating_sub(1);
     meta.bytes = meta.bytes.saturating_sub(space(length));

@@ -1,51 +1,51 @@
-//! What the database says of itself: one value, read and written whole, so that it never disagrees with itself.
+//! The queue's own state: one value, read and written whole, so that it is always consistent.
 
 use super::{CURSORS, FORMAT, META, Owner, checked, unchecked};
 use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use vedette_wire::{Ledger, Predecessor, SetAside, set_aside};
 
-/// Batches that will never be accepted, kept aside.
+/// Counts of the quarantine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantine {
-    /// How many there are.
+    /// Number of batches.
     pub batches: u64,
-    /// Space that they take in the file in bytes; a tenth of the limit at the most.
+    /// Space in the file in bytes, up to a tenth of the limit.
     pub bytes: u64,
-    /// How many had to give way to newer ones.
+    /// Number of batches deleted for lack of space.
     pub dropped: u64,
 }
 
-/// Whether sources that can be read again wait for the workspace to say what it has of them.
+/// Whether sources that can be read again wait for the workspace's positions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
-    /// No: their cursors are here.
+    /// No: the cursors are present.
     #[default]
     Cursors,
-    /// This database is new, and there is no sign of an earlier one: ask, and do not wait long for the answer.
+    /// The database is new, without a trace of an earlier one: ask, and wait for a short time only.
     First,
-    /// An earlier one was lost: wait until the workspace has answered.
+    /// An earlier database was lost: wait for the workspace's answer.
     Lost,
-    /// The workspace lost what it had acknowledged: wait until it has what is queued, and ask what it has.
+    /// The workspace lost acknowledged batches: wait until the queue is delivered, then ask for positions.
     Reread,
 }
 
-/// In the table `meta` under `state`, named MessagePack.
+/// Stored in table `meta` under `state`, as named MessagePack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Meta {
     pub(super) epoch: u64,
-    /// Who seals; absent before the first enrollment that was told.
+    /// Sealing agent; absent before the first enrollment.
     pub(super) owner: Option<Owner>,
     pub(super) next_seq: u64,
     pub(super) next_slot: u64,
-    /// Batches of this epoch lie in slots from here on.
+    /// First slot of this epoch.
     pub(super) epoch_slot: u64,
-    /// What was salvaged lies in slots below.
+    /// Salvaged batches lie in slots below.
     pub(super) salvaged_below: u64,
-    /// The last slot given to what was salvaged.
+    /// Last slot of a salvaged batch.
     pub(super) last_salvaged: u64,
-    /// The damaged file that was scanned last, by its name.
+    /// Name of the last damaged file that was scanned.
     pub(super) scanned: Option<String>,
     pub(super) predecessor: Option<Predecessor>,
     pub(super) batches: u64,
@@ -54,18 +54,18 @@ pub(super) struct Meta {
     pub(super) set_aside: SetAside,
     pub(super) ledger: Ledger,
     pub(super) resume: Resume,
-    /// It has always been noted where what policy had passed over ends.
+    /// The ends of what policy excluded are all recorded.
     #[serde(default)]
     pub(super) floors: bool,
-    /// What this transaction changes of what sources hold.
+    /// Changes of shares in this transaction.
     #[serde(skip)]
     pub(super) changed_shares: Vec<super::shares::Change>,
 }
 
 impl Meta {
-    /// Of a new database.
+    /// State of a new database.
     pub(super) fn new(epoch: u64, resume: Resume) -> Self {
-        // Room below for what is salvaged, which is older.
+        // Leaves slots below for salvaged batches, which are older.
         let first = if resume == Resume::Lost { 1 << 32 } else { 1 };
         Self {
             epoch,
@@ -88,7 +88,7 @@ impl Meta {
         }
     }
 
-    /// Begin another epoch: what is sealed from now on has sequences from 1.
+    /// Begins another epoch; sequences restart at 1.
     pub(super) fn begin_epoch(&mut self, random: u64, lowest_held: Option<u64>) {
         if self.next_seq > 1 {
             self.predecessor = Some(Predecessor {
@@ -104,7 +104,7 @@ impl Meta {
         self.ledger = Ledger::default();
     }
 
-    /// Where it is noted what became of a sequence; absent for epochs before the last.
+    /// The record of what became of a sequence; absent for epochs before the previous one.
     pub(super) fn aside(&mut self, epoch: u64) -> Option<&mut SetAside> {
         if epoch == self.epoch {
             return Some(&mut self.set_aside);
@@ -118,7 +118,7 @@ impl Meta {
         Ok(())
     }
 
-    /// The format of the database, and, where it is the present one, what it says of itself.
+    /// Reads the format of the database, and its state if the format is the present one.
     pub(super) fn read(db: &Database) -> Result<(u64, Option<Self>), redb::Error> {
         let table = db.begin_read()?.open_table(META)?;
         let format = number(&table, "format")?;
@@ -132,7 +132,7 @@ impl Meta {
         Ok((format, Some(state)))
     }
 
-    /// Format 1 had each number under its own key, cursors without checks, and sequences for slots.
+    /// Format 1 had a key per number, cursors without checks, and sequences as slots.
     pub(super) fn migrate(tx: &WriteTransaction) -> Result<(), redb::Error> {
         let decoded = |err| redb::Error::Corrupted(format!("the queue of an older release cannot be decoded: {err}"));
         let mut table = tx.open_table(META)?;
@@ -171,7 +171,7 @@ impl Meta {
     }
 }
 
-/// Note a sequence where its epoch is still told.
+/// Records a sequence if its epoch is still reported.
 pub(super) fn note(
     meta: &mut Meta,
     (epoch, seq): (u64, u64),

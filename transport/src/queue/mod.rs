@@ -1,4 +1,4 @@
-//! The durable queue: a redb database in which one transaction holds a batch, the cursors it advances and the ledger.
+//! The durable queue: a redb database. One transaction stores a batch, the cursors that it advances, and the ledger.
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -10,15 +10,15 @@
 //! | `shares` | slot | what each source holds of the batch (`shares`) |
 //! | `meta` | `format`, `state` | little-endian number; check, MessagePack (`meta::Meta`) |
 //!
-//! A *slot* is a place in the queue: it grows with each batch and is never given twice, also where a new epoch begins
-//! and sequences begin again at 1. A *check* is the first 8 bytes of SHA-256 over key and value: redb trusts a file
-//! that was closed well, so that a bit that flipped in a cursor would else be believed.
+//! A *slot* is a place in the queue. Slots grow with each batch and are never reused, even when a new epoch restarts
+//! sequences at 1. A *check* is the first 8 bytes of SHA-256 over key and value: redb trusts a cleanly closed file, so
+//! a flipped bit in a cursor would go unnoticed.
 //!
-//! A delivered batch is deleted in a transaction of its own. Were that deletion lost in a crash, the batch would be
-//! sent again under the same key, and the workspace would answer `duplicate`.
+//! A delivered batch is deleted in its own transaction. If a crash undoes the deletion, the batch is sent again under
+//! the same key, and the workspace answers `duplicate`.
 //!
-//! After an error of the disk redb refuses everything: the database is then closed, and opened again at the next use
-//! (`queue::store`). A database that is damaged is moved aside, and what can be found in it is sent from a new one
+//! After a disk error redb refuses all further work: the database is closed, and reopened at the next use
+//! (`queue::store`). A damaged database is moved aside, and its intact batches are salvaged into a new one
 //! ([`salvage`]).
 
 mod commit;
@@ -32,7 +32,7 @@ pub mod salvage;
 mod shares;
 mod store;
 
-pub use inspect::{Kept, Verified};
+pub use inspect::{QuarantinedBatch, Verified};
 pub use leave::PLAIN_BYTES_MAX;
 pub use meta::{Quarantine, Resume};
 pub use room::{CACHE_BYTES, Quota};
@@ -52,22 +52,22 @@ const QUARANTINE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("quaran
 const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("cursors");
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
-/// Version of the tables above; an older one is migrated, a newer one refused.
+/// Version of the tables. An older one is migrated, a newer one refused.
 const FORMAT: u64 = 2;
 
-/// What went wrong with the queue, and what to do about it.
+/// Errors of the queue, with remedies.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// Another process has it open.
     #[error("the queue {path} is in use by another process; is an agent running with the same [state] dir?")]
     InUse {
-        /// The database.
+        /// Path of the database.
         path: PathBuf,
     },
-    /// There is none.
+    /// There is no database.
     #[error("there is no queue {path}; has an agent run with this [state] dir?")]
     Absent {
-        /// Where it would be.
+        /// Expected path.
         path: PathBuf,
     },
     /// A newer release wrote it.
@@ -75,7 +75,7 @@ pub enum QueueError {
         "the queue {path} has format {found}, this release knows {FORMAT}; run the newer release, or move the file away"
     )]
     Newer {
-        /// The database.
+        /// Path of the database.
         path: PathBuf,
         /// Its format.
         found: u64,
@@ -83,53 +83,53 @@ pub enum QueueError {
     /// The directory cannot be written.
     #[error("cannot write to {path}; check that the directory exists and belongs to the agent's user")]
     Directory {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: std::io::Error,
     },
-    /// Nothing may be added until something is delivered.
+    /// The queue is full until a batch is delivered.
     #[error("the queue is at its limit of {limit} bytes")]
     Full {
-        /// `queue_bytes_max`, or the share of the volume where that is less.
+        /// `queue_bytes_max`, or the share of the volume if that is less.
         limit: u64,
     },
-    /// Others need the rest of the volume.
-    #[error("the volume of {path} has {free} {unit} free, and {floor} stay free for others")]
+    /// The volume's free space is at its floor.
+    #[error("the volume of {path} has {free} {unit} free, and {floor} must stay free")]
     Floor {
-        /// The database.
+        /// Path of the database.
         path: PathBuf,
-        /// What is free.
+        /// Free space.
         free: u64,
-        /// What must stay free.
+        /// Floor of the free space.
         floor: u64,
         /// `bytes` or `inodes`.
         unit: &'static str,
     },
-    /// It would not fit into an empty queue either.
+    /// The batch would not fit into an empty queue.
     #[error("a batch of {bytes} bytes never fits into a queue of {limit} bytes; raise [transport] queue_bytes_max")]
     TooLarge {
-        /// Its size.
+        /// Size of the batch.
         bytes: u64,
-        /// The limit.
+        /// Limit.
         limit: u64,
     },
     /// redb or the disk failed.
     #[error("the queue {path} cannot be used")]
     Storage {
-        /// The database.
+        /// Path of the database.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: Box<redb::Error>,
     },
-    /// What was read is not what was written. An agent moves the file aside, begins with a new one, and salvages.
+    /// The database is damaged. The agent moves it aside, creates a new one, and salvages.
     #[error("the queue {path} is damaged ({why})")]
     Damaged {
-        /// The database.
+        /// Path of the database.
         path: PathBuf,
-        /// What was found.
+        /// What is damaged.
         why: String,
     },
     /// Sealing failed.
@@ -138,46 +138,46 @@ pub enum QueueError {
 }
 
 impl QueueError {
-    /// Whether the file is at fault, and the agent must begin again with another.
+    /// Whether the file is damaged and the agent must restart with a new one.
     pub fn is_damage(&self) -> bool {
         matches!(self, QueueError::Damaged { .. })
     }
 }
 
-/// How full the queue is.
+/// Status of the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QueueStats {
     /// Size of the file in bytes.
     pub file_bytes: u64,
-    /// Space that batches take in it in bytes.
+    /// Space of batches in the file, bytes.
     pub bytes: u64,
-    /// Batches not yet delivered.
+    /// Number of undelivered batches.
     pub batches: u64,
-    /// When the oldest of them was sealed, nanoseconds UTC.
+    /// Sealing time of the oldest, nanoseconds UTC.
     pub oldest_sealed: Option<i64>,
-    /// What will never be accepted.
+    /// Batches that will never be accepted.
     pub quarantine: Quarantine,
-    /// Batches sealed again under another key, since another batch had landed under theirs.
+    /// Number of batches resealed because another batch had landed under their key.
     pub resealed: u64,
-    /// Batches split since they were too large.
+    /// Number of batches split because they were too large.
     pub split: u64,
 }
 
-/// What is behind a slot.
+/// Result of a search for the next batch.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum NextBatch {
     /// No batch.
     Nothing,
-    /// A batch with more bytes than wanted.
+    /// The next batch is larger than allowed.
     Larger,
     /// A batch and its frame.
     Batch(u64, Vec<u8>),
 }
 
-/// Who seals batches.
+/// Organization and agent that seal batches.
 pub type Owner = (OrganizationId, AgentId);
 
-/// Cursors by (collector, source id); `None` is one that is gone.
+/// Cursors by (collector, source id); `None` for a deleted one.
 pub(crate) type Cursors = BTreeMap<(String, String), Option<Vec<u8>>>;
 
 /// The queue of one lane.
@@ -186,17 +186,17 @@ pub struct Queue {
     store: Store,
     lane: Lane,
     quota: Quota,
-    /// What the database says of itself, as of the last transaction.
+    /// The queue's state as of the last transaction.
     meta: Mutex<Meta>,
-    /// Held through each write: what is changed is what was read.
+    /// Held during each write, so that a change applies to what was read.
     writing: Mutex<()>,
-    /// Cursors that no header has told the workspace yet.
-    untold: Mutex<Cursors>,
+    /// Cursors not yet sent to the workspace.
+    unsent_cursors: Mutex<Cursors>,
     resealed: AtomicU64,
     split: AtomicU64,
-    /// What sources hold.
+    /// Shares of the sources.
     held: Mutex<shares::Held>,
-    /// Agents that this machine was before, and what headers say of the host: their batches are sealed again.
+    /// Agents that this one replaces, and the present host label, for resealing their batches.
     replaced: Mutex<(Vec<AgentId>, HostLabel)>,
 }
 
@@ -205,17 +205,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Queue {
-    /// The lane that it belongs to.
+    /// Lane of the queue.
     pub fn lane(&self) -> Lane {
         self.lane
     }
 
-    /// Life of this database, or of what is sealed now.
+    /// Present epoch.
     pub fn epoch(&self) -> Epoch {
         Epoch(lock(&self.meta).epoch)
     }
 
-    /// Where the database is.
+    /// Path of the database.
     pub fn path(&self) -> &Path {
         self.store.path()
     }
@@ -225,29 +225,33 @@ impl Queue {
         lock(&self.meta).ledger.clone()
     }
 
-    /// Whether it was found damaged, moved aside, and answers nothing any more.
+    /// Whether the database was found damaged and moved aside; it answers nothing then.
     pub fn is_damaged(&self) -> bool {
         self.store.is_damaged()
     }
 
-    /// The first batch behind a slot, as its frame.
+    /// The first batch after a slot, as its frame.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn next_after(&self, slot: u64) -> Result<Option<(u64, Vec<u8>)>, QueueError> {
         Ok(match self.next_within(slot, usize::MAX)? {
-            Found::Batch(slot, frame) => Some((slot, frame)),
-            Found::Larger | Found::Nothing => None,
+            NextBatch::Batch(slot, frame) => Some((slot, frame)),
+            NextBatch::Larger | NextBatch::Nothing => None,
         })
     }
 
-    /// The first batch behind a slot, as its frame where that has `bytes_max` bytes at the most.
-    pub(crate) fn next_within(&self, slot: u64, bytes_max: usize) -> Result<Found, QueueError> {
+    /// The first batch after a slot, if its frame has at most `bytes_max` bytes.
+    pub(crate) fn next_within(&self, slot: u64, bytes_max: usize) -> Result<NextBatch, QueueError> {
         self.next_except(slot, &BTreeSet::new(), bytes_max)
     }
 
-    /// The same, passing over some.
-    pub(crate) fn next_except(&self, slot: u64, except: &BTreeSet<u64>, bytes_max: usize) -> Result<Found, QueueError> {
+    /// The first batch after a slot that is not in `except`, if its frame has at most `bytes_max` bytes.
+    pub(crate) fn next_except(
+        &self,
+        slot: u64,
+        except: &BTreeSet<u64>,
+        bytes_max: usize,
+    ) -> Result<NextBatch, QueueError> {
         self.read(|db| {
             let table = db.begin_read()?.open_table(BATCHES)?;
             for entry in table.range(slot.saturating_add(1)..)? {
@@ -256,15 +260,15 @@ impl Queue {
                     continue;
                 }
                 return Ok(match frame.value() {
-                    frame if frame.len() > bytes_max => Found::Larger,
-                    frame => Found::Batch(slot.value(), frame.to_vec()),
+                    frame if frame.len() > bytes_max => NextBatch::Larger,
+                    frame => NextBatch::Batch(slot.value(), frame.to_vec()),
                 });
             }
-            Ok(Found::Nothing)
+            Ok(NextBatch::Nothing)
         })
     }
 
-    /// The sequence of the first batch at or behind a slot that is of an epoch.
+    /// Sequence of the first batch of an epoch in a range of slots.
     fn lowest_held(&self, from: u64, to: u64, epoch: u64) -> Result<Option<u64>, QueueError> {
         self.read(|db| {
             let table = db.begin_read()?.open_table(BATCHES)?;
@@ -274,7 +278,7 @@ impl Queue {
         })
     }
 
-    /// How full it is.
+    /// Status of the queue.
     pub fn stats(&self) -> QueueStats {
         use std::sync::atomic::Ordering::Relaxed;
         let oldest = self.read(|db| {
@@ -294,7 +298,7 @@ impl Queue {
         }
     }
 
-    /// Tell the queue that a frame which it gave out is not what was put in.
+    /// Reports that a frame from the queue differs from what was stored.
     pub(crate) fn found_damaged(&self, why: &str) {
         self.store.damaged(why);
     }
@@ -304,7 +308,7 @@ impl Queue {
         self.store.with(reloaded, body)
     }
 
-    /// One write transaction, with what the database says of itself; `None` leaves everything as it was.
+    /// Runs a write transaction on the queue's state; `None` changes nothing.
     fn write<T>(
         &self,
         durability: Durability,
@@ -313,7 +317,7 @@ impl Queue {
         let _writing = lock(&self.writing);
         self.read(|db| {
             let mut tx = db.begin_write()?;
-            // A crash then costs no walk over the whole file at the next start.
+            // Makes a start after a crash independent of the file's size.
             tx.set_quick_repair(matches!(durability, Durability::Immediate));
             tx.set_durability(durability)?;
             let mut meta = lock(&self.meta).clone();
@@ -324,7 +328,7 @@ impl Queue {
             }
             meta.write(&tx)?;
             tx.commit()?;
-            // Here: a store that is opened again meanwhile has read what was committed.
+            // After the commit: a store that was reopened meanwhile has read the committed shares.
             lock(&self.held).change(std::mem::take(&mut meta.changed_shares));
             *lock(&self.meta) = meta;
             Ok(done)
@@ -332,12 +336,12 @@ impl Queue {
     }
 }
 
-/// Space that a value takes in the file: redb's allocator hands out powers of two.
+/// Space of a value in the file: redb allocates powers of two.
 fn space(length: usize) -> u64 {
     (length as u64 + 64).next_power_of_two()
 }
 
-/// The first bytes of a digest before a value.
+/// Length of a check before a value.
 const CHECK_BYTES: usize = 8;
 
 fn checked(key: &str, value: &[u8]) -> Vec<u8> {
@@ -353,7 +357,7 @@ fn check(key: &str, value: &[u8]) -> [u8; CHECK_BYTES] {
     digest[..CHECK_BYTES].try_into().expect("a digest is longer")
 }
 
-/// The value without its check.
+/// The value after its check.
 fn unchecked<'a>(key: &str, stored: &'a [u8]) -> Result<&'a [u8], redb::Error> {
     match stored.split_first_chunk::<CHECK_BYTES>() {
         Some((found, value)) if *found == check(key, value) => Ok(value),

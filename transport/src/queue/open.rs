@@ -1,4 +1,4 @@
-//! Opening the queue: in constant time, whatever the backlog; a database that cannot be read is moved aside.
+//! Opening the queue in constant time. A database that cannot be read is moved aside.
 
 use super::{
     BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, lock,
@@ -14,18 +14,17 @@ use std::{
 use vedette_wire::{AgentId, HostLabel, Lane};
 
 impl Queue {
-    /// Open the queue of a lane in `dir`, or make it. `random` becomes the epoch of a new one.
+    /// Opens or creates the queue of a lane in `dir`. `random` becomes the epoch of a new one.
     ///
-    /// A damaged database is renamed to `<lane>.redb.broken-…` and a new one is made: the agent starts all the
-    /// same, and [`salvage`] goes through what was moved.
+    /// Renames a damaged database to `<lane>.redb.broken-…` and creates a new one, so that the agent starts; [`salvage`]
+    /// processes the old one.
     ///
-    /// # Errors
-    /// [`QueueError::InUse`], [`QueueError::Newer`] and [`QueueError::Directory`] say what to do.
+    /// # Errors [`QueueError::InUse`], [`QueueError::Newer`] and [`QueueError::Directory`] state the remedy.
     pub fn open(dir: &Path, lane: Lane, quota: Quota, random: u64) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         let directory = |source| QueueError::Directory { path: dir.to_owned(), source };
         let writable = || -> std::io::Result<()> {
-            // What it holds is for the agent alone.
+            // Only the agent may read the queue.
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
             probe(dir)
         };
@@ -43,24 +42,23 @@ impl Queue {
             Err(QueueError::Storage { source, .. }) if is_damage(&source) => {
                 let aside = salvage::aside(&path);
                 tracing::warn!(path = %path.display(), aside = %aside.display(), error = %source,
-                    "queue cannot be read; moved aside, starting with a new one");
+                    "the queue cannot be read; moved it aside and created a new one");
                 std::fs::rename(&path, &aside).map_err(directory)?;
                 load(Resume::Lost)?
             }
             other => other?,
         };
         if !begun.exists() {
-            // That there was a queue is known also when its file is gone.
+            // Marks that there was a queue, in case its file disappears.
             std::fs::File::create(&begun).and_then(|file| file.sync_all()).map_err(directory)?;
         }
         std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(directory)?;
         Ok(loaded)
     }
 
-    /// Open it as it is, for a look; nothing is made or moved, and an older format is brought up.
+    /// Opens a queue for inspection; creates and moves nothing, and migrates an older format.
     ///
-    /// # Errors
-    /// [`QueueError::Absent`], [`QueueError::InUse`], [`QueueError::Storage`].
+    /// # Errors [`QueueError::Absent`], [`QueueError::InUse`], [`QueueError::Storage`].
     pub fn inspect(dir: &Path, lane: Lane, quota: Quota) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         if !path.is_file() {
@@ -98,7 +96,7 @@ impl Queue {
             let meta = Meta::read(&db)?.1.ok_or_else(|| redb::Error::Corrupted("it has no state".to_owned()))?;
             Ok(Ok((meta, Self::all_cursors(&db)?, shares::load(&db)?)))
         });
-        let (meta, untold, held): (Meta, Cursors, shares::Held) =
+        let (meta, unsent_cursors, held): (Meta, Cursors, shares::Held) =
             prepared.map_err(failed)?.map_err(|found| QueueError::Newer { path: path.to_owned(), found })?;
         Ok(Self {
             store: Store::new(db, opener, path, moves),
@@ -106,7 +104,7 @@ impl Queue {
             quota,
             meta: Mutex::new(meta),
             writing: Mutex::new(()),
-            untold: Mutex::new(untold),
+            unsent_cursors: Mutex::new(unsent_cursors),
             resealed: AtomicU64::new(0),
             split: AtomicU64::new(0),
             held: Mutex::new(held),
@@ -114,13 +112,18 @@ impl Queue {
         })
     }
 
-    /// Who seals from now on. Another organization or agent than before begins another epoch, since the workspace
-    /// counts sequences by agent. Batches of one that this agent takes the place of, having been given another key, are
-    /// sealed again in its name and for this host; those of any other go into quarantine. Returns how many these are.
+    /// Sets the sealing agent. A change of organization or agent begins another epoch, since the workspace counts sequences by
+    /// agent. Batches of agents that this one replaces after a re-key are resealed for this host; batches of any other go into
+    /// quarantine. Returns the number of the latter.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`]; what is not done is done at the next start.
-    pub fn own(&self, owner: Owner, replaced: &[AgentId], host: &HostLabel, random: u64) -> Result<u64, QueueError> {
+    /// # Errors [`QueueError::Storage`]; the next start does the rest.
+    pub fn set_owner(
+        &self,
+        owner: Owner,
+        replaced: &[AgentId],
+        host: &HostLabel,
+        random: u64,
+    ) -> Result<u64, QueueError> {
         *lock(&self.replaced) = (replaced.to_vec(), host.clone());
         self.begin(owner, random)?;
         self.take_all_over()
@@ -133,7 +136,7 @@ impl Queue {
             }
             if meta.owner.is_some() {
                 meta.begin_epoch(random, None);
-                // It is another agent's.
+                // The previous epoch is another agent's.
                 meta.predecessor = None;
                 meta.set_aside = Default::default();
             }
@@ -144,7 +147,7 @@ impl Queue {
     }
 }
 
-/// Whether the file itself is at fault. A full disk or a missing right is not cured by another file.
+/// Whether an error means damage. A new file would not help against a full disk or missing permissions.
 fn is_damage(error: &redb::Error) -> bool {
     use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     match error {
@@ -155,14 +158,14 @@ fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// A directory that can be listed but not written is found out here, not at the first commit.
+/// Finds a directory that can be listed but not written, before the first commit.
 fn probe(dir: &Path) -> std::io::Result<()> {
     let probe = dir.join(format!(".probe-{}", std::process::id()));
     std::fs::File::create(&probe)?;
     std::fs::remove_file(&probe)
 }
 
-/// Make tables and state where they are missing, and bring an older format up. Returns the format found.
+/// Creates missing tables and state, and migrates an older format. Returns the format found.
 fn prepare(db: &Database, random: u64, resume: Resume) -> Result<u64, redb::Error> {
     let tx = db.begin_write()?;
     let found = {

@@ -1,4 +1,4 @@
-//! Cursors, and what the workspace has of sources whose cursors were lost with an earlier database.
+//! Cursors, and the workspace's positions for sources whose cursors were lost with an earlier database.
 
 use super::{BATCHES, CURSORS, Cursors, Queue, QueueError, Resume, checked, lock, unchecked};
 use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -7,41 +7,38 @@ use vedette_wire::{Stored, reply::StoredSource};
 
 const STORED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("stored");
 
-/// Cursors that are told again at each start, in bytes: a bound on memory.
-const TOLD_AGAIN_BYTES_MAX: usize = 4 << 20;
+/// Maximum size of the cursors that are sent again at each start; limits memory.
+const RESENT_BYTES_MAX: usize = 4 << 20;
 
 impl Queue {
-    /// Every cursor of a collector, by source id.
+    /// All cursors of a collector, by source id.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn cursors(&self, collector: &str) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
         self.read(|db| of_collector(db, CURSORS, collector))
     }
 
-    /// What the workspace has of a collector's sources, where it was asked.
+    /// The workspace's positions for a collector's sources, if it was asked.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn stored(&self, collector: &str) -> Result<Vec<Stored>, QueueError> {
         let rows = self.read(|db| of_collector(db, STORED, collector))?;
         Ok(rows.iter().filter_map(|(_, bytes)| rmp_serde::from_slice(bytes).ok()).collect())
     }
 
-    /// Whether the workspace is to be asked before sources that can be read again are.
+    /// Whether to ask the workspace before sources are read.
     pub fn resume(&self) -> Resume {
         lock(&self.meta).resume
     }
 
-    /// Note that sequences of the epoch, first and last, are gone from the workspace that had acknowledged them: it is asked
-    /// what it has once it is given what is queued, and sources go on there. Of sequences that never were nothing is noted.
+    /// Records that the workspace lost acknowledged sequences of this epoch, from first to last. After the queue is delivered,
+    /// the workspace is asked for positions, and sources continue from there. Ignores sequences that never existed.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`]; nothing is noted then.
+    /// # Errors [`QueueError::Storage`]; nothing is recorded then.
     pub fn read_again(&self, lost: (u64, u64)) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |_, meta| {
             if !(1 <= lost.0 && lost.0 <= lost.1 && lost.1 < meta.next_seq) {
-                // It never was sent.
+                // The sequence was never sent.
                 return Ok(None);
             }
             let ranges = &mut meta.set_aside.read_again;
@@ -53,10 +50,9 @@ impl Queue {
         Ok(())
     }
 
-    /// Where sources are to be read again, begin another epoch: what is read again is not of the one that was lost from.
+    /// Begins another epoch before sources are read again: their records must not belong to the epoch with losses.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn begin_reread(&self, random: u64) -> Result<(), QueueError> {
         let lowest_held = self.lowest_held(0, u64::MAX, self.epoch().0)?;
         self.write(Durability::Immediate, |_, meta| {
@@ -68,15 +64,14 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether a batch is of the epoch that sealing is in.
+    /// Whether a batch is of the present epoch.
     pub(crate) fn is_of_epoch(&self, slot: u64) -> bool {
         slot >= lock(&self.meta).epoch_slot
     }
 
-    /// Whether batches of earlier epochs are left.
+    /// Whether batches of earlier epochs remain.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn holds_earlier(&self) -> Result<bool, QueueError> {
         let below = lock(&self.meta).epoch_slot;
         self.read(|db| {
@@ -85,17 +80,16 @@ impl Queue {
         })
     }
 
-    /// Go on where the workspace says, or, with nothing, where the cursors say. Where sources are read again, one that the
-    /// workspace has nothing of is read from where it was begun.
+    /// Takes over the workspace's positions; without any, sources continue from their cursors. When sources are read again, a
+    /// source without positions is read from its start.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`]; it must then be asked again.
+    /// # Errors [`QueueError::Storage`]; the workspace must then be asked again.
     pub fn resume_at(&self, sources: Vec<StoredSource>) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |tx, meta| {
             let (mut cursors, mut table) = (tx.open_table(CURSORS)?, tx.open_table(STORED)?);
             let reread = meta.resume == Resume::Reread;
             if reread && !meta.floors {
-                // Of a queue of an older release it is not known what policy had passed over.
+                // A queue of an older release does not record what policy excluded.
                 meta.resume = Resume::Cursors;
                 return Ok(Some(()));
             }
@@ -117,8 +111,8 @@ impl Queue {
             for StoredSource { collector, id, cursor, stored, sealed: _ } in sources {
                 let key = format!("{collector}\0{id}");
                 let is_known = cursors.get(key.as_str())?.is_some();
-                // Read since, without asking; or, where it is read again, forgotten since, and nobody knows any more what of it
-                // policy had passed over.
+                // The source was read since without asking; or it was forgotten since, and its exclusions by policy are
+                // unknown.
                 if is_known != reread {
                     continue;
                 }
@@ -135,7 +129,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Cursors for the first headers after a start: what was kept without a batch may never have been told.
+    /// Cursors for the first headers after a start, since a cursor stored without a batch may never have been sent.
     pub(super) fn all_cursors(db: &redb::Database) -> Result<Cursors, redb::Error> {
         let table = db.begin_read()?.open_table(CURSORS)?;
         let (mut out, mut bytes) = (Cursors::new(), 0);
@@ -143,7 +137,7 @@ impl Queue {
             let (key, cursor) = entry?;
             let cursor = unchecked(key.value(), cursor.value())?;
             bytes += key.value().len() + cursor.len();
-            if bytes > TOLD_AGAIN_BYTES_MAX {
+            if bytes > RESENT_BYTES_MAX {
                 break;
             }
             if let Some((collector, id)) = key.value().split_once('\0') {
@@ -170,13 +164,13 @@ fn of_collector(
     Ok(out)
 }
 
-/// Make the table where it is missing.
+/// Creates the table if it is missing.
 pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
     tx.open_table(STORED)?;
     Ok(())
 }
 
-/// Policy had positions of a source passed over: they are never read again.
+/// Records that policy excluded positions of a source; they are never read again.
 pub(super) fn pass_over(tx: &WriteTransaction, key: &str, floor: u64) -> Result<(), redb::Error> {
     let mut table = tx.open_table(STORED)?;
     let bytes = table.get(key)?.map(|bytes| bytes.value().to_vec());
@@ -190,7 +184,7 @@ pub(super) fn pass_over(tx: &WriteTransaction, key: &str, floor: u64) -> Result<
     write(&mut table, key, &stored)
 }
 
-/// A cursor of a source is kept, or dropped.
+/// Records that a source's cursor was stored or deleted.
 pub(super) fn begun(tx: &WriteTransaction, key: &str, gone: bool) -> Result<(), redb::Error> {
     let mut table = tx.open_table(STORED)?;
     if gone {

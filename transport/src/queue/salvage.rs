@@ -1,12 +1,11 @@
-//! What can be found in a damaged database is sent from a new one.
+//! Salvage: moves intact batches of a damaged database into a new one.
 //!
-//! Frames describe and check themselves, so that a scan for their magic finds each that is whole, wherever it lies. The
-//! scan notes where they lie in a table of the new database, by epoch and sequence: a frame may be there twice, and one
-//! whose transaction a crash undid may have the key of another, of which the one that was sealed last counts. Then they
-//! are copied into the queue, in order and within its quota, as they are: under the keys that they have. A frame that
-//! had been delivered before is answered `duplicate`.
+//! Frames describe and verify themselves, so a scan for their magic finds every intact one. The scan stores their offsets by
+//! epoch and sequence in a table of the new database. A frame may occur twice; and after a crash two frames may have one key,
+//! of which the last sealed one counts. Then the frames are copied unchanged into the queue, in order and within its quota. The
+//! workspace answers `duplicate` for a frame that was delivered before.
 //!
-//! After a restart the scan begins anew, copying goes on where it was. Memory does not grow with the file.
+//! After a restart the scan starts again, and copying continues. Memory does not depend on the size of the file.
 
 use super::{BATCHES, Meta, Queue, QueueError, Resume, lock, space};
 use redb::{Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
@@ -22,60 +21,60 @@ use vedette_wire::{
     set_aside,
 };
 
-/// Key: epoch and sequence. Value: offset, length of the frame, sealed. Of the same types as other tables: redb is
-/// compiled once for each.
+/// Key: epoch and sequence. Value: offset and length of the frame, time of sealing. The types are those of other tables, since
+/// redb is compiled once per type.
 const SALVAGE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("salvage");
 
-/// Bytes looked through at once.
+/// Block size of the scan, bytes.
 const BLOCK_BYTES: usize = 1 << 20;
-/// No batch is larger.
+/// Maximum size of a frame, bytes.
 const FRAME_BYTES_MAX: usize = 64 << 20;
-/// Frames noted, or bytes copied, in one transaction.
+/// Maximum number of frames noted in one transaction, and of bytes copied.
 const NOTED_MAX: usize = 1000;
 const COPIED_BYTES_MAX: u64 = 4 << 20;
 
-/// What was found in a damaged database.
+/// Result of a salvage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Salvaged {
-    /// Batches put into the queue.
+    /// Number of batches moved into the queue.
     pub batches: u64,
-    /// Records in them.
+    /// Number of records in them.
     pub records: u64,
-    /// Batches whose head was found and whose content is damaged.
+    /// Number of batches with an intact head and damaged content.
     pub damaged: u64,
-    /// Records in those.
+    /// Number of records in those.
     pub damaged_records: u64,
-    /// Batches of another enrollment, left.
+    /// Number of batches of another enrollment, which are ignored.
     pub foreign: u64,
 }
 
-/// Why salvage does not go on.
+/// Why salvage stops.
 #[derive(Debug, thiserror::Error)]
 pub enum SalvageError {
     /// The damaged file cannot be read.
     #[error("the damaged queue {path} cannot be read")]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
     /// The new queue cannot be written, or is full for now.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// It was told to stop.
+    /// A stop was requested.
     #[error("stopped")]
     Stopped,
 }
 
-/// Where a damaged database is moved: another place each time, since the last may not be gone through yet.
+/// New name for a damaged database; earlier ones may still be there.
 pub(super) fn aside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{name}.broken-{:016x}", fastrand::u64(..)))
 }
 
-/// Damaged databases that were moved aside and not gone through yet.
+/// Damaged databases that are not salvaged yet.
 pub fn broken(dir: &Path, lane: Lane) -> Vec<PathBuf> {
     let prefix = format!("{lane}.redb.broken-");
     let entries = std::fs::read_dir(dir).into_iter().flatten();
@@ -86,13 +85,13 @@ pub fn broken(dir: &Path, lane: Lane) -> Vec<PathBuf> {
     found
 }
 
-/// Make the table where it is missing.
+/// Creates the table if it is missing.
 pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
     tx.open_table(SALVAGE)?;
     Ok(())
 }
 
-/// A frame that a scan found.
+/// A frame found by the scan.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     key: (u64, u64),
@@ -125,17 +124,16 @@ impl Place {
     }
 }
 
-/// Sorts as epoch and sequence do.
+/// Sorts by epoch and sequence.
 fn name((epoch, seq): (u64, u64)) -> String {
     format!("{epoch:016x}/{seq:016x}")
 }
 
 impl Queue {
-    /// Go through a damaged database, put what is whole into this queue, and delete the file. `wait` is asked while the
-    /// queue is full, and between steps; false stops.
+    /// Moves the intact batches of a damaged database into this queue, and deletes its file. Calls `wait` while the queue is
+    /// full and between steps; false stops.
     ///
-    /// # Errors
-    /// [`SalvageError`]; the next call goes on where this one ended.
+    /// # Errors [`SalvageError`]; the next call continues.
     pub fn salvage(&self, path: &Path, mut wait: impl FnMut(bool) -> bool) -> Result<Salvaged, SalvageError> {
         let failed = |source| SalvageError::Read { path: path.to_owned(), source };
         let mut salvaged = Salvaged::default();
@@ -154,7 +152,7 @@ impl Queue {
             self.copy_all(&file, &mut salvaged, &mut wait, failed)?;
             std::fs::remove_file(path).map_err(failed)?;
         } else {
-            // A directory in its place is somebody's own.
+            // A directory in place of the file belongs to somebody else.
             let kept = path.with_file_name(format!(
                 "kept-{}",
                 path.file_name().map_or_else(Default::default, |name| name.to_string_lossy())
@@ -164,7 +162,7 @@ impl Queue {
         Ok(salvaged)
     }
 
-    /// Note every frame that is whole.
+    /// Notes every intact frame.
     fn scan(
         &self,
         file: &File,
@@ -220,7 +218,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Note, for later headers, which sequences of the last epoch were not found.
+    /// Records which sequences of the last epoch were not found, for later headers.
     fn note_lost(&self) -> Result<(), QueueError> {
         let newest = self.read(|db| {
             let table = db.begin_read()?.open_table(SALVAGE)?;
@@ -259,7 +257,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Copy what was noted into the queue, the first in the order of epoch and sequence first.
+    /// Copies the noted frames into the queue, in the order of epoch and sequence.
     fn copy_all(
         &self,
         file: &File,
@@ -267,7 +265,7 @@ impl Queue {
         wait: &mut impl FnMut(bool) -> bool,
         failed: impl Fn(io::Error) -> SalvageError,
     ) -> Result<(), SalvageError> {
-        // A few at a time, so that a small queue takes some before it is full.
+        // Copies a few frames at a time, so that a small queue accepts some before it is full.
         let most = COPIED_BYTES_MAX.min(self.limit() / 20);
         loop {
             let next: Vec<Place> = self.read(|db| {
@@ -294,7 +292,7 @@ impl Queue {
             for Place { key, offset, length, .. } in next {
                 let mut bytes = vec![0; length as usize];
                 file.read_exact_at(&mut bytes, offset).map_err(&failed)?;
-                // It may have been damaged further since it was found.
+                // The frame may have been damaged since it was found.
                 let whole = frame::parse(&bytes).ok().map(|(head, _)| head.records);
                 frames.push((key, whole, bytes));
             }
@@ -303,7 +301,7 @@ impl Queue {
                 let meta = lock(&self.meta).clone();
                 match self.room(added, meta.bytes + meta.quarantine.bytes) {
                     Ok(()) => break,
-                    // One that the limit was lowered below since: it goes all the same.
+                    // The limit was lowered since: a frame above it is moved too.
                     Err(QueueError::TooLarge { .. }) if meta.batches == 0 => break,
                     Err(_) if wait(true) => {}
                     Err(_) => return Err(SalvageError::Stopped),
@@ -326,10 +324,9 @@ impl Queue {
         }
     }
 
-    /// Whether everything that was salvaged has been answered.
+    /// Whether salvaged batches remain unanswered.
     ///
-    /// # Errors
-    /// [`QueueError::Storage`].
+    /// # Errors [`QueueError::Storage`].
     pub fn holds_salvaged(&self) -> Result<bool, QueueError> {
         let below = lock(&self.meta).salvaged_below;
         self.read(|db| {
@@ -356,7 +353,7 @@ fn copy(tx: &WriteTransaction, meta: &mut Meta, frames: &[Copied]) -> Result<Opt
     Ok(Some(()))
 }
 
-/// At more ranges than a header names, the two that are nearest become one.
+/// Merges the two nearest ranges when there are more than a header may name.
 fn shorten(ranges: &mut Vec<set_aside::Range>) {
     if ranges.len() > set_aside::RANGES_MAX {
         let gap = |at: &usize| ranges[*at + 1].0 - ranges[*at].1;
@@ -372,12 +369,12 @@ enum Hit {
     Damaged(u32),
 }
 
-/// Looks for frames from an offset on.
+/// A scan for frames from an offset on.
 struct Scan<'a> {
     file: &'a File,
     length: u64,
     offset: u64,
-    /// A piece of the file, and where it lies.
+    /// A block of the file, with its offset.
     block: Vec<u8>,
     base: u64,
 }
@@ -386,7 +383,7 @@ impl Scan<'_> {
     fn next(&mut self) -> io::Result<Option<Hit>> {
         while self.offset < self.length {
             let end = self.base + self.block.len() as u64;
-            // A magic may lie across the end of the block; at the end of the file there is nothing behind.
+            // A magic may cross the end of the block, except at the end of the file.
             let enough = self.offset + MAGIC.len() as u64 <= end || end == self.length;
             if self.offset < self.base || !enough {
                 let wanted = (self.length - self.offset).min(BLOCK_BYTES as u64) as usize;
@@ -409,7 +406,7 @@ impl Scan<'_> {
         Ok(None)
     }
 
-    /// What begins here; behind a whole frame the search goes on.
+    /// The frame at this offset; the scan continues after an intact one.
     fn frame_at(&mut self, offset: u64) -> io::Result<Option<Hit>> {
         let mut bytes = vec![0; HEAD_BYTES.min((self.length - offset) as usize)];
         self.file.read_exact_at(&mut bytes, offset)?;

@@ -1,43 +1,43 @@
-//! How much of the queue each source holds: what one leaves is for the others, and they go before it.
+//! Shares: how much of the queue each source holds. One source must not fill the queue for all others.
 //!
-//! A source that cannot be delivered as fast as it is written to fills the queue up to its share and waits; a quiet one
-//! beside it finds room. A share is not fixed: it is [`SHARE`] times what is free, less [`ON_ITS_WAY_BYTES`]. One source
-//! alone may take three quarters of a large queue, and the next one three quarters of the rest. While batches leave, sources
-//! that hold more than their share wait, and shares become alike.
+//! A source that is written faster than it is delivered fills the queue up to its share and waits; a quiet source still
+//! finds room. A share is not fixed: it is [`SHARE`] times the free space, less [`ON_ITS_WAY_BYTES`]. A single source
+//! may take three quarters of a large queue, and the next one three quarters of the rest. As batches leave, sources
+//! above their share wait, and shares become equal.
 //!
-//! A source that holds [`BULK_BYTES`] goes into batches with its like, *bulk*; batches of the others are delivered before
-//! them, but for each fourth, which is the oldest of all.
+//! The batches of a source that holds [`BULK_BYTES`] are *bulk*. Other batches are delivered first, except that every
+//! fourth delivered batch is the oldest of all.
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `shares` | slot | check; 1 where the batch is bulk, else 0; of each source in it: [`key_of`], bytes of the space it takes; both u64, little-endian |
+//! | `shares` | slot | check; 1 for a bulk batch, else 0; for each source: [`key_of`], bytes of its space; both u64, little-endian |
 
-use super::{BATCHES, Found, Meta, Queue, QueueError, checked, lock, unchecked};
+use super::{BATCHES, Meta, NextBatch, Queue, QueueError, checked, lock, unchecked};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction};
 use std::collections::{BTreeSet, HashMap};
 use vedette_wire::{Source, frame};
 
 const SHARES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("shares");
 
-/// A source may hold so many times what is free.
+/// A source may hold this many times the free space.
 const SHARE: u64 = 3;
-/// One that had to wait goes on when it holds no more than so many times what is free: not at each batch that leaves.
+/// A source that waited continues when it holds at most this many times the free space, not at each delivery.
 const RESUMED_SHARE: u64 = 1;
-/// A source that holds as much, or a sixteenth of the queue, is bulk: more than what is under way while deliveries keep up.
+/// A source is bulk when it holds this much, or a sixteenth of the queue: more than is in transit while deliveries keep up.
 const BULK_BYTES: u64 = 8 << 20;
 
-/// So much of what is free, a quarter of the queue at the most, is for what is on its way into it.
+/// Part of the free space, up to a quarter of the queue, that is reserved for chunks on their way into it.
 const ON_ITS_WAY_BYTES: u64 = 8 << 20;
 
-/// What a batch's sources hold.
+/// Shares of a batch's sources.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Shares {
     pub(super) is_bulk: bool,
-    /// By [`key_of`], bytes.
+    /// Bytes by [`key_of`].
     pub(super) held: Vec<(u64, u64)>,
 }
 
-/// A batch comes or leaves.
+/// A batch that is added or removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Change {
     slot: u64,
@@ -45,19 +45,18 @@ pub(super) struct Change {
     shares: Shares,
 }
 
-/// What all batches' sources hold.
+/// Shares of all batches.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// By [`key_of`], bytes.
+    /// Bytes by [`key_of`].
     by_source: HashMap<u64, u64>,
     /// Slots of batches that are not bulk.
     quiet: BTreeSet<u64>,
-    /// How many are.
+    /// Number of bulk batches.
     bulk: u64,
 }
 
-/// The first bytes of SHA-256 over collector, NUL, and the source's name, or its id where it has none: generations of a file
-/// are one.
+/// First bytes of SHA-256 over collector, NUL, and the source's name or else its id: all generations of a file share one key.
 fn key_of(source: &Source) -> u64 {
     let name = source.name.as_ref().unwrap_or(&source.id);
     let digest = frame::sha256(&[source.collector.as_bytes(), &[0], name.as_bytes()].concat());
@@ -65,7 +64,7 @@ fn key_of(source: &Source) -> u64 {
 }
 
 impl Shares {
-    /// Of so much space, by the bytes of sources in the batch.
+    /// Divides the space of a batch by the bytes of its sources.
     pub(super) fn of<'a>(sources: impl Iterator<Item = (&'a Source, u64)> + Clone, space: u64, is_bulk: bool) -> Self {
         let total: u64 = sources.clone().map(|(_, bytes)| bytes).sum();
         let share = |bytes: u64| u64::try_from(u128::from(space) * u128::from(bytes) / u128::from(total.max(1)));
@@ -76,7 +75,7 @@ impl Shares {
         Self { is_bulk, held }
     }
 
-    /// Note them of a new batch.
+    /// Stores the shares of a new batch.
     pub(super) fn put(&self, tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<(), redb::Error> {
         let held = self.held.iter().flat_map(|(key, bytes)| [key.to_le_bytes(), bytes.to_le_bytes()]).flatten();
         let row: Vec<u8> = std::iter::once(u8::from(self.is_bulk)).chain(held).collect();
@@ -94,14 +93,14 @@ impl Shares {
     }
 }
 
-/// Make the table where it is missing, without rows of batches that an earlier release took out.
+/// Creates the table if it is missing, and deletes rows of batches that an earlier release removed.
 pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
     let first = tx.open_table(BATCHES)?.first()?.map_or(u64::MAX, |(slot, _)| slot.value());
     tx.open_table(SHARES)?.retain_in(..first, |_, _| false)?;
     Ok(())
 }
 
-/// A batch leaves: what its sources held.
+/// Removes the shares of a batch that leaves.
 pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<Shares, redb::Error> {
     let mut table = tx.open_table(SHARES)?;
     let Some(row) = table.remove(slot)? else { return Ok(Shares::default()) };
@@ -110,17 +109,17 @@ pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<
     Ok(shares)
 }
 
-/// What all batches' sources hold.
+/// Loads the shares of all batches.
 pub(super) fn load(db: &Database) -> Result<Held, redb::Error> {
     let tx = db.begin_read()?;
     let mut held = Held::default();
     let table = match tx.open_table(SHARES) {
         Ok(table) => table,
-        // Only looked at, and of an earlier release.
+        // An inspected queue of an earlier release has no table.
         Err(TableError::TableDoesNotExist(_)) => return Ok(held),
         Err(err) => return Err(err.into()),
     };
-    // An earlier release takes batches out and leaves their rows.
+    // An earlier release removes batches and leaves their rows.
     let first = tx.open_table(BATCHES)?.first()?.map_or(u64::MAX, |(slot, _)| slot.value());
     for row in table.range(first..)? {
         let (slot, row) = row?;
@@ -131,7 +130,7 @@ pub(super) fn load(db: &Database) -> Result<Held, redb::Error> {
 }
 
 impl Held {
-    /// Add what comes, and take away what leaves.
+    /// Applies changes.
     pub(super) fn change(&mut self, changed: Vec<Change>) {
         for Change { slot, comes, shares } in changed {
             match (shares.is_bulk, comes) {
@@ -156,15 +155,14 @@ impl Queue {
         lock(&self.held).by_source.get(&key_of(source)).copied().unwrap_or(0)
     }
 
-    /// Whether a source may put more into the queue: what it holds is within its share, and within a smaller one where it
-    /// `waits`.
+    /// Whether a source may add to the queue: within its share, or within the smaller one that applies while it `waits`.
     pub fn has_room_for(&self, source: &Source, waits: bool) -> bool {
         let held = self.held_by(source);
         let (batches, kept) = {
             let meta = lock(&self.meta);
             (meta.batches, meta.bytes + meta.quarantine.bytes)
         };
-        // Whatever was counted, in an empty queue nobody holds anything.
+        // An empty queue has room whatever was counted.
         if held == 0 || batches == 0 {
             return true;
         }
@@ -174,35 +172,35 @@ impl Queue {
         held <= share.saturating_mul(free)
     }
 
-    /// Whether a source holds so much that others go before it.
+    /// Whether a source is bulk.
     pub(crate) fn is_bulk(&self, source: &Source) -> bool {
         let held = self.held_by(source);
         held >= BULK_BYTES || held > 0 && held > self.capacity() / 16
     }
 
-    /// The first batch that is not bulk, where there is bulk, of `bytes_max` bytes at the most.
-    pub(crate) fn next_quiet(&self, except: &BTreeSet<u64>, bytes_max: usize) -> Result<Found, QueueError> {
+    /// The first batch that is not bulk, if there are bulk batches, of at most `bytes_max` bytes.
+    pub(crate) fn next_quiet(&self, except: &BTreeSet<u64>, bytes_max: usize) -> Result<NextBatch, QueueError> {
         loop {
             let slot = {
                 let held = lock(&self.held);
                 if held.bulk == 0 {
-                    return Ok(Found::Nothing);
+                    return Ok(NextBatch::Nothing);
                 }
                 held.quiet.iter().find(|slot| !except.contains(slot)).copied()
             };
-            let Some(slot) = slot else { return Ok(Found::Nothing) };
+            let Some(slot) = slot else { return Ok(NextBatch::Nothing) };
             let found = self.read(|db| {
                 let frame = db.begin_read()?.open_table(BATCHES)?.get(slot)?;
                 Ok(match frame.as_ref().map(|frame| frame.value()) {
-                    None => Found::Nothing,
-                    Some(frame) if frame.len() > bytes_max => Found::Larger,
-                    Some(frame) => Found::Batch(slot, frame.to_vec()),
+                    None => NextBatch::Nothing,
+                    Some(frame) if frame.len() > bytes_max => NextBatch::Larger,
+                    Some(frame) => NextBatch::Batch(slot, frame.to_vec()),
                 })
             })?;
-            if !matches!(found, Found::Nothing) {
+            if !matches!(found, NextBatch::Nothing) {
                 return Ok(found);
             }
-            // An earlier release took it out.
+            // An earlier release removed it.
             lock(&self.held).quiet.remove(&slot);
         }
     }

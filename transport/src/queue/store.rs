@@ -1,12 +1,11 @@
-//! The open database, and how it is closed and opened again.
+//! The open database, and closing and reopening it.
 //!
-//! After an error of the disk redb refuses everything that follows; only opening it again tells what is durable. What
-//! was written without being made durable, deletions, is then lost, and so is what was counted of it: the numbers are
-//! read again as well.
+//! After a disk error redb refuses all work, and only reopening tells what is durable. Writes that were not durable, namely
+//! deletions, are lost then, and so are their counts: the state is read again too.
 //!
-//! redb checks the file's structure where a crash is repaired, not where it was closed well: a file that was changed
-//! from outside may make it panic. That is caught, and means the same as a value that is not what was written: the file
-//! is moved aside at once, so that no later start believes it.
+//! redb verifies a file's structure when it repairs a crash, but not after a clean close, so a file that was changed from
+//! outside may make it panic. The panic is caught and treated as damage: the file is moved aside at once, so that no later
+//! start trusts it.
 
 use super::{QueueError, meta::Meta, salvage::aside, shares};
 use redb::{Database, DatabaseError};
@@ -22,7 +21,7 @@ pub(super) type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send 
 
 enum State {
     Open(Database),
-    /// After an error of the disk.
+    /// Closed after a disk error.
     Closed,
     Damaged(String),
 }
@@ -31,7 +30,7 @@ pub(super) struct Store {
     opener: Opener,
     state: RwLock<State>,
     path: PathBuf,
-    /// Whether it is moved aside when it is damaged.
+    /// Whether a damaged file is moved aside.
     moves: bool,
 }
 
@@ -54,7 +53,7 @@ impl Store {
         matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Damaged(_))
     }
 
-    /// Run on the open database, opening it again before where it was closed; `reloaded` is then told what it says.
+    /// Runs on the database, and reopens it first if it was closed; `reloaded` receives its state then.
     pub(super) fn with<T>(
         &self,
         reloaded: impl FnOnce(Meta, shares::Held),
@@ -89,7 +88,7 @@ impl Store {
         });
         match opened {
             Ok((db, meta, held)) => {
-                tracing::info!(path = %self.path.display(), "the queue was opened again");
+                tracing::info!(path = %self.path.display(), "the queue was reopened");
                 reloaded(meta, held);
                 *state = State::Open(db);
                 Ok(())
@@ -112,7 +111,7 @@ impl Store {
         QueueError::Storage { path: self.path.clone(), source: Box::new(error) }
     }
 
-    /// Move the file aside, where it is not only looked at, and answer nothing any more.
+    /// Moves the file aside, unless it is only inspected; refuses all further work.
     pub(super) fn damaged(&self, why: &str) {
         if self.is_damaged() {
             return;
@@ -120,7 +119,7 @@ impl Store {
         if self.moves {
             let aside = aside(&self.path);
             tracing::error!(path = %self.path.display(), aside = %aside.display(), why,
-                "the queue is damaged; moved aside");
+                "the queue is damaged; moved it aside");
             if let Err(err) = std::fs::rename(&self.path, &aside) {
                 tracing::error!(path = %self.path.display(), error = %err, "the damaged queue cannot be moved aside");
             }
@@ -132,7 +131,7 @@ impl Store {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(*state, State::Open(_)) || matches!(next, State::Damaged(_)) {
             let before = std::mem::replace(&mut *state, next);
-            // Closing may write, and so fail or panic.
+            // Closing writes, so it may fail or panic.
             drop(catch_unwind(AssertUnwindSafe(|| drop(before))));
         }
     }
@@ -142,7 +141,7 @@ impl Store {
     }
 }
 
-/// A panic of redb is damage.
+/// Treats a panic of redb as damage.
 pub(super) fn catching<T>(body: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());

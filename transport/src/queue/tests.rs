@@ -4,24 +4,24 @@ mod golden;
 mod power_cut;
 mod salvaging;
 
-use super::tests_support::{chunk_of, stamp};
+use super::tests_support::{chunk_of, context};
 use super::*;
 use crate::{
-    batcher::{BatchLimits, Open},
+    batcher::{BatchBuilder, BatchLimits},
     intake::{Intake, Next},
 };
 use std::time::Duration;
 use vedette_wire::{Body, Compression, SetAside, body::Syslog, codec};
 
-fn open_with(text: &str, cursor: &str) -> Open {
-    let mut open = Open::default();
+fn open_with(text: &str, cursor: &str) -> BatchBuilder {
+    let mut open = BatchBuilder::default();
     open.add(chunk_of(text, 0, cursor));
     open
 }
 
 fn commit(queue: &Queue, text: &str, cursor: &str) -> Result<(), QueueError> {
     let mut open = open_with(text, cursor);
-    let header = open.header(&stamp(), queue.lane(), 77);
+    let header = open.header(&context(), queue.lane(), 77);
     queue.commit(&mut open, header)
 }
 
@@ -127,26 +127,26 @@ fn batches_of_an_agent_that_this_machine_was_before_are_sealed_again_in_its_new_
     let dir = tempfile::tempdir().expect("temp dir");
     let open = || queue(dir.path());
     let queue = open();
-    let owner = (stamp().organization, stamp().agent);
-    assert_eq!(queue.own(owner, &[], &stamp().host, 5).expect("writes"), 0);
+    let owner = (context().organization, context().agent);
+    assert_eq!(queue.set_owner(owner, &[], &context().host, 5).expect("writes"), 0);
     let epoch = queue.epoch();
-    let was = vedette_wire::HostLabel { hostname: "original".to_owned(), ..stamp().host };
+    let was = vedette_wire::HostLabel { hostname: "original".to_owned(), ..context().host };
     for text in ["one", "two", "three"] {
         let mut batch = open_with(text, "c");
-        let header = batch.header(&crate::Stamp { host: was.clone(), ..stamp() }, queue.lane(), 77);
+        let header = batch.header(&crate::BatchContext { host: was.clone(), ..context() }, queue.lane(), 77);
         queue.commit(&mut batch, header).expect("commits");
     }
     let other = vedette_wire::AgentId([9; 16]);
-    let host = vedette_wire::HostLabel { hostname: "copy".to_owned(), ..stamp().host };
+    let host = vedette_wire::HostLabel { hostname: "copy".to_owned(), ..context().host };
     let now = (owner.0, other);
-    // Killed when one of the three had been sealed again: the next start does the others.
+    // Killed after one of three was resealed: the next start does the others.
     *crate::queue::lock(&queue.replaced) = (vec![owner.1], host.clone());
     queue.begin(now, 6).expect("writes");
     assert_eq!(queue.take_over().expect("writes"), Some(false));
     drop(queue);
     let queue = open();
     for random in [7, 8] {
-        assert_eq!(queue.own(now, &[owner.1], &host, random).expect("writes"), 0, "nothing in quarantine");
+        assert_eq!(queue.set_owner(now, &[owner.1], &host, random).expect("writes"), 0, "nothing in quarantine");
     }
     let mut slot = 0;
     for (seq, text) in [(1, "one"), (2, "two"), (3, "three")] {
@@ -172,11 +172,11 @@ fn what_was_sealed_when_the_machine_had_another_id_is_sealed_again_with_the_pres
     let label = |machine: Option<&str>| vedette_wire::HostLabel {
         hostname: "h".to_owned(),
         machine: machine.map(str::to_owned),
-        ..stamp().host
+        ..context().host
     };
-    for host in [label(None), label(Some("m")), stamp().host, label(Some("n"))] {
+    for host in [label(None), label(Some("m")), context().host, label(Some("n"))] {
         let mut batch = open_with("one", "c");
-        let header = batch.header(&crate::Stamp { host, ..stamp() }, queue.lane(), 77);
+        let header = batch.header(&crate::BatchContext { host, ..context() }, queue.lane(), 77);
         queue.commit(&mut batch, header).expect("commits");
     }
     assert_eq!(queue.seal_for(&label(Some("m"))).expect("seals"), 2);
@@ -187,26 +187,26 @@ fn what_was_sealed_when_the_machine_had_another_id_is_sealed_again_with_the_pres
         let (head, sealed) = vedette_wire::frame::parse(&bytes).expect("a frame");
         let plain = vedette_wire::codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
         let header = vedette_wire::codec::decode_header(&plain).expect("decodes").0;
-        found.push((header.seq, header.host.machine, header.again));
+        found.push((header.seq, header.host.machine, header.resealed));
     }
     let m = || Some("m".to_owned());
     assert_eq!(found, [(2, m(), false), (3, None, false), (5, m(), true), (6, m(), true)]);
 }
 
-/// It stands behind what a later boot has sealed, which the workspace would take for a copy of this machine.
+/// Its place is after batches of a later boot, which would make the workspace suspect a clone.
 #[test]
 fn what_is_sealed_again_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
     let mut batch = open_with("one", "c");
     batch.add(crate::queue::tests_support::chunk_of("two", 3, "d"));
-    let header = batch.header(&stamp(), queue.lane(), 77);
+    let header = batch.header(&context(), queue.lane(), 77);
     queue.commit(&mut batch, header).expect("commits");
     let label = |slot| {
         let (slot, bytes) = queue.next_after(slot).expect("reads").expect("a batch");
         let (head, sealed) = vedette_wire::frame::parse(&bytes).expect("a frame");
         let plain = vedette_wire::codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
-        (slot, vedette_wire::codec::decode_header(&plain).expect("decodes").0.again)
+        (slot, vedette_wire::codec::decode_header(&plain).expect("decodes").0.resealed)
     };
     queue.split(1, "too large").expect("splits").expect("two halves");
     assert_eq!([label(0), label(1), label(2)], [(1, false), (2, true), (3, true)]);
@@ -220,13 +220,13 @@ fn batches_of_an_earlier_enrollment_do_not_stand_before_those_of_this_one() {
     let queue = queue(dir.path());
     commit(&queue, "old", "c").expect("commits");
     commit(&queue, "old", "c").expect("commits");
-    let (other, host) = (vedette_wire::AgentId([9; 16]), stamp().host);
+    let (other, host) = (vedette_wire::AgentId([9; 16]), context().host);
     let mut open = open_with("new", "c");
-    let header = open.header(&crate::Stamp { agent: other, ..stamp() }, queue.lane(), 77);
+    let header = open.header(&crate::BatchContext { agent: other, ..context() }, queue.lane(), 77);
     queue.commit(&mut open, header).expect("commits");
-    assert_eq!(queue.own((stamp().organization, other), &[], &host, 5).expect("moves"), 2);
+    assert_eq!(queue.set_owner((context().organization, other), &[], &host, 5).expect("moves"), 2);
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));
-    assert_eq!(queue.own((stamp().organization, other), &[], &host, 6).expect("moves"), 0);
+    assert_eq!(queue.set_owner((context().organization, other), &[], &host, 6).expect("moves"), 0);
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn a_batch_is_full_where_the_ledger_could_not_hold_its_runs() {
         age_max: Duration::MAX,
         compression: Compression::Zstd,
     };
-    let (mut whole, mut holes) = (Open::default(), Open::default());
+    let (mut whole, mut holes) = (BatchBuilder::default(), BatchBuilder::default());
     for at in 0..1_500 {
         assert!(!whole.is_full(&limits) && !holes.is_full(&limits), "after {at}");
         whole.add(chunk_of("a", at, "c"));
@@ -312,7 +312,8 @@ fn a_batch_is_full_where_its_frame_would_need_a_larger_page() {
         age_max: Duration::MAX,
         compression: Compression::Zstd,
     };
-    let (intake, mut open, mut at, mut random) = (Intake::new(1 << 20), Open::default(), 0, fastrand::Rng::new());
+    let (intake, mut open, mut at, mut random) =
+        (Intake::new(1 << 20), BatchBuilder::default(), 0, fastrand::Rng::new());
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
     for _ in 0..20 {
@@ -325,7 +326,7 @@ fn a_batch_is_full_where_its_frame_would_need_a_larger_page() {
         }
         open.add_pressed(*chunk, piece);
     }
-    let header = open.header(&stamp(), queue.lane(), 77);
+    let header = open.header(&context(), queue.lane(), 77);
     queue.commit(&mut open, header).expect("commits");
     assert_eq!(queue.stats().bytes, 2 << 20, "a page, and nearly full: {at} bytes");
 }
@@ -335,14 +336,14 @@ fn a_large_chunk_is_compressed_when_it_is_handed_over_and_reads_back_like_anothe
     let dir = tempfile::tempdir().expect("temp dir");
     let (queue, intake, large) = (queue(dir.path()), Intake::new(1 << 20), "large ".repeat(50_000));
     let texts = ["before", &large, "behind"];
-    let (mut open, mut pieces, mut at) = (Open::default(), 0, 0);
+    let (mut open, mut pieces, mut at) = (BatchBuilder::default(), 0, 0);
     for text in texts {
         intake.put(chunk_of(text, at, "c")).expect("open");
         at += text.len() as u64;
         let Next::Chunk(chunk, piece) = intake.take(None) else { panic!("it is in") };
         assert_eq!(piece.is_some(), chunk.bodies.is_empty());
         pieces += usize::from(piece.is_some());
-        // It would not fit into a batch that may be as large as the text, nor into one of two.
+        // The batch fits neither whole nor in two halves.
         let limits = |bytes_max| BatchLimits {
             bytes_max,
             records_max: 10,
@@ -356,7 +357,7 @@ fn a_large_chunk_is_compressed_when_it_is_handed_over_and_reads_back_like_anothe
         open.add_pressed(*chunk, piece);
     }
     assert_eq!((pieces, intake.bytes()), (1, 0));
-    let header = open.header(&stamp(), queue.lane(), 77);
+    let header = open.header(&context(), queue.lane(), 77);
     queue.commit(&mut open, header).expect("commits");
     let (_, frame) = queue.next_after(0).expect("reads").expect("there is one");
     assert!(frame.len() < large.len() / 10);

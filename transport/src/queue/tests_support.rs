@@ -1,11 +1,11 @@
-//! Chunks and stamps for the tests of this crate.
+//! Chunks and batch contexts for this crate's tests.
 
-use crate::Stamp;
+use crate::BatchContext;
 use std::sync::Arc;
 use vedette_wire::{AgentId, Body, Chunk, OrganizationId, Position, Source, body::Syslog, geo::WorkspaceGeo};
 
-pub(crate) fn stamp() -> Stamp {
-    Stamp {
+pub(crate) fn context() -> BatchContext {
+    BatchContext {
         organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
         agent: AgentId([1; 16]),
         geo: WorkspaceGeo::Europe,
@@ -15,7 +15,7 @@ pub(crate) fn stamp() -> Stamp {
     }
 }
 
-/// One line of a file, from `at` on.
+/// A chunk with one line of a file, at a position.
 pub(crate) fn chunk_of(text: &str, at: u64, cursor: &str) -> Chunk {
     let source = Arc::new(Source { collector: "test", id: "file".to_owned(), name: None });
     let mut chunk = Chunk::new(source);
@@ -29,13 +29,13 @@ pub(crate) fn chunk(at: u64, cursor: &str) -> Chunk {
     chunk_of("a line", at * 6, cursor)
 }
 
-/// What later headers say was set aside.
+/// What later headers report as set aside.
 pub(crate) fn set_aside(queue: &super::Queue) -> vedette_wire::SetAside {
     super::lock(&queue.meta).set_aside.clone()
 }
 
 impl super::Queue {
-    /// A queue that needs no disk.
+    /// A queue without a disk.
     pub(crate) fn in_memory(opener: super::store::Opener, random: u64) -> Self {
         let nowhere = std::path::Path::new("/nonexistent/records.redb");
         let first = (super::Quota::bytes(1 << 30), random, super::Resume::First);

@@ -3,8 +3,8 @@ mod fleet;
 
 use super::{BACKOFF_BASE, BACKOFF_MAX, jitter};
 use crate::{
-    BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Quota, Stamp,
-    queue::tests_support::{chunk, chunk_of, set_aside, stamp},
+    BatchContext, BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Quota,
+    queue::tests_support::{chunk, chunk_of, context, set_aside},
 };
 use std::{
     collections::VecDeque,
@@ -16,15 +16,15 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use vedette_wire::{Compression, Lane as LaneName, frame};
 
-/// Answers from a script, then `Done`; remembers when which sequence came, and how compressed.
+/// Answers from a script, then with `Done`; records the time, sequence and compression of each post.
 #[derive(Default)]
 struct Script {
     answers: Mutex<VecDeque<Outcome>>,
     seen: Mutex<Vec<(Instant, u64)>>,
     codecs: Mutex<Vec<Compression>>,
-    /// What is asked for with each `Done`.
+    /// Codec requested in each `Done`.
     asks: Option<Compression>,
-    /// How long an answer takes.
+    /// Duration of an answer.
     takes: Duration,
     in_flight: Mutex<(usize, usize)>,
 }
@@ -58,7 +58,7 @@ fn lane(dir: &std::path::Path, post: Arc<Script>) -> Lane {
 }
 
 fn lane_of(dir: &std::path::Path, name: LaneName, in_flight_bytes_max: usize, post: Arc<Script>) -> Lane {
-    let (_, stamp): (_, watch::Receiver<Stamp>) = watch::channel(stamp());
+    let (_, context): (_, watch::Receiver<BatchContext>) = watch::channel(context());
     Lane::start(LaneConfig {
         queue: Queue::open(dir, name, Quota::bytes(1 << 30), 7).expect("opens"),
         limits: BatchLimits {
@@ -67,7 +67,7 @@ fn lane_of(dir: &std::path::Path, name: LaneName, in_flight_bytes_max: usize, po
             age_max: Duration::from_millis(10),
             compression: Compression::Zstd,
         },
-        stamp,
+        context,
         intake_bytes_max: 1 << 20,
         in_flight_bytes_max,
         now: Arc::new(|| 1),
@@ -93,7 +93,7 @@ async fn committed(lane: &Lane, count: u64) {
 async fn a_long_outage_loses_nothing_and_every_batch_arrives_once_in_the_end() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
-    // At the full pause of 30 s this is more than 24 h of failures.
+    // At the longest pause of 30 s this is more than 24 h of failures.
     post.answers.lock().expect("lock").extend(std::iter::repeat_n(retry(None), 6000));
     let lane = lane(dir.path(), Arc::clone(&post));
     for at in 0..20 {
@@ -107,7 +107,7 @@ async fn a_long_outage_loses_nothing_and_every_batch_arrives_once_in_the_end() {
     assert_eq!((status.sender.delivered, status.sender.last_error, status.sender.policy_revision), (20, None, Some(9)));
 }
 
-/// When a batch was posted, and its sequence, where the first answer is to come again after ten minutes.
+/// Times and sequences of posts, if the first answer is to come back after ten minutes.
 async fn told_to_wait() -> Vec<(Instant, u64)> {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
@@ -188,7 +188,7 @@ async fn a_refused_identity_keeps_the_batch() {
     post.answers.lock().expect("lock").extend(std::iter::repeat_n(refused, 60));
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
-    // The queue's thread tells the sender in its own time, for which the paused clock does not wait.
+    // The queue's thread wakes the sender in real time, which the paused clock does not wait for.
     while post.seen.lock().expect("lock").is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -196,12 +196,12 @@ async fn a_refused_identity_keeps_the_batch() {
     let status = lane.status();
     assert_eq!((status.queue.batches, status.sender.last_error.as_deref()), (1, Some("revoked")));
     let posts = post.seen.lock().expect("lock").len();
-    // After half a minute at the least.
+    // After at least half a minute.
     assert!((2..=21).contains(&posts), "asked {posts} times in ten minutes");
     drained(&lane).await;
 }
 
-/// The most posts at the same time with so many bytes allowed in flight.
+/// Highest number of concurrent posts at a limit of bytes in flight.
 async fn at_once(in_flight_bytes_max: usize) -> usize {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script { takes: Duration::from_secs(5), ..Script::default() });
@@ -261,8 +261,7 @@ fn pauses_after_failures_are_anything_up_to_a_bound_that_doubles() {
     }
 }
 
-/// Told that batches go elsewhere now, it does not wait for what the last endpoint asked for; and an agent whose key is in use
-/// twice says so once.
+/// After a change of endpoint the sender ignores the last endpoint's `Retry-After`; and a clone reports itself once.
 #[tokio::test(start_paused = true)]
 async fn what_rests_is_tried_at_once_when_it_goes_elsewhere() {
     let dir = tempfile::tempdir().expect("temp dir");
@@ -279,7 +278,7 @@ async fn what_rests_is_tried_at_once_when_it_goes_elsewhere() {
         }
     };
     seen(1).await;
-    // From here on: until the batch is made by a real thread, the paused clock runs ahead.
+    // Starts here: the paused clock runs ahead until a real thread has made the batch.
     let began = Instant::now();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(script.seen.lock().expect("lock").len(), 1, "it rests");

@@ -1,16 +1,16 @@
-//! How many requests may be in flight: more while the endpoint answers as fast as before, fewer when it slows down or
-//! fails (additive increase, multiplicative decrease on round-trip times).
+//! Limit of requests in flight: grows while the endpoint answers as fast as before, shrinks when it slows down or fails
+//! (additive increase, multiplicative decrease on round-trip times).
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// However fast it answers.
+/// Upper bound, however fast the endpoint is.
 const MOST: f64 = 8.0;
-/// Weight of a new round trip in the mean.
+/// Weight of a new round-trip time in the mean.
 const ALPHA: f64 = 0.4;
-/// So many deviations above the mean are slower than before.
+/// A round-trip time this many deviations above the mean is slow.
 const DEVIATIONS: f64 = 2.5;
-/// What is left of the window when the endpoint slows down.
+/// Factor for the window when the endpoint slows down.
 const SLOWER: f64 = 0.9;
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Window {
     limit: f64,
     mean: Option<f64>,
     variance: f64,
-    /// It is moved once in a round trip: what was in flight before tells nothing of it.
+    /// When the window last changed. It changes once per round trip: earlier requests say nothing about it.
     moved: Option<Instant>,
 }
 
@@ -33,7 +33,7 @@ impl Window {
         self.limit as usize
     }
 
-    /// A request succeeded after a time; `full` says that no more were allowed meanwhile.
+    /// Records a success; `full` says that the window was used up.
     pub(super) fn succeeded(&mut self, took: Duration, full: bool, now: Instant) {
         let took = took.as_secs_f64();
         let mean = *self.mean.get_or_insert(took);
@@ -50,7 +50,7 @@ impl Window {
         self.variance = (1.0 - ALPHA) * (self.variance + ALPHA * off * off);
     }
 
-    /// A request failed: begin as with an endpoint that is not known.
+    /// Records a failure: restarts as for an unknown endpoint.
     pub(super) fn failed(&mut self) {
         *self = Self::default();
     }
@@ -60,7 +60,7 @@ impl Window {
 mod tests {
     use super::*;
 
-    /// An endpoint that serves so many at once; more wait.
+    /// An endpoint that serves a number of requests at once and queues the others.
     fn run(window: &mut Window, at_once: usize, rounds: usize, from: Instant) -> Instant {
         let mut now = from;
         for _ in 0..rounds {
@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(window.limit(), 1);
         let mut now = run(&mut window, 100, 50, Instant::now());
         assert_eq!(window.limit(), MOST as usize);
-        // Two at once: it comes down.
+        // With two at once the window shrinks.
         let mut seen = Vec::new();
         window.failed();
         for _ in 0..200 {

@@ -1,9 +1,9 @@
-//! An address of a network interface, or an interface without one: OCSF 5040 Live Evidence Info, query type 8.
+//! A network address, or an interface without one: OCSF 5040 Live Evidence Info, query type 8.
 
 use super::{Change, Kind, Observation, Place, Snapshot, snapshot};
 use crate::{
     column::{Column, Value, integer, list, text},
-    ocsf::{Class, Event, object},
+    ocsf::{Event, OcsfClass, object},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -11,19 +11,20 @@ use serde_json::json;
 /// One address with its interface, as rtnetlink(7) shows them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Address {
-    /// What the record says of it.
+    /// Why the record was made.
     pub change: Change,
-    /// The snapshot that the record is part of.
+    /// The snapshot that the record belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
     /// Interface name.
     pub interface: String,
     /// Interface index.
     pub interface_index: u32,
-    /// `loopback`, `ethernet`, `wireless`, `tunnel`, `bridge`, `bond`, `vlan`, `veth`, … as the kernel names it.
+    /// Kind of the interface as the kernel names it: `loopback`, `ethernet`, `wireless`, `tunnel`, `bridge`, `bond`, `vlan`,
+    /// `veth`, ….
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_kind: Option<String>,
-    /// `up`, `down`, `unknown`, … (RFC 2863 operational state).
+    /// Operational state (RFC 2863): `up`, `down`, `unknown`, ….
     pub state: String,
     /// Hardware address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,7 +32,7 @@ pub struct Address {
     /// Maximum transmission unit in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// IPv4 or IPv6 address; absent for an interface without any.
+    /// IPv4 or IPv6 address; absent for an interface without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Prefix length in bits.
@@ -40,10 +41,10 @@ pub struct Address {
     /// `universe`, `site`, `link`, `host` or a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<String>,
-    /// Default gateways over this interface.
+    /// Default gateways of this interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<String>,
-    /// Name servers of the host, resolv.conf(5).
+    /// Name servers of the host (resolv.conf(5)).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dns: Vec<String>,
 }
@@ -76,7 +77,7 @@ impl Observation for Address {
         name: "address",
         view: "addresses",
         help: "network interfaces and their addresses, at start, every hour and on change",
-        classes: &[Class::LiveEvidenceInfo],
+        classes: &[OcsfClass::LiveEvidenceInfo],
         columns: COLUMNS,
     };
 

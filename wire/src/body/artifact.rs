@@ -1,10 +1,10 @@
-//! A piece of a file that was asked for, or why it is refused: OCSF 0 Base Event. The bytes themselves stay in the landed
-//! batch; tables have the rest.
+//! A piece of a requested file, or the reason for a refusal: OCSF 0 Base Event. The bytes stay in the landed batch; tables hold
+//! the rest.
 
 use super::{Kind, Observation, Place};
 use crate::{
     column::{Column, Value, at, integer, text, time},
-    ocsf::{Class, Event, object},
+    ocsf::{Event, OcsfClass, object},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -14,19 +14,19 @@ use std::borrow::Cow;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Artifact {
-    /// The request that it answers.
+    /// Id of the request.
     pub request: String,
-    /// Path that was asked for, on the host.
+    /// Requested path, on the host.
     pub path: String,
-    /// Where the piece begins in the file.
+    /// Offset of the piece in the file.
     pub offset: u64,
-    /// Its bytes.
+    /// Bytes of the piece.
     #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
-    /// Why the host does not send it; there are no bytes then.
+    /// Why the host refuses the request; absent with data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
-    /// What the last piece says of the whole file.
+    /// Facts of the whole file, in its last piece.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub whole: Option<WholeFile>,
 }
@@ -35,13 +35,13 @@ pub struct Artifact {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WholeFile {
-    /// Bytes that were sent of it.
+    /// Bytes sent.
     pub size: u64,
-    /// SHA-256 of them, hex.
+    /// SHA-256 of the bytes sent, hex.
     pub sha256: String,
-    /// Path behind symbolic links.
+    /// Path with symbolic links resolved.
     pub real_path: String,
-    /// `st_mode` with the type of the file, inode(7).
+    /// `st_mode` with the file type (inode(7)).
     pub mode: u32,
     /// Owner.
     pub user_id: u32,
@@ -59,7 +59,7 @@ pub struct WholeFile {
     pub modified: i64,
     /// Last change of content or attributes, nanoseconds UTC.
     pub changed: i64,
-    /// It was written while it was read: what came is a mixture.
+    /// The file changed while it was read, so its bytes are of different times.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub torn: bool,
 }
@@ -86,7 +86,7 @@ impl Observation for Artifact {
         name: "artifact",
         view: "artifacts",
         help: "pieces of files that were asked for; `artifact get` puts them together",
-        classes: &[Class::BaseEvent],
+        classes: &[OcsfClass::BaseEvent],
         columns: COLUMNS,
     };
 

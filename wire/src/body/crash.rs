@@ -1,55 +1,55 @@
-//! A process that crashed, as its dump tells: OCSF 6008 Application Error.
+//! A process that crashed, from its dump: OCSF 6008 Application Error.
 
 use super::{Kind, Observation, Place};
 use crate::{
     column::{Column, Value, at, boolean, integer, text, time},
-    ocsf::{Class, Event, object},
+    ocsf::{Event, OcsfClass, object},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::borrow::Cow;
 
-/// A crash dump that was found. What the dump does not tell is absent.
+/// A crash dump. Facts that the dump does not hold are absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Crash {
-    /// Where the dump was found.
+    /// Path of the dump.
     pub file: String,
     /// `systemd-coredump`, `apport`, `kdump` or `core`.
     pub format: String,
-    /// Size of the dump file in bytes, compressed if it is.
+    /// Size of the dump file in bytes, as stored.
     pub size: u64,
     /// SHA-256 of the dump file, hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// When it crashed, nanoseconds UTC; the file's modification time where nothing better is known.
+    /// Time of the crash, nanoseconds UTC; the file's modification time where the dump holds none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<i64>,
     /// Name of the process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub process: Option<String>,
-    /// Its process id.
+    /// Process id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Its executable.
+    /// Executable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Its command line.
+    /// Command line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd_line: Option<String>,
-    /// Signal number, signal(7).
+    /// Signal number (signal(7)).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<u32>,
-    /// Its user id.
+    /// User id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<u32>,
     /// systemd unit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
-    /// Package and version that the executable belongs to.
+    /// Package and version of the executable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub package: Option<String>,
-    /// The dump is cut short.
+    /// The dump is truncated.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
@@ -72,7 +72,7 @@ const COLUMNS: &[Column] = &[
     boolean("truncated", "the dump is cut short"),
 ];
 
-/// Name of a signal on Linux, signal(7).
+/// Name of a Linux signal (signal(7)).
 fn signal_name(number: u32) -> Option<&'static str> {
     Some(match number {
         3 => "SIGQUIT",
@@ -101,7 +101,7 @@ impl Observation for Crash {
         name: "crash",
         view: "crashes",
         help: "crash dumps, each once when it is found",
-        classes: &[Class::ApplicationError],
+        classes: &[OcsfClass::ApplicationError],
         columns: COLUMNS,
     };
 

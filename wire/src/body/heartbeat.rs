@@ -3,7 +3,7 @@
 use super::{Kind, Observation, Place};
 use crate::{
     column::{Column, Value, at, integer, list, text, time},
-    ocsf::{Class, Event, milliseconds},
+    ocsf::{Event, OcsfClass, milliseconds},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -19,26 +19,26 @@ pub struct Heartbeat {
     /// Endpoint in use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// Since when it is in use, nanoseconds UTC.
+    /// Start of its use, nanoseconds UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_since: Option<i64>,
-    /// Why it is: `preferred`, or how long which other one has failed, and with what.
+    /// Why it is in use: `preferred`, or which other endpoint failed, how long and how.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_why: Option<String>,
     /// Size of the queue's file in bytes.
     pub queue_bytes: u64,
-    /// Batches not yet delivered.
+    /// Undelivered batches.
     pub queue_batches: u64,
-    /// When the oldest batch not yet delivered was sealed, nanoseconds UTC.
+    /// When the oldest undelivered batch was sealed, nanoseconds UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_unsent: Option<i64>,
     /// Resident memory in bytes (`VmRSS`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rss_bytes: Option<u64>,
-    /// Why sources wait for the queue; absent while it takes batches.
+    /// Why sources wait for room in the queue; absent while the queue has room.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<String>,
-    /// Batches kept aside that the workspace will never take.
+    /// Batches in quarantine.
     pub quarantined: u64,
     /// State of each collector.
     pub collectors: Vec<CollectorHealth>,
@@ -47,7 +47,7 @@ pub struct Heartbeat {
 /// State of a collector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CollectorHealth {
-    /// Its id.
+    /// Id of the collector.
     pub id: String,
     /// `running`, `absent`, `failing`, `disabled`.
     pub state: String,
@@ -55,7 +55,7 @@ pub struct CollectorHealth {
     pub emitted: u64,
     /// Records dropped since the epoch began.
     pub dropped: u64,
-    /// Why it is not running, or the last error.
+    /// Why it is not running, or its last error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }
@@ -68,7 +68,7 @@ const COLUMNS: &[Column] = &[
     integer("queue_batches", "batches not yet delivered"),
     time("oldest_unsent", "when the oldest batch not yet delivered was sealed"),
     integer("rss_bytes", "resident memory in bytes"),
-    text("waiting", "why sources wait for the queue; null while it takes batches"),
+    text("waiting", "why sources wait for room in the queue; null while it takes batches"),
     integer("quarantined", "batches kept aside that the workspace will never take"),
     text("collectors", "state of each collector, JSON list"),
     time("endpoint_since", "since when the endpoint is in use"),
@@ -80,7 +80,7 @@ impl Observation for Heartbeat {
         name: "heartbeat",
         view: "heartbeats",
         help: "the agent is alive, at start and each minute",
-        classes: &[Class::DeviceInventoryInfo],
+        classes: &[OcsfClass::DeviceInventoryInfo],
         columns: COLUMNS,
     };
 

@@ -1,15 +1,15 @@
-//! The machine itself: OCSF 5001 Device Inventory Info, activity 2 Collect.
+//! The host itself: OCSF 5001 Device Inventory Info, activity 2 Collect.
 
 use super::{Kind, Observation, Place};
 use crate::{
     column::{Column, Value, at, integer, text, time},
-    ocsf::{Class, Event, milliseconds, object},
+    ocsf::{Event, OcsfClass, milliseconds, object},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// Facts of the machine. A fact that could not be read is absent.
+/// Facts of the host. A fact that cannot be read is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Host {
@@ -37,28 +37,28 @@ pub struct Host {
     /// Memory in bytes (`MemTotal`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
-    /// Hypervisor, in systemd-detect-virt(1)'s words; absent on bare metal.
+    /// Hypervisor, as systemd-detect-virt(1) names it; absent on bare metal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtualization: Option<String>,
-    /// Container manager, in systemd-detect-virt(1)'s words; absent outside containers.
+    /// Container manager, as systemd-detect-virt(1) names it; absent outside containers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     /// Firmware (DMI).
     pub firmware: Firmware,
     /// Hardware (DMI).
     pub hardware: Hardware,
-    /// What the cloud says of the machine; absent on premises.
+    /// Instance metadata of the cloud; absent on premises.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cloud: Option<Box<CloudInstance>>,
 }
 
-/// The cloud's own description of a machine, from its instance metadata.
+/// A machine as its cloud's instance metadata describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CloudInstance {
     /// `azure`, `aws` or `gcp`.
     pub cloud: String,
-    /// Region, in the cloud's words.
+    /// Region, as the cloud names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
     /// Availability zone.
@@ -70,13 +70,13 @@ pub struct CloudInstance {
     /// Size or machine type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance_type: Option<String>,
-    /// Image that it was made from.
+    /// Image of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Azure subscription, AWS account, Google project.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<String>,
-    /// Those tags that the host's configuration allows.
+    /// Tags that the host's configuration allows.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
 }
@@ -204,7 +204,7 @@ impl Observation for Host {
         name: "host",
         view: "hosts",
         help: "facts of the machine, at start and every hour",
-        classes: &[Class::DeviceInventoryInfo],
+        classes: &[OcsfClass::DeviceInventoryInfo],
         columns: COLUMNS,
     };
 

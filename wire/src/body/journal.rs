@@ -1,4 +1,4 @@
-//! An entry of the systemd journal: OCSF 0 Base Event, or 3002 Authentication where it tells of a log-in.
+//! An entry of the systemd journal: OCSF 0 Base Event, or 3002 Authentication for a log-in.
 
 use super::{
     Kind, Observation, Place, login,
@@ -6,13 +6,13 @@ use super::{
 };
 use crate::{
     column::{Column, Value, integer, text},
-    ocsf::{Class, Event, object, severity_of_syslog},
+    ocsf::{Event, OcsfClass, object, severity_of_syslog},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{borrow::Cow, collections::BTreeMap};
 
-/// The fields that matter for security (systemd.journal-fields(7)); the others are in `more`.
+/// Fields that matter for security (systemd.journal-fields(7)); all others are in `more`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Journal {
@@ -70,7 +70,7 @@ pub struct Journal {
     /// `MESSAGE_ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message_id: Option<String>,
-    /// Every other field that the entry has.
+    /// All other fields of the entry.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub more: BTreeMap<String, String>,
 }
@@ -109,8 +109,8 @@ impl Journal {
         self.identifier.as_deref().or(self.comm.as_deref())
     }
 
-    /// Anyone may write `SYSLOG_IDENTIFIER=sshd` (logger(1)): the sender counts, as the kernel names it. `_EXE` is missing
-    /// where the sender was gone before journald looked; then it must have been root.
+    /// Anyone can write `SYSLOG_IDENTIFIER=sshd` (logger(1)), so the sender that the kernel names decides. `_EXE` is missing
+    /// when the sender exited before journald looked; the sender must be root then.
     pub(super) fn login(&self) -> Option<login::Login> {
         let login = login::recognise(self.app()?, &self.message)?;
         let is_sender = match &self.exe {
@@ -126,12 +126,12 @@ impl Observation for Journal {
         name: "journal",
         view: "journal",
         help: "entries of the systemd journal",
-        classes: &[Class::BaseEvent, Class::Authentication],
+        classes: &[OcsfClass::BaseEvent, OcsfClass::Authentication],
         columns: COLUMNS,
     };
 
-    fn class(&self) -> Class {
-        if self.login().is_some() { Class::Authentication } else { Class::BaseEvent }
+    fn class(&self) -> OcsfClass {
+        if self.login().is_some() { OcsfClass::Authentication } else { OcsfClass::BaseEvent }
     }
 
     fn activity(&self) -> u8 {

@@ -1,9 +1,9 @@
-//! The agent's own life: OCSF 6002 Application Lifecycle, and 6008 Application Error where a collector fails.
+//! The agent's own lifecycle: OCSF 6002 Application Lifecycle, and 6008 Application Error for a failed collector.
 
 use super::{Kind, Observation, Place};
 use crate::{
     column::{Column, Value, text},
-    ocsf::{Class, Event},
+    ocsf::{Event, OcsfClass},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -15,19 +15,19 @@ use std::borrow::Cow;
 pub enum LifecycleEvent {
     /// The agent started.
     Start,
-    /// The agent stops.
+    /// The agent is stopping.
     Stop,
     /// The configuration in force, at start and when it changes.
     Configuration,
-    /// A collector failed or is missing a right.
+    /// A collector failed, or is missing permissions.
     CollectorError,
-    /// A collector works again.
+    /// A collector recovered.
     CollectorRecovered,
-    /// What could be found in a damaged queue.
+    /// Batches were salvaged from a damaged queue.
     QueueSalvaged,
-    /// Another policy is in force, a policy was refused, or the configuration says what the policy does not allow.
+    /// A policy took effect or was refused, or the configuration demands what the policy does not allow.
     Policy,
-    /// The workspace lost what it had acknowledged; sources are read again.
+    /// The workspace lost acknowledged batches; their sources are read again.
     ReadAgain,
 }
 
@@ -36,11 +36,11 @@ pub enum LifecycleEvent {
 pub struct Lifecycle {
     /// What happened.
     pub event: LifecycleEvent,
-    /// A line for people.
+    /// Message for people.
     pub message: String,
     /// Version of the agent.
     pub version: String,
-    /// The collector that it is about.
+    /// The collector concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collector: Option<String>,
     /// SHA-256 of the effective configuration, hex, in a configuration record.
@@ -79,14 +79,14 @@ impl Observation for Lifecycle {
         name: "lifecycle",
         view: "lifecycle",
         help: "start, stop and configuration of the agent, and errors of its collectors",
-        classes: &[Class::ApplicationLifecycle, Class::ApplicationError],
+        classes: &[OcsfClass::ApplicationLifecycle, OcsfClass::ApplicationError],
         columns: COLUMNS,
     };
 
-    fn class(&self) -> Class {
+    fn class(&self) -> OcsfClass {
         match self.event {
-            LifecycleEvent::CollectorError => Class::ApplicationError,
-            _ => Class::ApplicationLifecycle,
+            LifecycleEvent::CollectorError => OcsfClass::ApplicationError,
+            _ => OcsfClass::ApplicationLifecycle,
         }
     }
 
@@ -112,7 +112,7 @@ impl Observation for Lifecycle {
     }
 
     fn render(&self, event: &mut Event) {
-        if self.class() == Class::ApplicationLifecycle {
+        if self.class() == OcsfClass::ApplicationLifecycle {
             event.set("app", json!({"name": "Vedette", "vendor_name": "Vedette", "version": self.version}));
         }
         event.set_in("unmapped", "event", self.event_name());

@@ -1,7 +1,7 @@
-//! Log-ins, failed log-ins and log-outs told of by log messages of OpenSSH, sudo, su, login and PAM.
+//! Log-ins, failed log-ins and log-outs in messages of OpenSSH, sudo, su, login and PAM.
 //!
-//! One log-in makes several lines; only one of them counts: `Accepted … for` of sshd rather than the PAM line behind
-//! it, the PAM line for the other services.
+//! One log-in logs several lines and is counted once: `Accepted … for` of sshd rather than the PAM line that follows it,
+//! the PAM line for other services.
 //!
 //! ```text
 //! sshd       Accepted publickey for alice from 192.0.2.7 port 51514 ssh2: ED25519 SHA256:…
@@ -11,8 +11,8 @@
 //! su         pam_unix(su:auth): authentication failure; logname= uid=1000 … ruser=alice rhost=  user=root
 //! ```
 //!
-//! A peer chooses the name it logs in with, the id in its certificate and its host's name. None of them becomes another
-//! field: a message is read from its fixed ends, and where two readings are possible the fields in doubt are absent.
+//! A peer chooses its user name, the id in its certificate and its host name. None of these may become another field: a
+//! message is parsed from its fixed ends, and a field with two possible readings is absent.
 
 use crate::{
     column::{Column, Value, boolean, integer, text},
@@ -28,28 +28,28 @@ pub const LOGOFF: u8 = 2;
 /// OCSF 3002 activity: account switch (sudo, su).
 pub const SWITCH: u8 = 7;
 
-/// What a message tells.
+/// A log-in, a log-out or an account switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
     /// OCSF activity.
     pub activity: u8,
-    /// The user who logs in, or whom the account is switched to; absent where the message does not name one.
+    /// User who logs in, or target account of a switch; absent where the message names none.
     pub user: Option<String>,
-    /// Whether it succeeded; absent for a log-out.
+    /// Success; absent for a log-out.
     pub success: Option<bool>,
-    /// Address or host name that it came from.
+    /// Source address or host name.
     pub source: Option<String>,
-    /// Port that it came from.
+    /// Source port.
     pub port: Option<u16>,
     /// Service: `sshd`, `sudo`, `su`, `login`.
     pub service: String,
     /// `password`, `publickey`, …
     pub method: Option<String>,
-    /// The account that switches.
+    /// Account that switches to another.
     pub by: Option<String>,
 }
 
-/// Columns of the kinds that tell of log-ins, in the order of [`values`].
+/// Columns of kinds that report log-ins, in the order of [`values`].
 pub(super) const COLUMNS: [Column; 6] = [
     text("login_user", "user who logs in, or whom sudo or su switches to; any local user may have such a line written"),
     text("login_source", "address or host name that the log-in came from"),
@@ -66,8 +66,8 @@ pub(super) fn values(login: Option<Login>) -> [Value<'static>; COLUMNS.len()] {
     [user.into(), source.into(), port.into(), success.into(), by.into(), method.into()]
 }
 
-/// How often a message says that it happened, and the message itself: rsyslog's `message repeated 5 times: [ … ]`, and
-/// `last message repeated 5 times` of others, which does not say what.
+/// Count and inner message of a repeated message: `message repeated 5 times: [ … ]` of rsyslog; `last message repeated 5 times`
+/// of other daemons, which has no inner message.
 pub(super) fn repeated(message: &str) -> Option<(u64, &str)> {
     let (count, rest) = match message.strip_prefix("message repeated ") {
         Some(rest) => rest.split_once(" times: [")?,
@@ -77,10 +77,10 @@ pub(super) fn repeated(message: &str) -> Option<(u64, &str)> {
     Some((count.parse().ok()?, inner.strip_prefix(' ').unwrap_or(inner)))
 }
 
-/// Recognise a message; most are not about log-ins, which the first comparison finds out.
+/// Recognises a log-in message. Most messages fail the first comparison.
 pub fn recognise(app: &str, message: &str) -> Option<Login> {
     let message = repeated(message).map_or(message, |(_, message)| message);
-    // gdm names itself `gdm-password]`.
+    // gdm logs as `gdm-password]`.
     match app.trim_end_matches(']') {
         "sshd" | "sshd-session" | "sshd-auth" => sshd(message).or_else(|| pam(message)),
         "sudo" | "sudo-i" | "sudo-rs" | "su" | "su-l" | "su-rs" | "login" | "lightdm" | "sddm" | "cron" | "CRON" => {
@@ -91,9 +91,9 @@ pub fn recognise(app: &str, message: &str) -> Option<Login> {
     }
 }
 
-/// Where systems install their programs; users cannot write there.
+/// Directories of system programs; ordinary users cannot write there.
 const SYSTEM: [&str; 4] = ["/usr/", "/bin/", "/sbin/", "/lib/"];
-/// Where a daemon installs programs, also those of users: what runs there has to be root's besides.
+/// Directories where a daemon installs programs, users' own among them: a program there must also run as root.
 const STORES: [&str; 2] = ["/nix/store/", "/gnu/store/"];
 /// Programs that log users in.
 const PROGRAMS: [&str; 11] = [
@@ -110,8 +110,8 @@ const PROGRAMS: [&str; 11] = [
     "sddm-helper",
 ];
 
-/// Whether a path is a program of the system that logs users in, as the kernel names it: with ` (deleted)` behind it
-/// where the file was replaced (proc_pid_exe(5)).
+/// Whether a path, as the kernel names it, is a system program that logs users in. The kernel appends ` (deleted)` when the
+/// file was replaced (proc_pid_exe(5)).
 pub fn is_login_program(path: &str, uid: Option<u32>) -> bool {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let Some((dir, name)) = path.rsplit_once('/') else { return false };
@@ -138,7 +138,7 @@ fn sshd(message: &str) -> Option<Login> {
         (is_end && !source.contains(' ')).then_some((user, source, port.parse::<u16>().ok()?))
     });
     let first = readings.next()?;
-    // A name that is an account's holds no such text: the first reading is the one, whatever a certificate's id holds.
+    // An account name cannot contain this text, so the first reading holds whatever a certificate's id contains.
     let is_sure = is_known || readings.next().is_none();
     let (user, source, port) =
         if is_sure { (Some(first.0), address(first.1), Some(first.2)) } else { (None, None, None) };
@@ -154,8 +154,8 @@ fn sshd(message: &str) -> Option<Login> {
     })
 }
 
-/// What stands behind `ssh2: `: a Kerberos principal, or `TYPE FINGERPRINT`, for a certificate `ID … (serial N) CA TYPE FINGERPRINT` behind that,
-/// for a host `, client user "…", client host "…"`.
+/// The text after `ssh2: `: a Kerberos principal, or `TYPE FINGERPRINT`; a certificate adds `ID … (serial N) CA TYPE
+/// FINGERPRINT`, a host adds `, client user "…", client host "…"`.
 fn is_key(text: &str) -> bool {
     let Some((kind, rest)) = text.split_once(' ') else { return !text.is_empty() };
     let Some((fingerprint, rest)) = rest.split_once(' ') else { return !kind.is_empty() && !rest.is_empty() };
@@ -169,13 +169,13 @@ fn is_key(text: &str) -> bool {
     })
 }
 
-/// An address or a host's name; sshd and PAM write `UNKNOWN` where there is none.
+/// An address or a host name; sshd and PAM write `UNKNOWN` for none.
 fn address(text: &str) -> Option<String> {
     let is_name = !text.is_empty() && text != "UNKNOWN" && !text.contains(|letter: char| letter.is_whitespace());
     is_name.then(|| text.to_owned())
 }
 
-/// Services that open sessions without anybody logging in: jobs, a user's services, and the screens before a log-in.
+/// Services that open sessions without a log-in: jobs, user services, log-in screens.
 const NOBODY: [&str; 10] = [
     "cron",
     "crond",
@@ -188,7 +188,7 @@ const NOBODY: [&str; 10] = [
     "sddm-greeter",
     "runuser",
 ];
-/// Services by which an account becomes another.
+/// Services that switch accounts.
 const SWITCHES: [&str; 5] = ["sudo", "sudo-i", "su", "su-l", "su-rs"];
 
 /// `pam_unix(SERVICE:TYPE): …` (pam_unix(8)).
@@ -217,7 +217,7 @@ fn pam(message: &str) -> Option<Login> {
         }
         let (user, by) = opened(rest);
         login.user = user;
-        // A session that root's own programs open is nobody's switch.
+        // Root's own programs open sessions that are no switch.
         login.by = by.filter(|_| switch);
     } else if let Some(rest) = rest.strip_prefix("session closed for user ") {
         (login.activity, login.success) = (LOGOFF, None);
@@ -231,7 +231,7 @@ fn pam(message: &str) -> Option<Login> {
         login.source = failure.host.and_then(address);
         let by = failure.by.map(str::to_owned).filter(|by| !by.is_empty());
         if service.starts_with("sudo") {
-            // sudo asks for the password of who calls it, and does not say here whom that was to become.
+            // sudo asks for the caller's password, and does not log the target account here.
             login.by = by.or_else(|| failure.user.map(str::to_owned));
         } else {
             login.user = failure.user.map(str::to_owned);
@@ -243,23 +243,23 @@ fn pam(message: &str) -> Option<Login> {
     Some(login)
 }
 
-/// `USER(uid=0) by ACCOUNT(uid=1000)`, of older releases `USER by ACCOUNT(uid=1000)`; names may hold blanks.
+/// `USER(uid=0) by ACCOUNT(uid=1000)`, in older releases `USER by ACCOUNT(uid=1000)`; names may contain spaces.
 fn opened(text: &str) -> (Option<String>, Option<String>) {
-    // The account behind a session is one of the host; the last ` by ` is its.
+    // The account is a local one, so it follows the last ` by `.
     match text.rsplit_once(" by ") {
         Some((user, by)) => (name(user), name(by)),
         None => (name(text), None),
     }
 }
 
-/// A name without its `(uid=1000)`.
+/// A name without `(uid=1000)`.
 fn name(text: &str) -> Option<String> {
     let is_uid = |uid: &str| uid.strip_suffix(')').is_some_and(|uid| uid.bytes().all(|byte| byte.is_ascii_digit()));
     let name = text.rsplit_once("(uid=").filter(|(_, uid)| is_uid(uid)).map_or(text, |(name, _)| name);
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// `logname=%s uid=%d euid=%d tty=%s ruser=%s rhost=%s  user=%s` (pam_unix_auth.c): the last three are the peer's.
+/// `logname=%s uid=%d euid=%d tty=%s ruser=%s rhost=%s  user=%s` (pam_unix_auth.c): the peer chooses the last three.
 struct Failure<'a> {
     by: Option<&'a str>,
     host: Option<&'a str>,
@@ -274,7 +274,7 @@ impl<'a> Failure<'a> {
             None => (rest, None),
         };
         let (by, host) = head.split_once(" rhost=").unzip();
-        // Where a name holds what separates the fields, none of them is sure.
+        // If a value contains a field separator, no field is certain.
         let is_sure = rest.matches(" rhost=").count() == 1 && rest.matches("  user=").count() <= 1;
         let sure = |text: &'a str| is_sure.then_some(text.trim_end());
         Some(Self { by: by.and_then(sure), host: host.and_then(sure), user: user.and_then(sure) })
@@ -282,7 +282,7 @@ impl<'a> Failure<'a> {
 }
 
 impl Login {
-    /// The attributes of class 3002.
+    /// Attributes of class 3002.
     pub(super) fn render(&self, event: &mut Event) {
         event.set("user", object([("name", json!(self.user))]));
         event.set("service", json!({"name": self.service}));

@@ -1,4 +1,4 @@
-//! Bodies: what collectors see. One file a kind: its struct, its OCSF rendering, its columns.
+//! Bodies: one file per kind, with its struct, its OCSF rendering and its columns.
 
 mod address;
 mod artifact;
@@ -29,7 +29,7 @@ pub use unknown::Unknown;
 
 use crate::{
     column::{Column, Value},
-    ocsf::{Class, Event},
+    ocsf::{Event, OcsfClass},
     record::Position,
 };
 use serde::{Deserialize, Serialize};
@@ -38,38 +38,38 @@ use std::borrow::Cow;
 /// A kind of body, for tables and reference pages.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
-    /// Name, as in the column `kind`.
+    /// Name, as in column `kind`.
     pub name: &'static str,
-    /// View for people.
+    /// Name of the SQL view.
     pub view: &'static str,
-    /// One line.
+    /// One-line description.
     pub help: &'static str,
-    /// OCSF classes that its records render to.
-    pub classes: &'static [Class],
-    /// Columns beside the common ones.
+    /// OCSF classes of its records.
+    pub classes: &'static [OcsfClass],
+    /// Columns in addition to the common ones.
     pub columns: &'static [Column],
 }
 
-/// Where a body was read, as far as a row shows it.
+/// Source and position of a body, as shown in a row.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
-    /// What a person calls the source: a path.
+    /// Display name of the source: a path.
     pub source_name: Option<&'a str>,
-    /// Position in it.
+    /// Position in the source.
     pub position: Position,
 }
 
-/// What every body can say of itself.
+/// Common interface of all bodies.
 pub trait Observation {
     /// Its kind.
     const KIND: Kind;
     /// OCSF class.
-    fn class(&self) -> Class {
+    fn class(&self) -> OcsfClass {
         Self::KIND.classes[0]
     }
     /// OCSF `activity_id`.
     fn activity(&self) -> u8;
-    /// When it happened, nanoseconds UTC, where the source tells.
+    /// Event time, nanoseconds UTC, where the source states one.
     fn time(&self) -> Option<i64> {
         None
     }
@@ -77,26 +77,26 @@ pub trait Observation {
     fn severity(&self) -> u8 {
         1
     }
-    /// A line for people.
+    /// Message for people.
     fn message(&self) -> Option<Cow<'_, str>> {
         None
     }
-    /// The class's own attributes.
+    /// Adds the attributes of the class.
     fn render(&self, event: &mut Event);
-    /// One value for each column of the kind, in order.
+    /// One value per column of the kind, in order.
     fn row<'a>(&'a self, place: &Place<'a>) -> Vec<Value<'a>>;
 }
 
 macro_rules! bodies {
     ($($variant:ident $name:literal),* $(,)?) => {
-        /// What a collector saw.
+        /// An observation of a collector.
         #[expect(clippy::large_enum_variant, reason = "bodies are encoded where they are made, never kept in bulk")]
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         pub enum Body {
             $(#[doc = concat!("A `", $name, "`.")] #[serde(rename = $name)] $variant($variant),)*
         }
 
-        /// Every kind, in the order of the reference page.
+        /// All kinds, in the order of the reference page.
         pub const KINDS: &[Kind] = &[$($variant::KIND),*];
 
         impl Body {
@@ -105,14 +105,14 @@ macro_rules! bodies {
                 match self { $(Body::$variant(_) => const { &$variant::KIND },)* }
             }
             /// OCSF class.
-            pub fn class(&self) -> Class {
+            pub fn class(&self) -> OcsfClass {
                 match self { $(Body::$variant(body) => body.class(),)* }
             }
             /// OCSF `activity_id`.
             pub fn activity(&self) -> u8 {
                 match self { $(Body::$variant(body) => body.activity(),)* }
             }
-            /// When it happened, nanoseconds UTC, where the source tells.
+            /// Event time, nanoseconds UTC, where the source states one.
             pub fn time(&self) -> Option<i64> {
                 match self { $(Body::$variant(body) => body.time(),)* }
             }
@@ -120,11 +120,11 @@ macro_rules! bodies {
             pub fn severity(&self) -> u8 {
                 match self { $(Body::$variant(body) => body.severity(),)* }
             }
-            /// A line for people.
+            /// Message for people.
             pub fn message(&self) -> Option<Cow<'_, str>> {
                 match self { $(Body::$variant(body) => body.message(),)* }
             }
-            /// One value for each column of the kind.
+            /// One value per column of the kind.
             pub fn row<'a>(&'a self, place: &Place<'a>) -> Vec<Value<'a>> {
                 match self { $(Body::$variant(body) => body.row(place),)* }
             }

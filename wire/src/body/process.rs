@@ -1,22 +1,22 @@
-//! A process: OCSF 5040 Live Evidence Info in a snapshot, 1007 Process Activity when it started, ended or changed.
+//! A process: OCSF 5040 Live Evidence Info in a snapshot, 1007 Process Activity for a start, an end or a change.
 
 use super::{Change, Kind, Observation, Place, Snapshot, snapshot};
 use crate::{
     column::{Column, Value, at, boolean, integer, list, text, time},
-    ocsf::{Class, Event, milliseconds, object},
+    ocsf::{Event, OcsfClass, milliseconds, object},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-/// A process as `/proc/PID` shows it (proc(5)). What could not be read is absent.
+/// A process as `/proc/PID` shows it (proc(5)). Fields that cannot be read are absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Process {
-    /// What the record says of it.
+    /// Why the record was made.
     pub change: Change,
-    /// The snapshot that the record is part of.
+    /// The snapshot that the record belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
-    /// Stays unique when the pid is used again: boot id, pid and start time in clock ticks.
+    /// Boot id, pid and start time in clock ticks: unique across reuse of the pid.
     pub uid: String,
     /// Process id in the host's namespace.
     pub pid: u32,
@@ -27,13 +27,13 @@ pub struct Process {
     /// Executable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// The executable's file is gone from the path.
+    /// The executable was deleted or replaced.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub deleted: bool,
     /// Command line; invalid UTF-8 is replaced by U+FFFD.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// The command line was longer than what is in `args`.
+    /// `args` is shorter than the command line.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub args_cut: bool,
     /// Real user.
@@ -42,7 +42,7 @@ pub struct Process {
     /// Real group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Principal>,
-    /// Start, nanoseconds UTC, exact to one clock tick.
+    /// Start time, nanoseconds UTC, to one clock tick.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<i64>,
     /// Working directory.
@@ -54,13 +54,13 @@ pub struct Process {
     /// Control group path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
-    /// Container id, from the control group.
+    /// Container id, from the control group path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
     /// Namespaces (namespaces(7)).
     #[serde(default)]
     pub namespaces: Namespaces,
-    /// It is a kernel thread.
+    /// Kernel thread.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kernel: bool,
     /// State letter of proc(5): `R`, `S`, `D`, `Z`, `T`, `t`, `I`, `X`.
@@ -70,9 +70,9 @@ pub struct Process {
 /// A user or a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
-    /// Number.
+    /// Id.
     pub id: u32,
-    /// Name; absent where the number has none.
+    /// Name; absent for an id without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
@@ -189,14 +189,14 @@ impl Observation for Process {
         name: "process",
         view: "processes",
         help: "processes: a full snapshot every hour, between them what started, ended or changed",
-        classes: &[Class::LiveEvidenceInfo, Class::ProcessActivity],
+        classes: &[OcsfClass::LiveEvidenceInfo, OcsfClass::ProcessActivity],
         columns: COLUMNS,
     };
 
-    fn class(&self) -> Class {
+    fn class(&self) -> OcsfClass {
         match self.change {
-            Change::Snapshot => Class::LiveEvidenceInfo,
-            Change::Start | Change::Change | Change::End => Class::ProcessActivity,
+            Change::Snapshot => OcsfClass::LiveEvidenceInfo,
+            Change::Start | Change::Change | Change::End => OcsfClass::ProcessActivity,
         }
     }
 

@@ -1,23 +1,22 @@
-//! A login session: OCSF 5040 Live Evidence Info (query type 12) in a snapshot, 3002 Authentication when it began or
-//! ended.
+//! A log-in session: OCSF 5040 Live Evidence Info (query type 12) in a snapshot, 3002 Authentication for a start or an end.
 
 use super::{Change, Kind, Observation, Place, Snapshot, snapshot};
 use crate::{
     column::{Column, Value, at, boolean, integer, text, time},
-    ocsf::{Class, Event, milliseconds, object},
+    ocsf::{Event, OcsfClass, milliseconds, object},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-/// Who is logged in, from logind's sessions or utmp(5).
+/// A session of logind or utmp(5).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Session {
-    /// What the record says of it.
+    /// Why the record was made.
     pub change: Change,
-    /// The snapshot that the record is part of.
+    /// The snapshot that the record belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
-    /// logind's session id, or utmp's line and pid.
+    /// Session id of logind, or line and pid of utmp.
     pub id: String,
     /// User name.
     pub user: String,
@@ -30,21 +29,21 @@ pub struct Session {
     /// X11 or Wayland display.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display: Option<String>,
-    /// Host that the user came from.
+    /// Remote host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_host: Option<String>,
-    /// Since when, nanoseconds UTC.
+    /// Start, nanoseconds UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<i64>,
     /// PAM service: `sshd`, `login`, `gdm-password`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// logind's class: `user`, `greeter`, `lock-screen`, `manager`.
+    /// Session class of logind: `user`, `greeter`, `lock-screen`, `manager`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
     /// `logind` or `utmp`.
     pub source: String,
-    /// Process id of the session's leader.
+    /// Process id of the session leader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<u32>,
 }
@@ -68,8 +67,8 @@ const COLUMNS: &[Column] = &[
 ];
 
 impl Session {
-    /// Whether a person logged in: `greeter` is the screen before that, `lock-screen` the one on top, `background` a job
-    /// (sd_session_get_class(3)). utmp(5) holds persons alone.
+    /// Whether a person logged in. `greeter` is the log-in screen, `lock-screen` the lock screen, `background` a job
+    /// (sd_session_get_class(3)). utmp(5) holds persons only.
     pub fn is_user_session(&self) -> bool {
         self.class.as_deref().is_none_or(|class| class.starts_with("user"))
     }
@@ -94,14 +93,14 @@ impl Observation for Session {
         name: "session",
         view: "sessions",
         help: "login sessions: a snapshot at start and every hour, between them what began or ended",
-        classes: &[Class::LiveEvidenceInfo, Class::Authentication],
+        classes: &[OcsfClass::LiveEvidenceInfo, OcsfClass::Authentication],
         columns: COLUMNS,
     };
 
-    fn class(&self) -> Class {
+    fn class(&self) -> OcsfClass {
         match self.change {
-            Change::Start | Change::End if self.is_user_session() => Class::Authentication,
-            _ => Class::LiveEvidenceInfo,
+            Change::Start | Change::End if self.is_user_session() => OcsfClass::Authentication,
+            _ => OcsfClass::LiveEvidenceInfo,
         }
     }
 
@@ -114,7 +113,7 @@ impl Observation for Session {
     }
 
     fn render(&self, event: &mut Event) {
-        if self.class() == Class::LiveEvidenceInfo {
+        if self.class() == OcsfClass::LiveEvidenceInfo {
             event.set("query_result_id", 1);
             event.set("query_evidence", json!({"query_type_id": 12, "session": self.session_object()}));
             event.set_in("unmapped", "user", self.user_object());

@@ -1,33 +1,33 @@
-//! Snapshots and the changes between them: a reader takes the last whole snapshot and applies what changed since.
+//! Snapshots and changes: a reader takes the last complete snapshot and applies the changes after it.
 
 use crate::column::{Column, Value, integer, text};
 use serde::{Deserialize, Serialize};
 
-/// The snapshot that a record is part of.
+/// The snapshot that a record belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Its id: the same in all its records, another in each snapshot.
+    /// Id of the snapshot, the same in all its records.
     pub id: String,
-    /// Number of records it has: with so many of one id it is whole.
+    /// Number of records in the snapshot; it is complete with that many.
     pub count: u32,
 }
 
-/// What a record says of the thing that it describes.
+/// Why a record was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
-    /// It is part of a full snapshot.
+    /// Part of a full snapshot.
     Snapshot,
-    /// It is new since the last look.
+    /// New since the last poll.
     Start,
-    /// It is not the same as at the last look.
+    /// Changed since the last poll.
     Change,
-    /// It is gone since the last look; the record holds what was last known.
+    /// Gone since the last poll; the record holds the last known state.
     End,
 }
 
 impl Change {
-    /// Name in the column `change`.
+    /// Value of column `change`.
     pub fn name(self) -> &'static str {
         match self {
             Change::Snapshot => "snapshot",

@@ -1,13 +1,12 @@
-//! A line of a log file, with what was recognised in it as spans: OCSF 0 Base Event, or 3002 Authentication where the
-//! line tells of a log-in.
+//! A log line, with recognised fields as spans: OCSF 0 Base Event, or 3002 Authentication for a log-in.
 //!
-//! The line travels once. `<13>1 2026-11-23T03:21:19.5Z web1 sshd 812 - - Accepted …` is `raw`; `host` is the span
-//! of `web1` in it, and so on. The workspace renders the fields.
+//! The line is sent once. `<13>1 2026-11-23T03:21:19.5Z web1 sshd 812 - - Accepted …` is `raw`; `host` is the span of `web1` in
+//! it, and so on. The workspace renders the fields.
 
 use super::{Kind, Observation, Place, login};
 use crate::{
     column::{Column, Value, boolean, integer, text},
-    ocsf::{Class, Event, severity_of_syslog},
+    ocsf::{Event, OcsfClass, severity_of_syslog},
     stamp,
 };
 use serde::{Deserialize, Serialize};
@@ -17,11 +16,11 @@ use std::borrow::Cow;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span(pub u32, pub u32);
 
-/// What the line's own time stamp did not say and the host supplied.
+/// Parts of the time that the line omits and the host supplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Inferred {
-    /// Nothing: the line has a full time with zone.
+    /// None: the line has a full time with zone.
     #[default]
     Nothing,
     /// The zone.
@@ -36,32 +35,32 @@ impl Inferred {
     }
 }
 
-/// One line. Field names are short: there are thousands in a batch.
+/// A log line. Field names are short: a batch holds thousands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Syslog {
-    /// The line as it was, without its line end.
+    /// The line without its line end.
     #[serde(with = "serde_bytes")]
     pub raw: Vec<u8>,
     /// Original time, nanoseconds UTC.
     #[serde(rename = "ts", skip_serializing_if = "Option::is_none")]
     pub time: Option<i64>,
-    /// What of the time the host supplied.
+    /// Parts of the time that the host supplied.
     #[serde(rename = "inf", skip_serializing_if = "Inferred::is_nothing")]
     pub inferred: Inferred,
-    /// Facility number, RFC 5424 §6.2.1; only where the line carries a PRI.
+    /// Facility number (RFC 5424 §6.2.1); absent without a PRI.
     #[serde(rename = "fac", skip_serializing_if = "Option::is_none")]
     pub facility: Option<u8>,
-    /// Severity number, RFC 5424 §6.2.1; only where the line carries a PRI.
+    /// Severity number (RFC 5424 §6.2.1); absent without a PRI.
     #[serde(rename = "sev", skip_serializing_if = "Option::is_none")]
     pub severity: Option<u8>,
-    /// Host that the line names.
+    /// Host name in the line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<Span>,
     /// Application.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub app: Option<Span>,
-    /// Process id, as the line has it.
+    /// Process id, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<Span>,
     /// RFC 5424 MSGID.
@@ -70,23 +69,22 @@ pub struct Syslog {
     /// RFC 5424 structured data.
     #[serde(rename = "sd", skip_serializing_if = "Option::is_none")]
     pub structured_data: Option<Span>,
-    /// The message; absent where the whole line is the message.
+    /// The message; absent where it is the whole line.
     #[serde(rename = "msg", skip_serializing_if = "Option::is_none")]
     pub message: Option<Span>,
-    /// Number of this part, from 1, of a line that is longer than the limit of one record; absent where the line is
-    /// whole.
+    /// Number of this part, from 1, of a line longer than one record may be; absent for a whole line.
     #[serde(rename = "pt", skip_serializing_if = "Option::is_none")]
     pub part: Option<u32>,
-    /// The file was gone before the line was finished.
+    /// The line has no end, and its file is gone.
     #[serde(rename = "unf", skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
-    /// Address and port that a datagram came from.
+    /// Source address and port of a datagram.
     #[serde(rename = "sa", skip_serializing_if = "Option::is_none")]
     pub sender: Option<String>,
-    /// User id of the process that wrote to the local socket, as the kernel says (unix(7), `SCM_CREDENTIALS`).
+    /// User id of the process that wrote to the local socket, from the kernel (unix(7), `SCM_CREDENTIALS`).
     #[serde(rename = "su", skip_serializing_if = "Option::is_none")]
     pub sender_uid: Option<u32>,
-    /// Its process id.
+    /// Process id of that process.
     #[serde(rename = "sp", skip_serializing_if = "Option::is_none")]
     pub sender_pid: Option<u32>,
 }
@@ -138,7 +136,7 @@ pub(super) fn severity_name(number: u8) -> Option<&'static str> {
     SEVERITIES.get(usize::from(number)).copied()
 }
 
-/// `auth.info`: severity and facility, as busybox writes them.
+/// Parses `auth.info`, busybox's form of facility and severity.
 pub fn severity_and_facility(word: &[u8]) -> Option<(u8, u8)> {
     let (facility, severity) = std::str::from_utf8(word).ok()?.split_once('.')?;
     let severity = match severity {
@@ -153,7 +151,7 @@ pub fn severity_and_facility(word: &[u8]) -> Option<(u8, u8)> {
 }
 
 impl Syslog {
-    /// The text of a span; absent where the span is absent or outside the line.
+    /// The text of a span; absent where the span is absent or out of range.
     pub fn text(&self, span: Option<Span>) -> Option<Cow<'_, str>> {
         let Span(start, end) = span?;
         self.raw.get(start as usize..end as usize).map(String::from_utf8_lossy)
@@ -164,13 +162,13 @@ impl Syslog {
         self.text(self.message).unwrap_or_else(|| String::from_utf8_lossy(&self.raw))
     }
 
-    /// The time stamp as the line has it, where it says a time.
+    /// The time stamp as written, where it states a time.
     fn original_time(&self) -> Option<Cow<'_, str>> {
         self.time?;
         self.raw.get(stamp::head(&self.raw).stamp?.text).map(String::from_utf8_lossy)
     }
 
-    /// Who writes to the local socket is known: programs that log users in are root's.
+    /// The local socket's sender is known: only root runs programs that log users in.
     fn login(&self) -> Option<login::Login> {
         if self.sender_uid.is_some_and(|uid| uid != 0) {
             return None;
@@ -188,12 +186,12 @@ impl Observation for Syslog {
         name: "syslog",
         view: "syslog",
         help: "lines of the system's log files",
-        classes: &[Class::BaseEvent, Class::Authentication],
+        classes: &[OcsfClass::BaseEvent, OcsfClass::Authentication],
         columns: COLUMNS,
     };
 
-    fn class(&self) -> Class {
-        if self.login().is_some() { Class::Authentication } else { Class::BaseEvent }
+    fn class(&self) -> OcsfClass {
+        if self.login().is_some() { OcsfClass::Authentication } else { OcsfClass::BaseEvent }
     }
 
     fn activity(&self) -> u8 {

@@ -1,13 +1,13 @@
-//! A record of a kind that this build does not know, kept whole: OCSF 0 Base Event.
+//! A record of a kind unknown to this build, kept whole: OCSF 0 Base Event.
 
 use super::{Kind, Observation, Place};
 use crate::{
     column::{Column, Value, text},
-    ocsf::{Class, Event},
+    ocsf::{Event, OcsfClass},
 };
 use serde::{Deserialize, Serialize};
 
-/// The record as it came.
+/// The record as received.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Unknown {
     /// MessagePack of the record.
@@ -22,7 +22,7 @@ impl Observation for Unknown {
         name: "unknown",
         view: "unknown",
         help: "records of a newer agent, of a kind that this workspace does not know",
-        classes: &[Class::BaseEvent],
+        classes: &[OcsfClass::BaseEvent],
         columns: COLUMNS,
     };
 

@@ -1,4 +1,4 @@
-//! Geographies: where a host stands, and which workspace geography keeps its data.
+//! Geographies: the location of a host, and the workspace geography that stores its data.
 
 mod regions;
 
@@ -19,17 +19,17 @@ pub enum WorkspaceGeo {
     Australia,
 }
 
-/// A geography that is not one of those known.
+/// An unknown geography name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a workspace geography; use united-states, europe, asia-pacific or australia")]
 pub struct UnknownGeo(String);
 
 impl WorkspaceGeo {
-    /// All of them.
+    /// All workspace geographies.
     pub const ALL: [WorkspaceGeo; 4] =
         [WorkspaceGeo::UnitedStates, WorkspaceGeo::Europe, WorkspaceGeo::AsiaPacific, WorkspaceGeo::Australia];
 
-    /// The name used in configuration, keys and certificates.
+    /// Name in configuration, keys and certificates.
     pub fn name(self) -> &'static str {
         match self {
             WorkspaceGeo::UnitedStates => "united-states",
@@ -39,7 +39,7 @@ impl WorkspaceGeo {
         }
     }
 
-    /// The URI that a workspace's server certificate carries as subject alternative name.
+    /// URI in the subject alternative name of a workspace's server certificate.
     pub fn uri(self) -> String {
         format!("urn:vedette:geo:{}", self.name())
     }
@@ -58,7 +58,7 @@ impl FromStr for WorkspaceGeo {
     }
 }
 
-/// Geography of a host: the left column of the mission's table.
+/// Geography of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Geography {
@@ -94,7 +94,7 @@ pub enum Cloud {
     Gcp,
 }
 
-/// Where an organization's health and recommendations are kept, which hold no record.
+/// Location of an organization's health and recommendations, which contain no records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Central {
@@ -104,25 +104,25 @@ pub enum Central {
     Europe,
 }
 
-/// What is kept where.
+/// Kinds of stored content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Content {
-    /// Records, alerts and artifacts: of a host.
+    /// Records, alerts and artifacts: content of a host.
     OfHost,
-    /// Health and recommendations: of an organization.
+    /// Health and recommendations: content of an organization.
     OfOrganization,
 }
 
-/// Why the geography of a host is not known. Nothing is guessed: data in the wrong country cannot be taken back.
+/// Why the geography of a host is unknown. It is never guessed: data in the wrong country cannot be recalled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownPlace {
-    /// Not one of the names.
+    /// Unknown name.
     #[error(
         "{0:?} is not a geography; use united-states, brazil, canada, europe, united-kingdom, asia-pacific, japan, india or \
          australia"
     )]
     Geography(String),
-    /// A region that no table knows.
+    /// Unlisted region.
     #[error(
         "region {region:?} of {cloud} is in no geography that is known; set [host] geography to the one whose workspace is to \
          keep this host's data"
@@ -130,13 +130,13 @@ pub enum UnknownPlace {
     Region {
         /// The cloud.
         cloud: Cloud,
-        /// What its metadata says.
+        /// Region in the instance metadata.
         region: String,
     },
 }
 
 impl Geography {
-    /// All of them.
+    /// All host geographies.
     pub const ALL: [Geography; 9] = [
         Geography::UnitedStates,
         Geography::Brazil,
@@ -149,7 +149,7 @@ impl Geography {
         Geography::Australia,
     ];
 
-    /// The name used in configuration.
+    /// Name in configuration.
     pub fn name(self) -> &'static str {
         match self {
             Geography::UnitedStates => "united-states",
@@ -164,7 +164,7 @@ impl Geography {
         }
     }
 
-    /// The workspace geography that keeps what its hosts send: the mission's table.
+    /// Workspace geography for hosts in this geography.
     pub fn workspace(self) -> WorkspaceGeo {
         match self {
             Geography::UnitedStates | Geography::Brazil | Geography::Canada => WorkspaceGeo::UnitedStates,
@@ -174,8 +174,8 @@ impl Geography {
         }
     }
 
-    /// Where what is kept centrally is kept, for an organization that is at home here. The text names United States and
-    /// Europe, "according to customer's location", and no table: who is not in Europe is served from the United States.
+    /// Location of central content for an organization in this geography. The requirement names United States and Europe,
+    /// "according to customer's location": every organization outside Europe uses the United States.
     pub fn central(self) -> Central {
         match self {
             Geography::Europe | Geography::UnitedKingdom => Central::Europe,
@@ -183,10 +183,9 @@ impl Geography {
         }
     }
 
-    /// The geography of a cloud's region.
+    /// Geography of a cloud region.
     ///
-    /// # Errors
-    /// [`UnknownPlace::Region`].
+    /// # Errors [`UnknownPlace::Region`].
     pub fn of_region(cloud: Cloud, region: &str) -> Result<Self, UnknownPlace> {
         let name = region.to_ascii_lowercase();
         let found = regions::REGIONS.iter().find(|(of, _, names)| *of == cloud && names.contains(&name.as_str()));
@@ -196,8 +195,8 @@ impl Geography {
     }
 }
 
-/// Where something is kept: what is of a host, in the workspace geography of that host; what is of an organization, centrally
-/// by the organization's own location.
+/// Where content is stored: a host's content in the workspace geography of the host, an organization's content centrally by the
+/// location of the organization.
 pub fn kept_in(content: Content, host: Geography, organization: Geography) -> WorkspaceGeo {
     match (content, organization.central()) {
         (Content::OfHost, _) => host.workspace(),
@@ -223,7 +222,7 @@ impl FromStr for Geography {
 }
 
 impl Cloud {
-    /// The name used in configuration and records.
+    /// Name in configuration and records.
     pub fn name(self) -> &'static str {
         match self {
             Cloud::Azure => "azure",
@@ -243,7 +242,7 @@ impl fmt::Display for Cloud {
 mod tests {
     use super::*;
 
-    /// The mission's table, row by row.
+    /// Every row of the requirement's table.
     #[test]
     fn each_geography_has_the_workspace_of_the_table() {
         for (hosts, workspace) in [
@@ -300,7 +299,7 @@ mod tests {
         assert_eq!(all.len(), count, "no region stands twice");
     }
 
-    /// Alerts stay with the host; what is central goes by the organization's location alone.
+    /// Alerts stay with the host; central content follows the organization's location.
     #[test]
     fn what_is_of_a_host_stays_in_its_geography_and_what_is_of_an_organization_is_central() {
         use Geography::{Australia, Brazil, Canada, Europe, India, Japan, UnitedKingdom, UnitedStates};

@@ -1,10 +1,10 @@
-//! Regions of the public clouds by the geography that they stand in.
+//! Regions of the public clouds, by geography.
 //!
 //! Read on 2026-11-25 from the vendors' lists: Azure <https://learn.microsoft.com/azure/reliability/regions-list> and Azure
 //! Government, AWS <https://docs.aws.amazon.com/global-infrastructure/latest/regions/aws-region-billing-codes.html> and AWS
-//! GovCloud, Google Cloud <https://cloud.google.com/compute/docs/regions-zones>. A region in a country that the mission's
-//! table does not name (in Africa, the Middle East, Mexico, Chile, New Zealand, China) is left out: the operator says where
-//! its data belongs. Korea counts as Asia Pacific, as in the data security text.
+//! GovCloud, Google Cloud <https://cloud.google.com/compute/docs/regions-zones>. Regions in countries that the requirement's
+//! table does not name (in Africa, the Middle East, Mexico, Chile, New Zealand, China) are left out: the operator states their
+//! geography. Korea counts as Asia Pacific, as in the data security text.
 
 use super::{Cloud, Geography};
 

@@ -7,14 +7,14 @@ fn chunk() -> Chunk {
     Chunk::new(Arc::new(Source { collector: "syslog", id: "f".to_owned(), name: None }))
 }
 
-/// A line that the parser could have given: spans in order, within the text.
+/// A line as the parser makes it: spans in order, within the text.
 fn line() -> impl Strategy<Value = (Vec<u8>, Syslog)> {
     let text = prop::collection::vec(any::<u8>().prop_map(|byte| if byte == b'\n' { 0 } else { byte }), 0..80);
     let at = prop::collection::vec((0.0..1.0_f64, any::<bool>()), 12);
     let time = prop_oneof![Just(None), any::<i64>().prop_map(Some), (0..99_i64).prop_map(|t| Some(t * 1_000_000))];
     (text, at, time, prop::option::of((0..24_u8, 0..8_u8)), 0..3_u8, any::<bool>()).prop_map(
         |(mut text, at, time, pri, inferred, crlf)| {
-            // A carriage return before the end would be taken for a part of it.
+            // A carriage return before the line end would belong to it.
             while text.last() == Some(&b'\r') {
                 text.pop();
             }
@@ -93,7 +93,7 @@ proptest! {
         }
     }
 
-    /// What came over the network may be anything: an error then, never a panic, never more records than it says.
+    /// Arbitrary input gives an error, never a panic and never more records than stated.
     #[test]
     fn damaged_lines_are_an_error_or_lines(
         lines in prop::collection::vec(line(), 1..10), at in any::<prop::sample::Index>(), byte in any::<u8>()
@@ -135,7 +135,7 @@ fn what_is_no_whole_line_in_order_is_not_packed() {
     assert_eq!(chunk.decode().expect("decodes").len(), 2);
 }
 
-/// Packed lines say how many they are in a few bytes; whoever reads them must not be made to hold a thousand times that.
+/// A few bytes may state any number of lines; a reader must not allocate a thousand times that.
 #[test]
 fn more_lines_than_a_batch_may_have_are_refused() {
     let (mut chunk, mut packer) = (chunk(), Packer::default());
@@ -151,7 +151,7 @@ fn a_count_that_wraps_around_is_refused() {
     let line = Syslog { raw: b"a".to_vec(), ..Syslog::default() };
     let (chunk, _) = packed(&[(b"a\n".to_vec(), line)], 0);
     let mut bytes = encoded(&chunk);
-    // The count stands first of the columns: 1, as one byte.
+    // The count is the first of the columns: 1, as one byte.
     let columns = bytes.len() - LENGTH_BYTES - usize::from(bytes[bytes.len() - LENGTH_BYTES]);
     assert_eq!(bytes[columns], 1);
     let mut endless = Vec::new();

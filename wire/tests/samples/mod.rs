@@ -331,7 +331,7 @@ pub(crate) fn batch() -> Batch {
                 set_aside: Default::default(),
             }),
             cursors: Vec::new(),
-            again: true,
+            resealed: true,
             split_into: Vec::new(),
         },
         records,

@@ -8,9 +8,9 @@ use crate::{
     ca,
     cli::Format,
     control::{AgentRow, Change, Control},
-    landing::Landing,
+    landing::LandingStore,
     now,
-    pair::{self, First},
+    pair::{self, Primary},
     signer::Signer,
 };
 use anyhow::{Context, Result, bail};
@@ -23,22 +23,27 @@ use std::{
 };
 use vedette_wire::{geo::WorkspaceGeo, policy::Tier, text::printable};
 
-/// An agent that was not heard of for so long is silent.
+/// Agents without contact for this long count as silent.
 const SILENT_AFTER_NS: i64 = 10 * 60 * 1_000_000_000;
 
-/// The first workspace of a pair, as `init` was told of it.
-pub(super) fn first_of_pair(with: String, ca: Option<PathBuf>, token: Option<PathBuf>) -> Result<First> {
+/// The primary workspace, from the options of `init`.
+pub(super) fn primary_of(with: String, ca: Option<PathBuf>, token: Option<PathBuf>) -> Result<Primary> {
     match (with.starts_with("https://"), ca, token) {
-        (true, Some(ca), Some(token)) => Ok(First::Url { url: with, ca, token }),
+        (true, Some(ca), Some(token)) => Ok(Primary::Url { url: with, ca, token }),
         (true, ..) => {
             bail!("--pair-with {with}: also give --pair-ca and --pair-token-file (`token pair` there prints one)")
         }
-        (false, None, None) => Ok(First::Dir(with.into())),
+        (false, None, None) => Ok(Primary::Dir(with.into())),
         (false, ..) => bail!("--pair-with {with}: write https://HOST:PORT; a directory goes without the other two"),
     }
 }
 
-pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>, first: Option<First>) -> Result<()> {
+pub(super) async fn init(
+    dir: &Path,
+    geo: WorkspaceGeo,
+    mut names: Vec<String>,
+    primary: Option<Primary>,
+) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -55,34 +60,36 @@ pub(super) async fn init(dir: &Path, geo: WorkspaceGeo, mut names: Vec<String>, 
             names.insert(0, hostname.into_owned());
         }
     }
-    if let Some(first) = &first {
-        pair::join(dir, geo, &names, first).await?;
+    if let Some(primary) = &primary {
+        pair::join(dir, geo, &names, primary).await?;
     } else {
         ca::create(dir, geo, &names)?;
         Signer::create(dir)?;
         Control::create(dir, geo).await?.close().await;
     }
-    Landing::open(&dir.join("landing"))?;
-    tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace made; agents need its ca.pem");
+    LandingStore::open(&dir.join("landing"))?;
+    tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace created; agents need its ca.pem");
     Ok(())
 }
 
 pub(super) async fn renew_certificate(dir: &Path, names: &[String]) -> Result<()> {
     let geo = Control::open(dir).await?.geo().await?;
     ca::Authority::load(dir)?.renew_server(dir, geo, names)?;
-    tracing::info!(dir = %dir.display(), "the server has another certificate");
+    tracing::info!(dir = %dir.display(), "the server has a new certificate");
     Ok(())
 }
 
-/// Let a second workspace of a pair stand alone.
+/// Makes a secondary workspace stand alone.
 pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
     let control = Control::open(dir).await?;
-    let Some(first) = control.pair_of().await? else { bail!("this workspace is not the second of a pair") };
-    if pair::answers(dir, &first).await? {
-        bail!("the first workspace, {first}, is there: end it for good before, or both would change what they share");
+    let Some(primary) = control.pair_of().await? else { bail!("this workspace is not the secondary of a pair") };
+    if pair::answers(dir, &primary).await? {
+        bail!(
+            "the primary workspace, {primary}, is running: shut it down for good first, or both would change shared state"
+        );
     }
     control.set_pair_of(None).await?;
-    control.audit_by(Change { who: &who(), reason, now: now() }, "pair promote", &format!("{first}: {reason}")).await
+    control.audit_by(Change { who: &who(), reason, now: now() }, "pair promote", &format!("{primary}: {reason}")).await
 }
 
 pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Result<()> {
@@ -94,7 +101,7 @@ pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Resu
         );
     }
     let control = Control::open(dir).await?;
-    control.must_be_first().await?;
+    control.require_primary().await?;
     let change = Change { who: &who(), reason: "organization added", now: now() };
     let id = control.add_organization(name, tier, &super::signer(dir, &control).await?, change).await?;
     print(format!("{id}\n").as_bytes())
@@ -102,7 +109,7 @@ pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Resu
 
 pub(super) async fn new_token(dir: &Path, org: &str, uses: u32, hours: u32) -> Result<()> {
     let control = Control::open(dir).await?;
-    control.must_be_first().await?;
+    control.require_primary().await?;
     let organization = control.organization(org).await?;
     let (token, expires) = (secret("vdt_")?, expires_in(hours));
     control.add_token(&organization, &token_digest(&token), uses, now(), expires).await?;
@@ -111,7 +118,7 @@ pub(super) async fn new_token(dir: &Path, org: &str, uses: u32, hours: u32) -> R
 
 pub(super) async fn pair_token(dir: &Path, hours: u32) -> Result<()> {
     let control = Control::open(dir).await?;
-    control.must_be_first().await?;
+    control.require_primary().await?;
     let token = secret("vdp_")?;
     control.add_pair_token(&token_digest(&token), now(), expires_in(hours)).await?;
     print(format!("{token}\n").as_bytes())
@@ -129,7 +136,7 @@ fn expires_in(hours: u32) -> i64 {
     now() + i64::from(hours) * 3600 * 1_000_000_000
 }
 
-/// What is kept of a token.
+/// Stored digest of a token.
 pub(crate) fn token_digest(token: &str) -> String {
     hex::encode(Sha256::digest(token.trim().as_bytes()))
 }
@@ -193,7 +200,7 @@ fn line(cells: &[String; 8], format: Format) -> String {
     format!("{}\n", line.trim_end())
 }
 
-/// RFC 3339 to the second, with `Z`.
+/// RFC 3339 in seconds, with `Z`.
 pub(crate) fn rfc3339(nanoseconds: i64) -> String {
     let time = time::OffsetDateTime::from_unix_timestamp(nanoseconds.div_euclid(1_000_000_000))
         .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);

@@ -1,4 +1,4 @@
-//! `artifact request | list | get`: a file of a host, for forensics.
+//! `artifact request | list | get`: files of hosts, for forensics.
 
 use super::{
     listing::{csv_line, json_line},
@@ -7,7 +7,7 @@ use super::{
 use crate::{
     cli::{ArtifactWanted, Format},
     control::{Change, Control, Piece},
-    landing::Landing,
+    landing::LandingStore,
     now,
     receive::LANDED_PLAIN_BYTES_MAX,
 };
@@ -25,7 +25,7 @@ pub(super) async fn request(wanted: &ArtifactWanted) -> Result<()> {
         bail!("--reason must say why");
     }
     let control = Control::open(&wanted.dir).await?;
-    control.must_be_first().await?;
+    control.require_primary().await?;
     let organization = control.organization(&wanted.org).await?;
     let (now, who) = (now(), who());
     let expires = now + i64::from(wanted.hours) * 3600 * 1_000_000_000;
@@ -76,7 +76,7 @@ pub(super) async fn list(dir: &Path, org: &str, format: Format) -> Result<()> {
     print(out.as_bytes())
 }
 
-/// Put the pieces together in a new file, and hold it against the digest that the host sent.
+/// Writes the pieces to a new file, and compares it with the digest that the host sent.
 pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()> {
     let control = Control::open(dir).await?;
     let organization = control.organization(org).await?;
@@ -84,10 +84,10 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
     let row = row.with_context(|| format!("organization {org} has no artifact {id}; see `artifact list`"))?;
     let whole = match (row.state.as_str(), &row.whole) {
         ("complete", Some(whole)) => serde_json::from_str::<Value>(whole)?,
-        ("refused", _) => bail!("the host refused it: {}", row.detail.unwrap_or_default()),
-        (state, _) => bail!("it is not there yet: {state}; see `artifact list`"),
+        ("refused", _) => bail!("the host refused the request: {}", row.detail.unwrap_or_default()),
+        (state, _) => bail!("the artifact has not arrived: {state}; see `artifact list`"),
     };
-    let landing = Landing::open(&dir.join("landing"))?;
+    let landing = LandingStore::open(&dir.join("landing"))?;
     let pieces = control.pieces(organization.id, id).await?;
     let mut file = File::options()
         .write(true)
@@ -97,20 +97,20 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
         .with_context(|| format!("cannot make {}", to.display()))?;
     let written = write(&landing, &pieces, id, &whole, &mut file).await;
     if written.is_err() {
-        // Half of it, or another content, is of no use to anybody.
+        // A partial or altered file is useless.
         drop(std::fs::remove_file(to));
     }
     written?;
     print(json_line(&whole).as_bytes())
 }
 
-async fn write(landing: &Landing, pieces: &[Piece], id: &str, whole: &Value, file: &mut File) -> Result<()> {
+async fn write(landing: &LandingStore, pieces: &[Piece], id: &str, whole: &Value, file: &mut File) -> Result<()> {
     let (mut digest, mut at, mut batch) = (Sha256::new(), 0, None);
     let size = whole["size"].as_i64().unwrap_or(i64::MAX);
-    // Behind its end there may be pieces of what it was before it changed and was sent anew.
+    // Pieces beyond the end are of the file before it changed and was sent again.
     for piece in pieces.iter().filter(|piece| piece.start < size) {
         if piece.start != at {
-            bail!("bytes {at} to {} have not come yet; try again in a moment", piece.start);
+            bail!("bytes {at} to {} have not arrived yet; try again later", piece.start);
         }
         if batch.as_ref().is_none_or(|(key, _)| *key != piece.key) {
             batch = Some((piece.key.clone(), landing.read(&piece.key, LANDED_PLAIN_BYTES_MAX).await?.0));
@@ -128,7 +128,7 @@ async fn write(landing: &Landing, pieces: &[Piece], id: &str, whole: &Value, fil
     file.sync_all()?;
     let digest = hex::encode(digest.finalize());
     if whole["sha256"] != digest {
-        bail!("what came has SHA-256 {digest}, and the host said {}: ask for it again", whole["sha256"]);
+        bail!("the received file has SHA-256 {digest}, and the host stated {}: request it again", whole["sha256"]);
     }
     Ok(())
 }

@@ -1,46 +1,46 @@
-//! `doctor`: checks the control store, every landed batch and every table, and makes tables anew from what landed.
+//! `doctor`: checks the control store, all landed batches and all tables, and rebuilds tables from landed batches.
 
 use super::{print, serve, who};
 use crate::{
     control::{Change, Control, Organization, SET_ASIDE},
-    landing::{Landing, ReadError},
+    landing::{LandingStore, ReadError},
     now,
     receive::LANDED_PLAIN_BYTES_MAX,
 };
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 
-/// Keys that are read at once.
+/// Number of keys to read at once.
 const PAGE: u32 = 1000;
-/// Batches of one organization that are named.
+/// Maximum number of batches named per organization.
 const NAMED_MAX: usize = 20;
 
-/// Print what is wrong, a line each, and fail where anything is.
+/// Prints problems, one per line, and fails if there are any.
 pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     let dir = std::path::absolute(dir)?;
     let control = Control::open(&dir).await?;
-    // Tables are not to be written while they are moved.
+    // Tables must not be written while they are moved.
     let _lock = if rebuild { Some(serve::lock(&dir)?) } else { None };
-    let landing = Landing::open(&dir.join("landing"))?;
+    let landing = LandingStore::open(&dir.join("landing"))?;
     let mut wrong = control.integrity().await?;
     wrong.iter_mut().for_each(|line| *line = format!("control store: {line}"));
     let (mut batches, mut anew_count, mut tried_again, mut unsummed) = (0, 0, 0, 0);
     for id in control.organization_ids().await? {
         let organization = control.organization_of(id).await?;
-        let Landed { count, lost, set_aside } = landed(&control, &landing, &organization).await?;
+        let LandingReport { count, lost, set_aside } = landed(&control, &landing, &organization).await?;
         batches += count;
         let (tables, without) = tables(&dir, &control, &organization).await?;
         unsummed += without;
         if rebuild && tables.is_empty() {
             tried_again += control.try_set_aside_again(id).await?;
         } else if set_aside > 0 {
-            let what = "landed batches are set aside and in no table; `doctor --rebuild` has them tried again";
+            let what = "landed batches are set aside and in no table; `doctor --rebuild` tries them again";
             wrong.push(format!("{}: {set_aside} {what}", organization.name));
         }
         if rebuild && !tables.is_empty() {
             if !lost.is_empty() {
                 bail!(
-                    "{}: {} landed batches cannot be read, and tables made anew would lack them; put {} back from a backup first",
+                    "{}: {} landed batches cannot be read, and rebuilt tables would lack them; restore {} from a backup first",
                     organization.name,
                     lost.len(),
                     dir.join("landing").display()
@@ -59,48 +59,45 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     }
     let mut out: String = wrong.iter().map(|line| format!("{}\n", vedette_wire::text::printable(line))).collect();
     if tried_again > 0 {
-        out.push_str(&format!("{tried_again} batches that were set aside are tried again while `serve` runs\n"));
+        out.push_str(&format!("{tried_again} batches that were set aside will be tried again by `serve`\n"));
     }
     if anew_count > 0 {
         out.push_str(&format!(
-            "the tables of {anew_count} organizations are made anew from what landed while `serve` runs; the damaged ones \
-             are kept beside them\n"
+            "`serve` rebuilds the tables of {anew_count} organizations from landed batches; the damaged ones are kept beside them\n"
         ));
     }
     if unsummed > 0 {
-        out.push_str(&format!(
-            "{unsummed} files of tables have no checksums, and a flipped bit in them shows to nobody\n"
-        ));
+        out.push_str(&format!("{unsummed} files of tables have no checksums, so flipped bits in them go unnoticed\n"));
     }
     out.push_str(&format!("{batches} landed batches and all tables were read\n"));
     print(out.as_bytes())?;
     if !wrong.is_empty() {
-        bail!("{} things are wrong", wrong.len());
+        bail!("{} problems found", wrong.len());
     }
     Ok(())
 }
 
-/// What landed of an organization.
+/// Result of checking the landed batches of an organization.
 #[derive(Default)]
-struct Landed {
+struct LandingReport {
     count: u64,
-    /// What cannot be read, and why.
+    /// Unreadable batches, with reasons.
     lost: Vec<String>,
-    /// Batches that could not be written into the tables, and can be read.
+    /// Readable batches that could not be written to the tables.
     set_aside: u64,
 }
 
-async fn landed(control: &Control, landing: &Landing, organization: &Organization) -> Result<Landed> {
-    let (mut found, mut behind) = (Landed::default(), String::new());
+async fn landed(control: &Control, landing: &LandingStore, organization: &Organization) -> Result<LandingReport> {
+    let (mut found, mut after) = (LandingReport::default(), String::new());
     loop {
-        let page = control.landed_behind(organization.id, &behind, PAGE).await?;
+        let page = control.landed_after(organization.id, &after, PAGE).await?;
         let Some((last, _)) = page.last() else { return Ok(found) };
-        behind.clone_from(last);
+        after.clone_from(last);
         for (key, state) in page {
             found.count += 1;
             match landing.read(&key, LANDED_PLAIN_BYTES_MAX).await {
                 Ok(_) => found.set_aside += u64::from(state == SET_ASIDE),
-                Err(err) if err.is_gone() => found.lost.push(format!("{key}: it is not there any more")),
+                Err(err) if err.is_gone() => found.lost.push(format!("{key}: missing")),
                 Err(err @ ReadError::Damaged(_)) => found.lost.push(format!("{key}: {:#}", anyhow::Error::new(err))),
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
             }
@@ -117,8 +114,8 @@ async fn tables(dir: &Path, control: &Control, organization: &Organization) -> R
     Ok((wrong, without))
 }
 
-/// Whether the tables are of a later time than the control store: what they hold of batches that are not here would be written
-/// a second time when it is sent again.
+/// Whether the tables are newer than the control store: batches that they hold and the control store lacks would be written
+/// again when they are sent again.
 #[cfg(feature = "lake")]
 pub(super) async fn newer(
     lake: &vedette_lake::Lake,
@@ -129,8 +126,7 @@ pub(super) async fn newer(
     for key in lake.keys_behind(organization.id, &known).await.unwrap_or_default() {
         if !control.is_noted(&key).await? {
             return Ok(Some(format!(
-                "the tables hold batches that the control store does not know, {key} among them: they are not of the same backup; \
-                 put the tables back with it, or run `vedette-workspace doctor --rebuild`"
+                "the tables hold batches that the control store lacks, for example {key}: they are of another backup; restore the matching tables, or run `vedette-workspace doctor --rebuild`"
             )));
         }
     }
@@ -142,7 +138,7 @@ async fn tables(_: &Path, _: &Control, _: &Organization) -> Result<(Vec<String>,
     Ok((Vec::new(), 0))
 }
 
-/// Put an organization's tables aside, and have all that landed written into new ones.
+/// Moves an organization's tables aside, and has all landed batches written to new ones.
 async fn anew(dir: &Path, control: &Control, organization: &Organization) -> Result<()> {
     let tables = dir.join("tables").join(organization.id.to_string());
     let aside = dir.join("tables").join(format!("{}.damaged-{}", organization.id, now() / 1_000_000_000));
@@ -153,6 +149,6 @@ async fn anew(dir: &Path, control: &Control, organization: &Organization) -> Res
     }
     let change = Change { who: &who(), reason: "the tables were damaged", now: now() };
     let batches = control.materialise_again(organization.id, change).await?;
-    tracing::warn!(organization = organization.name, batches, aside = %aside.display(), "tables are made anew");
+    tracing::warn!(organization = organization.name, batches, aside = %aside.display(), "tables are rebuilt");
     Ok(())
 }

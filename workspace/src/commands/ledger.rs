@@ -21,7 +21,7 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
     }
     let policy = control.policy(organization.id, organization.policy_revision).await?;
     if control.pair_of().await?.is_some() || policy.is_some_and(|(policy, _)| policy.endpoints.len() > 1) {
-        tracing::warn!("this workspace is one of a pair: what landed at the other shows as missing here");
+        tracing::warn!("this workspace is one of a pair: batches that landed at the other show as missing here");
     }
     let mut out = String::new();
     if format != Format::Json {

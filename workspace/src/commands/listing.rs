@@ -1,13 +1,13 @@
-//! Lines of lists, in which text of others moves no terminal, makes no other cell and is no formula.
+//! Lines of lists. Foreign text cannot move the terminal's cursor, become another cell, or be a formula.
 
 use vedette_wire::text::{cell, json_printable};
 
-/// A value as a line of JSON.
+/// A value as a JSON line.
 pub(super) fn json_line(value: &impl serde::Serialize) -> String {
     json_printable(serde_json::to_string(value).expect("rows serialize")) + "\n"
 }
 
-/// Cells as a line of CSV (RFC 4180).
+/// Cells as a CSV line (RFC 4180).
 pub(super) fn csv_line(cells: &[&str]) -> String {
     let quoted = |text: &&str| {
         let shown = cell(text);

@@ -14,7 +14,7 @@ mod query;
 mod serve;
 
 use crate::{
-    cli::{Agent, Arguments, ArtifactCommand, Command, Org, Policy, Token},
+    cli::{AgentCommand, Arguments, ArtifactCommand, Command, Org, Policy, Token},
     control::Control,
     receive::Settings,
     signer::Signer,
@@ -26,11 +26,11 @@ use std::{
     path::Path,
 };
 
-/// Run one command.
+/// Runs a command.
 pub(crate) async fn run(command: Command) -> Result<()> {
     match command {
         Command::Init { dir, geo, names, pair_with, pair_ca, pair_token_file } => {
-            let first = pair_with.map(|with| admin::first_of_pair(with, pair_ca, pair_token_file)).transpose()?;
+            let first = pair_with.map(|with| admin::primary_of(with, pair_ca, pair_token_file)).transpose()?;
             admin::init(&dir, geo, names, first).await
         }
         Command::Certificate { dir, names } => admin::renew_certificate(&dir, &names).await,
@@ -55,7 +55,9 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,
         Command::Policy(Policy::Show { org, dir, history }) => policy::show(&dir, &org, history).await,
         Command::Policy(Policy::Set(change)) => policy::set(&change).await,
-        Command::Agent(Agent::Revoke { agent, dir, reason }) => policy::revoke(&dir, agent, &reason).await,
+        Command::AgentCommand(AgentCommand::Revoke { agent, dir, reason }) => {
+            policy::revoke(&dir, agent, &reason).await
+        }
         Command::Artifact(ArtifactCommand::Request(wanted)) => artifact::request(&wanted).await,
         Command::Artifact(ArtifactCommand::List(of)) => artifact::list(&of.dir, &of.org, of.format).await,
         Command::Artifact(ArtifactCommand::Get { org, dir, id, to }) => artifact::get(&dir, &org, &id, &to).await,
@@ -65,10 +67,10 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Doctor { dir, rebuild } => doctor::doctor(&dir, rebuild).await,
         #[cfg(feature = "lake")]
         Command::Query { org, dir, sql, format, rows_max, seconds_max } => {
-            let limits = vedette_lake::Limits {
+            let limits = vedette_lake::QueryLimits {
                 rows_max,
                 time_max: std::time::Duration::from_secs(seconds_max),
-                ..vedette_lake::Limits::default()
+                ..vedette_lake::QueryLimits::default()
             };
             query::query(&dir, &org, &sql, format, limits).await
         }
@@ -88,7 +90,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
     }
 }
 
-/// The key that policies are signed with; a workspace of a release without policies is given one.
+/// The policy key; created for a workspace of a release without policies.
 pub(crate) async fn signer(dir: &Path, control: &Control) -> Result<Signer> {
     if control.has_policies().await? || dir.join("policy.key").exists() {
         Signer::load(dir)
@@ -97,7 +99,7 @@ pub(crate) async fn signer(dir: &Path, control: &Control) -> Result<Signer> {
     }
 }
 
-/// Who runs this command, for the audit log: the user, and the one behind sudo(8).
+/// User of the command for the audit log, with the one behind sudo(8).
 #[expect(clippy::disallowed_methods, reason = "only the environment tells who is behind sudo")]
 fn who() -> String {
     let uid = rustix::process::getuid().as_raw();
@@ -106,7 +108,7 @@ fn who() -> String {
     format!("{user} (uid {uid}){sudo}").trim_start().to_owned()
 }
 
-/// Write to stdout; a reader that has seen enough (`| head`) is no error.
+/// Writes to standard output; a closed reader (`| head`) is no error.
 fn print(bytes: &[u8]) -> Result<()> {
     match io::stdout().lock().write_all(bytes) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),

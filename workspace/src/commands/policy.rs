@@ -35,9 +35,9 @@ pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
     print(out.as_bytes())
 }
 
-/// Who gives an organization of an older release its first policy.
+/// Author of first policies for organizations of an older release.
 pub(super) fn upgraded() -> Change<'static> {
-    Change { who: "vedette-workspace", reason: "brought up to date", now: now() }
+    Change { who: "vedette-workspace", reason: "upgrade", now: now() }
 }
 
 pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
@@ -45,7 +45,7 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
         bail!("--reason must say why");
     }
     let control = Control::open(&wanted.dir).await?;
-    control.must_be_first().await?;
+    control.require_primary().await?;
     let organization = control.organization(&wanted.org).await?;
     let signer = signer(&wanted.dir, &control).await?;
     control.first_policies(&signer, upgraded()).await?;
@@ -91,7 +91,7 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
             ("", "default") => *collector = CollectorPolicy::default(),
             ("enabled", "on") => collector.enabled = Some(true),
             ("enabled", "off") => collector.enabled = Some(false),
-            ("every", _) if !looks => bail!("--collector {setting}: {id} does not look at intervals"),
+            ("every", _) if !looks => bail!("--collector {setting}: {id} has no interval"),
             ("every", interval) => {
                 let seconds = parse_interval(interval).and_then(|seconds| seconds.try_into().ok());
                 collector.every_seconds =
@@ -105,7 +105,7 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
     }
     policy.collectors.retain(|_, collector| *collector != CollectorPolicy::default());
     if *policy == before {
-        bail!("that is what the policy says already; nothing was changed");
+        bail!("the policy already says this; nothing was changed");
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ fn artifact_limits(text: &str, now: &ArtifactLimits) -> Result<ArtifactLimits> {
     Ok(limits)
 }
 
-/// `https://host[:port]`, without a slash at the end.
+/// Parses `https://host[:port]`; removes a trailing slash.
 fn endpoint(text: &str) -> Result<String> {
     let url = text.trim_end_matches('/');
     let parsed: http::Uri = url.parse().with_context(|| format!("--endpoint {text} is no address"))?;
@@ -165,7 +165,7 @@ pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<(
     let control = Control::open(dir).await?;
     let change = Change { who: &who(), reason, now: now() };
     let organization = control.revoke(agent, change).await?;
-    // The second of a pair signs no policies; it gives the first its revocations.
+    // A secondary signs no policies, and passes revocations on to the primary.
     if control.pair_of().await?.is_none() {
         let organization = control.organization(&organization).await?;
         let signer = signer(dir, &control).await?;
@@ -179,7 +179,7 @@ pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<(
     let copies = control.copies_of(agent).await?;
     if !copies.is_empty() {
         let agents = copies.join(" ");
-        tracing::warn!(agents, "machines that had the same key are these agents now, and are not revoked with it");
+        tracing::warn!(agents, "clones of this agent became other agents, which are not revoked");
     }
     Ok(())
 }

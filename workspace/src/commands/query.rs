@@ -1,10 +1,10 @@
-//! `query`: SQL over what is materialised and what has just landed.
+//! `query`: SQL over the tables and the batches that are not materialised yet.
 
 use super::print;
 use crate::{
     cli::Format,
     control::Control,
-    landing::{Landing, ReadError},
+    landing::{LandingStore, ReadError},
     receive::LANDED_PLAIN_BYTES_MAX,
 };
 use anyhow::{Context, Result, bail};
@@ -17,23 +17,23 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use vedette_lake::{Fresh, Lake, Limits, Output};
+use vedette_lake::{Fresh, Lake, Output, QueryLimits};
 use vedette_wire::Batch;
 
-/// Landed batches that one query reads beside the tables at the most: a bound on their list, not on their content.
+/// Maximum number of batches to read in addition to the tables; limits the list, not its content.
 const FRESH_MAX: u32 = 200_000;
 
-/// The landing store as queries read it.
+/// The landing store for queries.
 #[derive(Debug)]
-struct Store(Landing);
+struct Store(LandingStore);
 
-impl vedette_lake::Landing for Store {
+impl vedette_lake::LandedBatches for Store {
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Batch>, String>> {
         Box::pin(async move {
             match self.0.read(key, LANDED_PLAIN_BYTES_MAX).await {
                 Ok((batch, _)) => Ok(Some(batch)),
                 Err(ReadError::Damaged(err)) => {
-                    tracing::warn!(key, error = format!("{err:#}"), "landed batch is damaged; left out of the answer");
+                    tracing::warn!(key, error = format!("{err:#}"), "landed batch is damaged; omitted from the answer");
                     Ok(None)
                 }
                 Err(err @ ReadError::Store(_)) => Err(format!("{:#}", anyhow::Error::new(err))),
@@ -42,16 +42,16 @@ impl vedette_lake::Landing for Store {
     }
 }
 
-/// The longest statement, how deep its brackets may nest, and how many operators it may have.
+/// Maximum length of a statement, depth of its brackets, and number of its operators.
 const SQL_BYTES_MAX: usize = 256 << 10;
 const NESTING_MAX: usize = 128;
 const OPERATORS_MAX: usize = 1000;
-/// Memory beside what a query's operators account for: the program itself, what is read, what an expression makes.
+/// Memory for the program, input and expressions, beyond what operators account for.
 const BESIDE_BYTES: u64 = 512 << 20;
-/// How often it is seen whether a query keeps to its limits.
+/// Interval of checks of a query's limits.
 const GUARD_EVERY: Duration = Duration::from_millis(50);
 
-/// The statement without what stands in quotation marks or comments: that nests nothing.
+/// The statement without quoted text and comments, which nest nothing.
 fn bare(sql: &str) -> String {
     let (mut out, mut rest) = (String::with_capacity(sql.len()), sql);
     while let Some(at) = rest.find(['\'', '"', '-', '/']) {
@@ -74,7 +74,8 @@ fn bare(sql: &str) -> String {
     out + rest
 }
 
-/// Refuse what would take parser and planner too deep: brackets nest, and a chain of operators is as deep as it is long.
+/// Refuses a statement that is too deep for parser and planner: brackets nest, and a chain of operators is as deep as it is
+/// long.
 fn shallow(sql: &str) -> Result<()> {
     let bare = bare(sql);
     let (mut depth, mut deepest) = (0_usize, 0);
@@ -103,10 +104,9 @@ fn shallow(sql: &str) -> Result<()> {
     Ok(())
 }
 
-/// End the program when the query takes longer or more memory than it may: an operator that does not yield keeps the
-/// runtime from seeing its clock, and an expression's memory is nobody's account.
-/// It ends once there is an answer: whoever reads that may take long.
-fn guard(limits: Limits) -> Arc<AtomicBool> {
+/// Exits when the query exceeds its time or memory. An operator that does not yield blocks the runtime's timers, and the memory
+/// of expressions is not accounted for. Ends when there is an answer, since its reader may be slow.
+fn guard(limits: QueryLimits) -> Arc<AtomicBool> {
     let (began, answered) = (Instant::now(), Arc::new(AtomicBool::new(false)));
     let is_answered = Arc::clone(&answered);
     let watch = move || loop {
@@ -134,7 +134,7 @@ fn guard(limits: Limits) -> Arc<AtomicBool> {
     answered
 }
 
-pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limits: Limits) -> Result<()> {
+pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limits: QueryLimits) -> Result<()> {
     shallow(sql)?;
     let answered = guard(limits);
     let dir = std::path::absolute(dir)?;
@@ -144,7 +144,7 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
     if undecided.pending.len() == FRESH_MAX as usize {
         bail!(
             "more than {FRESH_MAX} batches are not materialised yet, and an answer without the newest would be wrong; \
-             ask again when `serve` has caught up"
+             query again when `serve` has caught up"
         );
     }
     let fresh: Vec<Fresh> = undecided
@@ -152,7 +152,7 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
         .into_iter()
         .map(|pending| Fresh { key: pending.key, day: pending.day, landed: pending.landed, store: pending.store })
         .collect();
-    let landing: Arc<dyn vedette_lake::Landing> = Arc::new(Store(Landing::open(&dir.join("landing"))?));
+    let landing: Arc<dyn vedette_lake::LandedBatches> = Arc::new(Store(LandingStore::open(&dir.join("landing"))?));
     let lake = Lake::new(dir.join("tables"));
     let known = crate::materialise::versions(undecided.versions);
     let output = lake.query(organization.id, sql, &fresh, &landing, &known, limits).await?;

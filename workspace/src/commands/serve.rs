@@ -1,13 +1,13 @@
-//! `serve`: receive from agents, and materialise what has landed.
+//! `serve`: receives from agents, and materialises what has landed.
 
 use crate::{
+    batch_index::BatchIndex,
     ca::Authority,
     control::Control,
     health::Health,
-    landing::{Landing, ReadError},
+    landing::{LandingStore, ReadError},
     now, pair,
     receive::{self, LANDED_PLAIN_BYTES_MAX, Receiver, Settings},
-    tiles::Noted,
 };
 use anyhow::{Context, Result};
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
@@ -33,7 +33,7 @@ pub(super) async fn serve(
     let closing = control.clone();
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(watch_gaps(control.clone(), stopped.clone()));
-    let news = receive::follow_news(control.clone(), stopped.clone());
+    let pending = receive::watch_directives(control.clone(), stopped.clone());
     if control.pair_of().await?.is_some() {
         tokio::spawn(pair::follow(dir.clone(), control.clone(), stopped.clone()));
     }
@@ -43,7 +43,7 @@ pub(super) async fn serve(
         (control.clone(), landing.clone()),
         Authority::load(&dir)?,
         control.geo().await?,
-        (signer.public(), news),
+        (signer.public(), pending),
         settings,
         Arc::clone(&health),
     ));
@@ -51,7 +51,7 @@ pub(super) async fn serve(
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     if let Some(path) = address_file {
-        // Renamed into place: a reader sees the whole address or none.
+        // Renamed, so that readers see a whole address or none.
         let part = path.with_extension("part");
         std::fs::File::create(&part)
             .and_then(|mut file| std::io::Write::write_all(&mut file, address.to_string().as_bytes()))?;
@@ -67,7 +67,7 @@ pub(super) async fn serve(
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => tracing::warn!("SIGHUP is ignored; restart to change settings, certificates are read again by themselves"),
+            _ = hangup.recv() => tracing::warn!("SIGHUP is ignored; restart to change settings; changed certificates are reloaded"),
         }
     }
     tracing::info!("stopping");
@@ -81,25 +81,24 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Open the stores of a directory that nobody else serves, once they are found to be whole and to belong together.
-async fn open(dir: &Path) -> Result<(Control, Landing, std::fs::File)> {
+/// Opens the stores of a directory, after checking that nobody else serves it, and that they are whole and belong together.
+async fn open(dir: &Path) -> Result<(Control, LandingStore, std::fs::File)> {
     let control = Control::open(dir).await?;
     let lock = lock(dir)?;
     let wrong = control.integrity().await?;
     if let Some(first) = wrong.first() {
         anyhow::bail!(
-            "the control store in {} is damaged: {first}; put control.sqlite back from a backup, agents and landed batches bring \
-             back what it lacks",
+            "the control store in {} is damaged: {first}; restore control.sqlite from a backup; agents and landed batches supply what it lacks",
             dir.display()
         );
     }
     if !dir.join("landing").is_dir() && control.last_landed().await?.is_some() {
         anyhow::bail!(
-            "{} is not there, and batches have landed in it; is its disk mounted?",
+            "{} does not exist, though batches have landed in it; is its disk mounted?",
             dir.join("landing").display()
         );
     }
-    let landing = Landing::open(&dir.join("landing"))?;
+    let landing = LandingStore::open(&dir.join("landing"))?;
     reconcile(&control, &landing).await?;
     #[cfg(feature = "lake")]
     for id in control.organization_ids().await? {
@@ -112,7 +111,7 @@ async fn open(dir: &Path) -> Result<(Control, Landing, std::fs::File)> {
     Ok((control, landing, lock))
 }
 
-/// Look through the ledger for gaps that stay, until told to stop.
+/// Checks the ledger for lasting gaps until a stop.
 async fn watch_gaps(control: Control, mut stop: watch::Receiver<bool>) {
     let mut checks = tokio::time::interval(GAPS_EVERY);
     loop {
@@ -121,33 +120,32 @@ async fn watch_gaps(control: Control, mut stop: watch::Receiver<bool>) {
             _ = checks.tick() => {}
         }
         if let Err(err) = control.alert_gaps(now()).await {
-            tracing::error!(error = format!("{err:#}"), "the ledger cannot be checked for gaps; tried again");
+            tracing::error!(error = format!("{err:#}"), "the ledger cannot be checked for gaps; trying again");
         }
     }
 }
 
-/// The directory holds keys and everybody's data: nobody else looks into it, whoever made it and however.
+/// The directory holds keys and all data, so nobody else may read it, whoever created it.
 fn close_to_others(dir: &Path) -> Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let meta = std::fs::metadata(dir).with_context(|| {
-        format!("cannot look into {}; make a workspace there with `vedette-workspace init`", dir.display())
+        format!("cannot open {}; create a workspace there with `vedette-workspace init`", dir.display())
     })?;
     if meta.mode() & 0o077 == 0 {
         return Ok(());
     }
-    tracing::warn!(dir = %dir.display(), mode = format!("{:o}", meta.mode() & 0o777), "others could look into the workspace; now they cannot");
+    tracing::warn!(dir = %dir.display(), mode = format!("{:o}", meta.mode() & 0o777), "the workspace's directory was accessible to others; its mode is corrected");
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
-        .with_context(|| format!("others can look into {}, and its mode cannot be changed", dir.display()))
+        .with_context(|| format!("{} is accessible to others, and its mode cannot be changed", dir.display()))
 }
 
-/// What is taken where nobody says: half of the machine's memory, or of its cgroup's (proc_meminfo(5), cgroup v2
-/// `memory.max`), and 512 MiB at the least.
+/// Default memory: half of the machine's or of its cgroup's (proc_meminfo(5), cgroup v2 `memory.max`), but at least 512 MiB.
 pub(super) fn memory_max() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib =
         meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     let machine = kib.map_or(u64::MAX, |kib: u64| kib.saturating_mul(1024));
-    // Its own, or that of any above it (cgroups(7)): `0::/system.slice/vedette-workspace.service`.
+    // Limits of its own cgroup and of those above (cgroups(7)): `0::/system.slice/vedette-workspace.service`.
     let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let limit = |dir: &Path| std::fs::read_to_string(dir.join("memory.max")).ok()?.trim().parse::<u64>().ok();
@@ -156,7 +154,7 @@ pub(super) fn memory_max() -> u64 {
     (machine.min(cgroup.unwrap_or(u64::MAX)) / 2).max(512 << 20)
 }
 
-/// One process serves a directory, as long as the file is open.
+/// Locks a directory for one process, as long as the file is open.
 pub(super) fn lock(dir: &Path) -> Result<std::fs::File> {
     let path = dir.join("serve.lock");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -169,28 +167,28 @@ pub(super) fn lock(dir: &Path) -> Result<std::fs::File> {
     }
 }
 
-/// How often the ledger is checked for gaps.
+/// Interval of checks for gaps.
 const GAPS_EVERY: Duration = Duration::from_secs(300);
-/// How far before the newest note the landing store is looked through.
+/// How far before the newest note the landing store is searched.
 const RECONCILE_SECONDS: i64 = 3600;
 
-/// Find what landed and is not noted: the note is written behind the object, and may have been lost with the power.
-async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
-    // SQLite loses the last transactions at the most: what landed well before the newest note is noted.
+/// Finds landed batches without a note: the note is written after the object, and may be lost in a power cut.
+async fn reconcile(control: &Control, landing: &LandingStore) -> Result<()> {
+    // SQLite loses only the last transactions: batches well before the newest note are noted.
     let since = control.last_landed().await?.map_or(i64::MIN, |newest| newest / 1_000_000_000 - RECONCILE_SECONDS);
     let mut found = 0;
     for (key, organization, day, bytes) in landing.list(since).await? {
         if control.is_noted(&key).await? {
             continue;
         }
-        let noted = match landing.read(&key, LANDED_PLAIN_BYTES_MAX).await {
+        let index = match landing.read(&key, LANDED_PLAIN_BYTES_MAX).await {
             Ok((batch, _)) => {
                 let (organization, revision) = (batch.header.organization, batch.header.policy_revision);
                 let policy = control.policy(organization, revision).await?;
-                let noted = Noted::of(batch, policy.map_or(Store::All, |(policy, _)| policy.store));
-                let checked = noted.check();
+                let index = BatchIndex::of(batch, policy.map_or(Store::All, |(policy, _)| policy.store));
+                let checked = index.check();
                 checked.inspect_err(|wrong| tracing::error!(key, wrong, "a landed batch is not in the ledger")).ok();
-                checked.is_ok().then_some(noted)
+                checked.is_ok().then_some(index)
             }
             Err(ReadError::Damaged(err)) => {
                 tracing::error!(key, error = %err, "a landed batch cannot be read; it is not in the ledger");
@@ -198,10 +196,10 @@ async fn reconcile(control: &Control, landing: &Landing) -> Result<()> {
             }
             Err(ReadError::Store(err)) => return Err(err.into()),
         };
-        found += u64::from(control.note_found(&key, &organization, &day, bytes, noted.as_ref(), now()).await?);
+        found += u64::from(control.note_found(&key, &organization, &day, bytes, index.as_ref(), now()).await?);
     }
     if found > 0 {
-        tracing::info!(found, "landed batches that were not noted");
+        tracing::info!(found, "recorded landed batches that were not in the control store");
     }
     Ok(())
 }

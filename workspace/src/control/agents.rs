@@ -5,24 +5,24 @@ use anyhow::Result;
 use serde::Serialize;
 use vedette_wire::{AgentId, OrganizationId};
 
-/// Why a token does not enroll.
+/// Why a token is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TokenError {
-    /// Never given out here.
-    #[error("the token is not known to this workspace; make one with `vedette-workspace token new`")]
+    /// Unknown here.
+    #[error("the token is unknown to this workspace; create one with `vedette-workspace token new`")]
     Unknown,
-    /// Too old.
-    #[error("the token has expired; make a new one with `vedette-workspace token new`")]
+    /// Expired.
+    #[error("the token has expired; create one with `vedette-workspace token new`")]
     Expired,
     /// Used up.
-    #[error("the token has been used already; make a new one with `vedette-workspace token new`")]
+    #[error("the token is used up; create one with `vedette-workspace token new`")]
     Used,
-    /// The key that asks was revoked.
+    /// The key of the request is revoked.
     #[error("this agent's key was revoked; stop the agent, move key.pem away, run `vedette enroll --again`, start it")]
     Revoked,
 }
 
-/// What an agent brings to its enrollment.
+/// Data of an enrollment.
 #[derive(Debug)]
 pub(crate) struct Enrollment<'a> {
     pub(crate) agent: AgentId,
@@ -31,7 +31,7 @@ pub(crate) struct Enrollment<'a> {
     pub(crate) version: &'a str,
 }
 
-/// An agent as `vedette-workspace agents` shows it.
+/// An agent in `vedette-workspace agents`.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow)]
 pub(crate) struct AgentRow {
     #[sqlx(rename = "id")]
@@ -43,11 +43,11 @@ pub(crate) struct AgentRow {
     pub(crate) policy_revision: i64,
     #[serde(skip)]
     pub(crate) revoked: Option<i64>,
-    /// The agent that this machine was, before it was found to share its key.
+    /// The agent that this one replaced after a re-key.
     pub(crate) replaces: Option<String>,
 }
 
-/// The organization of a token, its expiry and the uses that are left.
+/// Organization of a token; checks its expiry and remaining uses.
 fn good(token: Option<(String, i64, i64)>, now: i64) -> Result<String, TokenError> {
     match token {
         None => Err(TokenError::Unknown),
@@ -58,7 +58,7 @@ fn good(token: Option<(String, i64, i64)>, now: i64) -> Result<String, TokenErro
 }
 
 impl Control {
-    /// Keep a new token's digest.
+    /// Stores the digest of a new token.
     pub(crate) async fn add_token(
         &self,
         organization: &Organization,
@@ -78,7 +78,7 @@ impl Control {
         self.audit(now, "token new", &format!("{} uses {uses}", organization.name)).await
     }
 
-    /// The organization of a token that is good now.
+    /// Organization of a valid token.
     pub(crate) async fn check_token(&self, digest: &str, now: i64) -> Result<Result<OrganizationId, TokenError>> {
         let token: Option<(String, i64, i64)> =
             sqlx::query_as("SELECT organization, expires, uses_left FROM tokens WHERE digest = ?")
@@ -91,7 +91,7 @@ impl Control {
         })
     }
 
-    /// Use a token up and note the agent, in one transaction.
+    /// Uses a token and stores the agent, in one transaction.
     pub(crate) async fn enroll(
         &self,
         digest: &str,
@@ -144,7 +144,7 @@ impl Control {
         Ok(Ok(Organization { id: organization.parse()?, name, policy_revision: revision.cast_unsigned() }))
     }
 
-    /// The policy revision in force for an agent that may deliver; absent for one that may not.
+    /// Policy revision in force for an agent; absent if it may not deliver.
     pub(crate) async fn admit(&self, organization: OrganizationId, agent: AgentId) -> Result<Option<u64>> {
         let revision: Option<i64> = sqlx::query_scalar(
             "SELECT o.policy_revision FROM agents a JOIN organizations o ON o.id = a.organization
@@ -157,7 +157,7 @@ impl Control {
         Ok(revision.map(i64::cast_unsigned))
     }
 
-    /// The agents of an organization, oldest first.
+    /// Agents of an organization, oldest first.
     pub(crate) async fn agents(&self, organization: OrganizationId) -> Result<Vec<AgentRow>> {
         let rows = sqlx::query_as(
             "SELECT id, hostname, enrolled, last_seen, version, policy_revision, revoked, replaces FROM agents

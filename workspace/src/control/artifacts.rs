@@ -1,4 +1,4 @@
-//! Artifacts: who asked for which file of which host, and where its pieces lie.
+//! Artifacts: requests for files, and the places of their pieces.
 
 use super::{Change, Control, Organization};
 use crate::signer::Signer;
@@ -10,10 +10,10 @@ use vedette_wire::{
     policy::{ArtifactRequest, SignedRequest},
 };
 
-/// An open request is told again after this; the agent knows which it has.
+/// Interval at which open requests are repeated; agents know which ones they have.
 const OFFER_EVERY_NS: i64 = 60_000_000_000;
 
-/// An artifact as `artifact list` shows it.
+/// An artifact in `artifact list`.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct ArtifactRow {
     pub(crate) id: String,
@@ -25,11 +25,11 @@ pub(crate) struct ArtifactRow {
     pub(crate) reason: String,
     pub(crate) state: String,
     pub(crate) detail: Option<String>,
-    /// What the host says of the whole file, JSON.
+    /// Facts of the whole file, JSON.
     pub(crate) whole: Option<String>,
 }
 
-/// A piece of one, and the landed batch that holds it.
+/// A piece of an artifact, and the batch that holds it.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Piece {
     pub(crate) start: i64,
@@ -38,7 +38,7 @@ pub(crate) struct Piece {
 }
 
 impl Control {
-    /// Ask an agent for a file.
+    /// Requests a file from an agent.
     pub(crate) async fn request_artifact(
         &self,
         organization: &Organization,
@@ -88,8 +88,8 @@ impl Control {
         Ok(request.id)
     }
 
-    /// Agents with requests that are to be told.
-    pub(crate) async fn agents_asked(&self, now: i64) -> Result<HashSet<(OrganizationId, AgentId)>> {
+    /// Agents with pending requests.
+    pub(crate) async fn agents_with_requests(&self, now: i64) -> Result<HashSet<(OrganizationId, AgentId)>> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT DISTINCT organization, agent FROM artifacts WHERE state IN ('requested', 'sending') AND expires > ?1
              AND (offered IS NULL OR offered < ?1 - ?2)",
@@ -101,7 +101,7 @@ impl Control {
         rows.into_iter().map(|(organization, agent)| Ok((organization.parse()?, agent.parse()?))).collect()
     }
 
-    /// The requests to be told to an agent now; they are not told again for a while.
+    /// Pending requests of an agent; they are not repeated for a while.
     pub(crate) async fn offer(
         &self,
         (organization, agent): (OrganizationId, AgentId),
@@ -121,7 +121,7 @@ impl Control {
         Ok(rows.into_iter().map(|(request, signature)| SignedRequest { request, signature }).collect())
     }
 
-    /// Note the pieces that a landed batch holds. What nobody asked this agent for is not noted.
+    /// Records the pieces in a landed batch. Ignores pieces that were not requested from this agent.
     pub(crate) async fn note_pieces(
         &self,
         (organization, agent): (OrganizationId, AgentId),
@@ -137,7 +137,7 @@ impl Control {
                     .bind(agent.to_string())
                     .fetch_optional(&mut *tx)
                     .await?;
-            // Batches overtake each other: the last piece may come before others. What was refused stays so.
+            // Batches may arrive out of order: the last piece before others. A refusal is final.
             let Some(state @ ("requested" | "sending" | "complete")) = state.as_deref() else { continue };
             if !piece.data.is_empty() {
                 sqlx::query(
@@ -169,7 +169,7 @@ impl Control {
         Ok(tx.commit().await?)
     }
 
-    /// The artifacts of an organization, newest first.
+    /// Artifacts of an organization, newest first.
     pub(crate) async fn artifacts(&self, organization: OrganizationId) -> Result<Vec<ArtifactRow>> {
         let rows = sqlx::query_as(
             "SELECT id, agent, path, requested, expires, who, reason, state, detail, whole FROM artifacts
@@ -181,7 +181,7 @@ impl Control {
         Ok(rows)
     }
 
-    /// The pieces of an artifact of this organization, in order.
+    /// Pieces of an artifact of this organization, in order.
     pub(crate) async fn pieces(&self, organization: OrganizationId, id: &str) -> Result<Vec<Piece>> {
         let rows = sqlx::query_as(
             "SELECT p.start, p.length, p.key FROM artifact_pieces p JOIN artifacts a ON a.id = p.artifact

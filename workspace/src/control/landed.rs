@@ -1,7 +1,7 @@
-//! What has landed and is not materialised yet.
+//! Landed batches that are not materialised yet.
 
 use super::{Change, Control, ledger};
-use crate::tiles::Noted;
+use crate::batch_index::BatchIndex;
 use anyhow::Result;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
@@ -18,28 +18,36 @@ pub(crate) struct Pending {
     pub(crate) store: Store,
 }
 
-/// The batches that are not marked as materialised, and the versions up to which tables hold those that are.
+/// Batches not marked as materialised, and the table versions that hold the marked ones.
 #[derive(Debug, Clone)]
 pub(crate) struct Undecided {
     pub(crate) pending: Vec<Pending>,
     pub(crate) versions: Marks,
 }
 
-/// State of a batch that could not be written into the tables.
+/// State of a batch that cannot be written to the tables.
 pub(crate) const SET_ASIDE: i64 = 2;
 
-/// Version and rows that a table is known to have, by its name.
+/// Known version and number of rows, by table.
 pub(crate) type Marks = BTreeMap<String, (u64, u64)>;
 
 impl Control {
-    /// Note a landed batch, lay it beside what is there, and note that its agent was seen. A repeat changes no ledger.
-    pub(crate) async fn note_landed(&self, key: &str, day: &str, bytes: usize, noted: &Noted, now: i64) -> Result<()> {
-        let header = &noted.header;
+    /// Records a landed batch, merges it into the ledger, and updates when its agent was last seen. A repeated batch does not
+    /// change the ledger.
+    pub(crate) async fn note_landed(
+        &self,
+        key: &str,
+        day: &str,
+        bytes: usize,
+        index: &BatchIndex,
+        now: i64,
+    ) -> Result<()> {
+        let header = &index.header;
         let organization = header.organization.to_string();
         let _turn = self.turn(header.organization).await;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        if insert(&mut tx, key, &organization, day, (bytes as u64, noted.store), now).await? {
-            ledger::note(&mut tx, noted, now).await?;
+        if insert(&mut tx, key, &organization, day, (bytes as u64, index.store), now).await? {
+            ledger::note(&mut tx, index, now).await?;
         }
         sqlx::query(
             "UPDATE agents SET last_seen = ?, version = ?, policy_revision = ?, hostname = coalesce(nullif(?, ''), hostname)
@@ -57,39 +65,39 @@ impl Control {
         Ok(())
     }
 
-    /// When the newest noted batch landed, nanoseconds UTC.
+    /// When the newest recorded batch landed, nanoseconds UTC.
     pub(crate) async fn last_landed(&self) -> Result<Option<i64>> {
         Ok(sqlx::query_scalar("SELECT max(landed) FROM landed").fetch_one(&self.pool).await?)
     }
 
-    /// Whether a batch is noted.
+    /// Whether a batch is recorded.
     pub(crate) async fn is_noted(&self, key: &str) -> Result<bool> {
         let found: Option<i64> =
             sqlx::query_scalar("SELECT 1 FROM landed WHERE key = ?").bind(key).fetch_optional(&self.pool).await?;
         Ok(found.is_some())
     }
 
-    /// Note a batch found in the landing store at the start; without `noted` it cannot be read.
+    /// Records a batch that was found in the landing store at the start; `index` is absent if it cannot be read.
     pub(crate) async fn note_found(
         &self,
         key: &str,
         organization: &str,
         day: &str,
         bytes: u64,
-        noted: Option<&Noted>,
+        index: Option<&BatchIndex>,
         now: i64,
     ) -> Result<bool> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let store = noted.map_or(Store::All, |noted| noted.store);
+        let store = index.map_or(Store::All, |index| index.store);
         let new = insert(&mut tx, key, organization, day, (bytes, store), now).await?;
-        if let Some(noted) = noted.filter(|_| new) {
-            ledger::note(&mut tx, noted, now).await?;
+        if let Some(index) = index.filter(|_| new) {
+            ledger::note(&mut tx, index, now).await?;
         }
         tx.commit().await?;
         Ok(new)
     }
 
-    /// Oldest first, `most` at the most, as of one moment.
+    /// Up to `most` batches, oldest first, as of one moment.
     pub(crate) async fn undecided(&self, organization: OrganizationId, most: u32) -> Result<Undecided> {
         let mut tx = self.pool.begin().await?;
         let pending = sqlx::query_as(
@@ -109,7 +117,7 @@ impl Control {
         Ok(Undecided { pending, versions })
     }
 
-    /// Mark batches as materialised, and the versions that hold them, in one transaction.
+    /// Marks batches as materialised together with the versions that hold them, in one transaction.
     pub(crate) async fn mark_materialised(
         &self,
         organization: OrganizationId,
@@ -144,24 +152,24 @@ impl Control {
         Ok(())
     }
 
-    /// The landed batches of an organization by key, behind one, with their states, so many at the most.
-    pub(crate) async fn landed_behind(
+    /// Up to a number of landed batches of an organization by key, after one, with their states.
+    pub(crate) async fn landed_after(
         &self,
         organization: OrganizationId,
-        behind: &str,
+        after: &str,
         most: u32,
     ) -> Result<Vec<(String, i64)>> {
         let rows =
             sqlx::query_as("SELECT key, state FROM landed WHERE organization = ? AND key > ? ORDER BY key LIMIT ?")
                 .bind(organization.to_string())
-                .bind(behind)
+                .bind(after)
                 .bind(most)
                 .fetch_all(&self.pool)
                 .await?;
         Ok(rows)
     }
 
-    /// Have every landed batch of an organization materialised again: its tables are gone.
+    /// Marks all landed batches of an organization for materialisation, since its tables are gone.
     pub(crate) async fn materialise_again(&self, organization: OrganizationId, change: Change<'_>) -> Result<u64> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("DELETE FROM table_versions WHERE organization = ?")
@@ -177,7 +185,7 @@ impl Control {
         Ok(done.rows_affected())
     }
 
-    /// Have batches that were set aside tried again; how many these are.
+    /// Marks batches that were set aside for another attempt; returns their number.
     pub(crate) async fn try_set_aside_again(&self, organization: OrganizationId) -> Result<u64> {
         let done = sqlx::query("UPDATE landed SET state = 0 WHERE organization = ? AND state = ?")
             .bind(organization.to_string())
@@ -187,14 +195,14 @@ impl Control {
         Ok(done.rows_affected())
     }
 
-    /// What SQLite finds wrong with the control store (`PRAGMA integrity_check`); nothing where it is whole.
+    /// Result of SQLite's `PRAGMA integrity_check`; empty if the control store is intact.
     pub(crate) async fn integrity(&self) -> Result<Vec<String>> {
         let said: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(20)").fetch_all(&self.pool).await?;
         Ok(said.into_iter().filter(|line| line != "ok").collect())
     }
 }
 
-/// False where it is noted already.
+/// False if it is already recorded.
 async fn insert(
     tx: &mut SqliteConnection,
     key: &str,

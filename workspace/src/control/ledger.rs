@@ -1,10 +1,9 @@
-//! The workspace's half of the ledger.
+//! The workspace's part of the ledger.
 //!
-//! Counters that come from an agent agree with themselves even when it is wrong. What is *missing* and what is *repeated*
-//! is therefore found by laying what landed side by side: sequences of an epoch, and positions of a source. A sequence
-//! that has not landed is in flight while the agent still holds it, by the newest header of its epoch; set aside
-//! where that header says so; else it is missing. A hole between positions is missing unless a sequence between its two
-//! sides has not landed and had records of that collector.
+//! An agent's counters are consistent even when they are wrong. So the workspace finds what is *missing* and what is *repeated*
+//! by merging what landed: sequences of an epoch, and positions of a source. A sequence that has not landed is in flight while
+//! the agent holds it, according to the newest header of its epoch; set aside if a header says so; or else missing. A gap
+//! between positions is missing unless a sequence between its two sides has not landed and had records of that collector.
 
 mod account;
 mod balance;
@@ -12,14 +11,14 @@ mod lost;
 
 pub(crate) use account::{Account, Gap};
 
-use crate::tiles::{Noted, Tile};
+use crate::batch_index::{BatchIndex, PositionRun};
 use anyhow::Result;
 use serde::Serialize;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
 use vedette_wire::{Ledger, Predecessor, SetAside};
 
-/// Records by collector.
+/// Number of records by collector.
 type Counts = BTreeMap<String, u64>;
 
 /// A row of `sequences`.
@@ -58,12 +57,12 @@ struct Epoch {
     lowest_held: i64,
     counters: String,
     set_aside: String,
-    /// What the epoch behind it says became of it.
+    /// What the next epoch states about its end.
     ended: Option<String>,
 }
 
 impl Epoch {
-    /// The lowest sequence that the agent still held, and what it set aside, as it said last.
+    /// Lowest held sequence and set-aside sequences, as last stated.
     fn held(&self) -> Result<(u64, SetAside)> {
         Ok(match &self.ended {
             Some(ended) => {
@@ -75,7 +74,7 @@ impl Epoch {
     }
 }
 
-/// Records that a header says were shipped: emitted and not dropped.
+/// Records that a header states as shipped: emitted and not dropped.
 fn shipped(ledger: &Ledger) -> Counts {
     ledger.0.iter().map(|(id, counters)| (id.clone(), counters.emitted - counters.dropped_total())).collect()
 }
@@ -84,30 +83,30 @@ fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("maps of numbers serialize")
 }
 
-/// Lay a batch beside what is there. In the transaction that notes it as landed, so that it is laid once.
-pub(super) async fn note(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Result<()> {
-    lay_sequence(tx, noted, now).await?;
-    end_epoch(tx, noted).await?;
-    super::positions::note(tx, noted).await?;
-    for tile in &noted.tiles {
-        let repeated = lay_positions(tx, noted, tile, now).await?;
+/// Merges a batch into the stored ranges, in the transaction that records it as landed, so that it is merged once.
+pub(super) async fn note(tx: &mut SqliteConnection, index: &BatchIndex, now: i64) -> Result<()> {
+    lay_sequence(tx, index, now).await?;
+    end_epoch(tx, index).await?;
+    super::positions::note(tx, index).await?;
+    for run in &index.runs {
+        let repeated = lay_positions(tx, index, run, now).await?;
         sqlx::query(
             "INSERT INTO stored (organization, agent, collector, records, repeated) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO UPDATE SET records = records + ?4, repeated = repeated + ?5",
         )
-        .bind(noted.header.organization.to_string())
-        .bind(noted.header.agent.to_string())
-        .bind(&tile.collector)
-        .bind(tile.positions.len() as i64)
+        .bind(index.header.organization.to_string())
+        .bind(index.header.agent.to_string())
+        .bind(&run.collector)
+        .bind(run.positions.len() as i64)
         .bind(repeated)
         .execute(&mut *tx)
         .await?;
     }
-    for (collector, left_out) in &noted.left_out {
+    for (collector, left_out) in &index.left_out {
         sqlx::query("UPDATE stored SET left_out = left_out + ? WHERE organization = ? AND agent = ? AND collector = ?")
             .bind(left_out.cast_signed())
-            .bind(noted.header.organization.to_string())
-            .bind(noted.header.agent.to_string())
+            .bind(index.header.organization.to_string())
+            .bind(index.header.agent.to_string())
             .bind(collector)
             .execute(&mut *tx)
             .await?;
@@ -115,8 +114,8 @@ pub(super) async fn note(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> 
     Ok(())
 }
 
-async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Result<()> {
-    let header = &noted.header;
+async fn lay_sequence(tx: &mut SqliteConnection, index: &BatchIndex, now: i64) -> Result<()> {
+    let header = &index.header;
     let ids = [
         header.organization.to_string(),
         header.agent.to_string(),
@@ -140,7 +139,7 @@ async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Res
     .execute(&mut *tx)
     .await?;
     let beside: Vec<Run> = sqlx::query_as(
-        // Runs do not touch: besides those that begin here, only the one before can. So the key's index is enough.
+        // Runs never touch. So only runs that begin here, and the one before, can overlap; the key's index finds them.
         "DELETE FROM sequences WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4
          AND first <= ?6 AND last >= ?5 AND first >= coalesce((SELECT max(first) FROM sequences
            WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4 AND first < ?5), ?5)
@@ -156,7 +155,7 @@ async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Res
     .await?;
     let after = shipped(&header.ledger);
     let mut before = after.clone();
-    for (collector, count) in noted.records() {
+    for (collector, count) in index.records() {
         if let Some(shipped) = before.get_mut(collector) {
             *shipped = shipped.saturating_sub(count);
         }
@@ -191,9 +190,9 @@ async fn lay_sequence(tx: &mut SqliteConnection, noted: &Noted, now: i64) -> Res
     Ok(())
 }
 
-/// Note what a header says of the epoch before its own.
-async fn end_epoch(tx: &mut SqliteConnection, noted: &Noted) -> Result<()> {
-    let header = &noted.header;
+/// Records what a header states about the previous epoch.
+async fn end_epoch(tx: &mut SqliteConnection, index: &BatchIndex) -> Result<()> {
+    let header = &index.header;
     let Some(before) = &header.predecessor else { return Ok(()) };
     sqlx::query(
         "INSERT INTO epochs (organization, agent, lane, epoch, seq, lowest_held, counters, set_aside, ended, ended_seq)
@@ -211,11 +210,11 @@ async fn end_epoch(tx: &mut SqliteConnection, noted: &Noted) -> Result<()> {
     Ok(())
 }
 
-/// The number of records whose positions were stored before.
-async fn lay_positions(tx: &mut SqliteConnection, noted: &Noted, tile: &Tile, now: i64) -> Result<i64> {
-    let header = &noted.header;
+/// Merges a position run; returns the number of records whose positions were stored before.
+async fn lay_positions(tx: &mut SqliteConnection, index: &BatchIndex, run: &PositionRun, now: i64) -> Result<i64> {
+    let header = &index.header;
     let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
-    let (start, reached) = (tile.start().cast_signed(), tile.reached().cast_signed());
+    let (start, reached) = (run.start().cast_signed(), run.reached().cast_signed());
     let beside: Vec<Stretch> = sqlx::query_as(
         "DELETE FROM positions WHERE organization = ?1 AND agent = ?2 AND collector = ?3 AND source = ?4
          AND start <= ?6 AND reached >= ?5 AND start >= coalesce((SELECT max(start) FROM positions
@@ -224,20 +223,20 @@ async fn lay_positions(tx: &mut SqliteConnection, noted: &Noted, tile: &Tile, no
     )
     .bind(&organization)
     .bind(&agent)
-    .bind(&tile.collector)
-    .bind(&tile.source)
+    .bind(&run.collector)
+    .bind(&run.source)
     .bind(start)
     .bind(reached)
     .fetch_all(&mut *tx)
     .await?;
     let is_stored = |from: i64, to: i64| beside.iter().any(|stretch| from < stretch.reached && to > stretch.start);
-    let positions = tile.positions.iter().map(|position| (position.0.cast_signed(), position.1.cast_signed()));
+    let positions = run.positions.iter().map(|position| (position.0.cast_signed(), position.1.cast_signed()));
     let repeated = positions.filter(|(from, to)| is_stored(*from, *to)).count();
     let (epoch, seq) = (header.epoch.to_string(), header.seq.cast_signed());
     let mut whole = Stretch {
         start,
         reached,
-        records: tile.count().cast_signed(),
+        records: run.count().cast_signed(),
         since: now,
         until: now,
         lane: header.lane.name().to_owned(),
@@ -262,8 +261,8 @@ async fn lay_positions(tx: &mut SqliteConnection, noted: &Noted, tile: &Tile, no
     )
     .bind(organization)
     .bind(agent)
-    .bind(&tile.collector)
-    .bind(&tile.source)
+    .bind(&run.collector)
+    .bind(&run.source)
     .bind(whole.start)
     .bind(whole.reached)
     .bind(whole.records)

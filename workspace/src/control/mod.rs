@@ -1,4 +1,4 @@
-//! Control: organizations, tokens, agents, what has landed, leases. SQL in one file beside the data.
+//! Control store: organizations, tokens, agents, landed batches, leases. An SQLite file beside the data.
 //!
 //! `serve` and the commands open the same database at the same time (WAL, with a busy timeout).
 
@@ -45,15 +45,15 @@ pub(crate) struct Control {
     writers: Arc<Writers>,
 }
 
-/// SQLite has one writer, and gives the place to whoever comes at the right moment. Here it goes in turn: writes of one
-/// organization wait for each other first, and then behind one of each other's.
+/// Order of writers. SQLite has a single writer, and no fair queue for it. Here writes of one organization wait for each other
+/// first, and then for one of each other organization.
 #[derive(Debug, Default)]
 struct Writers {
     all: Arc<tokio::sync::Mutex<()>>,
     of: Mutex<HashMap<OrganizationId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// The right to write until it is dropped.
+/// The right to write, until it is dropped.
 struct Turn(#[expect(dead_code, reason = "held")] [OwnedMutexGuard<()>; 2]);
 
 /// An organization.
@@ -64,11 +64,11 @@ pub(crate) struct Organization {
     pub(crate) policy_revision: u64,
 }
 
-/// Whoever still works on the store at the end is not waited for longer.
+/// Maximum wait for others who use the store at its end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Control {
-    /// Make the control store of a new workspace.
+    /// Creates the control store of a new workspace.
     pub(crate) async fn create(dir: &Path, geo: WorkspaceGeo) -> Result<Self> {
         let control = Self::connect(dir, true).await?;
         sqlx::query("INSERT INTO settings (name, value) VALUES ('geo', ?)")
@@ -79,19 +79,19 @@ impl Control {
         Ok(control)
     }
 
-    /// Open the control store of an existing workspace.
+    /// Opens the control store of an existing workspace.
     pub(crate) async fn open(dir: &Path) -> Result<Self> {
         let store = dir.join("control.sqlite");
         match std::fs::metadata(&store) {
             Ok(_) => {}
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => bail!(
-                "{} holds no workspace; make one with `vedette-workspace init --dir {} --geo GEO`",
+                "{} holds no workspace; create one with `vedette-workspace init --dir {} --geo GEO`",
                 dir.display(),
                 dir.display()
             ),
             Err(err) => {
                 return Err(err).with_context(|| {
-                    format!("cannot look into {}; run this as the user who owns the workspace", dir.display())
+                    format!("cannot open {}; run this as the user who owns the workspace", dir.display())
                 });
             }
         }
@@ -104,7 +104,7 @@ impl Control {
             .filename(&path)
             .create_if_missing(create)
             .journal_mode(SqliteJournalMode::Wal)
-            // What an ack promises is in the landing store; a row lost with the power is found there at the start.
+            // Acknowledged batches are in the landing store; rows lost in a power cut are recovered at the start.
             .synchronous(SqliteSynchronous::Normal)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(20));
@@ -116,18 +116,18 @@ impl Control {
         sqlx::migrate!("./migrations")
             .run(&pool)
             .await
-            .with_context(|| format!("cannot bring {} up to date", path.display()))?;
+            .with_context(|| format!("cannot upgrade {}", path.display()))?;
         Ok(Self { pool, writers: Arc::default() })
     }
 
-    /// Bring all that was written into `control.sqlite` itself: a copy of that file alone is then whole.
+    /// Checkpoints everything into `control.sqlite`, so that a copy of that file is complete.
     pub(crate) async fn close(self) {
         if tokio::time::timeout(CLOSE_TIMEOUT, self.pool.close()).await.is_err() {
-            tracing::warn!("the control store is still in use; what was written last is in control.sqlite-wal");
+            tracing::warn!("the control store is still in use; the last changes are in control.sqlite-wal");
         }
     }
 
-    /// Wait for a turn to write something of an organization; what takes long takes one.
+    /// Waits for the right to write for an organization; for writes that take long.
     async fn turn(&self, organization: OrganizationId) -> Turn {
         let own = {
             let mut all = self.writers.of.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,7 +144,7 @@ impl Control {
         Ok(geo.parse()?)
     }
 
-    /// Add an organization with its first policy.
+    /// Adds an organization with its first policy.
     pub(crate) async fn add_organization(
         &self,
         name: &str,
@@ -171,7 +171,7 @@ impl Control {
         Ok(id)
     }
 
-    /// The organization with a name.
+    /// Finds an organization by name.
     pub(crate) async fn organization(&self, name: &str) -> Result<Organization> {
         if let Some(found) = self.organization_by("name", name).await? {
             return Ok(found);
@@ -190,7 +190,7 @@ impl Control {
         })
     }
 
-    /// The organization with an id that a certificate names.
+    /// Finds an organization by the id in a certificate.
     pub(crate) async fn organization_of(&self, id: OrganizationId) -> Result<Organization> {
         self.organization_by("id", &id.to_string()).await?.ok_or_else(|| anyhow!("there is no organization {id}"))
     }
@@ -205,7 +205,7 @@ impl Control {
         .transpose()
     }
 
-    /// Every organization's id.
+    /// Ids of all organizations.
     pub(crate) async fn organization_ids(&self) -> Result<Vec<OrganizationId>> {
         let ids: Vec<String> = sqlx::query_scalar("SELECT id FROM organizations").fetch_all(&self.pool).await?;
         ids.iter().map(|id| Ok(id.parse()?)).collect()
@@ -226,7 +226,7 @@ impl Control {
         Ok(())
     }
 
-    /// Take or renew a lease until `expires`; false where another holder has it.
+    /// Takes or renews a lease until `expires`; false if another holder has it.
     pub(crate) async fn lease(&self, name: &str, holder: &str, now: i64, expires: i64) -> Result<bool> {
         let done = sqlx::query(
             "INSERT INTO leases (name, holder, expires) VALUES (?1, ?2, ?4)

@@ -1,4 +1,4 @@
-//! Policies: every revision as it was signed, and the alerts that come of them.
+//! Policies: all revisions as signed, and alerts.
 
 use super::{Control, Organization};
 use crate::signer::Signer;
@@ -9,7 +9,7 @@ use vedette_wire::{
     policy::{Policy, SignedPolicy, Tier},
 };
 
-/// Why a policy is another now.
+/// Author, reason and time of a change.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Change<'a> {
     pub(crate) who: &'a str,
@@ -17,7 +17,7 @@ pub(crate) struct Change<'a> {
     pub(crate) now: i64,
 }
 
-/// A revision as `policy show --history` shows it.
+/// A revision in `policy show --history`.
 #[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct Revision {
     pub(crate) document: String,
@@ -26,7 +26,7 @@ pub(crate) struct Revision {
     pub(crate) reason: String,
 }
 
-/// Something that an organization is to look at.
+/// A condition that an organization must look at.
 #[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
 pub(crate) struct Alert {
     pub(crate) agent: String,
@@ -51,7 +51,7 @@ async fn insert(tx: &mut Transaction, signer: &Signer, policy: &Policy, change: 
     Ok(())
 }
 
-/// Keep a revision, and say so in the audit log.
+/// Stores a revision, and records it in the audit log.
 async fn keep(tx: &mut Transaction, policy: &Policy, signed: &SignedPolicy, change: Change<'_>) -> Result<()> {
     sqlx::query(
         "INSERT INTO policies (organization, revision, collect, document, signature, issued, who, reason)
@@ -82,7 +82,7 @@ impl Control {
         Ok(sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM policies)").fetch_one(&self.pool).await?)
     }
 
-    /// Give every organization that has none its first policy: those of an older release.
+    /// Creates first policies for organizations of an older release.
     pub(crate) async fn first_policies(&self, signer: &Signer, change: Change<'_>) -> Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let without: Vec<(String, String, i64)> = sqlx::query_as(
@@ -99,7 +99,7 @@ impl Control {
         Ok(tx.commit().await?)
     }
 
-    /// Change the policy of an organization: another revision.
+    /// Changes the policy of an organization by a new revision.
     pub(crate) async fn set_policy(
         &self,
         organization: &Organization,
@@ -116,7 +116,7 @@ impl Control {
         let mut policy: Policy = serde_json::from_str(&document)?;
         edit(&mut policy)?;
         policy.check().map_err(anyhow::Error::msg)?;
-        // By the clock: no revision is given out twice, also where this store was restored from a backup.
+        // Clock seconds are never reused as revisions, even after a restore from a backup.
         policy.revision = (policy.revision + 1).max(change.now.cast_unsigned() / 1_000_000_000);
         policy.issued = change.now;
         insert(&mut tx, signer, &policy, change).await?;
@@ -124,7 +124,7 @@ impl Control {
         Ok(policy)
     }
 
-    /// Take over a later revision that was signed here and is not known any more; false where it is known.
+    /// Takes over a later revision that was signed here and lost; false if it is known.
     pub(crate) async fn adopt_policy(&self, policy: &Policy, signed: &SignedPolicy, now: i64) -> Result<bool> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let (organization, revision) = (policy.organization.to_string(), policy.revision.cast_signed());
@@ -153,7 +153,7 @@ impl Control {
         Ok(true)
     }
 
-    /// The revisions next below and next above one that is not known.
+    /// The known revisions next to an unknown one.
     pub(crate) async fn revisions_beside(&self, organization: OrganizationId, revision: u64) -> Result<Vec<u64>> {
         let beside: (Option<i64>, Option<i64>) = sqlx::query_as(
             "SELECT max(revision) FILTER (WHERE revision < ?2), min(revision) FILTER (WHERE revision > ?2)
@@ -163,14 +163,14 @@ impl Control {
         .bind(revision.cast_signed())
         .fetch_one(&self.pool)
         .await?;
-        // Below the first there never was one, and above the last it is not lost.
+        // Nothing precedes the first, and later ones than the last are not lost.
         Ok(match beside {
             (Some(below), Some(above)) => vec![below.cast_unsigned(), above.cast_unsigned()],
             _ => Vec::new(),
         })
     }
 
-    /// A revision of an organization's policy as it was signed; absent where there is none.
+    /// A revision of an organization's policy as signed; absent if unknown.
     pub(crate) async fn policy(
         &self,
         organization: OrganizationId,
@@ -189,7 +189,7 @@ impl Control {
         .transpose()
     }
 
-    /// Every revision, newest first.
+    /// All revisions, newest first.
     pub(crate) async fn policy_history(&self, organization: OrganizationId) -> Result<Vec<Revision>> {
         let rows = sqlx::query_as(
             "SELECT document, issued, who, reason FROM policies WHERE organization = ? ORDER BY revision DESC",
@@ -200,7 +200,7 @@ impl Control {
         Ok(rows)
     }
 
-    /// When collection was first switched off behind a revision, nanoseconds UTC.
+    /// When collection was first switched off after a revision, nanoseconds UTC.
     pub(crate) async fn switched_off_behind(&self, organization: OrganizationId, revision: u64) -> Result<Option<i64>> {
         let issued = sqlx::query_scalar(
             "SELECT min(issued) FROM policies WHERE organization = ? AND revision > ? AND collect = 0",
@@ -219,7 +219,7 @@ impl Control {
         rows.into_iter().map(|(id, revision)| Ok((id.parse()?, revision.cast_unsigned()))).collect()
     }
 
-    /// An agent was heard of, and goes by this revision.
+    /// Records contact with an agent, and its revision.
     pub(crate) async fn heard_of(
         &self,
         (organization, agent): (OrganizationId, AgentId),
@@ -242,7 +242,7 @@ impl Control {
         Ok(())
     }
 
-    /// Raise an alert, or count one that is raised already.
+    /// Raises an alert, or counts a repeated one.
     pub(crate) async fn alert(
         &self,
         (organization, agent): (OrganizationId, AgentId),
@@ -253,7 +253,7 @@ impl Control {
         self.alert_of(organization, &agent.to_string(), (kind, detail), now).await
     }
 
-    /// The same, of an agent or, where that is empty, of the organization.
+    /// Raises an alert for an agent, or with an empty id for the organization.
     pub(crate) async fn alert_of(
         &self,
         organization: OrganizationId,
@@ -275,7 +275,7 @@ impl Control {
         Ok(())
     }
 
-    /// The alerts of an organization, newest first.
+    /// Alerts of an organization, newest first.
     pub(crate) async fn alerts(&self, organization: OrganizationId) -> Result<Vec<Alert>> {
         let rows = sqlx::query_as(
             "SELECT agent, kind, detail, first, last, times FROM alerts WHERE organization = ? ORDER BY last DESC",
@@ -303,7 +303,7 @@ impl Control {
         Ok(organization)
     }
 
-    /// Revokes an agent that was revoked elsewhere, or before this store was restored; false where it is revoked here.
+    /// Revokes an agent that was revoked elsewhere, or before a restore of this store; false if it is already revoked.
     pub(super) async fn revoke_late(&self, organization: OrganizationId, agent: AgentId, time: i64) -> Result<bool> {
         let done = sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
             .bind(time)

@@ -1,7 +1,7 @@
-//! Cursors that agents told, and what is stored of their sources: what an agent is given back when its queue was lost.
+//! Cursors and stored positions of agents' sources: what an agent gets back after it lost its queue.
 
 use super::Control;
-use crate::tiles::Noted;
+use crate::batch_index::BatchIndex;
 use anyhow::Result;
 use sqlx::SqliteConnection;
 use vedette_wire::{
@@ -9,19 +9,19 @@ use vedette_wire::{
     reply::{Positions, StoredSource},
 };
 
-/// Sources in one answer, and their bytes, but for one that has more by itself.
+/// Maximum number of sources in an answer, and of their bytes, unless a single source has more.
 const PAGE: usize = 500;
 const PAGE_BYTES: u64 = 1 << 20;
-/// Bytes of a range.
+/// Size of a range in bytes.
 const RANGE_BYTES: u64 = 18;
-/// Ranges of one source, the last; a source of more has holes that are told as missing.
+/// Maximum number of ranges per source, the last ones; further gaps show as missing.
 const RANGES_MAX: i64 = 1000;
-/// Of a source that is gone it is known for so long that it is, nanoseconds: older batches may land later.
+/// How long a source is remembered as gone, nanoseconds: older batches may land later.
 const GONE_NS: i64 = 7 * 86_400 * 1_000_000_000;
 
-/// Note the cursors of a batch, where none that is newer has landed.
-pub(super) async fn note(tx: &mut SqliteConnection, noted: &Noted) -> Result<()> {
-    let header = &noted.header;
+/// Stores the cursors of a batch, unless newer ones have landed.
+pub(super) async fn note(tx: &mut SqliteConnection, index: &BatchIndex) -> Result<()> {
+    let header = &index.header;
     let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
     for told in &header.cursors {
         sqlx::query(
@@ -53,7 +53,7 @@ pub(super) async fn note(tx: &mut SqliteConnection, noted: &Noted) -> Result<()>
 }
 
 impl Control {
-    /// A page of an agent's sources behind one, in the order of collector and id.
+    /// A page of an agent's sources after one, ordered by collector and id.
     pub(crate) async fn positions(
         &self,
         organization: OrganizationId,

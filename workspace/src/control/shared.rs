@@ -1,5 +1,5 @@
-//! What the two workspaces of a pair share: organizations, their policies, agents with revocations, and requests for
-//! artifacts. It is changed at the first of the two; the other takes it over. Revocations are made at either.
+//! State that the two workspaces of a pair share: organizations, policies, agents with revocations, and artifact requests. The
+//! primary changes it and the secondary takes it over. Revocations can be made at either.
 
 use super::Control;
 use crate::signer::Signer;
@@ -11,15 +11,15 @@ use vedette_wire::{
     policy::{Policy as PolicyDocument, SignedPolicy},
 };
 
-/// A revocation that is told later than this was lost here, nanoseconds.
+/// A revocation reported later than this was lost here, nanoseconds.
 const LATE_NS: i64 = 60_000_000_000;
 
-/// All of it, as of one moment.
+/// The shared state, as of one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Shared {
     organizations: Vec<Organization>,
     policies: Vec<Policy>,
-    agents: Vec<Agent>,
+    agents: Vec<SharedAgent>,
     artifacts: Vec<Artifact>,
 }
 
@@ -45,7 +45,7 @@ struct Policy {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, sqlx::FromRow)]
-struct Agent {
+struct SharedAgent {
     organization: String,
     id: String,
     hostname: String,
@@ -70,37 +70,37 @@ struct Artifact {
     reason: String,
 }
 
-/// An agent that was revoked, and when, nanoseconds UTC.
+/// A revoked agent, with its time, nanoseconds UTC.
 pub(crate) type Revocation = (OrganizationId, AgentId, i64);
 
 impl Control {
-    /// Where the first workspace of the pair is; absent where this is the first, or stands alone.
+    /// URL or directory of the primary; absent if this is the primary or stands alone.
     pub(crate) async fn pair_of(&self) -> Result<Option<String>> {
         Ok(sqlx::query_scalar("SELECT value FROM settings WHERE name = 'pair_of'").fetch_optional(&self.pool).await?)
     }
 
-    /// Note that this workspace is the pair of one, or is none from now on.
-    pub(crate) async fn set_pair_of(&self, first: Option<&str>) -> Result<()> {
+    /// Makes this workspace the secondary of a primary, or lets it stand alone.
+    pub(crate) async fn set_pair_of(&self, primary: Option<&str>) -> Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("DELETE FROM settings WHERE name = 'pair_of'").execute(&mut *tx).await?;
-        if let Some(first) = first {
+        if let Some(primary) = primary {
             sqlx::query("INSERT INTO settings (name, value) VALUES ('pair_of', ?)")
-                .bind(first)
+                .bind(primary)
                 .execute(&mut *tx)
                 .await?;
         }
         Ok(tx.commit().await?)
     }
 
-    /// Refuse what is done at the first workspace of a pair alone.
-    pub(crate) async fn must_be_first(&self) -> Result<()> {
+    /// Refuses actions that only the primary may perform.
+    pub(crate) async fn require_primary(&self) -> Result<()> {
         match self.pair_of().await? {
-            Some(first) => bail!("this workspace is the pair of {first}: do this there, it is taken over from there"),
+            Some(primary) => bail!("this workspace is the secondary of {primary}: do this there"),
             None => Ok(()),
         }
     }
 
-    /// Keep the digest of a token that a pair joins with.
+    /// Stores the digest of a token for a pair.
     pub(crate) async fn add_pair_token(&self, digest: &str, now: i64, expires: i64) -> Result<()> {
         sqlx::query("INSERT INTO pair_tokens (digest, expires) VALUES (?, ?)")
             .bind(digest)
@@ -110,7 +110,7 @@ impl Control {
         self.audit(now, "token pair", "").await
     }
 
-    /// Use a pair's token up; false where it is not known, or has expired.
+    /// Uses a token for a pair; false if it is unknown or expired.
     pub(crate) async fn use_pair_token(&self, digest: &str, now: i64) -> Result<bool> {
         let done = sqlx::query("DELETE FROM pair_tokens WHERE digest = ? AND expires > ?")
             .bind(digest)
@@ -119,12 +119,12 @@ impl Control {
             .await?;
         let known = done.rows_affected() == 1;
         if known {
-            self.audit(now, "pair join", "another workspace has the keys of this one now").await?;
+            self.audit(now, "pair join", "another workspace has this one's keys now").await?;
         }
         Ok(known)
     }
 
-    /// What the other of the pair takes over.
+    /// The state that the secondary takes over.
     pub(crate) async fn shared(&self, now: i64) -> Result<Shared> {
         let mut tx = self.pool.begin().await?;
         let organizations = sqlx::query_as("SELECT * FROM organizations ORDER BY id").fetch_all(&mut *tx).await?;
@@ -145,8 +145,7 @@ impl Control {
         Ok(Shared { organizations, policies, agents, artifacts })
     }
 
-    /// Take over what the first of the pair says, in one transaction. What it says of an agent that is revoked here stays
-    /// revoked.
+    /// Takes over the primary's state in one transaction. Agents revoked here stay revoked.
     pub(crate) async fn take_over(&self, shared: &Shared) -> Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         for one in &shared.organizations {
@@ -220,7 +219,7 @@ impl Control {
         Ok(tx.commit().await?)
     }
 
-    /// Every agent that is revoked here.
+    /// All revoked agents.
     pub(crate) async fn revocations(&self) -> Result<Vec<Revocation>> {
         let rows: Vec<(String, String, i64)> = sqlx::query_as(
             "SELECT organization, id, revoked FROM agents WHERE revoked IS NOT NULL ORDER BY organization, id",
@@ -230,8 +229,7 @@ impl Control {
         rows.into_iter().map(|(organization, agent, when)| Ok((organization.parse()?, agent.parse()?, when))).collect()
     }
 
-    /// Revoke here what the other of the pair has revoked. What it revoked long ago was known here, before this workspace was
-    /// restored from a backup.
+    /// Revokes agents that the other workspace has revoked. An old revocation was lost here in a restore from a backup.
     pub(crate) async fn note_revocations(&self, revoked: &[Revocation], now: i64) -> Result<()> {
         for (organization, agent, when) in revoked {
             let is_late = now.saturating_sub(*when) > LATE_NS;
@@ -245,8 +243,7 @@ impl Control {
         Ok(())
     }
 
-    /// What is known here and not at the first of the pair, which was restored from a backup: policies, and whether any of
-    /// the revocations.
+    /// State that the primary lost in a restore from a backup: policies, and whether revocations.
     pub(crate) async fn ahead_of(&self, shared: &Shared, revoked: &[Revocation]) -> Result<(Vec<SignedPolicy>, bool)> {
         let mut policies = Vec::new();
         for one in &shared.organizations {
@@ -265,7 +262,7 @@ impl Control {
         Ok((policies, lost))
     }
 
-    /// Take over policies that the other of the pair knows and this workspace has lost.
+    /// Takes over policies that the other workspace has and this one has lost.
     pub(crate) async fn note_policies(&self, signer: &Signer, policies: &[SignedPolicy], now: i64) -> Result<()> {
         for signed in policies {
             if !signer.has_signed(signed)? {

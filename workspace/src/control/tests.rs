@@ -7,7 +7,7 @@ async fn control() -> (tempfile::TempDir, Control) {
     (dir, control)
 }
 
-/// Add an organization on the free tier, with a signer of its own.
+/// Adds an organization on the free tier, with its own signer.
 pub(in crate::control) async fn add(control: &Control, name: &str) -> Result<OrganizationId> {
     let dir = tempfile::tempdir().expect("temp dir");
     let change = Change { who: "somebody", reason: "a test", now: 1 };

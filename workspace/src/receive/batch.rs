@@ -1,10 +1,10 @@
-//! `PUT /v1/{lane}/{epoch}/{seq}`: check, land, note, acknowledge.
+//! `PUT /v1/{lane}/{epoch}/{seq}`: checks, lands, records and acknowledges a batch.
 
 use super::{BATCH_BYTES_MAX, PLAIN_BYTES_MAX, Peer, ROWS_BYTES_MAX, Receiver, policy::pieces, problem::Refusal};
 use crate::{
-    landing::{Landed, Landing, rows_bytes},
+    batch_index::BatchIndex,
+    landing::{LandOutcome, LandingStore, rows_bytes},
     now,
-    tiles::Noted,
 };
 use axum::{
     Extension, Json,
@@ -22,9 +22,9 @@ use vedette_wire::{
     reply::Ack,
 };
 
-/// A body that has not come whole after this is given up.
+/// Time limit for a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(110);
-/// A body that is not wanted is passed over for so long.
+/// Time limit for discarding an unwanted body.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) async fn put(
@@ -42,15 +42,15 @@ pub(super) async fn put(
             return Err(refusal);
         }
     };
-    // Only now, when the peer is admitted, is the body read; a slow one does not keep other organizations' from landing.
+    // The body is read only after admission; a slow one does not block other organizations.
     let Some(reserved) = receiver.bodies.reserve(peer.organization, length(&headers, BATCH_BYTES_MAX as u64)) else {
         drain(body).await;
-        let title = "the organization has as much under way as it may";
+        let title = "the organization has too many bytes in transit";
         return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", title).retry_after(1));
     };
     let body = read(body, receiver.settings.batch_bytes_max).await?;
     let (expected, url) = (headers.get("content-digest").cloned(), format!("{lane}/{epoch}/{seq}"));
-    // On a task of its own: where the client goes away meanwhile, what this takes is given back when it is done.
+    // On its own task, which releases its resources when it is done, even if the client disconnects.
     let landing = tokio::spawn(async move {
         let landed = land(&receiver, (peer, policy_revision), (body, compression, expected), url).await;
         drop(reserved);
@@ -59,29 +59,29 @@ pub(super) async fn put(
     landing.await.map_err(|err| Refusal::internal(&err.into()))?
 }
 
-/// Check, land and note a body that has come whole.
+/// Checks, lands and records a complete body.
 async fn land(
     receiver: &Receiver,
     (peer, policy_revision): (Peer, u64),
     (body, compression, expected): (Bytes, Compression, Option<HeaderValue>),
     url: String,
 ) -> Result<Json<Ack>, Refusal> {
-    // One of its own first: an organization that sends much waits for itself.
+    // The organization's own permit comes first: an organization with many batches waits for itself.
     let landing = receiver.landings(peer.organization).acquire_owned().await.expect("never closed");
     let permit = receiver.at_once.acquire().await.expect("never closed");
     let geo = receiver.geo;
     let checked = tokio::task::spawn_blocking(move || check(&body, compression, expected.as_ref(), peer, geo, &url));
     let checked = checked.await.map_err(|err| Refusal::internal(&err.into()))??;
-    if let Err(refusal) = receiver.is_its_own(&checked.0.header).await {
-        // It may have landed before that was known, and the answer was lost.
-        let key = Landing::key(receiver.geo, &checked.0.header).0;
+    if let Err(refusal) = receiver.reject_clone(&checked.0.header).await {
+        // The batch may have landed before, with a lost answer.
+        let key = LandingStore::key(receiver.geo, &checked.0.header).0;
         if !receiver.landing.holds(&key, &checked.2).await.map_err(|err| Refusal::internal(&err))? {
             return Err(refusal);
         }
     }
-    let (noted, frame, digest) = receiver.permitted(checked, policy_revision).await?;
-    let (key, day) = Landing::key(receiver.geo, &noted.header);
-    let (frame, pieces) = if noted.header.lane == Lane::Blobs && noted.header.records > 0 {
+    let (index, frame, digest) = receiver.permitted(checked, policy_revision).await?;
+    let (key, day) = LandingStore::key(receiver.geo, &index.header);
+    let (frame, pieces) = if index.header.lane == Lane::Blobs && index.header.records > 0 {
         let read = move || {
             let pieces = pieces(&frame);
             (frame, pieces)
@@ -94,29 +94,29 @@ async fn land(
     let bytes = frame.len();
     let landed = receiver.landing.land(&key, frame, &digest).await.map_err(|err| Refusal::internal(&err))?;
     drop((permit, landing));
-    if landed == Landed::Conflict {
-        tracing::error!(key, "a batch came twice with different content");
+    if landed == LandOutcome::Conflict {
+        tracing::error!(key, "a batch arrived twice with different content");
         let why = "another batch has landed under a key of this agent: its disk was set back, or copied";
         let raised = receiver.control.alert((peer.organization, peer.agent), "conflict", why, now()).await;
         raised.map_err(|err| Refusal::internal(&err))?;
         return Err(Refusal::new(StatusCode::CONFLICT, "conflict", "another batch has landed under this key"));
     }
-    // Also for a repeat: the first time may have ended between landing and noting.
-    let noting = receiver.control.note_landed(&key, &day, bytes, &noted, now()).await;
+    // For a repeated batch, too: the first attempt may have ended between landing and recording.
+    let noting = receiver.control.note_landed(&key, &day, bytes, &index, now()).await;
     noting.map_err(|err| Refusal::internal(&err))?;
     if !pieces.is_empty() {
         let noting = receiver.control.note_pieces((peer.organization, peer.agent), &key, &pieces).await;
         noting.map_err(|err| Refusal::internal(&err))?;
     }
-    let lost = receiver.control.lost(&noted.header).await.map_err(|err| Refusal::internal(&err))?;
+    let lost = receiver.control.lost(&index.header).await.map_err(|err| Refusal::internal(&err))?;
     if let Some(lost) = lost {
-        let raised = receiver.control.alert_lost(&noted.header, lost, now()).await;
+        let raised = receiver.control.alert_lost(&index.header, lost, now()).await;
         raised.map_err(|err| Refusal::internal(&err))?;
     }
-    Ok(Json(Ack { duplicate: landed == Landed::Duplicate, policy_revision, limits: receiver.limits(), lost }))
+    Ok(Json(Ack { duplicate: landed == LandOutcome::Duplicate, policy_revision, limits: receiver.limits(), lost }))
 }
 
-/// What is known before the body is read.
+/// Admits a batch before its body is read.
 async fn admit(
     receiver: &Receiver,
     peer: Option<Peer>,
@@ -127,18 +127,17 @@ async fn admit(
     Ok((peer, policy_revision, compression))
 }
 
-/// Who asks, and the policy revision in force; refused where the agent is unknown or its organization sends too much.
+/// The peer and the policy revision in force; refused if the agent is unknown, or its organization sends too much.
 pub(super) async fn admitted(receiver: &Receiver, peer: Option<Peer>) -> Result<(Peer, u64), Refusal> {
     let (peer, policy_revision) = known(receiver, peer).await?;
     if receiver.batches.check_key(&peer.organization).is_err() {
-        return Err(
-            Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too much").retry_after(1)
-        );
+        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "the organization sends too many batches")
+            .retry_after(1));
     }
     Ok((peer, policy_revision))
 }
 
-/// Who asks, and the policy revision in force; refused where the agent is unknown or revoked.
+/// The peer and the policy revision in force; refused if the agent is unknown or revoked.
 pub(super) async fn known(receiver: &Receiver, peer: Option<Peer>) -> Result<(Peer, u64), Refusal> {
     let peer = peer.ok_or_else(|| {
         Refusal::new(StatusCode::UNAUTHORIZED, "certificate", "no client certificate").detail("run `vedette enroll`")
@@ -153,7 +152,7 @@ pub(super) async fn known(receiver: &Receiver, peer: Option<Peer>) -> Result<(Pe
     Ok((peer, policy_revision))
 }
 
-/// Pass over a body that is not wanted, within bounds: a client that is still sending may not see the answer.
+/// Discards an unwanted body within limits: a client that is still sending may not see the answer.
 pub(super) async fn drain(mut body: Body) {
     let passing = async {
         let mut bytes = 0;
@@ -167,13 +166,13 @@ pub(super) async fn drain(mut body: Body) {
     drop(tokio::time::timeout(DRAIN_TIMEOUT, passing).await);
 }
 
-/// Bytes that a body has: what it announces, or as many as may be.
+/// Announced length of a body, or the maximum.
 fn length(headers: &HeaderMap, most: u64) -> u64 {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     announced.unwrap_or(most).min(most)
 }
 
-/// The body, whole, within limits of size and time.
+/// Reads the whole body, with limits of size and time.
 async fn read(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
     let read = axum::body::to_bytes(body, bytes_max);
     match tokio::time::timeout(BODY_TIMEOUT, read).await {
@@ -196,7 +195,7 @@ fn compression(headers: &HeaderMap) -> Result<Compression, Refusal> {
     })
 }
 
-/// Everything that can be checked without storing; CPU work, off the async threads.
+/// Runs all checks that need no storage; CPU work, off the async threads.
 fn check(
     sealed: &[u8],
     compression: Compression,
@@ -204,7 +203,7 @@ fn check(
     peer: Peer,
     geo: vedette_wire::geo::WorkspaceGeo,
     url: &str,
-) -> Result<(Noted, Vec<u8>, [u8; 32]), Refusal> {
+) -> Result<(BatchIndex, Vec<u8>, [u8; 32]), Refusal> {
     let digest = frame::sha256(sealed);
     let found = format!("sha-256=:{}:", BASE64_STANDARD.encode(digest));
     if expected.is_none_or(|expected| expected.as_bytes() != found.as_bytes()) {
@@ -219,23 +218,23 @@ fn check(
         _ => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", err.to_string()),
     };
     let plain = codec::decompress(sealed, compression, PLAIN_BYTES_MAX).map_err(shape)?;
-    // Whole: what is acknowledged can be read back.
+    // Decoded completely: an acknowledged batch can be read back.
     let (header, positions) = codec::check(&plain).map_err(shape)?;
     let rows = rows_bytes(plain.len(), &header, positions.iter().map(|(source, _)| *source));
     drop(plain);
     let unsound = |wrong: &'static str| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "shape", wrong);
-    Noted::check_sources(&header).map_err(unsound)?;
-    let noted = Noted::new(header, positions);
-    noted.check().map_err(unsound)?;
+    BatchIndex::check_sources(&header).map_err(unsound)?;
+    let index = BatchIndex::new(header, positions);
+    index.check().map_err(unsound)?;
     if rows > ROWS_BYTES_MAX {
         let title = format!("the batch has {rows} bytes as rows, and {ROWS_BYTES_MAX} are allowed");
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title).detail("the agent splits it"));
     }
-    if noted.is_ragged() {
-        let title = "the positions of its records have too many holes for one batch";
+    if index.is_ragged() {
+        let title = "the positions of its records have too many gaps for one batch";
         return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "size", title).detail("the agent splits it"));
     }
-    let header = &noted.header;
+    let header = &index.header;
     if (header.organization, header.agent) != (peer.organization, peer.agent) {
         return Err(Refusal::new(
             StatusCode::FORBIDDEN,
@@ -254,5 +253,5 @@ fn check(
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "key", "the batch names another key than the path"));
     }
     let head = FrameHead { key: header.key(), compression, sealed: header.sealed, records: header.records, digest };
-    Ok((noted, frame::build(&head, sealed), digest))
+    Ok((index, frame::build(&head, sealed), digest))
 }

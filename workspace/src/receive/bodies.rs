@@ -1,8 +1,8 @@
-//! Memory for the bodies of batches that are on their way, shared by organizations.
+//! Memory for the bodies of batches in transit, divided between organizations.
 //!
-//! A body counts from before it is read until it has landed, with the length that it announces. An organization may have as
-//! much under way as is left for the others: one alone takes half of the memory, two take a third each. The first body of one
-//! that has nothing takes half of what is left at the most, so that something is always left for a batch of usual size.
+//! A body counts with its announced length, from before it is read until it has landed. An organization may use as much as is
+//! left for the others: a single one half of the memory, two a third each. The first body of another organization gets at most
+//! half of what is left, so that a batch of usual size always fits.
 
 use std::{
     collections::HashMap,
@@ -10,14 +10,14 @@ use std::{
 };
 use vedette_wire::OrganizationId;
 
-/// The memory, and who has it.
+/// The memory and its users.
 #[derive(Debug)]
 pub(super) struct Bodies {
     bytes_max: u64,
     held: Mutex<HashMap<OrganizationId, u64>>,
 }
 
-/// Memory for one body, until this is dropped.
+/// Memory for one body, until dropped.
 #[derive(Debug)]
 pub(super) struct Reserved {
     bodies: Arc<Bodies>,
@@ -26,12 +26,12 @@ pub(super) struct Reserved {
 }
 
 impl Bodies {
-    /// So many bytes for all.
+    /// Memory of a size for all organizations.
     pub(super) fn new(bytes_max: u64) -> Arc<Self> {
         Arc::new(Self { bytes_max, held: Mutex::default() })
     }
 
-    /// Memory for a body of so many bytes; absent where its organization has as much as it may.
+    /// Reserves memory for a body; absent if its organization has its share.
     pub(super) fn reserve(self: &Arc<Self>, organization: OrganizationId, bytes: u64) -> Option<Reserved> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let total: u64 = held.values().sum();
@@ -78,7 +78,7 @@ mod tests {
         drop(loud);
         assert_eq!(take(3).len(), 37, "what was given back is free");
         drop(second);
-        // Any number that announce as much as may be leave something.
+        // Any number of bodies of the maximum length leave something.
         let large: Vec<_> = (10..200).filter_map(|number| bodies.reserve(organization(number), 16)).collect();
         assert!(large.len() > 3 && bodies.reserve(organization(250), 4).is_some(), "{}", large.len());
     }

@@ -1,10 +1,10 @@
-//! Connections and who holds them: limits of each address, each agent, and all together.
+//! Limits of connections: per address, per agent, and in total.
 //!
-//! Until a peer has shown a certificate of ours, its connections are counted by its address. Where an address holds more
-//! than it may, its old ones give way to a new one: whoever only holds connections loses them, and whoever enrolls or has
-//! a certificate to show needs a moment. A thousand agents behind one address that come back together are all served.
-//! Agents that are known are counted by their certificate, and have most of the places. Where all places are taken, whoever
-//! holds most gives one up: an address, or its IPv6 network of 64 bits, and of agents the organization that has most.
+//! Until a peer presents a certificate of this workspace, its connections count for its address. At the limit of an address its
+//! oldest connections are closed for a new one: idle connections are lost, while enrolling or presenting a certificate takes
+//! only a moment. So a thousand agents behind one address can all return at once. Known agents count by certificate, and have
+//! most of the places. When all places are in use, the largest holder loses one: an address or IPv6 network of 64 bits, or an
+//! agent of the organization that has most.
 
 use super::Peer;
 use std::{
@@ -25,22 +25,22 @@ use tokio::{
     time::Instant,
 };
 
-/// Connections of one address that have not shown a certificate of ours.
+/// Maximum number of connections of an address without a certificate.
 const OF_ADDRESS_MAX: usize = 64;
-/// Connections of one agent: it needs two, and what it sends over others waits for itself.
+/// Maximum number of connections of an agent: it needs two.
 const OF_AGENT_MAX: usize = 128;
-/// A connection does not give way before it is so old.
+/// Minimum age of a connection before it is closed for another.
 const GRACE: Duration = Duration::from_secs(3);
-/// A place that was just given up is free within this.
+/// Time within which a closed connection's place is free.
 const GIVE_UP: Duration = Duration::from_millis(100);
-/// Descriptors that are left to the stores.
+/// Descriptors reserved for the stores.
 const RESERVED: u64 = 256;
-/// Connections at the most, however many descriptors there are.
+/// Maximum number of connections, however many descriptors there are.
 const CONNECTIONS_MAX: usize = 10_000;
-/// Connections without a certificate have this share of the places.
+/// Connections without a certificate get this fraction of the places.
 const UNKNOWN_SHARE: usize = 4;
 
-/// Raise the limit of open files to what the process may have (getrlimit(2)); what it is then.
+/// Raises the limit of open files to the hard limit (getrlimit(2)); returns it.
 pub(crate) fn raise_file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -60,16 +60,16 @@ pub(super) struct Places {
     agents: Holders<Peer>,
 }
 
-/// A connection's place; it is given back when this is dropped.
+/// Place of a connection, freed when dropped.
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
     held: Box<dyn Send>,
-    /// Told when the connection has to give way.
+    /// Notified when the connection must close.
     pub(super) give_way: Arc<Notify>,
 }
 
 impl Places {
-    /// For so many open files.
+    /// Creates places for a limit of open files.
     pub(super) fn new(file_limit: u64) -> Self {
         let all = usize::try_from(file_limit.saturating_sub(RESERVED)).unwrap_or(CONNECTIONS_MAX);
         let all = all.clamp(64, CONNECTIONS_MAX);
@@ -81,7 +81,7 @@ impl Places {
         }
     }
 
-    /// A place for a connection that was just accepted; absent where there is none.
+    /// A place for a new connection; absent if there is none.
     pub(super) async fn unknown(&self, address: IpAddr) -> Option<Place> {
         let give_way = Arc::new(Notify::new());
         if self.unknown.available_permits() == 0 {
@@ -92,7 +92,7 @@ impl Places {
         Some(Place { _permit: permit, held, give_way })
     }
 
-    /// A place for the connection of an agent that has shown its certificate.
+    /// A place for a connection of a known agent.
     pub(super) async fn known(&self, peer: Peer) -> Option<Place> {
         let give_way = Arc::new(Notify::new());
         if self.known.available_permits() == 0 {
@@ -104,7 +104,7 @@ impl Places {
     }
 }
 
-/// Whom an address stands for: whoever has one of IPv6 has its network.
+/// The network of an address: an IPv6 peer has its whole network.
 pub(super) fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_none() => {
@@ -122,7 +122,7 @@ impl std::fmt::Debug for Place {
 
 type Held<K> = Arc<Mutex<HashMap<K, VecDeque<(Arc<Notify>, Instant)>>>>;
 
-/// Who holds how many.
+/// Holders and their number of connections.
 struct Holders<K>(Held<K>);
 
 impl<K> Default for Holders<K> {
@@ -138,7 +138,7 @@ struct Hold<K: Eq + Hash> {
 }
 
 impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
-    /// Note one more; old ones beyond so many are told to give way.
+    /// Adds a connection; notifies the oldest beyond `most` to close.
     fn hold(&self, key: K, most: usize, mine: &Arc<Notify>) -> Box<dyn Send> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let held = all.entry(key).or_default();
@@ -151,7 +151,7 @@ impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
         Box::new(Hold { holders: Arc::clone(&self.0), key, mine: Arc::clone(mine) })
     }
 
-    /// Tell the oldest one of whoever holds most, in the group that holds most, to give way.
+    /// Notifies the oldest connection of the largest holder in the largest group to close.
     fn evict<G: Eq + Hash + Copy>(&self, group: impl Fn(&K) -> G) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut groups: HashMap<G, usize> = HashMap::new();
@@ -180,7 +180,7 @@ impl<K: Eq + Hash> Drop for Hold<K> {
     }
 }
 
-/// When a peer last sent something.
+/// When a peer last sent data.
 #[derive(Clone)]
 pub(super) struct Activity {
     began: Instant,
@@ -197,7 +197,7 @@ impl Activity {
         self.last.store(since, Ordering::Relaxed);
     }
 
-    /// Ends when nothing came for `idle`.
+    /// Ends when the peer has sent nothing for `idle`.
     pub(super) async fn silence(&self, idle: Duration) {
         loop {
             let until = self.began + Duration::from_millis(self.last.load(Ordering::Relaxed)) + idle;
@@ -209,7 +209,7 @@ impl Activity {
     }
 }
 
-/// A stream of which it is noted when something came.
+/// A stream that records activity.
 pub(super) struct Watched<S> {
     pub(super) stream: S,
     pub(super) activity: Activity,
@@ -268,10 +268,10 @@ mod tests {
         assert!(!is_told(&held[OF_ADDRESS_MAX + 1]).await && !is_told(&other).await);
     }
 
-    /// Drop a place when it is told to give way.
+    /// Drops a place when it is notified.
     fn gives_way(place: Place) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move {
-            // The whole of it, not the field alone.
+            // Captures the whole place, not only the field.
             let place = place;
             place.give_way.notified().await;
         })

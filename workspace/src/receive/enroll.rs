@@ -1,5 +1,5 @@
-//! `POST /v1/enroll`: a token and a signing request for a certificate; `POST /v1/renew`: another one for the same key;
-//! `POST /v1/rekey`: one for another key, where the same is in use on two machines.
+//! `POST /v1/enroll`: a certificate for a token and a signing request. `POST /v1/renew`: a new certificate for the same key.
+//! `POST /v1/rekey`: a certificate for another key, for a clone.
 
 use super::{ENROLLMENT_BYTES_MAX, From, Peer, Receiver, batch::known, problem::Refusal, read_json};
 use crate::{
@@ -18,7 +18,7 @@ use vedette_wire::{
     text::is_printable,
 };
 
-/// A host name has 64 characters at the most on Linux (gethostname(2)); others have longer ones.
+/// Maximum length of fields. Host names have at most 64 characters on Linux (gethostname(2)), and more elsewhere.
 const FIELD_BYTES_MAX: usize = 255;
 
 pub(super) async fn enroll(
@@ -26,9 +26,9 @@ pub(super) async fn enroll(
     Extension(from): Extension<From>,
     body: Body,
 ) -> Result<Json<EnrollReply>, Refusal> {
-    receiver.is_first().await?;
+    receiver.require_primary().await?;
     let request: EnrollRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
-    // Before anything else of the request is looked at.
+    // Checked before anything else of the request.
     let known = receiver.control.check_token(&token_digest(&request.token), now()).await;
     let organization = known
         .map_err(|err| Refusal::internal(&err))?
@@ -55,7 +55,7 @@ pub(super) async fn enroll(
     admitted_as(&receiver, organization, agent, signing).await.map(Json)
 }
 
-/// Refuse fields that nobody could read.
+/// Refuses fields that are not printable.
 fn sound(fields: &[&String]) -> Result<(), Refusal> {
     if !fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX && field.chars().all(is_printable)) {
         let title = "host name, version or machine is not valid";
@@ -64,7 +64,7 @@ fn sound(fields: &[&String]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What an agent that was just admitted is told.
+/// The answer to a newly admitted agent.
 async fn admitted_as(
     receiver: &Receiver,
     organization: Organization,
@@ -98,14 +98,14 @@ fn read(csr: &str) -> Result<(CertificateSigningRequestParams, AgentId), Refusal
     })
 }
 
-/// The certificate that asks is enough: it is checked by TLS, and the agent is not revoked.
+/// The present certificate suffices: TLS verifies it, and the agent is not revoked.
 pub(super) async fn renew(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
     body: Body,
 ) -> Result<Json<RenewReply>, Refusal> {
     let (peer, _) = known(&receiver, peer).await?;
-    receiver.asks(peer.agent)?;
+    receiver.check_poll_rate(peer.agent)?;
     let request: RenewRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
     let (signing, agent) = read(&request.csr)?;
     if agent != peer.agent {
@@ -118,16 +118,15 @@ pub(super) async fn renew(
     Ok(Json(RenewReply { certificate }))
 }
 
-/// A machine whose key was found on another one too becomes another agent. Its certificate is enough, since nothing that it
-/// sends under it is taken any more.
+/// Makes a clone another agent. Its certificate suffices, since nothing else is accepted under it.
 pub(super) async fn rekey(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
     body: Body,
 ) -> Result<Json<EnrollReply>, Refusal> {
     let (peer, _) = known(&receiver, peer).await?;
-    receiver.asks(peer.agent)?;
-    receiver.is_first().await?;
+    receiver.check_poll_rate(peer.agent)?;
+    receiver.require_primary().await?;
     let request: RekeyRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
     sound(&[&request.hostname, &request.version, &request.machine])?;
     let (signing, agent) = read(&request.csr)?;
@@ -141,12 +140,12 @@ pub(super) async fn rekey(
     let was = (peer.organization, peer.agent);
     let title = match receiver.control.rekey(was, &request.machine, &enrollment, now()).await.map_err(internal)? {
         Rekeyed::Done => None,
-        Rekeyed::NotTold => Some(("not-told", "this machine was not told to make another key")),
-        Rekeyed::Many => Some(("identity", "too many machines have had this key; enroll this one with a token")),
+        Rekeyed::NotDemanded => Some(("not-told", "this machine was not told to re-key")),
+        Rekeyed::Many => Some(("identity", "too many machines have used this key; enroll this one with a token")),
     };
     if let Some((code, title)) = title {
         return Err(Refusal::new(StatusCode::FORBIDDEN, code, title));
     }
-    tracing::warn!(was = %peer.agent, %agent, hostname, "a machine that used another's key is another agent now");
+    tracing::warn!(was = %peer.agent, %agent, hostname, "a clone became another agent");
     admitted_as(&receiver, organization, agent, signing).await.map(Json)
 }

@@ -1,6 +1,6 @@
-//! Receive: TLS with client certificates, HTTP/1.1 and 2, and the requests that agents make.
+//! Receiving: TLS with client certificates, HTTP/1.1 and 2, and the requests of agents.
 //!
-//! A batch is acknowledged only when it lies durably in the landing store and is noted in control.
+//! A batch is acknowledged only when it is durable in the landing store and recorded in the control store.
 
 mod batch;
 mod bodies;
@@ -13,10 +13,10 @@ mod problem;
 mod tls;
 
 pub(crate) use connections::raise_file_limit;
-pub(crate) use policy::{News, follow_news};
+pub(crate) use policy::{PendingDirectives, watch_directives};
 pub(crate) use tls::{config as tls_config, serve};
 
-use crate::{ca::Authority, control::Control, health::Health, landing::Landing, now};
+use crate::{ca::Authority, control::Control, health::Health, landing::LandingStore, now};
 use axum::{
     Router,
     body::Body,
@@ -38,75 +38,75 @@ use std::{
 };
 use tokio::sync::{Semaphore, watch};
 use vedette_wire::{
-    AgentId, Compression, Epoch, Header, HostLabel, Lane, OrganizationId, geo::WorkspaceGeo, reply::Limits,
+    AgentId, Compression, Epoch, Header, HostLabel, Lane, OrganizationId, geo::WorkspaceGeo, reply::ReceiveLimits,
 };
 
-/// Largest sealed batch.
+/// Maximum size of a sealed batch.
 pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
-/// Largest enrollment request; whoever sends it is not known yet.
+/// Maximum size of an enrollment request; its sender is unknown.
 const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
-/// Largest list of revocations.
+/// Maximum size of a list of revocations.
 const EXCHANGE_BYTES_MAX: usize = 16 << 20;
-/// Largest batch when decompressed. One that landed under an earlier release may have [`LANDED_PLAIN_BYTES_MAX`].
+/// Maximum size of a decompressed batch. Batches of earlier releases may have up to [`LANDED_PLAIN_BYTES_MAX`].
 pub(crate) const PLAIN_BYTES_MAX: usize = 48 << 20;
 pub(crate) const LANDED_PLAIN_BYTES_MAX: usize = 128 << 20;
-/// Largest batch as rows of a table; the agent splits a larger one.
+/// Maximum size of a batch as rows of tables; agents split larger ones.
 const ROWS_BYTES_MAX: usize = 256 << 20;
-/// Memory that checking and landing a batch may take: its plain bytes, the positions of its records, what was sent.
+/// Memory for checking and landing a batch: its decompressed bytes, the positions of its records, the body.
 const LANDING_BYTES: u64 = 2 * PLAIN_BYTES_MAX as u64;
-/// Batches that are being checked and landed at the same time, by the memory there is.
+/// Limits for the number of batches that are checked and landed at once, by the available memory.
 const LANDING_AT_ONCE: std::ops::RangeInclusive<u64> = 2..=16;
-/// Batches of one organization that are being checked and landed at the same time.
+/// Maximum number of batches of one organization that are checked and landed at once.
 const LANDING_OF_ONE: usize = 2;
-/// Memory for bodies that are on their way, by the memory there is.
+/// Minimum of memory for bodies in transit.
 const BODIES_BYTES_MIN: u64 = 4 * BATCH_BYTES_MAX as u64;
-/// Enrollments a minute with tokens of one organization.
+/// Maximum number of enrollments per minute and organization.
 const ENROLLMENTS_PER_MINUTE: u32 = 600;
-/// Tokens that are not known, a minute, from one address: guessing one is hopeless and shall not be cheap either.
+/// Maximum number of unknown tokens per minute and address: guessing one is hopeless, and must not be cheap.
 const FAILURES_PER_MINUTE: u32 = 30;
-/// Of these, so many a minute are logged.
+/// Number of these to log per minute.
 const FAILURES_LOGGED_PER_MINUTE: u32 = 3;
-/// A request other than a batch has to come whole within this.
+/// Time limit for requests other than batches.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Agents of which it is remembered where they seal, and for how long.
-const OWN_MAX: usize = 100_000;
-const OWN_FOR: Duration = Duration::from_secs(120);
+/// Number of agents whose origin is remembered, and for how long.
+const ORIGINS_MAX: usize = 100_000;
+const ORIGIN_LIFE: Duration = Duration::from_secs(120);
 
-/// Questions of one agent a minute; one that is told at once asks again at once.
-const QUESTIONS_PER_MINUTE: u32 = 120;
+/// Maximum number of polls per minute and agent; an agent polls again at once after an answer.
+const POLLS_PER_MINUTE: u32 = 120;
 
-/// Whether the client certificate is of the other workspace of the pair.
+/// Whether the client certificate is the other workspace's of the pair.
 #[derive(Debug, Clone, Copy)]
 struct OfPair(bool);
 
-/// The address that a connection comes from.
+/// Source address of a connection.
 #[derive(Debug, Clone, Copy)]
 struct From(IpAddr);
 
-/// Whom a client certificate names.
+/// Organization and agent of a client certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Peer {
     pub(crate) organization: OrganizationId,
     pub(crate) agent: AgentId,
 }
 
-/// What `serve` is told.
+/// Options of `serve`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
-    /// Batches that one organization may send in a second.
+    /// Maximum number of batches per second and organization.
     pub(crate) batches_per_second: NonZeroU32,
-    /// Largest sealed batch.
+    /// Maximum size of a sealed batch.
     pub(crate) batch_bytes_max: usize,
-    /// What agents are asked to compress with.
+    /// Codec to request from agents.
     pub(crate) compression: Option<Compression>,
-    /// Life of an agent's certificate.
+    /// Validity of agents' certificates.
     pub(crate) certificate_life: Duration,
-    /// Memory that the process may take, bytes.
+    /// Memory for the process, bytes.
     pub(crate) memory_max: u64,
 }
 
-/// Where a batch was sealed that was found to be its agent's own, and when it was found.
+/// Origin of an accepted batch, and when it was checked.
 #[derive(Clone)]
 struct Sealed {
     epoch: Epoch,
@@ -114,28 +114,28 @@ struct Sealed {
     found: Instant,
 }
 
-/// What the handlers share.
+/// State of the handlers.
 pub(crate) struct Receiver {
     dir: PathBuf,
     control: Control,
-    landing: Landing,
+    landing: LandingStore,
     authority: Authority,
     geo: WorkspaceGeo,
-    /// What policies are verified with, hex.
+    /// Public policy key, hex.
     policy_key: String,
     policies: policy::Policies,
     settings: Settings,
     batches: DefaultKeyedRateLimiter<OrganizationId>,
-    /// Questions for the policy, and renewals: of each agent, so that none stands before others.
-    questions: DefaultKeyedRateLimiter<AgentId>,
+    /// Rate of polls and renewals, per agent, so that no agent delays others.
+    polls: DefaultKeyedRateLimiter<AgentId>,
     enrollments: DefaultKeyedRateLimiter<OrganizationId>,
     failures: DefaultKeyedRateLimiter<IpAddr>,
     logged_failures: DefaultKeyedRateLimiter<IpAddr>,
     bodies: Arc<Bodies>,
-    /// Batches of each organization that are checked and landed.
+    /// Permits for checking and landing, by organization.
     landings: Mutex<HashMap<OrganizationId, Arc<Semaphore>>>,
-    /// Of each agent's lane, the last.
-    own: Mutex<HashMap<(OrganizationId, AgentId, Lane), Sealed>>,
+    /// Last accepted origin, by agent and lane.
+    origins: Mutex<HashMap<(OrganizationId, AgentId, Lane), Sealed>>,
     at_once: Semaphore,
     health: Arc<Health>,
 }
@@ -143,10 +143,10 @@ pub(crate) struct Receiver {
 impl Receiver {
     pub(crate) fn new(
         dir: &Path,
-        (control, landing): (Control, Landing),
+        (control, landing): (Control, LandingStore),
         authority: Authority,
         geo: WorkspaceGeo,
-        (policy_key, news): (String, watch::Receiver<News>),
+        (policy_key, pending): (String, watch::Receiver<PendingDirectives>),
         settings: Settings,
         health: Arc<Health>,
     ) -> Self {
@@ -159,29 +159,29 @@ impl Receiver {
             authority,
             geo,
             policy_key,
-            policies: policy::Policies::new(news),
+            policies: policy::Policies::new(pending),
             settings,
             batches: RateLimiter::keyed(Quota::per_second(settings.batches_per_second)),
-            questions: RateLimiter::keyed(per_minute(QUESTIONS_PER_MINUTE)),
+            polls: RateLimiter::keyed(per_minute(POLLS_PER_MINUTE)),
             enrollments: RateLimiter::keyed(per_minute(ENROLLMENTS_PER_MINUTE)),
             failures: RateLimiter::keyed(per_minute(FAILURES_PER_MINUTE)),
             logged_failures: RateLimiter::keyed(per_minute(FAILURES_LOGGED_PER_MINUTE)),
             bodies: Bodies::new((settings.memory_max / 8).max(BODIES_BYTES_MIN)),
             landings: Mutex::default(),
-            own: Mutex::default(),
+            origins: Mutex::default(),
             at_once: Semaphore::new(usize::try_from(at_once).expect("it is small")),
             health,
         }
     }
 
-    /// Refuse where too many enroll with good tokens of an organization.
+    /// Refuses too many enrollments with valid tokens of an organization.
     fn check_enroll_rate(&self, organization: OrganizationId) -> Result<(), Refusal> {
         let refused =
             |_| Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many enrollments of this organization");
         self.enrollments.check_key(&organization).map_err(|err| refused(err).retry_after(10))
     }
 
-    /// A token that is not good: the refusal, or where its address sends many of them, that it has to wait.
+    /// Refuses an invalid token; an address with many of them has to wait.
     fn token_refused(&self, From(from): From, refusal: Refusal) -> Refusal {
         if self.logged_failures.check_key(&from).is_ok() {
             tracing::warn!(%from, why = refusal.title(), "a token was refused");
@@ -189,69 +189,69 @@ impl Receiver {
         if self.failures.check_key(&from).is_ok() {
             return refusal;
         }
-        Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many tokens that are not known came from this address")
-            .retry_after(10)
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "too many unknown tokens from this address").retry_after(10)
     }
 
-    /// Refuse what the first workspace of a pair does alone.
-    async fn is_first(&self) -> Result<(), Refusal> {
+    /// Refuses actions that only the primary of a pair may perform.
+    async fn require_primary(&self) -> Result<(), Refusal> {
         match self.control.pair_of().await.map_err(|err| Refusal::internal(&err))? {
             None => Ok(()),
-            Some(first) => {
-                let title = format!("this workspace is the second of a pair; do this at the first, {first}");
+            Some(primary) => {
+                let title = format!("this workspace is the secondary of a pair; do this at the primary, {primary}");
                 Err(Refusal::new(StatusCode::MISDIRECTED_REQUEST, "pair", title))
             }
         }
     }
 
-    /// Refuse what was sealed on another machine than the agent's own.
-    async fn is_its_own(&self, header: &Header) -> Result<(), Refusal> {
+    /// Refuses batches that were sealed on another machine than the agent's own.
+    async fn reject_clone(&self, header: &Header) -> Result<(), Refusal> {
         let lane = (header.organization, header.agent, header.lane);
-        let last = self.own.lock().unwrap_or_else(PoisonError::into_inner).get(&lane).cloned();
-        let same =
-            |last: &Sealed| (last.epoch, &last.host) == (header.epoch, &header.host) && last.found.elapsed() < OWN_FOR;
+        let last = self.origins.lock().unwrap_or_else(PoisonError::into_inner).get(&lane).cloned();
+        let same = |last: &Sealed| {
+            (last.epoch, &last.host) == (header.epoch, &header.host) && last.found.elapsed() < ORIGIN_LIFE
+        };
         if last.as_ref().is_some_and(same) {
             return Ok(());
         }
-        let judged = self.control.is_its_own(header, now()).await.map_err(|err| Refusal::internal(&err))?;
-        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        if own.len() >= OWN_MAX {
-            own.clear();
+        let judged = self.control.judge_origin(header, now()).await.map_err(|err| Refusal::internal(&err))?;
+        let mut origins = self.origins.lock().unwrap_or_else(PoisonError::into_inner);
+        if origins.len() >= ORIGINS_MAX {
+            origins.clear();
         }
         if !matches!(judged, Ok(false)) {
             // Something of this agent is refused from now on.
             for lane in [Lane::Records, Lane::Blobs] {
-                own.remove(&(header.organization, header.agent, lane));
+                origins.remove(&(header.organization, header.agent, lane));
             }
         }
         match judged {
             Ok(_) => {
                 let (epoch, host, found) = (header.epoch, header.host.clone(), Instant::now());
-                own.insert(lane, Sealed { epoch, host, found });
+                origins.insert(lane, Sealed { epoch, host, found });
             }
             Err(why) => {
                 tracing::warn!(agent = %header.agent, why, "a batch was refused");
                 let refusal = Refusal::new(StatusCode::FORBIDDEN, "clone", why);
-                return Err(refusal.detail("the agent makes another key by itself, and sends what it holds under that"));
+                return Err(refusal.detail("the agent re-keys by itself, and then sends its queue"));
             }
         }
         Ok(())
     }
 
-    /// Refuse an agent that asks too often.
-    fn asks(&self, agent: AgentId) -> Result<(), Refusal> {
-        let refused = || Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "this agent asks too often");
-        self.questions.check_key(&agent).map_err(|_| refused().retry_after(1))
+    /// Refuses an agent that polls too often.
+    fn check_poll_rate(&self, agent: AgentId) -> Result<(), Refusal> {
+        let refused = || Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate", "this agent polls too often");
+        self.polls.check_key(&agent).map_err(|_| refused().retry_after(1))
     }
 
-    /// Places of an organization's batches that are checked and landed: it waits for one of its own.
+    /// Permits for an organization's batches, which wait for each other.
     fn landings(&self, organization: OrganizationId) -> Arc<Semaphore> {
         let mut all = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(all.entry(organization).or_insert_with(|| Arc::new(Semaphore::new(LANDING_OF_ONE))))
     }
 
-    fn limits(&self) -> Limits {
-        Limits {
+    fn limits(&self) -> ReceiveLimits {
+        ReceiveLimits {
             batch_bytes_max: self.settings.batch_bytes_max as u64,
             plain_bytes_max: PLAIN_BYTES_MAX as u64,
             compression: self.settings.compression,
@@ -259,7 +259,7 @@ impl Receiver {
     }
 }
 
-/// The body of a request as JSON, within limits of size and time.
+/// Reads a body as JSON, with limits of size and time.
 async fn read_json<T: DeserializeOwned>(body: Body, bytes_max: usize) -> Result<T, Refusal> {
     let bytes = match tokio::time::timeout(REQUEST_TIMEOUT, axum::body::to_bytes(body, bytes_max)).await {
         Ok(Ok(bytes)) => bytes,
@@ -274,7 +274,7 @@ async fn read_json<T: DeserializeOwned>(body: Body, bytes_max: usize) -> Result<
     })
 }
 
-/// Whether the workspace goes on, as text.
+/// Health of the workspace, as text.
 async fn livez(State(receiver): State<Arc<Receiver>>) -> (StatusCode, String) {
     let (goes_on, text) = receiver.health.report();
     (if goes_on { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
@@ -284,8 +284,8 @@ fn router(receiver: Arc<Receiver>) -> Router {
     Router::new()
         .route("/v1/{lane}/{epoch}/{seq}", put(batch::put))
         .route("/v1/positions", get(positions::first))
-        .route("/v1/positions/{collector}/{source}", get(positions::behind))
-        .route("/v1/policy/{behind}", get(policy::next))
+        .route("/v1/positions/{collector}/{source}", get(positions::after))
+        .route("/v1/policy/{after}", get(policy::next))
         .route("/v1/policy", post(policy::brought))
         .route("/v1/enroll", post(enroll::enroll))
         .route("/v1/renew", post(enroll::renew))

@@ -1,4 +1,4 @@
-//! `POST /v1/pair/join`: the keys of this workspace for another that is made as its pair; `POST /v1/pair`: what they share.
+//! `POST /v1/pair/join`: the keys of this workspace, for a new secondary. `POST /v1/pair`: the shared state.
 
 use super::{ENROLLMENT_BYTES_MAX, EXCHANGE_BYTES_MAX, From, OfPair, Receiver, problem::Refusal, read_json};
 use crate::{
@@ -21,7 +21,7 @@ pub(super) async fn join(
     Extension(from): Extension<From>,
     body: Body,
 ) -> Result<Json<JoinReply>, Refusal> {
-    receiver.is_first().await?;
+    receiver.require_primary().await?;
     let request: JoinRequest = read_json(body, ENROLLMENT_BYTES_MAX).await?;
     if request.geo != receiver.geo {
         let title = format!("a pair stands in one geography, and this workspace is in {}", receiver.geo);
@@ -29,12 +29,12 @@ pub(super) async fn join(
     }
     let known = receiver.control.use_pair_token(&token_digest(&request.token), now()).await;
     if !known.map_err(|err| Refusal::internal(&err))? {
-        tracing::warn!("a workspace that would join as the pair of this one was refused");
+        tracing::warn!("refused a workspace that tried to join as secondary");
         let title = "the token is not known, was used or has expired; make one with `vedette-workspace token pair`";
         return Err(receiver.token_refused(from, Refusal::new(StatusCode::FORBIDDEN, "token", title)));
     }
     let keys = pair::keys(&receiver.dir, &receiver.control).await.map_err(|err| Refusal::internal(&err))?;
-    tracing::info!("another workspace has joined as the pair of this one");
+    tracing::info!("a secondary workspace has joined");
     Ok(Json(keys))
 }
 

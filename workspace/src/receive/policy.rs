@@ -1,7 +1,7 @@
-//! `GET /v1/policy/{behind}`, a long poll, and the check that a batch holds nothing that its policy forbids.
+//! `GET /v1/policy/{after}`, a long poll; and the check that a batch holds nothing that its policy forbids.
 
 use super::{PLAIN_BYTES_MAX, Peer, Receiver, batch::known, problem::Refusal, read_json};
-use crate::{control::Control, now, signer::Signer, tiles::Noted};
+use crate::{batch_index::BatchIndex, control::Control, now, signer::Signer};
 use axum::{
     Extension, Json,
     body::Body as RequestBody,
@@ -22,54 +22,57 @@ use vedette_wire::{
     policy::{Directives, SignedPolicy, Store},
 };
 
-/// How long a question waits for another revision; shorter than what gives up an idle connection.
+/// How long a poll is held; shorter than idle timeouts of connections.
 const HOLD: Duration = Duration::from_secs(40);
-/// How often the control store is asked for revisions: `policy set` is another process.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How old the switching off may be when something arrives that was observed before it.
+/// Poll interval for revisions in the control store, since `policy set` is another process.
+const DIRECTIVES_POLL: Duration = Duration::from_secs(1);
+/// How late after switching off collection batches observed before may arrive, nanoseconds.
 const LATE_NS: i64 = 24 * 3600 * 1_000_000_000;
-/// Policies that are remembered.
+/// Maximum number of cached policies.
 const REMEMBERED_MAX: usize = 1000;
-/// Before an agent is told to bring its policy.
+/// Pause before an agent is asked to send its policy.
 const BRING_PAUSE: Duration = Duration::from_secs(2);
-/// A signed policy is not larger.
+/// Maximum size of a signed policy.
 const POLICY_BYTES_MAX: usize = 1 << 20;
-/// The version of an agent is not longer.
+/// Maximum length of an agent's version.
 const VERSION_BYTES_MAX: usize = 64;
 
-/// What is to be told, and policies that were read.
+/// Pending directives, and cached policies.
 pub(super) struct Policies {
-    news: watch::Receiver<News>,
+    pending: watch::Receiver<PendingDirectives>,
     read: Mutex<HashMap<(OrganizationId, u64), Arc<Policy>>>,
 }
 
 impl Policies {
-    pub(super) fn new(news: watch::Receiver<News>) -> Self {
-        Self { news, read: Mutex::default() }
+    pub(super) fn new(pending: watch::Receiver<PendingDirectives>) -> Self {
+        Self { pending, read: Mutex::default() }
     }
 }
 
-/// What is to be told: the revisions in force, and agents that something is asked of.
+/// Revisions in force, and agents with pending requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct PendingDirectives {
     revisions: HashMap<OrganizationId, u64>,
-    asked: HashSet<(OrganizationId, AgentId)>,
+    requested: HashSet<(OrganizationId, AgentId)>,
 }
 
-impl News {
+impl PendingDirectives {
     async fn read(control: &Control) -> anyhow::Result<Self> {
-        let (revisions, asked) = (control.policy_revisions().await?, control.agents_asked(now()).await?);
-        Ok(Self { revisions, asked })
+        let (revisions, requested) = (control.policy_revisions().await?, control.agents_with_requests(now()).await?);
+        Ok(Self { revisions, requested })
     }
 }
 
-/// Keep what is to be told up to date until nobody looks, or the workspace stops.
-pub(crate) fn follow_news(control: Control, mut stop: watch::Receiver<bool>) -> watch::Receiver<News> {
-    let (news, followed) = watch::channel(News::default());
+/// Updates pending directives until nobody reads them, or the workspace stops.
+pub(crate) fn watch_directives(
+    control: Control,
+    mut stop: watch::Receiver<bool>,
+) -> watch::Receiver<PendingDirectives> {
+    let (pending, followed) = watch::channel(PendingDirectives::default());
     tokio::spawn(async move {
         loop {
-            match News::read(&control).await {
-                Ok(now) => drop(news.send_if_modified(|known| {
+            match PendingDirectives::read(&control).await {
+                Ok(now) => drop(pending.send_if_modified(|known| {
                     let changed = *known != now;
                     *known = now;
                     changed
@@ -77,74 +80,74 @@ pub(crate) fn follow_news(control: Control, mut stop: watch::Receiver<bool>) -> 
                 Err(err) => tracing::error!(error = format!("{err:#}"), "policies and requests cannot be read"),
             }
             tokio::select! {
-                () = news.closed() => return,
-                // Whoever waits is answered now.
+                () = pending.closed() => return,
+                // Held polls are answered now.
                 _ = stop.wait_for(|stop| *stop) => return,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(DIRECTIVES_POLL) => {}
             }
         }
     });
     followed
 }
 
-/// What there is for an agent, as soon as there is something: the policy, where its revision is larger than the one that the
-/// agent has, and requests for artifacts; 204 where nothing came meanwhile. The question is the agent's bare heartbeat: who it
-/// is, its version, its revision.
+/// Directives for an agent, as soon as there are any: the policy, if its revision is greater than the agent's, and artifact
+/// requests; or else 204. The poll is the agent's minimal heartbeat: its identity, version and revision.
 pub(super) async fn next(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
-    Path(behind): Path<u64>,
+    Path(after): Path<u64>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let (peer, in_force) = known(&receiver, peer).await?;
-    receiver.asks(peer.agent)?;
+    receiver.check_poll_rate(peer.agent)?;
     let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let version = agent.strip_prefix("vedette/").unwrap_or_default();
-    if version.is_empty() || version.len() > VERSION_BYTES_MAX || behind > i64::MAX.cast_unsigned() {
+    if version.is_empty() || version.len() > VERSION_BYTES_MAX || after > i64::MAX.cast_unsigned() {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "shape", "the User-Agent is not vedette/VERSION"));
     }
     let (who, internal) = ((peer.organization, peer.agent), |err: anyhow::Error| Refusal::internal(&err));
-    receiver.control.heard_of(who, version, behind, now()).await.map_err(internal)?;
-    // The second of a pair has it from the first.
-    if behind > in_force && receiver.control.pair_of().await.map_err(internal)?.is_none() {
-        // An agent of an earlier release asks again at once.
+    receiver.control.heard_of(who, version, after, now()).await.map_err(internal)?;
+    // The secondary of a pair gets it from the primary.
+    if after > in_force && receiver.control.pair_of().await.map_err(internal)?.is_none() {
+        // An agent of an earlier release polls again at once.
         tokio::time::sleep(BRING_PAUSE).await;
         let bring_policy = true;
         return Ok(Json(Directives { bring_policy, ..Directives::default() }).into_response());
     }
-    let mut news = receiver.policies.news.clone();
-    let told = news.wait_for(|news| {
-        news.asked.contains(&who) || news.revisions.get(&peer.organization).is_some_and(|revision| *revision > behind)
+    let mut pending = receiver.policies.pending.clone();
+    let woken = pending.wait_for(|pending| {
+        pending.requested.contains(&who)
+            || pending.revisions.get(&peer.organization).is_some_and(|revision| *revision > after)
     });
-    let revision = match tokio::time::timeout(HOLD, told).await {
-        Ok(Ok(news)) => news.revisions.get(&peer.organization).copied().unwrap_or(0),
+    let revision = match tokio::time::timeout(HOLD, woken).await {
+        Ok(Ok(pending)) => pending.revisions.get(&peer.organization).copied().unwrap_or(0),
         _ => return Ok(StatusCode::NO_CONTENT.into_response()),
     };
     // It may have been revoked meanwhile.
     known(&receiver, Some(peer)).await?;
     let artifacts = receiver.control.offer(who, now()).await.map_err(internal)?;
     let mut directives = Directives { artifacts, ..Directives::default() };
-    if revision > behind {
+    if revision > after {
         let policy = receiver.control.policy(peer.organization, revision).await.map_err(internal)?;
         directives.policy = policy.map(|(_, signed)| signed);
     }
     if directives == Directives::default() {
-        // Another question of the same agent was told a moment ago.
-        tokio::time::sleep(LOOK_EVERY).await;
+        // Another poll of the same agent was answered just now.
+        tokio::time::sleep(DIRECTIVES_POLL).await;
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     Ok(Json(directives).into_response())
 }
 
-/// `POST /v1/policy`: an agent brings the policy that it goes by, since this workspace does not know it. The signature is this
-/// workspace's own: it was restored from a backup that is older than the policy.
+/// `POST /v1/policy`: an agent sends its policy, which this workspace lost in a restore from a backup. The signature is the
+/// workspace's own.
 pub(super) async fn brought(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
     body: RequestBody,
 ) -> Result<StatusCode, Refusal> {
     let (peer, in_force) = known(&receiver, peer).await?;
-    receiver.asks(peer.agent)?;
+    receiver.check_poll_rate(peer.agent)?;
     let signed: SignedPolicy = read_json(body, POLICY_BYTES_MAX).await?;
     let internal = |err: anyhow::Error| Refusal::internal(&err);
     let unsound = |why: &str| Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "policy", why);
@@ -160,7 +163,7 @@ pub(super) async fn brought(
         return Ok(StatusCode::NO_CONTENT);
     }
     if receiver.control.adopt_policy(&policy, &signed, now()).await.map_err(internal)? {
-        tracing::error!(revision = policy.revision, in_force, "an agent brought a policy that this workspace had lost");
+        tracing::error!(revision = policy.revision, in_force, "an agent sent a policy that this workspace had lost");
         let why = format!(
             "agents go by policy revision {}, and this workspace knew {in_force} at the most: it was restored from an older \
              backup. Revoke again what was revoked since and is not listed as revoked, and make tokens anew",
@@ -172,19 +175,19 @@ pub(super) async fn brought(
 }
 
 impl Receiver {
-    /// A checked batch, where the policy that it was observed under allows what it holds.
+    /// A checked batch whose content its policy allows.
     pub(super) async fn permitted(
         &self,
-        (noted, frame, digest): (Noted, Vec<u8>, [u8; 32]),
+        (index, frame, digest): (BatchIndex, Vec<u8>, [u8; 32]),
         in_force: u64,
-    ) -> Result<(Noted, Vec<u8>, [u8; 32]), Refusal> {
-        let header = &noted.header;
+    ) -> Result<(BatchIndex, Vec<u8>, [u8; 32]), Refusal> {
+        let header = &index.header;
         if header.policy_revision > in_force {
-            let title = format!("policy revision {} is not known here", header.policy_revision);
+            let title = format!("policy revision {} is unknown here", header.policy_revision);
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "policy_revision", title).retry_after(5));
         }
         if header.records == 0 {
-            return Ok((noted, frame, digest));
+            return Ok((index, frame, digest));
         }
         let internal = |err: anyhow::Error| Refusal::internal(&err);
         let policies = self.policies_of(header).await.map_err(internal)?;
@@ -203,18 +206,18 @@ impl Receiver {
         }
         let store = policies.iter().map(|policy| policy.store).min().unwrap_or(Store::All);
         if store == Store::All {
-            return Ok((noted, frame, digest));
+            return Ok((index, frame, digest));
         }
         let look = move || {
-            let (mut noted, records) = (noted, records(&frame)?);
-            noted.leave_out(store, &records);
-            Ok((noted, frame, digest))
+            let (mut index, records) = (index, records(&frame)?);
+            index.leave_out(store, &records);
+            Ok((index, frame, digest))
         };
         tokio::task::spawn_blocking(look).await.map_err(|err| internal(err.into()))?.map_err(internal)
     }
 
-    /// The policy that a batch was observed under; none where there never was one. A revision between two that are known was
-    /// lost when this workspace was restored: what either of the two allows is taken, since nobody knows what it said.
+    /// The policy of a batch; none if there never was one. If a restore lost the revision, the two neighbouring ones apply, and
+    /// what either allows is accepted.
     async fn policies_of(&self, header: &Header) -> anyhow::Result<Vec<Arc<Policy>>> {
         let (organization, revision) = (header.organization, header.policy_revision);
         if let Some(policy) = self.policy_of(organization, revision).await? {
@@ -243,7 +246,7 @@ impl Receiver {
         Ok(Some(policy))
     }
 
-    /// The frame again, and why the policy forbids what is in it.
+    /// The frame, and why the policy forbids its content.
     async fn forbidden(
         &self,
         header: &Header,
@@ -255,7 +258,7 @@ impl Receiver {
         if !policy.collect {
             let of_host =
                 header.sources.iter().find(|source| !matches!(source.collector.as_str(), "agent" | "artifacts"));
-            let cursor = header.cursors.iter().find(|told| told.collector != "artifacts");
+            let cursor = header.cursors.iter().find(|woken| woken.collector != "artifacts");
             if of_host.is_some() || cursor.is_some() || header.host != HostLabel::default() {
                 return Ok((
                     frame,
@@ -276,7 +279,7 @@ impl Receiver {
         if revision == in_force {
             return Ok((frame, None));
         }
-        // Its own policy allows it; another may have forbidden the like for long.
+        // Its own policy allows it; a later one may have forbidden it long ago.
         let off = self.control.switched_off_behind(header.organization, revision).await?;
         let late = off.filter(|issued| now().saturating_sub(*issued) > LATE_NS);
         if late.is_some() && header.lane == Lane::Blobs {
@@ -297,14 +300,14 @@ fn records(bytes: &[u8]) -> anyhow::Result<Vec<Record>> {
     Ok(codec::decode(&codec::decompress(sealed, head.compression, PLAIN_BYTES_MAX)?)?.records)
 }
 
-/// The kind of a record in it that collection yields.
+/// Kind of the first record that collection emits.
 fn collected(bytes: &[u8]) -> anyhow::Result<Option<&'static str>> {
     let records = records(bytes)?;
     let mut kinds = records.iter().map(|record| record.body.kind().name);
     Ok(kinds.find(|kind| !matches!(*kind, "heartbeat" | "artifact")))
 }
 
-/// The pieces of artifacts in a batch.
+/// Pieces of artifacts in a batch.
 pub(super) fn pieces(bytes: &[u8]) -> anyhow::Result<Vec<Artifact>> {
     let piece = |record: Record| match record.body {
         Body::Artifact(piece) => Some(piece),

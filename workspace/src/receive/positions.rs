@@ -1,4 +1,4 @@
-//! `GET /v1/positions[/{collector}/{source}]`: what is stored of an agent's sources, from the first or behind one.
+//! `GET /v1/positions[/{collector}/{source}]`: stored positions of an agent's sources, from the first or after one.
 
 use super::{Peer, Receiver, batch::admitted, problem::Refusal};
 use axum::{
@@ -11,10 +11,10 @@ use std::sync::Arc;
 type Page = ([(HeaderName, &'static str); 1], Vec<u8>);
 
 pub(super) async fn first(receiver: State<Arc<Receiver>>, peer: Extension<Option<Peer>>) -> Result<Page, Refusal> {
-    behind(receiver, peer, Path(Default::default())).await
+    after(receiver, peer, Path(Default::default())).await
 }
 
-pub(super) async fn behind(
+pub(super) async fn after(
     State(receiver): State<Arc<Receiver>>,
     Extension(peer): Extension<Option<Peer>>,
     Path((collector, source)): Path<(String, String)>,

@@ -7,7 +7,7 @@ use axum::{
 };
 use vedette_wire::reply::Problem;
 
-/// A refusal: status, stable code, title, what to do.
+/// A refusal: status, stable code, title, and what to do.
 #[derive(Debug)]
 pub(super) struct Refusal {
     status: StatusCode,
@@ -36,7 +36,7 @@ impl Refusal {
         self
     }
 
-    /// Our own fault: logged here, told without inner details, tried again by the agent.
+    /// An internal error: logged with details, answered without, retried by the agent.
     pub(super) fn internal(error: &anyhow::Error) -> Self {
         tracing::error!(error = format!("{error:#}"), "request failed");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the workspace cannot store this now").retry_after(5)

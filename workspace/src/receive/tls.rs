@@ -1,6 +1,6 @@
-//! TLS: 1.2 and 1.3, client certificates signed by our authority; a connection without one may only enroll.
+//! TLS 1.2 and 1.3 with client certificates of this authority; a connection without one may only enroll.
 //!
-//! Every phase of a connection has its time: the handshake, the first request, and how long a peer may say nothing.
+//! Each phase of a connection has a time limit: handshake, first request, silence.
 
 use super::{
     From, OfPair, Peer, Receiver,
@@ -34,22 +34,21 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// A peer that does not finish its handshake is let go.
+/// Time limit of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A peer without a certificate that says nothing for so long is let go, and whatever it says when its connection is so
-/// old: it may enroll, which takes a second.
+/// Time limits of a connection without a certificate, for silence and in total: enrolling takes a second.
 const UNKNOWN_IDLE: Duration = Duration::from_secs(10);
 const UNKNOWN_AGE_MAX: Duration = Duration::from_secs(60);
-/// An agent that says nothing for so long is let go: a question for the policy waits a shorter time.
+/// Time limit for an agent's silence; polls are held for less.
 const IDLE: Duration = Duration::from_secs(150);
-/// The head of a request has to come within this.
+/// Time limit for the head of a request.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often the files of certificates are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Requests under way at a stop get so long.
+/// Poll interval for changed certificates.
+const CERTIFICATE_POLL: Duration = Duration::from_secs(1);
+/// Grace for requests under way at a stop.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// The server's side of TLS, from the files that `init` made.
+/// The server's TLS configuration, from the files of `init`.
 pub(crate) fn config(dir: &Path) -> Result<Arc<ServerConfig>> {
     let read = |name: &str| std::fs::read(dir.join(name)).with_context(|| format!("{}/{name}", dir.display()));
     let mut roots = RootCertStore::empty();
@@ -66,7 +65,7 @@ pub(crate) fn config(dir: &Path) -> Result<Arc<ServerConfig>> {
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain?, key)?;
-    // Tests decode what was captured on the wire; a release keeps no keys, whatever the environment says.
+    // Tests decode captured traffic; a release build ignores this variable.
     #[cfg(debug_assertions)]
     {
         config.key_log = Arc::new(rustls::KeyLogFile::new());
@@ -75,12 +74,12 @@ pub(crate) fn config(dir: &Path) -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// What a client may send of one batch, and of two, before it hears of it (RFC 9113 §5.2).
+/// Flow-control windows of a stream and of a connection (RFC 9113 §5.2): one batch, and two.
 const WINDOW_BYTES: u32 = 2 << 20;
-/// Of an HTTP/2 frame (RFC 9113 §4.2).
+/// Maximum size of an HTTP/2 frame (RFC 9113 §4.2).
 const FRAME_BYTES: u32 = 256 << 10;
 
-/// The files that a configuration is made of, as they are on disk.
+/// Fingerprints of the certificate files.
 fn stamps(dir: &Path) -> [Option<(u64, i64, i64, u64)>; 3] {
     ["ca.pem", "server.pem", "server.key"].map(|name| {
         let meta = std::fs::metadata(dir.join(name)).ok()?;
@@ -88,8 +87,7 @@ fn stamps(dir: &Path) -> [Option<(u64, i64, i64, u64)>; 3] {
     })
 }
 
-/// Accept until told to stop; then requests under way get a little time. Certificates are read again when they change:
-/// new connections get the new ones.
+/// Accepts connections until a stop; then requests under way get a grace. Changed certificates apply to new connections.
 pub(crate) async fn serve(
     listener: TcpListener,
     dir: PathBuf,
@@ -100,7 +98,7 @@ pub(crate) async fn serve(
 ) {
     let router = router(receiver);
     let mut acceptor = TlsAcceptor::from(tls);
-    let (mut known, mut look) = (stamps(&dir), tokio::time::interval(LOOK_EVERY));
+    let (mut known, mut look) = (stamps(&dir), tokio::time::interval(CERTIFICATE_POLL));
     let mut complained = known;
     let places = Arc::new(Places::new(file_limit));
     let mut open = tokio::task::JoinSet::new();
@@ -114,12 +112,12 @@ pub(crate) async fn serve(
                 if now != known {
                     match config(&dir) {
                         Ok(tls) => {
-                            tracing::info!("certificates were read again");
+                            tracing::info!("certificates reloaded");
                             (acceptor, known) = (TlsAcceptor::from(tls), now);
                         }
-                        // Half of it may be written: it is looked at again.
+                        // The files may be half written: try again later.
                         Err(err) if complained != now => {
-                            tracing::warn!(error = format!("{err:#}"), "new certificates cannot be used; the old ones stay");
+                            tracing::warn!(error = format!("{err:#}"), "new certificates cannot be used; keeping the old ones");
                             complained = now;
                         }
                         Err(_) => {}
@@ -130,7 +128,7 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((socket, from)) => {
-                // IPv4 over an IPv6 socket is one address.
+                // IPv4 on an IPv6 socket is the same address.
                 let from = from.ip().to_canonical();
                 let (acceptor, router, stop) = (acceptor.clone(), router.clone(), stop.clone());
                 let places = Arc::clone(&places);
@@ -143,7 +141,7 @@ pub(crate) async fn serve(
                 });
             }
             Err(err) => {
-                // Out of descriptors, most likely: it passes when connections close.
+                // Most likely out of descriptors, until connections close.
                 tracing::warn!(error = %err, "cannot accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -171,7 +169,7 @@ async fn connection(
             Ok(Err(err)) => return tracing::debug!(error = %err, ?nodelay, "handshake failed"),
             Err(_) => return tracing::debug!("handshake took too long"),
         },
-        () = unknown.give_way.notified() => return tracing::debug!("handshake gave way to newer ones of its address"),
+        () = unknown.give_way.notified() => return tracing::debug!("handshake closed for newer ones of its address"),
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let of_pair = certificate.is_some_and(is_of_pair);
@@ -200,13 +198,13 @@ async fn connection(
     let io = TokioIo::new(Watched { stream, activity });
     tokio::select! {
         done = exchange(io, is_http2, router, stop) => log_end(done),
-        () = silent.silence(idle) => tracing::debug!("connection was silent for too long"),
+        () = silent.silence(idle) => tracing::debug!("connection was idle for too long"),
         () = aged => tracing::debug!("connection without a certificate was open for too long"),
-        () = place.give_way.notified() => tracing::debug!("connection gave way to newer ones of its peer"),
+        () = place.give_way.notified() => tracing::debug!("connection closed for newer ones of its peer"),
     }
 }
 
-/// Serve the requests of a connection until it ends, or until told to stop.
+/// Serves the requests of a connection until it ends, or until a stop.
 async fn exchange(
     io: TokioIo<Watched<TlsStream<TcpStream>>>,
     is_http2: bool,
@@ -222,7 +220,7 @@ async fn exchange(
             .timer(hyper_util::rt::TokioTimer::new())
             .keep_alive_interval(Some(Duration::from_secs(60)))
             .max_concurrent_streams(64)
-            // A batch comes in one go, without waiting for the window to be opened again.
+            // A whole batch fits into the window.
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES);
@@ -250,13 +248,13 @@ fn log_end(done: Result<(), hyper::Error>) {
     }
 }
 
-/// Whether our authority signed a certificate for the other workspace of the pair; names of agents are never like it.
+/// Whether a certificate is the other workspace's of the pair; names of agents never look like it.
 fn is_of_pair(certificate: &CertificateDer<'_>) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
     certificate.subject().iter_common_name().any(|name| name.as_str() == Ok(PAIR))
 }
 
-/// Organization and agent from the subject of a certificate that our authority signed.
+/// Organization and agent in the subject of a certificate.
 fn peer_of(certificate: &CertificateDer<'_>) -> Option<Peer> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let subject = certificate.subject();

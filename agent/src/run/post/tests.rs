@@ -3,8 +3,8 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vedette_wire::{AgentId, BatchKey, Compression, Epoch, Lane, OrganizationId, frame, id::Uuid};
 
-/// Answers each request with one status where it comes from the renewed certificate, which a header stands for, and with
-/// another where not; counts those of the former.
+/// Answers requests of the renewed certificate, which a header stands for, with one status and all others with another; counts
+/// the former.
 async fn workspace(renewed: u16, present: u16) -> (String, Arc<Mutex<u32>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("is bound");
@@ -32,7 +32,7 @@ async fn workspace(renewed: u16, present: u16) -> (String, Arc<Mutex<u32>>) {
     (format!("http://{address}"), seen)
 }
 
-fn posting(dir: &std::path::Path, url: &str) -> Reloading {
+fn posting(dir: &std::path::Path, url: &str) -> WorkspaceClient {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let identity = IdentityDir::new(dir);
     identity.write("cert.pem", b"present").expect("writes");
@@ -42,10 +42,10 @@ fn posting(dir: &std::path::Path, url: &str) -> Reloading {
         let client = reqwest::Client::builder().no_proxy().default_headers(headers.collect());
         HttpPost::new(client.build().expect("builds"), url)
     };
-    let stamps = stamps(&identity);
-    Reloading {
-        way: (None, Roots::Ca),
-        state: Mutex::new(State { post: client(&[]), stamps, looked: Instant::now(), refused: stamps }),
+    let fingerprints = fingerprints(&identity);
+    WorkspaceClient {
+        options: (None, Roots::Ca),
+        state: Mutex::new(State { post: client(&[]), fingerprints, looked: Instant::now(), refused: fingerprints }),
         trial: Mutex::new(Some(Trial { post: client(&["x-renewed"]), certificate: "renewed".to_owned() })),
         endpoints: Mutex::new(Endpoints::new(&enrollment, (Duration::from_secs(60), Duration::from_secs(300)))),
         probing: AtomicBool::new(false),
@@ -67,8 +67,8 @@ fn a_frame() -> Vec<u8> {
     frame::build(&frame::FrameHead { key, compression, sealed: 1, records: 1, digest }, b"sealed")
 }
 
-/// What the renewed certificate and the present one are answered; whether it is delivered, whether the renewed one is still
-/// tried, and which certificate is on disk.
+/// Outcome for two answers: whether the batch is delivered, whether the renewed certificate is still on trial, and which
+/// certificate is on disk.
 async fn outcome(renewed: u16, present: u16) -> (bool, bool, String) {
     let dir = tempfile::tempdir().expect("temp dir");
     let (url, seen) = workspace(renewed, present).await;

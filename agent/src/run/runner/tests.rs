@@ -1,8 +1,8 @@
 use super::*;
-use crate::run::own::OwnRecords;
+use crate::run::events::AgentEvents;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use vedette_collectors::{BuildError, Class, CollectError};
-use vedette_transport::{BatchLimits, Lane, LaneConfig, Queue, Quota, Stamp};
+use vedette_collectors::{BuildError, CollectError, CollectorClass};
+use vedette_transport::{BatchContext, BatchLimits, Lane, LaneConfig, Queue, Quota};
 use vedette_wire::{
     AgentId, Compression, OrganizationId,
     body::{Syslog, Unknown},
@@ -13,14 +13,14 @@ struct Running {
     _dir: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
     lane: Lane,
-    board: Arc<Board>,
+    statuses: Arc<CollectorStatuses>,
     stop: StopSignal,
     thread: JoinHandle<()>,
 }
 
 /// A lane that delivers nothing.
 fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
-    let (_, stamp) = tokio::sync::watch::channel(Stamp {
+    let (_, batch_context) = tokio::sync::watch::channel(BatchContext {
         organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
         agent: AgentId([1; 16]),
         geo: WorkspaceGeo::Europe,
@@ -36,7 +36,7 @@ fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
             age_max: Duration::from_millis(10),
             compression: Compression::Zstd,
         },
-        stamp,
+        context: batch_context,
         intake_bytes_max: 1 << 20,
         in_flight_bytes_max: 1 << 20,
         now: Arc::new(|| 1),
@@ -45,11 +45,11 @@ fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
     .expect("starts")
 }
 
-/// A runner with this way to build its collector.
-fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
+/// A runner with this constructor of its collector.
+fn start(build: fn(toml::Table, &CollectorContext) -> Result<Plan, BuildError>) -> Running {
     let spec: &'static Spec = Box::leak(Box::new(Spec {
         id: "probe",
-        class: Class::Event,
+        class: CollectorClass::Event,
         kind: "syslog",
         summary: "",
         reads: "",
@@ -65,30 +65,30 @@ fn start(build: fn(toml::Table, &Cx) -> Result<Plan, BuildError>) -> Running {
         let _inside = runtime.enter();
         lane(dir.path(), 1 << 30)
     };
-    let board = Arc::new(Board::default());
-    board.add("probe", Class::Event);
-    let own = Arc::new(OwnRecords::new(lane.intake().clone()));
+    let statuses = Arc::new(CollectorStatuses::default());
+    statuses.add("probe", CollectorClass::Event);
+    let events = Arc::new(AgentEvents::new(lane.intake().clone()));
     let stop = StopSignal::default();
     let runner = Runner {
         spec,
         settings: toml::Table::new(),
-        cx: Cx::new("/", Arc::new(|| 1)),
-        sink: Arc::new(QueueSink::new(&lane, Arc::clone(&board), own)),
+        cx: CollectorContext::new("/", Arc::new(|| 1)),
+        sink: Arc::new(QueueSink::new(&lane, Arc::clone(&statuses), events)),
         queue: Arc::clone(lane.queue()),
-        board: Arc::clone(&board),
+        statuses: Arc::clone(&statuses),
         stop: stop.child(),
         deadline: Duration::from_millis(50),
     };
     let thread = runner.start().expect("starts");
-    Running { _dir: dir, _runtime: runtime, lane, board, stop, thread }
+    Running { _dir: dir, _runtime: runtime, lane, statuses, stop, thread }
 }
 
 impl Running {
-    /// Wait until the board and the ledger say so.
+    /// Waits for a state and a number of emitted records.
     fn until(&self, state: CollectorState, emitted: u64) -> Option<String> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let line = self.board.lines()[0].1.clone();
+            let line = self.statuses.lines()[0].1.clone();
             let count = self.lane.status().ledger.0.get("probe").map_or(0, |counters| counters.emitted);
             if line.state == state && count >= emitted {
                 return line.stuck.or(line.why);
@@ -111,7 +111,7 @@ impl Running {
 struct Ticks(&'static AtomicUsize);
 
 impl Poll for Ticks {
-    fn poll(&mut self, _: &Cx) -> Result<Vec<Body>, CollectError> {
+    fn poll(&mut self, _: &CollectorContext) -> Result<Vec<Body>, CollectError> {
         match self.0.fetch_add(1, Ordering::SeqCst) {
             0 => Ok(vec![Syslog::default().into()]),
             1 => panic!("a bug in a collector"),
@@ -146,7 +146,7 @@ fn a_source_that_is_absent_says_why_and_a_stop_is_at_once() {
 struct Waits;
 
 impl Watch for Waits {
-    fn watch(&mut self, _: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, _: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         while outlet.wait(Duration::from_secs(60)) != Wake::Stop {}
         Ok(())
     }
@@ -159,11 +159,11 @@ fn a_watch_is_told_to_stop() {
     running.stop();
 }
 
-/// Lacks a right, hangs, and goes on.
-struct Complains(std::sync::mpsc::Receiver<()>);
+/// Lacks a permission, hangs, and continues.
+struct LacksPermission(std::sync::mpsc::Receiver<()>);
 
-impl Watch for Complains {
-    fn watch(&mut self, _: &Cx, outlet: &mut Outlet) -> Result<(), CollectError> {
+impl Watch for LacksPermission {
+    fn watch(&mut self, _: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         outlet.complain("probe", &"a right is missing");
         self.0.recv().expect("the test lets it go");
         while outlet.wait(Duration::from_secs(60)) != Wake::Stop {}
@@ -177,21 +177,21 @@ fn a_watch_that_was_stuck_still_says_what_it_cannot_do() {
     let running = start(|_, _| {
         let (go, wait) = std::sync::mpsc::sync_channel(1);
         *GO.lock().expect("lock") = Some(go);
-        Ok(Plan::Watch(Box::new(Complains(wait))))
+        Ok(Plan::Watch(Box::new(LacksPermission(wait))))
     });
     let why = running.until(CollectorState::Stuck, 0).expect("says why");
-    assert!(why.contains("has made no step"), "{why}");
+    assert!(why.contains("no progress"), "{why}");
     GO.lock().expect("lock").take().expect("is set").send(()).expect("it waits");
     assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
-    assert!(running.board.lines()[0].1.is_trouble);
+    assert!(running.statuses.lines()[0].1.is_trouble);
     running.stop();
 }
 
-/// Hangs once, and then lacks a right.
+/// Hangs once, and then lacks a permission.
 struct Hangs(std::sync::mpsc::Receiver<()>, bool);
 
 impl Poll for Hangs {
-    fn poll(&mut self, _: &Cx) -> Result<Vec<Body>, CollectError> {
+    fn poll(&mut self, _: &CollectorContext) -> Result<Vec<Body>, CollectError> {
         if !std::mem::replace(&mut self.1, true) {
             self.0.recv().expect("the test lets it go");
         }
@@ -212,7 +212,7 @@ fn a_poll_that_does_not_come_back_is_shown_as_stuck_and_a_missing_right_is_told_
         Ok(Plan::Poll(Duration::from_millis(5), Box::new(Hangs(wait, false))))
     });
     let why = running.until(CollectorState::Stuck, 0).expect("says why");
-    assert!(why.contains("has not come back"), "{why}");
+    assert!(why.contains("has not returned"), "{why}");
     GO.lock().expect("lock").take().expect("is set").send(()).expect("it waits");
     assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
     std::thread::sleep(Duration::from_millis(200));
@@ -232,14 +232,14 @@ fn polls_are_spread_over_a_tenth_to_either_side() {
 async fn what_a_push_source_brings_beyond_its_share_is_dropped_and_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let lane = lane(dir.path(), 16 << 20);
-    let own = Arc::new(OwnRecords::new(lane.intake().clone()));
-    let sink = QueueSink::new(&lane, Arc::new(Board::default()), own);
+    let events = Arc::new(AgentEvents::new(lane.intake().clone()));
+    let sink = QueueSink::new(&lane, Arc::new(CollectorStatuses::default()), events);
     let offer = |id: &str| {
         let source = Arc::new(vedette_wire::Source { collector: "probe", id: id.to_owned(), name: None });
         let mut chunk = Chunk::new(Arc::clone(&source));
         let raw = (0..200_000).map(|_| fastrand::u8(..)).collect();
         chunk.push(1, Position(0, 1), &Syslog { raw, ..Syslog::default() }.into());
-        sink.offer(chunk, Class::Event).expect("open");
+        sink.offer(chunk, CollectorClass::Event).expect("open");
         tokio::task::block_in_place(|| sink.wait_durable()).expect("becomes durable");
         source
     };

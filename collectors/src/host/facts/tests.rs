@@ -9,8 +9,8 @@ fn put(root: &Path, path: &str, text: &str) {
     std::fs::write(path, text).expect("writes");
 }
 
-fn cx(root: &Path) -> Cx {
-    Cx::new(root, Arc::new(|| 0))
+fn cx(root: &Path) -> CollectorContext {
+    CollectorContext::new(root, Arc::new(|| 0))
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn this_machine_agrees_with_uname_and_os_release() {
     assert!(host.memory_bytes.is_some_and(|bytes| bytes > 64 << 20));
 }
 
-/// Rules of Central Europe as tzfile(5) has them, version 2: all in the footer.
+/// Rules of Central Europe as in tzfile(5), version 2, all in the footer.
 fn tzif() -> Vec<u8> {
     let counts = |types: u32, letters: u32| [0, 0, 0, 0, types, letters].map(u32::to_be_bytes).concat();
     let block = |counts: Vec<u8>| [b"TZif2".as_slice(), &[0; 15], &counts].concat();
@@ -84,8 +84,8 @@ fn tzif() -> Vec<u8> {
 fn the_zone_is_read_of_the_file_where_no_link_names_it() {
     let dir = tempfile::tempdir().expect("temp dir");
     std::fs::create_dir(dir.path().join("etc")).expect("makes");
-    let cx = Cx::new(dir.path(), std::sync::Arc::new(|| 0));
-    let offset = |text: &str, cx: &Cx| {
+    let cx = CollectorContext::new(dir.path(), std::sync::Arc::new(|| 0));
+    let offset = |text: &str, cx: &CollectorContext| {
         let time: jiff::Timestamp = text.parse().expect("a time");
         let (name, zone) = time_zone(cx);
         (name, zone.to_offset(time).seconds())
@@ -97,7 +97,7 @@ fn the_zone_is_read_of_the_file_where_no_link_names_it() {
     assert_eq!(offset(summer, &cx), ("localtime".to_owned(), 7200));
     std::fs::write(dir.path().join("etc/timezone"), "Europe/Berlin\n").expect("writes");
     assert_eq!(offset(summer, &cx), ("Europe/Berlin".to_owned(), 7200));
-    // The rules count, whatever the name says.
+    // The rules apply, whatever the name is.
     std::fs::write(dir.path().join("etc/timezone"), "Nowhere/Land\n").expect("writes");
     assert_eq!(offset(summer, &cx), ("Nowhere/Land".to_owned(), 7200));
 }

@@ -78,7 +78,7 @@ fn a_time_without_a_year_gets_the_one_nearest_before_tomorrow() {
     check("Dec 31 23:59:59 h a: m", (None, Some("2025-12-31T21:59:59Z"), "h", "a", "", "m"));
     check("Nov 24 04:00:00 h a: m", (None, Some("2026-11-24T02:00:00Z"), "h", "a", "", "m"));
     check("Feb 29 04:00:00 h a: m", (None, Some("2024-02-29T02:00:00Z"), "h", "a", "", "m"));
-    // A clock of a sender that runs ahead, not a line of the last year.
+    // The sender's clock runs ahead; the line is not from last year.
     check("Nov 24 23:00:00 h a: m", (None, Some("2026-11-24T21:00:00Z"), "h", "a", "", "m"));
     check("Nov 26 23:00:00 h a: m", (None, Some("2025-11-26T21:00:00Z"), "h", "a", "", "m"));
     assert_eq!(line(b"Jan  1 00:00:00 h a: m", Origin::Any, NOW, &zone()).inferred, Inferred::YearAndZone);
@@ -148,7 +148,7 @@ fn every_day_is_the_calendar_s() {
     assert_eq!(stamp::civil_seconds(2016, 12, 31, 23, 59, 60), stamp::civil_seconds(2016, 12, 31, 23, 59, 59));
 }
 
-/// A line of `cases.jsonl`: what a line of a real system says, by the names of the columns.
+/// A case of `cases.jsonl`: the columns of a line of a real system.
 #[derive(serde::Deserialize)]
 struct Case {
     id: String,
@@ -159,7 +159,7 @@ struct Case {
     expect: serde_json::Map<String, serde_json::Value>,
 }
 
-/// Every column of the line, and `login` with what the log-in says.
+/// All columns of the line, and `login` with its log-in.
 fn columns(line: Syslog) -> serde_json::Map<String, serde_json::Value> {
     use vedette_wire::{body::Place, column::Value};
     let body = vedette_wire::Body::Syslog(line);
@@ -183,7 +183,7 @@ fn columns(line: Syslog) -> serde_json::Map<String, serde_json::Value> {
         login.insert(name.to_owned(), out[&format!("login_{name}")].clone());
     }
     login.insert("activity".to_owned(), body.activity().into());
-    let is_login = body.class() == vedette_wire::ocsf::Class::Authentication;
+    let is_login = body.class() == vedette_wire::ocsf::OcsfClass::Authentication;
     out.insert("login".to_owned(), if is_login { login.into() } else { serde_json::Value::Null });
     out
 }
@@ -238,7 +238,7 @@ fn records_of_auditd_have_their_own_time_and_host() {
 }
 
 proptest! {
-    /// What is not the head of a line is in no field of it: a user writes a message, not a host or a program.
+    /// A user chooses the message, but no host or program.
     #[test]
     fn a_message_changes_no_other_field(message in "[ -~]{0,60}") {
         let found = columns(line(format!("Nov 23 03:21:19 web1 app[7]: {message}").as_bytes(), Origin::Any, NOW, &zone()));

@@ -1,11 +1,11 @@
-//! What rotation moved and compressed while the agent was down, and what it took away.
+//! Files that were moved, compressed or deleted while the agent was stopped.
 
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
 use super::{rotation::*, *};
 use std::fs;
 
-/// As logrotate does: the archive has the time of the file that it was made of.
+/// As logrotate does: the archive has the time of its original.
 fn compress(path: &Path, to: &Path) {
     let text = fs::read(path).expect("reads");
     let modified = fs::metadata(path).expect("is there").modified().expect("has one");
@@ -28,7 +28,7 @@ fn compress(path: &Path, to: &Path) {
     fs::remove_file(path).expect("removes");
 }
 
-/// Read the first lines of `a.log`, and stop.
+/// Reads the first lines of `a.log`, and stops.
 fn first_run(dir: &Path, lines: std::ops::Range<u64>) -> Arc<Kept> {
     append(&dir.join("a.log"), &numbered(lines.clone()));
     let running = start(dir, "/*.log", Start::Beginning, Arc::default());
@@ -50,7 +50,7 @@ fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archi
         let sources: BTreeSet<String> =
             running.kept.lines.lock().expect("lock").iter().map(|(source, _, _)| source.clone()).collect();
         assert_eq!(sources.len(), 2, "the archive goes on as the source that the file was");
-        // The archive's cursor is let go, and is not looked for at the next start.
+        // The archive's cursor is dropped, and is not searched for at the next start.
         files_with_cursors(&running.kept, 1);
         assert_eq!(running.stop().dropped(), []);
     }
@@ -98,7 +98,7 @@ fn an_archive_that_is_still_written_is_neither_read_nor_counted() {
     running.until(20_000);
     fs::rename(&log, &rotated).expect("renames");
     append(&log, &numbered(20_000..20_010));
-    // Empty at first, then a part, then whole.
+    // Empty at first, then partial, then complete.
     let archive = fs::File::create(dir.path().join("a.log.1.gz")).expect("makes");
     running.until(20_010);
     let mut gz = flate2::write::GzEncoder::new(&archive, flate2::Compression::fast());
@@ -150,7 +150,7 @@ fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
     let kept = first_run(dir.path(), 0..10);
     let read = fs::metadata(&log).expect("is there").len();
     {
-        // More had been seen than was read.
+        // More was known than was read.
         let mut cursors = kept.cursors.lock().expect("lock");
         let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one");
         let cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
@@ -204,7 +204,7 @@ fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
         append(&log, &numbered(0..100));
         let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
         running.until(100);
-        // It is written to faster than it is delivered, for a while.
+        // It is written faster than it is delivered, for a while.
         *running.kept.full.lock().expect("lock") = Some("/a.log".to_owned());
         append(&log, &numbered(100..200));
         std::thread::sleep(Duration::from_millis(1500));

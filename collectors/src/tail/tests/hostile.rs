@@ -1,4 +1,4 @@
-//! Files that others put in the way: too many, endless, full of holes, or not theirs.
+//! Files that others create to do harm: too many, endless, sparse, or not theirs.
 
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
@@ -26,12 +26,12 @@ fn more_files_than_descriptors_are_read_and_followed() {
         links.filter(|path| path.starts_with(dir.path()) && path.extension().is_some_and(|end| end == "log")).count()
     };
     assert!(descriptors() <= 4, "{}", descriptors());
-    // Closed ones that grow are opened again, the last of them too.
+    // Closed files that grow are reopened, including the last.
     for number in 0..60 {
         append(&name(number), &numbered(60 + number..61 + number));
     }
     whole(&running, 120);
-    // A closed one that is renamed and written to is found.
+    // A closed file that is renamed and written to is found.
     append(&name(7), &numbered(120..121));
     fs::rename(name(7), dir.path().join("007.log.1")).expect("renames");
     append(&name(7), &numbered(121..122));
@@ -42,7 +42,7 @@ fn more_files_than_descriptors_are_read_and_followed() {
 #[test]
 fn a_file_without_end_does_not_keep_the_others_waiting() {
     let dir = tempfile::tempdir().expect("temp dir");
-    // Sorted before the other, and longer than what is read in one go many times over.
+    // Sorted before the other, and many times longer than a turn.
     let flood = "f".repeat(1023) + "\n";
     append(&dir.path().join("a.log"), &flood.repeat(64 << 10));
     append(&dir.path().join("z.log"), "security\n");
@@ -77,7 +77,7 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(kept.complaints.lock().expect("lock")[0].starts_with("/flood.log waits"));
-    // Meanwhile it is copied and truncated, as rotation does, and written to.
+    // Meanwhile it is copied and truncated, as in rotation, and written to.
     fs::copy(&flood, dir.path().join("flood.log.1")).expect("copies");
     fs::File::options().write(true).open(&flood).and_then(|file| file.set_len(0)).expect("truncates");
     std::thread::sleep(Duration::from_millis(1500));
@@ -145,14 +145,14 @@ fn holes_are_passed_over_and_counted() {
     let file = fs::File::options().write(true).open(&log).expect("opens");
     let far = 1_u64 << 40;
     if file.write_all_at(b"behind\n", far + 100).is_err() {
-        // No sparse file of that length here.
+        // This file system has no sparse files of that length.
         return;
     }
     let began = Instant::now();
     let running = config(dir.path(), "/*.log", |tailer| tailer);
     assert_eq!(running.until(3), ["first", "half", "behind"]);
     assert!(began.elapsed() < Duration::from_secs(15), "a terabyte of nothing is not read");
-    // Up to the end of the file there may still come something.
+    // Data may still appear before the end of the file.
     file.set_len(far * 2).expect("extends");
     std::thread::sleep(Duration::from_millis(300));
     file.write_all_at(b"into the hole\n", far + (1 << 20)).expect("writes");
@@ -164,7 +164,7 @@ fn holes_are_passed_over_and_counted() {
     tile(&kept);
 }
 
-/// Records and what was dropped leave no hole and overlap nowhere.
+/// Records and drops leave no gap and do not overlap.
 fn tile(kept: &Kept) {
     let mut spans: Vec<Position> = kept.lines.lock().expect("lock").iter().map(|(_, position, _)| *position).collect();
     spans.extend(kept.dropped().into_iter().filter_map(|(.., positions)| positions));
@@ -182,7 +182,7 @@ fn zeros_that_copytruncate_left_swallow_no_line() {
         append(&log, &numbered(0..2000));
         let running = config(dir.path(), "/*.log", |tailer| tailer);
         running.until(2000);
-        // The writer goes on where it was; what is before is zeros.
+        // The writer continues at its offset; the bytes before it are NUL.
         let length = fs::metadata(&log).expect("is there").len();
         let file = fs::File::options().write(true).open(&log).expect("opens");
         file.set_len(0).expect("truncates");
@@ -293,7 +293,7 @@ fn a_root_whose_name_holds_a_wildcard_is_a_root() {
 fn paths_that_name_nothing_are_said() {
     let dir = tempfile::tempdir().expect("temp dir");
     for (glob, expects_each, expected) in [
-        ("/absent.log", true, "/absent.log: it is not there"),
+        ("/absent.log", true, "/absent.log: it does not exist"),
         ("/absent.log", false, "no file matches any of `paths`"),
         ("/nowhere/*.log", false, "no file matches any of `paths`"),
     ] {

@@ -1,4 +1,4 @@
-//! Rotation of every kind, by example and at random against a model.
+//! Rotation of all kinds, by example and at random against a model.
 
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
@@ -24,21 +24,21 @@ fn numbers(texts: &[String]) -> Vec<u64> {
 }
 
 /// A file of this machine.
-fn found(path: &Path) -> crate::root::Found {
+fn found(path: &Path) -> crate::root::HostEntry {
     Root::open(Path::new("/")).and_then(|root| root.log(path)).expect("is there")
 }
 
-/// Wait until the tailer has expanded its globs once.
+/// Waits until the tailer has expanded its globs once.
 fn scanned(running: &Running) {
     while !running.kept.cursors.lock().expect("lock").contains_key(SCANNED) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Lines 0 to `count` have come once each.
+/// Asserts that lines 0 to `count` arrived once each.
 pub(super) fn whole(running: &Running, count: u64) {
     let texts = running.until(count as usize);
-    // What came twice comes behind what came once.
+    // A repeated line would arrive after the first one.
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(numbers(&running.texts()), (0..count).collect::<Vec<_>>(), "{} texts", texts.len());
 }
@@ -50,7 +50,7 @@ fn a_file_that_is_compressed_and_deleted_while_behind_is_read_to_its_end() {
     append(&log, "");
     let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
     scanned(&running);
-    // More than is read in one go, and gone under its name at once.
+    // More than one turn, and renamed at once.
     append(&log, &numbered(0..20_000));
     let rotated = dir.path().join("a.log.1");
     fs::rename(&log, &rotated).expect("renames");
@@ -72,7 +72,7 @@ fn a_reused_inode_is_another_file() {
     let inode = fs::metadata(&log).expect("is there").ino();
     fs::remove_file(&log).expect("removes");
     let mut others = Vec::new();
-    // Some file systems give the number again at once, others after a while or never.
+    // Some file systems reuse inode numbers at once, others later or never.
     let reused = (0..1000).any(|n| {
         append(&log, &numbered(50..150));
         let same = fs::metadata(&log).expect("is there").ino() == inode;
@@ -129,7 +129,7 @@ fn a_file_of_two_names_is_read_once_and_a_link_that_points_elsewhere_is_followed
     symlink("new", &next).expect("links");
     fs::rename(&next, &link).expect("replaces");
     running.until(30);
-    // Of the one it pointed at before, what comes is read on for a while.
+    // The former target is read for a while longer.
     append(&old, &numbered(30..31));
     whole(&running, 31);
     running.stop();
@@ -143,7 +143,7 @@ fn a_directory_that_appears_later_and_one_that_is_replaced_are_read() {
     fs::create_dir_all(dir.path().join("apps/one")).expect("makes");
     append(&dir.path().join("apps/one/out.log"), &numbered(0..10));
     running.until(10);
-    // The watch is on the directory that was renamed: the new one is found by looking.
+    // The watch is on the renamed directory: polling finds the new one.
     fs::rename(dir.path().join("apps/one"), dir.path().join("gone")).expect("renames");
     fs::create_dir(dir.path().join("apps/one")).expect("makes");
     append(&dir.path().join("apps/one/out.log"), &numbered(10..20));
@@ -225,7 +225,7 @@ fn after_a_lost_queue_only_the_holes_are_read() {
     let mut file = File::open(&found(&log), 4, 1).expect("opens");
     file.read(&mut Vec::new(), 1 << 20, |_| ()).expect("reads");
     let mut cursor = file.cursor(Path::new("/a.log"), 1);
-    // Begun behind "old"; l2 and l4 are stored.
+    // Starts after "old"; l2 and l4 are stored.
     let read = |ranges: &[(u64, u64)], begun: bool, cursor: &mut Cursor| {
         let stored = vedette_wire::Stored { id: cursor.id(), ranges: ranges.to_vec(), begun, floor: 0 };
         cursor.stored = Some(Arc::new(stored));
@@ -244,7 +244,7 @@ fn after_a_lost_queue_only_the_holes_are_read() {
 
 #[test]
 fn ten_thousand_files_are_followed_and_cost_little_while_nothing_comes() {
-    // Each is held open; a process may have that many where its limit is raised.
+    // Each is held open; a process may hold that many if its limit is raised.
     let wanted = rustix::process::Rlimit { current: Some(12_000), maximum: Some(12_000) };
     let may = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     if may.maximum.is_some_and(|most| most < 12_000) {
@@ -264,19 +264,19 @@ fn ten_thousand_files_are_followed_and_cost_little_while_nothing_comes() {
     running.stop();
 }
 
-/// What a writer does.
+/// An action of a writer.
 #[derive(Debug, Clone)]
 enum Act {
     Append(u8),
-    /// A line without its end, finished later.
+    /// An unfinished line, to be finished later.
     Half,
-    /// Renamed and made anew, `generations` times in a row.
+    /// Renames and recreates the file, `generations` times in a row.
     Rename(u8),
     CopyTruncate,
-    /// The oldest rotated file is compressed and deleted.
+    /// Compresses and deletes the oldest rotated file.
     Compress,
     Replace,
-    /// The agent is killed, these happen, and it starts again.
+    /// Kills the agent, performs these actions, and restarts it.
     Down(Vec<Act>),
     Rest,
 }
@@ -287,7 +287,7 @@ struct Writer {
     half: bool,
     generations: Vec<PathBuf>,
     made: u32,
-    /// Numbers that were in a file which was destroyed before it could be known to be read.
+    /// Numbers in a file that was destroyed before it was known to be read.
     at_risk: BTreeSet<u64>,
     /// Numbers in the present file.
     present: Vec<u64>,
@@ -404,7 +404,7 @@ proptest! {
                     meanwhile.iter().for_each(|act| writer.act(act));
                     running = start(dir.path(), "/a.log", Start::Beginning, kept);
                 }
-                // A writer that destroys waits until it was read, as far as it can tell.
+                // A writer that destroys a file waits until it was read, as far as it can tell.
                 Act::Compress | Act::Replace | Act::CopyTruncate => {
                     writer.finish_line();
                     let sure: BTreeSet<u64> = (0..writer.next).filter(|number| !writer.at_risk.contains(number)).collect();
@@ -437,7 +437,7 @@ proptest! {
     }
 }
 
-/// `app1.log` and `app10.log` with the same content are two files, though one name begins with the other.
+/// `app1.log` and `app10.log` with the same content are two files, though one name is a prefix of the other.
 #[test]
 fn a_file_whose_name_begins_like_another_and_holds_the_same_is_no_copy() {
     let (dir, file) = (Path::new("/var/log"), |name: &str| Path::new("/var/log").join(name));

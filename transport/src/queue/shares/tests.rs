@@ -1,6 +1,6 @@
 use crate::{
-    batcher::Open,
-    queue::{Queue, QueueError, Quota, tests_support::stamp},
+    batcher::BatchBuilder,
+    queue::{Queue, QueueError, Quota, tests_support::context},
 };
 use std::{path::Path, sync::Arc};
 use vedette_wire::{Body, Chunk, Lane, Position, Source, body::Syslog};
@@ -13,20 +13,20 @@ fn source(id: &str) -> Arc<Source> {
     Arc::new(Source { collector: "test", id: id.to_owned(), name: None })
 }
 
-/// Lines of some sources, which do not compress, in one batch.
+/// Commits a batch of incompressible lines of several sources.
 fn commit(queue: &Queue, of: &[&str], bytes: usize) -> Result<(), QueueError> {
-    let mut open = Open::default();
+    let mut open = BatchBuilder::default();
     for id in of {
         let mut chunk = Chunk::new(source(id));
         let raw = (0..bytes).map(|_| fastrand::u8(..)).collect();
         chunk.push(5, Position(0, 1), &Body::Syslog(Syslog { raw, ..Syslog::default() }));
         open.add(chunk);
     }
-    let header = open.header(&stamp(), queue.lane(), 77);
+    let header = open.header(&context(), queue.lane(), 77);
     queue.commit(&mut open, header)
 }
 
-/// Fill the queue with what sources have until none has room.
+/// Fills the queue until none of the sources has room.
 fn fill(queue: &Queue, with: &[&str]) -> u64 {
     let mut committed = 0;
     while let Some(id) = with.iter().find(|id| queue.has_room_for(&source(id), false)) {
@@ -47,7 +47,7 @@ fn one_source_that_fills_the_queue_leaves_room_for_others() {
     commit(&queue, &["auth.log"], 1000).expect("there is room");
     assert!(queue.has_room_for(&source("auth.log"), true));
     assert!(!queue.has_room_for(&source("flood"), false));
-    // Another that floods as well gets less, and something is left.
+    // A second flood gets less, and some space remains.
     let second = fill(&queue, &["second"]);
     assert!((10..20).contains(&second), "{second}");
     assert!(queue.has_room_for(&source("quiet"), false));
@@ -59,7 +59,7 @@ fn what_a_source_holds_is_known_behind_a_restart_and_leaves_with_its_batches() {
     let dir = tempfile::tempdir().expect("temp dir");
     {
         let queue = queue(dir.path());
-        // Two in one batch hold a half each.
+        // Two sources in one batch hold half of it each.
         while queue.has_room_for(&source("flood"), false) {
             commit(&queue, &["flood", "beside"], 100_000).expect("fits");
         }
@@ -68,7 +68,7 @@ fn what_a_source_holds_is_known_behind_a_restart_and_leaves_with_its_batches() {
     let queue = queue(dir.path());
     assert!(!queue.has_room_for(&source("flood"), false) && !queue.has_room_for(&source("beside"), false));
     assert!(queue.has_room_for(&source("other"), false));
-    // Sealed again, or in halves, it is held as before.
+    // A resealed or split batch keeps its shares.
     let (first, _) = queue.next_after(0).expect("reads").expect("a batch");
     queue.reseal(first).expect("seals");
     let (second, _) = queue.next_after(0).expect("reads").expect("a batch");

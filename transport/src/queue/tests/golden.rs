@@ -1,7 +1,7 @@
-//! Queues written by each format so far, `golden/format-N.redb.zst`: ten lines in batches of two, of which the first was
-//! delivered, the second put into quarantine and the third purged.
+//! Queues of each format, `golden/format-N.redb.zst`: ten lines in batches of two; the first batch was delivered, the second
+//! put into quarantine, the third purged.
 //!
-//! `VEDETTE_WRITE_GOLDEN=1 cargo test --workspace --lib golden` writes the file of this release's format.
+//! `VEDETTE_WRITE_GOLDEN=1 cargo test --workspace --lib golden` writes the file of the present format.
 
 use super::*;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ fn write(dir: &Path) {
     queue.resume_at(Vec::new()).expect("writes");
     let mut at = 0;
     for pair in LINES.chunks(2) {
-        let mut open = Open::default();
+        let mut open = BatchBuilder::default();
         for line in pair {
             let to = at + line.len() as u64 + 1;
             let mut chunk = chunk_of(line, at, &to.to_string());
@@ -25,7 +25,7 @@ fn write(dir: &Path) {
             open.add(chunk);
             at = to;
         }
-        let header = open.header(&stamp(), queue.lane(), 1);
+        let header = open.header(&context(), queue.lane(), 1);
         queue.commit(&mut open, header).expect("commits");
     }
     queue.delete(1).expect("deletes");

@@ -1,13 +1,13 @@
-//! The queue on a disk that loses what was not synced, and on one that fails.
+//! The queue on a disk that fails, or loses everything that was not synced.
 //!
-//! A source counts from 0 and is read again from the queue's cursor; a workspace keeps what is delivered under its key.
-//! Whatever happens to the disk, and whenever: each number arrives exactly once in the end.
+//! A source counts from 0 and is read again from the queue's cursor; a workspace keeps what is delivered by key. Whatever
+//! happens to the disk at any time, each number arrives exactly once in the end.
 
 use super::super::{
     Queue, QueueError, Quota, Resume,
-    tests_support::{chunk_of, stamp},
+    tests_support::{chunk_of, context},
 };
-use crate::batcher::Open;
+use crate::batcher::BatchBuilder;
 use proptest::prelude::*;
 use redb::{Database, StorageBackend};
 use std::{
@@ -18,22 +18,22 @@ use std::{
 };
 use vedette_wire::{Body, Lane, codec, frame};
 
-/// What a disk writes whole or not at all.
+/// A disk writes a sector whole or not at all.
 const SECTOR: usize = 512;
 
 #[derive(Debug, Clone)]
 enum Fault {
-    /// The power is cut: nothing works until the machine starts again.
+    /// Power is cut: everything fails until the machine starts again.
     PowerCut,
-    /// This one operation fails with an error number.
+    /// A single operation fails with an error number.
     Error(i32),
 }
 
 #[derive(Debug, Default)]
 struct Platter {
-    /// What survives a power cut.
+    /// Content that survives a power cut.
     durable: Vec<u8>,
-    /// What is read back.
+    /// Content that is read back.
     seen: Vec<u8>,
     /// Writes since the last sync, by sector.
     dirty: BTreeMap<usize, Vec<u8>>,
@@ -67,7 +67,7 @@ impl Platter {
         }
     }
 
-    /// Start again: each sector that was not synced is there or not, as the coin falls.
+    /// Restart: a coin decides for each unsynced sector whether it was written.
     fn power_on(&mut self, coin: &mut fastrand::Rng) {
         for (sector, bytes) in std::mem::take(&mut self.dirty) {
             let start = sector * SECTOR;
@@ -107,7 +107,7 @@ impl StorageBackend for Disk {
         let mut platter = self.lock();
         platter.operation()?;
         platter.seen.resize(length as usize, 0);
-        // A length that was not synced may be there or not; here it is, with zeros.
+        // An unsynced length may survive or not; here it does, with zeros.
         platter.durable.resize(length as usize, 0);
         Ok(())
     }
@@ -132,21 +132,21 @@ impl StorageBackend for Disk {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Read so many numbers and commit them.
+    /// Reads numbers and commits them.
     Commit(u8),
-    /// Move the cursor over numbers that are not sent.
+    /// Moves the cursor over numbers without sending them.
     Skip,
-    /// Post the oldest batch; the answer comes or is lost.
+    /// Posts the oldest batch; the answer arrives or is lost.
     Post {
         answered: bool,
     },
     Quarantine,
 }
 
-/// What is outside of the disk.
+/// The state outside of the disk.
 #[derive(Default)]
 struct World {
-    /// The number up to which the queue has said that it is safe.
+    /// Numbers below are durable, as the queue reported.
     safe: u64,
     /// What arrived, by epoch and sequence.
     arrived: BTreeMap<(u64, u64), Vec<u64>>,
@@ -180,24 +180,24 @@ fn step(queue: &Queue, world: &mut World, step: &Step) -> Result<(), QueueError>
     match step {
         Step::Commit(count) => {
             let from = cursor(queue)?;
-            let mut batch = Open::default();
+            let mut batch = BatchBuilder::default();
             for number in from..from + u64::from(*count) {
                 batch.add(chunk_of(&number.to_string(), number, &(number + 1).to_string()));
             }
             if !batch.is_empty() {
-                let header = batch.header(&stamp(), queue.lane(), 1);
+                let header = batch.header(&context(), queue.lane(), 1);
                 queue.commit(&mut batch, header)?;
                 world.safe = world.safe.max(from + u64::from(*count));
             }
         }
         Step::Skip => {
             let from = cursor(queue)?;
-            let mut batch = Open::default();
+            let mut batch = BatchBuilder::default();
             let mut chunk = chunk_of("x", 0, &(from + 1).to_string());
             (chunk.entries, chunk.bodies) = (Vec::new(), Vec::new());
             batch.add(chunk);
             world.skipped.insert(from);
-            let header = batch.header(&stamp(), queue.lane(), 1);
+            let header = batch.header(&context(), queue.lane(), 1);
             queue.commit(&mut batch, header)?;
             world.safe = world.safe.max(from + 1);
         }
@@ -221,7 +221,7 @@ fn step(queue: &Queue, world: &mut World, step: &Step) -> Result<(), QueueError>
     Ok(())
 }
 
-/// What holds at every moment.
+/// Checks invariants.
 fn check(queue: &Queue, world: &World) {
     let verified = queue.verify().expect("reads");
     assert_eq!((verified.damaged.len(), verified.disagreements), (0, Vec::new()));
@@ -229,7 +229,7 @@ fn check(queue: &Queue, world: &World) {
     assert!(at >= world.safe, "what was safe up to {} is safe up to {at} now", world.safe);
 }
 
-/// At the end each number has arrived once.
+/// Delivers the rest: each number has arrived once.
 fn finish(queue: &Queue, world: &mut World) {
     while let Some((slot, bytes)) = queue.next_after(0).expect("reads") {
         let (key, found) = numbers(&bytes);
@@ -251,7 +251,7 @@ fn finish(queue: &Queue, world: &mut World) {
     assert_eq!((arrived.len(), missing), (expected.len(), Vec::new()), "{arrived:?}");
 }
 
-/// Run the steps with a fault at one operation of the disk; false where there are not so many.
+/// Runs the steps with a fault at one disk operation; false if there are fewer operations.
 fn run(steps: &[Step], fault: (usize, Fault), seed: u64) -> bool {
     let (disk, mut world) = (Disk::default(), World::default());
     let mut coin = fastrand::Rng::with_seed(seed);
@@ -276,7 +276,7 @@ fn run(steps: &[Step], fault: (usize, Fault), seed: u64) -> bool {
             queue = open(&disk);
         }
         if queue.is_err() && !begun {
-            // Cut while the file was made for the first time: it holds nothing, and is moved aside.
+            // Cut during creation: the file is empty, and is moved aside.
             disk.lock().seen.clear();
             disk.lock().durable.clear();
             queue = open(&disk);
@@ -285,7 +285,7 @@ fn run(steps: &[Step], fault: (usize, Fault), seed: u64) -> bool {
         let open = queue.as_ref().expect("opens after the fault");
         check(open, &world);
         if matches!(each, Step::Skip) && cursor(open).expect("reads") <= *world.skipped.last().unwrap_or(&0) {
-            // The skip did not happen.
+            // The skip was undone.
             world.skipped.clone_from(&skipped_before);
         }
     }

@@ -1,10 +1,10 @@
-//! Damaged databases, and what is found in them.
+//! Salvage of damaged databases.
 
 use super::*;
 use crate::queue::salvage::{SalvageError, broken};
-use vedette_wire::{Position, Reason, Told, reply::StoredSource};
+use vedette_wire::{CursorUpdate, Position, Reason, reply::StoredSource};
 
-/// A queue with so many batches of some kilobytes, and where each frame lies in its file.
+/// A queue with batches of several kilobytes, and the place of each frame in its file.
 fn filled(dir: &Path, batches: usize) -> Vec<(u64, usize)> {
     {
         let queue = queue(dir);
@@ -59,7 +59,7 @@ fn what_is_whole_is_found_sent_under_its_own_key_and_the_rest_is_named() {
     let dir = tempfile::tempdir().expect("temp dir");
     let places = filled(dir.path(), 40);
     harm(dir.path(), |bytes| {
-        // The database's own pages, and the content of two batches.
+        // Damages the database's own pages and two batches.
         bytes[..512].fill(0xff);
         for seq in [7, 23] {
             let (_, at) = places.iter().find(|(found, _)| *found == seq).expect("it is there");
@@ -92,7 +92,7 @@ fn salvage_goes_on_after_a_restart_and_waits_for_room() {
     filled(dir.path(), 60);
     harm(dir.path(), |bytes| bytes[..512].fill(0));
     let path = {
-        // Room for a part.
+        // There is room for a part.
         let queue = opened(dir.path(), 400 << 10, 43);
         let path = broken(dir.path(), Lane::Records).pop().expect("it was moved");
         let stopped = queue.salvage(&path, |full| !full);
@@ -138,7 +138,7 @@ fn a_queue_that_is_gone_or_empty_is_known_to_have_been_there() {
 #[test]
 fn headers_tell_cursors_and_what_the_workspace_gives_back_is_kept_until_it_is_begun() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let told = |cursor: &str| Told {
+    let told = |cursor: &str| CursorUpdate {
         collector: "test".to_owned(),
         id: "file".to_owned(),
         cursor: Some(cursor.as_bytes().to_vec()),
@@ -147,16 +147,16 @@ fn headers_tell_cursors_and_what_the_workspace_gives_back_is_kept_until_it_is_be
         let queue = queue(dir.path());
         let mut alone = open_with("x", "kept without a batch");
         alone.drop_records();
-        let header = alone.header(&stamp(), queue.lane(), 1);
+        let header = alone.header(&context(), queue.lane(), 1);
         queue.commit(&mut alone, header).expect("commits");
     }
     {
         let queue = queue(dir.path());
-        let mut other = Open::default();
+        let mut other = BatchBuilder::default();
         let mut chunk = chunk_of("line", 0, "c");
         chunk.cursor = None;
         other.add(chunk);
-        let header = other.header(&stamp(), queue.lane(), 1);
+        let header = other.header(&context(), queue.lane(), 1);
         queue.commit(&mut other, header.clone()).expect("commits");
         assert_eq!(newest_header(&queue).cursors, [told("kept without a batch")]);
         commit(&queue, "line", "c2").expect("commits");
@@ -187,14 +187,18 @@ fn headers_tell_cursors_and_what_the_workspace_gives_back_is_kept_until_it_is_be
 fn another_enrollment_begins_another_epoch() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
-    let owner = (stamp().organization, stamp().agent);
-    assert_eq!(queue.own(owner, &[], &stamp().host, 50).expect("writes"), 0);
+    let owner = (context().organization, context().agent);
+    assert_eq!(queue.set_owner(owner, &[], &context().host, 50).expect("writes"), 0);
     assert_eq!(queue.epoch(), Epoch(42), "the first is no other");
     commit(&queue, "old", "c").expect("commits");
-    assert_eq!(queue.own((owner.0, vedette_wire::AgentId([9; 16])), &[], &stamp().host, 51).expect("writes"), 1);
+    assert_eq!(
+        queue.set_owner((owner.0, vedette_wire::AgentId([9; 16])), &[], &context().host, 51).expect("writes"),
+        1
+    );
     assert_eq!(queue.epoch(), Epoch(51));
     let mut open = open_with("new", "c");
-    let header = open.header(&crate::Stamp { agent: vedette_wire::AgentId([9; 16]), ..stamp() }, queue.lane(), 1);
+    let header =
+        open.header(&crate::BatchContext { agent: vedette_wire::AgentId([9; 16]), ..context() }, queue.lane(), 1);
     queue.commit(&mut open, header).expect("commits");
     let header = newest_header(&queue);
     assert_eq!((header.seq, header.predecessor, header.set_aside.is_empty()), (1, None, true));
@@ -210,7 +214,7 @@ fn the_smaller_of_cap_and_share_holds_and_a_floor_stays_free() {
     let floor = Quota { free_bytes_min: u64::MAX, ..Quota::bytes(1 << 30) };
     {
         let queue = open(floor);
-        // What fits into the file as it is may be used.
+        // Space in the present file may be used.
         while commit(&queue, &"noise".repeat(1000), "c").is_ok() {}
         let refused = commit(&queue, "x", "c").expect_err("the floor");
         assert!(matches!(refused, QueueError::Floor { unit: "bytes", .. }), "{refused}");
@@ -219,7 +223,7 @@ fn the_smaller_of_cap_and_share_holds_and_a_floor_stays_free() {
     let inodes = Quota { free_inodes_min: u64::MAX, ..Quota::bytes(1 << 30) };
     match commit(&open(inodes), "x", "c") {
         Err(refused) => assert!(matches!(refused, QueueError::Floor { unit: "inodes", .. }), "{refused}"),
-        // btrfs and others have no fixed number of them.
+        // btrfs and others have no fixed number of inodes.
         Ok(()) => assert_eq!(rustix::fs::statvfs(dir.path()).expect("asks").f_files, 0),
     }
 }
@@ -247,7 +251,7 @@ fn small_frames_are_all_found_also_across_the_blocks_of_the_scan() {
     let (_, frame) = queue(source.path()).next_after(0).expect("reads").expect("is there");
     let (head, sealed) = frame::parse(&frame).expect("whole");
     let sealed = sealed.to_vec();
-    // At every offset there may be, with respect to the end of a block.
+    // Tries every offset relative to the end of a block.
     for seq in 1..=1200 {
         bytes.resize(bytes.len() + seq as usize % 7, 0);
         let key = vedette_wire::BatchKey { seq, ..head.key };
@@ -268,7 +272,7 @@ fn a_header_tells_no_more_cursors_than_the_workspace_takes_and_the_next_ones_tel
     for number in 0..25_000 {
         many.cursors.insert(("test", format!("file {number:05}")), Some(vec![1; 40]));
     }
-    let header = many.header(&stamp(), queue.lane(), 1);
+    let header = many.header(&context(), queue.lane(), 1);
     queue.commit(&mut many, header).expect("commits");
     let mut told: Vec<String> = Vec::new();
     for round in 0..3 {
@@ -277,7 +281,7 @@ fn a_header_tells_no_more_cursors_than_the_workspace_takes_and_the_next_ones_tel
         told.extend(header.cursors.into_iter().map(|told| told.id));
         let mut plain = open_with("a line", "c");
         plain.cursors.clear();
-        let header = plain.header(&stamp(), queue.lane(), 2 + round);
+        let header = plain.header(&context(), queue.lane(), 2 + round);
         queue.commit(&mut plain, header).expect("commits");
     }
     told.sort_unstable();
@@ -287,13 +291,13 @@ fn a_header_tells_no_more_cursors_than_the_workspace_takes_and_the_next_ones_tel
 
 #[test]
 fn what_is_found_of_an_agent_that_this_machine_was_before_is_sealed_again_and_of_another_is_not() {
-    for (replaced, found_batches) in [(vec![stamp().agent], 3), (Vec::new(), 0)] {
+    for (replaced, found_batches) in [(vec![context().agent], 3), (Vec::new(), 0)] {
         let dir = tempfile::tempdir().expect("temp dir");
         filled(dir.path(), 3);
         harm(dir.path(), |bytes| bytes[..512].fill(0));
         let new = opened(dir.path(), 1 << 30, 43);
         let now = vedette_wire::AgentId([9; 16]);
-        assert_eq!(new.own((stamp().organization, now), &replaced, &stamp().host, 50).expect("writes"), 0);
+        assert_eq!(new.set_owner((context().organization, now), &replaced, &context().host, 50).expect("writes"), 0);
         let path = broken(dir.path(), Lane::Records).remove(0);
         let found = new.salvage(&path, |_| true).expect("goes through");
         assert_eq!((found.batches, found.foreign), (found_batches, 3 - found_batches));
@@ -305,24 +309,24 @@ fn what_is_found_of_an_agent_that_this_machine_was_before_is_sealed_again_and_of
     }
 }
 
-/// Two damaged queues, of before and after this machine was given another key: what is salvaged lies in the order of epochs.
+/// Two damaged queues, from before and after a re-key: salvaged batches follow the order of epochs.
 #[test]
 fn what_an_agent_that_this_machine_was_before_left_is_sealed_again_among_this_ones_own() {
-    let (before, now) = (stamp().agent, vedette_wire::AgentId([9; 16]));
+    let (before, now) = (context().agent, vedette_wire::AgentId([9; 16]));
     for own_epoch in [1, u64::MAX] {
         let dir = tempfile::tempdir().expect("temp dir");
         filled(dir.path(), 3);
         harm(dir.path(), |bytes| bytes[..512].fill(0));
         {
             let own = opened(dir.path(), 1 << 30, 43);
-            own.own((stamp().organization, now), &[before], &stamp().host, own_epoch).expect("writes");
+            own.set_owner((context().organization, now), &[before], &context().host, own_epoch).expect("writes");
             let mut open = open_with("own", "c");
-            let header = open.header(&crate::Stamp { agent: now, ..stamp() }, own.lane(), 1);
+            let header = open.header(&crate::BatchContext { agent: now, ..context() }, own.lane(), 1);
             own.commit(&mut open, header).expect("commits");
         }
         harm(dir.path(), |bytes| bytes[..512].fill(0));
         let new = opened(dir.path(), 1 << 30, 44);
-        new.own((stamp().organization, now), &[before], &stamp().host, 50).expect("writes");
+        new.set_owner((context().organization, now), &[before], &context().host, 50).expect("writes");
         for path in broken(dir.path(), Lane::Records) {
             new.salvage(&path, |_| true).expect("goes through");
         }
@@ -380,13 +384,13 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
         expected,
         "what it does not know is read from its beginning, what is not known here never"
     );
-    // Policy has some of it passed over.
-    let mut over = Open::default();
+    // Policy excludes some of it.
+    let mut over = BatchBuilder::default();
     let mut chunk = chunk_of("", 0, "behind");
     (chunk.entries, chunk.bodies) = (Vec::new(), Vec::new());
     chunk.dropped = vec![vedette_wire::Dropped { reason: Reason::Policy, count: 1, positions: Some(Position(20, 30)) }];
     over.add(chunk);
-    let header = over.header(&stamp(), queue.lane(), 1);
+    let header = over.header(&context(), queue.lane(), 1);
     queue.commit(&mut over, header).expect("commits");
     queue.read_again((1, 1)).expect("notes");
     queue.resume_at(vec![source("file", &[(0, 10), (35, 40)]), source("forgotten", &[(0, 4)])]).expect("kept");
@@ -395,7 +399,7 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
     let known: Vec<&str> = cursors.iter().map(|(id, _)| id.as_str()).collect();
     assert_eq!(known, ["file"], "what was forgotten is not read");
     assert_eq!(ranges(&queue.stored("test").expect("reads"))[0].1, [(0, 30), (35, 40)]);
-    // What is purged is not read again either.
+    // Purged records are not read again either.
     let (slot, _) = queue.next_after(0).expect("reads").expect("is there");
     queue.purge(slot).expect("purges");
     let before = ranges(&queue.stored("test").expect("reads"))[0].1.clone();
@@ -406,9 +410,9 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
 fn what_was_purged_is_not_read_again() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
-    let mut open = Open::default();
+    let mut open = BatchBuilder::default();
     open.add(chunk_of("forbidden", 50, "c"));
-    let header = open.header(&stamp(), queue.lane(), 1);
+    let header = open.header(&context(), queue.lane(), 1);
     queue.commit(&mut open, header).expect("commits");
     let (slot, _) = queue.next_after(0).expect("reads").expect("is there");
     queue.purge(slot).expect("purges");

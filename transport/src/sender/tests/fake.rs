@@ -1,4 +1,4 @@
-//! A workspace behind [`Post`]: keeps what lands under its key, and refuses as a real one does.
+//! A workspace behind [`Post`]: stores what lands by key, and refuses as a real one does.
 
 use super::*;
 use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed};
@@ -10,11 +10,11 @@ type Key = (u64, u64);
 #[derive(Default)]
 struct Fake {
     landed: Mutex<BTreeMap<Key, (Header, Vec<String>)>>,
-    /// Larger batches, decompressed, are refused.
+    /// Maximum decompressed size of a batch.
     plain_bytes_max: usize,
-    /// Keys under which another agent's batches have landed.
+    /// Keys that another agent's batches have.
     taken: Mutex<Vec<u64>>,
-    /// It does not answer.
+    /// Does not answer.
     away: std::sync::atomic::AtomicBool,
 }
 
@@ -69,7 +69,7 @@ fn lane_to(
     now: Arc<dyn Fn() -> i64 + Send + Sync>,
     post: Arc<Fake>,
 ) -> Lane {
-    let (_, stamp) = watch::channel(stamp());
+    let (_, context) = watch::channel(context());
     Lane::start(LaneConfig {
         queue: Queue::open(dir, LaneName::Records, Quota::bytes(1 << 30), 7).expect("opens"),
         limits: BatchLimits {
@@ -78,7 +78,7 @@ fn lane_to(
             age_max: Duration::from_millis(50),
             compression: Compression::Zstd,
         },
-        stamp,
+        context,
         intake_bytes_max: 8 << 20,
         in_flight_bytes_max: 8 << 20,
         now,
@@ -112,7 +112,7 @@ async fn a_batch_that_is_too_large_is_split_until_it_is_taken_and_later_ones_are
     assert!(splits > 3, "{splits}");
     assert!(lane.status().sender.batch_bytes_max.is_some_and(|most| most <= 10_000));
     {
-        // Under each key that was split lies an empty batch that names its parts, and those have landed.
+        // Each split key holds an empty batch that names its parts, and the parts have landed.
         let landed = fake.landed.lock().expect("lock");
         let empty: Vec<&Header> =
             landed.values().map(|(header, _)| header).filter(|header| header.records == 0).collect();
@@ -149,13 +149,13 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     let fake = Arc::new(Fake { plain_bytes_max: 1 << 20, ..Fake::default() });
     fake.taken.lock().expect("lock").extend([2, 3]);
     let lane = lane_to(dir.path(), 2000, Arc::new(|| 1), Arc::clone(&fake));
-    // The ledger begins again with the epoch: what has landed tells how far it is.
+    // The ledger restarts with the epoch: landed batches tell the progress.
     let landed = async |count| {
         while fake.lines().len() < count {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    // Both batches are sealed before the first conflict is met.
+    // Both batches are sealed before the first conflict.
     fake.away.store(true, Relaxed);
     let mut lines = put_lines(&lane, 0..50);
     committed(&lane, 50).await;
@@ -229,7 +229,7 @@ async fn a_batch_that_is_damaged_in_the_queue_moves_the_queue_aside() {
     }
     assert!(!dir.path().join("records.redb").exists());
     assert_eq!(crate::queue::salvage::broken(dir.path(), LaneName::Records).len(), 1);
-    // What comes now is refused, so that its source is read again later.
+    // Later chunks are refused, so that their source is read again.
     let _ = lane.intake().put(chunk(1, "c"));
     while !lane.is_broken() {
         tokio::time::sleep(Duration::from_millis(50)).await;

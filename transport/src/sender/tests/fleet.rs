@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 
 const AGENTS: usize = 1000;
 const BATCHES: u64 = 3;
-/// What the workspace answers in a second; it refuses the rest.
+/// Answers per second; the workspace refuses the rest.
 const PER_SECOND: usize = 100;
 const OUTAGE: Duration = Duration::from_secs(600);
 
-/// A workspace that is away for a while, and then takes so much and no more.
+/// A workspace that is down for a while, and then accepts a limited number of posts.
 #[derive(Default)]
 struct Endpoint {
     back: Option<Instant>,
-    /// Posts by second since it came back: all, and those that were taken.
+    /// Posts per second since its return: total and accepted.
     seconds: Mutex<BTreeMap<u64, (usize, usize)>>,
     during_outage: Mutex<usize>,
 }
@@ -30,7 +30,7 @@ impl Post for Endpoint {
             let counts = seconds.entry(second.as_secs()).or_default();
             counts.0 += 1;
             if counts.1 >= PER_SECOND {
-                // All are told the same.
+                // All get the same answer.
                 return Outcome::Retry { after: Some(Duration::from_secs(5)), why: "too many".to_owned() };
             }
             counts.1 += 1;
@@ -47,14 +47,14 @@ fn memory_queue(number: usize) -> Queue {
 #[test]
 #[expect(clippy::print_stdout, reason = "the spread is a figure of docs/reliability.md")]
 fn a_thousand_agents_come_back_spread_and_not_at_once() {
-    // Senders alone: the batches are in their queues when the outage begins.
+    // Only senders: the batches are queued before the outage begins.
     let queues: Vec<Arc<Queue>> = (0..AGENTS)
         .map(|number| {
             let queue = memory_queue(number);
             for at in 0..BATCHES {
-                let mut open = crate::batcher::Open::default();
+                let mut open = crate::batcher::BatchBuilder::default();
                 open.add(chunk(at, "c"));
-                let header = open.header(&stamp(), LaneName::Records, 1);
+                let header = open.header(&context(), LaneName::Records, 1);
                 queue.commit(&mut open, header).expect("commits");
             }
             Arc::new(queue)
@@ -70,7 +70,7 @@ fn a_thousand_agents_come_back_spread_and_not_at_once() {
                 queue: Arc::clone(queue),
                 in_flight_bytes_max: 1 << 20,
                 committed: Arc::default(),
-                again: Arc::default(),
+                retry_now: Arc::default(),
                 status: Arc::default(),
                 stop: stopped.clone(),
             };
@@ -95,7 +95,7 @@ fn a_thousand_agents_come_back_spread_and_not_at_once() {
         spread.join(" ")
     );
     assert_eq!(taken, AGENTS * BATCHES as usize);
-    // At once they would be a thousand in the first second. Full jitter over 30 s gives 67 a second with what follows.
+    // Without jitter there would be a thousand in the first second. Full jitter over 30 s gives 67 per second, plus retries.
     assert!(peak < AGENTS / 4, "{peak} in one second");
     assert!(last < 180, "{last} s until all had landed");
     assert!(all < 3 * taken, "{all} posts for {taken} batches");

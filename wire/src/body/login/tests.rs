@@ -52,12 +52,12 @@ fn only_programs_of_the_system_log_in() {
         ..crate::body::Journal::default()
     };
     let class = |journal: &crate::body::Journal| crate::body::Observation::class(journal);
-    assert_eq!(class(&forged), crate::ocsf::Class::BaseEvent);
+    assert_eq!(class(&forged), crate::ocsf::OcsfClass::BaseEvent);
     let gone = crate::body::Journal { exe: None, ..forged.clone() };
-    assert_eq!(class(&gone), crate::ocsf::Class::Authentication);
-    assert_eq!(class(&crate::body::Journal { uid: Some(1000), ..gone }), crate::ocsf::Class::BaseEvent);
+    assert_eq!(class(&gone), crate::ocsf::OcsfClass::Authentication);
+    assert_eq!(class(&crate::body::Journal { uid: Some(1000), ..gone }), crate::ocsf::OcsfClass::BaseEvent);
     let real = crate::body::Journal { exe: Some("/usr/sbin/sshd".to_owned()), ..forged };
-    assert_eq!(class(&real), crate::ocsf::Class::Authentication);
+    assert_eq!(class(&real), crate::ocsf::OcsfClass::Authentication);
 }
 
 #[test]
@@ -97,9 +97,9 @@ fn a_local_socket_s_lines_tell_of_log_ins_only_where_root_wrote_them() {
         ..crate::body::Syslog::default()
     };
     let class = |line: &crate::body::Syslog| crate::body::Observation::class(line);
-    assert_eq!(class(&line(None)), crate::ocsf::Class::Authentication);
-    assert_eq!(class(&line(Some(0))), crate::ocsf::Class::Authentication);
-    assert_eq!(class(&line(Some(1000))), crate::ocsf::Class::BaseEvent);
+    assert_eq!(class(&line(None)), crate::ocsf::OcsfClass::Authentication);
+    assert_eq!(class(&line(Some(0))), crate::ocsf::OcsfClass::Authentication);
+    assert_eq!(class(&line(Some(1000))), crate::ocsf::OcsfClass::BaseEvent);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn what_a_message_says_of_its_number_is_taken() {
     assert_eq!(repeated("said: message repeated 5 times: [ a]"), None);
 }
 
-/// What a peer may choose, made of what fields are told apart by.
+/// Values that a peer may choose, composed of field separators.
 fn hostile() -> impl Strategy<Value = String> {
     let pieces = [
         "a",
@@ -213,7 +213,7 @@ fn hostile() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// A field has what sshd wrote there, or nothing.
+    /// A field holds what sshd wrote there, or is absent.
     #[test]
     fn a_name_that_a_peer_tries_becomes_no_other_field(user in hostile(), id in hostile()) {
         for (method, key) in [

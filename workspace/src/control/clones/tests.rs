@@ -10,7 +10,7 @@ struct World {
 }
 
 const AGENT: AgentId = AgentId([7; 16]);
-/// Far behind what is sealed here: clocks are not ahead.
+/// Long before batches are sealed here, so that no clock is ahead.
 const NOON: i64 = 1_000_000;
 
 impl World {
@@ -42,7 +42,7 @@ impl World {
 
     async fn judges(&self, header: &Header) -> bool {
         self.came.set(self.came.get() + 1);
-        self.control.is_its_own(header, self.came.get()).await.expect("judges").is_ok()
+        self.control.judge_origin(header, self.came.get()).await.expect("judges").is_ok()
     }
 
     async fn may_rekey(&self, machine: &str, agent: u8) -> bool {
@@ -55,7 +55,7 @@ impl World {
         self.control.alerts(self.organization).await.expect("lists").len()
     }
 
-    /// An epoch's first batch names the one before.
+    /// First batch of an epoch, which names the previous one.
     async fn follows(&self, machine: (&str, &str), epoch: u64, before: (u64, u64)) {
         let mut header = self.header(machine, (epoch, 1), 1);
         header.predecessor = Some(Predecessor {
@@ -64,8 +64,8 @@ impl World {
             lowest_held: None,
             set_aside: Default::default(),
         });
-        let noted = crate::tiles::Noted::new(header, []);
-        self.control.note_landed(&format!("k{epoch}"), "2026-11-25", 1, &noted, 3).await.expect("notes");
+        let index = crate::batch_index::BatchIndex::new(header, []);
+        self.control.note_landed(&format!("k{epoch}"), "2026-11-25", 1, &index, 3).await.expect("notes");
     }
 }
 
@@ -77,18 +77,18 @@ async fn another_machine_id_is_refused_and_may_make_another_key() {
     let w = World::new().await;
     assert!(w.takes(A, (1, 1), 10).await, "the first that says which machine it is, is the one");
     assert!(!w.may_rekey("m", 1).await);
-    // In the same boot: of two containers on one kernel, which is not the other's fault. And without an id at all.
+    // In the same boot, as of two containers on one kernel: not the other's fault. And without an id.
     for other in [("n", "x"), ("n", "a"), ("", "a"), ("", "x"), ("n", "")] {
         for lane in [Lane::Records, Lane::Blobs] {
             let mut header = w.header(other, (2, 1), 20);
             header.lane = lane;
             assert!(!w.judges(&header).await, "{other:?}");
-            header.again = true;
+            header.resealed = true;
             assert!(!w.judges(&header).await, "{other:?}");
         }
         assert!(w.takes(A, (1, 2), 30).await, "{other:?}");
     }
-    // As many as there are, each with a key of its own, and each once however often it asks.
+    // As many as allowed, each with its own key, and each once however often it asks.
     for agent in 50..=249 {
         assert!(w.may_rekey("n", agent).await && w.may_rekey("n", agent).await);
     }
@@ -96,7 +96,7 @@ async fn another_machine_id_is_refused_and_may_make_another_key() {
     assert!(!w.may_rekey("n", 7).await, "that is an agent already");
     assert_eq!(w.control.copies_of(AGENT).await.expect("lists").len(), 200);
     assert_eq!(w.alerts().await, 201, "one for the machine, and one for each that it became");
-    // With collection off nothing is said of the host; an older release names neither.
+    // With collection off headers state no host; an older release states neither machine nor boot.
     let off = Header { host: HostLabel::default(), ..w.header(("n", "x"), (9, 1), 1) };
     assert!(w.judges(&off).await && w.takes(("", ""), (3, 1), 1).await);
 }
@@ -118,16 +118,16 @@ async fn a_machine_that_starts_again_is_no_clone_of_itself_in_whatever_order_its
         for (machine, seq, sealed) in order {
             assert!(w.takes(machine, (1, seq), sealed).await, "{order:?}");
         }
-        // Split or sealed again, under another sequence or another epoch.
+        // Split or resealed, under another sequence or another epoch.
         for epoch in [1, 2] {
             let mut header = w.header(A, (epoch, 9), 10);
-            header.again = true;
+            header.resealed = true;
             assert!(w.judges(&header).await);
         }
         assert_eq!(w.alerts().await, 0);
     }
-    // Its queue was lost or damaged: another epoch, which learns of the one before only when that is gone through. What is
-    // salvaged comes in between, sealed by a clock that may have been ahead.
+    // The queue was lost or damaged: the new epoch learns of the previous one only when that is salvaged. Salvaged batches come
+    // in between, sealed by a clock that may have been ahead.
     for ahead in [0, 10 * NOON] {
         let w = World::new().await;
         assert!(w.takes(B, (1, 5), 50 + ahead).await && w.takes(B, (2, 1), 100 + ahead).await);
@@ -137,7 +137,7 @@ async fn a_machine_that_starts_again_is_no_clone_of_itself_in_whatever_order_its
         assert!(w.takes(B, (1, 8), 9_000 + ahead).await && w.takes(B, (2, 3), 110 + ahead).await);
         assert_eq!(w.alerts().await, 0);
     }
-    // Its clock stands at the beginning of time at each start, and its queue is in memory.
+    // Its clock restarts at zero with each boot, and its queue is in memory.
     let w = World::new().await;
     for (epoch, boot) in ["a", "b", "c", "d"].into_iter().enumerate() {
         for (seq, sealed) in [(1, 50 - epoch as i64), (2, 900), (3, 1_000 + 100 * epoch as i64)] {
@@ -151,7 +151,7 @@ async fn a_machine_that_starts_again_is_no_clone_of_itself_in_whatever_order_its
 async fn a_disk_that_is_set_back_is_no_clone_as_long_as_it_goes_on_alone() {
     let w = World::new().await;
     assert!(w.takes(A, (1, 5), 50).await && w.takes(B, (1, 11), 90).await);
-    // Set back to before the second boot, twice, and each time it meets 409 and begins another epoch.
+    // Set back to before the second boot, twice; each time it meets 409 and begins another epoch.
     for (boot, epoch, at) in [("c", 2, 100), ("d", 3, 200)] {
         let c = ("m", boot);
         for seq in 6..=12 {
@@ -162,7 +162,7 @@ async fn a_disk_that_is_set_back_is_no_clone_as_long_as_it_goes_on_alone() {
         assert!(w.takes(c, (1, 12), at + 12).await && w.takes(c, (epoch, 2), at + 30).await, "{boot}");
         assert_eq!(w.alerts().await, 0);
     }
-    // As above, and the other goes on as well.
+    // As above, and the other machine continues as well.
     let c = ("m", "d");
     assert!(w.takes(B, (1, 13), 300).await && !w.takes(c, (3, 3), 310).await && w.alerts().await == 1);
     assert!(w.takes(B, (1, 14), 320).await && w.may_rekey("m", 9).await);
@@ -178,13 +178,13 @@ async fn of_two_that_go_on_in_turn_the_start_that_was_seen_first_stays() {
         assert!(!w.takes(B, (2, 2), at(NOON + 2_000)).await, "{behind} {ahead}");
         assert!(!w.takes(B, (3, 1), at(NOON + 2_001)).await, "in whichever epoch");
         let mut again = w.header(B, (4, 1), 1);
-        again.again = true;
+        again.resealed = true;
         assert!(!w.judges(&again).await, "and what it seals again");
         again.lane = Lane::Blobs;
         assert!(!w.judges(&again).await, "on either lane");
         assert!(w.may_rekey("m", 1).await && w.takes(A, (1, 3), NOON + 3_000).await);
     }
-    // The original is the one that met 409, and the copy goes on in its epoch.
+    // The original met 409, and the clone continues in its epoch.
     let w = World::new().await;
     assert!(w.takes(A, (1, 1), 10).await && w.takes(B, (1, 2), 20).await && w.takes(A, (3, 1), 30).await);
     w.follows(A, 3, (1, 2)).await;

@@ -1,26 +1,25 @@
-//! What the ledger says.
+//! Output of the ledger.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
 use vedette_wire::Reason;
 
-/// One line of `vedette-workspace ledger`.
+/// A line of `vedette-workspace ledger`.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Account {
     pub(crate) agent: String,
     pub(crate) collector: String,
-    /// Records that the agent counted, shipped or dropped.
+    /// Records that the agent emitted, shipped or dropped.
     pub(crate) emitted: u64,
-    /// Records stored; repeated ones once more each, and not those that the store level leaves out.
+    /// Stored records, including repeated ones, without those that the store level leaves out.
     pub(crate) stored: u64,
     /// Records that the agent dropped or purged, or that the store level leaves out, by reason.
     pub(crate) dropped: BTreeMap<String, u64>,
-    /// Records that the agent still holds.
+    /// Records that the agent holds.
     pub(crate) in_flight: u64,
-    /// Records that the agent keeps in quarantine.
+    /// Records in the agent's quarantine.
     pub(crate) quarantined: u64,
-    /// Records that are neither stored nor dropped nor held. Of a hole in a file it is not known how many lines it has:
-    /// it counts as one.
+    /// Records neither stored, dropped nor held. A gap in a file counts as one, since its number of lines is unknown.
     pub(crate) missing: u64,
     /// Records whose positions were stored before.
     pub(crate) repeated: u64,
@@ -28,7 +27,7 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// Count records as dropped.
+    /// Counts dropped records.
     pub(super) fn drop(&mut self, reason: Reason, records: u64) {
         if records > 0 {
             let sum = self.dropped.entry(reason.name().to_owned()).or_default();
@@ -37,7 +36,7 @@ impl Account {
     }
 }
 
-/// Accounts of one agent while they are added up, by collector.
+/// Accounts of one agent under construction, by collector.
 #[derive(Default)]
 pub(super) struct Books(pub(super) BTreeMap<String, Account>);
 
@@ -51,20 +50,20 @@ impl Books {
     }
 }
 
-/// What is missing.
+/// A gap.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Gap {
-    /// `sequences`: batches that never came; `positions`: a hole in what was read of a source.
+    /// `sequences` for batches that never arrived, `positions` for a gap in a source.
     pub(crate) what: &'static str,
-    /// Lane and epoch of the sequences, or the source of the positions.
+    /// Lane and epoch of the sequences, or source of the positions.
     pub(crate) of: String,
-    /// The first sequence or position missing, and just behind the last.
+    /// First missing sequence or position, and the one after the last.
     pub(crate) from: u64,
     pub(crate) to: u64,
-    /// Lane, epoch and sequence of what landed right before it and right behind it.
+    /// Lane, epoch and sequence of the batches right before and after it.
     pub(crate) after: String,
     pub(crate) before: String,
-    /// When these landed, the earlier first; nanoseconds UTC.
+    /// When these landed, earlier first; nanoseconds UTC.
     #[serde(serialize_with = "rfc3339")]
     pub(crate) since: i64,
     #[serde(serialize_with = "rfc3339")]

@@ -1,4 +1,4 @@
-//! What landed, added up: what is missing, held, set aside or dropped, by agent and collector.
+//! Sums of what landed: what is missing, held, set aside or dropped, by agent and collector.
 
 use super::{Account, Counts, Epoch, Gap, Run, Stretch, account::Books};
 use crate::control::Control;
@@ -11,17 +11,17 @@ use vedette_wire::{Ledger, OrganizationId, Reason, SetAside, set_aside::count as
 struct Absent {
     lane: String,
     epoch: String,
-    /// The first, and just behind the last.
+    /// First sequence, and the one after the last.
     from: i64,
     to: i64,
-    /// Records that they had.
+    /// Their records.
     records: Counts,
 }
 
-type Open = Vec<Absent>;
+type AbsentRanges = Vec<Absent>;
 
 impl Control {
-    /// The ledger of an organization, of one agent or of all.
+    /// The ledger of an organization, for one agent or all.
     pub(crate) async fn ledger(&self, organization: OrganizationId, agent: Option<&str>) -> Result<Vec<Account>> {
         let mut tx = self.pool.begin().await?;
         let id = organization.to_string();
@@ -41,7 +41,7 @@ impl Control {
         .fetch_all(&mut *tx)
         .await?;
         let with_cursors = with_cursors.into_iter().collect();
-        let mut agents: BTreeMap<String, (Books, Open)> = BTreeMap::new();
+        let mut agents: BTreeMap<String, (Books, AbsentRanges)> = BTreeMap::new();
         for epoch in &epochs {
             let (books, open) = agents.entry(epoch.agent.clone()).or_default();
             count(books, epoch)?;
@@ -91,7 +91,7 @@ fn count(books: &mut Books, epoch: &Epoch) -> Result<()> {
     Ok(())
 }
 
-/// What became of sequences that have not landed.
+/// Fate of sequences that have not landed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Fate {
     Held,
@@ -103,7 +103,7 @@ pub(super) enum Fate {
     Missing,
 }
 
-/// Of the sequences of one hole. How many records each had is not known, so one word holds for all: the worst.
+/// Fate of the sequences of one gap. The number of records of each is unknown, so the worst fate applies to all.
 pub(super) fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fate {
     let all = aside.all();
     let set_aside = |to: u64| all.iter().map(|ranges| count_in(ranges, from, to)).fold(0, u64::saturating_add);
@@ -123,10 +123,10 @@ pub(super) fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fa
     }
 }
 
-/// Sequences between those that landed: held by the agent, set aside, or missing.
+/// Classifies sequences between landed ones as held, set aside or missing.
 fn sequences(
     books: &mut Books,
-    open: &mut Open,
+    open: &mut AbsentRanges,
     epoch: &Epoch,
     runs: &[Run],
     with_cursors: &BTreeSet<(String, String)>,
@@ -142,7 +142,7 @@ fn sequences(
                 (serde_json::from_str(&before.after)?, serde_json::from_str(&run.before)?);
             let to_missing = to.min(lowest_held.cast_signed().max(from + 1));
             let key = |seq: i64| format!("{}/{}/{seq}", epoch.lane, epoch.epoch);
-            // Before an epoch's first batch there is nothing.
+            // Nothing precedes an epoch's first batch.
             let landed = if before.last == 0 { run.since } else { before.until };
             let gap = Gap {
                 what: "sequences",
@@ -163,7 +163,7 @@ fn sequences(
                 }
                 let account = books.of(&epoch.agent, &collector);
                 if fate == Fate::ReadAgain && with_cursors.contains(&(epoch.agent.clone(), collector.clone())) {
-                    // They are emitted again; what cannot be read again leaves a hole between positions.
+                    // They are emitted again; what cannot be read again leaves a gap between positions.
                     account.emitted = account.emitted.saturating_sub(records);
                     continue;
                 }
@@ -188,13 +188,13 @@ fn sequences(
     Ok(())
 }
 
-/// Positions between those that are stored, where no sequence that has not landed accounts for them.
+/// Gaps between stored positions that no absent sequence explains.
 async fn holes(
     tx: &mut SqliteConnection,
     organization: &str,
     agent: &str,
     books: &mut Books,
-    open: &Open,
+    open: &AbsentRanges,
 ) -> Result<()> {
     let sources: Vec<(String, String)> = sqlx::query_as(
         "SELECT collector, source FROM positions WHERE organization = ? AND agent = ?
@@ -228,7 +228,7 @@ async fn holes(
                 continue;
             }
             let account = books.of(agent, &collector);
-            // Where each record takes one position, a position is a record: a journal's entry, a poll's body.
+            // If each record takes one position, a position is a record: an entry of a journal, a body of a poll.
             let is_record = before.records >= before.reached - before.start;
             let records = if is_record { (behind.start - before.reached).cast_unsigned() } else { 1 };
             account.missing = account.missing.saturating_add(records);

@@ -1,4 +1,4 @@
-//! What an agent holds for delivered and this workspace has not: it was restored from an older backup, or lost a disk.
+//! Loss in the workspace: batches that agents consider delivered, after a restore from an older backup or a lost disk.
 
 use super::{
     Epoch, Gap,
@@ -9,10 +9,10 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 use vedette_wire::{AgentId, Header, OrganizationId, set_aside::RANGES_MAX};
 
-/// A gap that is as old does not close by what is on its way, nanoseconds.
+/// Older gaps do not close by batches on their way, nanoseconds.
 const SETTLED_NS: i64 = 600_000_000_000;
 
-/// Runs of one epoch that are looked at.
+/// Maximum number of sequence runs per epoch to look at.
 const RUNS_MAX: i64 = 1000;
 
 fn alert_text(collector: &str, gap: &Gap) -> String {
@@ -23,8 +23,8 @@ fn alert_text(collector: &str, gap: &Gap) -> String {
 }
 
 impl Control {
-    /// First and last sequence of the epoch of a batch that its agent does not hold any more, that it did not set aside, and
-    /// that did not land here. Of an organization that has, or had, two endpoints they may have landed at the other.
+    /// First and last sequence, in the epoch of a batch, that its agent neither holds nor has set aside, and that did not land
+    /// here. None for an organization with two endpoints, since they may have landed at the other.
     pub(crate) async fn lost(&self, header: &Header) -> Result<Option<(u64, u64)>> {
         let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
         let mut tx = self.pool.begin().await?;
@@ -39,7 +39,7 @@ impl Control {
         .bind(RUNS_MAX)
         .fetch_all(&mut *tx)
         .await?;
-        // One run from the first sequence on has no hole.
+        // A single run from the first sequence on has no gap.
         if runs.len() < 2 && runs.first().is_none_or(|(first, _)| *first == 1) {
             return Ok(None);
         }
@@ -55,7 +55,7 @@ impl Control {
         .await?;
         let Some(epoch) = epoch else { return Ok(None) };
         let (lowest_held, aside) = epoch.held()?;
-        // Where more was set aside than a header names, the oldest are named no more.
+        // If more was set aside than a header names, the oldest ranges are omitted.
         let full = aside.all().into_iter().filter(|ranges| ranges.len() >= RANGES_MAX);
         let named_from = full.filter_map(|ranges| Some(ranges.first()?.0)).max().unwrap_or(0);
         let (mut next, mut lost) = (1, None);
@@ -74,7 +74,7 @@ impl Control {
         Ok(if self.is_one_of_two(&organization).await? { None } else { lost })
     }
 
-    /// Whether an organization has, or had, two endpoints: what is not here may be at the other.
+    /// Whether an organization has or had two endpoints: what is not here may be at the other.
     async fn is_one_of_two(&self, organization: &str) -> Result<bool> {
         let elsewhere = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM settings WHERE name = 'pair_of') OR EXISTS (
@@ -86,8 +86,8 @@ impl Control {
         Ok(elsewhere)
     }
 
-    /// Raises an alert `gap` for each collector of an agent whose records have a gap, of sequences or of positions alone, that
-    /// stays; names the first gap. Withdraws the alert when that gap has closed.
+    /// Raises an alert `gap` for each collector of an agent with a lasting gap in sequences or positions; names the first gap.
+    /// Withdraws the alert when the gap closes.
     pub(crate) async fn alert_gaps(&self, now: i64) -> Result<()> {
         for organization in self.organization_ids().await? {
             let id = organization.to_string();
@@ -114,7 +114,7 @@ impl Control {
         Ok(())
     }
 
-    /// Raises the alerts of an organization's gaps, as agent and text, that are not raised yet; withdraws all others.
+    /// Raises alerts for these gaps of an organization (agent and text), and withdraws all others.
     async fn keep_gap_alerts(&self, organization: &str, mut gaps: BTreeSet<(String, String)>, now: i64) -> Result<()> {
         let raised: Vec<(String, String)> =
             sqlx::query_as("SELECT agent, detail FROM alerts WHERE organization = ? AND kind = 'gap'")
@@ -147,7 +147,7 @@ impl Control {
         Ok(())
     }
 
-    /// Raise an alert for what is lost here, once, and say what is done about it.
+    /// Raises an alert for what is lost here, once, and states the consequences.
     pub(crate) async fn alert_lost(&self, header: &Header, lost: (u64, u64), now: i64) -> Result<()> {
         let who: (OrganizationId, AgentId) = (header.organization, header.agent);
         let detail = format!(

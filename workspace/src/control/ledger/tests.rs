@@ -17,8 +17,14 @@ async fn control() -> (tempfile::TempDir, Control, OrganizationId) {
     (dir, control, organization)
 }
 
-/// A batch of `syslog` lines at byte ranges, `emitted` lines since the epoch began.
-fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64, positions: &[(u64, u64)]) -> Noted {
+/// A batch of `syslog` lines at byte ranges, with `emitted` lines since the epoch began.
+fn batch(
+    organization: OrganizationId,
+    seq: u64,
+    lowest_held: u64,
+    emitted: u64,
+    positions: &[(u64, u64)],
+) -> BatchIndex {
     let mut ledger = Ledger::default();
     ledger.emit("syslog", emitted);
     let header = Header {
@@ -44,15 +50,15 @@ fn batch(organization: OrganizationId, seq: u64, lowest_held: u64, emitted: u64,
         position: Position(from, to),
         body: Syslog::default().into(),
     };
-    Noted::of(Batch { header, records: positions.iter().map(record).collect() }, Store::All)
+    BatchIndex::of(Batch { header, records: positions.iter().map(record).collect() }, Store::All)
 }
 
-async fn land(control: &Control, noted: &Noted) {
-    let key = noted.header.key().to_string();
-    control.note_landed(&key, "2026-11-25", 1, noted, noted.header.seq.cast_signed()).await.expect("notes");
+async fn land(control: &Control, index: &BatchIndex) {
+    let key = index.header.key().to_string();
+    control.note_landed(&key, "2026-11-25", 1, index, index.header.seq.cast_signed()).await.expect("notes");
 }
 
-/// emitted, stored, in flight, missing, repeated; and the gaps.
+/// Emitted, stored, in flight, missing, repeated; and the gaps.
 async fn books(
     control: &Control,
     organization: OrganizationId,
@@ -84,7 +90,7 @@ async fn a_batch_is_in_flight_while_the_agent_holds_it_and_missing_when_it_does_
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 2, &[(0, 10), (10, 30)])).await;
     land(&control, &batch(org, 3, 2, 6, &[(60, 70)])).await;
-    // Three lines between them, in a batch that is held: the hole in the file is theirs.
+    // Three lines are in a held batch in between, which explains the gap in the file.
     assert_eq!(books(&control, org).await, ((6, 3, 3, 0, 0), vec![]));
     land(&control, &batch(org, 4, 3, 7, &[(70, 80)])).await;
     assert_eq!(books(&control, org).await, ((7, 4, 0, 3, 0), vec![("sequences", 2, 3)]));
@@ -145,9 +151,9 @@ async fn a_tailer_that_repeats_lines_shows_though_its_counters_agree() {
 #[tokio::test]
 async fn what_was_dropped_is_told_by_reason() {
     let (_dir, control, org) = control().await;
-    let mut noted = batch(org, 1, 1, 3, &[(0, 10)]);
-    noted.header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 2);
-    land(&control, &noted).await;
+    let mut index = batch(org, 1, 1, 3, &[(0, 10)]);
+    index.header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 2);
+    land(&control, &index).await;
     let accounts = control.ledger(org, Some(&AGENT.to_string())).await.expect("adds up");
     assert_eq!((accounts[0].dropped["source_overrun"], accounts[0].missing), (2, 0));
     assert!(control.ledger(org, Some("another")).await.expect("adds up").is_empty());
@@ -159,8 +165,8 @@ async fn what_the_agent_set_aside_is_not_missing() {
     let mut later = batch(org, 5, 4, 9, &[(90, 100)]);
     later.header.set_aside.quarantined = vec![(2, 2)];
     later.header.set_aside.purged = vec![(4, 4)];
-    for noted in [batch(org, 1, 1, 1, &[(0, 10)]), batch(org, 3, 3, 5, &[(40, 50)]), later] {
-        land(&control, &noted).await;
+    for index in [batch(org, 1, 1, 1, &[(0, 10)]), batch(org, 3, 3, 5, &[(40, 50)]), later] {
+        land(&control, &index).await;
     }
     let account = control.ledger(org, None).await.expect("adds up").remove(0);
     assert_eq!((account.stored, account.quarantined, account.dropped["policy"], account.missing), (3, 3, 3, 0));
@@ -176,16 +182,16 @@ async fn what_was_acknowledged_and_is_not_here_is_said_and_then_read_again() {
     assert_eq!(control.lost(&held.header).await.expect("looks"), None, "the agent holds them");
     land(&control, &gone).await;
     assert_eq!(control.lost(&gone.header).await.expect("looks"), Some((2, 5)));
-    // Another epoch says that it reads them again; the cursor tells that it can.
+    // Another epoch states that it reads them again; the cursor shows that it can.
     let mut next = batch(org, 1, 1, 2, &[(10, 20), (20, 30)]);
     next.header.epoch = EpochId(6);
     next.header.cursors =
-        vec![vedette_wire::Told { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(vec![1]) }];
+        vec![vedette_wire::CursorUpdate { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(vec![1]) }];
     let set_aside = SetAside { read_again: vec![(2, 5)], ..SetAside::default() };
     next.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq: 6, lowest_held: None, set_aside });
     land(&control, &next).await;
     assert_eq!(control.lost(&next.header).await.expect("looks"), None, "of its own epoch nothing is");
-    // Of six lines two are read again, and one cannot be.
+    // Two of six lines are read again, and one cannot be.
     assert_eq!(books(&control, org).await, ((5, 5, 0, 1, 0), vec![("positions", 40, 60)]));
 }
 
@@ -215,7 +221,7 @@ fn one_word_holds_for_all_sequences_of_a_hole() {
 async fn a_sequence_that_held_nothing_of_a_collector_does_not_excuse_its_hole() {
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
-    // Between them sequence 2 is held, and by the counters it has no line.
+    // Sequence 2 in between is held, and has no line by the counters.
     land(&control, &batch(org, 3, 2, 2, &[(20, 30)])).await;
     assert_eq!(books(&control, org).await, ((2, 2, 0, 1, 0), vec![("positions", 10, 20)]));
     let gap = control.ledger(org, None).await.expect("adds up").remove(0).gaps.remove(0);
@@ -227,14 +233,14 @@ async fn a_sequence_that_held_nothing_of_a_collector_does_not_excuse_its_hole() 
 async fn sums_that_a_hostile_agent_made_huge_do_not_stop_the_others_being_printed() {
     let (_dir, control, org) = control().await;
     let far = (1 << 53) - 2;
-    let mut noted = batch(org, 1, 1, 1 << 53, &[(0, 1), (far, far + 1)]);
-    let pair = std::mem::take(&mut noted.tiles);
+    let mut index = batch(org, 1, 1, 1 << 53, &[(0, 1), (far, far + 1)]);
+    let pair = std::mem::take(&mut index.runs);
     for source in 0..2100 {
-        noted.tiles.extend(pair.iter().map(|tile| Tile { source: source.to_string(), ..tile.clone() }));
+        index.runs.extend(pair.iter().map(|run| PositionRun { source: source.to_string(), ..run.clone() }));
     }
-    noted.header.set_aside.purged = vec![(0, u64::MAX); vedette_wire::set_aside::RANGES_MAX];
-    noted.check().expect("it may say so");
-    land(&control, &noted).await;
+    index.header.set_aside.purged = vec![(0, u64::MAX); vedette_wire::set_aside::RANGES_MAX];
+    index.check().expect("it may say so");
+    land(&control, &index).await;
     land(&control, &batch(org, 1 << 52, 1, 1 << 53, &[])).await;
     assert_eq!(books(&control, org).await.0.3, u64::MAX);
 }
@@ -242,13 +248,13 @@ async fn sums_that_a_hostile_agent_made_huge_do_not_stop_the_others_being_printe
 #[tokio::test]
 async fn runs_and_stretches_far_apart_merge_with_their_neighbours_alone() {
     let (_dir, control, org) = control().await;
-    // Every other one first, then the others from behind: each joins two.
+    // Every other one first, then the rest from the end: each joins two runs.
     let one = |seq: u64| batch(org, seq, 1, seq, &[(seq * 10, seq * 10 + 10)]);
     for seq in (0..50).map(|n| 2 * n + 1).chain((1..50).rev().map(|n| 2 * n)) {
         land(&control, &one(seq)).await;
     }
     assert_eq!(books(&control, org).await, ((99, 99, 0, 0, 0), vec![]));
-    // One that lies in the middle of all, and one that covers many.
+    // One in the middle of all, and one that covers many.
     land(&control, &batch(org, 100, 1, 100, &[(500, 505)])).await;
     land(&control, &batch(org, 101, 1, 101, &[(5, 900)])).await;
     assert_eq!(books(&control, org).await.0, (101, 101, 0, 0, 2));
@@ -263,7 +269,7 @@ async fn positions_whose_records_were_dropped_are_no_hole() {
         header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 3);
         header.sources[0].skipped = skipped;
         let record = Record { source: 0, observed: 1, position: Position(40, 50), body: Syslog::default().into() };
-        Noted::of(Batch { header, records: vec![record] }, Store::All)
+        BatchIndex::of(Batch { header, records: vec![record] }, Store::All)
     };
     land(&control, &with(vec![(10, 40, 3)])).await;
     assert_eq!(books(&control, org).await, ((6, 2, 0, 0, 0), vec![]));
@@ -273,20 +279,26 @@ async fn positions_whose_records_were_dropped_are_no_hole() {
     far.check().expect_err("it ends before it begins");
 }
 
-/// A header of the epoch behind, which says what became of epoch 5.
-fn successor(org: OrganizationId, at: u64, last_seq: u64, lowest_held: Option<u64>, lost: Vec<(u64, u64)>) -> Noted {
-    let mut noted = batch(org, 1, 1, 1, &[(at, at + 10)]);
-    noted.header.epoch = EpochId(6);
+/// A header of the next epoch, which states the end of epoch 5.
+fn successor(
+    org: OrganizationId,
+    at: u64,
+    last_seq: u64,
+    lowest_held: Option<u64>,
+    lost: Vec<(u64, u64)>,
+) -> BatchIndex {
+    let mut index = batch(org, 1, 1, 1, &[(at, at + 10)]);
+    index.header.epoch = EpochId(6);
     let set_aside = SetAside { lost, ..SetAside::default() };
-    noted.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq, lowest_held, set_aside });
-    noted
+    index.header.predecessor = Some(Predecessor { epoch: EpochId(5), last_seq, lowest_held, set_aside });
+    index
 }
 
 #[tokio::test]
 async fn what_was_lost_with_a_damaged_queue_is_counted_and_what_was_salvaged_is_in_flight_until_it_lands() {
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
-    // Of sequences 2 to 4 two lines each: 3 is lost, 2 and 4 were salvaged.
+    // Sequences 2 to 4 have two lines each: 3 is lost, 2 and 4 were salvaged.
     land(&control, &batch(org, 5, 1, 8, &[(70, 80)])).await;
     let account = async || control.ledger(org, None).await.expect("adds up").remove(0);
     assert_eq!((account().await.in_flight, account().await.missing), (6, 0));
@@ -295,7 +307,7 @@ async fn what_was_lost_with_a_damaged_queue_is_counted_and_what_was_salvaged_is_
     land(&control, &batch(org, 4, 1, 7, &[(50, 60), (60, 70)])).await;
     let lost = account().await;
     assert_eq!((lost.dropped.get("queue_damaged"), lost.in_flight), (Some(&2), 0));
-    // The hole is the lost batch's, and closes when the file is read again.
+    // The lost batch explains the gap, which closes when the file is read again.
     assert_eq!((lost.missing, lost.repeated, lost.gaps.len()), (0, 0, 0));
     let mut again = batch(org, 2, 1, 3, &[(30, 40), (40, 50)]);
     again.header.epoch = EpochId(6);
@@ -319,7 +331,7 @@ async fn an_epoch_that_ended_without_its_batches_has_them_missing() {
 #[tokio::test]
 async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_agent_alone() {
     let (_dir, control, org) = control().await;
-    let told = |id: &str, cursor: Option<&str>| vedette_wire::Told {
+    let told = |id: &str, cursor: Option<&str>| vedette_wire::CursorUpdate {
         collector: "syslog".to_owned(),
         id: id.to_owned(),
         cursor: cursor.map(|cursor| cursor.as_bytes().to_vec()),
@@ -331,10 +343,10 @@ async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_age
     first.check().expect("it may say so");
     let mut second = batch(org, 2, 1, 3, &[(30, 40)]);
     second.header.cursors = vec![told("f", Some("c2")), told("gone", None)];
-    // The newer lands first.
+    // The newer one lands first.
     land(&control, &second).await;
     land(&control, &first).await;
-    // And as many bytes: three of these are more than a page.
+    // By size as well: three of these exceed a page.
     let mut large = batch(org, 3, 1, 3, &[]);
     large.header.cursors = (0..3).map(|n| told(&format!("large{n}"), Some(&"x".repeat(600 << 10)))).collect();
     land(&control, &large).await;
@@ -357,6 +369,6 @@ async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_age
     let other = control.positions(org, AgentId([8; 16]), ("", "")).await.expect("reads");
     assert!(other.sources.is_empty());
     let mut large = batch(org, 3, 1, 3, &[]);
-    large.header.cursors = vec![vedette_wire::Told { cursor: Some(vec![0; (1 << 20) + 1]), ..told("f", None) }];
+    large.header.cursors = vec![vedette_wire::CursorUpdate { cursor: Some(vec![0; (1 << 20) + 1]), ..told("f", None) }];
     large.check().expect_err("too large");
 }

@@ -1,27 +1,27 @@
-//! What each collector is doing, for status and heartbeat.
+//! State of each collector, for status and heartbeat.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
-use vedette_collectors::Class;
+use vedette_collectors::CollectorClass;
 
 /// State of a collector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CollectorState {
-    /// Being started.
+    /// It starts.
     Starting,
-    /// It waits for the workspace to say what it has of its sources.
+    /// It waits for the workspace's positions.
     Waiting,
-    /// It observes.
+    /// It runs.
     Running,
     /// The host has nothing to observe.
     Absent,
-    /// It failed and is tried again.
+    /// It failed, and is restarted.
     Failing,
-    /// It does not come back from the host.
+    /// It hangs.
     Stuck,
-    /// Settings or policy say off.
+    /// Settings or policy switch it off.
     Disabled,
 }
 
@@ -39,38 +39,45 @@ impl CollectorState {
     }
 }
 
-/// One line of the board.
+/// State of one collector.
 #[derive(Debug, Clone)]
-pub(crate) struct Line {
-    pub(crate) class: Class,
+pub(crate) struct CollectorStatus {
+    pub(crate) class: CollectorClass,
     pub(crate) state: CollectorState,
-    /// Why it is not running, or what it could not do last.
+    /// Why it does not run, or its last problem.
     pub(crate) why: Option<String>,
-    /// What it could not do is a source that it should observe, and not a right that it lacks for a part of what it tells.
+    /// The problem concerns a source that it should observe, not a missing permission that only reduces its output.
     pub(crate) is_trouble: bool,
-    /// That it makes no step.
+    /// Why it counts as hanging.
     pub(crate) stuck: Option<String>,
-    /// That the configuration says what the policy does not allow.
+    /// A conflict between configuration and policy.
     pub(crate) note: Option<String>,
 }
 
-/// Every collector's line, in the registry's order of addition.
+/// States of all collectors, by id.
 #[derive(Debug, Default)]
-pub(crate) struct Board(Mutex<BTreeMap<&'static str, Line>>);
+pub(crate) struct CollectorStatuses(Mutex<BTreeMap<&'static str, CollectorStatus>>);
 
-impl Board {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Line>> {
+impl CollectorStatuses {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, CollectorStatus>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn add(&self, id: &'static str, class: Class) {
+    pub(crate) fn add(&self, id: &'static str, class: CollectorClass) {
         self.lock().insert(
             id,
-            Line { class, state: CollectorState::Starting, why: None, is_trouble: false, stuck: None, note: None },
+            CollectorStatus {
+                class,
+                state: CollectorState::Starting,
+                why: None,
+                is_trouble: false,
+                stuck: None,
+                note: None,
+            },
         );
     }
 
-    /// A collector makes no step, or makes one again; what it could not do before is still so then.
+    /// Marks a collector as hanging, or as running again; earlier problems remain.
     pub(crate) fn set_stuck(&self, id: &str, stuck: Option<String>) {
         if let Some(line) = self.lock().get_mut(id) {
             line.state = if stuck.is_some() { CollectorState::Stuck } else { CollectorState::Running };
@@ -78,7 +85,7 @@ impl Board {
         }
     }
 
-    /// Set a state; true where it is another than before.
+    /// Sets a state; returns whether it changed.
     pub(crate) fn set(&self, id: &str, state: CollectorState, why: Option<String>) -> bool {
         let mut lines = self.lock();
         let Some(line) = lines.get_mut(id) else { return false };
@@ -90,14 +97,14 @@ impl Board {
         changed
     }
 
-    /// Note why a collector runs all the same.
+    /// Records why a collector runs in spite of its settings.
     pub(crate) fn note(&self, id: &str, why: Option<String>) {
         if let Some(line) = self.lock().get_mut(id) {
             line.note = why;
         }
     }
 
-    /// Note what a collector could not do while it goes on.
+    /// Records a problem of a running collector.
     pub(crate) fn complain(&self, id: &str, why: String) {
         if let Some(line) = self.lock().get_mut(id) {
             line.why = Some(why);
@@ -105,7 +112,7 @@ impl Board {
         }
     }
 
-    /// What it could not do is over.
+    /// Clears the last reported problem.
     pub(crate) fn recovered(&self, id: &str) {
         if let Some(line) = self.lock().get_mut(id) {
             line.why = None;
@@ -113,7 +120,7 @@ impl Board {
         }
     }
 
-    pub(crate) fn lines(&self) -> Vec<(&'static str, Line)> {
+    pub(crate) fn lines(&self) -> Vec<(&'static str, CollectorStatus)> {
         self.lock().iter().map(|(id, line)| (*id, line.clone())).collect()
     }
 }

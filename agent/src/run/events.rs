@@ -1,4 +1,4 @@
-//! The agent's own records: heartbeat and lifecycle.
+//! The agent's own events: heartbeat and lifecycle.
 
 use super::{VERSION, positions_source};
 use crate::now;
@@ -17,24 +17,24 @@ use vedette_wire::{
     body::{Heartbeat, Lifecycle, LifecycleEvent},
 };
 
-/// How often a heartbeat goes.
+/// Interval of heartbeats.
 const HEARTBEAT_EVERY: Duration = Duration::from_secs(60);
-/// The collector's name that they carry.
+/// Collector name of these records.
 const AGENT: &str = "agent";
 
-/// Emits them; each is its own chunk.
+/// Emits the agent's own events, each in its own chunk.
 #[derive(Debug)]
-pub(crate) struct OwnRecords {
+pub(crate) struct AgentEvents {
     intake: Intake,
     source: Arc<Source>,
     next: AtomicU64,
     /// A heartbeat waits for room.
     beating: Arc<AtomicBool>,
-    /// The policy switches collection off: nothing is said.
+    /// The policy switches collection off: nothing is emitted.
     silent: Arc<AtomicBool>,
 }
 
-impl OwnRecords {
+impl AgentEvents {
     pub(crate) fn new(intake: Intake) -> Self {
         Self {
             intake,
@@ -45,8 +45,7 @@ impl OwnRecords {
         }
     }
 
-    /// Hand a record over, and then do `done`. The intake may be full: a caller on the async thread gets a task that
-    /// waits instead of it.
+    /// Emits a record and then calls `done`. If the intake is full, an async caller gets a task that waits in its place.
     fn emit(&self, body: impl Into<Body>, done: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
         if self.silent.load(Ordering::Acquire) {
             done();
@@ -57,9 +56,9 @@ impl OwnRecords {
         chunk.push(now(), Position(at, at + 1), &body.into());
         let (intake, silent) = (self.intake.clone(), Arc::clone(&self.silent));
         let put = move || {
-            // Also where it waited for room while collection was switched off.
+            // Also discards a record that waited while collection was switched off.
             if let Err(err) = intake.put_unless(chunk, || silent.load(Ordering::Acquire)) {
-                tracing::debug!(error = %err, "a record of the agent itself comes too late");
+                tracing::debug!(error = %err, "an event of the agent comes too late");
             }
             done();
         };
@@ -70,17 +69,17 @@ impl OwnRecords {
         None
     }
 
-    /// Say nothing from now on, or speak again.
+    /// Suppresses or resumes emission.
     pub(crate) fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Release);
     }
 
-    /// Whether nothing is said.
+    /// Whether emission is suppressed.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Acquire)
     }
 
-    /// The task, on the async thread, ends when the record is handed over.
+    /// Emits a lifecycle event. For an async caller the returned task ends when it is handed over.
     pub(crate) fn lifecycle(
         &self,
         event: LifecycleEvent,
@@ -92,7 +91,7 @@ impl OwnRecords {
         self.emit(Lifecycle { event, message, version: VERSION.to_owned(), collector, configuration }, || {})
     }
 
-    /// A heartbeat now and every minute.
+    /// Emits a heartbeat now and every minute.
     pub(crate) async fn beat(&self, make: impl Fn() -> Heartbeat) -> Infallible {
         let mut ticks = tokio::time::interval(HEARTBEAT_EVERY);
         loop {
@@ -101,8 +100,8 @@ impl OwnRecords {
         }
     }
 
-    /// One heartbeat waits at the most: while the queue is full for hours, tasks that wait must not take the threads
-    /// that the sender needs to empty it.
+    /// Emits a heartbeat unless one is waiting. While the queue is full for hours, waiting tasks must not use up the threads
+    /// that the sender needs.
     pub(super) fn heartbeat(&self, make: impl FnOnce() -> Heartbeat) {
         if self.beating.swap(true, Ordering::AcqRel) {
             return;
@@ -121,11 +120,11 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(2).build();
         let runtime = runtime.expect("builds");
         let intake = Intake::new(1);
-        let own = OwnRecords::new(intake.clone());
-        own.lifecycle(LifecycleEvent::Start, String::new(), None, None);
+        let events = AgentEvents::new(intake.clone());
+        events.lifecycle(LifecycleEvent::Start, String::new(), None, None);
         runtime.block_on(async {
             for _ in 0..10 {
-                own.heartbeat(Heartbeat::default);
+                events.heartbeat(Heartbeat::default);
             }
             let other = tokio::task::spawn_blocking(|| ());
             tokio::time::timeout(Duration::from_secs(5), other).await.expect("a thread is free").expect("no panic");
@@ -135,9 +134,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_heartbeat_goes_at_start_and_every_minute() {
-        let own = OwnRecords::new(Intake::new(1 << 20));
-        let hour = tokio::time::timeout(Duration::from_secs(3600 - 1), own.beat(Heartbeat::default));
+        let events = AgentEvents::new(Intake::new(1 << 20));
+        let hour = tokio::time::timeout(Duration::from_secs(3600 - 1), events.beat(Heartbeat::default));
         hour.await.expect_err("it never ends");
-        assert_eq!(own.next.load(Ordering::Relaxed), 60);
+        assert_eq!(events.next.load(Ordering::Relaxed), 60);
     }
 }

@@ -1,30 +1,30 @@
-//! What is taken of a file in one go, on its way into a chunk.
+//! Builds a chunk from the lines of a file.
 
 use super::Line;
 use std::sync::Arc;
 use vedette_wire::{Body, Chunk, Packer, Source, body::Syslog};
 
-/// Takes what a parser makes of lines. One serves all files of a tailer, so that memory is used again.
+/// Builds chunks from parsed lines. One builder serves all files of a tailer, so that memory is reused.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct ChunkBuilder {
     chunk: Option<Chunk>,
     packer: Packer,
     observed: i64,
 }
 
-impl Taken {
-    /// Begin with a source, of which lines are read now.
+impl ChunkBuilder {
+    /// Starts a chunk of a source that is read now.
     pub(super) fn begin(&mut self, source: &Arc<Source>, now: i64) {
         self.chunk = Some(Chunk::new(Arc::clone(source)));
         self.observed = now;
     }
 
-    /// When the lines are read, nanoseconds UTC.
+    /// Time of reading, nanoseconds UTC.
     pub(crate) fn observed(&self) -> i64 {
         self.observed
     }
 
-    /// A line of syslog, of which `found` says all but the bytes. Whole lines travel packed.
+    /// Adds a syslog line; `found` has its fields without the bytes. Whole lines are packed.
     pub(crate) fn syslog(&mut self, line: &Line<'_>, found: Syslog) {
         if !self.packer.goes_on_at(line.position.0) {
             self.pack();
@@ -34,14 +34,14 @@ impl Taken {
         }
     }
 
-    /// What a line says, as a record of its own.
+    /// Adds a line as a record of its own.
     pub(crate) fn push(&mut self, line: &Line<'_>, body: &Body) {
         self.pack();
         let observed = self.observed;
         self.chunk().push(observed, line.position, body);
     }
 
-    /// Everything taken since the beginning.
+    /// Finishes the chunk.
     pub(super) fn end(&mut self) -> Chunk {
         self.pack();
         self.chunk.take().expect("begun")
@@ -65,14 +65,14 @@ mod tests {
     #[test]
     fn lines_are_packed_on_behind_a_hole() {
         let source = Arc::new(Source { collector: "syslog", id: "f".to_owned(), name: None });
-        let mut taken = Taken::default();
-        taken.begin(&source, 7);
+        let mut chunks = ChunkBuilder::default();
+        chunks.begin(&source, 7);
         for at in [0, 2, 10, 12] {
             let line =
                 Line { bytes: b"a", whole: b"a\n", position: Position(at, at + 2), part: None, unfinished: false };
-            taken.syslog(&line, Syslog::default());
+            chunks.syslog(&line, Syslog::default());
         }
-        let chunk = taken.end();
+        let chunk = chunks.end();
         let runs: Vec<_> = chunk.entries.iter().map(|entry| (entry.position, entry.count)).collect();
         assert_eq!(runs, [(Position(0, 4), 2), (Position(10, 14), 2)]);
     }

@@ -1,48 +1,48 @@
-//! What a batch covers of its sources: the tiles that the ledger lays side by side.
+//! Index of a batch: its header, and the position runs that the ledger merges.
 
 use std::collections::BTreeMap;
 use vedette_wire::{
-    Batch, Header, Position, Record, SourceRef, Told,
+    Batch, CursorUpdate, Header, Position, Record, SourceRef,
     policy::Store,
     set_aside::RANGES_MAX,
     text::{LABEL_BYTES_MAX, is_printable},
 };
 
-/// Each takes a few statements while the control store is locked. What has more is split by its agent: two thousand files
-/// with a line each fit.
-const TILES_MAX: usize = 2_000;
+/// Maximum number of position runs: each takes several statements while the control store is locked. An agent splits a batch
+/// with more. Two thousand files with one line each fit.
+const RUNS_MAX: usize = 2_000;
 
-/// More than there will ever be; each agent has a line in the answer for each.
+/// Maximum number of collectors; each takes a line per agent in answers.
 const COLLECTORS_MAX: usize = 256;
 
-/// Cursors of one batch.
+/// Maximum number of cursors in a batch.
 const CURSORS_MAX: usize = 20_000;
 
-/// A cursor, in the collector's own format.
+/// Maximum size of a cursor, in the collector's own format.
 const CURSOR_BYTES_MAX: usize = 1 << 20;
 
-/// A path has 4,096 bytes at the most (PATH_MAX); three for each where it is no UTF-8.
+/// Maximum size of a source's name: PATH_MAX is 4,096 bytes; a byte that is not UTF-8 takes three.
 const NAME_BYTES_MAX: usize = 3 * 4096;
-/// Positions without records of one batch.
+/// Maximum number of dropped position ranges in a batch.
 const SKIPPED_MAX: usize = 20_000;
-/// Sources of one batch.
+/// Maximum number of sources in a batch.
 const SOURCES_MAX: usize = 100_000;
 
-/// No sequence, count or position is larger: what SQLite and JSON readers can hold, added up many times.
+/// Maximum of any sequence, count or position: SQLite and JSON readers can hold it, and sums of many.
 const NUMBER_MAX: u64 = 1 << 53;
 
-/// Positions of one source, one behind the other without a hole.
+/// Consecutive positions of one source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tile {
+pub(crate) struct PositionRun {
     pub(crate) collector: String,
     pub(crate) source: String,
-    /// Of each record, in order; none where the records were dropped.
+    /// Position of each record, in order; empty if the records were dropped.
     pub(crate) positions: Vec<Position>,
-    /// Positions that have no record, and how many records were dropped there.
+    /// Positions of dropped records, and their number.
     pub(crate) skipped: Option<(Position, u64)>,
 }
 
-impl Tile {
+impl PositionRun {
     fn span(&self) -> Position {
         match (self.skipped, self.positions.first(), self.positions.last()) {
             (Some((span, _)), ..) => span,
@@ -51,48 +51,48 @@ impl Tile {
         }
     }
 
-    /// Records that it stands for, stored or dropped.
+    /// Number of records, stored or dropped.
     pub(crate) fn count(&self) -> u64 {
         self.skipped.map_or(self.positions.len() as u64, |(_, count)| count)
     }
 
-    /// Where it begins.
+    /// First position.
     pub(crate) fn start(&self) -> u64 {
         self.span().0
     }
 
-    /// Just behind its last record.
+    /// Position after the last record.
     pub(crate) fn reached(&self) -> u64 {
         self.span().1
     }
 }
 
-/// A landed batch as the ledger sees it.
+/// What the ledger needs of a landed batch.
 #[derive(Debug, Clone)]
-pub(crate) struct Noted {
+pub(crate) struct BatchIndex {
     pub(crate) header: Header,
-    pub(crate) tiles: Vec<Tile>,
-    /// The store level that it was observed under.
+    pub(crate) runs: Vec<PositionRun>,
+    /// Store level of the batch's policy.
     pub(crate) store: Store,
-    /// Records by collector that the level leaves out.
+    /// Records that the store level leaves out, by collector.
     pub(crate) left_out: BTreeMap<String, u64>,
 }
 
-impl Noted {
-    /// Of a batch with these records, each its source and its position.
+impl BatchIndex {
+    /// Builds an index from the source and position of each record.
     pub(crate) fn new(header: Header, records: impl IntoIterator<Item = (u32, Position)>) -> Self {
         let sources = &header.sources;
-        let mut tiles: Vec<Tile> = Vec::new();
-        // The tile of each source that is being laid.
+        let mut runs: Vec<PositionRun> = Vec::new();
+        // The open run of each source.
         let mut open: BTreeMap<u32, usize> = BTreeMap::new();
         for (source, position) in records {
             let last = open.get(&source).copied();
-            match last.filter(|last| tiles[*last].reached() == position.0) {
-                Some(last) => tiles[last].positions.push(position),
+            match last.filter(|last| runs[*last].reached() == position.0) {
+                Some(last) => runs[last].positions.push(position),
                 None => {
-                    open.insert(source, tiles.len());
+                    open.insert(source, runs.len());
                     let source = sources.get(source as usize);
-                    tiles.push(Tile {
+                    runs.push(PositionRun {
                         collector: source.map_or_else(|| "unknown".to_owned(), |source| source.collector.clone()),
                         source: source.map_or_else(String::new, |source| source.id.clone()),
                         positions: vec![position],
@@ -102,25 +102,24 @@ impl Noted {
             }
         }
         for source in sources {
-            tiles.extend(source.skipped.iter().map(|(from, to, count)| Tile {
+            runs.extend(source.skipped.iter().map(|(from, to, count)| PositionRun {
                 collector: source.collector.clone(),
                 source: source.id.clone(),
                 positions: Vec::new(),
                 skipped: Some((Position(*from, *to), *count)),
             }));
         }
-        Self { header, tiles, store: Store::All, left_out: BTreeMap::new() }
+        Self { header, runs, store: Store::All, left_out: BTreeMap::new() }
     }
 
-    /// Whether laying its positions would keep others from the control store for too long.
+    /// Whether the batch has too many runs to merge while others wait for the control store.
     pub(crate) fn is_ragged(&self) -> bool {
-        self.tiles.iter().filter(|tile| tile.skipped.is_none()).count() > TILES_MAX
+        self.runs.iter().filter(|run| run.skipped.is_none()).count() > RUNS_MAX
     }
 
-    /// Whether a header is small enough to be laid out: before anything of it is copied for each of its tiles.
+    /// Checks the size of a header before its sources are copied to runs.
     ///
-    /// # Errors
-    /// What is wrong with it.
+    /// # Errors What is wrong.
     pub(crate) fn check_sources(header: &Header) -> Result<(), &'static str> {
         let is_long = |source: &SourceRef| source.id.len() > 1024 || source.collector.len() > 64;
         let skipped: usize = header.sources.iter().map(|source| source.skipped.len()).sum();
@@ -130,10 +129,9 @@ impl Noted {
         Ok(())
     }
 
-    /// Whether the ledger can hold it. An agent may be enrolled and send anything all the same.
+    /// Checks that the ledger can hold the batch: an enrolled agent may send anything.
     ///
-    /// # Errors
-    /// What is wrong with it.
+    /// # Errors What is wrong.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let (header, most) = (&self.header, NUMBER_MAX);
         if !(1..most).contains(&header.seq) || header.lowest_held > most {
@@ -165,12 +163,13 @@ impl Noted {
         {
             return Err("a source's name is too long, or there are too many");
         }
-        let is_cursor = |told: &Told| told.cursor.as_ref().is_none_or(|cursor| cursor.len() <= CURSOR_BYTES_MAX);
+        let is_cursor =
+            |update: &CursorUpdate| update.cursor.as_ref().is_none_or(|cursor| cursor.len() <= CURSOR_BYTES_MAX);
         if header.cursors.len() > CURSORS_MAX || !header.cursors.iter().all(is_cursor) {
             return Err("a cursor is too large, or there are too many");
         }
-        let collectors = header.ledger.0.keys().chain(self.tiles.iter().map(|tile| &tile.collector));
-        let collectors = collectors.chain(header.cursors.iter().map(|told| &told.collector));
+        let collectors = header.ledger.0.keys().chain(self.runs.iter().map(|run| &run.collector));
+        let collectors = collectors.chain(header.cursors.iter().map(|update| &update.collector));
         let is_name = |id: &String| {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
             (1..=64).contains(&id.len()) && id.bytes().all(plain)
@@ -178,26 +177,26 @@ impl Noted {
         if header.ledger.0.len() > COLLECTORS_MAX || !collectors.into_iter().all(is_name) {
             return Err("a collector's name is no name, or there are too many");
         }
-        let mut ids = self.tiles.iter().map(|tile| &tile.source).chain(header.cursors.iter().map(|told| &told.id));
+        let mut ids = self.runs.iter().map(|run| &run.source).chain(header.cursors.iter().map(|update| &update.id));
         if !ids.all(|id| id.len() <= 1024 && !id.contains(char::is_control)) {
             return Err("a source's id is too long or has control characters");
         }
         let in_order = |position: &Position| position.0 <= position.1 && position.1 < most;
-        let skipped = |tile: &Tile| tile.skipped.is_none_or(|(span, count)| in_order(&span) && count < most);
-        if !self.tiles.iter().all(|tile| tile.positions.iter().all(in_order) && skipped(tile)) {
+        let skipped = |run: &PositionRun| run.skipped.is_none_or(|(span, count)| in_order(&span) && count < most);
+        if !self.runs.iter().all(|run| run.positions.iter().all(in_order) && skipped(run)) {
             return Err("a record's position ends before it begins");
         }
         Ok(())
     }
 
-    /// Of a landed batch that was observed under a store level.
+    /// Builds an index of a landed batch with the store level of its policy.
     pub(crate) fn of(Batch { header, records }: Batch, store: Store) -> Self {
-        let mut noted = Self::new(header, records.iter().map(|record| (record.source, record.position)));
-        noted.leave_out(store, &records);
-        noted
+        let mut index = Self::new(header, records.iter().map(|record| (record.source, record.position)));
+        index.leave_out(store, &records);
+        index
     }
 
-    /// Note which of its records a store level leaves out.
+    /// Counts the records that a store level leaves out.
     pub(crate) fn leave_out(&mut self, store: Store, records: &[Record]) {
         self.store = store;
         for record in records.iter().filter(|record| !store.keeps(&record.body)) {
@@ -207,11 +206,11 @@ impl Noted {
         }
     }
 
-    /// Records by collector.
+    /// Number of records by collector.
     pub(crate) fn records(&self) -> BTreeMap<&str, u64> {
         let mut out = BTreeMap::new();
-        for tile in &self.tiles {
-            *out.entry(tile.collector.as_str()).or_default() += tile.positions.len() as u64;
+        for run in &self.runs {
+            *out.entry(run.collector.as_str()).or_default() += run.positions.len() as u64;
         }
         out
     }
@@ -222,7 +221,7 @@ mod tests {
     use super::*;
     use vedette_wire::{AgentId, Epoch, Lane, OrganizationId, Reason, geo::WorkspaceGeo};
 
-    fn noted(positions: &[(u64, u64)]) -> Noted {
+    fn index(positions: &[(u64, u64)]) -> BatchIndex {
         let header = Header {
             epoch: Epoch(5),
             seq: 1,
@@ -236,53 +235,53 @@ mod tests {
                 WorkspaceGeo::Europe,
             )
         };
-        let tile = |&(from, to): &(u64, u64)| Tile {
+        let run = |&(from, to): &(u64, u64)| PositionRun {
             collector: "syslog".to_owned(),
             source: "f".to_owned(),
             positions: vec![Position(from, to)],
             skipped: None,
         };
-        Noted { tiles: positions.iter().map(tile).collect(), ..Noted::new(header, []) }
+        BatchIndex { runs: positions.iter().map(run).collect(), ..BatchIndex::new(header, []) }
     }
 
     #[test]
     fn what_the_ledger_cannot_hold_is_refused() {
-        assert_eq!(noted(&[(0, 10), (20, 20)]).check(), Ok(()));
+        assert_eq!(index(&[(0, 10), (20, 20)]).check(), Ok(()));
         for positions in [[(10, 5)], [(0, u64::MAX)], [(0, NUMBER_MAX)]] {
-            noted(&positions).check().expect_err("no position");
+            index(&positions).check().expect_err("no position");
         }
-        assert!(!noted(&vec![(0, 1); TILES_MAX]).is_ragged() && noted(&vec![(0, 1); TILES_MAX + 1]).is_ragged());
+        assert!(!index(&vec![(0, 1); RUNS_MAX]).is_ragged() && index(&vec![(0, 1); RUNS_MAX + 1]).is_ragged());
         for hostname in ["\u{1b}[31mred", "two\nlines", "\u{202e}", &"x".repeat(256)] {
-            let mut noted = noted(&[(0, 1)]);
-            noted.header.host.hostname = hostname.to_owned();
-            noted.check().expect_err("no name");
+            let mut index = index(&[(0, 1)]);
+            index.header.host.hostname = hostname.to_owned();
+            index.check().expect_err("no name");
         }
         for (seq, lowest_held) in [(0, 1), (NUMBER_MAX, 1), (u64::MAX, 1), (1, u64::MAX)] {
-            let mut noted = noted(&[]);
-            (noted.header.seq, noted.header.lowest_held) = (seq, lowest_held);
-            noted.check().expect_err("no sequence");
+            let mut index = index(&[]);
+            (index.header.seq, index.header.lowest_held) = (seq, lowest_held);
+            index.check().expect_err("no sequence");
         }
         for name in ["", "evil,\u{1b}[31mred\n", &"x".repeat(65)] {
-            let mut noted = noted(&[(0, 1)]);
-            noted.tiles[0].collector = name.to_owned();
-            noted.check().expect_err("no name");
+            let mut index = index(&[(0, 1)]);
+            index.runs[0].collector = name.to_owned();
+            index.check().expect_err("no name");
         }
         for id in ["a\nb", &"x".repeat(1025)] {
-            let mut noted = noted(&[(0, 1)]);
-            noted.tiles[0].source = id.to_owned();
-            noted.check().expect_err("no id");
+            let mut index = index(&[(0, 1)]);
+            index.runs[0].source = id.to_owned();
+            index.check().expect_err("no id");
         }
-        let mut noted_aside = noted(&[]);
+        let mut noted_aside = index(&[]);
         noted_aside.header.set_aside.purged = vec![(0, u64::MAX); RANGES_MAX];
         noted_aside.check().expect("as many as may be");
         noted_aside.header.set_aside.purged.push((0, 1));
         noted_aside.check().expect_err("one more");
         for (emitted, dropped, rest) in [(1, 2, 0), (NUMBER_MAX + 1, 0, 0), (5, u64::MAX, 2)] {
-            let mut noted = noted(&[]);
-            noted.header.ledger.emit("syslog", emitted);
-            noted.header.ledger.drop("syslog", Reason::Oversize, dropped);
-            noted.header.ledger.drop("syslog", Reason::Policy, rest);
-            noted.check().expect_err("no counters");
+            let mut index = index(&[]);
+            index.header.ledger.emit("syslog", emitted);
+            index.header.ledger.drop("syslog", Reason::Oversize, dropped);
+            index.header.ledger.drop("syslog", Reason::Policy, rest);
+            index.check().expect_err("no counters");
         }
     }
 }
