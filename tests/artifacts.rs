@@ -147,7 +147,7 @@ fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_ans
     let revision = set(&world, &["--artifacts", "paths=,per_hour_max=2"]);
     eventually("the policy", || (world.status()["policy"]["revision"] == revision).then_some(()));
     let many = request(&world, &agent_of, &path);
-    assert!(until(&world, &many, "refused")["detail"].as_str().is_some_and(|why| why.contains("2 in an hour")));
+    assert!(until(&world, &many, "refused")["detail"].as_str().is_some_and(|why| why.contains("2 per hour")));
     // An unknown agent, and another organization.
     let unknown = ["artifact", "request", "--org", ORG, "--agent", &"0".repeat(32), "--path", "/x", "--reason", "r"];
     assert!(refusal(&world.workspace_output(&unknown), 1).contains("has no agent"));

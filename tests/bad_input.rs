@@ -97,7 +97,7 @@ fn enrollment_says_what_is_wrong_and_leaves_nothing_half_done() {
     assert!(said.contains("token new"), "{said}");
     fs::write(world.path("wrong"), "vdt_00").expect("writes");
     let said = refusal(&world.enroll_with(&world.url(), &ca, &world.path("wrong")), 1);
-    assert!(said.contains("not known"), "{said}");
+    assert!(said.contains("unknown"), "{said}");
     assert!(!world.path("identity/enrollment.json").exists());
 
     let token = world.token("token");

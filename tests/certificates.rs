@@ -75,7 +75,9 @@ fn a_certificate_is_renewed_before_it_expires_and_kept_once_it_has_delivered() {
     eventually("every line", || (world.count("syslog") == 26).then_some(()));
     let log = fs::read_to_string(world.path("agent.log")).expect("reads");
     let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text}: {log}"));
-    assert!(at("the old one stays until the new one has delivered") < at("has delivered and is kept"));
+    assert!(
+        at("keeping the old one until the new one has delivered") < at("the renewed certificate delivers; keeping it")
+    );
     assert_ne!(certificate(), first);
     assert_eq!(fs::read(world.path("identity/key.pem")).expect("reads"), key, "the key, and so the id, stays");
     // A start with the files on disk and collection off: the policy poll leads to the renewal.

@@ -149,7 +149,7 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     first.enroll();
     let revision = both(&first, &second);
     let promote = |world: &World| world.workspace_output(&["pair-promote", "--reason", "a mistake"]);
-    assert!(refusal(&promote(&second), 1).contains("is there"));
+    assert!(refusal(&promote(&second), 1).contains("is running"));
     let (began, agent) = (Instant::now(), first.run());
     in_force(&first, revision);
     let beats = |world: &World| world.query("SELECT endpoint, endpoint_since, endpoint_why FROM heartbeats");
@@ -230,13 +230,13 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     assert!(init("australia", &with(&token)).contains("one geography"));
-    assert!(init("europe", &with(&ca)).contains("token is not known"));
+    assert!(init("europe", &with(&ca)).contains("token is unknown"));
     assert!(init("europe", &["--pair-with".to_owned(), url.clone()]).contains("--pair-ca"));
     let arguments = with(&token);
     let second = World::second(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(init("united-states", &with(&token)).contains("one geography"));
     fs::remove_dir_all(fresh.path().join("europe")).ok();
-    assert!(init("europe", &with(&token)).contains("token is not known, was used"));
+    assert!(init("europe", &with(&token)).contains("token is unknown, used up"));
     for name in ["ca.pem", "ca.key", "policy.key"] {
         let read = |world: &World| fs::read(world.path("workspace").join(name)).expect("reads");
         assert_eq!(read(&first), read(&second), "{name}");
@@ -263,7 +263,7 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     assert!(!refused.status.success());
     // The primary is gone for good: the secondary stands alone.
     let early = second.workspace_output(&["pair-promote", "--reason", "a mistake"]);
-    assert!(refusal(&early, 1).contains("is there"));
+    assert!(refusal(&early, 1).contains("is running"));
     first.serve = None;
     second.workspace(&["pair-promote", "--reason", "the first has burnt down"]);
     second.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);

@@ -86,6 +86,6 @@ fn a_bootstrap_file_that_is_wrong_says_so_and_stays() {
     }
     fs::write(&token, "vdt_00").expect("writes");
     files(&world, &good);
-    assert!(refusal(&world.vedette(&["run"]), 1).contains("the token is not known"));
+    assert!(refusal(&world.vedette(&["run"]), 1).contains("the token is unknown"));
     assert!(world.path("bootstrap.toml").exists());
 }

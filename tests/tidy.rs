@@ -103,7 +103,10 @@ fn transport_never_sees_a_body() {
         if path.to_string_lossy().contains("tests") {
             continue;
         }
+        // An example in a doc comment shows what a collector does.
         let text = fs::read_to_string(&path).expect("reads");
+        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let text = code.join("\n");
         for word in ["wire::body", "codec::decode("] {
             assert!(!text.contains(word), "{}: {word}", path.display());
         }

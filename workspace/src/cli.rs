@@ -100,7 +100,7 @@ pub(crate) enum Command {
     Policy(Policy),
     /// Manage one agent.
     #[command(subcommand)]
-    AgentCommand(AgentCommand),
+    Agent(AgentCommand),
     /// Request files of hosts after an alert; policies cannot switch this off.
     #[command(subcommand)]
     Artifact(ArtifactCommand),

@@ -92,7 +92,9 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
         geo,
         ..ClientSettings::default()
     })?;
-    let reply = match ask(&client, (&url, config.proxy.as_ref()), ca, &request).await {
+    // With the platform's authorities alone the CA file is not consulted.
+    let trusted = ca.filter(|_| config.roots != Roots::Platform);
+    let reply = match ask(&client, (&url, config.proxy.as_ref()), trusted, &request).await {
         Ok(reply) => reply,
         Err(err) => {
             // After a refusal, or without contact, the workspace does not know the key. After a lost answer it may have

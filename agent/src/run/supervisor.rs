@@ -97,7 +97,7 @@ pub(super) struct Supervisor {
     /// Skips in progress, on their own threads, since a file system may hang.
     skipping: BTreeMap<&'static str, oneshot::Receiver<Result<(), CollectError>>>,
     /// Artifact requests.
-    artifact_requests: ArtifactRequests,
+    requests: ArtifactRequests,
     blobs: Option<Blobs>,
     /// Agents that this one replaces.
     replaces: Vec<AgentId>,
@@ -131,21 +131,10 @@ impl Supervisor {
             tracing::error!(error = %problem, waits, "the stored policy cannot be used; nothing is collected until the workspace sends one");
         }
         agent.state.lock().unwrap_or_else(PoisonError::into_inner).problem = problem.map(|problem| problem.to_string());
-        let artifact_requests = ArtifactRequests::load(&agent.identity, enrollment);
+        let requests = ArtifactRequests::load(&agent.identity, enrollment);
         let (running, reported) = (BTreeMap::new(), BTreeSet::new());
         let (skipping, replaces) = (BTreeMap::new(), enrollment.replaces.clone());
-        Self {
-            agent,
-            store,
-            running,
-            off,
-            reported,
-            artifact_requests,
-            blobs: None,
-            rest: Rest::default(),
-            skipping,
-            replaces,
-        }
+        Self { agent, store, running, off, reported, requests, blobs: None, rest: Rest::default(), skipping, replaces }
     }
 
     /// Runs collectors by the policy in force, and by each that replaces it.
@@ -177,7 +166,7 @@ impl Supervisor {
                     self.rest.answered(is_new);
                     asking = self.ask();
                 }
-                () = tokio::time::sleep(AGAIN_EVERY), if self.artifact_requests.is_open() => drop(self.take_requests(Vec::new()).await),
+                () = tokio::time::sleep(AGAIN_EVERY), if self.requests.is_open() => drop(self.take_requests(Vec::new()).await),
                 _ = resumed.changed() => {}
                 () = tokio::time::sleep(AGAIN_EVERY), if !settled => {}
             }
@@ -210,10 +199,10 @@ impl Supervisor {
     async fn take_requests(&mut self, signed: Vec<SignedRequest>) -> bool {
         let Some(limits) = self.store.policy().map(|policy| policy.artifacts.clone()) else { return false };
         let settled = match &self.blobs {
-            Some(blobs) => self.artifact_requests.settle(&blobs.sink).await,
+            Some(blobs) => self.requests.settle(&blobs.sink).await,
             None => Ok(()),
         };
-        let taken = settled.and_then(|()| self.artifact_requests.take(signed, &limits));
+        let taken = settled.and_then(|()| self.requests.take(signed, &limits));
         match taken {
             Ok(is_new) => {
                 if let Some(running) = self.running.get(ARTIFACTS) {
@@ -231,7 +220,7 @@ impl Supervisor {
     /// The lane of artifacts; opened with the first request, since it takes memory and a file.
     fn blobs(&mut self) -> anyhow::Result<Option<&Blobs>> {
         let dir = &self.agent.config.state_dir;
-        if self.blobs.is_none() && (self.artifact_requests.is_open() || dir.join("blobs.redb").exists()) {
+        if self.blobs.is_none() && (self.requests.is_open() || dir.join("blobs.redb").exists()) {
             let quota = Quota { cache_bytes: 1 << 20, ..self.agent.config.quota };
             let queue = Queue::open(dir, LaneName::Blobs, quota, fastrand::u64(1..))?;
             let batch_context = self.agent.batch_context.borrow().clone();
@@ -471,7 +460,7 @@ impl Supervisor {
 
     fn cx(&self, id: &str, lane: &Lane, enabled: &BTreeSet<&'static str>) -> anyhow::Result<CollectorContext> {
         let cx = context(&self.agent.config, lane.queue().cursors(id)?, lane.queue().stored(id)?);
-        let requests = Some(self.artifact_requests.requests().clone());
+        let requests = Some(self.requests.requests().clone());
         Ok(CollectorContext { enabled: enabled.clone(), requests, cloud: self.agent.cloud.clone(), ..cx })
     }
 

@@ -55,9 +55,7 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::Token(Token::New { org, dir, uses, hours }) => admin::new_token(&dir, &org, uses, hours).await,
         Command::Policy(Policy::Show { org, dir, history }) => policy::show(&dir, &org, history).await,
         Command::Policy(Policy::Set(change)) => policy::set(&change).await,
-        Command::AgentCommand(AgentCommand::Revoke { agent, dir, reason }) => {
-            policy::revoke(&dir, agent, &reason).await
-        }
+        Command::Agent(AgentCommand::Revoke { agent, dir, reason }) => policy::revoke(&dir, agent, &reason).await,
         Command::Artifact(ArtifactCommand::Request(wanted)) => artifact::request(&wanted).await,
         Command::Artifact(ArtifactCommand::List(of)) => artifact::list(&of.dir, &of.org, of.format).await,
         Command::Artifact(ArtifactCommand::Get { org, dir, id, to }) => artifact::get(&dir, &org, &id, &to).await,

@@ -30,7 +30,7 @@ pub(super) async fn join(
     let known = receiver.control.use_pair_token(&token_digest(&request.token), now()).await;
     if !known.map_err(|err| Refusal::internal(&err))? {
         tracing::warn!("refused a workspace that tried to join as secondary");
-        let title = "the token is not known, was used or has expired; make one with `vedette-workspace token pair`";
+        let title = "the token is unknown, used up or expired; create one with `vedette-workspace token pair`";
         return Err(receiver.token_refused(from, Refusal::new(StatusCode::FORBIDDEN, "token", title)));
     }
     let keys = pair::keys(&receiver.dir, &receiver.control).await.map_err(|err| Refusal::internal(&err))?;
