@@ -136,7 +136,10 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
-    assert!(told[0]["message"].as_str().is_some_and(|said| said.starts_with("switched off by policy for")), "{told:?}");
+    assert!(
+        told[0]["message"].as_str().is_some_and(|said| said.starts_with("was switched off by policy for")),
+        "{told:?}"
+    );
     agent.terminate();
 }
 

@@ -163,8 +163,8 @@ fn a_revocation_that_a_restore_undid_comes_back_from_the_pair() {
     stopped(&mut first, |workspace, backup| copy(backup, workspace));
     eventually("the revocation to come back", || revoked(&first).then_some(()));
     eventually("the policy to come back", || (revision(&first) == newest).then_some(()));
-    alert(&first, "restored", "admitted here until the pair said so");
-    alert(&first, "restored", "the pair knows policy revision");
+    alert(&first, "restored", "admitted here until the other workspace of the pair reported it");
+    alert(&first, "restored", "the other workspace of the pair has policy revision");
 }
 
 #[test]

@@ -65,7 +65,8 @@ pub(crate) fn instance(place: &HostPlace, cx: &CollectorContext) -> Option<Cloud
 
 /// Geography of this host, from the configuration or the cloud's region; absent if neither is known.
 ///
-/// # Errors The region is not listed. It is never guessed.
+/// # Errors
+/// The region is not listed. It is never guessed.
 pub(crate) fn geography(
     place: &HostPlace,
     instance: Option<&CloudInstance>,

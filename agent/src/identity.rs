@@ -167,11 +167,14 @@ impl IdentityDir {
     /// The enrollment to replace, if it can be read. First completes a pending new identity, or deletes a damaged one.
     pub(crate) fn replaced(&self) -> Result<Option<Enrollment>> {
         if let Err(err) = self.finish_next() {
-            tracing::warn!(error = format!("{err:#}"), "deleted");
+            tracing::warn!(error = format!("{err:#}"), "the pending new identity is damaged; deleting it");
             self.delete(NEXT)?;
         }
         Ok(self.enrollment().unwrap_or_else(|err| {
-            tracing::warn!(error = format!("{err:#}"), "its queue cannot be sent under another name");
+            tracing::warn!(
+                error = format!("{err:#}"),
+                "the old enrollment cannot be read; its queued batches go into quarantine"
+            );
             None
         }))
     }
@@ -207,7 +210,7 @@ impl IdentityDir {
         self.write("key.pem", next.key.as_bytes())?;
         self.write("cert.pem", next.certificate.as_bytes())?;
         self.write("enrollment.json", &serde_json::to_vec_pretty(&next.enrollment)?)?;
-        // The other machine answers these.
+        // The machine that keeps the key answers its requests.
         for name in ["artifacts.json", NEXT_KEY, NEXT] {
             self.delete(name)?;
         }

@@ -39,7 +39,8 @@ const WORDS: [&str; 24] = [
 
 /// Writes at least `bytes` bytes; the same lines each time.
 ///
-/// # Errors The file cannot be written.
+/// # Errors
+/// The file cannot be written.
 pub fn generate(path: &Path, bytes: u64) -> Result<()> {
     let mut random = fastrand::Rng::with_seed(SEED);
     let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);

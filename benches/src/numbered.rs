@@ -77,14 +77,16 @@ impl Writer {
 
     /// Stops; returns the number of lines.
     ///
-    /// # Errors Lines could not be written.
+    /// # Errors
+    /// Lines could not be written.
     pub fn stop(self) -> Result<u64> {
         Ok(self.stop_with_bursts()?.lines)
     }
 
     /// Stops; returns what was written when.
     ///
-    /// # Errors Lines could not be written.
+    /// # Errors
+    /// Lines could not be written.
     pub fn stop_with_bursts(self) -> Result<Written> {
         self.stop.store(true, Ordering::Release);
         self.thread.join().expect("the writer does not panic")

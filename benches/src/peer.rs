@@ -158,7 +158,8 @@ pub type Silent = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
 
 /// A TLS connection without a certificate, after its handshake.
 ///
-/// # Errors No connection.
+/// # Errors
+/// No connection.
 pub fn silent(ca: &[u8], address: &str) -> std::io::Result<Silent> {
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let mut roots = rustls::RootCertStore::empty();

@@ -52,7 +52,8 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a proxy to an address.
     ///
-    /// # Errors No port can be opened.
+    /// # Errors
+    /// No port can be opened.
     pub fn start(target: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;

@@ -17,7 +17,8 @@ const OTHER: &str = "other";
 
 /// User and system time of a process, fields 14 and 15 of `/proc/PID/stat`.
 ///
-/// # Errors There is no such process.
+/// # Errors
+/// There is no such process.
 pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(time_and_nice(&format!("/proc/{pid}/stat"))?.0)
 }
@@ -34,14 +35,16 @@ fn time_and_nice(path: &str) -> Result<(f64, i64)> {
 
 /// Resident set of a process, `VmRSS` of `/proc/PID/status` (proc_pid_status(5)).
 ///
-/// # Errors There is no such process.
+/// # Errors
+/// There is no such process.
 pub fn rss_bytes(pid: u32) -> Result<u64> {
     of_status(pid, "VmRSS:")
 }
 
 /// Peak resident set of a process, `VmHWM` of `/proc/PID/status` (proc_pid_status(5)).
 ///
-/// # Errors There is no such process.
+/// # Errors
+/// There is no such process.
 pub fn peak_bytes(pid: u32) -> Result<u64> {
     of_status(pid, "VmHWM:")
 }
@@ -60,7 +63,8 @@ pub struct Process(Child);
 impl Process {
     /// Starts a command with its messages in a file.
     ///
-    /// # Errors It cannot be started.
+    /// # Errors
+    /// It cannot be started.
     pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
         let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
         Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?))
@@ -73,7 +77,8 @@ impl Process {
 
     /// Sends SIGKILL and waits.
     ///
-    /// # Errors It cannot be waited for.
+    /// # Errors
+    /// It cannot be waited for.
     pub fn kill(&mut self) -> Result<()> {
         drop(self.0.kill());
         self.0.wait()?;
@@ -82,7 +87,8 @@ impl Process {
 
     /// Sends SIGTERM and waits.
     ///
-    /// # Errors It does not end within 30 s.
+    /// # Errors
+    /// It does not end within 30 s.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
@@ -91,7 +97,8 @@ impl Process {
 
     /// Waits for the end, up to a limit.
     ///
-    /// # Errors It cannot be waited for.
+    /// # Errors
+    /// It cannot be waited for.
     pub fn ended(&mut self, most: Duration) -> Result<Option<ExitStatus>> {
         let began = Instant::now();
         loop {
@@ -122,7 +129,8 @@ pub struct World {
 
 /// Path of a program beside this one.
 ///
-/// # Errors It is not built.
+/// # Errors
+/// It is not built.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     if !path.exists() {
@@ -134,7 +142,8 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 impl World {
     /// A serving workspace, and an enrolled agent with additional configuration.
     ///
-    /// # Errors A program fails.
+    /// # Errors
+    /// A program fails.
     pub fn new(config: &str) -> Result<Self> {
         let world = Self::serving()?;
         world.configure(config)?;
@@ -144,7 +153,8 @@ impl World {
 
     /// A serving workspace with one organization.
     ///
-    /// # Errors A program fails.
+    /// # Errors
+    /// A program fails.
     pub fn serving() -> Result<Self> {
         let mut world = Self { dir: tempfile::tempdir()?, serve: None };
         world.workspace(&["init", "--geo", "europe"])?;
@@ -161,7 +171,8 @@ impl World {
 
     /// Writes the agent's configuration.
     ///
-    /// # Errors It cannot be written.
+    /// # Errors
+    /// It cannot be written.
     pub fn configure(&self, more: &str) -> Result<()> {
         let (identity, state) = (self.path("identity"), self.path("state"));
         let text = format!("[identity]\ndir = {identity:?}\n[state]\ndir = {state:?}\n[host]\ncloud = \"off\"\n{more}");
@@ -170,14 +181,16 @@ impl World {
 
     /// Serves at an address, or at a free port.
     ///
-    /// # Errors It does not start within 20 s.
+    /// # Errors
+    /// It does not start within 20 s.
     pub fn serve(&mut self, listen: &str) -> Result<()> {
         self.serve_with(listen, &[])
     }
 
     /// Serves with additional arguments.
     ///
-    /// # Errors It does not start within 20 s.
+    /// # Errors
+    /// It does not start within 20 s.
     pub fn serve_with(&mut self, listen: &str, more: &[&str]) -> Result<()> {
         drop(fs::remove_file(self.path("address")));
         let mut command = Command::new(binary("vedette-workspace")?);
@@ -201,14 +214,16 @@ impl World {
 
     /// Peak resident set of the workspace since its start.
     ///
-    /// # Errors It does not serve.
+    /// # Errors
+    /// It does not serve.
     pub fn serve_peak_bytes(&self) -> Result<u64> {
         peak_bytes(self.serve.as_ref().context("it does not serve")?.id())
     }
 
     /// A simulated agent of another organization; `name` is its identity directory.
     ///
-    /// # Errors Messages of the programs.
+    /// # Errors
+    /// Messages of the programs.
     pub fn other(&self, name: &str) -> Result<Peer> {
         // It may exist already.
         drop(self.workspace(&["org", "add", OTHER, "--tier", "free"]));
@@ -221,21 +236,24 @@ impl World {
 
     /// Address of the workspace.
     ///
-    /// # Errors It does not serve.
+    /// # Errors
+    /// It does not serve.
     pub fn address(&self) -> Result<String> {
         Ok(fs::read_to_string(self.path("address"))?)
     }
 
     /// Enrolls at an URL.
     ///
-    /// # Errors Messages of the agent.
+    /// # Errors
+    /// Messages of the agent.
     pub fn enroll(&self, url: &str) -> Result<()> {
         self.enroll_with(url, "token", &[])
     }
 
     /// Enrolls again with another token; the key stays.
     ///
-    /// # Errors Messages of the agent.
+    /// # Errors
+    /// Messages of the agent.
     pub fn enroll_again(&self, url: &str) -> Result<()> {
         fs::write(self.path("token"), self.workspace(&["token", "new", "--org", ORG])?)?;
         self.enroll_with(url, "token", &["--again"])
@@ -260,14 +278,16 @@ impl World {
 
     /// Runs the agent.
     ///
-    /// # Errors It cannot be started.
+    /// # Errors
+    /// It cannot be started.
     pub fn run(&self) -> Result<Process> {
         self.run_with(&[])
     }
 
     /// Runs the agent with environment variables.
     ///
-    /// # Errors It cannot be started.
+    /// # Errors
+    /// It cannot be started.
     pub fn run_with(&self, variables: &[(&str, &str)]) -> Result<Process> {
         let mut command = Command::new(binary("vedette")?);
         command.args(["run", "--config"]).arg(self.path("vedette.toml")).envs(variables.iter().copied());
@@ -276,7 +296,8 @@ impl World {
 
     /// Runs a command of the agent.
     ///
-    /// # Errors It cannot be started.
+    /// # Errors
+    /// It cannot be started.
     pub fn vedette(&self, arguments: &[&str]) -> Result<Output> {
         let config = self.path("vedette.toml");
         Ok(Command::new(binary("vedette")?).args(arguments).arg("--config").arg(config).output()?)
@@ -284,7 +305,8 @@ impl World {
 
     /// Status of the agent; absent before it answers.
     ///
-    /// # Errors The answer cannot be read.
+    /// # Errors
+    /// The answer cannot be read.
     pub fn status(&self) -> Result<Option<Value>> {
         let output = self.vedette(&["status", "--json"])?;
         Ok(if output.status.success() { Some(serde_json::from_slice(&output.stdout)?) } else { None })
@@ -292,7 +314,8 @@ impl World {
 
     /// Runs a command of the workspace that must succeed.
     ///
-    /// # Errors Its messages.
+    /// # Errors
+    /// Its messages.
     pub fn workspace(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(binary("vedette-workspace")?);
         let output = command.args(arguments).arg("--dir").arg(self.path("workspace")).output()?;
@@ -304,14 +327,16 @@ impl World {
 
     /// Runs a query; returns one JSON object per row.
     ///
-    /// # Errors Messages of the workspace.
+    /// # Errors
+    /// Messages of the workspace.
     pub fn query(&self, sql: &str) -> Result<Vec<Value>> {
         self.query_of(ORG, sql)
     }
 
     /// Runs a query for the other organization.
     ///
-    /// # Errors Messages of the workspace.
+    /// # Errors
+    /// Messages of the workspace.
     pub fn query_other(&self, sql: &str) -> Result<Vec<Value>> {
         self.query_of(OTHER, sql)
     }
@@ -322,21 +347,24 @@ impl World {
 
     /// The ledger, one account per collector.
     ///
-    /// # Errors Messages of the workspace.
+    /// # Errors
+    /// Messages of the workspace.
     pub fn ledger(&self) -> Result<Vec<Value>> {
         rows(&self.workspace(&["ledger", "--org", ORG, "--format", "json"])?)
     }
 
     /// Processor time of the workspace.
     ///
-    /// # Errors It does not serve.
+    /// # Errors
+    /// It does not serve.
     pub fn serve_cpu_seconds(&self) -> Result<f64> {
         cpu_seconds(self.serve.as_ref().context("it does not serve")?.id())
     }
 
     /// Processor time of the workspace's low-priority threads, which materialise; ended threads do not count.
     ///
-    /// # Errors It does not serve.
+    /// # Errors
+    /// It does not serve.
     pub fn materialise_cpu_seconds(&self) -> Result<f64> {
         let pid = self.serve.as_ref().context("it does not serve")?.id();
         let mut sum = 0.0;
@@ -361,7 +389,8 @@ fn rows(text: &str) -> Result<Vec<Value>> {
 
 /// A process that sleeps.
 ///
-/// # Errors It cannot be started.
+/// # Errors
+/// It cannot be started.
 pub fn sleeper() -> Result<Process> {
     let child = Command::new("sleep").arg("600").stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     Ok(Process(child))

@@ -15,17 +15,19 @@ pub trait Sink: Send + Sync {
     /// Accepts a chunk; waits while there is no room. A stopped collector emits nothing more, since a later policy might apply
     /// to it.
     ///
-    /// # Errors [`CollectError::Stopped`] if the collector or the agent stops first.
+    /// # Errors
+    /// [`CollectError::Stopped`] if the collector or the agent stops first.
     fn put(&self, chunk: Chunk, stop: &StopSignal) -> Result<(), CollectError>;
 
     /// Accepts a chunk of a push source. If there is no room, the lowest class is dropped first and counted.
     ///
-    /// # Errors [`CollectError::Stopped`] if the agent has stopped.
+    /// # Errors
+    /// [`CollectError::Stopped`] if the agent has stopped.
     fn offer(&self, chunk: Chunk, _class: CollectorClass) -> Result<(), CollectError> {
         self.put(chunk, &StopSignal::default())
     }
 
-    /// Whether the queue has room for a source. A source that `waits` gets room again when it holds less than its share.
+    /// Whether the queue has room for a source. A source that `waits` gets room again when it holds less than a smaller share.
     fn has_room(&self, _source: &Source, _waits: bool) -> bool {
         true
     }
@@ -219,14 +221,16 @@ impl Outlet {
 
     /// Emits a chunk; waits while there is no room.
     ///
-    /// # Errors [`CollectError::Stopped`].
+    /// # Errors
+    /// [`CollectError::Stopped`].
     pub fn emit(&self, chunk: Chunk) -> Result<(), CollectError> {
         self.progress.waiting(|| self.sink.put(chunk, &self.signal))
     }
 
     /// Emits a chunk of a push source.
     ///
-    /// # Errors [`CollectError::Stopped`].
+    /// # Errors
+    /// [`CollectError::Stopped`].
     pub fn offer(&self, chunk: Chunk, class: CollectorClass) -> Result<(), CollectError> {
         self.progress.waiting(|| self.sink.offer(chunk, class))
     }

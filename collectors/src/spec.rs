@@ -73,7 +73,8 @@ impl CollectError {
 pub trait Poll: Send {
     /// Observes once.
     ///
-    /// # Errors [`CollectError`]; the runner reports it and polls again after the interval.
+    /// # Errors
+    /// [`CollectError`]; the runner reports it and restarts the collector after a backoff.
     fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError>;
 
     /// Missing permissions and their remedy; reported when they change.
@@ -86,7 +87,8 @@ pub trait Poll: Send {
 pub trait Watch: Send {
     /// Observes until [`Outlet::wait`] returns a stop, or once with [`CollectorContext::once`].
     ///
-    /// # Errors [`CollectError`]; the runner reports it and restarts the collector after a pause.
+    /// # Errors
+    /// [`CollectError`]; the runner reports it and restarts the collector after a pause.
     fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError>;
 }
 

@@ -118,7 +118,8 @@ impl Sums {
 
 /// Writes the checksums of a file, and makes both durable. Keeps existing checksums, which are of the original content.
 ///
-/// # Errors I/O errors.
+/// # Errors
+/// I/O errors.
 pub(crate) fn write(path: &Path) -> io::Result<()> {
     if beside(path).exists() {
         return Ok(());
@@ -136,7 +137,8 @@ pub(crate) fn write(path: &Path) -> io::Result<()> {
 
 /// Verifies a whole file; false if it has no checksums.
 ///
-/// # Errors I/O errors, or damage.
+/// # Errors
+/// I/O errors, or damage.
 pub(crate) fn verify(path: &Path) -> io::Result<bool> {
     let Some(sums) = Sums::read(path)? else { return Ok(false) };
     let file = File::open(path)?;

@@ -40,7 +40,8 @@ pub struct Fresh {
 pub trait LandedBatches: std::fmt::Debug + Send + Sync {
     /// Reads a batch; absent if it is damaged, which the implementation reports.
     ///
-    /// # Errors The store is unavailable: the query fails, since an incomplete answer would look complete.
+    /// # Errors
+    /// The store is unavailable: the query fails, since an incomplete answer would look complete.
     fn read<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Batch>, String>>;
 }
 

@@ -83,7 +83,7 @@ pub enum LakeError {
         source: Box<deltalake_core::DeltaTableError>,
     },
     /// The disk failed.
-    #[error("{path} cannot be written")]
+    #[error("cannot access {path}")]
     Disk {
         /// Path.
         path: PathBuf,
@@ -136,7 +136,8 @@ impl Lake {
 
     /// Writes batches of an organization to its tables; the caller holds the organization's lease.
     ///
-    /// # Errors [`LakeError`]; written tables stay, and are recognised when the same batches are written again.
+    /// # Errors
+    /// [`LakeError`]; written tables stay, and are recognised when the same batches are written again.
     pub async fn materialise(
         &self,
         organization: OrganizationId,
@@ -180,7 +181,8 @@ impl Lake {
 
     /// Landing keys in commits after the marks of an organization's tables.
     ///
-    /// # Errors [`LakeError`].
+    /// # Errors
+    /// [`LakeError`].
     pub async fn keys_behind(&self, organization: OrganizationId, known: &Versions) -> Result<Vec<String>, LakeError> {
         let mut keys = Vec::new();
         for class in OcsfClass::ALL {
@@ -196,7 +198,8 @@ impl Lake {
     /// Checks an organization's tables against their marks, and all files against their checksums; returns problems, and the
     /// number of files of older releases without checksums.
     ///
-    /// # Errors I/O errors.
+    /// # Errors
+    /// I/O errors.
     pub async fn check(
         &self,
         organization: OrganizationId,
@@ -227,7 +230,8 @@ impl Lake {
 
     /// Merges the small files of an organization's tables.
     ///
-    /// # Errors [`LakeError`].
+    /// # Errors
+    /// [`LakeError`].
     pub async fn compact(&self, organization: OrganizationId) -> Result<(), LakeError> {
         for class in OcsfClass::ALL {
             let dir = self.table_dir(organization, class);

@@ -74,7 +74,8 @@ impl Lake {
     /// Runs one SQL statement. `fresh` are the batches that were not marked as materialised when `known` was read; they are
     /// read from `landing` during the query.
     ///
-    /// # Errors [`QueryError`].
+    /// # Errors
+    /// [`QueryError`].
     pub async fn query(
         &self,
         organization: OrganizationId,

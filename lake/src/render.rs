@@ -32,7 +32,8 @@ pub enum Format {
 
 /// Renders an answer.
 ///
-/// # Errors A column has a type that the format cannot represent.
+/// # Errors
+/// A column has a type that the format cannot represent.
 pub fn render(output: &Output, format: Format) -> Result<Vec<u8>, ArrowError> {
     let batches: Vec<_> = output.batches.iter().collect();
     match format {

@@ -47,7 +47,7 @@ pub(crate) async fn open(dir: &Path) -> Result<Option<DeltaTable>, LakeError> {
     opened.load().await.map(Some).map_err(failed(dir))
 }
 
-/// The file system for reading tables.
+/// The file system of tables.
 pub(crate) fn store() -> Arc<dyn ObjectStore> {
     Arc::new(Verified::default())
 }

@@ -232,7 +232,8 @@ async fn landed_batches_are_read_when_the_query_comes_to_them() {
     stored.0.extend(fresh.iter().map(|fresh| (fresh.key.clone(), many.batch.clone())));
     let stored = std::sync::Arc::new(stored);
     let landing: std::sync::Arc<dyn LandedBatches> = stored.clone();
-    let (few, known) = (QueryLimits { rows_max: 5, ..QueryLimits::default() }, Versions::new());
+    let limits = QueryLimits { rows_max: 5, memory_max: 2 << 30, ..QueryLimits::default() };
+    let (few, known) = (limits, Versions::new());
     let output = lake.query(org, LINES, &fresh, &landing, &known, few).await.expect("answers");
     assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (5, true));
     // Two tables in four partitions each, and a little read-ahead.

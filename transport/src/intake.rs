@@ -87,14 +87,16 @@ impl Intake {
 
     /// Puts a chunk in; waits while the intake is full. For collector threads, not for async tasks.
     ///
-    /// # Errors [`Stopped`] if the transport ends first.
+    /// # Errors
+    /// [`Stopped`] if the transport ends first.
     pub fn put(&self, chunk: Chunk) -> Result<(), Stopped> {
         self.put_unless(chunk, || false)
     }
 
     /// Puts a chunk in; stops waiting when `stopped` returns true.
     ///
-    /// # Errors [`Stopped`] if the transport or the source ends first.
+    /// # Errors
+    /// [`Stopped`] if the transport or the source ends first.
     pub fn put_unless(&self, mut chunk: Chunk, stopped: impl Fn() -> bool) -> Result<(), Stopped> {
         // Compresses on the source's thread, while the bytes are in its core's cache and without the lock.
         let compression = self.lock().compression;
@@ -127,9 +129,10 @@ impl Intake {
     }
 
     /// Puts in a chunk of a push source. If no room is freed in time, drops chunks of push sources, counted as `queue_full`:
-    /// lowest rank first, and the newest of a rank first.
+    /// lowest rank first, and the oldest of a rank first; the new chunk if no other ranks lower.
     ///
-    /// # Errors [`Stopped`] if the transport has ended.
+    /// # Errors
+    /// [`Stopped`] if the transport has ended.
     pub fn offer(&self, mut chunk: Chunk, rank: u8) -> Result<(), Stopped> {
         let mut state = self.lock();
         if state.closed {
@@ -201,7 +204,8 @@ impl Intake {
 
     /// Waits until all chunks put in so far are durable. Cursors read after that cover them.
     ///
-    /// # Errors [`Stopped`] if the transport ends first.
+    /// # Errors
+    /// [`Stopped`] if the transport ends first.
     pub fn wait_durable(&self) -> Result<(), Stopped> {
         let mut state = self.lock();
         let wanted = state.put;

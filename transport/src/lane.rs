@@ -67,7 +67,8 @@ pub struct Lane {
 impl Lane {
     /// Starts the batcher thread, and the sender on the current tokio runtime.
     ///
-    /// # Errors The thread cannot be started.
+    /// # Errors
+    /// The thread cannot be started.
     pub fn start(config: LaneConfig) -> std::io::Result<Self> {
         let LaneConfig { queue, limits, context, intake_bytes_max, in_flight_bytes_max, now, post } = config;
         let queue = Arc::new(queue);
@@ -159,8 +160,8 @@ impl Lane {
         self.intake.close();
     }
 
-    /// Makes the intake's content durable and stops, without waiting for the network. Undelivered batches stay on disk. A
-    /// nearly empty queue gets `grace` to be delivered.
+    /// Makes the intake's content durable and stops. Waits for deliveries for up to `grace`, unless the last one failed.
+    /// Undelivered batches stay on disk.
     pub async fn stop(mut self, grace: Duration) {
         self.intake.close();
         if let Some(batcher) = self.batcher.take() {
@@ -230,7 +231,7 @@ impl Batcher {
                     false
                 }
             };
-            // Chunks may come without end, and all for the other batch.
+            // Chunks may keep arriving for one batch; the other must still be sealed by age.
             if !goes_on || !self.commit_due(&mut open_batches, &context) {
                 return;
             }
@@ -284,7 +285,7 @@ impl Batcher {
         self.commit(&mut open_batches.quiet, context) && self.commit(&mut open_batches.bulk, context)
     }
 
-    /// Takes over the size limit and the codec that the workspace requested.
+    /// Takes over the size limit that splits have shown, and the codec that the workspace requested.
     fn learn(&mut self) -> Compression {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(most) = sender.batch_bytes_max {

@@ -4,8 +4,8 @@
 //! Chunk ──▶ intake ──▶ batcher ──▶ queue (redb: batch + cursors + ledger in one transaction) ──▶ sender ──▶ Post
 //! ```
 //!
-//! The intake is limited in bytes; sources wait when it is full. The batcher and the queue share one thread, since redb
-//! has one writer. The sender is a task.
+//! The intake is limited in bytes; sources wait when it is full. The batcher commits on its own thread; the sender is
+//! a task that deletes what was delivered. A lock serialises their transactions, since redb has one writer.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};

@@ -48,7 +48,7 @@ pub enum Outcome {
         /// Reason, for status and log.
         why: String,
     },
-    /// The certificate is not accepted: pause, renew, and try again.
+    /// The certificate is not accepted: pause, and try again.
     Renew {
         /// Reason, for status and log.
         why: String,
@@ -58,12 +58,12 @@ pub enum Outcome {
         /// Reason, for status and log.
         why: String,
     },
-    /// The workspace refuses this agent: pause and raise an alarm.
+    /// The workspace refuses this agent: pause, and try again.
     Identity {
         /// Reason, for status and log.
         why: String,
     },
-    /// The endpoint serves another geography or organization: resolve it again.
+    /// This is not the endpoint for the host: pause, and try again.
     Misdirected {
         /// Reason, for status and log.
         why: String,

@@ -45,7 +45,8 @@ const POSITIONS_BYTES_MAX: usize = 8 << 20;
 
 /// Reads the body of an answer up to a limit, since the workspace may be broken or hostile.
 ///
-/// # Errors The reason, for status and log.
+/// # Errors
+/// The reason, for status and log.
 pub async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, String> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
@@ -92,7 +93,8 @@ impl HttpPost {
     /// Fetches a page of this agent's positions, after a (collector, source id). Absent if the workspace's release lacks the
     /// endpoint.
     ///
-    /// # Errors The reason, for status and log.
+    /// # Errors
+    /// The reason, for status and log.
     pub async fn positions(&self, after: Option<(&str, &str)>) -> Result<Option<Positions>, String> {
         let url = format!("{}/v1/positions", self.base);
         let mut url = reqwest::Url::parse(&url).map_err(|err| err.to_string())?;
@@ -114,7 +116,8 @@ impl HttpPost {
     /// Polls for directives: a policy with a revision above `after`, and artifact requests. The workspace holds the poll until
     /// it has some, or answers with none. The poll reports the agent's version.
     ///
-    /// # Errors The reason, for status and log.
+    /// # Errors
+    /// The reason, for status and log.
     pub async fn directives(&self, after: u64, version: &str) -> Result<Directives, String> {
         let url = format!("{}/v1/policy/{after}", self.base);
         let asked = self.client.get(url).header("user-agent", format!("vedette/{version}")).send().await;
@@ -130,7 +133,8 @@ impl HttpPost {
 
     /// Sends the policy in force to a workspace that lacks it; false if the workspace has it.
     ///
-    /// # Errors The reason, for status and log.
+    /// # Errors
+    /// The reason, for status and log.
     pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<bool, String> {
         let sent = self.client.post(format!("{}/v1/policy", self.base)).json(signed).send().await;
         let status = sent.map_err(|err| self.why(&err))?.status();
@@ -139,7 +143,8 @@ impl HttpPost {
 
     /// Renews the certificate for the same key.
     ///
-    /// # Errors The reason, for status and log.
+    /// # Errors
+    /// The reason, for status and log.
     pub async fn renew(&self, csr: String) -> Result<String, String> {
         let asked = self.client.post(format!("{}/v1/renew", self.base)).json(&RenewRequest { csr }).send().await;
         let mut response = asked.map_err(|err| self.why(&err))?;
@@ -154,7 +159,8 @@ impl HttpPost {
     /// Becomes another agent, since the key is in use on another machine. Absent if the workspace has not demanded it of this
     /// machine.
     ///
-    /// # Errors The reason, for status and log.
+    /// # Errors
+    /// The reason, for status and log.
     pub async fn rekey(&self, request: &RekeyRequest) -> Result<Option<EnrollReply>, String> {
         let asked = self.client.post(format!("{}/v1/rekey", self.base)).json(request).send().await;
         let mut response = asked.map_err(|err| self.why(&err))?;

@@ -46,7 +46,7 @@ pub struct SenderStatus {
     pub conflicts: u64,
     /// Present limit of batches in flight.
     pub in_flight_max: usize,
-    /// Largest accepted batch in bytes before compression; absent until one was too large.
+    /// Limit of a batch in bytes before compression, learned from a refusal; absent until one was too large.
     pub batch_bytes_max: Option<usize>,
     /// Why the agent must re-key, until [`crate::Lane::take_rekey`] is called.
     pub rekey: Option<String>,
@@ -301,8 +301,8 @@ async fn blocking(work: impl FnOnce() -> Result<(), QueueError> + Send + 'static
     tokio::task::spawn_blocking(work).await.expect("the queue does not panic")
 }
 
-/// Full jitter: between zero and a bound that doubles with each failure. At least a quarter of `Retry-After` is added as
-/// spread, so that a fleet does not return in the same second.
+/// Full jitter: between zero and a bound that doubles with each failure. The bound is at least a
+/// quarter of `Retry-After`, so that a fleet does not return in the same second.
 fn jitter(failures: u32, after: Option<Duration>) -> Duration {
     let bound = BACKOFF_BASE.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
     let bound = bound.max(after.unwrap_or_default().min(RETRY_AFTER_MAX) / 4);

@@ -92,7 +92,8 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// Builds an HTTPS client for one workspace that follows no redirects and reads no environment variables.
 ///
-/// # Errors [`TlsError`] names the wrong file.
+/// # Errors
+/// [`TlsError`] names the wrong file.
 pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(config(settings)?)
@@ -163,12 +164,13 @@ fn roots(settings: &ClientSettings) -> Result<RootCertStore, TlsError> {
 
 /// Reads a PEM file.
 ///
-/// # Errors [`TlsError::Ca`] with the path.
+/// # Errors
+/// [`TlsError::Ca`] with the path.
 pub fn read_ca(path: &Path) -> Result<Vec<u8>, TlsError> {
     std::fs::read(path).map_err(|err| TlsError::Ca(format!("{}: {err}", path.display())))
 }
 
-/// Verifies chain, name and dates as the platform does, and then the workspace's geography.
+/// Verifies chain, name and dates with rustls's WebPKI verifier, and then the workspace's geography.
 #[derive(Debug)]
 struct GeoVerifier {
     inner: Arc<WebPkiServerVerifier>,

@@ -42,9 +42,9 @@ impl Stored {
         self.ranges.get(at).is_some_and(|(from, _)| *from <= position)
     }
 
-    /// Position of the first missing record of a source that was read from `begin` on; the start of the first stored range
+    /// Position of the first missing record of a source that was read from `begin` on; the end of the first stored range
     /// replaces an unknown `begin`. `None` if nothing is stored.
-    pub fn first_hole(&self, begin: Option<u64>) -> Option<u64> {
+    pub fn first_missing(&self, begin: Option<u64>) -> Option<u64> {
         let first = self.ranges.first()?;
         let mut hole = begin.or(Some(first.1).filter(|end| *end > 0))?;
         for (from, to) in &self.ranges {
@@ -140,7 +140,8 @@ impl Chunk {
 
     /// Decodes the records as a workspace does, with source index 0.
     ///
-    /// # Errors [`DecodeError::Record`].
+    /// # Errors
+    /// [`DecodeError::Record`].
     pub fn decode(&self) -> Result<Vec<Record>, DecodeError> {
         let mut encoded = Vec::new();
         for (entry, body) in self.bodies() {

@@ -110,14 +110,16 @@ pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8]
 
 /// Appends an encoded body to a buffer.
 ///
-/// # Panics Never: the bodies of this crate always serialize.
+/// # Panics
+/// Never: the bodies of this crate always serialize.
 pub fn append_body(body: &Body, into: &mut Vec<u8>) {
     rmp_serde::encode::write_named(into, body).expect("bodies have string keys and known lengths");
 }
 
 /// Decompresses sealed bytes, up to `limit` bytes.
 ///
-/// # Errors [`DecodeError::Decompress`] and [`DecodeError::TooLarge`].
+/// # Errors
+/// [`DecodeError::Decompress`] and [`DecodeError::TooLarge`].
 pub fn decompress(sealed: &[u8], compression: Compression, limit: usize) -> Result<Vec<u8>, DecodeError> {
     // Compressed logs have about a fifth of their size.
     let mut out = Vec::with_capacity(sealed.len().saturating_mul(5).min(limit));
@@ -137,7 +139,8 @@ pub fn decompress(sealed: &[u8], compression: Compression, limit: usize) -> Resu
 
 /// Decodes the header of a decompressed batch; also returns the encoded records.
 ///
-/// # Errors [`DecodeError::Header`] and [`DecodeError::Version`].
+/// # Errors
+/// [`DecodeError::Header`] and [`DecodeError::Version`].
 pub fn decode_header(plain: &[u8]) -> Result<(Header, &[u8]), DecodeError> {
     let short = || DecodeError::Header("it ends too early".to_owned());
     let (length, rest) = plain.split_first_chunk::<LENGTH_BYTES>().ok_or_else(short)?;
@@ -161,7 +164,8 @@ fn from_slice<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError>
 
 /// Decodes a decompressed batch.
 ///
-/// # Errors Any [`DecodeError`] except those of decompression.
+/// # Errors
+/// Any [`DecodeError`] except those of decompression.
 pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
     let (header, bytes) = decode_header(plain)?;
     let records = decode_records(bytes)?;
@@ -171,7 +175,8 @@ pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
 
 /// Decodes encoded records.
 ///
-/// # Errors [`DecodeError::Record`] and [`DecodeError::Many`].
+/// # Errors
+/// [`DecodeError::Record`] and [`DecodeError::Many`].
 pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
     let mut out = Vec::new();
     walk(records, |item| {
@@ -192,7 +197,8 @@ pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
 
 /// Decodes a decompressed batch once to validate it; returns its header, and source and position of each record.
 ///
-/// # Errors As for [`decode`].
+/// # Errors
+/// As for [`decode`].
 pub fn check(plain: &[u8]) -> Result<(Header, Vec<(u32, Position)>), DecodeError> {
     let (header, bytes) = decode_header(plain)?;
     let mut out = Vec::with_capacity((header.records as usize).min(bytes.len()).min(RECORDS_MAX));
@@ -279,7 +285,8 @@ pub struct Outline {
 
 /// Lists the encoded records without decoding their bodies.
 ///
-/// # Errors [`DecodeError::Record`].
+/// # Errors
+/// [`DecodeError::Record`].
 pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
     let (mut out, mut rest): (Vec<Outline>, _) = (Vec::new(), records);
     while !rest.is_empty() {
@@ -299,7 +306,8 @@ pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
 
 /// Converts packed lines into one record per line.
 ///
-/// # Errors [`DecodeError::Record`].
+/// # Errors
+/// [`DecodeError::Record`].
 pub fn unpack(records: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let (mut out, mut start) = (Vec::with_capacity(records.len()), 0);
     for (index, item) in outline(records)?.into_iter().enumerate() {
@@ -325,7 +333,8 @@ pub type Encoded = (Vec<u8>, u32);
 
 /// Splits encoded records into two parts of about equal size; absent for a single record.
 ///
-/// # Errors [`DecodeError::Record`].
+/// # Errors
+/// [`DecodeError::Record`].
 pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
     let outline = outline(records)?;
     let count = |part: &[Outline]| part.iter().fold(0_u32, |sum, item| sum.saturating_add(item.count));

@@ -72,14 +72,16 @@ pub enum FrameError {
 
 /// Builds a frame from a head and sealed bytes.
 ///
-/// # Panics Never below 4 GiB, which the batcher's limits ensure.
+/// # Panics
+/// Never below 4 GiB, which the batcher's limits ensure.
 pub fn build(head: &FrameHead, sealed: &[u8]) -> Vec<u8> {
     [&head_bytes(head, sealed.len())[..], sealed].concat()
 }
 
 /// Encodes the head for a number of sealed bytes.
 ///
-/// # Panics Never below 4 GiB, which the batcher's limits ensure.
+/// # Panics
+/// Never below 4 GiB, which the batcher's limits ensure.
 pub fn head_bytes(head: &FrameHead, sealed_bytes: usize) -> [u8; HEAD_BYTES] {
     let length = u32::try_from(sealed_bytes).expect("batches are far below 4 GiB");
     let mut out = Vec::with_capacity(HEAD_BYTES);
@@ -105,7 +107,8 @@ pub fn head_bytes(head: &FrameHead, sealed_bytes: usize) -> [u8; HEAD_BYTES] {
 
 /// Splits a frame into head and sealed bytes, and verifies both digests. Ignores bytes after the frame.
 ///
-/// # Errors Any [`FrameError`].
+/// # Errors
+/// Any [`FrameError`].
 pub fn parse(bytes: &[u8]) -> Result<(FrameHead, &[u8]), FrameError> {
     let (head, length) = parse_head(bytes)?;
     let sealed = bytes
@@ -119,7 +122,8 @@ pub fn parse(bytes: &[u8]) -> Result<(FrameHead, &[u8]), FrameError> {
 
 /// Parses and verifies the head; also returns the length of the sealed bytes.
 ///
-/// # Errors Any [`FrameError`] except [`FrameError::DamagedBody`].
+/// # Errors
+/// Any [`FrameError`] except [`FrameError::DamagedBody`].
 pub fn parse_head(bytes: &[u8]) -> Result<(FrameHead, usize), FrameError> {
     let head = bytes.get(..HEAD_BYTES).ok_or(FrameError::Short { found: bytes.len(), expected: HEAD_BYTES })?;
     if &head[..4] != MAGIC || head[4..6] != VERSION.to_le_bytes() {

@@ -72,7 +72,8 @@ impl FromStr for AgentId {
     }
 }
 
-/// Life of one queue file: a random number, written as 16 hexadecimal digits.
+/// One run of sequences from 1 on: a random number, written as 16 hexadecimal digits. A new queue file, a conflict, another agent
+/// or a re-read begins another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Epoch(pub u64);
@@ -93,13 +94,13 @@ impl FromStr for Epoch {
     }
 }
 
-/// A queue with its own sender, so that records never wait for a dump.
+/// A queue with its own sender, so that records never wait for an artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lane {
     /// Batches of records.
     Records,
-    /// Chunks of dumps and artifacts.
+    /// Pieces of artifacts.
     Blobs,
 }
 

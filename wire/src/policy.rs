@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 pub enum Tier {
     /// All collection except artifacts.
     Free,
-    /// Nothing.
+    /// Single collectors that no required group needs.
     Standard,
 }
 
@@ -124,7 +124,7 @@ pub struct Policy {
 }
 
 /// Maximum number of revoked agents in a policy.
-pub const REVOKED_MAX: usize = 1000;
+pub const REVOKED_MAX: usize = 100;
 
 impl Policy {
     /// The first policy of an organization: collects and keeps everything.
@@ -143,15 +143,6 @@ impl Policy {
         }
     }
 
-    /// Adds a revoked agent; removes the oldest beyond [`REVOKED_MAX`].
-    pub fn revoke(&mut self, agent: AgentId, time: i64) {
-        self.revoked.insert(agent, time);
-        while self.revoked.len() > REVOKED_MAX {
-            let oldest = self.revoked.iter().min_by_key(|(_, time)| **time).map(|(agent, _)| *agent);
-            self.revoked.remove(&oldest.expect("there is one"));
-        }
-    }
-
     /// Whether a collector's records are allowed. On the standard tier required collectors are always allowed: an agent runs
     /// one where no other of its group observes anything.
     pub fn allows(&self, collector: &str) -> bool {
@@ -162,7 +153,8 @@ impl Policy {
 
     /// Checks the policy against its tier.
     ///
-    /// # Errors The forbidden setting, and what to do.
+    /// # Errors
+    /// The forbidden setting, and what to do.
     pub fn check(&self) -> Result<(), String> {
         if self.tier == Tier::Standard && !self.collect {
             return Err(

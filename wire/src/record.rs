@@ -15,7 +15,7 @@ pub struct Position(pub u64, pub u64);
 pub struct SourceRef {
     /// Collector that reads the source.
     pub collector: String,
-    /// Id of the source: device, inode and first position of a file; machine and boot of a journal; run of a poll.
+    /// Id of the source: device, inode and time first seen of a file; sequence number id of a journal; run of a poll.
     pub id: String,
     /// Display name: a path. Absent where the collector's name suffices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ pub struct Predecessor {
     /// Lowest sequence that the agent still holds; absent where it holds none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lowest_held: Option<u64>,
-    /// Sequences neither delivered nor held, and why.
+    /// Sequences that the agent does not try to deliver any more, and why.
     #[serde(default, skip_serializing_if = "SetAside::is_empty")]
     pub set_aside: SetAside,
 }
@@ -124,7 +124,7 @@ pub struct Header {
     pub ledger: Ledger,
     /// Lowest sequence that the agent still holds. A lower one that has not landed is missing.
     pub lowest_held: u64,
-    /// Sequences neither delivered nor held, and why.
+    /// Sequences that the agent does not try to deliver any more, and why.
     #[serde(default, skip_serializing_if = "SetAside::is_empty")]
     pub set_aside: SetAside,
     /// The previous epoch; absent in an agent's first.

@@ -73,7 +73,7 @@ pub struct StoredSource {
 /// `POST /v1/enroll`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnrollRequest {
-    /// One-time token, as `vedette-workspace token new` printed it.
+    /// Token, as `vedette-workspace token new` printed it.
     pub token: String,
     /// Certificate signing request (RFC 2986), PEM, signed by the agent's own key.
     pub csr: String,

@@ -90,7 +90,8 @@ impl Sealer {
 
     /// Appends a record with a compressed body.
     ///
-    /// # Panics If memory runs out while a piece of another codec is decompressed.
+    /// # Panics
+    /// If memory runs out while a piece of another codec is decompressed.
     pub fn append_piece(&mut self, source: u32, observed: i64, position: Position, piece: Piece) {
         let before = self.waiting.len();
         append_record(source, observed, position, &[], &mut self.waiting);
@@ -114,7 +115,8 @@ impl Sealer {
 
     /// Compresses header and records: returns the sealed bytes after `zeros` zero bytes. Keeps the records.
     ///
-    /// # Errors The compressor fails (out of memory).
+    /// # Errors
+    /// The compressor fails (out of memory).
     pub fn seal(&mut self, zeros: usize, header: &Header) -> io::Result<Vec<u8>> {
         self.flush()?;
         let head = compress(&head(header)?, self.compression)?;
@@ -137,7 +139,8 @@ impl Sealer {
 
 /// Seals a header and encoded records.
 ///
-/// # Errors The compressor fails (out of memory).
+/// # Errors
+/// The compressor fails (out of memory).
 pub fn seal(header: &Header, records: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     append(&head(header)?, compression, &mut out)?;
@@ -147,7 +150,8 @@ pub fn seal(header: &Header, records: &[u8], compression: Compression) -> io::Re
 
 /// Compresses bytes.
 ///
-/// # Errors The compressor fails (out of memory).
+/// # Errors
+/// The compressor fails (out of memory).
 pub fn compress(bytes: &[u8], compression: Compression) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     append(bytes, compression, &mut out)?;

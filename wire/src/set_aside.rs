@@ -1,4 +1,4 @@
-//! Sequences that an agent neither delivered nor holds; without this the workspace would report them missing.
+//! Sequences that an agent does not try to deliver any more; without this the workspace would report them missing.
 
 use serde::{Deserialize, Serialize};
 

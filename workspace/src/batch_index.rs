@@ -119,7 +119,8 @@ impl BatchIndex {
 
     /// Checks the size of a header before its sources are copied to runs.
     ///
-    /// # Errors What is wrong.
+    /// # Errors
+    /// What is wrong.
     pub(crate) fn check_sources(header: &Header) -> Result<(), &'static str> {
         let is_long = |source: &SourceRef| source.id.len() > 1024 || source.collector.len() > 64;
         let skipped: usize = header.sources.iter().map(|source| source.skipped.len()).sum();
@@ -131,7 +132,8 @@ impl BatchIndex {
 
     /// Checks that the ledger can hold the batch: an enrolled agent may send anything.
     ///
-    /// # Errors What is wrong.
+    /// # Errors
+    /// What is wrong.
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let (header, most) = (&self.header, NUMBER_MAX);
         if !(1..most).contains(&header.seq) || header.lowest_held > most {
@@ -140,7 +142,7 @@ impl BatchIndex {
         for counters in header.ledger.0.values() {
             let dropped = counters.dropped.values().try_fold(0_u64, |sum, count| sum.checked_add(*count));
             if dropped.is_none_or(|dropped| dropped > counters.emitted) || counters.emitted > most {
-                return Err("a collector dropped more than it emitted");
+                return Err("a collector dropped more than it emitted, or a number is above 2^53");
             }
         }
         let before = header.predecessor.as_ref();
@@ -161,7 +163,7 @@ impl BatchIndex {
         if header.sources.len() > SOURCES_MAX
             || header.sources.iter().filter_map(|source| source.name.as_ref()).any(|name| name.len() > NAME_BYTES_MAX)
         {
-            return Err("a source's name is too long, or there are too many");
+            return Err("a source's name is too long, or there are too many sources");
         }
         let is_cursor =
             |update: &CursorUpdate| update.cursor.as_ref().is_none_or(|cursor| cursor.len() <= CURSOR_BYTES_MAX);
@@ -184,7 +186,7 @@ impl BatchIndex {
         let in_order = |position: &Position| position.0 <= position.1 && position.1 < most;
         let skipped = |run: &PositionRun| run.skipped.is_none_or(|(span, count)| in_order(&span) && count < most);
         if !self.runs.iter().all(|run| run.positions.iter().all(in_order) && skipped(run)) {
-            return Err("a record's position ends before it begins");
+            return Err("a record's position ends before it begins, or is above 2^53");
         }
         Ok(())
     }

@@ -78,7 +78,7 @@ fn subject_alt_name(name: &str) -> Result<SanType> {
     })
 }
 
-/// Letters, digits, hyphens and dots; the first label may be a wildcard (RFC 1123 §2.1, RFC 6125 §6.4.3).
+/// Letters, digits, hyphens, underscores and dots; the first label may be a wildcard (RFC 1123 §2.1, RFC 6125 §6.4.3).
 fn is_dns_name(name: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
@@ -136,7 +136,8 @@ impl Authority {
 
     /// Parses a signing request and verifies its signature; also returns the agent.
     ///
-    /// # Errors The text is no PKCS #10 request, or is not signed by its own key.
+    /// # Errors
+    /// The text is no PKCS #10 request, or is not signed by its own key.
     pub(crate) fn read_request(pem: &str) -> Result<(CertificateSigningRequestParams, AgentId)> {
         let request = CertificateSigningRequestParams::from_pem(pem)?;
         let agent = AgentId::of_public_key(&request.public_key.subject_public_key_info());

@@ -93,7 +93,8 @@ impl LandingStore {
 
     /// Reads a landed batch; also returns the approximate size of its rows in bytes.
     ///
-    /// # Errors [`ReadError::Store`] may be temporary; [`ReadError::Damaged`] is permanent.
+    /// # Errors
+    /// [`ReadError::Store`] may be temporary; [`ReadError::Damaged`] is permanent.
     pub(crate) async fn read(&self, key: &str, plain_bytes_max: usize) -> Result<(Batch, usize), ReadError> {
         let bytes = self.store.get(&Key::from(key)).await?.bytes().await?;
         let decode = move || -> Result<(Batch, usize)> {

@@ -88,7 +88,7 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     Ok(())
 }
 
-/// Deletes a file. A read-only mount keeps it; it is not read again.
+/// Deletes a file. A read-only mount keeps it; an enrolled host ignores it.
 fn delete(path: &Path) {
     match std::fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {

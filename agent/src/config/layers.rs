@@ -59,7 +59,8 @@ pub(super) type Origins = BTreeMap<String, String>;
 
 /// Loads, checks and resolves the configuration.
 ///
-/// # Errors [`Exit::Config`] with all problems of all layers.
+/// # Errors
+/// [`Exit::Config`] with all problems of all layers.
 pub(crate) fn load(sources: &Sources) -> Result<Resolved, Exit> {
     let mut problems = Vec::new();
     let mut merged = toml::Table::new();

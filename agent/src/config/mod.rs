@@ -32,7 +32,7 @@ pub(crate) struct Config {
     pub(crate) collectors: BTreeMap<String, toml::Table>,
 }
 
-/// The destination. `vedette enroll` records all of this; settings here must agree with it.
+/// The destination. `vedette enroll` records `url`, `ca` and `geo`; settings of these must agree.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Workspace {

@@ -138,7 +138,8 @@ impl Checker<'_> {
 impl Resolved {
     /// Checks the values against each other.
     ///
-    /// # Errors One line per problem.
+    /// # Errors
+    /// One line per problem.
     pub(super) fn from_config(config: Config, origins: &Origins) -> Result<Self, Vec<String>> {
         let mut check = Checker { origins, problems: Vec::new() };
         let digest = hex::encode(Sha256::digest(toml::to_string(&config).unwrap_or_default()));
@@ -160,7 +161,7 @@ impl Resolved {
             metadata_url: config.host.metadata_url.as_deref().and_then(|url| {
                 let url = Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
                 url.or_else(|| {
-                    check.wrong("host.metadata_url", "must be http://host:port");
+                    check.wrong("host.metadata_url", "must be http://host:port or https://host:port");
                     None
                 })
             }),
@@ -176,7 +177,7 @@ impl Resolved {
         if let Some(proxy) = &config.workspace.proxy
             && (proxy.contains(char::is_whitespace) || !Url::parse(proxy).is_ok_and(is_proxy))
         {
-            check.wrong("workspace.proxy", "must be http://host:port");
+            check.wrong("workspace.proxy", "must be http://host:port or https://host:port");
         }
         for one in
             config.workspace.no_proxy.iter().flat_map(|all| all.split(',')).map(str::trim).filter(|one| !one.is_empty())

@@ -19,7 +19,7 @@ pub(crate) struct Decision {
     /// Its settings, including those of the policy.
     pub(crate) settings: toml::Table,
     pub(crate) run: bool,
-    /// The policy switches it off: what is written meanwhile is never collected.
+    /// The policy switches it off: what is written meanwhile is not collected, unless `policy.resume` is `cursor`.
     pub(crate) by_policy: bool,
     /// Why it is off, or runs in spite of its settings.
     pub(crate) why: Option<String>,
@@ -34,7 +34,7 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &CollectorCon
         let artifact = vedette_collectors::find(id).is_some_and(|spec| spec.class == CollectorClass::Artifact);
         policy.collectors.get(id).and_then(|collector| collector.enabled).filter(|_| !artifact)
     };
-    // Collectors that would observe something by the host's configuration alone.
+    // Collectors that configuration and policy leave on, and that would observe something.
     let wanted: BTreeSet<&'static str> = plans
         .iter()
         .filter(|plan| plan.enabled && of_policy(plan.spec.id) != Some(false))

@@ -19,7 +19,7 @@ pub(crate) enum Refused {
     /// Its revision is not newer than the one in force.
     #[error("the policy has revision {0}, and {1} is in force")]
     Older(u64, u64),
-    /// It is signed, but cannot be read or contains a forbidden setting.
+    /// It cannot be read, or contains a forbidden setting.
     #[error("the policy cannot be used: {0}")]
     Torn(String),
     /// The agent was enrolled by a release without policies.
@@ -84,7 +84,8 @@ impl PolicyStore {
 
     /// Puts a newer policy in force, durably.
     ///
-    /// # Errors [`Refused`]; nothing changes then.
+    /// # Errors
+    /// [`Refused`]; nothing changes then.
     pub(crate) fn accept(&mut self, signed: &SignedPolicy) -> Result<&Policy, Refused> {
         let policy = self.verify(signed)?;
         if let Some(now) = &self.policy

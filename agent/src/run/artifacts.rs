@@ -25,7 +25,7 @@ const HOUR_NS: i64 = 3600 * 1_000_000_000;
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct RequestLog {
     open: BTreeMap<String, SignedRequest>,
-    /// Arrival of each answered request, nanoseconds UTC.
+    /// Time at which each request was answered, nanoseconds UTC.
     answered: BTreeMap<String, i64>,
 }
 

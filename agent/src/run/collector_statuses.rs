@@ -11,7 +11,7 @@ use vedette_collectors::CollectorClass;
 pub(crate) enum CollectorState {
     /// It starts.
     Starting,
-    /// It waits for the workspace's positions.
+    /// It waits for a policy, for the workspace's positions, or for a retry.
     Waiting,
     /// It runs.
     Running,

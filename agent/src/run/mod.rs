@@ -90,7 +90,7 @@ fn allow_many_files() {
 #[derive(Debug, PartialEq, Eq)]
 enum ExitReason {
     Stopped,
-    /// The queue was damaged, the agent has a new identity, or sources must be read again.
+    /// The queue was damaged, the agent has a new identity, sources must be read again, or the state directory was removed.
     Again,
 }
 
@@ -370,7 +370,7 @@ fn describe(error: QueueError) -> Exit {
     }
 }
 
-/// Path of the status socket.
+/// File name of the status socket.
 pub(crate) fn socket_name() -> PathBuf {
     PathBuf::from("agent.sock")
 }

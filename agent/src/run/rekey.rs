@@ -26,11 +26,11 @@ pub(super) async fn rekey(
     post: Arc<WorkspaceClient>,
     host: HostLabel,
 ) {
-    let (mut pause, mut told) = (*PAUSE.start(), false);
+    let (mut pause, mut must_rekey) = (*PAUSE.start(), false);
     loop {
-        if !told {
-            told = lane.take_rekey();
-            if !told {
+        if !must_rekey {
+            must_rekey = lane.take_rekey();
+            if !must_rekey {
                 tokio::time::sleep(REFUSAL_POLL).await;
                 continue;
             }
@@ -41,7 +41,7 @@ pub(super) async fn rekey(
             Ok(true) => return,
             Ok(false) => {
                 not_demanded(&identity, &lane, &host).await;
-                told = false;
+                must_rekey = false;
             }
             Err(why) => tracing::warn!(why, "no new key yet; records wait on disk"),
         }
@@ -50,8 +50,8 @@ pub(super) async fn rekey(
     }
 }
 
-/// The refused batches were sealed with an earlier machine id, or none: reseals them with the present one. If an answer was
-/// lost, the new key belongs to another agent: the next attempt makes another.
+/// The refused batches were sealed with an earlier machine id, or none: reseals them with the present one. Deletes the unused
+/// key, since a lost answer may have enrolled it: the next attempt makes another.
 async fn not_demanded(identity: &IdentityDir, lane: &Lane, host: &HostLabel) {
     let (queue, label) = (Arc::clone(lane.queue()), host.clone());
     match tokio::task::spawn_blocking(move || queue.seal_for(&label)).await.expect("the queue does not panic") {
@@ -79,7 +79,7 @@ async fn attempt(
         machine: host.machine.clone().unwrap_or_default(),
         version: VERSION.to_owned(),
     };
-    // The secondary of a pair refers to the primary.
+    // The secondary of a pair refuses, and names the primary.
     let mut answer = Err("no workspace was asked".to_owned());
     for post in post.all() {
         answer = post.rekey(&request).await;

@@ -25,7 +25,7 @@ use vedette_wire::{Lane as LaneName, body::LifecycleEvent, reply::StoredSource};
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// Time limit for all pages; after it the request is repeated.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// Maximum wait for the second workspace of a pair after one has answered.
+/// Maximum wait for the second workspace of a pair, from the start of resuming, if one has answered.
 const PAIR_PATIENCE: Duration = Duration::from_secs(600);
 /// Poll interval for the state of the queue.
 const QUEUE_POLL: Duration = Duration::from_millis(250);

@@ -12,7 +12,7 @@ use vedette_collectors::{CollectorContext, Outlet, Plan, Poll, Progress, Sink, S
 use vedette_transport::Queue;
 use vedette_wire::{Body, Chunk, Position, Source, body::LifecycleEvent};
 
-/// First backoff; it doubles with each failure.
+/// Half of the first backoff; it doubles with each failure.
 const BACKOFF_BASE: Duration = Duration::from_secs(1);
 /// Longest backoff.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
@@ -41,7 +41,7 @@ enum RunnerExit {
     Failed(String),
 }
 
-/// A source with running numbers as positions; each run of the agent has its own.
+/// A source with running numbers as positions; each start of a collector has its own.
 pub(crate) fn positions_source(collector: &'static str) -> Arc<Source> {
     Arc::new(Source { collector, id: format!("run:{:016x}", fastrand::u64(..)), name: None })
 }

@@ -42,7 +42,7 @@ use vedette_wire::{
 const COLLECTORS_GRACE: Duration = Duration::from_secs(2);
 /// Poll interval for durability.
 const DURABLE_POLL: Duration = Duration::from_millis(500);
-/// Retry interval of a failed skip.
+/// Retry interval of a policy that is not fully applied, and of open artifact requests.
 const AGAIN_EVERY: Duration = Duration::from_secs(5);
 /// Time limit of a skip: a file system may hang.
 const SKIP_PATIENCE: Duration = Duration::from_secs(30);
@@ -56,7 +56,7 @@ pub(crate) struct PolicyState {
     pub(crate) revision: u64,
     pub(crate) tier: String,
     pub(crate) collect: bool,
-    /// Why the last policy was refused, or none is in force.
+    /// Why the last policy was refused, the stored one cannot be used, or policies cannot be verified.
     pub(crate) problem: Option<String>,
 }
 
@@ -127,8 +127,8 @@ impl Supervisor {
             agent.statuses.add(plan.spec.id, plan.spec.class);
         }
         if let Some(problem) = &problem {
-            let waits = store.policy().is_none();
-            tracing::error!(error = %problem, waits, "the stored policy cannot be used; nothing is collected until the workspace sends one");
+            let collects = store.policy().is_some();
+            tracing::error!(error = %problem, collects, "the stored policy cannot be used until the workspace sends one");
         }
         agent.state.lock().unwrap_or_else(PoisonError::into_inner).problem = problem.map(|problem| problem.to_string());
         let requests = ArtifactRequests::load(&agent.identity, enrollment);
@@ -195,7 +195,7 @@ impl Supervisor {
         }
     }
 
-    /// Adds artifact requests, records answered ones, and starts the collector with the first.
+    /// Adds artifact requests, records answered ones, and wakes the collector.
     async fn take_requests(&mut self, signed: Vec<SignedRequest>) -> bool {
         let Some(limits) = self.store.policy().map(|policy| policy.artifacts.clone()) else { return false };
         let settled = match &self.blobs {
@@ -437,7 +437,7 @@ impl Supervisor {
                 self.skip(id, skip, (settings.clone(), self.cx(id, &lane, enabled)?), Arc::clone(&sink)).await?;
             }
             let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
-            let said = format!("switched off by policy for {} s; skipping what was written meanwhile", off.as_secs());
+            let said = format!("was switched off by policy for {} s", off.as_secs());
             self.agent.events.lifecycle(LifecycleEvent::Policy, said, Some(id), None);
             self.off.remove(id);
             self.keep_off()?;

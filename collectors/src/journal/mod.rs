@@ -103,7 +103,7 @@ fn skip(_: toml::Table, cx: &CollectorContext, outlet: &Outlet) -> Result<(), Co
         None => None,
     };
     let Some(newest) = newest else {
-        // If the journal is not visible, it is read from its start once it is.
+        // If the journal is not visible, it is read as configured by `start` once it is.
         let mut gone = Chunk::new(source(BEGIN));
         gone.forget = cx.cursors.iter().map(|(id, _)| id.clone()).collect();
         return outlet.emit(gone);
@@ -131,7 +131,7 @@ impl Watch for Journal {
     fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let mut place =
             cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
-        if let Some(again) = place.as_deref().and_then(|place| first_hole(place, &cx.stored)) {
+        if let Some(again) = place.as_deref().and_then(|place| first_missing(place, &cx.stored)) {
             place = Some(again);
         }
         if place.is_none() && self.start == crate::tail::Start::End && cx.once.is_none() {
@@ -294,10 +294,10 @@ fn readable(stdout: &ChildStdout) -> io::Result<bool> {
 
 /// Cursor of the last entry before the first one that the workspace lacks: id and sequence number suffice
 /// (sd_journal_seek_cursor(3)). Absent if reading continues at the cursor itself.
-fn first_hole(place: &str, stored: &[Stored]) -> Option<String> {
+fn first_missing(place: &str, stored: &[Stored]) -> Option<String> {
     let (id, _) = place_of_parts(place);
     let stored = stored.iter().find(|stored| stored.id == format!("journal:{id}") && !stored.begun)?;
-    let hole = stored.first_hole(None)?;
+    let hole = stored.first_missing(None)?;
     Some(format!("s={id};i={:x}", hole.saturating_sub(1)))
 }
 

@@ -73,9 +73,9 @@ fn the_place_of_a_cursor_is_its_sequence_number() {
 #[test]
 fn after_a_lost_queue_reading_goes_on_at_the_first_hole() {
     let stored = |begun| Stored { id: "journal:ab".to_owned(), ranges: vec![(10, 20), (30, 40)], begun, floor: 0 };
-    assert_eq!(first_hole("s=ab;i=27;b=cd", &[stored(false)]).as_deref(), Some("s=ab;i=13"), "behind 19");
-    assert_eq!(first_hole("s=ab;i=27;b=cd", &[stored(true)]), None, "it was gone on with since");
-    assert_eq!(first_hole("s=other;i=27", &[stored(false)]), None);
+    assert_eq!(first_missing("s=ab;i=27;b=cd", &[stored(false)]).as_deref(), Some("s=ab;i=13"), "behind 19");
+    assert_eq!(first_missing("s=ab;i=27;b=cd", &[stored(true)]), None, "it was gone on with since");
+    assert_eq!(first_missing("s=other;i=27", &[stored(false)]), None);
     assert_eq!(
         [9, 10, 19, 20, 30, 39, 40].map(|at| stored(false).has(at)),
         [false, true, true, false, true, true, false]

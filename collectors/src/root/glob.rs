@@ -42,7 +42,8 @@ const MATCHING: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
 impl Pattern {
-    /// # Errors Why the text is no pattern of absolute paths.
+    /// # Errors
+    /// Why the text is no pattern of absolute paths.
     pub(crate) fn new(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
             return Err(format!("{text:?} must be absolute, as in \"/var/log/*.log\""));

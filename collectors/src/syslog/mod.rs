@@ -32,7 +32,7 @@ struct Settings {
     enabled: bool,
     /// Globs of files. Default: where the distributions' rsyslog and syslog-ng write.
     paths: Vec<String>,
-    /// Where to start in files that exist at the very first start: `end` or `beginning`.
+    /// Where to start in files that exist at the first scan of their glob: `end` or `beginning`.
     start: Start,
     /// Read the default files even if the journal collector reads the same entries.
     beside_journal: bool,

@@ -114,7 +114,7 @@ impl File {
         let mut file = Self::open(found, cursor.offset, cursor.generation)?;
         let same = file.before == cursor.before && !file.was_truncated()?;
         file.be_of(cursor);
-        if let Some(hole) = file.first_hole(cursor) {
+        if let Some(hole) = file.first_missing(cursor) {
             (file.offset, file.parts) = (hole, 0);
             file.before = file.read_before()?;
         }
@@ -128,7 +128,7 @@ impl File {
         stopped: &dyn Fn() -> bool,
     ) -> io::Result<Option<Self>> {
         let mut file = Self::open_unpacked(found, cursor.generation)?;
-        let from = file.first_hole(cursor).unwrap_or(cursor.offset);
+        let from = file.first_missing(cursor).unwrap_or(cursor.offset);
         let before = if from == cursor.offset { cursor.before.as_slice() } else { &[] };
         let Input::Unpacked(unpacked) = &mut file.input else { return Ok(None) };
         if !unpacked.skip_to(from, before, stopped)? || cursor.offset > 0 && cursor.before.is_empty() {
@@ -148,8 +148,8 @@ impl File {
         self.parts = cursor.parts;
     }
 
-    fn first_hole(&self, cursor: &Cursor) -> Option<u64> {
-        cursor.stored.as_ref().filter(|stored| !stored.begun).and_then(|stored| stored.first_hole(cursor.begin))
+    fn first_missing(&self, cursor: &Cursor) -> Option<u64> {
+        cursor.stored.as_ref().filter(|stored| !stored.begun).and_then(|stored| stored.first_missing(cursor.begin))
     }
 
     /// Whether the file itself is open.
@@ -160,6 +160,11 @@ impl File {
     /// Whether the content comes from an archive, which does not grow.
     pub(crate) fn is_unpacked(&self) -> bool {
         matches!(self.input, Input::Unpacked(_))
+    }
+
+    /// Whether no name leads to the open file any more (fstat(2), `st_nlink`).
+    pub(crate) fn is_deleted(&self) -> bool {
+        matches!(&self.input, Input::Open(file) if file.metadata().is_ok_and(|meta| meta.nlink() == 0))
     }
 
     /// Whether the last read found nothing.

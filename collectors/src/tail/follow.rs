@@ -207,7 +207,7 @@ impl<P: LineParser> Tailer<P> {
                 return true;
             }
             let Some(followed) = state.files.get_mut(&key) else { return false };
-            followed.had_turn = false;
+            (followed.had_turn, followed.at_end) = (false, false);
             let reopened = at.root.log(&path).and_then(|found| followed.file.reopen(&found, key));
             if !reopened.is_ok_and(|reopened| reopened) {
                 // Renamed since it was listed.
@@ -221,7 +221,7 @@ impl<P: LineParser> Tailer<P> {
 
     /// Makes room for another open file. At the limit it closes the least recently grown files that had their turn; then renamed
     /// files that were read to their end; for a file that `is_listed`, then those that wait for room in the queue. It closes a few
-    /// more than needed, so that the search is rare. If there are none, the caller retries after the next turns.
+    /// more than needed that were read to their end, so that the search is rare. If there are none, the caller retries after the next turns.
     pub(super) fn make_room(&self, state: &mut State, is_listed: bool) -> bool {
         let held = state.files.values().filter(|followed| followed.file.holds_descriptor()).count();
         let Some(excess) = (held + 1).checked_sub(self.open_max).filter(|excess| *excess > 0) else { return true };
@@ -231,13 +231,17 @@ impl<P: LineParser> Tailer<P> {
         let may_go = |followed: &&mut Followed| {
             let (waits, quiet) = (followed.room.is_waiting(), followed.file.was_quiet());
             let may_be = followed.listed || quiet || is_listed && waits;
-            followed.had_turn && followed.file.is_open() && may_be
+            // What is deleted cannot be opened again.
+            let may_return = followed.listed || quiet || !followed.file.is_deleted();
+            followed.had_turn && followed.file.is_open() && may_be && may_return
         };
         let mut open: Vec<&mut Followed> = state.files.values_mut().filter(may_go).collect();
         open.sort_by_key(|followed| (!followed.listed, !followed.file.was_quiet(), followed.grew));
         let has_room = open.len() >= excess;
-        for followed in open.into_iter().take(excess + self.open_max / 16) {
-            followed.file.close();
+        for (number, followed) in open.into_iter().take(excess + self.open_max / 16).enumerate() {
+            if number < excess || followed.listed && followed.at_end {
+                followed.file.close();
+            }
         }
         state.is_waiting |= is_listed && !has_room;
         has_room
@@ -271,7 +275,7 @@ impl<P: LineParser> Tailer<P> {
                 Ok(file)
             }
             Ok(None) if self.is_copy(at, state, (path, found))? => return Ok(None),
-            // The cursor of an earlier run's copy is known.
+            // A copy of an earlier run's file: its cursor is searched for.
             Ok(None)
                 if state.orphans.values().any(|cursor| {
                     rotation::may_be_of(path, &cursor.host_path()) && rotation::continues(&at.root, path, cursor)
@@ -281,7 +285,7 @@ impl<P: LineParser> Tailer<P> {
             }
             Ok(None) => {
                 let from_end = state.refused.get(path).copied().unwrap_or(how.from_end) && known.is_empty();
-                // Files known at the skip were skipped then; this one was written later.
+                // This file is older than the skip, and was unknown then: its content is skipped now.
                 passed = known.is_empty() && made(found.meta()) < state.passed_over;
                 File::open(found, if from_end && !passed { found.meta().len() } else { 0 }, at.cx.now())
             }
@@ -371,6 +375,7 @@ impl<P: LineParser> Tailer<P> {
             seen,
             scan,
             had_turn: false,
+            at_end: false,
             room: RoomWait::default(),
             trouble: None,
         };

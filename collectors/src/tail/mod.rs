@@ -66,7 +66,7 @@ const OPEN_RANGE: std::ops::RangeInclusive<u64> = 16..=8192;
 const TROUBLES_NAMED: usize = 5;
 /// Source id of the record of globs scanned in the last run.
 const SCANNED: &str = "scanned";
-/// Source id of the time, nanoseconds UTC, before which files are not collected.
+/// Source id of a time, nanoseconds UTC: files created before it start at their end.
 const PASSED_OVER: &str = "passed-over";
 
 /// Converts lines to bodies.
@@ -79,7 +79,7 @@ pub(crate) trait LineParser: Send {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Start {
-    /// At the end of what exists at the agent's first start.
+    /// At the end of what exists at the first scan of a glob.
     #[default]
     End,
     /// At the beginning.
@@ -130,6 +130,8 @@ struct Followed {
     scan: u64,
     /// It was read since it was opened.
     had_turn: bool,
+    /// Its last turn reached the end.
+    at_end: bool,
     /// Wait for room in the queue.
     room: RoomWait,
     /// Why it cannot be read.
@@ -182,7 +184,7 @@ struct State {
     files: BTreeMap<Key, Followed>,
     /// Cursors without a file, by source id.
     orphans: BTreeMap<String, Cursor>,
-    /// Sources that no glob named in the last run: their new content is not collected.
+    /// Sources that no glob named in the last run: what was written meanwhile is not collected.
     returning: BTreeSet<String>,
     /// Possible copies: length, and since when it is the same.
     suspects: BTreeMap<Key, (u64, Instant)>,

@@ -66,7 +66,11 @@ fn may_be_named(name: &OsStr, original: &Path) -> bool {
 
 /// Whether a path may be a rotated, uncompressed form of another in the same directory.
 pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
-    path != original
+    // Cheap, since each new file is compared with every followed one: both begin with the same stem.
+    let (name, of) = (path.as_os_str().as_bytes(), original.as_os_str().as_bytes());
+    let stem = &of[..memchr::memrchr(b'.', of).unwrap_or(of.len())];
+    name.starts_with(stem)
+        && path != original
         && path.parent() == original.parent()
         && path.file_name().is_some_and(|name| may_be_named(name, original))
         && !unpacked::is_compressed(path)

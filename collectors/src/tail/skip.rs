@@ -1,4 +1,4 @@
-//! Skips the content of files while policy keeps the collector from running.
+//! Skips what was written to files while the collector was switched off by policy.
 
 use super::{
     Cursor, File, LineParser, PASSED_OVER, SCANNED, Tailer, follow::resume, passed_over, rotation::key, unpacked,
@@ -9,7 +9,7 @@ use vedette_wire::Chunk;
 
 impl<P: LineParser> Tailer<P> {
     /// Moves the cursors of all files to their ends; counts one dropped record for each, as the number of lines is unknown.
-    /// Files that cannot be seen now are forgotten; if older, they start at their end once they are back, and are counted then.
+    /// Files that cannot be seen now are forgotten. Once they are back, those created before now start at their end and are counted.
     pub(crate) fn skip(&mut self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
         let at = Self::place(cx, outlet)?;
         let mut known: BTreeMap<String, Cursor> =

@@ -58,6 +58,7 @@ impl<P: LineParser> Tailer<P> {
         let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
         let read = self.turn(at, followed);
         followed.had_turn = true;
+        followed.at_end = matches!(read, Ok(Read::Grew | Read::Nothing)) && !followed.room.is_waiting();
         match read {
             Ok(read) => {
                 followed.trouble = None;

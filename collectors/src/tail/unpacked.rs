@@ -40,7 +40,8 @@ impl std::fmt::Debug for Unpacked {
 }
 
 impl Unpacked {
-    /// # Errors `Unsupported` if the format is unknown.
+    /// # Errors
+    /// `Unsupported` if the format is unknown.
     pub(super) fn open(file: File) -> io::Result<Self> {
         let mut magic = [0; 6];
         let length = file.read_at(&mut magic, 0)?;
@@ -88,7 +89,8 @@ impl Unpacked {
 
     /// Skips to an offset; false if the content is shorter, or other bytes than `before` precede the offset.
     ///
-    /// # Errors `Interrupted` on a stop.
+    /// # Errors
+    /// `Interrupted` on a stop.
     pub(super) fn skip_to(&mut self, offset: u64, before: &[u8], stopped: &dyn Fn() -> bool) -> io::Result<bool> {
         let (mut last, mut block) = (Vec::new(), vec![0; STEP_BYTES]);
         while self.at < offset {

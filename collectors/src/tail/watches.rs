@@ -12,7 +12,7 @@ use std::{
 
 /// Pause between two reads of the kernel's events.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Time for which all events are processed: some thousands.
+/// Events within this time after a pause are processed without another pause: some thousands.
 const BUSY: Duration = Duration::from_millis(3);
 
 /// Watches on the directories of the globs.

@@ -12,7 +12,8 @@ use vedette_wire::{
 impl Queue {
     /// Seals the open batch and commits it with its cursors and the ledger in one fsynced transaction.
     ///
-    /// # Errors [`QueueError::Full`] and [`QueueError::Floor`] if the quota has no room. Any other error leaves the queue
+    /// # Errors
+    /// [`QueueError::Full`] and [`QueueError::Floor`] if the quota has no room. Any other error leaves the queue
     /// unchanged.
     pub(crate) fn commit(&self, open: &mut BatchBuilder, header: Header) -> Result<(), QueueError> {
         loop {
@@ -87,7 +88,7 @@ impl Queue {
 
 /// Maximum number and size of cursors in one header; the next headers carry the rest. The workspace accepts twice as many.
 const UPDATES_MAX: usize = 10_000;
-const TOLD_BYTES_MAX: usize = 2 << 20;
+const UPDATES_BYTES_MAX: usize = 2 << 20;
 
 fn named(
     cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>,
@@ -100,7 +101,7 @@ fn take_updates(cursors: Cursors) -> Vec<CursorUpdate> {
     let (mut out, mut bytes) = (Vec::new(), 0);
     for ((collector, id), cursor) in cursors {
         bytes += collector.len() + id.len() + cursor.as_ref().map_or(0, Vec::len);
-        if !out.is_empty() && (out.len() >= UPDATES_MAX || bytes > TOLD_BYTES_MAX) {
+        if !out.is_empty() && (out.len() >= UPDATES_MAX || bytes > UPDATES_BYTES_MAX) {
             break;
         }
         out.push(CursorUpdate { collector, id, cursor });

@@ -37,7 +37,8 @@ pub struct QuarantinedBatch {
 impl Queue {
     /// Reads every batch and compares the content with the queue's own counts.
     ///
-    /// # Errors [`QueueError::Storage`] and [`QueueError::Damaged`].
+    /// # Errors
+    /// [`QueueError::Storage`] and [`QueueError::Damaged`].
     pub fn verify(&self) -> Result<Verified, QueueError> {
         let mut verified = Verified::default();
         let (mut slot, mut bytes) = (0, 0);
@@ -76,7 +77,8 @@ impl Queue {
 
     /// Passes each batch in quarantine to `show`, oldest first, until it returns false; returns their number.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn quarantined(&self, mut show: impl FnMut(QuarantinedBatch) -> bool) -> Result<u64, QueueError> {
         let (mut from, mut count) = (0, 0);
         loop {
@@ -96,7 +98,8 @@ impl Queue {
 
     /// Moves a batch from quarantine back to the queue, under its key. False if it is not there.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn replay(&self, slot: u64) -> Result<bool, QueueError> {
         let done = self.write(Durability::Immediate, |tx, meta| {
             let Some(kept) = out_of_quarantine(tx, meta, slot)? else { return Ok(None) };
@@ -115,7 +118,8 @@ impl Queue {
 
     /// Deletes a batch in quarantine; its records stay counted. False if it is not there.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn drop_quarantined(&self, slot: u64) -> Result<bool, QueueError> {
         let done = self.write(Durability::Immediate, |tx, meta| {
             let there = out_of_quarantine(tx, meta, slot)?.is_some();

@@ -21,7 +21,8 @@ pub const PLAIN_BYTES_MAX: usize = 256 << 20;
 impl Queue {
     /// Deletes a delivered batch.
     ///
-    /// # Errors [`QueueError::Storage`]; the batch is then sent again and answered as `duplicate`.
+    /// # Errors
+    /// [`QueueError::Storage`]; the batch is then sent again and answered as `duplicate`.
     pub fn delete(&self, slot: u64) -> Result<(), QueueError> {
         // A crash may undo the deletion.
         self.write(Durability::None, |tx, meta| {
@@ -34,7 +35,8 @@ impl Queue {
 
     /// Deletes a batch that the policy forbids.
     ///
-    /// # Errors [`QueueError::Storage`]; the batch is then sent and refused again.
+    /// # Errors
+    /// [`QueueError::Storage`]; the batch is then sent and refused again.
     pub fn purge(&self, slot: u64) -> Result<(), QueueError> {
         self.write(Durability::None, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
@@ -52,7 +54,8 @@ impl Queue {
 
     /// Deletes all batches, since the policy forbids them.
     ///
-    /// # Errors [`QueueError::Storage`]; the remaining batches stay.
+    /// # Errors
+    /// [`QueueError::Storage`]; the remaining batches stay.
     pub fn purge_all(&self) -> Result<(), QueueError> {
         while let Some((slot, _)) = self.next_after(0)? {
             self.purge(slot)?;
@@ -65,7 +68,8 @@ impl Queue {
     /// Moves a batch that will never be accepted into quarantine. Quarantine takes up to a tenth of the limit; the oldest
     /// batches are deleted beyond that.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn quarantine(&self, slot: u64, code: &str, why: &str) -> Result<(), QueueError> {
         let mut kept = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
         kept.push(0);
@@ -95,7 +99,8 @@ impl Queue {
     /// Reseals batches that were sealed under another machine id, which the workspace refuses, though this agent was not told
     /// to re-key. Returns their number.
     ///
-    /// # Errors [`QueueError`]; a second call does the rest.
+    /// # Errors
+    /// [`QueueError`]; a second call does the rest.
     pub fn seal_for(&self, host: &HostLabel) -> Result<u64, QueueError> {
         let (last, mut slot, mut done) = (lock(&self.meta).next_slot, 0, 0);
         while let Some((next, _)) = self.next_after(slot)?.filter(|(next, _)| *next < last) {
@@ -142,10 +147,11 @@ impl Queue {
     }
 
     /// Reseals the first batch if it is of an agent that this one replaces; puts it into quarantine if it is of any other,
-    /// since the workspace would always refuse it. Returns whether it stays in the queue; absent if the first batch is this
-    /// agent's own, as foreign batches are older.
+    /// since the workspace would always refuse it. Returns whether it went into quarantine; absent if the first batch is this
+    /// agent's own or unreadable, as foreign batches are older.
     ///
-    /// # Errors [`QueueError`].
+    /// # Errors
+    /// [`QueueError`].
     pub(super) fn take_over(&self) -> Result<Option<bool>, QueueError> {
         let Some(owner) = lock(&self.meta).owner else { return Ok(None) };
         let Some((slot, bytes)) = self.next_after(0)? else { return Ok(None) };
@@ -177,7 +183,8 @@ impl Queue {
     /// Reseals a batch whose key another batch has taken; begins another epoch if it is of the present one. A salvaged batch is
     /// dropped instead, since its sources are read again from the workspace's positions.
     ///
-    /// # Errors [`QueueError`]; nothing is changed then.
+    /// # Errors
+    /// [`QueueError`]; nothing is changed then.
     pub(crate) fn reseal(&self, slot: u64) -> Result<(), QueueError> {
         if slot < lock(&self.meta).salvaged_below {
             self.write(Durability::Immediate, |tx, meta| {
@@ -233,7 +240,8 @@ impl Queue {
     /// names them under the old one. Returns the size of a half before compression. Absent for a single record, which goes into
     /// quarantine.
     ///
-    /// # Errors [`QueueError`]; nothing is changed then.
+    /// # Errors
+    /// [`QueueError`]; nothing is changed then.
     pub(crate) fn split(&self, slot: u64, why: &str) -> Result<Option<usize>, QueueError> {
         let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(None) };
         let Some(halves) = codec::halve(&records).ok().flatten() else {

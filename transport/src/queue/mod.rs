@@ -157,7 +157,7 @@ pub struct QueueStats {
     pub oldest_sealed: Option<i64>,
     /// Batches that will never be accepted.
     pub quarantine: Quarantine,
-    /// Number of batches resealed because another batch had landed under their key.
+    /// Number of batches resealed: after a conflict, a re-key, or another machine id.
     pub resealed: u64,
     /// Number of batches split because they were too large.
     pub split: u64,
@@ -232,7 +232,8 @@ impl Queue {
 
     /// The first batch after a slot, as its frame.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn next_after(&self, slot: u64) -> Result<Option<(u64, Vec<u8>)>, QueueError> {
         Ok(match self.next_within(slot, usize::MAX)? {
             NextBatch::Batch(slot, frame) => Some((slot, frame)),

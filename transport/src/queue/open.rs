@@ -1,4 +1,4 @@
-//! Opening the queue in constant time. A database that cannot be read is moved aside.
+//! Opening the queue, without reading its batches. A database that cannot be read is moved aside.
 
 use super::{
     BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, lock,
@@ -19,7 +19,8 @@ impl Queue {
     /// Renames a damaged database to `<lane>.redb.broken-…` and creates a new one, so that the agent starts; [`salvage`]
     /// processes the old one.
     ///
-    /// # Errors [`QueueError::InUse`], [`QueueError::Newer`] and [`QueueError::Directory`] state the remedy.
+    /// # Errors
+    /// [`QueueError::InUse`], [`QueueError::Newer`] and [`QueueError::Directory`] state the remedy.
     pub fn open(dir: &Path, lane: Lane, quota: Quota, random: u64) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         let directory = |source| QueueError::Directory { path: dir.to_owned(), source };
@@ -58,7 +59,8 @@ impl Queue {
 
     /// Opens a queue for inspection; creates and moves nothing, and migrates an older format.
     ///
-    /// # Errors [`QueueError::Absent`], [`QueueError::InUse`], [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Absent`], [`QueueError::InUse`], [`QueueError::Storage`].
     pub fn inspect(dir: &Path, lane: Lane, quota: Quota) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         if !path.is_file() {
@@ -116,7 +118,8 @@ impl Queue {
     /// agent. Batches of agents that this one replaces after a re-key are resealed for this host; batches of any other go into
     /// quarantine. Returns the number of the latter.
     ///
-    /// # Errors [`QueueError::Storage`]; the next start does the rest.
+    /// # Errors
+    /// [`QueueError::Storage`]; the next start does the rest.
     pub fn set_owner(
         &self,
         owner: Owner,

@@ -13,14 +13,16 @@ const RESENT_BYTES_MAX: usize = 4 << 20;
 impl Queue {
     /// All cursors of a collector, by source id.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn cursors(&self, collector: &str) -> Result<Vec<(String, Vec<u8>)>, QueueError> {
         self.read(|db| of_collector(db, CURSORS, collector))
     }
 
     /// The workspace's positions for a collector's sources, if it was asked.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn stored(&self, collector: &str) -> Result<Vec<Stored>, QueueError> {
         let rows = self.read(|db| of_collector(db, STORED, collector))?;
         Ok(rows.iter().filter_map(|(_, bytes)| rmp_serde::from_slice(bytes).ok()).collect())
@@ -34,7 +36,8 @@ impl Queue {
     /// Records that the workspace lost acknowledged sequences of this epoch, from first to last. After the queue is delivered,
     /// the workspace is asked for positions, and sources continue from there. Ignores sequences that never existed.
     ///
-    /// # Errors [`QueueError::Storage`]; nothing is recorded then.
+    /// # Errors
+    /// [`QueueError::Storage`]; nothing is recorded then.
     pub fn read_again(&self, lost: (u64, u64)) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |_, meta| {
             if !(1 <= lost.0 && lost.0 <= lost.1 && lost.1 < meta.next_seq) {
@@ -52,7 +55,8 @@ impl Queue {
 
     /// Begins another epoch before sources are read again: their records must not belong to the epoch with losses.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn begin_reread(&self, random: u64) -> Result<(), QueueError> {
         let lowest_held = self.lowest_held(0, u64::MAX, self.epoch().0)?;
         self.write(Durability::Immediate, |_, meta| {
@@ -71,7 +75,8 @@ impl Queue {
 
     /// Whether batches of earlier epochs remain.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn holds_earlier(&self) -> Result<bool, QueueError> {
         let below = lock(&self.meta).epoch_slot;
         self.read(|db| {
@@ -83,7 +88,8 @@ impl Queue {
     /// Takes over the workspace's positions; without any, sources continue from their cursors. When sources are read again, a
     /// source without positions is read from its start.
     ///
-    /// # Errors [`QueueError::Storage`]; the workspace must then be asked again.
+    /// # Errors
+    /// [`QueueError::Storage`]; the workspace must then be asked again.
     pub fn resume_at(&self, sources: Vec<StoredSource>) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |tx, meta| {
             let (mut cursors, mut table) = (tx.open_table(CURSORS)?, tx.open_table(STORED)?);

@@ -133,7 +133,8 @@ impl Queue {
     /// Moves the intact batches of a damaged database into this queue, and deletes its file. Calls `wait` while the queue is
     /// full and between steps; false stops.
     ///
-    /// # Errors [`SalvageError`]; the next call continues.
+    /// # Errors
+    /// [`SalvageError`]; the next call continues.
     pub fn salvage(&self, path: &Path, mut wait: impl FnMut(bool) -> bool) -> Result<Salvaged, SalvageError> {
         let failed = |source| SalvageError::Read { path: path.to_owned(), source };
         let mut salvaged = Salvaged::default();
@@ -326,7 +327,8 @@ impl Queue {
 
     /// Whether salvaged batches remain unanswered.
     ///
-    /// # Errors [`QueueError::Storage`].
+    /// # Errors
+    /// [`QueueError::Storage`].
     pub fn holds_salvaged(&self) -> Result<bool, QueueError> {
         let below = lock(&self.meta).salvaged_below;
         self.read(|db| {

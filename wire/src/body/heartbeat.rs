@@ -49,7 +49,7 @@ pub struct Heartbeat {
 pub struct CollectorHealth {
     /// Id of the collector.
     pub id: String,
-    /// `running`, `absent`, `failing`, `disabled`.
+    /// `starting`, `waiting`, `running`, `absent`, `failing`, `stuck`, `disabled`.
     pub state: String,
     /// Records emitted since the epoch began.
     pub emitted: u64,

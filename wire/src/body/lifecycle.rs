@@ -17,7 +17,7 @@ pub enum LifecycleEvent {
     Start,
     /// The agent is stopping.
     Stop,
-    /// The configuration in force, at start and when it changes.
+    /// The configuration in force, at each start.
     Configuration,
     /// A collector failed, or is missing permissions.
     CollectorError,

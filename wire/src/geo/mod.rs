@@ -185,7 +185,8 @@ impl Geography {
 
     /// Geography of a cloud region.
     ///
-    /// # Errors [`UnknownPlace::Region`].
+    /// # Errors
+    /// [`UnknownPlace::Region`].
     pub fn of_region(cloud: Cloud, region: &str) -> Result<Self, UnknownPlace> {
         let name = region.to_ascii_lowercase();
         let found = regions::REGIONS.iter().find(|(of, _, names)| *of == cloud && names.contains(&name.as_str()));

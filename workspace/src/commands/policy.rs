@@ -164,17 +164,17 @@ fn size(text: &str) -> Option<u64> {
 pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<()> {
     let control = Control::open(dir).await?;
     let change = Change { who: &who(), reason, now: now() };
-    let organization = control.revoke(agent, change).await?;
     // A secondary signs no policies, and passes revocations on to the primary.
-    if control.pair_of().await?.is_none() {
-        let organization = control.organization(&organization).await?;
-        let signer = signer(dir, &control).await?;
+    let signer = match control.pair_of().await? {
+        None => Some(signer(dir, &control).await?),
+        Some(_) => None,
+    };
+    let organization = control.revoke(agent, change).await?;
+    if let Some(signer) = signer {
         control.first_policies(&signer, upgraded()).await?;
-        let name = |policy: &mut Policy| {
-            policy.revoke(agent, change.now);
-            Ok(())
-        };
-        control.set_policy(&organization, &signer, change, name).await?;
+        // The next policy names the agent, too, should this fail.
+        let organization = control.organization(&organization).await?;
+        control.set_policy(&organization, &signer, change, |_| Ok(())).await?;
     }
     let copies = control.copies_of(agent).await?;
     if !copies.is_empty() {

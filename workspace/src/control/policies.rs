@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 use vedette_wire::{
     AgentId, OrganizationId,
-    policy::{Policy, SignedPolicy, Tier},
+    policy::{Policy, REVOKED_MAX, SignedPolicy, Tier},
 };
 
 /// Author, reason and time of a change.
@@ -116,6 +116,14 @@ impl Control {
         let mut policy: Policy = serde_json::from_str(&document)?;
         edit(&mut policy)?;
         policy.check().map_err(anyhow::Error::msg)?;
+        let revoked: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT id, revoked FROM agents WHERE organization = ? AND revoked IS NOT NULL ORDER BY revoked DESC LIMIT ?",
+        )
+        .bind(organization.id.to_string())
+        .bind(REVOKED_MAX as i64)
+        .fetch_all(&mut *tx)
+        .await?;
+        policy.revoked = revoked.into_iter().map(|(agent, time)| Ok((agent.parse()?, time))).collect::<Result<_>>()?;
         // Clock seconds are never reused as revisions, even after a restore from a backup.
         policy.revision = (policy.revision + 1).max(change.now.cast_unsigned() / 1_000_000_000);
         policy.issued = change.now;
@@ -124,31 +132,60 @@ impl Control {
         Ok(policy)
     }
 
-    /// Takes over a later revision that was signed here and lost; false if it is known.
-    pub(crate) async fn adopt_policy(&self, policy: &Policy, signed: &SignedPolicy, now: i64) -> Result<bool> {
+    /// Takes over a revision that was signed here and lost, and revokes the agents that it names; false if it is known. One that is
+    /// older than the one in force is only stored.
+    pub(crate) async fn adopt_policy(
+        &self,
+        policy: &Policy,
+        signed: &SignedPolicy,
+        from: &str,
+        now: i64,
+    ) -> Result<bool> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let (organization, revision) = (policy.organization.to_string(), policy.revision.cast_signed());
-        let change = Change { who: "", reason: "brought by an agent or the pair: this store was restored", now };
-        let done = sqlx::query(
-            "UPDATE organizations SET policy_revision = ?1, tier = ?2 WHERE id = ?3 AND policy_revision < ?1",
-        )
-        .bind(revision)
-        .bind(policy.tier.name())
-        .bind(&organization)
-        .execute(&mut *tx)
-        .await?;
-        if done.rows_affected() == 0 {
+        let is_known: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM policies WHERE organization = ? AND revision = ?)")
+                .bind(&organization)
+                .bind(revision)
+                .fetch_one(&mut *tx)
+                .await?;
+        if is_known {
             return Ok(false);
         }
-        keep(&mut tx, policy, signed, change).await?;
-        tx.commit().await?;
+        sqlx::query("UPDATE organizations SET policy_revision = ?1, tier = ?2 WHERE id = ?3 AND policy_revision < ?1")
+            .bind(revision)
+            .bind(policy.tier.name())
+            .bind(&organization)
+            .execute(&mut *tx)
+            .await?;
+        let reason = format!("brought by {from}: this store was restored");
+        keep(&mut tx, policy, signed, Change { who: "", reason: &reason, now }).await?;
+        let mut revoked = Vec::new();
         for (agent, time) in &policy.revoked {
-            if self.revoke_late(policy.organization, *agent, *time).await? {
-                tracing::error!(%agent, "a revoked agent was admitted here; a policy that an agent brought names it");
-                let why = "this agent was revoked, and was admitted here until another agent brought the policy that names it: \
-                           this workspace was restored from an older backup";
-                self.alert((policy.organization, *agent), "restored", why, now).await?;
+            let done =
+                sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
+                    .bind(time)
+                    .bind(&organization)
+                    .bind(agent.to_string())
+                    .execute(&mut *tx)
+                    .await?;
+            if done.rows_affected() > 0 {
+                sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, 'agent revoke', ?, '')")
+                    .bind(now)
+                    .bind(format!("{agent}: named by a policy that {from} brought"))
+                    .execute(&mut *tx)
+                    .await?;
+                revoked.push(*agent);
             }
+        }
+        tx.commit().await?;
+        for agent in revoked {
+            tracing::error!(%agent, "a revoked agent was admitted here; a policy that {from} brought names it");
+            let why = format!(
+                "this agent was revoked, and was admitted here until {from} brought the policy that names it: this workspace \
+                 was restored from an older backup"
+            );
+            self.alert((policy.organization, agent), "restored", &why, now).await?;
         }
         Ok(true)
     }

@@ -23,7 +23,7 @@ const GONE_NS: i64 = 7 * 86_400 * 1_000_000_000;
 pub(super) async fn note(tx: &mut SqliteConnection, index: &BatchIndex) -> Result<()> {
     let header = &index.header;
     let (organization, agent) = (header.organization.to_string(), header.agent.to_string());
-    for told in &header.cursors {
+    for update in &header.cursors {
         sqlx::query(
             "INSERT INTO cursors (organization, agent, collector, source, cursor, epoch, seq, sealed)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
@@ -32,16 +32,16 @@ pub(super) async fn note(tx: &mut SqliteConnection, index: &BatchIndex) -> Resul
         )
         .bind(&organization)
         .bind(&agent)
-        .bind(&told.collector)
-        .bind(&told.id)
-        .bind(told.cursor.as_deref())
+        .bind(&update.collector)
+        .bind(&update.id)
+        .bind(update.cursor.as_deref())
         .bind(header.epoch.to_string())
         .bind(header.seq.cast_signed())
         .bind(header.sealed)
         .execute(&mut *tx)
         .await?;
     }
-    if header.cursors.iter().any(|told| told.cursor.is_none()) {
+    if header.cursors.iter().any(|update| update.cursor.is_none()) {
         sqlx::query("DELETE FROM cursors WHERE organization = ? AND agent = ? AND cursor IS NULL AND sealed < ?")
             .bind(&organization)
             .bind(&agent)

@@ -11,7 +11,7 @@ use vedette_wire::{
     policy::{Policy as PolicyDocument, SignedPolicy},
 };
 
-/// A revocation reported later than this was lost here, nanoseconds.
+/// An unknown revocation older than this was known here before a restore, nanoseconds.
 const LATE_NS: i64 = 60_000_000_000;
 
 /// The shared state, as of one moment.
@@ -234,8 +234,8 @@ impl Control {
         for (organization, agent, when) in revoked {
             let is_late = now.saturating_sub(*when) > LATE_NS;
             if self.revoke_late(*organization, *agent, *when).await? && is_late {
-                tracing::error!(%agent, "a revoked agent was admitted here; the pair knows of its revocation");
-                let why = "this agent was revoked long ago, and was admitted here until the pair said so: this workspace was \
+                tracing::error!(%agent, "a revoked agent was admitted here; the other workspace of the pair knows of its revocation");
+                let why = "this agent was revoked long ago, and was admitted here until the other workspace of the pair reported it: this workspace was \
                            restored from an older backup, or apart from its pair";
                 self.alert((*organization, *agent), "restored", why, now).await?;
             }
@@ -266,13 +266,18 @@ impl Control {
     pub(crate) async fn note_policies(&self, signer: &Signer, policies: &[SignedPolicy], now: i64) -> Result<()> {
         for signed in policies {
             if !signer.has_signed(signed)? {
-                bail!("the pair knows a policy that was not signed with the key of this workspace");
+                bail!(
+                    "the other workspace of the pair has a policy that was not signed with the key of this workspace"
+                );
             }
             let policy: PolicyDocument = serde_json::from_str(&signed.policy)?;
-            if self.adopt_policy(&policy, signed, now).await? {
-                tracing::error!(revision = policy.revision, "this workspace had lost a policy that its pair knows");
+            if self.adopt_policy(&policy, signed, "the other workspace of the pair", now).await? {
+                tracing::error!(
+                    revision = policy.revision,
+                    "this workspace had lost a policy that the other one of the pair has"
+                );
                 let why = format!(
-                    "the pair knows policy revision {}, and this workspace did not: it was restored from an older backup",
+                    "the other workspace of the pair has policy revision {}, and this one did not: it was restored from an older backup",
                     policy.revision
                 );
                 self.alert_of(policy.organization, "", ("restored", &why), now).await?;

@@ -31,7 +31,7 @@ const OF_ADDRESS_MAX: usize = 64;
 const OF_AGENT_MAX: usize = 128;
 /// Minimum age of a connection before it is closed for another.
 const GRACE: Duration = Duration::from_secs(3);
-/// Time within which a closed connection's place is free.
+/// Maximum wait for the place of a connection that was told to close.
 const GIVE_UP: Duration = Duration::from_millis(100);
 /// Descriptors reserved for the stores.
 const RESERVED: u64 = 256;

@@ -45,7 +45,7 @@ use vedette_wire::{
 pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Maximum size of an enrollment request; its sender is unknown.
 const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
-/// Maximum size of a list of revocations.
+/// Maximum size of an exchange within a pair: revocations, refused starts, policies.
 const EXCHANGE_BYTES_MAX: usize = 16 << 20;
 /// Maximum size of a decompressed batch. Batches of earlier releases may have up to [`LANDED_PLAIN_BYTES_MAX`].
 pub(crate) const PLAIN_BYTES_MAX: usize = 48 << 20;

@@ -26,7 +26,7 @@ use vedette_wire::{
 const HOLD: Duration = Duration::from_secs(40);
 /// Poll interval for revisions in the control store, since `policy set` is another process.
 const DIRECTIVES_POLL: Duration = Duration::from_secs(1);
-/// How late after switching off collection batches observed before may arrive, nanoseconds.
+/// Maximum delay of batches that were observed before collection was switched off, nanoseconds.
 const LATE_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// Maximum number of cached policies.
 const REMEMBERED_MAX: usize = 1000;
@@ -108,7 +108,10 @@ pub(super) async fn next(
     let (who, internal) = ((peer.organization, peer.agent), |err: anyhow::Error| Refusal::internal(&err));
     receiver.control.heard_of(who, version, after, now()).await.map_err(internal)?;
     // The secondary of a pair gets it from the primary.
-    if after > in_force && receiver.control.pair_of().await.map_err(internal)?.is_none() {
+    let is_lost = after > 0
+        && after != in_force
+        && receiver.control.policy(peer.organization, after).await.map_err(internal)?.is_none();
+    if is_lost && receiver.control.pair_of().await.map_err(internal)?.is_none() {
         // An agent of an earlier release polls again at once.
         tokio::time::sleep(BRING_PAUSE).await;
         let bring_policy = true;
@@ -159,14 +162,13 @@ pub(super) async fn brought(
     if policy.organization != peer.organization {
         return Err(unsound("the policy is of another organization"));
     }
-    if policy.revision <= in_force || receiver.control.pair_of().await.map_err(internal)?.is_some() {
+    if receiver.control.pair_of().await.map_err(internal)?.is_some() {
         return Ok(StatusCode::NO_CONTENT);
     }
-    if receiver.control.adopt_policy(&policy, &signed, now()).await.map_err(internal)? {
+    if receiver.control.adopt_policy(&policy, &signed, "another agent", now()).await.map_err(internal)? {
         tracing::error!(revision = policy.revision, in_force, "an agent sent a policy that this workspace had lost");
         let why = format!(
-            "agents go by policy revision {}, and this workspace knew {in_force} at the most: it was restored from an older \
-             backup. Revoke again what was revoked since and is not listed as revoked, and make tokens anew",
+            "agents go by policy revision {}, which this workspace had lost: it was restored from an older backup. Revoke again what was revoked since and is not listed as revoked, and make tokens anew",
             policy.revision
         );
         receiver.control.alert((peer.organization, peer.agent), "restored", &why, now()).await.map_err(internal)?;
@@ -258,7 +260,7 @@ impl Receiver {
         if !policy.collect {
             let of_host =
                 header.sources.iter().find(|source| !matches!(source.collector.as_str(), "agent" | "artifacts"));
-            let cursor = header.cursors.iter().find(|woken| woken.collector != "artifacts");
+            let cursor = header.cursors.iter().find(|update| update.collector != "artifacts");
             if of_host.is_some() || cursor.is_some() || header.host != HostLabel::default() {
                 return Ok((
                     frame,

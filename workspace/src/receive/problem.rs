@@ -39,7 +39,8 @@ impl Refusal {
     /// An internal error: logged with details, answered without, retried by the agent.
     pub(super) fn internal(error: &anyhow::Error) -> Self {
         tracing::error!(error = format!("{error:#}"), "request failed");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the workspace cannot store this now").retry_after(5)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "the workspace cannot process this now")
+            .retry_after(5)
     }
 }
 

@@ -72,7 +72,7 @@ impl Control {
                 account.repeated = repeated.cast_unsigned();
                 account.drop(Reason::Policy, left_out.cast_unsigned());
             }
-            holes(&mut tx, &id, &agent, &mut books, &open).await?;
+            position_gaps(&mut tx, &id, &agent, &mut books, &open).await?;
             out.extend(books.0.into_values());
         }
         Ok(out)
@@ -189,7 +189,7 @@ fn sequences(
 }
 
 /// Gaps between stored positions that no absent sequence explains.
-async fn holes(
+async fn position_gaps(
     tx: &mut SqliteConnection,
     organization: &str,
     agent: &str,

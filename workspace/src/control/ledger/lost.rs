@@ -9,7 +9,7 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 use vedette_wire::{AgentId, Header, OrganizationId, set_aside::RANGES_MAX};
 
-/// Older gaps do not close by batches on their way, nanoseconds.
+/// Batches in flight no longer close a gap that is older than this, nanoseconds.
 const SETTLED_NS: i64 = 600_000_000_000;
 
 /// Maximum number of sequence runs per epoch to look at.
@@ -86,18 +86,22 @@ impl Control {
         Ok(elsewhere)
     }
 
-    /// Raises an alert `gap` for each collector of an agent with a lasting gap in sequences or positions; names the first gap.
-    /// Withdraws the alert when the gap closes.
+    /// Raises an alert `gap` for each collector of an agent with a lasting gap in sequences or positions; names
+    /// the first one. Withdraws the alert when the gap closes.
     pub(crate) async fn alert_gaps(&self, now: i64) -> Result<()> {
         for organization in self.organization_ids().await? {
             let id = organization.to_string();
             if self.is_one_of_two(&id).await? {
+                self.keep_gap_alerts(&id, BTreeSet::new(), now).await?;
                 continue;
             }
             let agents: Vec<String> = sqlx::query_scalar(
-                "SELECT DISTINCT agent FROM (
-                   SELECT agent FROM positions WHERE organization = ?
-                   GROUP BY agent, collector, source HAVING count(*) > 1)",
+                "SELECT agent FROM (
+                   SELECT agent FROM positions WHERE organization = ?1
+                   GROUP BY agent, collector, source HAVING count(*) > 1)
+                 UNION SELECT agent FROM (
+                   SELECT agent FROM sequences WHERE organization = ?1
+                   GROUP BY agent, lane, epoch HAVING count(*) > 1 OR min(first) > 1)",
             )
             .bind(&id)
             .fetch_all(&self.pool)
