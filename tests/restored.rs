@@ -190,6 +190,10 @@ fn a_revocation_that_a_restore_undid_comes_back_with_the_policy_that_an_agent_br
         listed.lines().any(|line| line.contains(&stolen) && line.contains("\"revoked\""))
     };
     assert!(!is_revoked(), "the backup is older");
+    // A later revision is in force before the agent polls.
+    let latest = set(&world, &["--store", "common"]);
     eventually("the revocation to come back", || is_revoked().then_some(()));
+    in_force(&world, latest);
+    assert_eq!(revision(&world), latest);
     alert(&world, "restored", "until another agent brought the policy that names it");
 }

@@ -5,7 +5,7 @@
 //! two epochs alternate at least twice, there are two machines. Late batches prove nothing: those sealed before the other epoch
 //! began, or within what that epoch states as the end of the former. In a single epoch two machines cannot continue, since they
 //! meet 409 and one begins another epoch. The start that was seen first stays. The other is refused and becomes another agent
-//! (`/v1/rekey`). See adr/0006.
+//! (`/v1/rekey`). See docs/adr/0006-pair-and-clones.md.
 
 use super::{Control, agents::Enrollment};
 use anyhow::Result;
