@@ -142,11 +142,11 @@ async fn a_gap_of_sequences_alone_raises_an_alert_and_one_of_a_pair_none() {
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
     land(&control, &batch(org, 3, 3, 3, &[(10, 20)])).await;
-    control.alert_gaps(600_000_000_003).await.expect("checks");
+    control.alert_gaps(600_000_000_010).await.expect("checks");
     let raised = control.alerts(org).await.expect("reads");
     assert!(matches!(raised.as_slice(), [alert] if alert.detail.contains("sequences 2 to 3")), "{raised:?}");
     control.set_pair_of(Some("https://other")).await.expect("sets");
-    control.alert_gaps(600_000_000_004).await.expect("checks");
+    control.alert_gaps(600_000_000_011).await.expect("checks");
     assert!(control.alerts(org).await.expect("reads").is_empty(), "it may be at the other");
 }
 
