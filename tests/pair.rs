@@ -249,6 +249,8 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     let agent = agents(&second)[0]["agent"].as_str().expect("text").to_owned();
     second.workspace(&["agent", "revoke", &agent, "--reason", "stolen"]);
     eventually("the first to know", || (agents(&first)[0]["state"] == "revoked").then_some(()));
+    let audited = format!("audit_log WHERE action = 'agent revoke' AND detail LIKE '{agent}: revoked at the other%'");
+    assert_eq!(first.control_count(&audited), 1);
     // The other way round, for an agent that enrolls later.
     fs::remove_dir_all(first.path("identity")).expect("removes");
     first.enroll();

@@ -336,7 +336,7 @@ fn start_lane(
     if foreign > 0 {
         tracing::error!(batches = foreign, "batches of an earlier enrollment are in quarantine");
     }
-    let (stamps, batch_context) = watch::channel(BatchContext {
+    let (context_sender, batch_context) = watch::channel(BatchContext {
         organization: enrollment.organization,
         agent: enrollment.agent,
         geo: enrollment.geo,
@@ -358,7 +358,7 @@ fn start_lane(
         now: Arc::new(now),
         post: Some(Arc::clone(&post) as Arc<dyn Post>),
     })?;
-    Ok((lane, post, stamps, host))
+    Ok((lane, post, context_sender, host))
 }
 
 fn describe(error: QueueError) -> Exit {

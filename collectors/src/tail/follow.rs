@@ -221,7 +221,8 @@ impl<P: LineParser> Tailer<P> {
 
     /// Makes room for another open file. At the limit it closes the least recently grown files that had their turn; then renamed
     /// files that were read to their end; for a file that `is_listed`, then those that wait for room in the queue. It closes a few
-    /// more than needed that were read to their end, so that the search is rare. If there are none, the caller retries after the next turns.
+    /// more than needed that were read to their end, so that the search is rare. If there are none, the caller retries after the
+    /// next turns.
     pub(super) fn make_room(&self, state: &mut State, is_listed: bool) -> bool {
         let held = state.files.values().filter(|followed| followed.file.holds_descriptor()).count();
         let Some(excess) = (held + 1).checked_sub(self.open_max).filter(|excess| *excess > 0) else { return true };

@@ -1,6 +1,6 @@
 //! Tokens and agents.
 
-use super::{Control, Organization};
+use super::{Change, Control, Organization, audit};
 use anyhow::Result;
 use serde::Serialize;
 use vedette_wire::{AgentId, OrganizationId};
@@ -67,15 +67,19 @@ impl Control {
         now: i64,
         expires: i64,
     ) -> Result<()> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("INSERT INTO tokens (digest, organization, created, expires, uses_left) VALUES (?, ?, ?, ?, ?)")
             .bind(digest)
             .bind(organization.id.to_string())
             .bind(now)
             .bind(expires)
             .bind(uses)
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await?;
-        self.audit(now, "token new", &format!("{} uses {uses}", organization.name)).await
+        let change = Change::automatic(now);
+        audit(&mut *tx, change, "token new", &format!("{} uses {uses}", organization.name)).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Organization of a valid token.
@@ -139,8 +143,9 @@ impl Control {
                 .bind(&organization)
                 .fetch_one(&mut *tx)
                 .await?;
+        let change = Change::automatic(now);
+        audit(&mut *tx, change, "agent enroll", &format!("{name} {}", enrollment.agent)).await?;
         tx.commit().await?;
-        self.audit(now, "agent enroll", &format!("{name} {}", enrollment.agent)).await?;
         Ok(Ok(Organization { id: organization.parse()?, name, policy_revision: revision.cast_unsigned() }))
     }
 

@@ -1,6 +1,6 @@
 //! Artifacts: requests for files, and the places of their pieces.
 
-use super::{Change, Control, Organization};
+use super::{Change, Control, Organization, audit};
 use crate::signer::Signer;
 use anyhow::{Result, bail};
 use std::collections::HashSet;
@@ -67,6 +67,7 @@ impl Control {
             expires,
         };
         let signed = signer.sign_request(&request)?;
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(
             "INSERT INTO artifacts (id, organization, agent, path, document, signature, requested, expires, who, reason)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -81,10 +82,11 @@ impl Control {
         .bind(expires)
         .bind(change.who)
         .bind(change.reason)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
         let detail = format!("{agent} {path} {}: {}", request.id, change.reason);
-        self.audit_by(change, "artifact request", &detail).await?;
+        audit(&mut *tx, change, "artifact request", &detail).await?;
+        tx.commit().await?;
         Ok(request.id)
     }
 

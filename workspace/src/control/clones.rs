@@ -7,7 +7,7 @@
 //! meet 409 and one begins another epoch. The start that was seen first stays. The other is refused and becomes another agent
 //! (`/v1/rekey`). See docs/adr/0006-pair-and-clones.md.
 
-use super::{Control, agents::Enrollment};
+use super::{Change, Control, agents::Enrollment, audit, raise_alert};
 use anyhow::Result;
 use sqlx::SqliteConnection;
 use vedette_wire::{AgentId, Header, HostLabel, Lane, OrganizationId, Predecessor};
@@ -160,10 +160,11 @@ impl Control {
         .bind(&old)
         .execute(&mut *tx)
         .await?;
-        tx.commit().await?;
         let detail = format!("a machine that used its key, {}, is agent {new} now", enrollment.hostname);
-        self.alert((organization, was), "clone", &detail, now).await?;
-        self.audit(now, "agent rekey", &format!("{was}: {detail}")).await?;
+        raise_alert(&mut *tx, (&organization.to_string(), &old), ("clone", &detail), now).await?;
+        let change = Change::automatic(now);
+        audit(&mut *tx, change, "agent rekey", &format!("{was}: {detail}")).await?;
+        tx.commit().await?;
         Ok(Rekeyed::Done)
     }
 
@@ -390,17 +391,8 @@ async fn refuse(
 }
 
 async fn alert(tx: &mut SqliteConnection, origin: &BatchOrigin, now: i64) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO alerts (organization, agent, kind, detail, first, last, times) VALUES (?1, ?2, 'clone', ?3, ?4, ?4, 1)
-         ON CONFLICT DO UPDATE SET last = ?4, times = times + 1",
-    )
-    .bind(&origin.organization)
-    .bind(&origin.agent)
-    .bind("another machine uses its key, and was told to make its own")
-    .bind(now)
-    .execute(tx)
-    .await?;
-    Ok(())
+    let detail = "another machine uses its key, and was told to make its own";
+    raise_alert(tx, (&origin.organization, &origin.agent), ("clone", detail), now).await
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Landed batches that are not materialised yet.
 
-use super::{Change, Control, ledger};
+use super::{Change, Control, audit, ledger};
 use crate::batch_index::BatchIndex;
 use anyhow::Result;
 use sqlx::SqliteConnection;
@@ -180,8 +180,8 @@ impl Control {
             .bind(organization.to_string())
             .execute(&mut *tx)
             .await?;
+        audit(&mut *tx, change, "tables rebuild", &organization.to_string()).await?;
         tx.commit().await?;
-        self.audit_by(change, "tables rebuild", &organization.to_string()).await?;
         Ok(done.rows_affected())
     }
 

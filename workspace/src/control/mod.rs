@@ -26,7 +26,7 @@ pub(crate) use shared::{Revocation, Shared};
 use crate::signer::Signer;
 use anyhow::{Context, Result, anyhow, bail};
 use sqlx::{
-    SqlitePool,
+    SqliteExecutor, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use std::{
@@ -153,12 +153,13 @@ impl Control {
         change: Change<'_>,
     ) -> Result<OrganizationId> {
         let id = OrganizationId::from_uuid(uuid::Uuid::now_v7());
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let done = sqlx::query("INSERT INTO organizations (id, name, tier, created) VALUES (?, ?, ?, ?)")
             .bind(id.to_string())
             .bind(name)
             .bind(tier.name())
             .bind(change.now)
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await;
         match done {
             Err(sqlx::Error::Database(err)) if err.is_unique_violation() => {
@@ -166,7 +167,8 @@ impl Control {
             }
             other => other.map(drop)?,
         }
-        self.audit_by(change, "organization add", &format!("{name} {tier} {id}")).await?;
+        audit(&mut *tx, change, "organization add", &format!("{name} {tier} {id}")).await?;
+        tx.commit().await?;
         self.first_policies(signer, change).await?;
         Ok(id)
     }
@@ -211,19 +213,9 @@ impl Control {
         ids.iter().map(|id| Ok(id.parse()?)).collect()
     }
 
-    pub(crate) async fn audit(&self, now: i64, action: &str, detail: &str) -> Result<()> {
-        self.audit_by(Change { who: "", reason: "", now }, action, detail).await
-    }
-
+    /// Records a change that no transaction of the control store makes.
     pub(crate) async fn audit_by(&self, change: Change<'_>, action: &str, detail: &str) -> Result<()> {
-        sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, ?, ?, ?)")
-            .bind(change.now)
-            .bind(action)
-            .bind(detail)
-            .bind(change.who)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+        audit(&self.pool, change, action, detail).await
     }
 
     /// Takes or renews a lease until `expires`; false if another holder has it.
@@ -240,6 +232,39 @@ impl Control {
         .await?;
         Ok(done.rows_affected() == 1)
     }
+}
+
+/// Writes a line of the audit log, also within a transaction.
+async fn audit(at: impl SqliteExecutor<'_>, change: Change<'_>, action: &str, detail: &str) -> Result<()> {
+    sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, ?, ?, ?)")
+        .bind(change.now)
+        .bind(action)
+        .bind(detail)
+        .bind(change.who)
+        .execute(at)
+        .await?;
+    Ok(())
+}
+
+/// Raises an alert for an agent, or with an empty id for the organization; counts a repeated one. Also within a transaction.
+async fn raise_alert(
+    at: impl SqliteExecutor<'_>,
+    (organization, agent): (&str, &str),
+    (kind, detail): (&str, &str),
+    now: i64,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO alerts (organization, agent, kind, detail, first, last, times) VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1)
+         ON CONFLICT DO UPDATE SET last = ?5, times = times + 1",
+    )
+    .bind(organization)
+    .bind(agent)
+    .bind(kind)
+    .bind(detail)
+    .bind(now)
+    .execute(at)
+    .await?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Policies: all revisions as signed, and alerts.
 
-use super::{Control, Organization};
+use super::{Control, Organization, audit, raise_alert};
 use crate::signer::Signer;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
@@ -15,6 +15,13 @@ pub(crate) struct Change<'a> {
     pub(crate) who: &'a str,
     pub(crate) reason: &'a str,
     pub(crate) now: i64,
+}
+
+impl Change<'_> {
+    /// A change without author and reason.
+    pub(crate) const fn automatic(now: i64) -> Self {
+        Self { who: "", reason: "", now }
+    }
 }
 
 /// A revision in `policy show --history`.
@@ -67,13 +74,23 @@ async fn keep(tx: &mut Transaction, policy: &Policy, signed: &SignedPolicy, chan
     .bind(change.reason)
     .execute(&mut **tx)
     .await?;
-    sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, 'policy set', ?, ?)")
-        .bind(change.now)
-        .bind(format!("{} revision {}: {}", policy.organization, policy.revision, change.reason))
-        .bind(change.who)
+    let detail = format!("{} revision {}: {}", policy.organization, policy.revision, change.reason);
+    audit(&mut **tx, change, "policy set", &detail).await
+}
+
+/// Revokes an agent that was revoked at `time`, and records it in the audit log; false if it is already revoked.
+async fn revoke(tx: &mut Transaction, who: (OrganizationId, AgentId), time: i64, change: Change<'_>) -> Result<bool> {
+    let done = sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
+        .bind(time)
+        .bind(who.0.to_string())
+        .bind(who.1.to_string())
         .execute(&mut **tx)
         .await?;
-    Ok(())
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    audit(&mut **tx, change, "agent revoke", &format!("{}: {}", who.1, change.reason)).await?;
+    Ok(true)
 }
 
 impl Control {
@@ -162,19 +179,9 @@ impl Control {
         keep(&mut tx, policy, signed, Change { who: "", reason: &reason, now }).await?;
         let mut revoked = Vec::new();
         for (agent, time) in &policy.revoked {
-            let done =
-                sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
-                    .bind(time)
-                    .bind(&organization)
-                    .bind(agent.to_string())
-                    .execute(&mut *tx)
-                    .await?;
-            if done.rows_affected() > 0 {
-                sqlx::query("INSERT INTO audit_log (time, action, detail, who) VALUES (?, 'agent revoke', ?, '')")
-                    .bind(now)
-                    .bind(format!("{agent}: named by a policy that {from} brought"))
-                    .execute(&mut *tx)
-                    .await?;
+            let reason = format!("named by a policy that {from} brought");
+            let change = Change { who: "", reason: &reason, now };
+            if revoke(&mut tx, (policy.organization, *agent), *time, change).await? {
                 revoked.push(*agent);
             }
         }
@@ -298,18 +305,7 @@ impl Control {
         (kind, detail): (&str, &str),
         now: i64,
     ) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO alerts (organization, agent, kind, detail, first, last, times) VALUES (?1, ?2, ?3, ?4, ?5, ?5, 1)
-             ON CONFLICT DO UPDATE SET last = ?5, times = times + 1",
-        )
-        .bind(organization.to_string())
-        .bind(agent)
-        .bind(kind)
-        .bind(detail)
-        .bind(now)
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+        raise_alert(&self.pool, (&organization.to_string(), agent), (kind, detail), now).await
     }
 
     /// Alerts of an organization, newest first.
@@ -325,29 +321,29 @@ impl Control {
 
     /// Revokes an agent's certificate; returns the name of the agent's organization.
     pub(crate) async fn revoke(&self, agent: AgentId, change: Change<'_>) -> Result<String> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let organization: Option<String> = sqlx::query_scalar(
             "UPDATE agents SET revoked = ? WHERE id = ? AND revoked IS NULL
              RETURNING (SELECT name FROM organizations o WHERE o.id = agents.organization)",
         )
         .bind(change.now)
         .bind(agent.to_string())
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
         let Some(organization) = organization else {
             bail!("there is no agent {agent} that is not revoked already; see `vedette-workspace agents`");
         };
-        self.audit_by(change, "agent revoke", &format!("{agent}: {}", change.reason)).await?;
+        audit(&mut *tx, change, "agent revoke", &format!("{agent}: {}", change.reason)).await?;
+        tx.commit().await?;
         Ok(organization)
     }
 
-    /// Revokes an agent that was revoked elsewhere, or before a restore of this store; false if it is already revoked.
-    pub(super) async fn revoke_late(&self, organization: OrganizationId, agent: AgentId, time: i64) -> Result<bool> {
-        let done = sqlx::query("UPDATE agents SET revoked = ? WHERE organization = ? AND id = ? AND revoked IS NULL")
-            .bind(time)
-            .bind(organization.to_string())
-            .bind(agent.to_string())
-            .execute(&self.pool)
-            .await?;
-        Ok(done.rows_affected() > 0)
+    /// Revokes an agent that the other workspace of the pair revoked at `time`; false if it is already revoked.
+    pub(super) async fn revoke_late(&self, who: (OrganizationId, AgentId), time: i64, now: i64) -> Result<bool> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let change = Change { who: "", reason: "revoked at the other workspace of the pair", now };
+        let is_new = revoke(&mut tx, who, time, change).await?;
+        tx.commit().await?;
+        Ok(is_new)
     }
 }

@@ -1,7 +1,7 @@
 //! State that the two workspaces of a pair share: organizations, policies, agents with revocations, and artifact requests. The
 //! primary changes it and the secondary takes it over. Revocations can be made at either.
 
-use super::Control;
+use super::{Change, Control, audit};
 use crate::signer::Signer;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -102,25 +102,31 @@ impl Control {
 
     /// Stores the digest of a token for a pair.
     pub(crate) async fn add_pair_token(&self, digest: &str, now: i64, expires: i64) -> Result<()> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("INSERT INTO pair_tokens (digest, expires) VALUES (?, ?)")
             .bind(digest)
             .bind(expires)
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await?;
-        self.audit(now, "token pair", "").await
+        audit(&mut *tx, Change::automatic(now), "token pair", "").await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Uses a token for a pair; false if it is unknown or expired.
     pub(crate) async fn use_pair_token(&self, digest: &str, now: i64) -> Result<bool> {
+        let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let done = sqlx::query("DELETE FROM pair_tokens WHERE digest = ? AND expires > ?")
             .bind(digest)
             .bind(now)
-            .execute(&self.pool)
+            .execute(&mut *tx)
             .await?;
         let known = done.rows_affected() == 1;
         if known {
-            self.audit(now, "pair join", "another workspace has this one's keys now").await?;
+            let change = Change::automatic(now);
+            audit(&mut *tx, change, "pair join", "another workspace has this one's keys now").await?;
         }
+        tx.commit().await?;
         Ok(known)
     }
 
@@ -233,7 +239,7 @@ impl Control {
     pub(crate) async fn note_revocations(&self, revoked: &[Revocation], now: i64) -> Result<()> {
         for (organization, agent, when) in revoked {
             let is_late = now.saturating_sub(*when) > LATE_NS;
-            if self.revoke_late(*organization, *agent, *when).await? && is_late {
+            if self.revoke_late((*organization, *agent), *when, now).await? && is_late {
                 tracing::error!(%agent, "a revoked agent was admitted here; the other workspace of the pair knows of its revocation");
                 let why = "this agent was revoked long ago, and was admitted here until the other workspace of the pair reported it: this workspace was \
                            restored from an older backup, or apart from its pair";

@@ -4,7 +4,7 @@ use super::{
     Epoch, Gap,
     balance::{Fate, fate},
 };
-use crate::control::Control;
+use crate::control::{Control, raise_alert};
 use anyhow::Result;
 use std::collections::BTreeSet;
 use vedette_wire::{AgentId, Header, OrganizationId, set_aside::RANGES_MAX};
@@ -137,16 +137,7 @@ impl Control {
             }
         }
         for (agent, detail) in gaps {
-            sqlx::query(
-                "INSERT INTO alerts (organization, agent, kind, detail, first, last, times)
-                 VALUES (?1, ?2, 'gap', ?3, ?4, ?4, 1)",
-            )
-            .bind(organization)
-            .bind(agent)
-            .bind(detail)
-            .bind(now)
-            .execute(&self.pool)
-            .await?;
+            raise_alert(&self.pool, (organization, &agent), ("gap", &detail), now).await?;
         }
         Ok(())
     }
