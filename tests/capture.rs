@@ -8,6 +8,7 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
+use vedette_wire::policy::COLLECTORS_HEADER;
 
 /// A running capture of one loopback port; absent, with a message, where it cannot run.
 fn capture(port: &str, into: &Path, log: &Path) -> Option<Process> {
@@ -106,9 +107,11 @@ fn with_collection_off_nothing_but_the_bare_heartbeat_leaves_the_host() {
             let path = format!("/v1/policy/{}", if is_later { another.trim() } else { revision.trim() });
             assert_eq!((fields[0], fields[1]), ("GET", path.as_str()), "{request}");
             let names: BTreeSet<&str> = fields[2].split(',').collect();
-            let known = [":authority", ":method", ":path", ":scheme", "accept", "user-agent"];
+            let known = [":authority", ":method", ":path", ":scheme", "accept", "user-agent", COLLECTORS_HEADER];
             assert!(names.iter().all(|name| known.contains(name)), "{request}");
-            assert!(fields[3].contains("vedette/"), "{request}");
+            // What the release has, whatever the host and its configuration are; the capture separates values by commas.
+            let collectors = "addresses;every,artifacts,crash_dumps;every,host;every,journal,processes;every,sessions;every,syslog,syslog_listener";
+            assert!(fields[3].contains("vedette/") && fields[3].contains(collectors), "{request}");
         }
         // No body, and nothing except HTTP/2 within TLS.
         let bodies = decoded(&world, &format!("{from_agent} && http2.type == 0"), &["http2.length"]);

@@ -5,9 +5,10 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::Value;
 use std::{fs, process::Command};
 use vedette_benches::peer::{Peer, client};
+use vedette_transport::tls::{self, ClientSettings};
 use vedette_wire::{
-    AgentId, Compression, Header, Lane, OrganizationId, Position, body::Body, codec, frame, geo::WorkspaceGeo,
-    record::HostLabel,
+    AgentId, Compression, Header, Lane, OrganizationId, Position, Problem, ProblemCode, body::Body, codec, frame,
+    geo::WorkspaceGeo, record::HostLabel,
 };
 
 const FIRST: &str = "records/0000000000000007/1";
@@ -44,7 +45,10 @@ async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
         (b"no zstd".to_vec(), (422, "shape")),
         (vec![0; 17 << 20], (413, "size")),
         // 200 MB of zeros compress to 7 kB.
-        (codec::seal(&peer.header, &vec![0; 200_000_000], Compression::Zstd).expect("seals"), (413, "size")),
+        (
+            vedette_wire::seal::seal(&peer.header, &vec![0; 200_000_000], Compression::Zstd).expect("seals"),
+            (413, "size"),
+        ),
     ] {
         let answer = peer.put(path, sealed).await;
         assert_eq!(answer.code(), expected, "{answer:?}");
@@ -55,6 +59,44 @@ async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
     assert_eq!(world.count("syslog"), 3, "one, two and the blob lane's");
 }
 
+/// Errors of handlers, of limits and of the router.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_error_is_problem_details_and_an_unread_body_is_discarded() {
+    let world = World::new();
+    world.enroll();
+    let peer = world.peer("identity");
+    let ca_pem = fs::read(world.path("identity").join("ca.pem")).expect("is there after enrollment");
+    let settings = ClientSettings { ca_pem, geo: Some(WorkspaceGeo::Europe), ..ClientSettings::default() };
+    let stranger = tls::client(&settings).expect("builds");
+    let batch = peer.sealed("one", |_| ());
+    let at = |path: &str| format!("{}{path}", peer.url);
+    let large = vec![b' '; 12 << 20];
+    for (request, status, code) in [
+        (peer.client.get(at("/v1/nothing/here")), 404, ProblemCode::Path),
+        (peer.client.post(at("/nothing")).body(large.clone()), 404, ProblemCode::Path),
+        (peer.client.delete(at("/v1/enroll")), 405, ProblemCode::Method),
+        (peer.client.get(at("/v1/policy/now")), 422, ProblemCode::Shape),
+        (peer.client.get(at("/v1/policy/1")).header("user-agent", "curl"), 422, ProblemCode::Shape),
+        (stranger.post(at("/v1/enroll")).body(large.clone()), 413, ProblemCode::Size),
+        (stranger.post(at("/v1/enroll")).body("no JSON"), 422, ProblemCode::Shape),
+        (stranger.put(at("/v1/records/0000000000000007/1")).body(large.clone()), 401, ProblemCode::Certificate),
+        (stranger.get(at("/v1/positions")), 401, ProblemCode::Certificate),
+        (stranger.post(at("/v1/renew")).body("{}"), 401, ProblemCode::Certificate),
+        (peer.client.post(at("/v1/pair")).body("{}"), 403, ProblemCode::Identity),
+        (peer.client.put(at("/v1/records/7/1")).body(batch.clone()), 415, ProblemCode::Encoding),
+        (peer.client.put(at("/v1/records/7/1")).header("content-encoding", "zstd").body(batch), 422, ProblemCode::Key),
+    ] {
+        let answer = request.send().await.expect("the answer is seen, though the body was not read");
+        assert_eq!(answer.status(), status, "{code}");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json", "{code}");
+        let problem: Problem = answer.json().await.expect("is JSON");
+        assert_eq!((problem.status, problem.code), (status, code), "{problem:?}");
+        assert!(!problem.title.is_empty());
+    }
+    let health = stranger.get(at("/livez")).send().await.expect("anyone may ask");
+    assert_eq!((health.status().as_u16(), health.text().await.expect("text").as_str()), (200, "ok\n"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_workspace_of_another_geography_is_not_talked_to() {
     let world = World::new();
@@ -62,7 +104,7 @@ async fn a_workspace_of_another_geography_is_not_talked_to() {
     let peer = Peer { client: client(&world.path("identity"), WorkspaceGeo::Australia), ..world.peer("identity") };
     let request = peer.client.put(format!("{}/v1/{FIRST}", peer.url)).body(peer.sealed("one", |_| ()));
     let refused = request.send().await.expect_err("the handshake fails");
-    let why = vedette_transport::post::root_cause(&refused);
+    let why = tls::root_cause(&refused);
     assert!(why.contains("not a workspace of geography australia"), "{why}");
 }
 
@@ -220,7 +262,7 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
     let disguised = peer.sealed("a line", |header| *header = Header { seq: 3, ..bare.clone() });
     assert_eq!(peer.put("records/0000000000000007/3", disguised).await.code(), (422, "policy"));
     for (header, status) in [(named, 422), (sourced, 422), (bare, 200)] {
-        let heartbeat = codec::seal(&header, &records, Compression::Zstd).expect("seals");
+        let heartbeat = vedette_wire::seal::seal(&header, &records, Compression::Zstd).expect("seals");
         assert_eq!(peer.put("records/0000000000000007/3", heartbeat).await.status, status);
     }
     let partly = set(&["--collect", "on", "--collector", "syslog.enabled=off"]);

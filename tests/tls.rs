@@ -133,7 +133,7 @@ async fn the_agent_talks_to_1_2_and_1_3_and_not_to_1_1() {
         let answer = client.get(format!("https://localhost:{port}/")).send().await;
         match answer {
             Ok(answer) => assert!(talks && answer.status().is_success(), "{version}: {answer:?}"),
-            Err(err) => assert!(!talks, "{version}: {}", vedette_transport::post::root_cause(&err)),
+            Err(err) => assert!(!talks, "{version}: {}", vedette_transport::tls::root_cause(&err)),
         }
         drop(server);
     }

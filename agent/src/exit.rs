@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+/// The version of this build.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Why a command fails.
 #[derive(Debug)]
 pub(crate) enum Exit {

@@ -3,15 +3,13 @@
 //! `key.pem` (0600), `cert.pem`, `ca.pem`, and `enrollment.json`, which is written last and marks the others as complete.
 //! `next.json` is a complete new identity in one file until it has replaced these.
 
-use crate::{config::Resolved, exit::Exit};
+use crate::{config::Resolved, exit::Exit, platform};
 use anyhow::{Context, Result};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 use vedette_collectors::CollectorContext;
@@ -111,8 +109,8 @@ impl IdentityDir {
 
     /// Creates the directory for the agent's user only.
     pub(crate) fn create(&self) -> Result<()> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0);
-        made.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
+        let created = platform::create_private_dir(&self.0);
+        created.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
     }
 
     /// Locks the identity for as long as the file is open (flock(2)).
@@ -129,15 +127,8 @@ impl IdentityDir {
 
     /// Writes a file atomically: to a temporary file, fsync, rename, fsync of the directory.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (path, part) = (self.path(name), self.path(&format!(".{name}.part")));
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-            file.write_all(bytes)?;
-            file.sync_all()?;
-            fs::rename(&part, &path)?;
-            fs::File::open(&self.0)?.sync_all()
-        };
-        write().with_context(|| format!("cannot write {}; check its owner", path.display()))
+        platform::write_private(&self.0, name, bytes)
+            .with_context(|| format!("cannot write {}; check its owner", self.path(name).display()))
     }
 
     /// Reads the key, or creates one (P-256, RFC 5480) on disk before anyone learns of it.

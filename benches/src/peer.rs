@@ -98,7 +98,7 @@ impl Peer {
         codec::append_record(0, 1, Position(0, 1), &body, &mut records);
         let mut header = self.header.clone();
         change(&mut header);
-        codec::seal(&header, &records, Compression::Zstd).expect("seals")
+        vedette_wire::seal::seal(&header, &records, Compression::Zstd).expect("seals")
     }
 
     /// Status and body of an answer to an agent of this build.
@@ -149,7 +149,7 @@ impl Peer {
         header.seq = seq;
         header.records = u32::try_from(count).expect("it is small");
         change(&mut header);
-        codec::seal(&header, &records, Compression::Zstd).expect("seals")
+        vedette_wire::seal::seal(&header, &records, Compression::Zstd).expect("seals")
     }
 }
 

@@ -1,73 +1,17 @@
 //! The description of a collector in the registry, and its two shapes.
 
-use crate::{CollectorContext, Outlet, root::glob::Pattern, settings::Interval};
-use serde::{Serialize, de::DeserializeOwned};
-use std::time::Duration;
+use crate::{
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, root::glob::Pattern, settings::Interval,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    any::Any,
+    fmt::{self, Debug},
+    sync::Arc,
+    time::Duration,
+};
 use vedette_wire::Body;
-
-/// Class of a collector, for policies. In the order in which push sources drop chunks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CollectorClass {
-    /// State of the host.
-    Inventory,
-    /// Events on the host.
-    Event,
-    /// Crash dumps.
-    Crash,
-    /// Requested files.
-    Artifact,
-}
-
-/// Why a collector cannot be built.
-#[derive(Debug, thiserror::Error)]
-#[error("[collectors.{collector}] {message}")]
-pub struct BuildError {
-    /// Id of the collector.
-    pub collector: &'static str,
-    /// The problem and its remedy.
-    pub message: String,
-}
-
-/// Why a collector cannot observe.
-#[derive(Debug, thiserror::Error)]
-pub enum CollectError {
-    /// The host has no such source, which is no error.
-    #[error("{0}")]
-    Absent(String),
-    /// The source cannot be read.
-    #[error("cannot read {what}: {source}; {advice}")]
-    Read {
-        /// Path, or name of a kernel interface.
-        what: String,
-        /// Cause.
-        #[source]
-        source: std::io::Error,
-        /// Remedy.
-        advice: &'static str,
-    },
-    /// The source holds its share of the queue.
-    #[error("{0} waits: it fills its share of the queue")]
-    NoRoom(String),
-    /// The agent is stopping.
-    #[error("stopped")]
-    Stopped,
-}
-
-impl CollectError {
-    /// A source that cannot be read, with advice for the kind of error.
-    pub fn read(what: impl Into<String>, source: std::io::Error) -> Self {
-        let advice = match source.kind() {
-            std::io::ErrorKind::PermissionDenied => {
-                "give the agent's user the right to read it (group adm or systemd-journal, or a capability)"
-            }
-            std::io::ErrorKind::NotFound => "check the path",
-            std::io::ErrorKind::InvalidInput => "it is skipped",
-            _ => "the collector retries",
-        };
-        Self::Read { what: what.into(), source, advice }
-    }
-}
 
 /// A collector that is called at intervals.
 pub trait Poll: Send {
@@ -104,7 +48,72 @@ pub enum Plan {
     Watch(Box<dyn Watch>),
 }
 
-/// An entry of the registry.
+/// What settings of all collectors have in common.
+pub trait CollectorSettings:
+    Clone + Debug + Default + PartialEq + Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static
+{
+    /// Whether the collector runs. One without such a setting always does.
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    /// Switches the collector on or off.
+    fn set_enabled(&mut self, _enabled: bool) {}
+
+    /// Poll interval; absent if the collector has none.
+    fn every(&mut self) -> Option<&mut Interval> {
+        None
+    }
+}
+
+/// Implements [`CollectorSettings`] for settings with `enabled`, and with `every` if that is named.
+macro_rules! collector_settings {
+    ($settings:ty $(, $every:ident)?) => {
+        impl crate::spec::CollectorSettings for $settings {
+            fn enabled(&self) -> bool {
+                self.enabled
+            }
+
+            fn set_enabled(&mut self, enabled: bool) {
+                self.enabled = enabled;
+            }
+
+            $(fn every(&mut self) -> Option<&mut crate::settings::Interval> {
+                Some(&mut self.$every)
+            })?
+        }
+    };
+}
+pub(crate) use collector_settings;
+
+/// A collector: what the registry says of it, its settings, and how to build it from them.
+pub trait Collector: 'static {
+    /// Settings of `[collectors.ID]`.
+    type Settings: CollectorSettings;
+    /// Id in configuration and records.
+    const ID: &'static str;
+    /// Class, for policies.
+    const CLASS: CollectorClass;
+    /// Kind of its records, by name in [`vedette_wire::body::KINDS`].
+    const KIND: &'static str;
+    /// One-line description.
+    const SUMMARY: &'static str;
+    /// Files and interfaces that it reads, and permissions that it needs.
+    const READS: &'static str;
+    /// Skips what the sources hold now; absent if they hold nothing to read later.
+    const SKIP: Option<Skip<Self::Settings>> = None;
+
+    /// Builds the collector, which is switched on.
+    ///
+    /// # Errors
+    /// The setting that cannot be used, and the remedy.
+    fn build(settings: &Self::Settings, cx: &CollectorContext) -> Result<Plan, BuildError>;
+}
+
+/// Emits cursors at the end of all sources, and counts what they skip as dropped by policy.
+pub type Skip<S> = fn(&S, &CollectorContext, &Outlet) -> Result<(), CollectError>;
+
+/// An entry of the registry: a [`Collector`] without its types.
 pub struct Spec {
     /// Id in configuration and records.
     pub id: &'static str,
@@ -122,31 +131,150 @@ pub struct Spec {
     pub schema: fn() -> schemars::Schema,
     /// Defaults as TOML.
     pub defaults: fn() -> toml::Table,
-    /// Builds the collector from checked settings.
-    pub build: fn(toml::Table, &CollectorContext) -> Result<Plan, BuildError>,
-    /// Skips what the sources hold now, counted as dropped by policy; absent if they hold nothing to read later.
-    pub skip: Option<Skip>,
+    /// Parses a table of settings.
+    pub parse: fn(toml::Table) -> Result<AnySettings, BuildError>,
+    /// Whether its sources hold what can be read later.
+    pub can_skip: bool,
 }
 
-/// Emits cursors at the end of all sources, and counts what they skip.
-pub type Skip = fn(toml::Table, &CollectorContext, &Outlet) -> Result<(), CollectError>;
+impl Spec {
+    /// The entry of a collector.
+    pub const fn of<C: Collector>() -> Self {
+        Self {
+            id: C::ID,
+            class: C::CLASS,
+            kind: C::KIND,
+            summary: C::SUMMARY,
+            reads: C::READS,
+            check: |table| C::Settings::deserialize(table).map(drop),
+            schema: || schemars::schema_for!(C::Settings),
+            defaults: || toml::Table::try_from(C::Settings::default()).expect("settings are tables"),
+            parse: |table| match table.try_into() {
+                Ok(settings) => Ok(AnySettings(Arc::new(Typed::<C>(settings)))),
+                Err(err) => Err(BuildError { collector: C::ID, message: toml::de::Error::message(&err).to_owned() }),
+            },
+            can_skip: C::SKIP.is_some(),
+        }
+    }
+}
 
-impl std::fmt::Debug for Spec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Debug for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Spec").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-pub(crate) fn check<S: DeserializeOwned>(table: toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error> {
-    S::deserialize(table).map(drop)
+/// Settings of any collector. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AnySettings(Arc<dyn Erased>);
+
+impl AnySettings {
+    /// Whether the collector is switched on.
+    pub fn enabled(&self) -> bool {
+        self.0.enabled()
+    }
+
+    /// The same settings, switched on.
+    pub fn switched_on(&self) -> Self {
+        if self.enabled() { self.clone() } else { self.0.switched_on() }
+    }
+
+    /// The same settings with another poll interval; unchanged if the collector has none.
+    pub fn with_every(&self, every: Duration) -> Self {
+        self.0.with_every(Interval(every))
+    }
+
+    /// Poll interval; absent if the collector has none.
+    pub fn every(&self) -> Option<Duration> {
+        self.0.every()
+    }
+
+    /// Builds the collector.
+    ///
+    /// # Errors
+    /// The setting that cannot be used, and the remedy.
+    pub fn build(&self, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        self.0.build(cx)
+    }
+
+    /// Emits cursors at the end of all sources, and counts what they skip as dropped by policy. Does nothing if they hold
+    /// nothing to read later.
+    ///
+    /// # Errors
+    /// As for [`Watch::watch`].
+    pub fn skip(&self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+        self.0.skip(cx, outlet)
+    }
 }
 
-pub(crate) fn schema<S: schemars::JsonSchema>() -> schemars::Schema {
-    schemars::schema_for!(S)
+impl PartialEq for AnySettings {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.equals(&*other.0)
+    }
 }
 
-pub(crate) fn defaults<S: Default + Serialize>() -> toml::Table {
-    toml::Table::try_from(S::default()).expect("settings are tables")
+/// [`AnySettings`] of one collector, without its types.
+trait Erased: Debug + Send + Sync + Any {
+    fn enabled(&self) -> bool;
+    fn switched_on(&self) -> AnySettings;
+    fn with_every(&self, every: Interval) -> AnySettings;
+    fn every(&self) -> Option<Duration>;
+    fn build(&self, cx: &CollectorContext) -> Result<Plan, BuildError>;
+    fn skip(&self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError>;
+    fn equals(&self, other: &dyn Erased) -> bool;
+}
+
+struct Typed<C: Collector>(C::Settings);
+
+impl<C: Collector> Debug for Typed<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<C: Collector> Typed<C> {
+    fn changed(&self, change: impl FnOnce(&mut C::Settings)) -> AnySettings {
+        let mut settings = self.0.clone();
+        change(&mut settings);
+        AnySettings(Arc::new(Self(settings)))
+    }
+}
+
+impl<C: Collector> Erased for Typed<C> {
+    fn enabled(&self) -> bool {
+        self.0.enabled()
+    }
+
+    fn switched_on(&self) -> AnySettings {
+        self.changed(|settings| settings.set_enabled(true))
+    }
+
+    fn with_every(&self, every: Interval) -> AnySettings {
+        self.changed(|settings| {
+            if let Some(own) = settings.every() {
+                *own = every;
+            }
+        })
+    }
+
+    fn every(&self) -> Option<Duration> {
+        self.0.clone().every().map(|every| every.0)
+    }
+
+    fn build(&self, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        if let Some(every) = self.every() {
+            interval(C::ID, "every", Interval(every))?;
+        }
+        if self.0.enabled() { C::build(&self.0, cx) } else { Ok(Plan::Off) }
+    }
+
+    fn skip(&self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+        C::SKIP.map_or(Ok(()), |skip| skip(&self.0, cx, outlet))
+    }
+
+    fn equals(&self, other: &dyn Erased) -> bool {
+        (other as &dyn Any).downcast_ref::<Self>().is_some_and(|other| self.0 == other.0)
+    }
 }
 
 /// Minimum interval.
@@ -164,9 +292,4 @@ pub(crate) fn interval(collector: &'static str, key: &str, interval: Interval) -
 pub(crate) fn patterns(collector: &'static str, paths: &[String]) -> Result<Vec<Pattern>, BuildError> {
     let wrong = |message: String| BuildError { collector, message: format!("paths: {message}") };
     paths.iter().map(|path| Pattern::new(path).map_err(wrong)).collect()
-}
-
-/// Parses settings from a checked table.
-pub(crate) fn parse<S: DeserializeOwned>(collector: &'static str, table: toml::Table) -> Result<S, BuildError> {
-    table.try_into().map_err(|err: toml::de::Error| BuildError { collector, message: err.message().to_owned() })
 }

@@ -9,9 +9,10 @@ use datafusion::arrow::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 use vedette_wire::{
-    body::{KINDS, Place},
+    body::{KINDS, RowContext},
     column::{COMMON, Column, ColumnType, Value},
-    ocsf::{OcsfClass, Origin},
+    ocsf::OcsfClass,
+    render::Origin,
 };
 
 /// Partition column, the last one of every table.
@@ -142,7 +143,7 @@ pub(crate) fn rows(
     let (columns, schema) = (columns(class), schema(class));
     let mut days: BTreeMap<&str, Building> = BTreeMap::new();
     // Column positions of each kind in the table.
-    let mut places: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
+    let mut columns_of: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
     for landed in batches {
         let day = landed.day.as_str();
         for (index, record) in landed.kept() {
@@ -150,7 +151,7 @@ pub(crate) fn rows(
                 continue;
             }
             let kind = record.body.kind();
-            let places = places.entry(kind.name).or_insert_with(|| {
+            let own_columns = columns_of.entry(kind.name).or_insert_with(|| {
                 let find = |name| columns.iter().position(|column| column.name == name);
                 kind.columns.iter().filter_map(|column| find(column.name)).collect()
             });
@@ -158,12 +159,12 @@ pub(crate) fn rows(
             let origin = Origin::in_batch(header, index, record);
             let common = common(landed, &origin, record);
             let mut row: Vec<&Value<'_>> = vec![&Value::Null; columns.len()];
-            for (place, value) in common.iter().enumerate() {
-                row[place] = value;
+            for (column, value) in common.iter().enumerate() {
+                row[column] = value;
             }
-            let own = record.body.row(&Place { source_name: origin.source_name, position: record.position });
-            for (place, value) in places.iter().zip(&own) {
-                row[*place] = value;
+            let own = record.body.row(&RowContext { source_name: origin.source_name, position: record.position });
+            for (column, value) in own_columns.iter().zip(&own) {
+                row[*column] = value;
             }
             let building = days.entry(day).or_insert_with(|| Building::new(&columns));
             building.push(&row);

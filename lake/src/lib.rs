@@ -19,14 +19,14 @@
 
 mod checksum;
 mod columns;
-mod fresh;
 mod minutes;
+mod pending;
 mod query;
 mod render;
 mod table;
 
 pub use columns::{TableColumns, tables};
-pub use fresh::{Fresh, LandedBatches};
+pub use pending::{LandedBatches, PendingBatch, ReadFailure};
 pub use query::{Output, QueryError, QueryLimits};
 pub use render::{Format, reference, render};
 
@@ -160,16 +160,16 @@ impl Lake {
                 None => table::create(&dir, class).await?,
             };
             let held: BTreeSet<String> = table::keys_since(&table, &dir, mark.version).await?.into_iter().collect();
-            let fresh: Vec<&LandedBatch> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
-            let table = if fresh.is_empty() {
+            let pending: Vec<&LandedBatch> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
+            let table = if pending.is_empty() {
                 table
             } else {
                 let mut rows = Vec::new();
-                columns::rows(class, &fresh, |batch| {
+                columns::rows(class, &pending, |batch| {
                     rows.push(batch);
                     true
                 })?;
-                let keys: Vec<&str> = fresh.iter().map(|landed| landed.key.as_str()).collect();
+                let keys: Vec<&str> = pending.iter().map(|landed| landed.key.as_str()).collect();
                 table::append(table, &dir, rows, &keys).await?
             };
             // A commit from before a crash may not be durable.

@@ -1,6 +1,8 @@
 //! SQL over an organization's tables and its batches that are not materialised yet; read-only, with limits.
 
-use crate::{Fresh, Lake, LakeError, LandedBatches, Versions, columns::DAY, fresh, mark_of, minutes::Minutes, table};
+use crate::{
+    Lake, LakeError, LandedBatches, PendingBatch, Versions, columns::DAY, mark_of, minutes::Minutes, pending, table,
+};
 use datafusion::{
     arrow::{datatypes::SchemaRef, record_batch::RecordBatch},
     catalog::TableProvider,
@@ -71,7 +73,7 @@ impl From<DataFusionError> for QueryError {
 }
 
 impl Lake {
-    /// Runs one SQL statement. `fresh` are the batches that were not marked as materialised when `known` was read; they are
+    /// Runs one SQL statement. `pending` are the batches that were not marked as materialised when `known` was read; they are
     /// read from `landing` during the query.
     ///
     /// # Errors
@@ -80,14 +82,15 @@ impl Lake {
         &self,
         organization: OrganizationId,
         sql: &str,
-        fresh: &[Fresh],
+        pending: &[PendingBatch],
         landing: &Arc<dyn LandedBatches>,
         known: &Versions,
         limits: QueryLimits,
     ) -> Result<Output, QueryError> {
         let context = session(limits)?;
         for class in OcsfClass::ALL {
-            let rows = self.rows_of(&context, organization, class, (fresh, landing), known, limits.memory_max).await?;
+            let rows =
+                self.rows_of(&context, organization, class, (pending, landing), known, limits.memory_max).await?;
             context.register_table(class.table(), rows.into_view())?;
         }
         register_views(&context).await?;
@@ -113,7 +116,7 @@ impl Lake {
         context: &SessionContext,
         organization: OrganizationId,
         class: OcsfClass,
-        (fresh, landing): (&[Fresh], &Arc<dyn LandedBatches>),
+        (pending, landing): (&[PendingBatch], &Arc<dyn LandedBatches>),
         known: &Versions,
         memory_max: usize,
     ) -> Result<DataFrame, QueryError> {
@@ -125,11 +128,11 @@ impl Lake {
             None => BTreeSet::new(),
             Some(table) => table::keys_since(table, &dir, mark.version).await?.into_iter().collect(),
         };
-        let fresh: Vec<&Fresh> = fresh.iter().filter(|fresh| !held.contains(&fresh.key)).collect();
-        let fresh = context.read_table(Arc::new(fresh::table(class, &fresh, landing, memory_max)?))?;
-        let Some(table) = table else { return Ok(fresh) };
+        let pending: Vec<&PendingBatch> = pending.iter().filter(|pending| !held.contains(&pending.key)).collect();
+        let pending = context.read_table(Arc::new(pending::table(class, &pending, landing, memory_max)?))?;
+        let Some(table) = table else { return Ok(pending) };
         let table = context.read_table(provider(&table, &dir)?)?;
-        Ok(table.union_by_name(fresh)?)
+        Ok(table.union_by_name(pending)?)
     }
 }
 

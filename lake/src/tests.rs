@@ -99,11 +99,11 @@ fn texts(batches: &[RecordBatch]) -> Vec<String> {
 struct InMemory(std::collections::BTreeMap<String, Batch>, std::sync::atomic::AtomicUsize);
 
 impl LandedBatches for InMemory {
-    fn read<'a>(&'a self, key: &'a str) -> futures::future::BoxFuture<'a, Result<Option<Batch>, String>> {
+    fn read<'a>(&'a self, key: &'a str) -> futures::future::BoxFuture<'a, Result<Option<Batch>, ReadFailure>> {
         self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Box::pin(async move {
             match key {
-                "key-away" => Err("the store is away".to_owned()),
+                "key-away" => Err("the store is away".into()),
                 key => Ok(self.0.get(key).cloned()),
             }
         })
@@ -114,21 +114,24 @@ async fn query(
     lake: &Lake,
     org: OrganizationId,
     sql: &str,
-    fresh: &[LandedBatch],
+    pending: &[LandedBatch],
     known: &Versions,
     limits: QueryLimits,
 ) -> Result<Output, QueryError> {
-    let landing = InMemory(fresh.iter().map(|l| (l.key.clone(), l.batch.clone())).collect(), Default::default());
+    let landing = InMemory(pending.iter().map(|l| (l.key.clone(), l.batch.clone())).collect(), Default::default());
     let landing: std::sync::Arc<dyn LandedBatches> = std::sync::Arc::new(landing);
-    lake.query(org, sql, &unread(fresh), &landing, known, limits).await
+    lake.query(org, sql, &unread(pending), &landing, known, limits).await
 }
 
-fn unread(landed: &[LandedBatch]) -> Vec<Fresh> {
-    landed.iter().map(|l| Fresh { key: l.key.clone(), day: l.day.clone(), landed: l.landed, store: l.store }).collect()
+fn unread(landed: &[LandedBatch]) -> Vec<PendingBatch> {
+    landed
+        .iter()
+        .map(|l| PendingBatch { key: l.key.clone(), day: l.day.clone(), landed: l.landed, store: l.store })
+        .collect()
 }
 
-async fn ask(lake: &Lake, org: OrganizationId, sql: &str, fresh: &[LandedBatch], known: &Versions) -> Vec<String> {
-    let output = query(lake, org, sql, fresh, known, QueryLimits::default()).await.expect(sql);
+async fn ask(lake: &Lake, org: OrganizationId, sql: &str, pending: &[LandedBatch], known: &Versions) -> Vec<String> {
+    let output = query(lake, org, sql, pending, known, QueryLimits::default()).await.expect(sql);
     assert!(!output.cut);
     texts(&output.batches)
 }
@@ -151,10 +154,10 @@ async fn a_batch_is_seen_once_before_while_and_after_it_is_materialised() {
     again.push(landed(org, 3, vec![line("c")]));
     let known = lake.materialise(org, &again, &nothing).await.expect("writes");
     assert_eq!(ask(&lake, org, LINES, &[], &known).await, ["a", "b", "c"]);
-    let fresh = [landed(org, 4, vec![line("d")])];
-    assert_eq!(ask(&lake, org, LINES, &fresh, &known).await, ["a", "b", "c", "d"]);
+    let pending = [landed(org, 4, vec![line("d")])];
+    assert_eq!(ask(&lake, org, LINES, &pending, &known).await, ["a", "b", "c", "d"]);
     lake.compact(org).await.expect("compacts");
-    assert_eq!(ask(&lake, org, LINES, &fresh, &known).await, ["a", "b", "c", "d"]);
+    assert_eq!(ask(&lake, org, LINES, &pending, &known).await, ["a", "b", "c", "d"]);
     assert_eq!(ask(&lake, org, "SELECT event FROM lifecycle", &[], &known).await, ["start"]);
 }
 
@@ -201,9 +204,9 @@ async fn limits_cut_and_end_a_query() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (lake, org) = (Lake::new(dir.path()), organization(1));
     let lines: Vec<Body> = (0..1000).map(|number| line(&number.to_string())).collect();
-    let fresh = [landed(org, 1, lines)];
+    let pending = [landed(org, 1, lines)];
     let few = QueryLimits { rows_max: 7, ..QueryLimits::default() };
-    let output = query(&lake, org, LINES, &fresh, &Versions::new(), few).await.expect("answers");
+    let output = query(&lake, org, LINES, &pending, &Versions::new(), few).await.expect("answers");
     assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (7, true));
 }
 
@@ -226,15 +229,15 @@ async fn landed_batches_are_read_when_the_query_comes_to_them() {
     let (lake, org) = (Lake::new(dir.path()), organization(1));
     let many = landed(org, 1, (0..9000).map(|number| line(&number.to_string())).collect());
     let mut stored = InMemory::default();
-    let fresh: Vec<Fresh> = (1..=40)
-        .map(|seq| Fresh { key: format!("key-{seq}"), ..unread(std::slice::from_ref(&many))[0].clone() })
+    let pending: Vec<PendingBatch> = (1..=40)
+        .map(|seq| PendingBatch { key: format!("key-{seq}"), ..unread(std::slice::from_ref(&many))[0].clone() })
         .collect();
-    stored.0.extend(fresh.iter().map(|fresh| (fresh.key.clone(), many.batch.clone())));
+    stored.0.extend(pending.iter().map(|pending| (pending.key.clone(), many.batch.clone())));
     let stored = std::sync::Arc::new(stored);
     let landing: std::sync::Arc<dyn LandedBatches> = stored.clone();
     let limits = QueryLimits { rows_max: 5, memory_max: 2 << 30, ..QueryLimits::default() };
     let (few, known) = (limits, Versions::new());
-    let output = lake.query(org, LINES, &fresh, &landing, &known, few).await.expect("answers");
+    let output = lake.query(org, LINES, &pending, &landing, &known, few).await.expect("answers");
     assert_eq!((output.batches.iter().map(RecordBatch::num_rows).sum::<usize>(), output.cut), (5, true));
     // Two tables in four partitions each, and a little read-ahead.
     let read = stored.1.load(std::sync::atomic::Ordering::Relaxed);
@@ -248,12 +251,12 @@ async fn a_damaged_batch_is_left_out_and_a_store_that_is_away_is_no_answer() {
     let all = [landed(org, 1, vec![line("a"), line("b")])];
     let landing = InMemory(all.iter().map(|l| (l.key.clone(), l.batch.clone())).collect(), Default::default());
     let landing: std::sync::Arc<dyn LandedBatches> = std::sync::Arc::new(landing);
-    let mut fresh = unread(&all);
-    fresh.push(Fresh { key: "key-damaged".to_owned(), ..fresh[0].clone() });
-    let whole = lake.query(org, LINES, &fresh, &landing, &known, QueryLimits::default()).await.expect("answers");
+    let mut pending = unread(&all);
+    pending.push(PendingBatch { key: "key-damaged".to_owned(), ..pending[0].clone() });
+    let whole = lake.query(org, LINES, &pending, &landing, &known, QueryLimits::default()).await.expect("answers");
     assert_eq!(texts(&whole.batches), ["a", "b"]);
-    fresh.push(Fresh { key: "key-away".to_owned(), ..fresh[0].clone() });
-    let refused = lake.query(org, LINES, &fresh, &landing, &known, QueryLimits::default()).await;
+    pending.push(PendingBatch { key: "key-away".to_owned(), ..pending[0].clone() });
+    let refused = lake.query(org, LINES, &pending, &landing, &known, QueryLimits::default()).await;
     assert!(matches!(&refused, Err(QueryError::Sql(why)) if why.contains("the store is away")), "{refused:?}");
 }
 
@@ -263,10 +266,10 @@ fn a_query_that_takes_too_long_is_given_up() {
     let refused = runtime.block_on(async {
         let dir = tempfile::tempdir().expect("temp dir");
         let (lake, org) = (Lake::new(dir.path()), organization(1));
-        let fresh = [landed(org, 1, (0..300).map(|number| line(&number.to_string())).collect())];
+        let pending = [landed(org, 1, (0..300).map(|number| line(&number.to_string())).collect())];
         let short = QueryLimits { time_max: Duration::from_millis(200), ..QueryLimits::default() };
         let slow = "SELECT count(*) FROM syslog a, syslog b, syslog c WHERE a.raw || b.raw || c.raw = 'x'";
-        query(&lake, org, slow, &fresh, &Versions::new(), short).await
+        query(&lake, org, slow, &pending, &Versions::new(), short).await
     });
     // An operator may not yield for long: do not wait for it.
     runtime.shutdown_background();
@@ -283,9 +286,9 @@ async fn a_tier_leaves_security_events_out_whether_they_are_materialised_or_not(
     let mut batch = landed(org, 1, vec![line("one"), closed.into(), line("two"), session(Change::End)]);
     batch.store = Store::Minimal;
     let rows = "SELECT message || ' ' || index FROM syslog";
-    let fresh = std::slice::from_ref(&batch);
-    assert_eq!(ask(&lake, org, rows, fresh, &Versions::new()).await, ["one 0", "two 2"]);
-    let known = lake.materialise(org, fresh, &Versions::new()).await.expect("materialises");
+    let pending = std::slice::from_ref(&batch);
+    assert_eq!(ask(&lake, org, rows, pending, &Versions::new()).await, ["one 0", "two 2"]);
+    let known = lake.materialise(org, pending, &Versions::new()).await.expect("materialises");
     assert_eq!(ask(&lake, org, rows, &[], &known).await, ["one 0", "two 2"]);
     // No record of the class remains: no table.
     assert!(!known.contains_key("authentication"), "{known:?}");
@@ -295,16 +298,16 @@ async fn a_tier_leaves_security_events_out_whether_they_are_materialised_or_not(
 async fn a_time_needs_no_seconds() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (lake, org) = (Lake::new(dir.path()), organization(1));
-    let fresh = [landed(org, 1, vec![line("one")])];
+    let pending = [landed(org, 1, vec![line("one")])];
     // T0 is 2026-11-23 03:21:19.
     for (text, count) in
         [("2026-11-23 03:22", "1"), ("2026-11-23T03:21", "0"), ("2026-11-24", "1"), ("2026-11-23 03:21:20", "1")]
     {
         let sql = format!("SELECT count(*) || '' FROM syslog WHERE observed_time < '{text}'");
-        assert_eq!(ask(&lake, org, &sql, &fresh, &Versions::new()).await, [count], "{text}");
+        assert_eq!(ask(&lake, org, &sql, &pending, &Versions::new()).await, [count], "{text}");
     }
     let sql = "SELECT count(*) || '' FROM syslog WHERE observed_time < (SELECT max(observed_time) FROM syslog WHERE observed_time > '2026-11-23 03:20')";
-    assert_eq!(ask(&lake, org, sql, &fresh, &Versions::new()).await, ["0"]);
+    assert_eq!(ask(&lake, org, sql, &pending, &Versions::new()).await, ["0"]);
 }
 
 /// Files below a directory, except checksums.

@@ -8,9 +8,9 @@ use std::{
 use vedette_wire::{
     Chunk, Compression, Header, Ledger, OrganizationId, Position, Reason, Source, SourceRef,
     chunk::Entry,
-    codec::{Piece, Sealer},
     geo::WorkspaceGeo,
     record::HostLabel,
+    seal::{Piece, Sealer},
 };
 
 /// Maximum size of a batch's sealed records, unless one chunk is larger. With a header of a few sources and redb's overhead it

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use vedette_wire::{Chunk, Compression, Ledger, Reason, codec::Piece};
+use vedette_wire::{Chunk, Compression, Ledger, Reason, seal::Piece};
 
 /// The transport has stopped. The last chunks are not durable, and their source is not notified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

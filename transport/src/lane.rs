@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, watch};
-use vedette_wire::{Chunk, Compression, Ledger, codec::Piece};
+use vedette_wire::{Chunk, Compression, Ledger, seal::Piece};
 
 /// Retry interval for a full queue or a failing disk.
 const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
@@ -351,7 +351,7 @@ impl Batcher {
 fn describe(error: &QueueError) -> String {
     match std::error::Error::source(error) {
         None => error.to_string(),
-        Some(_) => format!("{error}: {}", crate::post::root_cause(error)),
+        Some(_) => format!("{error}: {}", crate::tls::root_cause(error)),
     }
 }
 

@@ -49,6 +49,7 @@
 //! # }
 //! ```
 
+pub mod backoff;
 pub mod batcher;
 pub mod failpoint;
 pub mod intake;
@@ -59,9 +60,10 @@ pub mod queue;
 pub mod sender;
 pub mod tls;
 
+pub use backoff::Backoff;
 pub use batcher::{BatchContext, BatchLimits, SEALED_BYTES_MAX};
 pub use intake::{Intake, Stopped};
 pub use lane::{Lane, LaneConfig, LaneStatus};
 pub use outcome::Outcome;
-pub use post::{HttpPost, Post};
+pub use post::{HttpPost, Post, RequestError};
 pub use queue::{CACHE_BYTES, Queue, QueueError, Quota};

@@ -1,7 +1,7 @@
 //! Meaning of the workspace's answers to a batch. Implements the table of `docs/delivery.md`.
 
 use std::time::Duration;
-use vedette_wire::{Compression, reply::Problem};
+use vedette_wire::{Compression, Problem, ProblemCode};
 
 /// What to do with a batch after an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum Outcome {
     /// The workspace will never accept the batch: keep it in quarantine.
     Quarantine {
         /// Code of the workspace.
-        code: String,
+        code: ProblemCode,
         /// Reason, for status and log.
         why: String,
     },
@@ -77,7 +77,7 @@ const VERSION_PAUSE: Duration = Duration::from_secs(60);
 ///
 /// `retry_after` is the header's value as a duration.
 pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Duration>) -> Outcome {
-    let code = problem.as_ref().map(|problem| problem.code.clone()).unwrap_or_default();
+    let code = problem.as_ref().map_or(ProblemCode::Unknown, |problem| problem.code);
     let why = match problem {
         Some(Problem { title, detail: Some(detail), .. }) => format!("{status} {title}: {detail}"),
         Some(Problem { title, .. }) => format!("{status} {title}"),
@@ -87,11 +87,13 @@ pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Dura
         401 => Outcome::Renew { why },
         409 => Outcome::Conflict { why },
         413 => Outcome::TooLarge { why },
-        403 if code == "clone" => Outcome::Rekey { why },
+        403 if code == ProblemCode::Clone => Outcome::Rekey { why },
         403 => Outcome::Identity { why },
-        422 if code == "policy" => Outcome::Purge,
+        422 if code == ProblemCode::Policy => Outcome::Purge,
         // An upgrade of the workspace will make it accept this version.
-        400 if code == "version" => Outcome::Retry { after: Some(retry_after.unwrap_or(VERSION_PAUSE)), why },
+        400 if code == ProblemCode::Version => {
+            Outcome::Retry { after: Some(retry_after.unwrap_or(VERSION_PAUSE)), why }
+        }
         300..=399 | 421 => Outcome::Misdirected { why },
         400..=499 if status != 408 && status != 429 => Outcome::Quarantine { code, why },
         _ => Outcome::Retry { after: retry_after, why },
@@ -102,13 +104,13 @@ pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Dura
 mod tests {
     use super::*;
 
-    fn problem(code: &str) -> Option<Problem> {
-        Some(Problem { status: 0, code: code.to_owned(), title: "t".to_owned(), detail: None })
+    fn problem(code: ProblemCode) -> Option<Problem> {
+        Some(Problem { status: 0, code, title: "t".to_owned(), detail: None })
     }
 
     #[test]
     fn each_status_has_the_outcome_of_the_contract() {
-        let kind = |status, code: &str| match of_status(status, problem(code), None) {
+        let kind = |status, code| match of_status(status, problem(code), None) {
             Outcome::Done { .. } => "done",
             Outcome::Retry { .. } => "retry",
             Outcome::Quarantine { .. } => "quarantine",
@@ -122,23 +124,23 @@ mod tests {
             Outcome::Misdirected { .. } => "misdirected",
         };
         for (status, code, expected) in [
-            (400, "version", "retry"),
-            (400, "", "quarantine"),
-            (404, "", "quarantine"),
-            (415, "", "quarantine"),
-            (422, "shape", "quarantine"),
-            (422, "policy", "purge"),
-            (401, "", "renew"),
-            (403, "identity", "identity"),
-            (403, "clone", "rekey"),
-            (408, "", "retry"),
-            (429, "", "retry"),
-            (500, "", "retry"),
-            (503, "", "retry"),
-            (409, "", "conflict"),
-            (413, "", "too large"),
-            (302, "", "misdirected"),
-            (421, "geo", "misdirected"),
+            (400, ProblemCode::Version, "retry"),
+            (400, ProblemCode::Unknown, "quarantine"),
+            (404, ProblemCode::Unknown, "quarantine"),
+            (415, ProblemCode::Unknown, "quarantine"),
+            (422, ProblemCode::Shape, "quarantine"),
+            (422, ProblemCode::Policy, "purge"),
+            (401, ProblemCode::Unknown, "renew"),
+            (403, ProblemCode::Identity, "identity"),
+            (403, ProblemCode::Clone, "rekey"),
+            (408, ProblemCode::Unknown, "retry"),
+            (429, ProblemCode::Unknown, "retry"),
+            (500, ProblemCode::Unknown, "retry"),
+            (503, ProblemCode::Unknown, "retry"),
+            (409, ProblemCode::Unknown, "conflict"),
+            (413, ProblemCode::Unknown, "too large"),
+            (302, ProblemCode::Unknown, "misdirected"),
+            (421, ProblemCode::Geo, "misdirected"),
         ] {
             assert_eq!(kind(status, code), expected, "{status} {code}");
         }

@@ -2,10 +2,11 @@
 
 use crate::{
     outcome::{self, Outcome},
-    tls::Proxy,
+    tls::{Proxy, root_cause},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use std::{
     future::Future,
     pin::Pin,
@@ -13,9 +14,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 use vedette_wire::{
-    frame,
-    policy::{Directives, SignedPolicy},
-    reply::{Ack, EnrollReply, Positions, Problem, RekeyRequest, RenewReply, RenewRequest},
+    Problem, ProblemCode, frame,
+    policy::{COLLECTORS_HEADER, Directives, ReportedCollectors, SignedPolicy},
+    reply::{Ack, EnrollReply, Positions, RekeyRequest, RenewReply, RenewRequest},
 };
 
 /// The sender's destination: HTTPS, or a fake on a paused clock.
@@ -43,15 +44,38 @@ const DIRECTIVES_BYTES_MAX: usize = 4 << 20;
 /// Maximum size of a page of positions. The workspace ends a page at 1 MiB, unless it has a single source.
 const POSITIONS_BYTES_MAX: usize = 8 << 20;
 
+/// Why a request to the workspace failed, for status and log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// There is no connection, or it ended.
+    #[error("{0}")]
+    Connection(String),
+    /// The workspace refuses.
+    #[error("the workspace answered {status}: {title}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Title of the problem details, if there are any.
+        title: String,
+    },
+    /// The answer exceeds a limit.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The answer is not what the protocol says.
+    #[error("the answer cannot be decoded: {0}")]
+    Decode(String),
+}
+
 /// Reads the body of an answer up to a limit, since the workspace may be broken or hostile.
 ///
 /// # Errors
-/// The reason, for status and log.
-pub async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, String> {
+/// [`RequestError::Connection`] and [`RequestError::TooLarge`].
+pub async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Result<Vec<u8>, RequestError> {
     let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|err| root_cause(&err))? {
+    let connection = |err: reqwest::Error| RequestError::Connection(root_cause(&err));
+    while let Some(chunk) = response.chunk().await.map_err(connection)? {
         if body.len() + chunk.len() > bytes_max {
-            return Err(format!("the answer is larger than {bytes_max} bytes"));
+            return Err(RequestError::TooLarge(bytes_max));
         }
         body.extend_from_slice(&chunk);
     }
@@ -61,9 +85,16 @@ pub async fn bounded(response: &mut reqwest::Response, bytes_max: usize) -> Resu
 /// Many times the size of a certificate chain and a policy.
 const JSON_BYTES_MAX: usize = 1 << 20;
 
-async fn json<T: serde::de::DeserializeOwned>(response: &mut reqwest::Response) -> Result<T, String> {
-    let body = bounded(response, JSON_BYTES_MAX).await?;
-    serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be decoded: {err}"))
+async fn json<T: DeserializeOwned>(response: &mut reqwest::Response, bytes_max: usize) -> Result<T, RequestError> {
+    let body = bounded(response, bytes_max).await?;
+    serde_json::from_slice(&body).map_err(|err| RequestError::Decode(err.to_string()))
+}
+
+/// The problem in an answer, as an error.
+async fn refused(mut response: reqwest::Response) -> RequestError {
+    let problem: Option<Problem> = json(&mut response, JSON_BYTES_MAX).await.ok();
+    let title = problem.map_or_else(|| "without an explanation".to_owned(), |problem| problem.title);
+    RequestError::Refused { status: response.status().as_u16(), title }
 }
 
 impl HttpPost {
@@ -90,69 +121,77 @@ impl HttpPost {
         }
     }
 
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, RequestError> {
+        request.send().await.map_err(|err| RequestError::Connection(self.why(&err)))
+    }
+
     /// Fetches a page of this agent's positions, after a (collector, source id). Absent if the workspace's release lacks the
     /// endpoint.
     ///
     /// # Errors
-    /// The reason, for status and log.
-    pub async fn positions(&self, after: Option<(&str, &str)>) -> Result<Option<Positions>, String> {
+    /// [`RequestError`].
+    pub async fn positions(&self, after: Option<(&str, &str)>) -> Result<Option<Positions>, RequestError> {
         let url = format!("{}/v1/positions", self.base);
-        let mut url = reqwest::Url::parse(&url).map_err(|err| err.to_string())?;
+        let mut url = reqwest::Url::parse(&url).map_err(|err| RequestError::Connection(err.to_string()))?;
         if let (Some((collector, source)), Ok(mut path)) = (after, url.path_segments_mut()) {
             path.extend([collector, source]);
         }
-        let mut response = self.client.get(url).send().await.map_err(|err| self.why(&err))?;
-        let status = response.status();
-        if matches!(status.as_u16(), 404 | 405) {
+        let mut response = self.send(self.client.get(url)).await?;
+        if matches!(response.status().as_u16(), 404 | 405) {
             return Ok(None);
         }
-        if !status.is_success() {
-            return Err(format!("the workspace answered {status}"));
+        if !response.status().is_success() {
+            return Err(refused(response).await);
         }
         let body = bounded(&mut response, POSITIONS_BYTES_MAX).await?;
-        rmp_serde::from_slice(&body).map(Some).map_err(|err| format!("the answer cannot be decoded: {err}"))
+        rmp_serde::from_slice(&body).map(Some).map_err(|err| RequestError::Decode(err.to_string()))
     }
 
     /// Polls for directives: a policy with a revision above `after`, and artifact requests. The workspace holds the poll until
-    /// it has some, or answers with none. The poll reports the agent's version.
+    /// it has some, or answers with none. The poll reports the agent's version and its collectors.
     ///
     /// # Errors
-    /// The reason, for status and log.
-    pub async fn directives(&self, after: u64, version: &str) -> Result<Directives, String> {
-        let url = format!("{}/v1/policy/{after}", self.base);
-        let asked = self.client.get(url).header("user-agent", format!("vedette/{version}")).send().await;
-        let mut response = asked.map_err(|err| self.why(&err))?;
+    /// [`RequestError`].
+    pub async fn directives(
+        &self,
+        after: u64,
+        version: &str,
+        collectors: &ReportedCollectors,
+    ) -> Result<Directives, RequestError> {
+        let request = self.client.get(format!("{}/v1/policy/{after}", self.base));
+        let request = request.header("user-agent", format!("vedette/{version}"));
+        let mut response = self.send(request.header(COLLECTORS_HEADER, collectors.to_string())).await?;
         match response.status().as_u16() {
-            200 => {}
-            204 => return Ok(Directives::default()),
-            status => return Err(format!("the workspace answered {status}")),
+            200 => json(&mut response, DIRECTIVES_BYTES_MAX).await,
+            204 => Ok(Directives::default()),
+            _ => Err(refused(response).await),
         }
-        let body = bounded(&mut response, DIRECTIVES_BYTES_MAX).await?;
-        serde_json::from_slice(&body).map_err(|err| format!("the answer cannot be read: {err}"))
     }
 
     /// Sends the policy in force to a workspace that lacks it; false if the workspace has it.
     ///
     /// # Errors
-    /// The reason, for status and log.
-    pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<bool, String> {
-        let sent = self.client.post(format!("{}/v1/policy", self.base)).json(signed).send().await;
-        let status = sent.map_err(|err| self.why(&err))?.status();
-        if status.is_success() { Ok(status.as_u16() == 201) } else { Err(format!("the workspace answered {status}")) }
+    /// [`RequestError`].
+    pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<bool, RequestError> {
+        let response = self.send(self.client.post(format!("{}/v1/policy", self.base)).json(signed)).await?;
+        match response.status().as_u16() {
+            201 => Ok(true),
+            200..=299 => Ok(false),
+            _ => Err(refused(response).await),
+        }
     }
 
     /// Renews the certificate for the same key.
     ///
     /// # Errors
-    /// The reason, for status and log.
-    pub async fn renew(&self, csr: String) -> Result<String, String> {
-        let asked = self.client.post(format!("{}/v1/renew", self.base)).json(&RenewRequest { csr }).send().await;
-        let mut response = asked.map_err(|err| self.why(&err))?;
-        let status = response.status();
-        if !status.is_success() {
-            return Err(format!("the workspace answered {status}"));
+    /// [`RequestError`].
+    pub async fn renew(&self, csr: String) -> Result<String, RequestError> {
+        let request = self.client.post(format!("{}/v1/renew", self.base)).json(&RenewRequest { csr });
+        let mut response = self.send(request).await?;
+        if !response.status().is_success() {
+            return Err(refused(response).await);
         }
-        let reply: RenewReply = json(&mut response).await?;
+        let reply: RenewReply = json(&mut response, JSON_BYTES_MAX).await?;
         Ok(reply.certificate)
     }
 
@@ -160,19 +199,20 @@ impl HttpPost {
     /// machine.
     ///
     /// # Errors
-    /// The reason, for status and log.
-    pub async fn rekey(&self, request: &RekeyRequest) -> Result<Option<EnrollReply>, String> {
-        let asked = self.client.post(format!("{}/v1/rekey", self.base)).json(request).send().await;
-        let mut response = asked.map_err(|err| self.why(&err))?;
+    /// [`RequestError`].
+    pub async fn rekey(&self, request: &RekeyRequest) -> Result<Option<EnrollReply>, RequestError> {
+        let mut response = self.send(self.client.post(format!("{}/v1/rekey", self.base)).json(request)).await?;
         let status = response.status();
-        if !status.is_success() {
-            let problem: Option<Problem> = json(&mut response).await.ok();
-            return match problem {
-                Some(problem) if problem.code == "not-told" => Ok(None),
-                problem => Err(format!("{status}: {}", problem.map_or_else(String::new, |problem| problem.title))),
-            };
+        if status.is_success() {
+            return json(&mut response, JSON_BYTES_MAX).await.map(Some);
         }
-        json(&mut response).await.map(Some)
+        match json::<Problem>(&mut response, JSON_BYTES_MAX).await {
+            Ok(problem) if problem.code == ProblemCode::RekeyNotDemanded => Ok(None),
+            problem => {
+                let title = problem.map_or_else(|_| "without an explanation".to_owned(), |problem| problem.title);
+                Err(RequestError::Refused { status: status.as_u16(), title })
+            }
+        }
     }
 
     async fn put(&self, bytes: Vec<u8>) -> Outcome {
@@ -199,10 +239,12 @@ impl HttpPost {
         match sent {
             Ok(response) => match judge(response).await {
                 // The workspace verifies each body; only a reported mismatch is verified here.
-                Outcome::Quarantine { code, .. } if code == "digest" && frame::sha256(&sealed) != head.digest => {
+                Outcome::Quarantine { code, .. }
+                    if code == ProblemCode::Digest && frame::sha256(&sealed) != head.digest =>
+                {
                     damaged()
                 }
-                Outcome::Quarantine { code, why } if code == "digest" => Outcome::Retry { after: None, why },
+                Outcome::Quarantine { code: ProblemCode::Digest, why } => Outcome::Retry { after: None, why },
                 outcome => outcome,
             },
             Err(err) => Outcome::Retry { after: None, why: self.why(&err) },
@@ -251,15 +293,6 @@ fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).ok(),
     }
-}
-
-/// The innermost error is the most specific: `connection refused`, `certificate expired`.
-pub fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }
 
 #[cfg(test)]
@@ -340,9 +373,9 @@ mod tests {
             post.renew(String::new()).await.expect_err("renew"),
             post.rekey(&rekey).await.expect_err("rekey"),
             post.positions(None).await.expect_err("positions"),
-            post.directives(1, "1").await.expect_err("policy"),
+            post.directives(1, "1", &ReportedCollectors::default()).await.expect_err("policy"),
         ] {
-            assert!(refused.contains("is larger than"), "{refused}");
+            assert!(matches!(refused, RequestError::TooLarge(_)), "{refused}");
         }
     }
 

@@ -6,7 +6,7 @@
 
 mod window;
 
-use crate::{Outcome, Post, Queue, QueueError, failpoint, queue::NextBatch};
+use crate::{Backoff, Outcome, Post, Queue, QueueError, failpoint, queue::NextBatch};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -85,8 +85,8 @@ struct Work {
     probed: u64,
     /// Number of posted batches.
     posted: u64,
-    /// Number of consecutive failures.
-    failures: u32,
+    /// Consecutive failures.
+    backoff: Backoff,
     /// End of the endpoint's rest.
     rests_until: Option<Instant>,
     /// Limit of batches in flight.
@@ -103,7 +103,7 @@ impl Sender {
             bytes: 0,
             probed: 0,
             posted: 0,
-            failures: 0,
+            backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
             rests_until: None,
             window: Window::default(),
         };
@@ -126,14 +126,14 @@ impl Sender {
 
     /// Posts as many batches as may be in flight: a single one as a probe after a failure.
     async fn fill(&self, work: &mut Work, post: &Arc<dyn Post>) -> Result<(), QueueError> {
-        let room = if work.failures > 0 { 1 } else { work.window.limit() };
+        let room = if work.backoff.is_failing() { 1 } else { work.window.limit() };
         while work.rests_until.is_none() && work.posting.len() < room {
             let left = self.in_flight_bytes_max.saturating_sub(work.bytes);
             let bytes_max = if work.posting.is_empty() { usize::MAX } else { left };
             // Probes take turns, so that a batch that always fails does not block the others.
-            let after = if work.failures > 0 { work.probed } else { 0 };
+            let after = if work.backoff.is_failing() { work.probed } else { 0 };
             // Other batches pass bulk ones, which still get their turn.
-            let quiet_first = work.failures == 0 && !work.posted.is_multiple_of(OLDEST_EACH);
+            let quiet_first = !work.backoff.is_failing() && !work.posted.is_multiple_of(OLDEST_EACH);
             let (queue, except) = (Arc::clone(&self.queue), work.in_flight.clone());
             let next = move || {
                 if quiet_first
@@ -195,9 +195,9 @@ impl Sender {
                 deleted
             }
             Outcome::Quarantine { code, why } => {
-                tracing::error!(slot, code, error = why, "the workspace refuses a batch; moved it to quarantine");
+                tracing::error!(slot, %code, error = why, "the workspace refuses a batch; moved it to quarantine");
                 self.update(|status| status.quarantined += 1);
-                blocking(move || queue.quarantine(slot, &code, &why)).await
+                blocking(move || queue.quarantine(slot, code, &why)).await
             }
             Outcome::Purge => {
                 tracing::warn!(slot, "the workspace refused a batch that the policy forbids; purged it");
@@ -221,7 +221,7 @@ impl Sender {
             }
             Outcome::Retry { after, why } => {
                 work.window.failed();
-                let pause = jitter(work.failures, after);
+                let pause = jitter(work.backoff.bound(), after);
                 self.failed(work, after, pause, &why);
                 Ok(())
             }
@@ -263,10 +263,10 @@ impl Sender {
     }
 
     fn succeeded(&self, work: &mut Work, policy_revision: u64, compression: Option<Compression>) {
-        if work.failures > 0 {
+        if work.backoff.is_failing() {
             tracing::info!("delivery works again");
         }
-        work.failures = 0;
+        work.backoff.reset();
         self.update(|status| {
             status.delivered += 1;
             status.delivered_at = Some(Instant::now());
@@ -279,10 +279,10 @@ impl Sender {
 
     /// Lets the endpoint rest. Honours its `Retry-After`, but spreads agents over time.
     fn failed(&self, work: &mut Work, after: Option<Duration>, pause: Duration, why: &str) {
-        if work.failures == 0 {
+        if !work.backoff.is_failing() {
             tracing::warn!(error = why, "delivery fails; batches wait on disk");
         }
-        work.failures = work.failures.saturating_add(1);
+        work.backoff.failed();
         work.rests_until = Some(Instant::now() + after.unwrap_or_default().min(RETRY_AFTER_MAX) + pause);
         self.update(|status| status.last_error = Some(why.to_owned()));
     }
@@ -301,10 +301,9 @@ async fn blocking(work: impl FnOnce() -> Result<(), QueueError> + Send + 'static
     tokio::task::spawn_blocking(work).await.expect("the queue does not panic")
 }
 
-/// Full jitter: between zero and a bound that doubles with each failure. The bound is at least a
-/// quarter of `Retry-After`, so that a fleet does not return in the same second.
-fn jitter(failures: u32, after: Option<Duration>) -> Duration {
-    let bound = BACKOFF_BASE.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+/// Full jitter: between zero and the bound of the backoff. The bound is at least a quarter of `Retry-After`, so that a fleet does
+/// not return in the same second.
+fn jitter(bound: Duration, after: Option<Duration>) -> Duration {
     let bound = bound.max(after.unwrap_or_default().min(RETRY_AFTER_MAX) / 4);
     bound.mul_f64(fastrand::f64())
 }

@@ -110,7 +110,7 @@ pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
         let proxy = reqwest::Proxy::all(&proxy.url).map_err(|err| TlsError::Proxy(err.to_string()))?;
         builder = builder.proxy(proxy.no_proxy(not_for));
     }
-    builder.build().map_err(|err| TlsError::Client(crate::post::root_cause(&err)))
+    builder.build().map_err(|err| TlsError::Client(root_cause(&err)))
 }
 
 fn config(settings: &ClientSettings) -> Result<ClientConfig, TlsError> {
@@ -227,4 +227,12 @@ fn names_uri(certificate: &CertificateDer<'_>, uri: &str) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
     names.value.general_names.iter().any(|name| matches!(name, GeneralName::URI(found) if *found == uri))
+}
+/// The innermost error is the most specific: `connection refused`, `certificate expired`.
+pub fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }

@@ -6,12 +6,11 @@
 
 use crate::{
     Batch, Body, FORMAT_VERSION, Header, Packer, Position, Record,
+    body::Syslog,
     lines::{self, Lines, Packed, Wrong},
 };
 use serde::{Deserialize, Serialize};
 use std::io::{Cursor, Read};
-
-pub use crate::seal::{Piece, Sealer, compress, seal};
 
 /// How a batch is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -195,25 +194,81 @@ pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
     Ok(out)
 }
 
+/// A record during [`scan`].
+pub struct Scanned<'a> {
+    /// Index into [`Header::sources`].
+    pub source: u32,
+    /// Position in the source.
+    pub position: Position,
+    body: ScannedBody<'a>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "one at a time is on the stack")]
+enum ScannedBody<'a> {
+    Whole(Body),
+    Line(lines::Unpacked<'a>),
+}
+
+impl Scanned<'_> {
+    /// Kind of the body.
+    pub fn kind(&self) -> &'static crate::body::Kind {
+        match &self.body {
+            ScannedBody::Whole(body) => body.kind(),
+            ScannedBody::Line(_) => const { &<Syslog as crate::body::Observation>::KIND },
+        }
+    }
+
+    /// The body; that of a packed line is built here.
+    pub fn into_body(self) -> Body {
+        match self.body {
+            ScannedBody::Whole(body) => body,
+            ScannedBody::Line(line) => Body::Syslog(line.into_line()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Scanned<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scanned")
+            .field("source", &self.source)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Decodes the encoded records of a batch one after the other, and passes each to `take`; validates all of them.
+///
+/// # Errors
+/// As for [`decode`].
+pub fn scan(header: &Header, records: &[u8], mut take: impl FnMut(Scanned<'_>)) -> Result<(), DecodeError> {
+    let mut found = 0;
+    walk(records, |item| {
+        match item {
+            Item::One(Record { source, position, body, .. }) => {
+                found += 1;
+                take(Scanned { source, position, body: ScannedBody::Whole(body) });
+            }
+            Item::Lines { source, lines, .. } => {
+                for line in lines {
+                    let line = line?;
+                    found += 1;
+                    take(Scanned { source, position: line.position, body: ScannedBody::Line(line) });
+                }
+            }
+        }
+        Ok(found)
+    })?;
+    counted(header, found)
+}
+
 /// Decodes a decompressed batch once to validate it; returns its header, and source and position of each record.
 ///
 /// # Errors
 /// As for [`decode`].
 pub fn check(plain: &[u8]) -> Result<(Header, Vec<(u32, Position)>), DecodeError> {
-    let (header, bytes) = decode_header(plain)?;
-    let mut out = Vec::with_capacity((header.records as usize).min(bytes.len()).min(RECORDS_MAX));
-    walk(bytes, |item| {
-        match item {
-            Item::One(record) => out.push((record.source, record.position)),
-            Item::Lines { source, lines, .. } => {
-                for line in lines {
-                    out.push((source, line?.position));
-                }
-            }
-        }
-        Ok(out.len())
-    })?;
-    counted(&header, out.len())?;
+    let (header, records) = decode_header(plain)?;
+    let mut out = Vec::with_capacity((header.records as usize).min(records.len()).min(RECORDS_MAX));
+    scan(&header, records, |record| out.push((record.source, record.position)))?;
     Ok((header, out))
 }
 

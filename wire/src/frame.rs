@@ -19,19 +19,15 @@
 //!
 //! The digests detect every flipped bit. A scan for the magic finds the frames of a damaged file.
 
+pub use crate::digest::sha256;
+
 use crate::{AgentId, BatchKey, Compression, Epoch, Lane, OrganizationId};
-use sha2::{Digest, Sha256};
 
 /// Length of the frame's head in bytes.
 pub const HEAD_BYTES: usize = 112;
 /// First bytes of a frame.
 pub const MAGIC: &[u8; 4] = b"VDTF";
 const VERSION: u16 = 1;
-
-/// SHA-256 (FIPS 180-4).
-pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
-}
 
 /// The head of a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]

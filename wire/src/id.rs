@@ -49,7 +49,7 @@ pub struct AgentId(pub [u8; 16]);
 impl AgentId {
     /// Id of a public key, given as DER SubjectPublicKeyInfo.
     pub fn of_public_key(spki_der: &[u8]) -> Self {
-        let digest = crate::frame::sha256(spki_der);
+        let digest = crate::digest::sha256(spki_der);
         let mut id = [0; 16];
         id.copy_from_slice(&digest[..16]);
         Self(id)

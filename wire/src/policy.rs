@@ -210,18 +210,47 @@ impl SignedPolicy {
 /// Maximum number of endpoints.
 const ENDPOINTS_MAX: usize = 8;
 
-/// All collectors, each with whether it has a poll interval.
-pub const COLLECTORS: &[(&str, bool)] = &[
-    ("host", true),
-    ("processes", true),
-    ("addresses", true),
-    ("sessions", true),
-    ("syslog", false),
-    ("syslog_listener", false),
-    ("journal", false),
-    ("crash_dumps", true),
-    ("artifacts", false),
-];
+/// Header of a policy poll with the collectors of the agent ([`ReportedCollectors`]).
+pub const COLLECTORS_HEADER: &str = "vedette-collectors";
+
+/// Maximum number of collectors that an agent reports, and of bytes of an id.
+const REPORTED_MAX: usize = 256;
+const ID_BYTES_MAX: usize = 64;
+
+/// The collectors of an agent, by id, each with whether it has a poll interval. As text: `host;every,syslog`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReportedCollectors(pub BTreeMap<String, bool>);
+
+impl fmt::Display for ReportedCollectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (id, has_interval)) in self.0.iter().enumerate() {
+            let (comma, every) = (if index == 0 { "" } else { "," }, if *has_interval { ";every" } else { "" });
+            write!(f, "{comma}{id}{every}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A text is no list of collectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the list of collectors is not ID[;every],…")]
+pub struct ReportedError;
+
+impl FromStr for ReportedCollectors {
+    type Err = ReportedError;
+    fn from_str(text: &str) -> Result<Self, ReportedError> {
+        let is_id = |id: &str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+            (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(plain)
+        };
+        let one = |part: &str| match part.split_once(';').unwrap_or((part, "")) {
+            (id, every @ ("" | "every")) if is_id(id) => Ok((id.to_owned(), !every.is_empty())),
+            _ => Err(ReportedError),
+        };
+        let all: BTreeMap<String, bool> = text.split(',').take(REPORTED_MAX + 1).map(one).collect::<Result<_, _>>()?;
+        if all.len() > REPORTED_MAX { Err(ReportedError) } else { Ok(Self(all)) }
+    }
+}
 
 /// Groups of collectors that the standard tier requires, by purpose; at least one of each group runs.
 pub const REQUIRED: &[(&str, &[&str])] = &[
@@ -278,4 +307,20 @@ pub struct Directives {
     /// The workspace was restored from a backup and lacks the agent's policy: the agent sends it (`POST /v1/policy`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bring_policy: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reported_collectors_are_read_as_written_and_nothing_else_is() {
+        let all = ReportedCollectors([("host".to_owned(), true), ("syslog".to_owned(), false)].into());
+        assert_eq!((all.to_string().as_str(), all.to_string().parse()), ("host;every,syslog", Ok(all.clone())));
+        let many = (0..=REPORTED_MAX).map(|number| format!("c{number}")).collect::<Vec<_>>().join(",");
+        for wrong in ["", "host;often", "a b", "é", "host,,syslog", &"x".repeat(65), &many] {
+            assert_eq!(wrong.parse::<ReportedCollectors>(), Err(ReportedError), "{wrong}");
+        }
+        assert!(many.rsplit_once(',').expect("has some").0.parse::<ReportedCollectors>().is_ok());
+    }
 }

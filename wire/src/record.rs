@@ -1,14 +1,7 @@
 //! Records, and the batches that carry them.
 
-use crate::{AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, SetAside, geo::WorkspaceGeo};
+use crate::{AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, Position, SetAside, geo::WorkspaceGeo};
 use serde::{Deserialize, Serialize};
-
-/// Position of a record in its source: half-open, in the source's own unit.
-///
-/// Bytes for a file, sequence numbers for a journal, a running number for a poll. The positions of a source have no gap and no
-/// overlap; that is how loss and repetition are detected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Position(pub u64, pub u64);
 
 /// A source of records in a batch. Records name it by its index in [`Header::sources`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

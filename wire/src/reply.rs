@@ -30,20 +30,6 @@ pub struct ReceiveLimits {
     pub compression: Option<Compression>,
 }
 
-/// Problem details (RFC 9457) with a stable `code`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// HTTP status.
-    pub status: u16,
-    /// Stable code for programs: `version`, `shape`, `identity`, `geo`, ….
-    pub code: String,
-    /// One-line message for people.
-    pub title: String,
-    /// What to do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-}
-
 /// A page of `GET /v1/positions`, as MessagePack: where an agent continues after it lost its queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Positions {

@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, path::Path};
 use vedette_wire::{
     Batch, Body, Compression, Packer, Position, Record,
-    body::{KINDS, Place},
+    body::{KINDS, RowContext},
     codec::{self, DecodeError},
     column::ColumnType,
     frame::{self, FrameHead},
-    ocsf::{self, OcsfClass, Origin},
+    ocsf::OcsfClass,
+    render::{self, Origin},
+    seal,
 };
 
 fn encode(record: &Record, into: &mut Vec<u8>) {
@@ -42,7 +44,7 @@ fn encoded_records(batch: &Batch) -> Vec<u8> {
 fn a_batch_survives_sealing_with_each_codec() {
     let batch = samples::batch();
     for compression in [Compression::Zstd, Compression::Gzip] {
-        let sealed = codec::seal(&batch.header, &encoded_records(&batch), compression).expect("seals");
+        let sealed = seal::seal(&batch.header, &encoded_records(&batch), compression).expect("seals");
         let plain = codec::decompress(&sealed, compression, 1 << 20).expect("decompresses");
         assert_eq!(codec::decode(&plain).expect("decodes"), batch);
     }
@@ -51,7 +53,7 @@ fn a_batch_survives_sealing_with_each_codec() {
 #[test]
 fn a_decompression_bomb_is_refused() {
     let batch = samples::batch();
-    let sealed = codec::seal(&batch.header, &vec![0; 4 << 20], Compression::Zstd).expect("seals");
+    let sealed = seal::seal(&batch.header, &vec![0; 4 << 20], Compression::Zstd).expect("seals");
     assert!(sealed.len() < 10_000);
     let refused = codec::decompress(&sealed, Compression::Zstd, 1 << 20);
     assert!(matches!(refused, Err(DecodeError::TooLarge { limit: 1_048_576 })), "{refused:?}");
@@ -61,7 +63,7 @@ fn a_decompression_bomb_is_refused() {
 fn a_header_of_another_version_is_named() {
     let mut batch = samples::batch();
     batch.header.version = 9;
-    let sealed = codec::seal(&batch.header, &[], Compression::Zstd).expect("seals");
+    let sealed = seal::seal(&batch.header, &[], Compression::Zstd).expect("seals");
     let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20).expect("decompresses");
     assert!(matches!(codec::decode_header(&plain), Err(DecodeError::Version { found: 9 })));
 }
@@ -69,7 +71,7 @@ fn a_header_of_another_version_is_named() {
 #[test]
 fn a_cut_batch_is_an_error_at_every_length() {
     let batch = samples::batch();
-    let sealed = codec::seal(&batch.header, &encoded_records(&batch), Compression::Zstd).expect("seals");
+    let sealed = seal::seal(&batch.header, &encoded_records(&batch), Compression::Zstd).expect("seals");
     let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20).expect("decompresses");
     for length in 0..plain.len() {
         assert!(codec::decode(&plain[..length]).is_err(), "cut at {length}");
@@ -86,7 +88,7 @@ fn a_record_of_an_unknown_kind_is_kept_whole_and_does_not_hide_the_next() {
     encode(&batch.records[0], &mut bytes);
     let mut header = batch.header.clone();
     header.records = 2;
-    let sealed = codec::seal(&header, &bytes, Compression::Zstd).expect("seals");
+    let sealed = seal::seal(&header, &bytes, Compression::Zstd).expect("seals");
     let plain = codec::decompress(&sealed, Compression::Zstd, 1 << 20).expect("decompresses");
     let decoded = codec::decode(&plain).expect("decodes");
     let Body::Unknown(unknown) = &decoded.records[0].body else { panic!("{:?}", decoded.records[0]) };
@@ -144,7 +146,7 @@ fn golden(path: &str, batch: Batch, records: &[u8]) {
     // Cargo runs tests in the package's directory; a path from compile time may be of another clone.
     let path = Path::new(path);
     if std::env::var_os("WRITE_GOLDEN").is_some() && !path.exists() {
-        let sealed = codec::seal(&batch.header, records, Compression::Zstd).expect("seals");
+        let sealed = seal::seal(&batch.header, records, Compression::Zstd).expect("seals");
         std::fs::write(path, sealed).expect("golden file is writable");
     }
     let sealed = std::fs::read(path).expect("golden file is there");
@@ -200,7 +202,7 @@ fn every_record_renders_to_valid_ocsf() {
     let mut reached = BTreeSet::new();
     let mut errors = Vec::new();
     for (index, record) in batch.records.iter().enumerate() {
-        let event = ocsf::render(&Origin::in_batch(&batch.header, index, record), record);
+        let event = render::render(&Origin::in_batch(&batch.header, index, record), record);
         let class = record.body.class();
         for err in schema(class).iter_errors(&event) {
             errors.push(format!("{index} {class:?} {}: {err}", err.instance_path()));
@@ -215,7 +217,7 @@ fn every_record_renders_to_valid_ocsf() {
 fn the_schema_check_would_notice_a_wrong_attribute() {
     let batch = samples::batch();
     let record = &batch.records[0];
-    let mut event = ocsf::render(&Origin::in_batch(&batch.header, 0, record), record);
+    let mut event = render::render(&Origin::in_batch(&batch.header, 0, record), record);
     event["bogus"] = json!(1);
     assert!(!schema(record.body.class()).is_valid(&event));
 }
@@ -225,8 +227,8 @@ fn every_row_fits_the_columns_of_its_kind() {
     let batch = samples::batch();
     for record in &batch.records {
         let kind = record.body.kind();
-        let place = Place { source_name: Some("/var/log/syslog"), position: record.position };
-        let row = record.body.row(&place);
+        let context = RowContext { source_name: Some("/var/log/syslog"), position: record.position };
+        let row = record.body.row(&context);
         assert_eq!(row.len(), kind.columns.len(), "{}", kind.name);
         for (value, column) in row.iter().zip(kind.columns) {
             use vedette_wire::column::Value;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use vedette_wire::{
-    Batch, CursorUpdate, Header, Position, Record, SourceRef,
+    Batch, CursorUpdate, Header, Position, SourceRef,
     policy::Store,
     set_aside::RANGES_MAX,
     text::{LABEL_BYTES_MAX, is_printable},
@@ -194,17 +194,21 @@ impl BatchIndex {
     /// Builds an index of a landed batch with the store level of its policy.
     pub(crate) fn of(Batch { header, records }: Batch, store: Store) -> Self {
         let mut index = Self::new(header, records.iter().map(|record| (record.source, record.position)));
-        index.leave_out(store, &records);
+        let mut left_out: BTreeMap<u32, u64> = BTreeMap::new();
+        for record in records.iter().filter(|record| !store.keeps(&record.body)) {
+            *left_out.entry(record.source).or_default() += 1;
+        }
+        index.leave_out(store, left_out);
         index
     }
 
-    /// Counts the records that a store level leaves out.
-    pub(crate) fn leave_out(&mut self, store: Store, records: &[Record]) {
+    /// Records the store level, and the number of records that it leaves out, by source.
+    pub(crate) fn leave_out(&mut self, store: Store, left_out: BTreeMap<u32, u64>) {
         self.store = store;
-        for record in records.iter().filter(|record| !store.keeps(&record.body)) {
-            let source = self.header.sources.get(record.source as usize);
+        for (source, count) in left_out {
+            let source = self.header.sources.get(source as usize);
             let collector = source.map_or_else(|| "unknown".to_owned(), |source| source.collector.clone());
-            *self.left_out.entry(collector).or_default() += 1;
+            *self.left_out.entry(collector).or_default() += count;
         }
     }
 

@@ -1,17 +1,17 @@
 //! `vedette-workspace`: receives, segregates, lands and serves what agents send.
 
+mod api;
 mod batch_index;
-mod ca;
-mod cli;
+mod clock;
 mod commands;
-mod control;
 mod health;
-mod landing;
+mod ingest;
+mod keys;
+mod replication;
+mod server;
+mod store;
 #[cfg(feature = "lake")]
-mod materialise;
-mod pair;
-mod receive;
-mod signer;
+mod tables;
 
 use std::process::ExitCode;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     hidden.expect("a process may say so of itself");
     rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
-    let arguments = cli::parse();
+    let arguments = commands::parse();
     let level = arguments.log.unwrap_or(tracing::Level::INFO);
     // Messages of libraries at `info` are noise: Delta logs every snapshot.
     let of_libraries = if level > tracing::Level::INFO { level } else { level.min(tracing::Level::WARN) };
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(commands::run(arguments.command));
+    let done = runtime.block_on(commands::run(arguments));
     // A process may crash at exit while its threads run; an abandoned query may not yield.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     match done {
@@ -64,10 +64,4 @@ fn main() -> ExitCode {
 #[expect(clippy::disallowed_methods, reason = "only the environment says so")]
 fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-}
-
-/// Wall clock, nanoseconds UTC.
-fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

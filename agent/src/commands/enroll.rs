@@ -2,24 +2,23 @@
 
 use crate::{
     cloud,
-    config::{self, Resolved},
-    exit::Exit,
+    config::{self, Resolved, context},
+    exit::{Exit, VERSION},
     identity::{self, Enrollment, IdentityDir},
-    policy,
-    run::{VERSION, context},
+    runtime::policy,
 };
 use anyhow::{Context, anyhow, bail};
 use rcgen::PublicKeyData;
 use std::{io::Read, path::Path};
 use url::Url;
 use vedette_transport::{
-    post::{bounded, root_cause},
-    tls::{self, ClientSettings, Proxy, Roots},
+    post::bounded,
+    tls::{self, ClientSettings, Proxy, Roots, root_cause},
 };
 use vedette_wire::{
-    AgentId,
+    AgentId, Problem,
     geo::{Geography, WorkspaceGeo},
-    reply::{EnrollReply, EnrollRequest, Problem},
+    reply::{EnrollReply, EnrollRequest},
 };
 
 /// The workspace did not answer, or cannot answer now; a retry may succeed.
@@ -50,7 +49,7 @@ pub(super) struct Wanted<'a> {
 
 pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(), Exit> {
     let Wanted { workspace, ca, token, geo, again } = *wanted;
-    let url = config::parse_workspace_url(workspace).map_err(Exit::config)?;
+    let url = config::parse_workspace_url(workspace).map_err(|err| Exit::config(err.to_string()))?;
     if let Some(stated) = &config.workspace_url
         && *stated != url
     {
@@ -80,8 +79,8 @@ pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(),
     let request = EnrollRequest {
         token,
         csr: identity::signing_request(&key)?,
-        hostname: vedette_collectors::host_label(&context(config, Vec::new(), Vec::new())).hostname,
-        machine: identity::machine(&context(config, Vec::new(), Vec::new())),
+        hostname: vedette_collectors::host_label(&context(config)).hostname,
+        machine: identity::machine(&context(config)),
         version: VERSION.to_owned(),
     };
     let geo = expected_geo(config, geo)?;
@@ -151,7 +150,7 @@ fn expected_geo(config: &Resolved, wanted: Option<WorkspaceGeo>) -> Result<Optio
         return Err(Exit::config(message));
     }
     let stated = wanted.or(config.workspace_geo);
-    let instance = cloud::instance(&config.place, &context(config, Vec::new(), Vec::new()));
+    let instance = cloud::instance(&config.place, &context(config));
     let host = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
     match (host.map(Geography::workspace), stated) {
         (Some(belongs), Some(stated)) if belongs != stated => Err(Exit::config(format!(

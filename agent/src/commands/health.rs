@@ -1,7 +1,7 @@
 //! `vedette health`: a probe that fails while a part of the agent does not work, though the process lives.
 
 use super::status;
-use crate::{config::Resolved, exit::Exit, run::status::Report};
+use crate::{config::Resolved, exit::Exit, runtime::status::Report};
 use anyhow::anyhow;
 use std::time::Duration;
 

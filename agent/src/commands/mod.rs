@@ -9,11 +9,14 @@ mod status;
 
 use crate::{
     cli::{Arguments, Command, ConfigArguments, Page},
-    config::{self, Resolved, Sources},
-    exit::Exit,
+    config::{self, Resolved, Sources, context},
+    exit::{Exit, VERSION},
     identity::IdentityDir,
-    policy::{PolicyStore, decide},
-    run,
+    platform,
+    runtime::{
+        self,
+        policy::{PolicyStore, decide},
+    },
 };
 use clap::CommandFactory;
 use std::{
@@ -29,15 +32,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             start_log(&config);
             let wanted =
                 enroll::Wanted { workspace: &workspace, ca: ca.as_deref(), token: &token_file, geo: None, again };
-            runtime()?.block_on(enroll::enroll(&config, &wanted))
+            tokio_runtime()?.block_on(enroll::enroll(&config, &wanted))
         }
         Command::Run { config } => {
             let config = load(config)?;
             start_log(&config);
-            let runtime = runtime()?;
+            let runtime = tokio_runtime()?;
             let done = runtime.block_on(async {
                 bootstrap::bootstrap(&config).await?;
-                run::run(config).await
+                runtime::run(config).await
             });
             // Leaves collectors that hang in the kernel.
             runtime.shutdown_timeout(std::time::Duration::from_millis(100));
@@ -70,9 +73,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             start_log(&config);
             queue::queue(&config, command)
         }
-        Command::Version { json: false } => print(format!("vedette {}\n", run::VERSION).as_bytes()),
+        Command::Version { json: false } => print(format!("vedette {}\n", VERSION).as_bytes()),
         Command::Version { json: true } => {
-            let version = serde_json::json!({"version": run::VERSION, "batch_format": vedette_wire::FORMAT_VERSION,
+            let version = serde_json::json!({"version": VERSION, "batch_format": vedette_wire::FORMAT_VERSION,
                 "ocsf": "1.8.0", "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)});
             print(format!("{version}\n").as_bytes())
         }
@@ -99,12 +102,11 @@ fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
 
 /// Why a directory cannot be created or written. Creates missing directories for the test and removes them.
 fn unusable(dir: &Path) -> Option<String> {
-    use rustix::fs::{Access, access};
     let missing = dir.ancestors().take_while(|dir| !dir.exists()).last();
     let (tried, done) = match missing {
         Some(missing) => (missing, std::fs::create_dir(missing).and_then(|()| std::fs::remove_dir(missing))),
         None if !dir.is_dir() => return Some(format!("{} is no directory", dir.display())),
-        None => (dir, access(dir, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from)),
+        None => (dir, platform::can_write_in(dir)),
     };
     let why = done.err()?;
     Some(format!(
@@ -117,26 +119,26 @@ fn unusable(dir: &Path) -> Option<String> {
 fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let Ok(Some(enrollment)) = identity.enrollment() else { return Ok(Vec::new()) };
-    let (kept, _) = PolicyStore::load(&identity, &enrollment);
-    let mut found = Vec::new();
+    let store = PolicyStore::load(&identity, &enrollment);
+    let mut problems = Vec::new();
     if let Some(host) = config.place.geography.filter(|host| host.workspace() != enrollment.geo) {
-        found.push(format!(
+        problems.push(format!(
             "host.geography: data of a host in {host} belongs to {}, and this host is enrolled in {}; enroll it there",
             host.workspace(),
             enrollment.geo
         ));
     }
-    let Some(policy) = kept.policy() else { return Ok(found) };
-    let decisions = decide(policy, &config.collectors, &run::context(config, Vec::new(), Vec::new()));
+    let Some(policy) = store.policy() else { return Ok(problems) };
+    let decisions = decide(&policy, &config.collectors, &context(config));
     let conflicts = decisions.into_iter().filter(|decision| decision.conflict);
-    found.extend(
+    problems.extend(
         conflicts.filter_map(|decision| Some(format!("collectors.{}.enabled: {}", decision.id, decision.why?))),
     );
-    Ok(found)
+    Ok(problems)
 }
 
 /// A single-threaded runtime: only network waits use it. Disk work has its own threads.
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
+fn tokio_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()
 }
 

@@ -3,22 +3,22 @@
 use super::print;
 use crate::{
     cli::OnceFormat,
-    config::Resolved,
-    exit::Exit,
-    run::{VERSION, chunks_of, context, positions_source},
+    config::{Resolved, context},
+    exit::{Exit, VERSION},
+    runtime::{collectors::chunks_of, events::positions_source},
 };
 use serde_json::json;
 use std::{
     fmt::Write as _,
     sync::{Arc, Mutex, PoisonError},
 };
-use vedette_collectors::{CollectError, CollectorContext, Outlet, Plan, REGISTRY, Sink, StopSignal};
+use vedette_collectors::{AnySettings, CollectError, CollectorContext, Outlet, Plan, REGISTRY, Sink, StopSignal};
 use vedette_wire::{
     Chunk, Record,
-    body::Place,
+    body::RowContext,
     column::Value,
-    ocsf::{self, Origin},
     record::HostLabel,
+    render::{self, Origin},
     text::printable,
 };
 
@@ -51,7 +51,7 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
             return Err(Exit::Usage(format!("there is no collector {id}; there are {}", known.join(", "))));
         }
     }
-    let mut cx = CollectorContext { once: Some(LAST), ..context(config, Vec::new(), Vec::new()) };
+    let mut cx = CollectorContext { once: Some(LAST), ..context(config) };
     if !wanted.is_empty() {
         // A named collector runs, even if another one would take precedence.
         cx.enabled.retain(|id| wanted.iter().any(|wanted| wanted == id));
@@ -60,13 +60,12 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
     let host = vedette_collectors::host_label(&cx);
     let (mut out, mut failed) = (String::new(), Vec::new());
     for plan in &config.collectors {
-        if wanted.is_empty() && !plan.enabled || !wanted.is_empty() && !wanted.iter().any(|id| id == plan.spec.id) {
+        if wanted.is_empty() && !plan.settings.enabled()
+            || !wanted.is_empty() && !wanted.iter().any(|id| id == plan.spec.id)
+        {
             continue;
         }
-        let mut settings = plan.settings.clone();
-        if !wanted.is_empty() {
-            settings.insert("enabled".to_owned(), true.into());
-        }
+        let settings = if wanted.is_empty() { plan.settings.clone() } else { plan.settings.switched_on() };
         let collected = Arc::new(Collected::default());
         let why = match collect(plan.spec, settings, &cx, &collected) {
             Ok(()) => None,
@@ -98,7 +97,7 @@ enum Outcome {
 
 fn collect(
     spec: &'static vedette_collectors::Spec,
-    settings: toml::Table,
+    settings: AnySettings,
     cx: &CollectorContext,
     collected: &Arc<Collected>,
 ) -> Result<(), Outcome> {
@@ -107,7 +106,7 @@ fn collect(
         vedette_collectors::CollectError::Absent(why) => Outcome::Nothing(why),
         other => Outcome::Failed(other.to_string()),
     };
-    match (spec.build)(settings, cx).map_err(|err| Outcome::Failed(err.to_string()))? {
+    match settings.build(cx).map_err(|err| Outcome::Failed(err.to_string()))? {
         Plan::Off => Err(Outcome::Nothing("switched off".to_owned())),
         Plan::Absent(why) => Err(Outcome::Nothing(why)),
         Plan::Poll(_, mut poll) => {
@@ -163,7 +162,7 @@ fn render(
                         source_name,
                         index,
                     };
-                    let _ = writeln!(out, "{}", ocsf::render(&origin, &record));
+                    let _ = writeln!(out, "{}", render::render(&origin, &record));
                 }
                 OnceFormat::Json => {
                     let row = row(&record, source_name);
@@ -189,10 +188,10 @@ fn render(
 
 /// The columns of the kind's view.
 fn row(record: &Record, source_name: Option<&str>) -> serde_json::Map<String, serde_json::Value> {
-    let place = Place { source_name, position: record.position };
+    let context = RowContext { source_name, position: record.position };
     let mut out = serde_json::Map::new();
     out.insert("time".to_owned(), time(record.body.time().unwrap_or(record.observed)));
-    for (column, value) in record.body.kind().columns.iter().zip(record.body.row(&place)) {
+    for (column, value) in record.body.kind().columns.iter().zip(record.body.row(&context)) {
         let value = match value {
             Value::Null => json!(null),
             Value::Text(text) => json!(text),

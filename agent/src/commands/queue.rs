@@ -5,7 +5,8 @@ use crate::{
     cli::{QuarantineCommand, QueueCommand, SlotArguments},
     config::Resolved,
     exit::Exit,
-    run::status,
+    platform,
+    runtime::status,
 };
 use anyhow::Context;
 use serde::{
@@ -13,7 +14,7 @@ use serde::{
     de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Value, json};
-use std::{fmt::Write as _, fs, io::Write as _, os::unix::fs::DirBuilderExt, path::Path};
+use std::{fmt::Write as _, fs, io::Write as _, path::Path};
 use vedette_transport::{
     Queue, QueueError,
     queue::{PLAIN_BYTES_MAX, salvage},
@@ -153,8 +154,7 @@ fn go_through_broken(config: &Resolved) -> Result<(), Exit> {
 
 /// Writes every batch to its own file: its frame, or its records as JSON lines.
 fn export(queue: &Queue, to: &Path, records: bool) -> Result<(), Exit> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(to);
-    made.with_context(|| format!("cannot make {}", to.display()))?;
+    platform::create_private_dir(to).with_context(|| format!("cannot make {}", to.display()))?;
     let (mut slot, mut count) = (0, 0);
     while let Some((next, bytes)) = queue.next_after(slot)? {
         slot = next;

@@ -4,7 +4,7 @@ use super::print;
 use crate::{
     config::Resolved,
     exit::Exit,
-    run::status::{self, Report},
+    runtime::status::{self, Report},
 };
 use anyhow::Context;
 use std::fmt::Write as _;

@@ -1,13 +1,10 @@
 //! Layers of the configuration: `--set` overrides the environment (`VEDETTE_SECTION__KEY`), which overrides `conf.d/*.toml`,
 //! the file and the defaults, in this order. Each layer is checked separately, so that messages name file and line.
 
-use super::{Config, Resolved, SECTIONS};
+use super::{Config, Resolved, SECTIONS, resolved::Origins};
 use crate::exit::Exit;
 use serde::de::IntoDeserializer;
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -53,9 +50,6 @@ pub(crate) fn proxy_variable() -> Option<&'static str> {
 }
 
 const PREFIX: &str = "VEDETTE_";
-
-/// Origin of each key: `file:line`, or the name of a variable.
-pub(super) type Origins = BTreeMap<String, String>;
 
 /// Loads, checks and resolves the configuration.
 ///

@@ -7,7 +7,7 @@ mod resolved;
 pub(crate) use layers::{Sources, load, no_color, proxy_variable};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
 pub(crate) use resolved::{
-    BASELINE_BYTES, CollectorPlan, HostPlace, Memory, Resolved, parse_url as parse_workspace_url,
+    BASELINE_BYTES, CollectorPlan, HostPlace, Memory, Resolved, context, parse_url as parse_workspace_url,
 };
 
 use schemars::JsonSchema;

@@ -1,23 +1,24 @@
 //! The resolved configuration: values that are consistent and ready to use.
 
-use super::{CloudSetting, Config, PolicySection, layers::Origins};
+use super::{CloudSetting, Config, Host, Log, PolicySection, Workspace};
 use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use url::Url;
-use vedette_collectors::{CollectorContext, REGISTRY, Spec, settings::Bytes};
+use vedette_collectors::{AnySettings, CollectorContext, REGISTRY, Spec, settings::Bytes};
 use vedette_transport::{
     BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX,
     tls::{Proxy, Roots},
 };
-use vedette_wire::geo::{Geography, UnknownPlace, WorkspaceGeo};
+use vedette_wire::geo::{Geography, UnknownGeo, UnknownPlace, WorkspaceGeo};
+
+/// Origin of each key: `file:line`, or the name of a variable.
+pub(super) type Origins = BTreeMap<String, String>;
 
 /// A collector and its settings.
 #[derive(Debug, Clone)]
 pub(crate) struct CollectorPlan {
     pub(crate) spec: &'static Spec,
-    pub(crate) settings: toml::Table,
-    /// Whether the settings switch it on.
-    pub(crate) enabled: bool,
+    pub(crate) settings: AnySettings,
 }
 
 /// Assumed resident memory before collection starts, if less is measured.
@@ -133,6 +134,46 @@ impl Checker<'_> {
             self.wrong(key, &format!("{} must be an absolute path", path.display()));
         }
     }
+
+    fn proxy(&mut self, workspace: &Workspace) {
+        let is_proxy = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.path() == "/";
+        if let Some(proxy) = &workspace.proxy {
+            if proxy.contains(char::is_whitespace) || !Url::parse(proxy).is_ok_and(is_proxy) {
+                self.wrong("workspace.proxy", "must be http://host:port or https://host:port");
+            }
+            if self.origins.get("workspace.proxy").is_some_and(|origin| origin.starts_with("--set"))
+                && Url::parse(proxy).is_ok_and(|url| url.password().is_some())
+            {
+                let message = "a password is visible in the list of processes; write it in a file of conf.d";
+                self.wrong("workspace.proxy", message);
+            }
+        }
+        let exempt = workspace.no_proxy.iter().flat_map(|all| all.split(',')).map(str::trim);
+        for one in exempt.filter(|one| !one.is_empty() && !is_exempt(one)) {
+            self.wrong("workspace.no_proxy", &format!("{one:?} is no name, domain, address or network"));
+        }
+    }
+
+    fn paths(&mut self, config: &Config) {
+        self.absolute("identity.bootstrap", &config.identity.bootstrap);
+        self.absolute("identity.dir", &config.identity.dir);
+        self.absolute("state.dir", &config.state.dir);
+        self.absolute("host.root", &config.host.root);
+        let root = &config.host.root;
+        if root.is_absolute() && !root.is_dir() {
+            self.wrong("host.root", &format!("{} is not a directory; mount the host's root there", root.display()));
+        }
+    }
+
+    fn log(&mut self, log: &Log) -> tracing::Level {
+        if !matches!(log.format.as_str(), "text" | "json") {
+            self.wrong("log.format", "must be text or json");
+        }
+        log.level.parse().unwrap_or_else(|_| {
+            self.wrong("log.level", "must be error, warn, info, debug or trace");
+            tracing::Level::INFO
+        })
+    }
 }
 
 impl Resolved {
@@ -143,131 +184,36 @@ impl Resolved {
     pub(super) fn from_config(config: Config, origins: &Origins) -> Result<Self, Vec<String>> {
         let mut check = Checker { origins, problems: Vec::new() };
         let digest = hex::encode(Sha256::digest(toml::to_string(&config).unwrap_or_default()));
-        let workspace_url = config
-            .workspace
-            .url
-            .as_deref()
-            .and_then(|url| parse_url(url).map_err(|message| check.wrong("workspace.url", &message)).ok());
-        let workspace_geo = config.workspace.geo.as_deref().and_then(|geo| {
-            geo.parse()
-                .map_err(|err: vedette_wire::geo::UnknownGeo| check.wrong("workspace.geo", &err.to_string()))
-                .ok()
-        });
-        let place = HostPlace {
-            cloud: config.host.cloud,
-            geography: config.host.geography.as_deref().and_then(|geography| {
-                geography.parse().map_err(|err: UnknownPlace| check.wrong("host.geography", &err.to_string())).ok()
-            }),
-            metadata_url: config.host.metadata_url.as_deref().and_then(|url| {
-                let url = Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
-                url.or_else(|| {
-                    check.wrong("host.metadata_url", "must be http://host:port or https://host:port");
-                    None
-                })
-            }),
-            cloud_tags: config.host.cloud_tags,
-        };
-        if let (Some(host), Some(workspace)) = (place.geography, workspace_geo)
-            && host.workspace() != workspace
-        {
-            let message = format!("is {workspace}, and data of a host in {host} belongs to {}", host.workspace());
-            check.wrong("workspace.geo", &message);
-        }
-        let is_proxy = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.path() == "/";
-        if let Some(proxy) = &config.workspace.proxy
-            && (proxy.contains(char::is_whitespace) || !Url::parse(proxy).is_ok_and(is_proxy))
-        {
-            check.wrong("workspace.proxy", "must be http://host:port or https://host:port");
-        }
-        for one in
-            config.workspace.no_proxy.iter().flat_map(|all| all.split(',')).map(str::trim).filter(|one| !one.is_empty())
-        {
-            if !is_exempt(one) {
-                check.wrong("workspace.no_proxy", &format!("{one:?} is no name, domain, address or network"));
-            }
-        }
-        let fail_over = (config.workspace.fail_over_after.0, config.workspace.fail_back_after.0);
-        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-        check.within("workspace.fail_over_after", fail_over.0, second..=hour, "1s to 1h");
-        check.within("workspace.fail_back_after", fail_over.1, second..=24 * hour, "1s to 1d");
-        let (identity_dir, state_dir, root) = (config.identity.dir, config.state.dir, config.host.root);
-        let bootstrap = config.identity.bootstrap;
-        check.absolute("identity.bootstrap", &bootstrap);
-        check.absolute("identity.dir", &identity_dir);
-        check.absolute("state.dir", &state_dir);
-        check.absolute("host.root", &root);
-        let transport = config.transport;
-        let share = (config.limits.memory_max.0 / 8).min(transport.queue_bytes_max.0 / 16);
-        let batch_bytes_max = transport.batch_bytes_max.unwrap_or(Bytes(share.clamp(64 << 10, BATCH_BYTES_MAX)));
-        check.within("transport.batch_bytes_max", batch_bytes_max.0, 64 << 10..=8 << 20, "64KiB to 8MiB");
-        check.within("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
-        let ages = Duration::from_millis(50)..=Duration::from_secs(300);
-        check.within("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
-        check.within("transport.queue_bytes_max", transport.queue_bytes_max.0, 16 << 20..=u64::MAX, "at least 16MiB");
-        check.within("transport.queue_volume_percent_max", transport.queue_volume_percent_max, 1..=100, "1 to 100");
-        check.within("limits.memory_max", config.limits.memory_max.0, 32 << 20..=u64::MAX, "at least 32MiB");
-        if let Some(ca) = config.workspace.ca.as_ref().filter(|ca| !ca.is_file()) {
-            check.wrong("workspace.ca", &format!("{} is not there; use the workspace's ca.pem", ca.display()));
-        }
-        if root.is_absolute() && !root.is_dir() {
-            check.wrong("host.root", &format!("{} is not a directory; mount the host's root there", root.display()));
-        }
-        if let Some(proxy) = &config.workspace.proxy
-            && origins.get("workspace.proxy").is_some_and(|place| place.starts_with("--set"))
-            && Url::parse(proxy).is_ok_and(|url| url.password().is_some())
-        {
-            let message = "a password is visible in the list of processes; write it in a file of conf.d";
-            check.wrong("workspace.proxy", message);
-        }
-        // Two fifths of the quota are for batches, whose space in the database is rounded up.
-        let queue_least = 16 * batch_bytes_max.0;
-        if transport.queue_bytes_max.0 < queue_least {
-            let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
-            check.wrong("transport.queue_bytes_max", &message);
-        }
-        let log_level = config.log.level.parse().unwrap_or_else(|_| {
-            check.wrong("log.level", "must be error, warn, info, debug or trace");
-            tracing::Level::INFO
-        });
-        if !matches!(config.log.format.as_str(), "text" | "json") {
-            check.wrong("log.format", "must be text or json");
-        }
-        let collectors = collectors(&config.collectors, &root, &mut check);
+        let (workspace_url, workspace_geo) = workspace(&config.workspace, &mut check);
+        let place = host_place(&config.host, workspace_geo, &mut check);
+        check.proxy(&config.workspace);
+        check.paths(&config);
+        let (batches, quota) = transport(&config, &mut check);
+        let log_level = check.log(&config.log);
+        let collectors = collectors(&config.collectors, &config.host.root, &mut check);
         if !check.problems.is_empty() {
             return Err(check.problems);
         }
+        let Config { workspace, identity, state, host, limits, log, policy, .. } = config;
+        let not_for = workspace.no_proxy.unwrap_or_default();
         Ok(Self {
             workspace_url,
-            workspace_ca: config.workspace.ca,
-            roots: config.workspace.roots,
+            workspace_ca: workspace.ca,
+            roots: workspace.roots,
             workspace_geo,
-            proxy: config
-                .workspace
-                .proxy
-                .map(|url| Proxy { url, not_for: config.workspace.no_proxy.unwrap_or_default() }),
-            fail_over,
-            identity_dir,
-            bootstrap,
-            state_dir,
-            root,
+            proxy: workspace.proxy.map(|url| Proxy { url, not_for }),
+            fail_over: (workspace.fail_over_after.0, workspace.fail_back_after.0),
+            identity_dir: identity.dir,
+            bootstrap: identity.bootstrap,
+            state_dir: state.dir,
+            root: host.root,
             place,
-            batches: BatchLimits {
-                bytes_max: batch_bytes_max.0 as usize,
-                records_max: transport.batch_records_max as usize,
-                age_max: transport.batch_age_max.0,
-                compression: transport.compression,
-            },
-            quota: Quota {
-                bytes_max: transport.queue_bytes_max.0,
-                volume_share_max: f64::from(transport.queue_volume_percent_max) / 100.0,
-                free_bytes_min: transport.disk_free_min.0,
-                free_inodes_min: transport.inodes_free_min,
-                cache_bytes: Memory::cache(config.limits.memory_max.0) as usize,
-            },
-            memory_max: config.limits.memory_max.0,
+            batches,
+            quota,
+            memory_max: limits.memory_max.0,
             log_level,
-            log_json: config.log.format == "json",
-            policy: config.policy,
+            log_json: log.format == "json",
+            policy,
             collectors,
             digest,
         })
@@ -275,20 +221,106 @@ impl Resolved {
 
     /// Ids of the enabled collectors.
     pub(crate) fn enabled(&self) -> std::collections::BTreeSet<&'static str> {
-        self.collectors.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect()
+        self.collectors.iter().filter(|plan| plan.settings.enabled()).map(|plan| plan.spec.id).collect()
     }
 }
 
+/// Why a text is no address of a workspace.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UrlError {
+    #[error("{0:?} is no URL ({1}); write https://host:port")]
+    Syntax(String, url::ParseError),
+    #[error("{0:?} must be https://host:port; data is sent over TLS only")]
+    Scheme(String),
+    #[error("{0:?} must be https://host:port and nothing more")]
+    Rest(String),
+}
+
 /// Parses `https://host:port` without a path.
-pub(crate) fn parse_url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|err| format!("{text:?} is no URL ({err}); write https://host:port"))?;
+pub(crate) fn parse_url(text: &str) -> Result<Url, UrlError> {
+    let url = Url::parse(text).map_err(|err| UrlError::Syntax(text.to_owned(), err))?;
     if url.scheme() != "https" || !url.has_host() {
-        return Err(format!("{text:?} must be https://host:port; data is sent over TLS only"));
+        return Err(UrlError::Scheme(text.to_owned()));
     }
     if url.path() != "/" || url.query().is_some() || !url.username().is_empty() {
-        return Err(format!("{text:?} must be https://host:port and nothing more"));
+        return Err(UrlError::Rest(text.to_owned()));
     }
     Ok(url)
+}
+
+/// Context of a collector, without cursors.
+pub(crate) fn context(config: &Resolved) -> CollectorContext {
+    let cx = CollectorContext::new(&config.root, std::sync::Arc::new(crate::now));
+    CollectorContext { enabled: config.enabled(), ..cx }
+}
+
+fn workspace(workspace: &Workspace, check: &mut Checker<'_>) -> (Option<Url>, Option<WorkspaceGeo>) {
+    let url = workspace.url.as_deref();
+    let url = url.and_then(|url| parse_url(url).map_err(|err| check.wrong("workspace.url", &err.to_string())).ok());
+    let geo = workspace
+        .geo
+        .as_deref()
+        .and_then(|geo| geo.parse().map_err(|err: UnknownGeo| check.wrong("workspace.geo", &err.to_string())).ok());
+    let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+    check.within("workspace.fail_over_after", workspace.fail_over_after.0, second..=hour, "1s to 1h");
+    check.within("workspace.fail_back_after", workspace.fail_back_after.0, second..=24 * hour, "1s to 1d");
+    if let Some(ca) = workspace.ca.as_ref().filter(|ca| !ca.is_file()) {
+        check.wrong("workspace.ca", &format!("{} is not there; use the workspace's ca.pem", ca.display()));
+    }
+    (url, geo)
+}
+
+fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, check: &mut Checker<'_>) -> HostPlace {
+    let geography: Option<Geography> = host.geography.as_deref().and_then(|geography| {
+        geography.parse().map_err(|err: UnknownPlace| check.wrong("host.geography", &err.to_string())).ok()
+    });
+    let metadata_url = host.metadata_url.as_deref().and_then(|url| {
+        let url = Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
+        if url.is_none() {
+            check.wrong("host.metadata_url", "must be http://host:port");
+        }
+        url
+    });
+    if let (Some(host), Some(workspace)) = (geography, workspace_geo)
+        && host.workspace() != workspace
+    {
+        let message = format!("is {workspace}, and data of a host in {host} belongs to {}", host.workspace());
+        check.wrong("workspace.geo", &message);
+    }
+    HostPlace { cloud: host.cloud, geography, metadata_url, cloud_tags: host.cloud_tags.clone() }
+}
+
+fn transport(config: &Config, check: &mut Checker<'_>) -> (BatchLimits, Quota) {
+    let (transport, memory_max) = (&config.transport, config.limits.memory_max.0);
+    let share = (memory_max / 8).min(transport.queue_bytes_max.0 / 16);
+    let batch_bytes_max = transport.batch_bytes_max.unwrap_or(Bytes(share.clamp(64 << 10, BATCH_BYTES_MAX))).0;
+    check.within("transport.batch_bytes_max", batch_bytes_max, 64 << 10..=8 << 20, "64KiB to 8MiB");
+    check.within("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
+    let ages = Duration::from_millis(50)..=Duration::from_secs(300);
+    check.within("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
+    check.within("transport.queue_bytes_max", transport.queue_bytes_max.0, 16 << 20..=u64::MAX, "at least 16MiB");
+    check.within("transport.queue_volume_percent_max", transport.queue_volume_percent_max, 1..=100, "1 to 100");
+    check.within("limits.memory_max", memory_max, 32 << 20..=u64::MAX, "at least 32MiB");
+    // Two fifths of the quota are for batches, whose space in the database is rounded up.
+    let queue_least = 16 * batch_bytes_max;
+    if transport.queue_bytes_max.0 < queue_least {
+        let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
+        check.wrong("transport.queue_bytes_max", &message);
+    }
+    let batches = BatchLimits {
+        bytes_max: batch_bytes_max as usize,
+        records_max: transport.batch_records_max as usize,
+        age_max: transport.batch_age_max.0,
+        compression: transport.compression,
+    };
+    let quota = Quota {
+        bytes_max: transport.queue_bytes_max.0,
+        volume_share_max: f64::from(transport.queue_volume_percent_max) / 100.0,
+        free_bytes_min: transport.disk_free_min.0,
+        free_inodes_min: transport.inodes_free_min,
+        cache_bytes: Memory::cache(memory_max) as usize,
+    };
+    (batches, quota)
 }
 
 fn collectors(
@@ -296,20 +328,19 @@ fn collectors(
     root: &std::path::Path,
     check: &mut Checker<'_>,
 ) -> Vec<CollectorPlan> {
-    let plans: Vec<CollectorPlan> = REGISTRY
-        .iter()
-        .map(|spec| {
-            let settings = written.get(spec.id).cloned().unwrap_or_default();
-            let enabled = settings.get("enabled").or((spec.defaults)().get("enabled")).and_then(toml::Value::as_bool);
-            CollectorPlan { spec, settings, enabled: enabled.unwrap_or(true) }
-        })
-        .collect();
+    let mut plans = Vec::new();
+    for spec in REGISTRY {
+        match (spec.parse)(written.get(spec.id).cloned().unwrap_or_default()) {
+            Ok(settings) => plans.push(CollectorPlan { spec, settings }),
+            Err(err) => check.wrong(&format!("collectors.{}", spec.id), &err.message),
+        }
+    }
     let cx = CollectorContext {
-        enabled: plans.iter().filter(|plan| plan.enabled).map(|plan| plan.spec.id).collect(),
+        enabled: plans.iter().filter(|plan| plan.settings.enabled()).map(|plan| plan.spec.id).collect(),
         ..CollectorContext::new(root, std::sync::Arc::new(crate::now))
     };
     for plan in &plans {
-        if let Err(err) = (plan.spec.build)(plan.settings.clone(), &cx) {
+        if let Err(err) = plan.settings.build(&cx) {
             // Messages begin with their key: `paths: …`.
             let (key, why) = err.message.split_once(": ").unwrap_or(("enabled", &err.message));
             check.wrong(&format!("collectors.{}.{key}", plan.spec.id), why);

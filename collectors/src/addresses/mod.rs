@@ -4,9 +4,9 @@
 mod rtnetlink;
 
 use crate::{
-    CollectorContext, Outlet,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
     settings::Interval,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
+    spec::{Collector, Plan, Spec, Watch, collector_settings},
 };
 use rtnetlink::Rtnetlink;
 use schemars::JsonSchema;
@@ -21,26 +21,13 @@ use vedette_wire::{
     body::{Address, Change, Snapshot},
 };
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "addresses",
-    class: CollectorClass::Inventory,
-    kind: "address",
-    summary: "network interfaces and their addresses, on change at once",
-    reads: "rtnetlink, /etc/resolv.conf",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: None,
-};
-
 /// Maximum wait for kernel events between checks for a stop.
 const LISTEN: Duration = Duration::from_secs(1);
 /// Time in which changes of one burst are gathered.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// Settings of `[collectors.addresses]`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -55,11 +42,26 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, _cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    let every = spec::interval(SPEC.id, "every", settings.every)?;
-    Ok(if settings.enabled { Plan::Watch(Box::new(Addresses { every })) } else { Plan::Off })
+collector_settings!(Settings, every);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "addresses";
+    const CLASS: CollectorClass = CollectorClass::Inventory;
+    const KIND: &'static str = "address";
+    const SUMMARY: &'static str = "network interfaces and their addresses, on change at once";
+    const READS: &'static str = "rtnetlink, /etc/resolv.conf";
+
+    fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {
+        let every = settings.every.0;
+        Ok(Plan::Watch(Box::new(Addresses { every })))
+    }
 }
+
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 struct Addresses {
     every: Duration,

@@ -6,9 +6,9 @@
 //! sent.
 
 use crate::{
-    CollectorContext, Outlet, Wake,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Requests, Wake, Wanted,
     settings::Bytes,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
+    spec::{Collector, CollectorSettings, Plan, Spec, Watch},
 };
 use glob::{MatchOptions, Pattern};
 use nix::unistd::{Gid, Group, Uid, User};
@@ -20,25 +20,12 @@ use std::{
     io::{self, Read},
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use vedette_wire::{
     Body, Chunk, Position, Source,
     body::{Artifact, WholeFile},
-};
-
-pub(crate) const SPEC: Spec = Spec {
-    id: "artifacts",
-    class: CollectorClass::Artifact,
-    kind: "artifact",
-    summary: "files that the organization requests, if `allow` permits; policy cannot switch it off",
-    reads: "requested files on the list `allow`; CAP_DAC_READ_SEARCH",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: None,
 };
 
 /// Size of a piece.
@@ -50,7 +37,7 @@ const MATCHING: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
 /// Settings of `[collectors.artifacts]`. A policy cannot switch it off. The host can restrict it, even to no files.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Globs of paths that may be sent; `**` crosses directories. Default: programs, service units, cron, ssh configuration and
@@ -86,61 +73,38 @@ impl Default for Settings {
     }
 }
 
-/// A verified request, with the limits of the policy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wanted {
-    /// Id.
-    pub request: String,
-    /// Path on the host.
-    pub path: String,
-    /// Globs of the policy; empty for no restriction.
-    pub paths: Vec<String>,
-    /// Maximum size by the policy.
-    pub bytes_max: u64,
-    /// Why it is refused without looking at the file.
-    pub refused: Option<String>,
-}
+impl CollectorSettings for Settings {}
 
-/// Open requests, from the agent to this collector. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Requests(Arc<Mutex<Vec<Wanted>>>);
+/// The collector.
+enum Definition {}
 
-impl Requests {
-    /// Adds requests after the open ones.
-    pub fn add(&self, wanted: Vec<Wanted>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(wanted);
-    }
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "artifacts";
+    const CLASS: CollectorClass = CollectorClass::Artifact;
+    const KIND: &'static str = "artifact";
+    const SUMMARY: &'static str =
+        "files that the organization requests, if `allow` permits; policy cannot switch it off";
+    const READS: &'static str = "requested files on the list `allow`; CAP_DAC_READ_SEARCH";
 
-    /// Open requests.
-    pub fn waiting(&self) -> Vec<Wanted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Removes a request that was answered in full.
-    fn answered(&self, request: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|wanted| wanted.request != request);
-    }
-
-    /// Ids of open requests.
-    pub fn ids(&self) -> Vec<String> {
-        self.waiting().into_iter().map(|wanted| wanted.request).collect()
-    }
-}
-
-fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    let wrong = |message: String| BuildError { collector: SPEC.id, message };
-    for glob in &settings.allow {
-        Pattern::new(glob).map_err(|err| wrong(format!("allow: {glob:?} is not a glob: {err}")))?;
-        if !glob.starts_with('/') {
-            return Err(wrong(format!("allow: {glob:?} must be absolute, as in \"/var/log/*.log\"")));
+    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        let wrong = |message: String| BuildError { collector: SPEC.id, message };
+        for glob in &settings.allow {
+            Pattern::new(glob).map_err(|err| wrong(format!("allow: {glob:?} is not a glob: {err}")))?;
+            if !glob.starts_with('/') {
+                return Err(wrong(format!("allow: {glob:?} must be absolute, as in \"/var/log/*.log\"")));
+            }
+        }
+        match (&cx.requests, cx.once) {
+            (Some(requests), None) => {
+                Ok(Plan::Watch(Box::new(Artifacts { settings: settings.clone(), requests: requests.clone() })))
+            }
+            _ => Ok(Plan::Off),
         }
     }
-    match (&cx.requests, cx.once) {
-        (Some(requests), None) => Ok(Plan::Watch(Box::new(Artifacts { settings, requests: requests.clone() }))),
-        _ => Ok(Plan::Off),
-    }
 }
+
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 struct Artifacts {
     settings: Settings,

@@ -5,7 +5,7 @@ use crate::{Sink, StopSignal};
 use std::{fs, os::unix::fs::symlink};
 
 #[derive(Default)]
-struct Sent(Mutex<Vec<Chunk>>);
+struct Sent(std::sync::Mutex<Vec<Chunk>>);
 
 impl Sink for Sent {
     fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {

@@ -6,13 +6,13 @@ mod elf;
 mod formats;
 
 use crate::{
-    CollectorContext, Outlet, Wake,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Wake,
     root::{
         Root,
         glob::{Expansion, Pattern},
     },
     settings::Interval,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
+    spec::{self, Collector, Plan, Skip, Spec, Watch, collector_settings},
 };
 use rustix::fs::Stat;
 use schemars::JsonSchema;
@@ -29,19 +29,6 @@ use std::{
 };
 use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, body::Crash};
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "crash_dumps",
-    class: CollectorClass::Crash,
-    kind: "crash",
-    summary: "crash dumps: process, executable, signal, time, size, SHA-256, package",
-    reads: "/var/lib/systemd/coredump, /var/crash, `paths`, /var/lib/dpkg; CAP_DAC_READ_SEARCH",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: Some(skip),
-};
-
 /// A dump is complete when its length and times have not changed for this long.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 /// Larger files are reported without a digest: they may be sparse, made to keep the agent busy.
@@ -50,7 +37,7 @@ const DIGEST_BYTES_MAX: u64 = 64 << 30;
 const REMEMBERED_MAX: usize = 10_000;
 
 /// Settings of `[collectors.crash_dumps]`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -67,19 +54,30 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, _cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    if !settings.enabled {
-        return Ok(Plan::Off);
+collector_settings!(Settings, every);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "crash_dumps";
+    const CLASS: CollectorClass = CollectorClass::Crash;
+    const KIND: &'static str = "crash";
+    const SUMMARY: &'static str = "crash dumps: process, executable, signal, time, size, SHA-256, package";
+    const READS: &'static str = "/var/lib/systemd/coredump, /var/crash, `paths`, /var/lib/dpkg; CAP_DAC_READ_SEARCH";
+    const SKIP: Option<Skip<Settings>> = Some(skip);
+
+    fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {
+        let patterns = spec::patterns(SPEC.id, &settings.paths)?;
+        Ok(Plan::Watch(Box::new(CrashDumps { every: settings.every.0, patterns })))
     }
-    spec::interval(SPEC.id, "every", settings.every)?;
-    let patterns = spec::patterns(SPEC.id, &settings.paths)?;
-    Ok(Plan::Watch(Box::new(CrashDumps { every: settings.every.0, patterns })))
 }
 
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
+
 /// Marks existing dumps as reported.
-fn skip(table: toml::Table, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-    let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
+fn skip(settings: &Settings, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
     let mut reported = Reported::of(cx);
     let patterns = spec::patterns(SPEC.id, &settings.paths).map_err(|err| CollectError::Absent(err.message))?;

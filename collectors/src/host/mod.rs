@@ -4,9 +4,9 @@ mod facts;
 mod virtualization;
 
 use crate::{
-    CollectorContext, Poll,
+    BuildError, CollectError, CollectorClass, CollectorContext, Poll,
     settings::Interval,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec},
+    spec::{Collector, Plan, Spec, collector_settings},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,21 +15,8 @@ use vedette_wire::{Body, record::HostLabel, text};
 
 pub(crate) use facts::{boot_time, time_zone};
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "host",
-    class: CollectorClass::Inventory,
-    kind: "host",
-    summary: "operating system, machine name, hardware, firmware, virtualisation",
-    reads: "/etc/os-release, /etc/machine-id, /etc/localtime, /proc, /sys/class/dmi/id; serial number and UUID as root",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: None,
-};
-
 /// Settings of `[collectors.host]`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -44,11 +31,27 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, _cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    let every = spec::interval(SPEC.id, "every", settings.every)?;
-    Ok(if settings.enabled { Plan::Poll(every, Box::new(Host::default())) } else { Plan::Off })
+collector_settings!(Settings, every);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "host";
+    const CLASS: CollectorClass = CollectorClass::Inventory;
+    const KIND: &'static str = "host";
+    const SUMMARY: &'static str = "operating system, machine name, hardware, firmware, virtualisation";
+    const READS: &'static str =
+        "/etc/os-release, /etc/machine-id, /etc/localtime, /proc, /sys/class/dmi/id; serial number and UUID as root";
+
+    fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {
+        let every = settings.every.0;
+        Ok(Plan::Poll(every, Box::new(Host::default())))
+    }
 }
+
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 #[derive(Default)]
 struct Host {

@@ -6,10 +6,10 @@
 mod export;
 
 use crate::{
-    CollectorContext, Outlet,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
     outlet::{Room, RoomWait},
     root::glob::{Expansion, Pattern},
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
+    spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
 };
 use export::{Entry, Parser};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -25,19 +25,6 @@ use std::{
 };
 use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, Stored};
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "journal",
-    class: CollectorClass::Event,
-    kind: "journal",
-    summary: "entries of the systemd journal with their trusted fields",
-    reads: "/var/log/journal or /run/log/journal, by journalctl; group systemd-journal",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: Some(skip),
-};
-
 /// Block size for reading from the child.
 const BLOCK_BYTES: usize = 64 << 10;
 /// Maximum wait for output of the child between checks for a stop.
@@ -48,7 +35,7 @@ const ROOM_EVERY: Duration = Duration::from_secs(1);
 const BEGIN: &str = "begin";
 
 /// Settings of `[collectors.journal]`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -85,19 +72,32 @@ pub(crate) fn is_readable(cx: &CollectorContext) -> bool {
             .any(|dir| std::path::Path::new(dir).join("journalctl").exists())
 }
 
-fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    if !settings.enabled {
-        return Ok(Plan::Off);
+collector_settings!(Settings);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "journal";
+    const CLASS: CollectorClass = CollectorClass::Event;
+    const KIND: &'static str = "journal";
+    const SUMMARY: &'static str = "entries of the systemd journal with their trusted fields";
+    const READS: &'static str = "/var/log/journal or /run/log/journal, by journalctl; group systemd-journal";
+    const SKIP: Option<Skip<Settings>> = Some(skip);
+
+    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        if files(cx).is_none() {
+            return Ok(Plan::Absent(format!("this host keeps no journal in {} or {}", DIRECTORIES[0], DIRECTORIES[1])));
+        }
+        Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
     }
-    if files(cx).is_none() {
-        return Ok(Plan::Absent(format!("this host keeps no journal in {} or {}", DIRECTORIES[0], DIRECTORIES[1])));
-    }
-    Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
 }
 
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
+
 /// Moves to the newest entry; counts the skipped ones by their sequence numbers.
-fn skip(_: toml::Table, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+fn skip(_: &Settings, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let newest = match files(cx) {
         Some(_) => last_cursor(cx)?,
         None => None,

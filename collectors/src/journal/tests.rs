@@ -86,7 +86,7 @@ fn after_a_lost_queue_reading_goes_on_at_the_first_hole() {
 fn a_host_without_a_journal_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
     let cx = CollectorContext::new(dir.path(), Arc::new(|| 1));
-    let Ok(Plan::Absent(why)) = build(toml::Table::new(), &cx) else { panic!("not absent") };
+    let Ok(Plan::Absent(why)) = Definition::build(&Settings::default(), &cx) else { panic!("not absent") };
     assert!(why.contains("/var/log/journal"), "{why}");
 }
 

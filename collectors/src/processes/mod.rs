@@ -9,9 +9,9 @@ mod read;
 mod stat;
 
 use crate::{
-    CollectorContext, Poll,
+    BuildError, CollectError, CollectorClass, CollectorContext, Poll,
     settings::Interval,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec},
+    spec::{self, Collector, Plan, Spec, collector_settings},
 };
 use accounts::Accounts;
 use read::Reader;
@@ -27,22 +27,8 @@ use vedette_wire::{
     body::{Change, Process, Snapshot},
 };
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "processes",
-    class: CollectorClass::Inventory,
-    kind: "process",
-    summary: "running processes: a snapshot, then what started, ended or changed",
-    reads: "/proc, /etc/passwd, /etc/group; executable, working directory and namespaces of other users' processes \
-            with CAP_SYS_PTRACE",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: None,
-};
-
 /// Settings of `[collectors.processes]`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -63,18 +49,31 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    if !settings.enabled {
-        return Ok(Plan::Off);
+collector_settings!(Settings, every);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "processes";
+    const CLASS: CollectorClass = CollectorClass::Inventory;
+    const KIND: &'static str = "process";
+    const SUMMARY: &'static str = "running processes: a snapshot, then what started, ended or changed";
+    const READS: &'static str = "/proc, /etc/passwd, /etc/group; executable, working directory and namespaces of other users' processes \
+            with CAP_SYS_PTRACE";
+
+    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        if !cx.path("/proc/stat").exists() {
+            return Ok(Plan::Absent("there is no /proc below the host's root".to_owned()));
+        }
+        let every = settings.every.0;
+        let snapshot_every = spec::interval(SPEC.id, "snapshot_every", settings.snapshot_every)?;
+        Ok(Plan::Poll(every, Box::new(Processes { snapshot_every, ..Processes::default() })))
     }
-    if !cx.path("/proc/stat").exists() {
-        return Ok(Plan::Absent("there is no /proc below the host's root".to_owned()));
-    }
-    let every = spec::interval(SPEC.id, "every", settings.every)?;
-    let snapshot_every = spec::interval(SPEC.id, "snapshot_every", settings.snapshot_every)?;
-    Ok(Plan::Poll(every, Box::new(Processes { snapshot_every, ..Processes::default() })))
 }
+
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 /// Known state of a process.
 struct Known {

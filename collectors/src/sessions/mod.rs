@@ -6,9 +6,9 @@
 mod utmp;
 
 use crate::{
-    CollectorContext, Poll,
+    BuildError, CollectError, CollectorClass, CollectorContext, Poll,
     settings::Interval,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec},
+    spec::{Collector, Plan, Spec, collector_settings},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,26 +23,13 @@ use vedette_wire::{
     body::{Change, Session, Snapshot},
 };
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "sessions",
-    class: CollectorClass::Inventory,
-    kind: "session",
-    summary: "log-in sessions, and log-ins and log-outs between two polls",
-    reads: "/run/systemd/sessions, else /run/utmp",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: None,
-};
-
 const LOGIND: &str = "/run/systemd/sessions";
 const UTMP: [&str; 2] = ["/run/utmp", "/var/run/utmp"];
 /// Interval of full snapshots.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(3600);
 
 /// Settings of `[collectors.sessions]`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -57,17 +44,29 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    if !settings.enabled {
-        return Ok(Plan::Off);
+collector_settings!(Settings, every);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "sessions";
+    const CLASS: CollectorClass = CollectorClass::Inventory;
+    const KIND: &'static str = "session";
+    const SUMMARY: &'static str = "log-in sessions, and log-ins and log-outs between two polls";
+    const READS: &'static str = "/run/systemd/sessions, else /run/utmp";
+
+    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        let has_utmp = || UTMP.iter().any(|path| cx.host().is_ok_and(|root| root.find(Path::new(path)).is_ok()));
+        if !cx.path(LOGIND).is_dir() && !has_utmp() {
+            return Ok(Plan::Absent(format!("this host has neither {LOGIND} (logind) nor {} (utmp)", UTMP[0])));
+        }
+        Ok(Plan::Poll(settings.every.0, Box::new(Sessions::default())))
     }
-    let has_utmp = || UTMP.iter().any(|path| cx.host().is_ok_and(|root| root.find(Path::new(path)).is_ok()));
-    if !cx.path(LOGIND).is_dir() && !has_utmp() {
-        return Ok(Plan::Absent(format!("this host has neither {LOGIND} (logind) nor {} (utmp)", UTMP[0])));
-    }
-    Ok(Plan::Poll(spec::interval(SPEC.id, "every", settings.every)?, Box::new(Sessions::default())))
 }
+
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 #[derive(Default)]
 struct Sessions {

@@ -76,7 +76,7 @@ fn utmp_is_read_where_there_is_no_logind_and_a_torn_record_is_left_out() {
 #[test]
 fn a_host_without_either_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let Ok(Plan::Absent(why)) = build(toml::Table::new(), &cx(dir.path())) else { panic!("not absent") };
+    let Ok(Plan::Absent(why)) = Definition::build(&Settings::default(), &cx(dir.path())) else { panic!("not absent") };
     assert!(why.contains("utmp"), "{why}");
 }
 

@@ -3,29 +3,16 @@
 pub(crate) mod parse;
 
 use crate::{
-    CollectorContext, Outlet,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
+    spec::{self, Collector, Plan, Skip, Spec, Watch, collector_settings},
     tail::{ChunkBuilder, Line, LineParser, Start, Tailer},
 };
 use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "syslog",
-    class: CollectorClass::Event,
-    kind: "syslog",
-    summary: "lines of the system's log files",
-    reads: "the files of `paths`; group adm, or CAP_DAC_READ_SEARCH",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: Some(skip),
-};
-
 /// Settings of `[collectors.syslog]`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -62,24 +49,40 @@ impl Default for Settings {
     }
 }
 
-fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    if !settings.enabled {
-        return Ok(Plan::Off);
+collector_settings!(Settings);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "syslog";
+    const CLASS: CollectorClass = CollectorClass::Event;
+    const KIND: &'static str = "syslog";
+    const SUMMARY: &'static str = "lines of the system's log files";
+    const READS: &'static str = "the files of `paths`; group adm, or CAP_DAC_READ_SEARCH";
+    const SKIP: Option<Skip<Settings>> = Some(skip);
+
+    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        spec::patterns(SPEC.id, &settings.paths)?;
+        // rsyslog takes the content of the default files from the journal, which holds more.
+        let default_files = settings.paths == Settings::default().paths;
+        if default_files
+            && !settings.beside_journal
+            && cx.enabled.contains("journal")
+            && crate::journal::is_readable(cx)
+        {
+            let why = "the journal collector reads the same entries with more fields; set beside_journal = true, or paths, to \
+                       read files as well";
+            return Ok(Plan::Absent(why.to_owned()));
+        }
+        Ok(Plan::Watch(Box::new(Syslog { settings: settings.clone() })))
     }
-    spec::patterns(SPEC.id, &settings.paths)?;
-    // rsyslog takes the content of the default files from the journal, which holds more.
-    let default_files = settings.paths == Settings::default().paths;
-    if default_files && !settings.beside_journal && cx.enabled.contains("journal") && crate::journal::is_readable(cx) {
-        let why = "the journal collector reads the same entries with more fields; set beside_journal = true, or paths, to \
-                   read files as well";
-        return Ok(Plan::Absent(why.to_owned()));
-    }
-    Ok(Plan::Watch(Box::new(Syslog { settings })))
 }
 
-fn skip(table: toml::Table, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-    let settings: Settings = spec::parse(SPEC.id, table).map_err(|err| CollectError::Absent(err.message))?;
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
+
+fn skip(settings: &Settings, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let parser = Lines { zone: TimeZone::UTC };
     Tailer::new(SPEC.id, &settings.paths, settings.start, parser).skip(cx, outlet)
 }

@@ -7,8 +7,8 @@
 //! at most one batch.
 
 use crate::{
-    CollectorContext, Outlet,
-    spec::{self, BuildError, CollectError, CollectorClass, Plan, Spec, Watch},
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
+    spec::{Collector, Plan, Spec, Watch, collector_settings},
     syslog::parse::{self, Origin},
 };
 use jiff::tz::TimeZone;
@@ -32,19 +32,6 @@ use std::{
 };
 use vedette_wire::{Body, Chunk, Dropped, Position, Reason, Source, body::Syslog};
 
-pub(crate) const SPEC: Spec = Spec {
-    id: "syslog_listener",
-    class: CollectorClass::Event,
-    kind: "syslog",
-    summary: "syslog datagrams sent to a socket; off by default",
-    reads: "the sockets of `datagram` and `udp`; ports below 1024 take CAP_NET_BIND_SERVICE",
-    check: spec::check::<Settings>,
-    schema: spec::schema::<Settings>,
-    defaults: spec::defaults::<Settings>,
-    build,
-    skip: None,
-};
-
 /// Maximum size of a UDP datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
 /// A chunk is emitted at this size, or when no datagrams wait.
@@ -57,7 +44,7 @@ const LOSS_EVERY: Duration = Duration::from_secs(5);
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 
 /// Settings of `[collectors.syslog_listener]`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Settings {
     /// Whether the collector runs.
@@ -70,21 +57,38 @@ struct Settings {
     udp: Option<SocketAddr>,
 }
 
-fn build(table: toml::Table, cx: &CollectorContext) -> Result<Plan, BuildError> {
-    let settings: Settings = spec::parse(SPEC.id, table)?;
-    if !settings.enabled || cx.once.is_some() {
-        return Ok(Plan::Off);
+collector_settings!(Settings);
+
+/// The collector.
+enum Definition {}
+
+impl Collector for Definition {
+    type Settings = Settings;
+    const ID: &'static str = "syslog_listener";
+    const CLASS: CollectorClass = CollectorClass::Event;
+    const KIND: &'static str = "syslog";
+    const SUMMARY: &'static str = "syslog datagrams sent to a socket; off by default";
+    const READS: &'static str = "the sockets of `datagram` and `udp`; ports below 1024 take CAP_NET_BIND_SERVICE";
+
+    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        if cx.once.is_some() {
+            return Ok(Plan::Off);
+        }
+        let wrong = |message: &str| Err(BuildError { collector: SPEC.id, message: message.to_owned() });
+        match &settings.datagram {
+            None if settings.udp.is_none() => return wrong("enabled: needs datagram, udp or both"),
+            Some(path) if !path.is_absolute() => return wrong("datagram: must be an absolute path"),
+            // sun_path of unix(7) has 108 bytes with its NUL.
+            Some(path) if path.as_os_str().len() > 107 => {
+                return wrong("datagram: a socket's path has at most 107 bytes");
+            }
+            _ => {}
+        }
+        Ok(Plan::Watch(Box::new(Listener { settings: settings.clone() })))
     }
-    let wrong = |message: &str| Err(BuildError { collector: SPEC.id, message: message.to_owned() });
-    match &settings.datagram {
-        None if settings.udp.is_none() => return wrong("enabled: needs datagram, udp or both"),
-        Some(path) if !path.is_absolute() => return wrong("datagram: must be an absolute path"),
-        // sun_path of unix(7) has 108 bytes with its NUL.
-        Some(path) if path.as_os_str().len() > 107 => return wrong("datagram: a socket's path has at most 107 bytes"),
-        _ => {}
-    }
-    Ok(Plan::Watch(Box::new(Listener { settings })))
 }
+
+pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 struct Listener {
     settings: Settings,

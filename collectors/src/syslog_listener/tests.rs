@@ -101,7 +101,9 @@ fn what_the_kernel_dropped_is_in_the_last_field_of_the_socket_s_line() {
 
 #[test]
 fn a_listener_without_an_address_is_refused() {
-    let refused = |text: &str| match build(toml::from_str(text).expect("TOML"), &cx()) {
+    let refused = |text: &str| match (SPEC.parse)(toml::from_str(text).expect("TOML"))
+        .and_then(|settings| settings.build(&cx()))
+    {
         Err(err) => err.to_string(),
         Ok(_) => panic!("{text}"),
     };
@@ -109,5 +111,5 @@ fn a_listener_without_an_address_is_refused() {
     assert!(refused("enabled = true\ndatagram = \"log.sock\"").contains("absolute"));
     let long = format!("enabled = true\ndatagram = \"/{}\"", "x".repeat(107));
     assert!(refused(&long).contains("at most 107 bytes"));
-    assert!(matches!(build(toml::Table::new(), &cx()), Ok(Plan::Off)));
+    assert!(matches!((SPEC.parse)(toml::Table::new()).and_then(|settings| settings.build(&cx())), Ok(Plan::Off)));
 }

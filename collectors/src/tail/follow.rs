@@ -1,7 +1,8 @@
 //! Chooses the files to follow: matches of the globs, renamed files, and rotated ones.
 
 use super::{
-    Cursor, Discovery, File, Followed, Key, LineParser, Name, Place, SCANNED, Start, State, Tailer, file, passed_over,
+    Cursor, Discovery, File, Followed, Key, LineParser, Name, SCANNED, Start, State, TailContext, Tailer, file,
+    passed_over,
     rotation::{self, key},
     unpacked,
     watches::Watches,
@@ -52,7 +53,7 @@ impl<P: LineParser> Tailer<P> {
     /// Expands the globs, adds new files, and detects missing ones.
     pub(super) fn scan(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         watches: &mut Watches,
     ) -> Result<(), CollectError> {
@@ -109,7 +110,7 @@ impl<P: LineParser> Tailer<P> {
     /// Follows the matches of the globs; absent on a stop.
     fn take_listed(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         watches: &mut Watches,
     ) -> Result<Option<Listed>, CollectError> {
@@ -156,7 +157,7 @@ impl<P: LineParser> Tailer<P> {
     /// Follows a match of a glob.
     pub(super) fn take_in(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         named: &Named,
         how: Discovery<'_>,
@@ -189,7 +190,7 @@ impl<P: LineParser> Tailer<P> {
     /// Whether the file is already followed; reopens a closed one that has changed.
     fn is_followed(
         &self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         key: Key,
         how: Discovery<'_>,
@@ -250,7 +251,7 @@ impl<P: LineParser> Tailer<P> {
 
     fn take_in_found(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         (path, found): (&Path, &root::HostEntry),
         how: Discovery<'_>,
@@ -321,7 +322,7 @@ impl<P: LineParser> Tailer<P> {
     /// truncated; if that does not happen soon after the copy stops growing, it is an ordinary file.
     fn is_copy(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         (path, found): (&Path, &root::HostEntry),
     ) -> Result<bool, CollectError> {
@@ -360,7 +361,7 @@ impl<P: LineParser> Tailer<P> {
 
     pub(super) fn follow(
         &self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         key: Key,
         (file, path, source): (File, &Path, Arc<Source>),
@@ -390,7 +391,12 @@ impl<P: LineParser> Tailer<P> {
 
     /// Handles the truncation of a followed file: a copy that holds unread lines continues its source, and the file restarts as
     /// another source.
-    pub(super) fn truncated(&mut self, at: &Place<'_>, state: &mut State, original: Key) -> Result<(), CollectError> {
+    pub(super) fn truncated(
+        &mut self,
+        at: &TailContext<'_>,
+        state: &mut State,
+        original: Key,
+    ) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&original) else { return Ok(()) };
         let (cursor, path) = (followed.cursor(), followed.path.clone());
         tracing::info!(collector = self.collector, path = %path.display(), "file truncated; reading it from its start");

@@ -2,7 +2,7 @@
 //! finds generations that came and went unseen. Counts what cannot be found.
 
 use super::{
-    Cursor, Discovery, File, Followed, LineParser, Name, Place, State, Tailer, logrotate,
+    Cursor, Discovery, File, Followed, LineParser, Name, State, TailContext, Tailer, logrotate,
     rotation::{self, key},
     unpacked::{self, Unpacked},
 };
@@ -20,13 +20,13 @@ const HEAD_BYTES: usize = 64;
 /// An archive that changed this recently may still be growing (st_ctime of stat(2), which nobody can set).
 const SETTLED_NS: i64 = 2_000_000_000;
 
-fn is_settled(at: &Place<'_>, meta: &std::fs::Metadata) -> bool {
+fn is_settled(at: &TailContext<'_>, meta: &std::fs::Metadata) -> bool {
     let changed = meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec());
     !(0..SETTLED_NS).contains(&at.cx.now().saturating_sub(changed))
 }
 
 /// Target of a link; absent if the path is no link, or does not lead to a log.
-fn behind_link(at: &Place<'_>, path: &Path) -> Option<PathBuf> {
+fn behind_link(at: &TailContext<'_>, path: &Path) -> Option<PathBuf> {
     at.root.log(path).ok().map(|found| found.path().to_owned()).filter(|found| found != path)
 }
 
@@ -44,7 +44,7 @@ impl<P: LineParser> Tailer<P> {
     /// Searches for the files of cursors without a match.
     pub(super) fn find_orphans(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         unseen: &mut Vec<(PathBuf, i64)>,
     ) -> Result<(), CollectError> {
@@ -72,7 +72,7 @@ impl<P: LineParser> Tailer<P> {
     /// Whether the file of a cursor continues in another directory or an archive, or may do so once that is complete.
     pub(super) fn is_archived(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         cursor: &Cursor,
     ) -> Result<bool, CollectError> {
@@ -85,14 +85,14 @@ impl<P: LineParser> Tailer<P> {
 
     /// Directories to search for a cursor's file, and its original name. Rotation happens at the target of a link, as with the
     /// kubelet.
-    fn places(at: &Place<'_>, state: &mut State, original: &Path) -> Vec<(Vec<PathBuf>, PathBuf)> {
+    fn places(at: &TailContext<'_>, state: &mut State, original: &Path) -> Vec<(Vec<PathBuf>, PathBuf)> {
         let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
         let names = std::iter::once(original.to_owned()).chain(behind_link(at, original));
         let dirs = |name: &PathBuf| rotation::archives(&at.root, name.parent().unwrap_or(Path::new("/")), &*old);
         names.map(|name| (dirs(&name), name)).collect()
     }
 
-    fn search(&mut self, at: &Place<'_>, state: &mut State, cursor: &Cursor) -> Result<Search, CollectError> {
+    fn search(&mut self, at: &TailContext<'_>, state: &mut State, cursor: &Cursor) -> Result<Search, CollectError> {
         let original = cursor.host_path();
         let (mut searched, mut is_unsettled) = (Search::NotFound, false);
         let places = Self::places(at, state, &original);
@@ -151,7 +151,7 @@ impl<P: LineParser> Tailer<P> {
 
     /// Counts what a lost file held after its cursor. The number of lines is unknown, and so is their existence if the length
     /// of the file is unknown.
-    pub(super) fn lost(&self, at: &Place<'_>, cursor: &Cursor, why: &str) -> Result<(), CollectError> {
+    pub(super) fn lost(&self, at: &TailContext<'_>, cursor: &Cursor, why: &str) -> Result<(), CollectError> {
         let positions = cursor.unread();
         let bytes = positions.map(|positions| positions.1 - positions.0);
         tracing::warn!(
@@ -171,7 +171,7 @@ impl<P: LineParser> Tailer<P> {
     /// Adds siblings of a file that were written after it was last seen: they are its generations.
     pub(super) fn generations(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         original: &Path,
         since: i64,
@@ -202,7 +202,7 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Adds archives that existed at the start, once they are complete.
-    pub(super) fn take_archives(&mut self, at: &Place<'_>, state: &mut State) -> Result<(), CollectError> {
+    pub(super) fn take_archives(&mut self, at: &TailContext<'_>, state: &mut State) -> Result<(), CollectError> {
         for (path, original) in std::mem::take(&mut state.archives) {
             match at.root.log(&path) {
                 Ok(found) if !is_settled(at, found.meta()) => drop(state.archives.insert(path, original)),
@@ -217,7 +217,7 @@ impl<P: LineParser> Tailer<P> {
     /// Reads a generation that was compressed before it was seen, unless its file is followed.
     fn archived(
         &mut self,
-        at: &Place<'_>,
+        at: &TailContext<'_>,
         state: &mut State,
         original: &Path,
         path: &Path,
@@ -249,7 +249,7 @@ impl<P: LineParser> Tailer<P> {
 }
 
 /// Whether an archive holds the content of a followed file.
-fn holds(at: &Place<'_>, archive: &crate::root::HostEntry, followed: &Followed) -> io::Result<bool> {
+fn holds(at: &TailContext<'_>, archive: &crate::root::HostEntry, followed: &Followed) -> io::Result<bool> {
     let open = || archive.read().and_then(Unpacked::open);
     if let Ok(file) = followed.file.file() {
         let (mut ours, mut theirs) = ([0; HEAD_BYTES], [0; HEAD_BYTES]);

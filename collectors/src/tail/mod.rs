@@ -108,7 +108,7 @@ pub(crate) struct Tailer<P> {
 }
 
 /// Host and outlet.
-struct Place<'a> {
+struct TailContext<'a> {
     cx: &'a CollectorContext,
     outlet: &'a Outlet,
     root: Root,
@@ -309,9 +309,9 @@ impl<P: LineParser> Tailer<P> {
         Self { expects_each, ..self }
     }
 
-    fn place<'a>(cx: &'a CollectorContext, outlet: &'a Outlet) -> Result<Place<'a>, CollectError> {
+    fn place<'a>(cx: &'a CollectorContext, outlet: &'a Outlet) -> Result<TailContext<'a>, CollectError> {
         let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
-        Ok(Place { cx, outlet, root })
+        Ok(TailContext { cx, outlet, root })
     }
 
     /// Follows files until a stop.
@@ -358,7 +358,7 @@ impl<P: LineParser> Tailer<P> {
         Arc::new(Source { collector: self.collector, id: id.to_owned(), name })
     }
 
-    fn forget(&self, at: &Place<'_>, cursor: &Cursor) -> Result<(), CollectError> {
+    fn forget(&self, at: &TailContext<'_>, cursor: &Cursor) -> Result<(), CollectError> {
         tracing::debug!(collector = self.collector, path = cursor.path, "file is gone; dropping its cursor");
         let mut chunk = Chunk::new(self.source(SCANNED, None));
         chunk.forget.push(cursor.id());

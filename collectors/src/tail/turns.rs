@@ -1,13 +1,13 @@
 //! Reads files in turns of limited size, as far as the queue has room.
 
-use super::{CHUNK_BYTES, Followed, Key, LineParser, Place, Read, Reading, State, TURN_BYTES, TURNS_MAX, Tailer};
+use super::{CHUNK_BYTES, Followed, Key, LineParser, Read, Reading, State, TURN_BYTES, TURNS_MAX, TailContext, Tailer};
 use crate::{CollectError, outlet::Room};
 use std::time::Instant;
 use vedette_wire::{Dropped, Reason};
 
 impl<P: LineParser> Tailer<P> {
     /// Gives each file a turn; returns whether there was anything, and whether there is more.
-    pub(super) fn read_all(&mut self, at: &Place<'_>, state: &mut State) -> Result<Read, CollectError> {
+    pub(super) fn read_all(&mut self, at: &TailContext<'_>, state: &mut State) -> Result<Read, CollectError> {
         let open = |(key, followed): (&Key, &Followed)| followed.file.holds_descriptor().then_some(*key);
         let mut turns: Vec<Key> = state.files.iter().filter_map(open).collect();
         let (mut any, began) = (false, Instant::now());
@@ -47,14 +47,14 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Drops a file that will not grow, after emitting its unfinished line.
-    fn let_go(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<(), CollectError> {
+    fn let_go(&mut self, at: &TailContext<'_>, state: &mut State, key: Key) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&key) else { return Ok(()) };
         self.rest(at, &mut followed)?;
         self.forget(at, &followed.cursor())
     }
 
     /// A turn of one file.
-    fn read_one(&mut self, at: &Place<'_>, state: &mut State, key: Key) -> Result<Read, CollectError> {
+    fn read_one(&mut self, at: &TailContext<'_>, state: &mut State, key: Key) -> Result<Read, CollectError> {
         let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
         let read = self.turn(at, followed);
         followed.had_turn = true;
@@ -78,7 +78,7 @@ impl<P: LineParser> Tailer<P> {
         }
     }
 
-    fn turn(&mut self, at: &Place<'_>, followed: &mut Followed) -> Result<Read, CollectError> {
+    fn turn(&mut self, at: &TailContext<'_>, followed: &mut Followed) -> Result<Read, CollectError> {
         let failed = |err| CollectError::read(followed.source.name.clone().unwrap_or_default(), err);
         if followed.file.is_quiet().map_err(failed)? {
             return Ok(Read::Nothing);
@@ -133,7 +133,7 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Emits a last line that will get no end.
-    pub(super) fn rest(&mut self, at: &Place<'_>, followed: &mut Followed) -> Result<(), CollectError> {
+    pub(super) fn rest(&mut self, at: &TailContext<'_>, followed: &mut Followed) -> Result<(), CollectError> {
         let (parser, chunks) = (&mut self.parser, &mut self.chunks);
         chunks.begin(&followed.source, at.cx.now());
         followed.file.take_rest(|line| parser.parse(&line, chunks));

@@ -1,6 +1,6 @@
 //! Wake-ups: inotify(7) through notify. Events are hints; reading finds the data.
 
-use super::Place;
+use super::TailContext;
 use crate::{Waker, root::glob::Pattern};
 use notify::{RecursiveMode, Watcher};
 use std::{
@@ -60,7 +60,7 @@ impl Watches {
     }
 
     /// Watches the directory of a pattern's last component, unless its name has wildcards.
-    pub(super) fn add(&mut self, at: &Place<'_>, pattern: &Pattern) {
+    pub(super) fn add(&mut self, at: &TailContext<'_>, pattern: &Pattern) {
         let (Some(watcher), Some(dir)) = (&mut self.watcher, pattern.directory()) else { return };
         if self.watched.contains(&dir) {
             return;

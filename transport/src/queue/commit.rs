@@ -1,19 +1,20 @@
 //! Sealing and committing batches.
 
-use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, shares::Shares, space};
+use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, meta::Shares, space};
 use crate::{batcher::BatchBuilder, failpoint};
 use redb::{Durability, WriteTransaction};
 use std::collections::BTreeMap;
 use vedette_wire::{
-    Compression, CursorUpdate, Epoch, Header, Predecessor, codec,
+    Compression, CursorUpdate, Epoch, Header, Predecessor,
     frame::{self, FrameHead, HEAD_BYTES},
+    seal,
 };
 
 impl Queue {
     /// Seals the open batch and commits it with its cursors and the ledger in one fsynced transaction.
     ///
     /// # Errors
-    /// [`QueueError::Full`] and [`QueueError::Floor`] if the quota has no room. Any other error leaves the queue
+    /// [`QueueError::Full`] and [`QueueError::NoFreeSpace`] if the quota has no room. Any other error leaves the queue
     /// unchanged.
     pub(crate) fn commit(&self, open: &mut BatchBuilder, header: Header) -> Result<(), QueueError> {
         loop {
@@ -111,7 +112,7 @@ fn take_updates(cursors: Cursors) -> Vec<CursorUpdate> {
 
 /// Seals a header and encoded records as a frame.
 pub(super) fn seal(header: &Header, records: &[u8], compression: Compression) -> Result<Vec<u8>, QueueError> {
-    let sealed = codec::seal(header, records, compression).map_err(QueueError::Seal)?;
+    let sealed = seal::seal(header, records, compression).map_err(QueueError::Seal)?;
     Ok(framed([&[0; HEAD_BYTES][..], &sealed].concat(), header, compression))
 }
 

@@ -4,14 +4,14 @@ use super::{
     BATCHES, Meta, QUARANTINE, Queue, QueueError,
     commit::{append, seal},
     lock,
+    meta::Shares,
     meta::note,
-    shares::{self, Shares},
-    space,
+    shares, space,
 };
 use redb::{Durability, WriteTransaction};
 use std::sync::atomic::Ordering::Relaxed;
 use vedette_wire::{
-    BatchKey, Header, HostLabel, Ledger, codec,
+    BatchKey, Header, HostLabel, Ledger, ProblemCode, codec,
     frame::{self, FrameHead},
 };
 
@@ -70,7 +70,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Storage`].
-    pub fn quarantine(&self, slot: u64, code: &str, why: &str) -> Result<(), QueueError> {
+    pub fn quarantine(&self, slot: u64, code: ProblemCode, why: &str) -> Result<(), QueueError> {
         let mut kept = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
         kept.push(0);
         let most = self.limit() / 10;
@@ -160,7 +160,7 @@ impl Queue {
             return Ok(None);
         }
         if !self.is_replaced(&head.key) {
-            self.quarantine(slot, "identity", "sealed for another enrollment")?;
+            self.quarantine(slot, ProblemCode::Identity, "sealed for another enrollment")?;
             return Ok(Some(true));
         }
         Ok(self.take_slot_over(slot)?.then_some(false))
@@ -245,7 +245,7 @@ impl Queue {
     pub(crate) fn split(&self, slot: u64, why: &str) -> Result<Option<usize>, QueueError> {
         let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(None) };
         let Some(halves) = codec::halve(&records).ok().flatten() else {
-            self.quarantine(slot, "size", why)?;
+            self.quarantine(slot, ProblemCode::Size, why)?;
             return Ok(None);
         };
         loop {

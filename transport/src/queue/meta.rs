@@ -59,7 +59,23 @@ pub(super) struct Meta {
     pub(super) floors: bool,
     /// Changes of shares in this transaction.
     #[serde(skip)]
-    pub(super) changed_shares: Vec<super::shares::Change>,
+    pub(super) changed_shares: Vec<ShareChange>,
+}
+
+/// Shares of a batch's sources.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Shares {
+    pub(super) is_bulk: bool,
+    /// Bytes by [`super::shares::key_of`].
+    pub(super) held: Vec<(u64, u64)>,
+}
+
+/// A batch that is added or removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ShareChange {
+    pub(super) slot: u64,
+    pub(super) is_added: bool,
+    pub(super) shares: Shares,
 }
 
 impl Meta {

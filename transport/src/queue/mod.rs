@@ -97,7 +97,7 @@ pub enum QueueError {
     },
     /// The volume's free space is at its floor.
     #[error("the volume of {path} has {free} {unit} free, and {floor} must stay free")]
-    Floor {
+    NoFreeSpace {
         /// Path of the database.
         path: PathBuf,
         /// Free space.

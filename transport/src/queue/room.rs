@@ -71,7 +71,7 @@ impl Queue {
         // Uses the same measure: the present file may be filled even on a full volume.
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
         let Ok(volume) = rustix::fs::statvfs(self.path()) else { return Ok(()) };
-        let floor = |free, floor, unit| QueueError::Floor { path: self.path().to_owned(), free, floor, unit };
+        let floor = |free, floor, unit| QueueError::NoFreeSpace { path: self.path().to_owned(), free, floor, unit };
         let free = volume.f_bavail * volume.f_frsize;
         if kept + added > batches_of(file) && free < self.quota.free_bytes_min {
             return Err(floor(free, self.quota.free_bytes_min, "bytes"));

@@ -30,7 +30,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// Maximum size of a frame, bytes.
 const FRAME_BYTES_MAX: usize = 64 << 20;
 /// Maximum number of frames noted in one transaction, and of bytes copied.
-const NOTED_MAX: usize = 1000;
+const LOCATIONS_MAX: usize = 1000;
 const COPIED_BYTES_MAX: u64 = 4 << 20;
 
 /// Result of a salvage.
@@ -93,14 +93,14 @@ pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
 
 /// A frame found by the scan.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct FrameLocation {
     key: (u64, u64),
     offset: u64,
     length: u64,
     sealed: i64,
 }
 
-impl Place {
+impl FrameLocation {
     fn encode(&self) -> (String, [u8; 24]) {
         let mut value = [0; 24];
         for (at, number) in [self.offset, self.length, self.sealed.cast_unsigned()].into_iter().enumerate() {
@@ -120,7 +120,7 @@ impl Place {
                 sealed: number(2)?.cast_signed(),
             })
         };
-        parts().ok_or_else(|| redb::Error::Corrupted("a place in a damaged queue cannot be decoded".to_owned()))
+        parts().ok_or_else(|| redb::Error::Corrupted("a location in a damaged queue cannot be decoded".to_owned()))
     }
 }
 
@@ -173,7 +173,7 @@ impl Queue {
         failed: impl Fn(io::Error) -> SalvageError,
     ) -> Result<(), SalvageError> {
         let owner = lock(&self.meta).owner;
-        let mut places = Vec::new();
+        let mut locations = Vec::new();
         let mut scan = Scan { file, length, offset: 0, block: Vec::new(), base: 0 };
         while let Some(found) = scan.next().map_err(&failed)? {
             match found {
@@ -190,32 +190,33 @@ impl Queue {
                 }
                 Hit::Whole(head, offset, length) => {
                     let key = (head.key.epoch.0, head.key.seq);
-                    places.push(Place { key, offset, length, sealed: head.sealed });
+                    locations.push(FrameLocation { key, offset, length, sealed: head.sealed });
                 }
             }
-            if places.len() >= NOTED_MAX {
-                self.note_places(&mut places)?;
+            if locations.len() >= LOCATIONS_MAX {
+                self.store_locations(&mut locations)?;
                 if !wait(false) {
                     return Err(SalvageError::Stopped);
                 }
             }
         }
-        Ok(self.note_places(&mut places)?)
+        Ok(self.store_locations(&mut locations)?)
     }
 
-    fn note_places(&self, places: &mut Vec<Place>) -> Result<(), QueueError> {
+    fn store_locations(&self, locations: &mut Vec<FrameLocation>) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |tx, _| {
             let mut table = tx.open_table(SALVAGE)?;
-            for place in places.iter() {
-                let (key, value) = place.encode();
-                let other = table.get(key.as_str())?.map(|other| Place::decode(&key, other.value())).transpose()?;
-                if other.is_none_or(|other| other.sealed < place.sealed) {
+            for location in locations.iter() {
+                let (key, value) = location.encode();
+                let other =
+                    table.get(key.as_str())?.map(|other| FrameLocation::decode(&key, other.value())).transpose()?;
+                if other.is_none_or(|other| other.sealed < location.sealed) {
                     table.insert(key.as_str(), value.as_slice())?;
                 }
             }
             Ok(Some(()))
         })?;
-        places.clear();
+        locations.clear();
         Ok(())
     }
 
@@ -225,9 +226,9 @@ impl Queue {
             let table = db.begin_read()?.open_table(SALVAGE)?;
             let mut newest: Option<(i64, u64)> = None;
             for entry in table.iter()? {
-                let (key, place) = entry?;
-                let place = Place::decode(key.value(), place.value())?;
-                newest = newest.max(Some((place.sealed, place.key.0)));
+                let (key, location) = entry?;
+                let location = FrameLocation::decode(key.value(), location.value())?;
+                newest = newest.max(Some((location.sealed, location.key.0)));
             }
             Ok(newest.map(|(_, epoch)| epoch))
         })?;
@@ -236,8 +237,8 @@ impl Queue {
             let table = db.begin_read()?.open_table(SALVAGE)?;
             let (mut lost, mut next) = (Vec::new(), 1);
             for entry in table.range(name((epoch, 0)).as_str()..=name((epoch, u64::MAX)).as_str())? {
-                let (key, place) = entry?;
-                let seq = Place::decode(key.value(), place.value())?.key.1;
+                let (key, location) = entry?;
+                let seq = FrameLocation::decode(key.value(), location.value())?.key.1;
                 if seq > next {
                     lost.push((next, seq - 1));
                     shorten(&mut lost);
@@ -269,20 +270,20 @@ impl Queue {
         // Copies a few frames at a time, so that a small queue accepts some before it is full.
         let most = COPIED_BYTES_MAX.min(self.limit() / 20);
         loop {
-            let next: Vec<Place> = self.read(|db| {
+            let next: Vec<FrameLocation> = self.read(|db| {
                 let table = db.begin_read()?.open_table(SALVAGE)?;
                 if table.is_empty()? {
                     return Ok(Vec::new());
                 }
                 let (mut out, mut bytes) = (Vec::new(), 0);
                 for entry in table.iter()? {
-                    let (key, place) = entry?;
-                    let place = Place::decode(key.value(), place.value())?;
-                    bytes += space(place.length as usize);
+                    let (key, location) = entry?;
+                    let location = FrameLocation::decode(key.value(), location.value())?;
+                    bytes += space(location.length as usize);
                     if !out.is_empty() && bytes > most {
                         break;
                     }
-                    out.push(place);
+                    out.push(location);
                 }
                 Ok(out)
             })?;
@@ -290,7 +291,7 @@ impl Queue {
                 return Ok(());
             }
             let mut frames = Vec::new();
-            for Place { key, offset, length, .. } in next {
+            for FrameLocation { key, offset, length, .. } in next {
                 let mut bytes = vec![0; length as usize];
                 file.read_exact_at(&mut bytes, offset).map_err(&failed)?;
                 // The frame may have been damaged since it was found.

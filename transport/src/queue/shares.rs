@@ -12,7 +12,11 @@
 //! |---|---|---|
 //! | `shares` | slot | check; 1 for a bulk batch, else 0; for each source: [`key_of`], bytes of its space; both u64, little-endian |
 
-use super::{BATCHES, Meta, NextBatch, Queue, QueueError, checked, lock, unchecked};
+use super::{
+    BATCHES, Meta, NextBatch, Queue, QueueError, checked, lock,
+    meta::{ShareChange, Shares},
+    unchecked,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction};
 use std::collections::{BTreeSet, HashMap};
 use vedette_wire::{Source, frame};
@@ -28,22 +32,6 @@ const BULK_BYTES: u64 = 8 << 20;
 
 /// Part of the free space, up to a quarter of the queue, that is reserved for chunks on their way into it.
 const ON_ITS_WAY_BYTES: u64 = 8 << 20;
-
-/// Shares of a batch's sources.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Shares {
-    pub(super) is_bulk: bool,
-    /// Bytes by [`key_of`].
-    pub(super) held: Vec<(u64, u64)>,
-}
-
-/// A batch that is added or removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Change {
-    slot: u64,
-    comes: bool,
-    shares: Shares,
-}
 
 /// Shares of all batches.
 #[derive(Debug, Default)]
@@ -80,7 +68,7 @@ impl Shares {
         let held = self.held.iter().flat_map(|(key, bytes)| [key.to_le_bytes(), bytes.to_le_bytes()]).flatten();
         let row: Vec<u8> = std::iter::once(u8::from(self.is_bulk)).chain(held).collect();
         tx.open_table(SHARES)?.insert(slot, checked(&slot.to_string(), &row).as_slice())?;
-        meta.changed_shares.push(Change { slot, comes: true, shares: self.clone() });
+        meta.changed_shares.push(ShareChange { slot, is_added: true, shares: self.clone() });
         Ok(())
     }
 
@@ -105,7 +93,7 @@ pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<
     let mut table = tx.open_table(SHARES)?;
     let Some(row) = table.remove(slot)? else { return Ok(Shares::default()) };
     let shares = Shares::decode(slot, row.value())?;
-    meta.changed_shares.push(Change { slot, comes: false, shares: shares.clone() });
+    meta.changed_shares.push(ShareChange { slot, is_added: false, shares: shares.clone() });
     Ok(shares)
 }
 
@@ -124,16 +112,16 @@ pub(super) fn load(db: &Database) -> Result<Held, redb::Error> {
     for row in table.range(first..)? {
         let (slot, row) = row?;
         let (slot, shares) = (slot.value(), Shares::decode(slot.value(), row.value())?);
-        held.change(vec![Change { slot, comes: true, shares }]);
+        held.change(vec![ShareChange { slot, is_added: true, shares }]);
     }
     Ok(held)
 }
 
 impl Held {
     /// Applies changes.
-    pub(super) fn change(&mut self, changed: Vec<Change>) {
-        for Change { slot, comes, shares } in changed {
-            match (shares.is_bulk, comes) {
+    pub(super) fn change(&mut self, changed: Vec<ShareChange>) {
+        for ShareChange { slot, is_added, shares } in changed {
+            match (shares.is_bulk, is_added) {
                 (true, true) => self.bulk += 1,
                 (true, false) => self.bulk = self.bulk.saturating_sub(1),
                 (false, true) => drop(self.quiet.insert(slot)),
@@ -141,7 +129,7 @@ impl Held {
             }
             for (key, bytes) in shares.held {
                 let held = self.by_source.entry(key).or_default();
-                *held = if comes { *held + bytes } else { held.saturating_sub(bytes) };
+                *held = if is_added { *held + bytes } else { held.saturating_sub(bytes) };
                 if *held == 0 {
                     self.by_source.remove(&key);
                 }

@@ -1,7 +1,7 @@
 mod fake;
 mod fleet;
 
-use super::{BACKOFF_BASE, BACKOFF_MAX, jitter};
+use super::jitter;
 use crate::{
     BatchContext, BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Quota,
     queue::tests_support::{chunk, chunk_of, context, set_aside},
@@ -156,7 +156,7 @@ async fn a_pause_without_end_is_taken_for_an_hour() {
 async fn a_poison_batch_goes_to_quarantine_and_the_next_flows() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
-    let poison = Outcome::Quarantine { code: "shape".to_owned(), why: "no batch".to_owned() };
+    let poison = Outcome::Quarantine { code: vedette_wire::ProblemCode::Shape, why: "no batch".to_owned() };
     post.answers.lock().expect("lock").push_back(poison);
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
@@ -253,9 +253,11 @@ async fn a_lane_whose_batches_are_not_taken_does_not_delay_the_other() {
 }
 
 #[test]
-fn pauses_after_failures_are_anything_up_to_a_bound_that_doubles() {
-    for (failures, bound) in [(0, BACKOFF_BASE), (1, BACKOFF_BASE * 2), (100, BACKOFF_MAX)] {
-        let pauses: Vec<Duration> = (0..1000).map(|_| jitter(failures, None)).collect();
+fn pauses_after_failures_are_anything_up_to_the_bound() {
+    let seconds = Duration::from_secs;
+    for (backoff, after, bound) in [(2, None, 2), (30, None, 30), (2, Some(seconds(400)), 100)] {
+        let (bound, pauses): (_, Vec<Duration>) =
+            (seconds(bound), (0..1000).map(|_| jitter(seconds(backoff), after)).collect());
         assert!(pauses.iter().all(|pause| *pause <= bound));
         assert!(pauses.iter().any(|pause| *pause < bound / 10) && pauses.iter().any(|pause| *pause > bound * 9 / 10));
     }

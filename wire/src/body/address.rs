@@ -1,6 +1,6 @@
 //! A network address, or an interface without one: OCSF 5040 Live Evidence Info, query type 8.
 
-use super::{Change, Kind, Observation, Place, Snapshot, snapshot};
+use super::{Change, Kind, Observation, RowContext, Snapshot, snapshot};
 use crate::{
     column::{Column, Value, integer, list, text},
     ocsf::{Event, OcsfClass, object},
@@ -117,7 +117,7 @@ impl Observation for Address {
         }
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         vec![
             self.change.name().into(),
             snapshot::id(self.snapshot.as_ref()),

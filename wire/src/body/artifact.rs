@@ -1,7 +1,7 @@
 //! A piece of a requested file, or the reason for a refusal: OCSF 0 Base Event. The bytes stay in the landed batch; tables hold
 //! the rest.
 
-use super::{Kind, Observation, Place};
+use super::{Kind, Observation, RowContext};
 use crate::{
     column::{Column, Value, at, integer, text, time},
     ocsf::{Event, OcsfClass, object},
@@ -120,7 +120,7 @@ impl Observation for Artifact {
         );
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         let whole = self.whole.as_ref();
         let named = |name: Option<&Option<String>>, id: Option<u32>| {
             name.cloned().flatten().or_else(|| id.map(|id| id.to_string()))

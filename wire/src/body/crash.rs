@@ -1,6 +1,6 @@
 //! A process that crashed, from its dump: OCSF 6008 Application Error.
 
-use super::{Kind, Observation, Place};
+use super::{Kind, Observation, RowContext};
 use crate::{
     column::{Column, Value, at, boolean, integer, text, time},
     ocsf::{Event, OcsfClass, object},
@@ -152,7 +152,7 @@ impl Observation for Crash {
         );
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         vec![
             self.process.as_ref().into(),
             self.pid.into(),

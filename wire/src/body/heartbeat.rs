@@ -1,6 +1,6 @@
 //! The agent is alive: OCSF 5001 Device Inventory Info, activity 1 Log.
 
-use super::{Kind, Observation, Place};
+use super::{Kind, Observation, RowContext};
 use crate::{
     column::{Column, Value, at, integer, list, text, time},
     ocsf::{Event, OcsfClass, milliseconds},
@@ -111,7 +111,7 @@ impl Observation for Heartbeat {
         }
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         vec![
             self.version.as_str().into(),
             self.policy_revision.into(),

@@ -1,6 +1,6 @@
 //! The host itself: OCSF 5001 Device Inventory Info, activity 2 Collect.
 
-use super::{Kind, Observation, Place};
+use super::{Kind, Observation, RowContext};
 use crate::{
     column::{Column, Value, at, integer, text, time},
     ocsf::{Event, OcsfClass, milliseconds, object},
@@ -266,7 +266,7 @@ impl Observation for Host {
         }
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         let (os, firmware, hardware, cloud) = (&self.os, &self.firmware, &self.hardware, self.cloud.as_deref());
         let of = |of: fn(&'a CloudInstance) -> &'a Option<String>| -> Value<'a> {
             cloud.and_then(|cloud| of(cloud).as_ref()).into()

@@ -1,7 +1,7 @@
 //! An entry of the systemd journal: OCSF 0 Base Event, or 3002 Authentication for a log-in.
 
 use super::{
-    Kind, Observation, Place, login,
+    Kind, Observation, RowContext, login,
     syslog::{facility_name, severity_name},
 };
 use crate::{
@@ -184,7 +184,7 @@ impl Observation for Journal {
         }
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         let more = (!self.more.is_empty()).then(|| serde_json::to_string(&self.more).unwrap_or_default());
         let mut row = vec![
             self.message.as_str().into(),

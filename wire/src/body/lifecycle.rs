@@ -1,6 +1,6 @@
 //! The agent's own lifecycle: OCSF 6002 Application Lifecycle, and 6008 Application Error for a failed collector.
 
-use super::{Kind, Observation, Place};
+use super::{Kind, Observation, RowContext};
 use crate::{
     column::{Column, Value, text},
     ocsf::{Event, OcsfClass},
@@ -120,7 +120,7 @@ impl Observation for Lifecycle {
         event.set_in("unmapped", "configuration", self.configuration.clone());
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         vec![
             self.event_name().into(),
             self.message.as_str().into(),

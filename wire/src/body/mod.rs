@@ -30,7 +30,7 @@ pub use unknown::Unknown;
 use crate::{
     column::{Column, Value},
     ocsf::{Event, OcsfClass},
-    record::Position,
+    position::Position,
 };
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -52,7 +52,7 @@ pub struct Kind {
 
 /// Source and position of a body, as shown in a row.
 #[derive(Debug, Clone, Copy)]
-pub struct Place<'a> {
+pub struct RowContext<'a> {
     /// Display name of the source: a path.
     pub source_name: Option<&'a str>,
     /// Position in the source.
@@ -84,7 +84,7 @@ pub trait Observation {
     /// Adds the attributes of the class.
     fn render(&self, event: &mut Event);
     /// One value per column of the kind, in order.
-    fn row<'a>(&'a self, place: &Place<'a>) -> Vec<Value<'a>>;
+    fn row<'a>(&'a self, context: &RowContext<'a>) -> Vec<Value<'a>>;
 }
 
 macro_rules! bodies {
@@ -125,8 +125,8 @@ macro_rules! bodies {
                 match self { $(Body::$variant(body) => body.message(),)* }
             }
             /// One value per column of the kind.
-            pub fn row<'a>(&'a self, place: &Place<'a>) -> Vec<Value<'a>> {
-                match self { $(Body::$variant(body) => body.row(place),)* }
+            pub fn row<'a>(&'a self, context: &RowContext<'a>) -> Vec<Value<'a>> {
+                match self { $(Body::$variant(body) => body.row(context),)* }
             }
             pub(crate) fn render(&self, event: &mut Event) {
                 match self { $(Body::$variant(body) => body.render(event),)* }

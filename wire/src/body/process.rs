@@ -1,6 +1,6 @@
 //! A process: OCSF 5040 Live Evidence Info in a snapshot, 1007 Process Activity for a start, an end or a change.
 
-use super::{Change, Kind, Observation, Place, Snapshot, snapshot};
+use super::{Change, Kind, Observation, RowContext, Snapshot, snapshot};
 use crate::{
     column::{Column, Value, at, boolean, integer, list, text, time},
     ocsf::{Event, OcsfClass, milliseconds, object},
@@ -239,7 +239,7 @@ impl Observation for Process {
         }
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         let namespaces = &self.namespaces;
         vec![
             self.change.name().into(),

@@ -1,6 +1,6 @@
 //! A log-in session: OCSF 5040 Live Evidence Info (query type 12) in a snapshot, 3002 Authentication for a start or an end.
 
-use super::{Change, Kind, Observation, Place, Snapshot, snapshot};
+use super::{Change, Kind, Observation, RowContext, Snapshot, snapshot};
 use crate::{
     column::{Column, Value, at, boolean, integer, text, time},
     ocsf::{Event, OcsfClass, milliseconds, object},
@@ -138,7 +138,7 @@ impl Observation for Session {
         }
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         vec![
             self.change.name().into(),
             snapshot::id(self.snapshot.as_ref()),

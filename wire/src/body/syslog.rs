@@ -3,7 +3,7 @@
 //! The line is sent once. `<13>1 2026-11-23T03:21:19.5Z web1 sshd 812 - - Accepted …` is `raw`; `host` is the span of `web1` in
 //! it, and so on. The workspace renders the fields.
 
-use super::{Kind, Observation, Place, login};
+use super::{Kind, Observation, RowContext, login};
 use crate::{
     column::{Column, Value, boolean, integer, text},
     ocsf::{Event, OcsfClass, severity_of_syslog},
@@ -231,7 +231,7 @@ impl Observation for Syslog {
         }
     }
 
-    fn row<'a>(&'a self, place: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, context: &RowContext<'a>) -> Vec<Value<'a>> {
         let mut row = vec![
             self.text(self.host).into(),
             self.facility.and_then(facility_name).into(),
@@ -242,8 +242,8 @@ impl Observation for Syslog {
             self.text(self.structured_data).into(),
             self.message_text().into(),
             String::from_utf8_lossy(&self.raw).into(),
-            place.source_name.into(),
-            place.position.0.into(),
+            context.source_name.into(),
+            context.position.0.into(),
             self.part.map_or(Value::Null, |part| u64::from(part).into()),
             if self.unfinished { true.into() } else { Value::Null },
             self.original_time().into(),

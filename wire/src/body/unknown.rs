@@ -1,6 +1,6 @@
 //! A record of a kind unknown to this build, kept whole: OCSF 0 Base Event.
 
-use super::{Kind, Observation, Place};
+use super::{Kind, Observation, RowContext};
 use crate::{
     column::{Column, Value, text},
     ocsf::{Event, OcsfClass},
@@ -34,7 +34,7 @@ impl Observation for Unknown {
         event.set("raw_data", hex::encode(&self.raw));
     }
 
-    fn row<'a>(&'a self, _: &Place<'a>) -> Vec<Value<'a>> {
+    fn row<'a>(&'a self, _: &RowContext<'a>) -> Vec<Value<'a>> {
         vec![hex::encode(&self.raw).into()]
     }
 }

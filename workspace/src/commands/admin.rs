@@ -1,21 +1,19 @@
 //! `init`, `org`, `token`, `agents`.
 
 use super::{
+    cli::Format,
     listing::{csv_line, json_line},
     print, who,
 };
 use crate::{
-    ca,
-    cli::Format,
-    control::{AgentRow, Change, Control},
-    landing::LandingStore,
-    now,
-    pair::{self, Primary},
-    signer::Signer,
+    clock::{now, rfc3339},
+    ingest::LandingStore,
+    keys::{self, Authority, Signer, new_token as secret, token_digest},
+    replication::{self, Primary},
+    store::{AgentRow, Change, ControlStore},
 };
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::{
     fs,
     os::unix::fs::DirBuilderExt,
@@ -61,11 +59,11 @@ pub(super) async fn init(
         }
     }
     if let Some(primary) = &primary {
-        pair::join(dir, geo, &names, primary).await?;
+        replication::join(dir, geo, &names, primary).await?;
     } else {
-        ca::create(dir, geo, &names)?;
+        keys::create(dir, geo, &names)?;
         Signer::create(dir)?;
-        Control::create(dir, geo).await?.close().await;
+        ControlStore::create(dir, geo).await?.close().await;
     }
     LandingStore::open(&dir.join("landing"))?;
     tracing::info!(dir = %dir.display(), %geo, names = names.join(" "), "workspace created; agents need its ca.pem");
@@ -73,17 +71,17 @@ pub(super) async fn init(
 }
 
 pub(super) async fn renew_certificate(dir: &Path, names: &[String]) -> Result<()> {
-    let geo = Control::open(dir).await?.geo().await?;
-    ca::Authority::load(dir)?.renew_server(dir, geo, names)?;
+    let geo = ControlStore::open(dir).await?.geo().await?;
+    Authority::load(dir)?.renew_server(dir, geo, names)?;
     tracing::info!(dir = %dir.display(), "the server has a new certificate");
     Ok(())
 }
 
 /// Makes a secondary workspace stand alone.
 pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let Some(primary) = control.pair_of().await? else { bail!("this workspace is not the secondary of a pair") };
-    if pair::answers(dir, &primary).await? {
+    if replication::answers(dir, &primary).await? {
         bail!(
             "the primary workspace, {primary}, is running: shut it down for good first, or both would change shared state"
         );
@@ -100,15 +98,15 @@ pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Resu
             "an organization's name has 1 to 200 printable characters, no slash or quotation mark, and no blank at its ends"
         );
     }
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     control.require_primary().await?;
     let change = Change { who: &who(), reason: "organization added", now: now() };
-    let id = control.add_organization(name, tier, &super::signer(dir, &control).await?, change).await?;
+    let id = control.add_organization(name, tier, &control.signer(dir).await?, change).await?;
     print(format!("{id}\n").as_bytes())
 }
 
 pub(super) async fn new_token(dir: &Path, org: &str, uses: u32, hours: u32) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     control.require_primary().await?;
     let organization = control.organization(org).await?;
     let (token, expires) = (secret("vdt_")?, expires_in(hours));
@@ -117,32 +115,19 @@ pub(super) async fn new_token(dir: &Path, org: &str, uses: u32, hours: u32) -> R
 }
 
 pub(super) async fn pair_token(dir: &Path, hours: u32) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     control.require_primary().await?;
     let token = secret("vdp_")?;
     control.add_pair_token(&token_digest(&token), now(), expires_in(hours)).await?;
     print(format!("{token}\n").as_bytes())
 }
 
-/// A new token: 256 random bits.
-fn secret(prefix: &str) -> Result<String> {
-    let mut secret = [0_u8; 32];
-    let provider = rustls::crypto::CryptoProvider::get_default().expect("main installs it");
-    provider.secure_random.fill(&mut secret).map_err(|_| anyhow::anyhow!("no randomness"))?;
-    Ok(format!("{prefix}{}", hex::encode(secret)))
-}
-
 fn expires_in(hours: u32) -> i64 {
     now() + i64::from(hours) * 3600 * 1_000_000_000
 }
 
-/// Stored digest of a token.
-pub(crate) fn token_digest(token: &str) -> String {
-    hex::encode(Sha256::digest(token.trim().as_bytes()))
-}
-
 pub(super) async fn agents(dir: &Path, org: &str, format: Format) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let organization = control.organization(org).await?;
     let now = now();
     let rows = control.agents(organization.id).await?;
@@ -198,20 +183,4 @@ fn line(cells: &[String; 8], format: Format) -> String {
         "{agent:<32}  {hostname:<20}  {enrolled:<20}  {seen:<20}  {state:<10}  {version:<8}  {revision:<15}  {replaces}"
     );
     format!("{}\n", line.trim_end())
-}
-
-/// RFC 3339 in seconds, with `Z`.
-pub(crate) fn rfc3339(nanoseconds: i64) -> String {
-    let time = time::OffsetDateTime::from_unix_timestamp(nanoseconds.div_euclid(1_000_000_000))
-        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-    let (date, clock) = (time.date(), time.time());
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        date.year(),
-        u8::from(date.month()),
-        date.day(),
-        clock.hour(),
-        clock.minute(),
-        clock.second()
-    )
 }

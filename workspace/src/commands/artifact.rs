@@ -1,15 +1,14 @@
 //! `artifact request | list | get`: files of hosts, for forensics.
 
 use super::{
+    cli::{ArtifactWanted, Format},
     listing::{csv_line, json_line},
-    print, rfc3339, signer, who,
+    print, who,
 };
 use crate::{
-    cli::{ArtifactWanted, Format},
-    control::{Change, Control, Piece},
-    landing::LandingStore,
-    now,
-    receive::LANDED_PLAIN_BYTES_MAX,
+    clock::{now, rfc3339},
+    ingest::LandingStore,
+    store::{Change, ControlStore, Piece},
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -24,19 +23,19 @@ pub(super) async fn request(wanted: &ArtifactWanted) -> Result<()> {
     if wanted.reason.trim().is_empty() {
         bail!("--reason must say why");
     }
-    let control = Control::open(&wanted.dir).await?;
+    let control = ControlStore::open(&wanted.dir).await?;
     control.require_primary().await?;
     let organization = control.organization(&wanted.org).await?;
     let (now, who) = (now(), who());
     let expires = now + i64::from(wanted.hours) * 3600 * 1_000_000_000;
     let change = Change { who: &who, reason: wanted.reason.trim(), now };
-    let signer = signer(&wanted.dir, &control).await?;
+    let signer = control.signer(&wanted.dir).await?;
     let id = control.request_artifact(&organization, (wanted.agent, &wanted.path, expires), &signer, change).await?;
     print(format!("{id}\n").as_bytes())
 }
 
 pub(super) async fn list(dir: &Path, org: &str, format: Format) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let organization = control.organization(org).await?;
     let now = now();
     let mut out = match format {
@@ -78,7 +77,7 @@ pub(super) async fn list(dir: &Path, org: &str, format: Format) -> Result<()> {
 
 /// Writes the pieces to a new file, and compares it with the digest that the host sent.
 pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let organization = control.organization(org).await?;
     let row = control.artifacts(organization.id).await?.into_iter().find(|row| row.id == id);
     let row = row.with_context(|| format!("organization {org} has no artifact {id}; see `artifact list`"))?;
@@ -113,7 +112,7 @@ async fn write(landing: &LandingStore, pieces: &[Piece], id: &str, whole: &Value
             bail!("bytes {at} to {} have not arrived yet; try again later", piece.start);
         }
         if batch.as_ref().is_none_or(|(key, _)| *key != piece.key) {
-            batch = Some((piece.key.clone(), landing.read(&piece.key, LANDED_PLAIN_BYTES_MAX).await?.0));
+            batch = Some((piece.key.clone(), landing.read(&piece.key).await?.0));
         }
         let records = batch.iter().flat_map(|(_, batch)| &batch.records);
         let data = records.into_iter().find_map(|record| match &record.body {

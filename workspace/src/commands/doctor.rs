@@ -2,10 +2,9 @@
 
 use super::{print, serve, who};
 use crate::{
-    control::{Change, Control, Organization, SET_ASIDE},
-    landing::{LandingStore, ReadError},
-    now,
-    receive::LANDED_PLAIN_BYTES_MAX,
+    clock::now,
+    ingest::{LandingStore, ReadError},
+    store::{BatchState, Change, ControlStore, Organization},
 };
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -18,7 +17,7 @@ const NAMED_MAX: usize = 20;
 /// Prints problems, one per line, and fails if there are any.
 pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     let dir = std::path::absolute(dir)?;
-    let control = Control::open(&dir).await?;
+    let control = ControlStore::open(&dir).await?;
     // Tables must not be written while they are moved.
     let _lock = if rebuild { Some(serve::lock(&dir)?) } else { None };
     let landing = LandingStore::open(&dir.join("landing"))?;
@@ -32,7 +31,7 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
         let (tables, without) = tables(&dir, &control, &organization).await?;
         unsummed += without;
         if rebuild && tables.is_empty() {
-            tried_again += control.try_set_aside_again(id).await?;
+            tried_again += control.retry_unreadable(id).await?;
         } else if set_aside > 0 {
             let what = "landed batches are set aside and in no table; `doctor --rebuild` tries them again";
             wrong.push(format!("{}: {set_aside} {what}", organization.name));
@@ -87,7 +86,7 @@ struct LandingReport {
     set_aside: u64,
 }
 
-async fn landed(control: &Control, landing: &LandingStore, organization: &Organization) -> Result<LandingReport> {
+async fn landed(control: &ControlStore, landing: &LandingStore, organization: &Organization) -> Result<LandingReport> {
     let (mut found, mut after) = (LandingReport::default(), String::new());
     loop {
         let page = control.landed_after(organization.id, &after, PAGE).await?;
@@ -95,8 +94,8 @@ async fn landed(control: &Control, landing: &LandingStore, organization: &Organi
         after.clone_from(last);
         for (key, state) in page {
             found.count += 1;
-            match landing.read(&key, LANDED_PLAIN_BYTES_MAX).await {
-                Ok(_) => found.set_aside += u64::from(state == SET_ASIDE),
+            match landing.read(&key).await {
+                Ok(_) => found.set_aside += u64::from(state == BatchState::Unreadable),
                 Err(err) if err.is_gone() => found.lost.push(format!("{key}: missing")),
                 Err(err @ ReadError::Damaged(_)) => found.lost.push(format!("{key}: {:#}", anyhow::Error::new(err))),
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
@@ -106,40 +105,17 @@ async fn landed(control: &Control, landing: &LandingStore, organization: &Organi
 }
 
 #[cfg(feature = "lake")]
-async fn tables(dir: &Path, control: &Control, organization: &Organization) -> Result<(Vec<String>, usize)> {
-    let known = crate::materialise::versions(control.undecided(organization.id, 0).await?.versions);
-    let lake = vedette_lake::Lake::new(dir.join("tables"));
-    let (mut wrong, without) = lake.check(organization.id, &known).await?;
-    wrong.extend(newer(&lake, control, organization).await?);
-    Ok((wrong, without))
-}
-
-/// Whether the tables are newer than the control store: batches that they hold and the control store lacks would be written
-/// again when they are sent again.
-#[cfg(feature = "lake")]
-pub(super) async fn newer(
-    lake: &vedette_lake::Lake,
-    control: &Control,
-    organization: &Organization,
-) -> Result<Option<String>> {
-    let known = crate::materialise::versions(control.undecided(organization.id, 0).await?.versions);
-    for key in lake.keys_behind(organization.id, &known).await.unwrap_or_default() {
-        if !control.is_noted(&key).await? {
-            return Ok(Some(format!(
-                "the tables hold batches that the control store lacks, for example {key}: they are of another backup; restore the matching tables, or run `vedette-workspace doctor --rebuild`"
-            )));
-        }
-    }
-    Ok(None)
+async fn tables(dir: &Path, control: &ControlStore, organization: &Organization) -> Result<(Vec<String>, usize)> {
+    crate::tables::verify(dir, control, organization.id).await
 }
 
 #[cfg(not(feature = "lake"))]
-async fn tables(_: &Path, _: &Control, _: &Organization) -> Result<(Vec<String>, usize)> {
+async fn tables(_: &Path, _: &ControlStore, _: &Organization) -> Result<(Vec<String>, usize)> {
     Ok((Vec::new(), 0))
 }
 
 /// Moves an organization's tables aside, and has all landed batches written to new ones.
-async fn anew(dir: &Path, control: &Control, organization: &Organization) -> Result<()> {
+async fn anew(dir: &Path, control: &ControlStore, organization: &Organization) -> Result<()> {
     let tables = dir.join("tables").join(organization.id.to_string());
     let aside = dir.join("tables").join(format!("{}.damaged-{}", organization.id, now() / 1_000_000_000));
     match std::fs::rename(&tables, &aside) {

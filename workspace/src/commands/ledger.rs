@@ -1,19 +1,20 @@
 //! `ledger`.
 
 use super::{
+    cli::Format,
     listing::{csv_line, json_line},
-    print, rfc3339,
+    print,
 };
 use crate::{
-    cli::Format,
-    control::{Account, Control},
+    clock::rfc3339,
+    store::{Account, ControlStore},
 };
 use anyhow::{Result, bail};
 use std::path::Path;
 use vedette_wire::text::printable;
 
 pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: Format) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let organization = control.organization(org).await?;
     let accounts = control.ledger(organization.id, agent).await?;
     if let (Some(agent), []) = (agent, accounts.as_slice()) {

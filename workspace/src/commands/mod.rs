@@ -2,33 +2,27 @@
 
 mod admin;
 mod artifact;
+mod cli;
 mod doctor;
 mod ledger;
 mod listing;
 mod policy;
 
-pub(crate) use admin::{rfc3339, token_digest};
+pub(crate) use cli::{Arguments, parse};
 
 #[cfg(feature = "lake")]
 mod query;
 mod serve;
 
-use crate::{
-    cli::{AgentCommand, Arguments, ArtifactCommand, Command, Org, Policy, Token},
-    control::Control,
-    receive::Settings,
-    signer::Signer,
-};
+use crate::ingest::IngestSettings;
 use anyhow::Result;
 use clap::CommandFactory;
-use std::{
-    io::{self, Write},
-    path::Path,
-};
+use cli::{AgentCommand, ArtifactCommand, Command, Org, Policy, Token};
+use std::io::{self, Write};
 
 /// Runs a command.
-pub(crate) async fn run(command: Command) -> Result<()> {
-    match command {
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    match arguments.command {
         Command::Init { dir, geo, names, pair_with, pair_ca, pair_token_file } => {
             let first = pair_with.map(|with| admin::primary_of(with, pair_ca, pair_token_file)).transpose()?;
             admin::init(&dir, geo, names, first).await
@@ -46,8 +40,8 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         } => {
             let compression = compression.map(Into::into);
             let memory_max = memory.unwrap_or_else(serve::memory_max);
-            let settings = Settings { batches_per_second, batch_bytes_max, compression, certificate_life, memory_max };
-            serve::serve(&dir, listen, address_file.as_deref(), settings).await
+            let settings = IngestSettings { batches_per_second, batch_bytes_max, compression, memory_max };
+            serve::serve(&dir, listen, address_file.as_deref(), settings, certificate_life).await
         }
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
         Command::Token(Token::Pair { dir, hours }) => admin::pair_token(&dir, hours).await,
@@ -85,15 +79,6 @@ pub(crate) async fn run(command: Command) -> Result<()> {
         Command::TablesReference => print(query::tables_reference().as_bytes()),
         #[cfg(not(feature = "lake"))]
         Command::TablesReference => Ok(()),
-    }
-}
-
-/// The policy key; created for a workspace of a release without policies.
-pub(crate) async fn signer(dir: &Path, control: &Control) -> Result<Signer> {
-    if control.has_policies().await? || dir.join("policy.key").exists() {
-        Signer::load(dir)
-    } else {
-        Signer::create(dir)
     }
 }
 

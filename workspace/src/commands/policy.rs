@@ -1,27 +1,27 @@
 //! `policy`, `agent revoke`, `alerts`.
 
 use super::{
+    cli::{Format, PolicyChange, Switch, parse_interval},
     listing::{csv_line, json_line},
-    print, rfc3339, signer, who,
+    print, who,
 };
 use crate::{
-    cli::{Format, PolicyChange, Switch, parse_interval},
-    control::{Change, Control},
-    now,
+    clock::{now, rfc3339},
+    store::{Change, ControlStore},
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::path::Path;
 use vedette_wire::{
     AgentId,
-    policy::{ArtifactLimits, COLLECTORS, CollectorPolicy, Policy, REQUIRED, Tier},
+    policy::{ArtifactLimits, CollectorPolicy, Policy, REQUIRED, ReportedCollectors, Tier},
     text::{json_printable, printable},
 };
 
 pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let organization = control.organization(org).await?;
-    control.first_policies(&signer(dir, &control).await?, upgraded()).await?;
+    control.first_policies(&control.signer(dir).await?, upgraded()).await?;
     let mut out = String::new();
     for revision in control.policy_history(organization.id).await? {
         let policy: Value = serde_json::from_str(&revision.document)?;
@@ -44,13 +44,15 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
     if wanted.reason.trim().is_empty() {
         bail!("--reason must say why");
     }
-    let control = Control::open(&wanted.dir).await?;
+    let control = ControlStore::open(&wanted.dir).await?;
     control.require_primary().await?;
     let organization = control.organization(&wanted.org).await?;
-    let signer = signer(&wanted.dir, &control).await?;
+    let signer = control.signer(&wanted.dir).await?;
     control.first_policies(&signer, upgraded()).await?;
     let change = Change { who: &who(), reason: wanted.reason.trim(), now: now() };
-    let policy = control.set_policy(&organization, &signer, change, |policy| edit(policy, wanted)).await?;
+    let reported = control.reported_collectors(organization.id).await?;
+    let edit = |policy: &mut Policy| edit(policy, wanted, &reported);
+    let policy = control.set_policy(&organization, &signer, change, edit).await?;
     let off = |(id, of): (&String, &CollectorPolicy)| (of.enabled == Some(false)).then(|| id.clone());
     let off: Vec<String> = policy.collectors.iter().filter_map(off).filter(|_| policy.tier == Tier::Standard).collect();
     for id in &off {
@@ -65,7 +67,7 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
     print(format!("{}\n", policy.revision).as_bytes())
 }
 
-fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
+fn edit(policy: &mut Policy, wanted: &PolicyChange, reported: &ReportedCollectors) -> Result<()> {
     let before = policy.clone();
     policy.tier = wanted.tier.unwrap_or(policy.tier);
     policy.collect = wanted.collect.map_or(policy.collect, |collect| collect == Switch::On);
@@ -82,16 +84,13 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
         let (id, value) =
             setting.split_once('=').with_context(|| format!("--collector {setting}: write ID.KEY=VALUE"))?;
         let (id, key) = id.split_once('.').unwrap_or((id, ""));
-        let Some((_, looks)) = COLLECTORS.iter().find(|(known, _)| *known == id) else {
-            let known: Vec<&str> = COLLECTORS.iter().map(|(known, _)| *known).collect();
-            bail!("--collector {setting}: there is no collector {id:?}; there are {}", known.join(", "));
-        };
+        let has_interval = has_interval(id, reported).with_context(|| format!("--collector {setting}"))?;
         let collector = policy.collectors.entry(id.to_owned()).or_default();
         match (key, value) {
             ("", "default") => *collector = CollectorPolicy::default(),
             ("enabled", "on") => collector.enabled = Some(true),
             ("enabled", "off") => collector.enabled = Some(false),
-            ("every", _) if !looks => bail!("--collector {setting}: {id} has no interval"),
+            ("every", _) if !has_interval => bail!("--collector {setting}: {id} has no interval"),
             ("every", interval) => {
                 let seconds = parse_interval(interval).and_then(|seconds| seconds.try_into().ok());
                 collector.every_seconds =
@@ -108,6 +107,30 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange) -> Result<()> {
         bail!("the policy already says this; nothing was changed");
     }
     Ok(())
+}
+
+/// Whether a collector has a poll interval, by what the organization's agents report. Before they report anything, every
+/// collector is accepted.
+fn has_interval(id: &str, reported: &ReportedCollectors) -> Result<bool> {
+    if let Some(has_interval) = reported.0.get(id) {
+        return Ok(*has_interval);
+    }
+    if reported.0.is_empty() {
+        tracing::warn!(
+            collector = id,
+            "no agent of the organization has reported its collectors yet; the id is not checked"
+        );
+        return Ok(true);
+    }
+    let near = reported.0.keys().map(|known| (strsim::jaro_winkler(id, known), known));
+    let near = near.filter(|(likeness, _)| *likeness > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
+    match near {
+        Some((_, near)) => bail!("the organization's agents have no collector {id:?}; is it {near:?}?"),
+        None => {
+            let known: Vec<&str> = reported.0.keys().map(String::as_str).collect();
+            bail!("the organization's agents have no collector {id:?}; they have {}", known.join(", "))
+        }
+    }
 }
 
 fn artifact_limits(text: &str, now: &ArtifactLimits) -> Result<ArtifactLimits> {
@@ -162,11 +185,11 @@ fn size(text: &str) -> Option<u64> {
 }
 
 pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let change = Change { who: &who(), reason, now: now() };
     // A secondary signs no policies, and passes revocations on to the primary.
     let signer = match control.pair_of().await? {
-        None => Some(signer(dir, &control).await?),
+        None => Some(control.signer(dir).await?),
         Some(_) => None,
     };
     let organization = control.revoke(agent, change).await?;
@@ -185,7 +208,7 @@ pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<(
 }
 
 pub(super) async fn alerts(dir: &Path, org: &str, format: Format) -> Result<()> {
-    let control = Control::open(dir).await?;
+    let control = ControlStore::open(dir).await?;
     let organization = control.organization(org).await?;
     let mut out = match format {
         Format::Json => String::new(),

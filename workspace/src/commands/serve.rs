@@ -1,13 +1,15 @@
 //! `serve`: receives from agents, and materialises what has landed.
 
 use crate::{
+    api::{self, Api, Rates},
     batch_index::BatchIndex,
-    ca::Authority,
-    control::Control,
+    clock::now,
     health::Health,
-    landing::{LandingStore, ReadError},
-    now, pair,
-    receive::{self, LANDED_PLAIN_BYTES_MAX, Receiver, Settings},
+    ingest::{Ingest, IngestSettings, LandingStore, ReadError},
+    keys::Authority,
+    replication,
+    server::{self, Certificates},
+    store::ControlStore,
 };
 use anyhow::{Context, Result};
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
@@ -22,32 +24,36 @@ pub(super) async fn serve(
     dir: &Path,
     listen: SocketAddr,
     address_file: Option<&Path>,
-    settings: Settings,
+    settings: IngestSettings,
+    certificate_life: Duration,
 ) -> Result<()> {
     let dir = std::path::absolute(dir)?;
-    let file_limit = receive::raise_file_limit();
+    let file_limit = server::raise_file_limit();
     close_to_others(&dir)?;
     let (control, landing, _lock) = open(&dir).await?;
-    let signer = super::signer(&dir, &control).await?;
+    let signer = control.signer(&dir).await?;
     control.first_policies(&signer, super::policy::upgraded()).await?;
     let closing = control.clone();
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(watch_gaps(control.clone(), stopped.clone()));
-    let pending = receive::watch_directives(control.clone(), stopped.clone());
+    let pending = control.watch_directives(stopped.clone());
     if control.pair_of().await?.is_some() {
-        tokio::spawn(pair::follow(dir.clone(), control.clone(), stopped.clone()));
+        tokio::spawn(replication::follow(dir.clone(), control.clone(), stopped.clone()));
     }
-    let health = Arc::new(Health::default());
-    let receiver = Arc::new(Receiver::new(
-        &dir,
-        (control.clone(), landing.clone()),
-        Authority::load(&dir)?,
-        control.geo().await?,
-        (signer.public(), pending),
-        settings,
-        Arc::clone(&health),
-    ));
-    let tls = receive::tls_config(&dir)?;
+    let (health, geo) = (Arc::new(Health::default()), control.geo().await?);
+    let api = Api {
+        dir: dir.clone(),
+        control: control.clone(),
+        ingest: Arc::new(Ingest::new(control.clone(), landing.clone(), geo, settings)),
+        authority: Authority::load(&dir)?,
+        geo,
+        policy_key: signer.public(),
+        pending,
+        certificate_life,
+        rates: Rates::default(),
+    };
+    let router = api::router(api, Arc::clone(&health));
+    let certificates = Certificates::load(&dir)?;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     if let Some(path) = address_file {
@@ -58,10 +64,10 @@ pub(super) async fn serve(
         std::fs::rename(&part, path)?;
     }
     #[cfg(feature = "lake")]
-    let materialiser = crate::materialise::start(control, landing, &dir, settings.memory_max, health, stopped.clone())?;
+    let materialiser = crate::tables::start(control, landing, &dir, settings.memory_max, health, stopped.clone())?;
     tracing::info!(%address, "receiving");
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let serving = tokio::spawn(receive::serve(listener, dir.clone(), tls, receiver, file_limit, stopped));
+    let serving = tokio::spawn(server::serve(listener, certificates, router, file_limit, stopped));
     let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
@@ -82,8 +88,8 @@ pub(super) async fn serve(
 }
 
 /// Opens the stores of a directory, after checking that nobody else serves it, and that they are whole and belong together.
-async fn open(dir: &Path) -> Result<(Control, LandingStore, std::fs::File)> {
-    let control = Control::open(dir).await?;
+async fn open(dir: &Path) -> Result<(ControlStore, LandingStore, std::fs::File)> {
+    let control = ControlStore::open(dir).await?;
     let lock = lock(dir)?;
     let wrong = control.integrity().await?;
     if let Some(first) = wrong.first() {
@@ -102,9 +108,8 @@ async fn open(dir: &Path) -> Result<(Control, LandingStore, std::fs::File)> {
     reconcile(&control, &landing).await?;
     #[cfg(feature = "lake")]
     for id in control.organization_ids().await? {
-        let lake = vedette_lake::Lake::new(dir.join("tables"));
         let organization = control.organization_of(id).await?;
-        if let Some(newer) = super::doctor::newer(&lake, &control, &organization).await? {
+        if let Some(newer) = crate::tables::foreign_batches(dir, &control, id).await? {
             anyhow::bail!("{}: {newer}", organization.name);
         }
     }
@@ -112,7 +117,7 @@ async fn open(dir: &Path) -> Result<(Control, LandingStore, std::fs::File)> {
 }
 
 /// Checks the ledger for lasting gaps until a stop.
-async fn watch_gaps(control: Control, mut stop: watch::Receiver<bool>) {
+async fn watch_gaps(control: ControlStore, mut stop: watch::Receiver<bool>) {
     let mut checks = tokio::time::interval(GAPS_EVERY);
     loop {
         tokio::select! {
@@ -173,30 +178,38 @@ const GAPS_EVERY: Duration = Duration::from_secs(300);
 const RECONCILE_SECONDS: i64 = 3600;
 
 /// Finds landed batches without a note: the note is written after the object, and may be lost in a power cut.
-async fn reconcile(control: &Control, landing: &LandingStore) -> Result<()> {
+async fn reconcile(control: &ControlStore, landing: &LandingStore) -> Result<()> {
     // SQLite loses only the last transactions: batches well before the newest note are noted.
     let since = control.last_landed().await?.map_or(i64::MIN, |newest| newest / 1_000_000_000 - RECONCILE_SECONDS);
     let mut found = 0;
-    for (key, organization, day, bytes) in landing.list(since).await? {
-        if control.is_noted(&key).await? {
+    for (key, bytes) in landing.list(since).await? {
+        if control.is_recorded(key.as_str()).await? {
             continue;
         }
-        let index = match landing.read(&key, LANDED_PLAIN_BYTES_MAX).await {
+        let index = match landing.read(key.as_str()).await {
             Ok((batch, _)) => {
                 let (organization, revision) = (batch.header.organization, batch.header.policy_revision);
                 let policy = control.policy(organization, revision).await?;
                 let index = BatchIndex::of(batch, policy.map_or(Store::All, |(policy, _)| policy.store));
                 let checked = index.check();
-                checked.inspect_err(|wrong| tracing::error!(key, wrong, "a landed batch is not in the ledger")).ok();
+                checked
+                    .inspect_err(|wrong| {
+                        tracing::error!(key = key.as_str(), wrong, "a landed batch is not in the ledger")
+                    })
+                    .ok();
                 checked.is_ok().then_some(index)
             }
             Err(ReadError::Damaged(err)) => {
-                tracing::error!(key, error = %err, "a landed batch cannot be read; it is not in the ledger");
+                tracing::error!(key = key.as_str(), error = %err, "a landed batch cannot be read; it is not in the ledger");
                 None
             }
             Err(ReadError::Store(err)) => return Err(err.into()),
         };
-        found += u64::from(control.note_found(&key, &organization, &day, bytes, index.as_ref(), now()).await?);
+        found += u64::from(
+            control
+                .record_found(key.as_str(), &key.organization.to_string(), &key.day, bytes, index.as_ref(), now())
+                .await?,
+        );
     }
     if found > 0 {
         tracing::info!(found, "recorded landed batches that were not in the control store");

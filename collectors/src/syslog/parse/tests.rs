@@ -161,12 +161,12 @@ struct Case {
 
 /// All columns of the line, and `login` with its log-in.
 fn columns(line: Syslog) -> serde_json::Map<String, serde_json::Value> {
-    use vedette_wire::{body::Place, column::Value};
+    use vedette_wire::{body::RowContext, column::Value};
     let body = vedette_wire::Body::Syslog(line);
     let time = |nanoseconds: i64| jiff::Timestamp::from_nanosecond(nanoseconds.into()).expect("in range").to_string();
     let mut out = serde_json::Map::new();
-    let place = Place { source_name: None, position: vedette_wire::Position(0, 0) };
-    for (column, value) in body.kind().columns.iter().zip(body.row(&place)) {
+    let context = RowContext { source_name: None, position: vedette_wire::Position(0, 0) };
+    for (column, value) in body.kind().columns.iter().zip(body.row(&context)) {
         let value = match value {
             Value::Null => serde_json::Value::Null,
             Value::Text(text) if column.name == "pid" => text.parse::<u32>().map_or(text.into(), Into::into),

@@ -29,7 +29,7 @@ fn write(dir: &Path) {
         queue.commit(&mut open, header).expect("commits");
     }
     queue.delete(1).expect("deletes");
-    queue.quarantine(2, "shape", "no good").expect("moves");
+    queue.quarantine(2, vedette_wire::ProblemCode::Shape, "no good").expect("moves");
     queue.purge(3).expect("purges");
 }
 
@@ -40,7 +40,7 @@ fn a_queue_of_each_format_is_read_and_gone_on_with() {
         let dir = tempfile::tempdir().expect("temp dir");
         write(dir.path());
         let bytes = std::fs::read(dir.path().join("records.redb")).expect("reads");
-        std::fs::write(golden(FORMAT), codec::compress(&bytes, Compression::Zstd).expect("compresses"))
+        std::fs::write(golden(FORMAT), vedette_wire::seal::compress(&bytes, Compression::Zstd).expect("compresses"))
             .expect("writes");
     }
     for format in 1..=FORMAT {

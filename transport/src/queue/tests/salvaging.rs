@@ -217,12 +217,12 @@ fn the_smaller_of_cap_and_share_holds_and_a_floor_stays_free() {
         // Space in the present file may be used.
         while commit(&queue, &"noise".repeat(1000), "c").is_ok() {}
         let refused = commit(&queue, "x", "c").expect_err("the floor");
-        assert!(matches!(refused, QueueError::Floor { unit: "bytes", .. }), "{refused}");
+        assert!(matches!(refused, QueueError::NoFreeSpace { unit: "bytes", .. }), "{refused}");
         assert!(queue.stats().batches > 0);
     }
     let inodes = Quota { free_inodes_min: u64::MAX, ..Quota::bytes(1 << 30) };
     match commit(&open(inodes), "x", "c") {
-        Err(refused) => assert!(matches!(refused, QueueError::Floor { unit: "inodes", .. }), "{refused}"),
+        Err(refused) => assert!(matches!(refused, QueueError::NoFreeSpace { unit: "inodes", .. }), "{refused}"),
         // btrfs and others have no fixed number of inodes.
         Ok(()) => assert_eq!(rustix::fs::statvfs(dir.path()).expect("asks").f_files, 0),
     }

@@ -1,0 +1,36 @@
+//! Signals.
+
+use std::io;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Signals that stop the agent.
+pub(crate) struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Handles SIGTERM and SIGINT from now on.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them; returns its name.
+    pub(crate) async fn wait(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Reports SIGHUP instead of ending by it.
+pub(crate) fn ignore_reload() -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::warn!("SIGHUP is ignored; restart the agent to read its configuration again");
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! The status socket: a unix socket in the state directory, whose permissions decide who may ask.
+
+use super::files::file_identity;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use std::{
+    io::{self, Read},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::PermissionsExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{io::AsyncWriteExt, net::UnixListener};
+
+/// File name of the socket.
+const NAME: &str = "agent.sock";
+/// Time limit for a reader.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after a failed accept: most likely out of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Passes a path to the socket that fits into `sun_path` (unix(7), 108 bytes with its NUL), however deep the directory is.
+fn at_socket<T>(dir: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    let open = std::fs::File::open(dir)?;
+    let path = dir.join(NAME);
+    if path.as_os_str().len() < 108 {
+        return work(&path);
+    }
+    // A process that is not dumpable can open `/proc/self/fd` only as root.
+    set_dumpable_behavior(DumpableBehavior::Dumpable)?;
+    let done = work(&Path::new(&format!("/proc/self/fd/{}", open.as_raw_fd())).join(NAME));
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    done
+}
+
+/// The listening status socket.
+pub(crate) struct StatusSocket {
+    dir: PathBuf,
+    listener: UnixListener,
+}
+
+impl StatusSocket {
+    /// Binds the socket in a directory. The queue's lock excludes another agent, so an existing socket is stale.
+    pub(crate) fn bind(dir: &Path) -> io::Result<Self> {
+        let listener = at_socket(dir, |path| {
+            match std::fs::remove_file(path) {
+                Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+                _ => {}
+            }
+            let listener = UnixListener::bind(path)?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+            Ok(listener)
+        })?;
+        Ok(Self { dir: dir.to_owned(), listener })
+    }
+
+    /// Whether the socket's file was removed.
+    pub(crate) fn is_gone(&self) -> bool {
+        file_identity(&self.dir.join(NAME)).is_none()
+    }
+
+    /// Answers one connection.
+    pub(crate) async fn answer(&self, report: impl FnOnce() -> Vec<u8>) {
+        match self.listener.accept().await {
+            Ok((mut socket, _)) => drop(tokio::time::timeout(WRITE_TIMEOUT, socket.write_all(&report())).await),
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Reads the answer of the agent that uses this state directory; absent if none runs.
+pub(crate) fn read_status(dir: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut socket = match at_socket(dir, |path| UnixStream::connect(path)) {
+        Ok(socket) => socket,
+        Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(None);
+        }
+        Err(err) => return Err(err),
+    };
+    socket.set_read_timeout(Some(READ_TIMEOUT))?;
+    let mut bytes = Vec::new();
+    socket.read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}

@@ -1,0 +1,223 @@
+//! Artifact requests: verified, stored until they are answered, and passed to the collector.
+
+use crate::{
+    identity::{Enrollment, IdentityDir},
+    now,
+    runtime::{collectors::QueueSink, policy::verified},
+};
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use vedette_collectors::{Requests, Wanted};
+use vedette_wire::policy::{ArtifactLimits, ArtifactRequest, SignedRequest};
+
+/// File in the identity directory.
+const FILE: &str = "artifacts.json";
+/// Number of answered requests to remember: they are not answered again.
+const REMEMBERED_MAX: usize = 10_000;
+/// Maximum number of requests per answer, and of open requests.
+const REQUESTS_MAX: usize = 1000;
+/// One hour, the unit of the rate.
+const HOUR_NS: i64 = 3600 * 1_000_000_000;
+
+/// Open and answered requests.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct RequestLog {
+    open: BTreeMap<String, SignedRequest>,
+    /// Time at which each request was answered, nanoseconds UTC.
+    answered: BTreeMap<String, i64>,
+}
+
+/// Requests to this agent.
+#[derive(Debug)]
+pub(super) struct ArtifactRequests {
+    identity: IdentityDir,
+    enrollment: Enrollment,
+    log: RequestLog,
+    requests: Requests,
+    /// Requests passed to the collector since the start.
+    passed: BTreeSet<String>,
+    /// Why a request was last refused.
+    refused: Option<String>,
+}
+
+impl ArtifactRequests {
+    pub(in crate::runtime) fn load(identity: &IdentityDir, enrollment: &Enrollment) -> Self {
+        let log = std::fs::read(identity.path(FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        Self {
+            identity: identity.clone(),
+            enrollment: enrollment.clone(),
+            log: log.unwrap_or_default(),
+            requests: Requests::default(),
+            passed: BTreeSet::new(),
+            refused: None,
+        }
+    }
+
+    /// The collector's view of the requests.
+    pub(in crate::runtime) fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// Whether a request is open.
+    pub(in crate::runtime) fn is_open(&self) -> bool {
+        !self.log.open.is_empty()
+    }
+
+    /// Adds requests; true if one is new. Reports requests that are not signed by the workspace or are for another agent.
+    pub(in crate::runtime) fn take(
+        &mut self,
+        signed: Vec<SignedRequest>,
+        limits: &ArtifactLimits,
+    ) -> anyhow::Result<bool> {
+        let (mut new, mut refused, count) = (false, None, signed.len());
+        for signed in signed.into_iter().take(REQUESTS_MAX) {
+            if self.log.open.len() >= REQUESTS_MAX {
+                break;
+            }
+            match self.read(&signed) {
+                Ok(request)
+                    if self.log.open.contains_key(&request.id) || self.log.answered.contains_key(&request.id) => {}
+                Ok(request) => {
+                    tracing::info!(request = request.id, path = request.path, "artifact requested");
+                    self.log.open.insert(request.id, signed);
+                    new = true;
+                }
+                Err(why) => refused = Some(format!("{why:#}")),
+            }
+        }
+        // Reported once, until the reason changes.
+        if refused != self.refused {
+            if let Some(why) = &refused {
+                tracing::error!(why, count, "artifact requests refused");
+            }
+            self.refused = refused;
+        }
+        if new {
+            self.keep()?;
+        }
+        self.hand_over(limits);
+        Ok(new)
+    }
+
+    fn read(&self, signed: &SignedRequest) -> anyhow::Result<ArtifactRequest> {
+        let key = self.enrollment.policy_key.as_deref().context("this agent has no key to verify it with")?;
+        if !verified(key, &SignedRequest::message(&signed.request), &signed.signature) {
+            bail!("it is not signed by the workspace's key");
+        }
+        let request: ArtifactRequest = serde_json::from_str(&signed.request)?;
+        if (request.organization, request.agent) != (self.enrollment.organization, self.enrollment.agent) {
+            bail!("it is for another agent");
+        }
+        Ok(request)
+    }
+
+    /// Passes new requests to the collector, with the reason for those refused at once.
+    fn hand_over(&mut self, limits: &ArtifactLimits) {
+        let now = now();
+        let before = self.log.answered.values().filter(|at| now.saturating_sub(**at) < HOUR_NS).count();
+        let open = self.log.open.values().filter_map(|signed| self.read(signed).ok()).enumerate();
+        let new = open.filter(|(_, request)| !self.passed.contains(&request.id));
+        let wanted = new.map(|(at, request)| {
+            let refused = if request.expires <= now {
+                Some("the request has expired".to_owned())
+            } else if before + at >= limits.per_hour_max as usize {
+                Some(format!("the policy allows {} per hour", limits.per_hour_max))
+            } else {
+                None
+            };
+            Wanted {
+                request: request.id,
+                path: request.path,
+                paths: limits.paths.clone(),
+                bytes_max: limits.bytes_max,
+                refused,
+            }
+        });
+        let wanted: Vec<Wanted> = wanted.collect();
+        self.passed.extend(wanted.iter().map(|wanted| wanted.request.clone()));
+        self.requests.add(wanted);
+    }
+
+    /// Records answered requests, after the answers are durable.
+    pub(in crate::runtime) async fn settle(&mut self, sink: &Arc<QueueSink>) -> anyhow::Result<()> {
+        let waiting = self.requests.ids();
+        let answered = self.log.open.keys().filter(|id| self.passed.contains(*id) && !waiting.contains(id));
+        let answered: Vec<String> = answered.cloned().collect();
+        if answered.is_empty() {
+            return Ok(());
+        }
+        let sink = Arc::clone(sink);
+        tokio::task::spawn_blocking(move || sink.wait_durable()).await??;
+        for id in answered {
+            self.log.open.remove(&id);
+            self.passed.remove(&id);
+            self.log.answered.insert(id, now());
+        }
+        while self.log.answered.len() > REMEMBERED_MAX {
+            // Ids are UUIDv7, so the first is the oldest.
+            self.log.answered.pop_first();
+        }
+        self.keep()
+    }
+
+    fn keep(&self) -> anyhow::Result<()> {
+        self.identity.write(FILE, &serde_json::to_vec(&self.log)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
+    use vedette_wire::{AgentId, OrganizationId};
+
+    fn sign(key: &KeyPair, request: &ArtifactRequest) -> SignedRequest {
+        let request = serde_json::to_string(request).expect("serializes");
+        let signature = hex::encode(key.sign(&SignedRequest::message(&request)).expect("signs"));
+        SignedRequest { request, signature }
+    }
+
+    #[test]
+    fn a_request_is_for_one_agent_expires_is_limited_and_is_answered_once() {
+        drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+        let (dir, key) = (tempfile::tempdir().expect("temp dir"), KeyPair::generate_for(&PKCS_ED25519).expect("makes"));
+        let enrollment = Enrollment { policy_key: Some(hex::encode(key.der_bytes())), ..Enrollment::sample("") };
+        let identity = IdentityDir::new(dir.path());
+        let request = |id: &str| ArtifactRequest {
+            id: id.to_owned(),
+            organization: enrollment.organization,
+            agent: enrollment.agent,
+            path: "/usr/bin/tool".to_owned(),
+            issued: now(),
+            expires: now() + HOUR_NS,
+        };
+        let limits = ArtifactLimits { per_hour_max: 2, ..ArtifactLimits::default() };
+        let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
+        let theirs = ArtifactRequest { agent: AgentId([8; 16]), ..request("theirs") };
+        let foreign = ArtifactRequest { organization: OrganizationId(Default::default()), ..request("foreign") };
+        let forged = sign(&KeyPair::generate_for(&PKCS_ED25519).expect("makes"), &request("forged"));
+        let refused = vec![sign(&key, &theirs), sign(&key, &foreign), forged];
+        assert!(!artifacts.take(refused, &limits).expect("keeps"));
+        assert!(!artifacts.is_open() && artifacts.requests().ids().is_empty());
+
+        let late = ArtifactRequest { expires: now() - 1, ..request("1-late") };
+        let all = vec![sign(&key, &late), sign(&key, &request("2")), sign(&key, &request("3"))];
+        assert!(artifacts.take(all.clone(), &limits).expect("keeps"));
+        let passed = artifacts.requests().waiting();
+        let why: Vec<&str> = passed.iter().map(|wanted| wanted.refused.as_deref().unwrap_or_default()).collect();
+        assert!(why[0].contains("expired") && why[1].is_empty() && why[2].contains("2 per hour"), "{why:?}");
+        assert!(!artifacts.take(all, &limits).expect("keeps"), "they are known");
+        assert_eq!(artifacts.requests().ids().len(), 3, "and told once");
+        // After a restart open requests are passed again, answered ones are not.
+        artifacts.log.open.remove("2");
+        artifacts.log.answered.insert("2".to_owned(), now());
+        artifacts.keep().expect("writes");
+        let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
+        assert!(!artifacts.take(vec![sign(&key, &request("2"))], &limits).expect("keeps"));
+        assert_eq!(artifacts.requests().ids(), ["1-late", "3"]);
+    }
+}

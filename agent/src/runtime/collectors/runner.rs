@@ -1,0 +1,288 @@
+//! Runs one collector on its own thread, with jitter, deadline, panic isolation, restarts with backoff, and stop.
+
+use super::{CollectorState, CollectorStatuses, QueueSink};
+use crate::{now, runtime::events::positions_source};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+use vedette_collectors::{
+    AnySettings, CollectorContext, Outlet, Plan, Poll, Progress, Sink, Spec, StopSignal, Wake, Watch,
+};
+use vedette_transport::{Backoff, Queue};
+use vedette_wire::{Body, Chunk, Position, Source, body::LifecycleEvent};
+
+/// First and longest pause after a failure.
+const BACKOFF_MIN: Duration = Duration::from_secs(2);
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Poll interval for a source that the host lacks.
+const ABSENT_EVERY: Duration = Duration::from_secs(300);
+/// A poll that takes longer counts as hanging.
+pub(crate) const POLL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A collector and its dependencies.
+pub(crate) struct Runner {
+    pub(crate) spec: &'static Spec,
+    pub(crate) settings: AnySettings,
+    pub(crate) cx: CollectorContext,
+    pub(crate) sink: Arc<QueueSink>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) statuses: Arc<CollectorStatuses>,
+    pub(crate) stop: StopSignal,
+    /// [`POLL_DEADLINE`], or a test's value.
+    pub(crate) deadline: Duration,
+}
+
+/// Why a round ended.
+enum RunnerExit {
+    Stopped,
+    Absent(String),
+    Failed(String),
+}
+
+impl Runner {
+    /// Starts the thread.
+    pub(crate) fn start(mut self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(self.spec.id.to_owned()).stack_size(512 << 10).spawn(move || self.run())
+    }
+
+    /// Waits for threads to end, up to a limit: one that hangs in the kernel must not delay the stop.
+    pub(crate) async fn join_all(threads: Vec<JoinHandle<()>>, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        for thread in threads {
+            while !thread.is_finished() && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if !thread.is_finished() {
+                tracing::warn!(collector = thread.thread().name(), "collector did not stop in time; abandoned");
+            }
+        }
+    }
+
+    fn run(&mut self) {
+        let id = self.spec.id;
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+        loop {
+            let began = Instant::now();
+            let end = match catch_unwind(AssertUnwindSafe(|| self.round())) {
+                Ok(end) => end,
+                Err(panic) => RunnerExit::Failed(format!("panicked: {}", panic_text(&*panic))),
+            };
+            let pause = match end {
+                RunnerExit::Stopped => return,
+                RunnerExit::Absent(why) => {
+                    tracing::debug!(collector = id, why, "nothing to observe");
+                    self.statuses.set(id, CollectorState::Absent, Some(why));
+                    ABSENT_EVERY
+                }
+                RunnerExit::Failed(why) => {
+                    // A long run was a success.
+                    if began.elapsed() > BACKOFF_MAX {
+                        backoff.reset();
+                    }
+                    let pause = backoff.bound();
+                    backoff.failed();
+                    if self.statuses.set(id, CollectorState::Failing, Some(why.clone())) {
+                        tracing::error!(collector = id, error = why, "collector failed; restarting it after a pause");
+                        self.sink.lifecycle(LifecycleEvent::CollectorError, id, why);
+                    }
+                    pause
+                }
+            };
+            if self.rest(pause) {
+                return;
+            }
+            // Cursors have moved on, and the last chunks may not be durable yet.
+            if self.sink.wait_durable().is_err() {
+                return;
+            }
+            match self.queue.cursors(id).and_then(|cursors| Ok((cursors, self.queue.stored(id)?))) {
+                Ok((cursors, stored)) => (self.cx.cursors, self.cx.stored) = (cursors, stored),
+                Err(err) => {
+                    tracing::error!(collector = id, error = %err, "cursors cannot be read; the collector stays down");
+                    self.statuses.set(id, CollectorState::Failing, Some(err.to_string()));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// True on stop.
+    fn rest(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.stop.wait(left) {
+                Wake::Stop => return true,
+                Wake::Look if !left.is_zero() => {}
+                Wake::Look | Wake::Time => return false,
+            }
+        }
+    }
+
+    fn round(&mut self) -> RunnerExit {
+        match self.settings.build(&self.cx) {
+            Err(err) => RunnerExit::Failed(err.to_string()),
+            Ok(Plan::Off) => RunnerExit::Absent("switched off".to_owned()),
+            Ok(Plan::Absent(why)) => RunnerExit::Absent(why),
+            Ok(Plan::Poll(every, poll)) => self.poll(every, poll),
+            Ok(Plan::Watch(watch)) => self.watch(watch),
+        }
+    }
+
+    fn watch(&mut self, mut watch: Box<dyn Watch>) -> RunnerExit {
+        self.running(None);
+        let sink: Arc<dyn Sink> = Arc::clone(&self.sink) as Arc<dyn Sink>;
+        let mut outlet = Outlet::new(sink, self.stop.clone());
+        let watchdog = Watchdog::of_watch(self.spec.id, &self.statuses, self.deadline, outlet.progress());
+        let ended = watch.watch(&self.cx, &mut outlet);
+        drop(watchdog);
+        self.ended(ended)
+    }
+
+    fn poll(&mut self, every: Duration, mut poll: Box<dyn Poll>) -> RunnerExit {
+        let source = positions_source(self.spec.id);
+        let (mut next, mut complaint) = (0, None);
+        loop {
+            let watchdog = Watchdog::start(self.spec.id, &self.statuses, self.deadline);
+            let polled = poll.poll(&self.cx);
+            drop(watchdog);
+            if self.stop.is_stopped() {
+                return RunnerExit::Stopped;
+            }
+            let bodies = match polled {
+                Ok(bodies) => bodies,
+                Err(err) => return self.ended(Err(err)),
+            };
+            let complains = poll.complaint();
+            self.running(complains.clone());
+            if complains != complaint
+                && let Some(why) = &complains
+            {
+                tracing::warn!(collector = self.spec.id, why, "collector is missing permissions");
+                self.sink.lifecycle(LifecycleEvent::CollectorError, self.spec.id, why.clone());
+            }
+            complaint = complains;
+            for chunk in chunks_of(&source, &mut next, bodies, now()) {
+                if let Err(err) = self.sink.put(chunk, &self.stop) {
+                    return self.ended(Err(err));
+                }
+            }
+            if self.rest(with_jitter(every)) {
+                return RunnerExit::Stopped;
+            }
+        }
+    }
+
+    /// Sets the state to running; `why` is a remaining problem.
+    fn running(&self, why: Option<String>) {
+        let was_failing =
+            self.statuses.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
+        self.statuses.set(self.spec.id, CollectorState::Running, why);
+        if was_failing {
+            self.sink.lifecycle(LifecycleEvent::CollectorRecovered, self.spec.id, "works again".to_owned());
+        }
+    }
+
+    fn ended(&self, ended: Result<(), vedette_collectors::CollectError>) -> RunnerExit {
+        use vedette_collectors::CollectError::{Absent, Stopped};
+        match ended {
+            Ok(()) | Err(Stopped) => RunnerExit::Stopped,
+            Err(Absent(why)) => RunnerExit::Absent(why),
+            Err(err) => RunnerExit::Failed(err.to_string()),
+        }
+    }
+}
+
+/// Spreads an interval by a tenth in either direction, so that hosts do not poll in step.
+fn with_jitter(every: Duration) -> Duration {
+    every.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
+/// Size of a chunk of a poll: limits the intake's memory, and the size of a batch.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// Encodes the bodies of a poll as chunks with running positions, on demand.
+pub(crate) fn chunks_of(
+    source: &Arc<Source>,
+    next: &mut u64,
+    bodies: Vec<Body>,
+    observed: i64,
+) -> impl Iterator<Item = Chunk> {
+    let mut bodies = bodies.into_iter();
+    std::iter::from_fn(move || {
+        let mut chunk = Chunk::new(Arc::clone(source));
+        for body in bodies.by_ref() {
+            chunk.push(observed, Position(*next, *next + 1), &body);
+            *next += 1;
+            if chunk.bodies.len() >= CHUNK_BYTES {
+                break;
+            }
+        }
+        (!chunk.entries.is_empty()).then_some(chunk)
+    })
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+/// Marks a poll or a watch that hangs; a thread cannot be ended from outside.
+struct Watchdog(StopSignal);
+
+impl Watchdog {
+    fn of_watch(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration, progress: Progress) -> Self {
+        let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
+        let dog = signal.clone();
+        let watch = move || {
+            let (mut steps, mut is_stuck) = (progress.steps(), false);
+            while dog.wait(deadline) == Wake::Time {
+                let now = progress.steps();
+                let stands = now == steps && !progress.is_waiting();
+                if stands != is_stuck {
+                    is_stuck = stands;
+                    if stands {
+                        let why = format!("no progress for {deadline:?}");
+                        tracing::error!(collector = id, "{why}");
+                        statuses.set_stuck(id, Some(why));
+                    } else {
+                        statuses.set_stuck(id, None);
+                    }
+                }
+                steps = now;
+            }
+        };
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {
+            tracing::warn!(collector = id, error = %err, "watching without a deadline");
+        }
+        Self(signal)
+    }
+
+    fn start(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration) -> Self {
+        let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
+        let dog = signal.clone();
+        let watch = move || {
+            if dog.wait(deadline) == Wake::Time {
+                let why = format!("the poll has not returned for {deadline:?}");
+                tracing::error!(collector = id, "{why}");
+                statuses.set_stuck(id, Some(why));
+            }
+        };
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {
+            tracing::warn!(collector = id, error = %err, "polling without a deadline");
+        }
+        Self(signal)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests;

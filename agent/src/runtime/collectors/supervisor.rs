@@ -1,0 +1,127 @@
+//! Starts and stops collectors, each on its own thread.
+
+use super::{
+    CollectorStatuses, Destination, QueueSink,
+    runner::{POLL_DEADLINE, Runner},
+};
+use anyhow::{Context, Result};
+use std::{collections::BTreeMap, sync::Arc, thread::JoinHandle, time::Duration};
+use tokio::sync::oneshot;
+use vedette_collectors::{AnySettings, CollectError, CollectorContext, Outlet, Sink, Spec, StopSignal, Waker};
+
+/// Collectors that do not stop in time are abandoned.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Time limit of a skip: a file system may hang.
+const SKIP_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running collector.
+struct Running {
+    thread: JoinHandle<()>,
+    stop: StopSignal,
+    waker: Waker,
+    /// Settings that were decided for it.
+    settings: AnySettings,
+}
+
+/// Running collectors.
+pub(in crate::runtime) struct Supervisor {
+    statuses: Arc<CollectorStatuses>,
+    stop: StopSignal,
+    running: BTreeMap<&'static str, Running>,
+    /// Skips in progress, on their own threads, since a file system may hang.
+    skipping: BTreeMap<&'static str, oneshot::Receiver<Result<(), CollectError>>>,
+}
+
+/// A collector to start.
+pub(in crate::runtime) struct Start {
+    pub(in crate::runtime) spec: &'static Spec,
+    /// Settings that were decided for it.
+    pub(in crate::runtime) decided: AnySettings,
+    /// Settings to run with.
+    pub(in crate::runtime) settings: AnySettings,
+    pub(in crate::runtime) cx: CollectorContext,
+    pub(in crate::runtime) destination: Destination,
+}
+
+impl Supervisor {
+    /// A supervisor without running collectors; `stop` stops all.
+    pub(in crate::runtime) fn new(statuses: Arc<CollectorStatuses>, stop: StopSignal) -> Self {
+        Self { statuses, stop, running: BTreeMap::new(), skipping: BTreeMap::new() }
+    }
+
+    pub(in crate::runtime) fn is_running(&self, id: &str) -> bool {
+        self.running.contains_key(id)
+    }
+
+    /// Whether a collector runs with other settings than these.
+    pub(in crate::runtime) fn has_other_settings(&self, id: &str, settings: &AnySettings) -> bool {
+        self.running.get(id).is_some_and(|running| running.settings != *settings)
+    }
+
+    /// Wakes a collector.
+    pub(in crate::runtime) fn wake(&self, id: &str) {
+        if let Some(running) = self.running.get(id) {
+            running.waker.wake();
+        }
+    }
+
+    /// Starts a collector's thread.
+    pub(in crate::runtime) fn start(&mut self, start: Start) -> Result<()> {
+        let Start { spec, decided, settings, cx, destination } = start;
+        let stop = self.stop.child();
+        let runner = Runner {
+            spec,
+            settings,
+            cx,
+            queue: Arc::clone(destination.lane.queue()),
+            sink: destination.sink,
+            statuses: Arc::clone(&self.statuses),
+            stop: stop.clone(),
+            deadline: POLL_DEADLINE,
+        };
+        let thread = runner.start().context("cannot start a collector's thread")?;
+        self.running.insert(spec.id, Running { thread, waker: stop.waker(), stop, settings: decided });
+        Ok(())
+    }
+
+    /// Stops collectors, and waits for their threads for a while.
+    pub(in crate::runtime) async fn stop(&mut self, ids: &[&'static str]) {
+        let leaving: Vec<Running> = ids.iter().filter_map(|id| self.running.remove(id)).collect();
+        leaving.iter().for_each(|running| running.stop.stop());
+        Runner::join_all(leaving.into_iter().map(|running| running.thread).collect(), STOP_GRACE).await;
+    }
+
+    /// Skips what was written while a collector was off, on a thread; a skip that hangs is awaited later.
+    pub(in crate::runtime) async fn skip(
+        &mut self,
+        id: &'static str,
+        (settings, cx): (AnySettings, CollectorContext),
+        sink: Arc<QueueSink>,
+    ) -> Result<()> {
+        let mut done = match self.skipping.remove(id) {
+            Some(done) => done,
+            None => {
+                let (finished, done) = oneshot::channel();
+                let stop = self.stop.child();
+                let work = move || {
+                    let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, stop);
+                    drop(finished.send(settings.skip(&cx, &outlet).and_then(|()| sink.wait_durable())));
+                };
+                std::thread::Builder::new().name(format!("skip-{id}")).spawn(work)?;
+                done
+            }
+        };
+        match tokio::time::timeout(SKIP_PATIENCE, &mut done).await {
+            Ok(skipped) => Ok(skipped.context("skipping panicked")??),
+            Err(_) => {
+                self.skipping.insert(id, done);
+                anyhow::bail!("still skipping what was written while it was off");
+            }
+        }
+    }
+
+    /// Waits for the stopped collectors to end.
+    pub(in crate::runtime) async fn join(self) {
+        Runner::join_all(self.running.into_values().map(|running| running.thread).collect(), STOP_GRACE).await;
+    }
+}

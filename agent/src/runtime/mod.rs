@@ -1,0 +1,266 @@
+//! `vedette run`: composes the agent's parts and tasks, and stops them.
+
+mod artifacts;
+pub(crate) mod collectors;
+mod delivery;
+pub(crate) mod events;
+mod parts;
+pub(crate) mod policy;
+mod reconcile;
+mod state;
+pub(crate) mod status;
+mod tasks;
+
+use crate::{
+    cloud,
+    config::{BASELINE_BYTES, Memory, Resolved, context},
+    exit::{Exit, VERSION},
+    identity::{Enrollment, IdentityDir},
+    now, platform,
+};
+use anyhow::Context;
+use collectors::{CollectorStatuses, Destination, QueueSink};
+use delivery::{WorkspaceClient, rekey, renew, resume};
+use events::AgentEvents;
+use parts::Parts;
+use policy::PolicyStore;
+use reconcile::Reconciler;
+use state::StateWatch;
+use status::StatusSource;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tasks::{RestartReason, RunEnd, Tasks};
+use tokio::sync::watch;
+use vedette_collectors::StopSignal;
+use vedette_transport::{BatchContext, Lane, LaneConfig, Post, Queue, QueueError};
+use vedette_wire::{HostLabel, Lane as LaneName, body::CloudInstance, body::LifecycleEvent};
+
+/// What remains of the 5 s for a stop after collectors and batcher have ended.
+const DELIVERY_GRACE: Duration = Duration::from_secs(1);
+/// Maximum wait for room for the stop event.
+const STOP_RECORD_GRACE: Duration = Duration::from_millis(500);
+
+/// Collects and ships until a signal stops the agent.
+pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
+    platform::raise_file_limit();
+    platform::ignore_reload()?;
+    let (config, mut last_reread) = (Arc::new(config), None);
+    loop {
+        match run_once(&config, &mut last_reread).await? {
+            RunEnd::Signal(_) => return Ok(()),
+            RunEnd::Restart(_) => tracing::warn!("beginning again"),
+            RunEnd::Fatal(why) => return Err(anyhow::anyhow!("{why}; see the log, and report this").into()),
+        }
+    }
+}
+
+/// `last_reread` is when sources were last read again because the workspace lost batches.
+async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> Result<RunEnd, Exit> {
+    let identity = IdentityDir::new(&config.identity_dir);
+    let enrollment = identity.enrolled(config)?;
+    let cloud = check_geography(config, &enrollment).await?;
+    // The workspace would take two processes under one identity for two machines.
+    let _lock = identity.lock()?;
+    for dir in [&config.state_dir, &config.identity_dir] {
+        platform::make_private(dir)?;
+    }
+    let (parts, reconciler, source) = compose(config, (identity, enrollment), cloud)?;
+    let mut tasks = Tasks::new();
+    spawn(&mut tasks, &parts, reconciler, source, *last_reread)?;
+    let enrollment = &parts.enrollment;
+    tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
+        workspace = enrollment.workspace, "collecting");
+    // Notifies systemd (Type=notify); does nothing elsewhere.
+    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    let end = tasks.first_end().await;
+    if end == RunEnd::Restart(RestartReason::BatchesLost) {
+        *last_reread = Some(Instant::now());
+    }
+    stop(parts, tasks, &end).await;
+    Ok(end)
+}
+
+/// Refuses to run if the host's data belongs to another geography; returns what the cloud says of this machine.
+async fn check_geography(config: &Arc<Resolved>, enrollment: &Enrollment) -> Result<Option<CloudInstance>, Exit> {
+    let asked = Arc::clone(config);
+    let asking = tokio::task::spawn_blocking(move || cloud::instance(&asked.place, &context(&asked)));
+    let instance = asking.await.context("asking for the instance metadata panicked")?;
+    let geography = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
+    if let Some(host) = geography.filter(|host| host.workspace() != enrollment.geo) {
+        return Err(Exit::config(format!(
+            "host.geography: this host stands in {host}, whose data belongs to {}; it is enrolled at a workspace in {}; \
+             enroll it there",
+            host.workspace(),
+            enrollment.geo
+        )));
+    }
+    Ok(instance)
+}
+
+fn compose(
+    config: &Arc<Resolved>,
+    (identity, enrollment): (IdentityDir, Enrollment),
+    cloud: Option<CloudInstance>,
+) -> Result<(Arc<Parts>, Reconciler, StatusSource), Exit> {
+    let store = PolicyStore::load(&identity, &enrollment);
+    let client = Arc::new(WorkspaceClient::new(&identity, &enrollment, config, store.subscribe())?);
+    let (lane, batch_context, host) = start_lane(config, &enrollment, Arc::clone(&client) as Arc<dyn Post>)?;
+    let statuses = Arc::new(CollectorStatuses::default());
+    let events = Arc::new(AgentEvents::new(lane.intake().clone(), store.subscribe()));
+    let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&statuses), Arc::clone(&events)));
+    let policy = store.subscribe();
+    let parts = Arc::new(Parts {
+        config: Arc::clone(config),
+        enrollment,
+        identity,
+        host,
+        cloud: cloud.map(Arc::new),
+        client,
+        records: Destination { lane: Arc::new(lane), sink },
+        events,
+        statuses,
+        stop: StopSignal::default(),
+        started: tokio::time::Instant::now(),
+    });
+    parts.events.lifecycle(LifecycleEvent::Start, format!("vedette {VERSION} started"), None, None);
+    let enabled = config.enabled().into_iter().collect::<Vec<_>>().join(", ");
+    let (message, digest) = (format!("collectors: {enabled}"), Some(config.digest.clone()));
+    parts.events.lifecycle(LifecycleEvent::Configuration, message, None, digest);
+    let reconciler = Reconciler::new(Arc::clone(&parts), store, batch_context);
+    Ok((Arc::clone(&parts), reconciler, StatusSource::new(parts, policy)))
+}
+
+fn start_lane(
+    config: &Resolved,
+    enrollment: &Enrollment,
+    post: Arc<dyn Post>,
+) -> Result<(Lane, watch::Sender<BatchContext>, HostLabel), Exit> {
+    let queue =
+        Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
+    let host = rekey::with_machine(config, vedette_collectors::host_label(&context(config)));
+    let owner = (enrollment.organization, enrollment.agent);
+    let foreign = queue.set_owner(owner, &enrollment.replaces, &host, fastrand::u64(1..)).map_err(describe)?;
+    queue.begin_reread(fastrand::u64(1..)).map_err(describe)?;
+    if foreign > 0 {
+        tracing::error!(batches = foreign, "batches of an earlier enrollment are in quarantine");
+    }
+    let (context_sender, batch_context) = watch::channel(BatchContext {
+        organization: enrollment.organization,
+        agent: enrollment.agent,
+        geo: enrollment.geo,
+        agent_version: VERSION.to_owned(),
+        host: host.clone(),
+        policy_revision: enrollment.policy_revision,
+    });
+    // Measured, if it is more than the assumption.
+    let baseline = platform::resident_bytes().unwrap_or(0).max(BASELINE_BYTES);
+    let memory = Memory::plan(config.memory_max, baseline, config.batches.bytes_max as u64);
+    let mut limits = config.batches.clone();
+    limits.compression = enrollment.compression.unwrap_or(limits.compression);
+    let lane = Lane::start(LaneConfig {
+        queue,
+        limits,
+        context: batch_context,
+        intake_bytes_max: memory.intake,
+        in_flight_bytes_max: memory.in_flight,
+        now: Arc::new(now),
+        post: Some(post),
+    })?;
+    Ok((lane, context_sender, host))
+}
+
+fn describe(error: QueueError) -> Exit {
+    match error {
+        QueueError::Directory { .. } | QueueError::InUse { .. } | QueueError::Newer { .. } => {
+            Exit::Failure(anyhow::Error::new(error))
+        }
+        other => Exit::Failure(anyhow::Error::new(other).context("the queue cannot be opened")),
+    }
+}
+
+fn spawn(
+    tasks: &mut Tasks,
+    parts: &Arc<Parts>,
+    reconciler: Reconciler,
+    source: StatusSource,
+    last_reread: Option<Instant>,
+) -> Result<(), Exit> {
+    let state_dir = &parts.config.state_dir;
+    let server = status::Server::bind(state_dir, source.clone())
+        .with_context(|| format!("cannot open the status socket in {}", state_dir.display()))?;
+    let (server, signals) = (Arc::new(server), Arc::new(tokio::sync::Mutex::new(platform::StopSignals::new()?)));
+    let resumed = Arc::new(watch::Sender::new(false));
+    let state = Arc::new(StateWatch::new(Arc::clone(parts), source.clone(), resumed.subscribe(), last_reread));
+    tasks.keep("signals", move || {
+        let signals = Arc::clone(&signals);
+        async move { RunEnd::Signal(signals.lock().await.wait().await) }
+    });
+    tasks.keep("status", move || {
+        let server = Arc::clone(&server);
+        async move { match server.serve().await {} }
+    });
+    tasks.keep("state", move || {
+        let state = Arc::clone(&state);
+        async move { state.watch().await }
+    });
+    let of = Arc::clone(parts);
+    tasks.keep("heartbeat", move || {
+        let (events, source) = (Arc::clone(&of.events), source.clone());
+        async move { match events.beat(|| source.heartbeat()).await {} }
+    });
+    let of = Arc::clone(parts);
+    tasks.keep("renewal", move || {
+        let parts = Arc::clone(&of);
+        async move { match renew::renew(&parts.identity, &parts.client, &parts.events).await {} }
+    });
+    let of = Arc::clone(parts);
+    tasks.keep("rekey", move || {
+        let parts = Arc::clone(&of);
+        async move {
+            let (lane, own) = (&parts.records.lane, (&parts.identity, &parts.enrollment, &parts.host));
+            rekey::rekey(own, lane, &parts.client).await;
+            RunEnd::Restart(RestartReason::Rekeyed)
+        }
+    });
+    let (of, done) = (Arc::clone(parts), Arc::clone(&resumed));
+    tasks.keep("resume", move || {
+        let (parts, done) = (Arc::clone(&of), Arc::clone(&done));
+        async move {
+            let (lane, state_dir) = (&parts.records.lane, &parts.config.state_dir);
+            resume::resume(lane, &parts.client, &parts.events, state_dir).await;
+            done.send_replace(true);
+            std::future::pending().await
+        }
+    });
+    tasks.finish("policy", |stop| reconciler.run_until(resumed.subscribe(), stop));
+    Ok(())
+}
+
+/// Stops collectors, makes what they observed durable, and delivers for a moment.
+async fn stop(parts: Arc<Parts>, tasks: Tasks, end: &RunEnd) {
+    tracing::info!(reason = %end, "stopping");
+    if !matches!(end, RunEnd::Restart(_)) {
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    }
+    let is_damaged = *end == RunEnd::Restart(RestartReason::QueueDamaged);
+    parts.stop.stop();
+    if is_damaged {
+        // Nothing can become durable any more; releases whoever waits for room.
+        parts.records.lane.close();
+    }
+    tasks.stop().await;
+    if !is_damaged
+        && let Some(handing_over) =
+            parts.events.lifecycle(LifecycleEvent::Stop, format!("stopped by {end}"), None, None)
+    {
+        drop(tokio::time::timeout(STOP_RECORD_GRACE, handing_over).await);
+    }
+    let Some(parts) = Arc::into_inner(parts) else { return };
+    match Arc::try_unwrap(parts.records.lane) {
+        Ok(lane) => lane.stop(DELIVERY_GRACE).await,
+        // Something still uses it: everything is handed over, so the grace is skipped.
+        Err(lane) => lane.close(),
+    }
+}

@@ -1,0 +1,10 @@
+//! The organization's policy: the one in force, and decisions on collectors.
+
+mod decide;
+mod store;
+
+pub(crate) use decide::{Decision, decide};
+pub(crate) use store::{PolicyStatus, PolicyStore, keep, verified};
+
+#[cfg(test)]
+mod tests;

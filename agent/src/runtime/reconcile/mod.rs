@@ -1,0 +1,382 @@
+//! Applies the policy: polls the workspace for the next one, and starts and stops collectors by it.
+//!
+//! Before a collector is switched off by policy, that is recorded durably in `off.json`. When it is switched on again, it skips
+//! and counts what was written meanwhile before the record is removed. So a crash in between never leads to the collection of
+//! what was written while the collector was off.
+
+mod directives;
+
+use crate::{
+    config::{CollectorPlan, OnDisable, ResumeAt, context},
+    now,
+    runtime::{
+        artifacts::Artifacts,
+        collectors::{CollectorState, Destination, Start, Supervisor},
+        delivery::resume,
+        parts::Parts,
+        policy::{Decision, PolicyStore, decide},
+    },
+};
+use anyhow::Result;
+use directives::{PollPace, bring_policy, next};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+use vedette_collectors::{AnySettings, CollectorClass, CollectorContext};
+use vedette_transport::BatchContext;
+use vedette_wire::{
+    HostLabel, Lane as LaneName,
+    body::LifecycleEvent,
+    policy::{Directives, Policy, SignedPolicy, SignedRequest},
+};
+
+/// Maximum wait for room for the last event before collection is off.
+const EVENT_GRACE: Duration = Duration::from_secs(2);
+/// Poll interval for durability.
+const DURABLE_POLL: Duration = Duration::from_millis(500);
+/// Retry interval of a policy that is not fully applied, and of open artifact requests.
+const RETRY_EVERY: Duration = Duration::from_secs(5);
+/// File in the identity directory: ids of switched-off collectors with the time, nanoseconds UTC.
+const OFF: &str = "off.json";
+/// The collector of artifacts.
+const ARTIFACTS: &str = "artifacts";
+
+/// Applies the policy.
+pub(super) struct Reconciler {
+    parts: Arc<Parts>,
+    store: PolicyStore,
+    /// What batches state of policy and host.
+    batch_context: watch::Sender<BatchContext>,
+    collectors: Supervisor,
+    artifacts: Artifacts,
+    /// Collectors that a policy switched off, with the time.
+    off: BTreeMap<String, i64>,
+    /// Reported conflicts between configuration and policy.
+    reported: BTreeSet<&'static str>,
+    /// Pause before the next poll.
+    pace: PollPace,
+}
+
+impl Reconciler {
+    /// Creates a reconciler without running collectors.
+    pub(super) fn new(parts: Arc<Parts>, store: PolicyStore, batch_context: watch::Sender<BatchContext>) -> Self {
+        let off = std::fs::read(parts.identity.path(OFF)).ok();
+        let off = off.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        for plan in &parts.config.collectors {
+            parts.statuses.add(plan.spec.id, plan.spec.class);
+        }
+        if let Some(problem) = store.problem() {
+            let collects = store.policy().is_some();
+            tracing::error!(
+                error = problem,
+                collects,
+                "the stored policy cannot be used until the workspace sends one"
+            );
+        }
+        let collectors = Supervisor::new(Arc::clone(&parts.statuses), parts.stop.clone());
+        let artifacts = Artifacts::load(Arc::clone(&parts));
+        let (reported, pace) = (BTreeSet::new(), PollPace::default());
+        Self { parts, store, batch_context, collectors, artifacts, off, reported, pace }
+    }
+
+    /// Applies policies until a stop; then waits for the collectors to end.
+    pub(super) async fn run_until(mut self, resumed: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            never = self.run(resumed) => match never {},
+        }
+        self.collectors.join().await;
+        self.artifacts.close().await;
+    }
+
+    /// Runs collectors by the policy in force, and by each that replaces it.
+    async fn run(&mut self, mut resumed: watch::Receiver<bool>) -> Infallible {
+        // Requests from before the start.
+        self.take_requests(Vec::new()).await;
+        // The poll continues while other events are handled; a new one would restart its pauses.
+        let mut polling = self.poll();
+        loop {
+            // The borrow must not live over the wait.
+            let is_resumed = *resumed.borrow_and_update();
+            let is_applied = match self.apply(is_resumed).await {
+                Ok(()) => true,
+                Err(err) => {
+                    tracing::error!(error = format!("{err:#}"), "the policy cannot be applied yet; trying again");
+                    false
+                }
+            };
+            tokio::select! {
+                directives = &mut polling => {
+                    self.follow(directives).await;
+                    polling = self.poll();
+                }
+                () = tokio::time::sleep(RETRY_EVERY), if self.artifacts.is_open() => drop(self.take_requests(Vec::new()).await),
+                _ = resumed.changed() => {}
+                () = tokio::time::sleep(RETRY_EVERY), if !is_applied => {}
+            }
+        }
+    }
+
+    /// The next poll.
+    fn poll(&self) -> Pin<Box<dyn Future<Output = Directives> + Send>> {
+        let (parts, pace, after) = (Arc::clone(&self.parts), self.pace, self.store.revision());
+        Box::pin(async move {
+            pace.wait(&parts.records.lane, after).await;
+            next(&parts.client, &parts.records.lane, after).await
+        })
+    }
+
+    /// Takes over what the workspace answered.
+    async fn follow(&mut self, directives: Directives) {
+        let known = self.store.revision();
+        if let Some(signed) = &directives.policy {
+            self.accept_policy(signed);
+        }
+        if directives.bring_policy {
+            bring_policy(&self.parts.client, self.store.signed()).await;
+        }
+        let is_new = self.take_requests(directives.artifacts).await || self.store.revision() != known;
+        self.pace.answered(is_new);
+    }
+
+    /// Adds artifact requests, records answered ones, and wakes the collector.
+    async fn take_requests(&mut self, signed: Vec<SignedRequest>) -> bool {
+        let Some(policy) = self.store.policy() else { return false };
+        match self.artifacts.take(signed, &policy.artifacts).await {
+            Ok(is_new) => {
+                self.collectors.wake(ARTIFACTS);
+                is_new
+            }
+            Err(err) => {
+                tracing::error!(error = format!("{err:#}"), "artifact requests cannot be stored");
+                false
+            }
+        }
+    }
+
+    /// Puts a policy in force. A refused policy is repeated by the workspace: pauses between polls grow, and a changed reason
+    /// is reported.
+    fn accept_policy(&mut self, signed: &SignedPolicy) {
+        let before = self.store.problem();
+        let accepted = self.store.accept(signed);
+        self.pace.is_refused = accepted.is_err();
+        match accepted {
+            Ok(policy) => {
+                let collect = if policy.collect { "on" } else { "off" };
+                tracing::info!(revision = policy.revision, tier = %policy.tier, collect, "policy changed");
+            }
+            Err(why) if before != Some(why.to_string()) => {
+                tracing::error!(error = %why, "policy refused; keeping the one in force");
+                self.parts.events.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Applies the policy in force to all collectors.
+    async fn apply(&mut self, is_resumed: bool) -> Result<()> {
+        let Some(policy) = self.store.policy() else {
+            self.store.set_silent(true);
+            for plan in &self.parts.config.collectors {
+                let why = "no policy is in force; waiting for the workspace";
+                self.parts.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
+            }
+            return Ok(());
+        };
+        let decisions = decide(&policy, &self.parts.config.collectors, &context(&self.parts.config));
+        self.record_off(&decisions)?;
+        self.stop_leaving(&policy, &decisions).await;
+        self.change_batches(&policy).await;
+        let enabled = decisions.iter().filter(|decision| decision.run).map(|decision| decision.id).collect();
+        let config = Arc::clone(&self.parts.config);
+        let mut failed = None;
+        for (plan, decision) in config.collectors.iter().zip(decisions) {
+            if let Err(err) = self.reconcile(plan, decision, &enabled, is_resumed).await {
+                self.parts.statuses.set(plan.spec.id, CollectorState::Waiting, Some(format!("{err:#}")));
+                failed.get_or_insert(err);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Records durably which collectors the policy switches off.
+    fn record_off(&mut self, decisions: &[Decision]) -> Result<()> {
+        let before = self.off.len();
+        for decision in decisions.iter().filter(|decision| decision.by_policy) {
+            self.off.entry(decision.id.to_owned()).or_insert_with(now);
+        }
+        if self.off.len() == before { Ok(()) } else { self.store_off() }
+    }
+
+    fn store_off(&self) -> Result<()> {
+        self.parts.identity.write(OFF, &serde_json::to_vec(&self.off)?)
+    }
+
+    /// Stops collectors that no longer run, or run with other settings.
+    async fn stop_leaving(&mut self, policy: &Policy, decisions: &[Decision]) {
+        let leaves = |decision: &&Decision| {
+            self.collectors.is_running(decision.id)
+                && (!decision.run || self.collectors.has_other_settings(decision.id, &decision.settings))
+        };
+        let leaving: Vec<&Decision> = decisions.iter().filter(leaves).collect();
+        let ids: Vec<&'static str> = leaving.iter().map(|decision| decision.id).collect();
+        self.collectors.stop(&ids).await;
+        if policy.collect && leaving.iter().any(|decision| decision.by_policy) {
+            // Their records belong to the previous policy.
+            let sink = Arc::clone(&self.parts.records.sink);
+            drop(tokio::task::spawn_blocking(move || sink.wait_durable()).await);
+        }
+    }
+
+    /// Assigns later records to this policy. Before collection is switched off, makes earlier records durable under the
+    /// previous policy; after that nothing about this host is emitted.
+    async fn change_batches(&self, policy: &Arc<Policy>) {
+        let was = self.store.applied();
+        let (revision, has_host) = {
+            let context = self.batch_context.borrow();
+            (context.policy_revision, !context.host.hostname.is_empty())
+        };
+        self.store.set_applied(Arc::clone(policy));
+        if !policy.collect {
+            if was.is_some_and(|was| was.collect) {
+                let message = format!("policy revision {} switches collection off", policy.revision);
+                if let Some(emitting) = self.parts.events.lifecycle(LifecycleEvent::Policy, message, None, None) {
+                    drop(tokio::time::timeout(EVENT_GRACE, emitting).await);
+                }
+            }
+            self.store.set_silent(true);
+            if revision != policy.revision || has_host {
+                self.settle_queue().await;
+            }
+        }
+        let host = if policy.collect { self.parts.host.clone() } else { HostLabel::default() };
+        self.batch_context.send_if_modified(|context| {
+            let is_changed = (context.policy_revision, &context.host) != (policy.revision, &host);
+            (context.policy_revision, context.host) = (policy.revision, host);
+            is_changed
+        });
+        if policy.collect {
+            self.store.set_silent(false);
+            if revision != policy.revision {
+                let message = format!("policy revision {} is in force", policy.revision);
+                self.parts.events.lifecycle(LifecycleEvent::Policy, message, None, None);
+            }
+        }
+    }
+
+    /// Waits until everything is durable, and purges the queue if so configured.
+    async fn settle_queue(&self) {
+        let purges = self.parts.config.policy.on_disable == OnDisable::Purge;
+        self.parts.client.close(purges);
+        if purges {
+            // Batches in damaged queues were observed before, too.
+            for path in vedette_transport::queue::salvage::broken(&self.parts.config.state_dir, LaneName::Records) {
+                tracing::warn!(path = %path.display(), "a damaged queue is deleted: the queue is being purged by policy");
+                drop(std::fs::remove_file(path));
+            }
+        }
+        let sink = Arc::clone(&self.parts.records.sink);
+        let mut durable = tokio::task::spawn_blocking(move || sink.wait_durable());
+        let mut is_last = false;
+        while !is_last {
+            is_last = tokio::time::timeout(DURABLE_POLL, &mut durable).await.is_ok();
+            let queue = Arc::clone(self.parts.records.lane.queue());
+            // Purges first as well: a full queue takes nothing until it has room.
+            if purges
+                && let Err(err) =
+                    tokio::task::spawn_blocking(move || queue.purge_all()).await.expect("the queue does not panic")
+            {
+                tracing::error!(error = %err, "the queue cannot be purged");
+            }
+        }
+        self.parts.client.close(false);
+    }
+
+    /// Applies a decision to one collector.
+    async fn reconcile(
+        &mut self,
+        plan: &CollectorPlan,
+        decision: Decision,
+        enabled: &BTreeSet<&'static str>,
+        is_resumed: bool,
+    ) -> Result<()> {
+        let (id, statuses) = (decision.id, Arc::clone(&self.parts.statuses));
+        if !decision.run {
+            statuses.note(id, None);
+            statuses.set(id, CollectorState::Disabled, decision.why);
+            return Ok(());
+        }
+        self.report_conflict(&decision);
+        statuses.note(id, decision.why.clone());
+        if self.collectors.is_running(id) {
+            return Ok(());
+        }
+        let destination = if plan.spec.class == CollectorClass::Artifact {
+            // It counts as running; its thread and lane start with the first request.
+            statuses.set(id, CollectorState::Running, None);
+            let Some(destination) = self.artifacts.destination(&self.batch_context)? else { return Ok(()) };
+            destination
+        } else {
+            if !is_resumed && resume::waits(self.parts.records.lane.queue(), plan.spec) {
+                let why = "waiting for the workspace's positions";
+                statuses.set(id, CollectorState::Waiting, Some(why.to_owned()));
+                return Ok(());
+            }
+            self.parts.records.clone()
+        };
+        // A required collector that is switched off runs with its other settings.
+        let settings = decision.settings.switched_on();
+        self.switch_on(plan, &settings, enabled, &destination).await?;
+        let cx = self.cx(id, &destination, enabled)?;
+        self.collectors.start(Start { spec: plan.spec, decided: decision.settings, settings, cx, destination })
+    }
+
+    /// Reports once that configuration and policy disagree.
+    fn report_conflict(&mut self, decision: &Decision) {
+        if decision.conflict
+            && self.reported.insert(decision.id)
+            && let Some(why) = &decision.why
+        {
+            tracing::warn!(collector = decision.id, why, "the configuration and the policy disagree");
+            self.parts.events.lifecycle(LifecycleEvent::Policy, why.clone(), Some(decision.id), None);
+        }
+    }
+
+    /// Skips what was written while a policy had switched a collector off.
+    async fn switch_on(
+        &mut self,
+        plan: &CollectorPlan,
+        settings: &AnySettings,
+        enabled: &BTreeSet<&'static str>,
+        destination: &Destination,
+    ) -> Result<()> {
+        let id = plan.spec.id;
+        let Some(since) = self.off.get(id).copied() else { return Ok(()) };
+        if plan.spec.can_skip && self.parts.config.policy.resume == ResumeAt::End {
+            let cx = self.cx(id, destination, enabled)?;
+            self.collectors.skip(id, (settings.clone(), cx), Arc::clone(&destination.sink)).await?;
+        }
+        let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
+        let message = format!("was switched off by policy for {} s", off.as_secs());
+        self.parts.events.lifecycle(LifecycleEvent::Policy, message, Some(id), None);
+        self.off.remove(id);
+        self.store_off()
+    }
+
+    fn cx(&self, id: &str, destination: &Destination, enabled: &BTreeSet<&'static str>) -> Result<CollectorContext> {
+        let queue = destination.lane.queue();
+        Ok(CollectorContext {
+            cursors: queue.cursors(id)?,
+            stored: queue.stored(id)?,
+            enabled: enabled.clone(),
+            requests: Some(self.artifacts.requests().clone()),
+            cloud: self.parts.cloud.clone(),
+            ..context(&self.parts.config)
+        })
+    }
+}

@@ -1,0 +1,87 @@
+//! Watches the state of delivery: a damaged or removed queue, batches that the workspace lost, a change of endpoint.
+
+use super::{
+    parts::Parts,
+    status::StatusSource,
+    tasks::{RestartReason, RunEnd},
+};
+use crate::platform::{FileIdentity, file_identity};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+
+/// Poll interval.
+const STATE_POLL: Duration = Duration::from_secs(1);
+/// Minimum time between two re-readings of sources, whatever the workspace says.
+const REREAD_EVERY: Duration = Duration::from_secs(3600);
+
+/// Watches the state of delivery.
+pub(super) struct StateWatch {
+    parts: Arc<Parts>,
+    source: StatusSource,
+    resumed: watch::Receiver<bool>,
+    last_reread: Option<Instant>,
+    database: PathBuf,
+    opened: Option<FileIdentity>,
+}
+
+impl StateWatch {
+    /// `resumed` is whether sources continue after a lost queue, `last_reread` when they were last read again.
+    pub(super) fn new(
+        parts: Arc<Parts>,
+        source: StatusSource,
+        resumed: watch::Receiver<bool>,
+        last_reread: Option<Instant>,
+    ) -> Self {
+        let database = parts.config.state_dir.join("records.redb");
+        let opened = file_identity(&database);
+        Self { parts, source, resumed, last_reread, database, opened }
+    }
+
+    /// Watches until the agent must end or begin again.
+    pub(super) async fn watch(&self) -> RunEnd {
+        let mut poll = tokio::time::interval(STATE_POLL);
+        let mut endpoint = self.parts.client.endpoints().in_use().url.clone();
+        loop {
+            poll.tick().await;
+            self.follow_endpoint(&mut endpoint);
+            if let Some(end) = self.end().await {
+                return end;
+            }
+        }
+    }
+
+    /// Reports another endpoint at once, and lets the sender try it.
+    fn follow_endpoint(&self, endpoint: &mut String) {
+        let now = self.parts.client.endpoints().in_use().url.clone();
+        if now != *endpoint {
+            *endpoint = now;
+            if self.parts.client.endpoints().wakes() {
+                self.parts.records.lane.try_again();
+            }
+            self.parts.events.heartbeat(|| self.source.heartbeat());
+        }
+    }
+
+    async fn end(&self) -> Option<RunEnd> {
+        let lane = &self.parts.records.lane;
+        let lost = lane.take_lost().filter(|_| *self.resumed.borrow());
+        if let Some(lost) = lost.filter(|_| self.last_reread.is_none_or(|at| at.elapsed() >= REREAD_EVERY)) {
+            let queue = Arc::clone(lane.queue());
+            match tokio::task::spawn_blocking(move || queue.read_again(lost)).await.expect("the queue does not panic") {
+                Ok(()) => return Some(RunEnd::Restart(RestartReason::BatchesLost)),
+                Err(err) => tracing::error!(error = %err, "the queue cannot be updated; trying again"),
+            }
+        }
+        if lane.queue().is_damaged() {
+            return Some(RunEnd::Restart(RestartReason::QueueDamaged));
+        }
+        if lane.is_broken() {
+            return Some(RunEnd::Fatal("a part of the transport ended unexpectedly".to_owned()));
+        }
+        (file_identity(&self.database) != self.opened).then_some(RunEnd::Restart(RestartReason::StateRemoved))
+    }
+}

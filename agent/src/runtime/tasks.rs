@@ -1,0 +1,191 @@
+//! Named tasks of a run, and why the run ends.
+
+use std::{collections::HashMap, fmt, time::Duration};
+use tokio::{
+    sync::watch,
+    task::{Id, JoinSet},
+};
+use vedette_transport::Backoff;
+
+/// Pauses before a task that panicked begins again.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Why a run ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RunEnd {
+    /// A signal stops the agent.
+    Signal(&'static str),
+    /// The agent begins again in the same process.
+    Restart(RestartReason),
+    /// The agent cannot go on; whatever supervises the process restarts it.
+    Fatal(String),
+}
+
+/// Why the agent begins again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RestartReason {
+    /// The queue is damaged: it is moved aside at the start.
+    QueueDamaged,
+    /// The agent has another key.
+    Rekeyed,
+    /// The state directory was removed.
+    StateRemoved,
+    /// The workspace lost acknowledged batches: sources are read again.
+    BatchesLost,
+}
+
+impl fmt::Display for RunEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RunEnd::Signal(name) => f.write_str(name),
+            RunEnd::Restart(reason) => reason.fmt(f),
+            RunEnd::Fatal(why) => f.write_str(why),
+        }
+    }
+}
+
+impl fmt::Display for RestartReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RestartReason::QueueDamaged => "the queue is damaged",
+            RestartReason::Rekeyed => "another key",
+            RestartReason::StateRemoved => "the state directory was removed",
+            RestartReason::BatchesLost => "the workspace lost acknowledged batches",
+        })
+    }
+}
+
+/// Tasks of a run.
+pub(super) struct Tasks {
+    set: JoinSet<Option<RunEnd>>,
+    names: HashMap<Id, &'static str>,
+    stop: watch::Sender<bool>,
+}
+
+impl Tasks {
+    pub(super) fn new() -> Self {
+        Self { set: JoinSet::new(), names: HashMap::new(), stop: watch::Sender::new(false) }
+    }
+
+    /// Starts a task that works until the stop and is dropped then. If it panics, it begins again after a pause; if it returns,
+    /// the run ends.
+    pub(super) fn keep<F>(&mut self, name: &'static str, task: impl Fn() -> F + Send + 'static)
+    where
+        F: Future<Output = RunEnd> + Send + 'static,
+    {
+        let mut stop = self.stop.subscribe();
+        let kept = async move {
+            let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+            loop {
+                // Dropped with this task.
+                let mut one = JoinSet::new();
+                one.spawn(task());
+                let ended = tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => return None,
+                    ended = one.join_next() => ended?,
+                };
+                match ended {
+                    Ok(end) => return Some(end),
+                    Err(err) => {
+                        tracing::error!(task = name, error = %err, "a task of the agent ended unexpectedly; starting it again")
+                    }
+                }
+                tokio::time::sleep(backoff.pause()).await;
+            }
+        };
+        self.names.insert(self.set.spawn(kept).id(), name);
+    }
+
+    /// Starts a task that ends by itself, after the stop at the latest. If it panics, the run ends.
+    pub(super) fn finish<F>(&mut self, name: &'static str, task: impl FnOnce(watch::Receiver<bool>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = task(self.stop.subscribe());
+        let finished = async move {
+            task.await;
+            None
+        };
+        self.names.insert(self.set.spawn(finished).id(), name);
+    }
+
+    /// Waits for the first reason to end.
+    pub(super) async fn first_end(&mut self) -> RunEnd {
+        while let Some(joined) = self.set.join_next().await {
+            match joined {
+                Ok(Some(end)) => return end,
+                Ok(None) => {}
+                Err(err) => {
+                    let name = self.names.get(&err.id()).copied().unwrap_or_default();
+                    return RunEnd::Fatal(format!("task {name} of the agent ended unexpectedly: {err}"));
+                }
+            }
+        }
+        RunEnd::Fatal("no task of the agent is left".to_owned())
+    }
+
+    /// Stops all tasks, and waits for their end.
+    pub(super) async fn stop(mut self) {
+        self.stop.send_replace(true);
+        while self.set.join_next().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_begins_again_and_one_that_returns_ends_the_run() {
+        let (mut tasks, begun) = (Tasks::new(), Arc::<AtomicUsize>::default());
+        let count = Arc::clone(&begun);
+        tasks.keep("flaky", move || {
+            let attempt = count.fetch_add(1, Ordering::SeqCst);
+            async move {
+                assert!(attempt == 2, "not yet");
+                RunEnd::Restart(RestartReason::Rekeyed)
+            }
+        });
+        tasks.keep("quiet", std::future::pending);
+        assert_eq!(tasks.first_end().await, RunEnd::Restart(RestartReason::Rekeyed));
+        assert_eq!(begun.load(Ordering::SeqCst), 3);
+        tasks.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_waits_for_what_finishes_and_drops_what_is_kept() {
+        let (mut tasks, done) = (Tasks::new(), Arc::<AtomicUsize>::default());
+        let held = Arc::new(());
+        let (kept, count) = (Arc::clone(&held), Arc::clone(&done));
+        tasks.keep("kept", move || {
+            let kept = Arc::clone(&kept);
+            async move {
+                std::future::pending::<()>().await;
+                drop(kept);
+                RunEnd::Signal("never")
+            }
+        });
+        tasks.finish("finished", |mut stop| async move {
+            drop(stop.wait_for(|stop| *stop).await);
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        tasks.stop().await;
+        assert_eq!((done.load(Ordering::SeqCst), Arc::strong_count(&held)), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_must_finish_and_panics_is_fatal_and_named() {
+        let mut tasks = Tasks::new();
+        tasks.keep("quiet", std::future::pending);
+        tasks.finish("policy", |_| async { panic!("no") });
+        let RunEnd::Fatal(why) = tasks.first_end().await else { panic!("it goes on") };
+        assert!(why.contains("policy"), "{why}");
+        tasks.stop().await;
+    }
+}

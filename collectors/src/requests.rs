@@ -1,0 +1,45 @@
+//! Requests for files, from the agent to the collector of artifacts.
+
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A verified request, with the limits of the policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Id.
+    pub request: String,
+    /// Path on the host.
+    pub path: String,
+    /// Globs of the policy; empty for no restriction.
+    pub paths: Vec<String>,
+    /// Maximum size by the policy.
+    pub bytes_max: u64,
+    /// Why it is refused without looking at the file.
+    pub refused: Option<String>,
+}
+
+/// Open requests, from the agent to the collector of artifacts. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Requests(Arc<Mutex<Vec<Wanted>>>);
+
+impl Requests {
+    /// Adds requests after the open ones.
+    pub fn add(&self, wanted: Vec<Wanted>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(wanted);
+    }
+
+    /// Open requests.
+    pub fn waiting(&self) -> Vec<Wanted> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Removes a request that was answered in full.
+    pub(crate) fn answered(&self, request: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|wanted| wanted.request != request);
+    }
+
+    /// Ids of open requests.
+    pub fn ids(&self) -> Vec<String> {
+        self.waiting().into_iter().map(|wanted| wanted.request).collect()
+    }
+}
