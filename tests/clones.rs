@@ -177,7 +177,7 @@ fn copied_to(machine: (&str, &str)) {
     assert!(lines(&world, &was).iter().all(|line| !line.contains("two")), "nothing is mixed");
     assert!(world.query(&format!("SELECT * FROM syslog WHERE agent = '{was}' AND hostname <> 'one'")).is_empty());
     assert!(world.query(&format!("SELECT * FROM syslog WHERE agent <> '{was}' AND hostname <> 'two'")).is_empty());
-    assert!(two.log().contains("this machine is another agent now"), "{}", two.log());
+    assert!(two.log().contains("this machine has a new agent id"), "{}", two.log());
     assert_eq!((listed(&world).len(), alerts(&world).contains("clone")), (2, true));
     let replaces =
         listed(&world).into_iter().find(|row| row["agent"] == two.agent()).map(|row| row["replaces"].clone());

@@ -16,6 +16,7 @@ mod ledger;
 mod listener;
 mod main_job;
 mod matrix;
+mod metrics;
 mod modules;
 mod moves;
 mod namespaces;

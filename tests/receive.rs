@@ -90,7 +90,7 @@ async fn every_error_is_problem_details_and_an_unread_body_is_discarded() {
         assert_eq!(answer.status(), status, "{code}");
         assert_eq!(answer.headers()["content-type"], "application/problem+json", "{code}");
         let problem: Problem = answer.json().await.expect("is JSON");
-        assert_eq!((problem.status, problem.code), (status, code), "{problem:?}");
+        assert_eq!((problem.status, &problem.code), (status, &code), "{problem:?}");
         assert!(!problem.title.is_empty());
     }
     let health = stranger.get(at("/livez")).send().await.expect("anyone may ask");

@@ -1,12 +1,12 @@
 //! Generated pages match the types.
 
-use crate::support::VEDETTE;
-use std::{path::Path, process::Command};
+use crate::support::{VEDETTE, root};
+use std::process::Command;
 
 fn check(page: &str, path: &str) {
     let output = Command::new(VEDETTE).args(["reference", page]).output().expect("runs");
     assert!(output.status.success());
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    let file = root().join(path);
     let written = std::fs::read_to_string(&file).unwrap_or_default();
     let fresh = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(written == fresh, "{path} is stale: vedette reference {page} > {path}");
@@ -21,7 +21,7 @@ fn generated_pages_are_up_to_date() {
 
 #[test]
 fn the_packaged_default_file_is_a_valid_configuration() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/vedette.toml");
+    let file = root().join("packaging/vedette.toml");
     let output = Command::new(VEDETTE).args(["check", "--config"]).arg(file).output().expect("runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

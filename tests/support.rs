@@ -43,7 +43,7 @@ pub(crate) fn workspace_binary() -> &'static Path {
 /// Whether a source file of the workspace, except tests, is newer than the binary.
 fn is_older_than_its_sources(binary: &Path) -> bool {
     let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    let (built, root) = (changed(binary), Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+    let (built, root) = (changed(binary), root());
     let mut dirs: Vec<PathBuf> = ["wire/src", "lake/src", "workspace/src"].map(|dir| root.join(dir)).into();
     while let Some(dir) = dirs.pop() {
         for path in fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())) {
@@ -55,6 +55,11 @@ fn is_older_than_its_sources(binary: &Path) -> bool {
         }
     }
     false
+}
+
+/// The repository.
+pub(crate) fn root() -> PathBuf {
+    fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).expect("the repository is there")
 }
 
 /// Waits until something is true; a watchdog ends a test that would wait for ever.

@@ -1,5 +1,6 @@
 //! The house rules as tests: the architecture's arrows, module docs, file length, nothing unfinished.
 
+use crate::support::root;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,10 +11,6 @@ use std::{
 
 /// Maximum number of lines in a file.
 const LINES_MAX: usize = 500;
-
-fn root() -> PathBuf {
-    fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).expect("the repository is there")
-}
 
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -1,7 +1,10 @@
 //! The examples of docs/provisioning.md, verbatim, on a booted Debian host: cloud-init's user data and the Ansible tasks
 //! install the files; the service enrolls at its first start and collects.
 
-use crate::{support::eventually, systemd_host::Host};
+use crate::{
+    support::{eventually, root},
+    systemd_host::Host,
+};
 use std::{fs, path::Path};
 
 const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\ndir = \"/var/lib/vedette/state\"\n\
@@ -9,7 +12,7 @@ const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\n
 
 /// A code block of the page, by its first line.
 fn block(begins: &str) -> String {
-    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/provisioning.md")).expect("reads");
+    let page = fs::read_to_string(root().join("docs/provisioning.md")).expect("reads");
     let from = page.find(begins).unwrap_or_else(|| panic!("the page has no {begins}"));
     let block = &page[from..];
     block[..block.find("```").expect("it ends")].to_owned()

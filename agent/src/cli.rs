@@ -70,9 +70,12 @@ pub(crate) enum Command {
     Status {
         #[command(flatten)]
         config: ConfigArguments,
-        /// Print one JSON object.
-        #[arg(long)]
+        /// Print one JSON object; the same as `--format json`.
+        #[arg(long, conflicts_with = "format")]
         json: bool,
+        /// Output format; prometheus prints OpenMetrics text.
+        #[arg(long, default_value = "table")]
+        format: StatusFormat,
     },
     /// Check that the agent collects and delivers, for probes and alarms. Exit code 1 and one line per problem, including files
     /// that cannot be read and sockets that cannot be bound; exit code 4 if no agent runs. Missing permissions that only reduce
@@ -110,6 +113,14 @@ pub(crate) enum Command {
         /// Page to print.
         page: Page,
     },
+}
+
+/// Formats of the status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatusFormat {
+    Table,
+    Json,
+    Prometheus,
 }
 
 /// All but `status` require the agent to be stopped, and say so.

@@ -40,7 +40,7 @@ pub use context::{Clock, CollectorContext};
 pub use error::{BuildError, CollectError};
 pub use host::label as host_label;
 pub use outlet::{Outlet, Progress, Sink, StopSignal, Wake, Waker};
-pub use requests::{Requests, Wanted};
+pub use requests::{ApprovedRequest, Requests};
 pub use spec::{AnySettings, Collector, CollectorSettings, Plan, Poll, Skip, Spec, Watch};
 
 /// All collectors, in the order of the reference page.

@@ -33,7 +33,7 @@ pub trait Sink: Send + Sync {
     }
 
     /// Reports a problem of a running collector.
-    fn complain(&self, collector: &'static str, message: String);
+    fn report_problem(&self, collector: &'static str, message: String);
 
     /// Clears the last reported problem.
     fn recovered(&self, _collector: &'static str) {}
@@ -61,9 +61,9 @@ pub enum Wake {
     /// A stop was requested.
     Stop,
     /// A wake-up arrived.
-    Look,
+    Notified,
     /// The time has passed.
-    Time,
+    Timeout,
 }
 
 impl StopSignal {
@@ -110,9 +110,9 @@ impl StopSignal {
         if flags.stop {
             Wake::Stop
         } else if std::mem::take(&mut flags.woken) {
-            Wake::Look
+            Wake::Notified
         } else {
-            Wake::Time
+            Wake::Timeout
         }
     }
 
@@ -236,8 +236,8 @@ impl Outlet {
     }
 
     /// Reports a problem while the collector continues.
-    pub fn complain(&self, collector: &'static str, what: &impl std::fmt::Display) {
-        self.sink.complain(collector, what.to_string());
+    pub fn report_problem(&self, collector: &'static str, what: &impl std::fmt::Display) {
+        self.sink.report_problem(collector, what.to_string());
     }
 
     /// Clears the last reported problem.
@@ -283,7 +283,7 @@ mod tests {
             self.0.load(Ordering::Relaxed) > if waits { 50 } else { 25 }
         }
 
-        fn complain(&self, _: &'static str, _: String) {}
+        fn report_problem(&self, _: &'static str, _: String) {}
     }
 
     #[test]

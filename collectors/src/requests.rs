@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A verified request, with the limits of the policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wanted {
+pub struct ApprovedRequest {
     /// Id.
     pub request: String,
     /// Path on the host.
@@ -20,16 +20,16 @@ pub struct Wanted {
 
 /// Open requests, from the agent to the collector of artifacts. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Requests(Arc<Mutex<Vec<Wanted>>>);
+pub struct Requests(Arc<Mutex<Vec<ApprovedRequest>>>);
 
 impl Requests {
     /// Adds requests after the open ones.
-    pub fn add(&self, wanted: Vec<Wanted>) {
+    pub fn add(&self, wanted: Vec<ApprovedRequest>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(wanted);
     }
 
     /// Open requests.
-    pub fn waiting(&self) -> Vec<Wanted> {
+    pub fn waiting(&self) -> Vec<ApprovedRequest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -22,7 +22,7 @@ pub trait Poll: Send {
     fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError>;
 
     /// Missing permissions and their remedy; reported when they change.
-    fn complaint(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         None
     }
 }
@@ -262,10 +262,13 @@ impl<C: Collector> Erased for Typed<C> {
     }
 
     fn build(&self, cx: &CollectorContext) -> Result<Plan, BuildError> {
+        if !self.0.enabled() {
+            return Ok(Plan::Off);
+        }
         if let Some(every) = self.every() {
             interval(C::ID, "every", Interval(every))?;
         }
-        if self.0.enabled() { C::build(&self.0, cx) } else { Ok(Plan::Off) }
+        C::build(&self.0, cx)
     }
 
     fn skip(&self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {

@@ -33,7 +33,7 @@ struct Sums {
 }
 
 /// `.name.sum` beside `name`.
-fn beside(path: &Path) -> PathBuf {
+fn checksum_path(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.sum"))
 }
@@ -86,9 +86,9 @@ impl Sums {
 
     /// Reads the checksums of a file; absent for a file of an older release.
     fn read(path: &Path) -> io::Result<Option<Self>> {
-        let beside = beside(path);
-        match std::fs::read(&beside) {
-            Ok(bytes) => Self::decode(&bytes).map(Some).ok_or_else(|| damaged(&beside, "its checksum is wrong")),
+        let checksums = checksum_path(path);
+        match std::fs::read(&checksums) {
+            Ok(bytes) => Self::decode(&bytes).map(Some).ok_or_else(|| damaged(&checksums, "its checksum is wrong")),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(err) => Err(err),
         }
@@ -121,14 +121,14 @@ impl Sums {
 /// # Errors
 /// I/O errors.
 pub(crate) fn write(path: &Path) -> io::Result<()> {
-    if beside(path).exists() {
+    if checksum_path(path).exists() {
         return Ok(());
     }
     let mut file = File::open(path)?;
     let sums = Sums::of(&mut file)?;
     file.sync_all()?;
     // Atomic, since others read meanwhile, and the disk may be full.
-    let (whole, part) = (beside(path), beside(path).with_extension("part"));
+    let (whole, part) = (checksum_path(path), checksum_path(path).with_extension("part"));
     let mut file = File::create(&part)?;
     file.write_all(&sums.encode())?;
     file.sync_all()?;
@@ -274,7 +274,7 @@ mod tests {
             std::fs::write(&path, [&whole[..], b"x"].concat()).expect("writes");
             write(&path).expect("leaves what is there");
             verify(&path).expect_err("is longer");
-            drop(std::fs::remove_file(beside(&path)));
+            drop(std::fs::remove_file(checksum_path(&path)));
         }
     }
 
@@ -292,7 +292,7 @@ mod tests {
             let read = sums.verified(&file, &path, &(from..to)).expect("is whole");
             assert_eq!(read, whole[from as usize..to as usize]);
         }
-        std::fs::write(beside(&path), [MAGIC, &[0; 9][..]].concat()).expect("writes");
+        std::fs::write(checksum_path(&path), [MAGIC, &[0; 9][..]].concat()).expect("writes");
         Sums::read(&path).expect_err("the checksums themselves are damaged");
     }
 }

@@ -308,12 +308,12 @@ impl Batcher {
         if open.is_empty() {
             return true;
         }
-        let mut said = false;
+        let mut is_reported = false;
         loop {
             let header = open.header(context, self.queue.lane(), (self.now)());
             match self.queue.commit(open, header) {
                 Ok(()) => {
-                    if said {
+                    if is_reported {
                         tracing::info!(lane = %self.queue.lane(), "the queue accepts batches again");
                         self.waits(None);
                     }
@@ -323,16 +323,16 @@ impl Batcher {
                 }
                 Err(err) if err.is_damage() => {
                     // The agent restarts, and reads sources again from the workspace's positions.
-                    tracing::error!(lane = %self.queue.lane(), error = %describe(&err), "the lane ends");
+                    tracing::error!(lane = %self.queue.lane(), error = %describe(&err), "the queue is damaged; this lane stops and the agent restarts");
                     self.intake.close();
                     return false;
                 }
                 Err(err @ QueueError::TooLarge { .. }) => {
-                    tracing::error!(lane = %self.queue.lane(), error = %err, "records dropped and counted");
+                    tracing::error!(lane = %self.queue.lane(), error = %err, "the batch is larger than the queue; its records are dropped and counted; raise [transport] queue_bytes_max");
                     open.drop_records();
                 }
                 Err(err) => {
-                    if !std::mem::replace(&mut said, true) {
+                    if !std::mem::replace(&mut is_reported, true) {
                         tracing::warn!(lane = %self.queue.lane(), error = %describe(&err), "sources wait for room in the queue");
                         self.waits(Some(describe(&err)));
                     }

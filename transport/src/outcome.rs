@@ -77,7 +77,7 @@ const VERSION_PAUSE: Duration = Duration::from_secs(60);
 ///
 /// `retry_after` is the header's value as a duration.
 pub fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Duration>) -> Outcome {
-    let code = problem.as_ref().map_or(ProblemCode::Unknown, |problem| problem.code);
+    let code = problem.as_ref().map_or_else(|| ProblemCode::Unknown(String::new()), |problem| problem.code.clone());
     let why = match problem {
         Some(Problem { title, detail: Some(detail), .. }) => format!("{status} {title}: {detail}"),
         Some(Problem { title, .. }) => format!("{status} {title}"),
@@ -125,24 +125,24 @@ mod tests {
         };
         for (status, code, expected) in [
             (400, ProblemCode::Version, "retry"),
-            (400, ProblemCode::Unknown, "quarantine"),
-            (404, ProblemCode::Unknown, "quarantine"),
-            (415, ProblemCode::Unknown, "quarantine"),
+            (400, ProblemCode::Unknown(String::new()), "quarantine"),
+            (404, ProblemCode::Unknown(String::new()), "quarantine"),
+            (415, ProblemCode::Unknown(String::new()), "quarantine"),
             (422, ProblemCode::Shape, "quarantine"),
             (422, ProblemCode::Policy, "purge"),
-            (401, ProblemCode::Unknown, "renew"),
+            (401, ProblemCode::Unknown(String::new()), "renew"),
             (403, ProblemCode::Identity, "identity"),
             (403, ProblemCode::Clone, "rekey"),
-            (408, ProblemCode::Unknown, "retry"),
-            (429, ProblemCode::Unknown, "retry"),
-            (500, ProblemCode::Unknown, "retry"),
-            (503, ProblemCode::Unknown, "retry"),
-            (409, ProblemCode::Unknown, "conflict"),
-            (413, ProblemCode::Unknown, "too large"),
-            (302, ProblemCode::Unknown, "misdirected"),
+            (408, ProblemCode::Unknown(String::new()), "retry"),
+            (429, ProblemCode::Unknown(String::new()), "retry"),
+            (500, ProblemCode::Unknown(String::new()), "retry"),
+            (503, ProblemCode::Unknown(String::new()), "retry"),
+            (409, ProblemCode::Unknown(String::new()), "conflict"),
+            (413, ProblemCode::Unknown(String::new()), "too large"),
+            (302, ProblemCode::Unknown(String::new()), "misdirected"),
             (421, ProblemCode::Geo, "misdirected"),
         ] {
-            assert_eq!(kind(status, code), expected, "{status} {code}");
+            assert_eq!(kind(status, code.clone()), expected, "{status} {code}");
         }
     }
 

@@ -181,14 +181,24 @@ impl Sender {
                 return;
             }
         };
+        if let Outcome::Done { .. } = outcome {
+            work.window.succeeded(took, full, Instant::now());
+        }
+        if let Err(err) = self.apply(work, slot, outcome).await {
+            tracing::error!(slot, error = %err, "the queue cannot be updated; sending the batch again");
+            self.failed(work, None, PAUSE, &err.to_string());
+        }
+    }
+
+    /// Does with a batch in the queue what its outcome asks for.
+    async fn apply(&self, work: &mut Work, slot: u64, outcome: Outcome) -> Result<(), QueueError> {
         let queue = Arc::clone(&self.queue);
-        let stored = match outcome {
+        match outcome {
             Outcome::Done { policy_revision, compression, lost, .. } => {
                 failpoint::reached("landed");
                 if lost.is_some() && queue.is_of_epoch(slot) {
                     self.update(|status| status.lost = lost);
                 }
-                work.window.succeeded(took, full, Instant::now());
                 self.succeeded(work, policy_revision, compression);
                 let deleted = blocking(move || queue.delete(slot)).await;
                 failpoint::reached("deleted");
@@ -197,7 +207,7 @@ impl Sender {
             Outcome::Quarantine { code, why } => {
                 tracing::error!(slot, %code, error = why, "the workspace refuses a batch; moved it to quarantine");
                 self.update(|status| status.quarantined += 1);
-                blocking(move || queue.quarantine(slot, code, &why)).await
+                blocking(move || queue.quarantine(slot, &code, &why)).await
             }
             Outcome::Purge => {
                 tracing::warn!(slot, "the workspace refused a batch that the policy forbids; purged it");
@@ -234,10 +244,6 @@ impl Sender {
                 self.failed(work, None, PAUSE.mul_f64(0.5 + fastrand::f64()), &why);
                 Ok(())
             }
-        };
-        if let Err(err) = stored {
-            tracing::error!(slot, error = %err, "the queue cannot be updated; sending the batch again");
-            self.failed(work, None, PAUSE, &err.to_string());
         }
     }
 

@@ -243,9 +243,11 @@ impl FromStr for ReportedCollectors {
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
             (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(plain)
         };
-        let one = |part: &str| match part.split_once(';').unwrap_or((part, "")) {
-            (id, every @ ("" | "every")) if is_id(id) => Ok((id.to_owned(), !every.is_empty())),
-            _ => Err(ReportedError),
+        let one = |part: &str| {
+            let mut parts = part.split(';');
+            let id = parts.next().filter(|id| is_id(id)).ok_or(ReportedError)?;
+            // A later release may say more.
+            Ok((id.to_owned(), parts.any(|part| part == "every")))
         };
         let all: BTreeMap<String, bool> = text.split(',').take(REPORTED_MAX + 1).map(one).collect::<Result<_, _>>()?;
         if all.len() > REPORTED_MAX { Err(ReportedError) } else { Ok(Self(all)) }
@@ -318,7 +320,8 @@ mod tests {
         let all = ReportedCollectors([("host".to_owned(), true), ("syslog".to_owned(), false)].into());
         assert_eq!((all.to_string().as_str(), all.to_string().parse()), ("host;every,syslog", Ok(all.clone())));
         let many = (0..=REPORTED_MAX).map(|number| format!("c{number}")).collect::<Vec<_>>().join(",");
-        for wrong in ["", "host;often", "a b", "é", "host,,syslog", &"x".repeat(65), &many] {
+        assert_eq!("host;often;every".parse(), Ok(ReportedCollectors([("host".to_owned(), true)].into())));
+        for wrong in ["", "a b", "é", "host,,syslog", &"x".repeat(65), &many] {
             assert_eq!(wrong.parse::<ReportedCollectors>(), Err(ReportedError), "{wrong}");
         }
         assert!(many.rsplit_once(',').expect("has some").0.parse::<ReportedCollectors>().is_ok());

@@ -19,12 +19,12 @@ pub struct Problem {
 macro_rules! codes {
     ($($(#[$doc:meta])+ $code:ident => $name:literal,)+) => {
         /// Stable code of a problem.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(from = "String", into = "String")]
         pub enum ProblemCode {
-            $($(#[$doc])+ #[serde(rename = $name)] $code,)+
-            /// A code of another release.
-            #[serde(other, rename = "unknown")]
-            Unknown,
+            $($(#[$doc])+ $code,)+
+            /// A code of another release, or none.
+            Unknown(String),
         }
 
         impl ProblemCode {
@@ -32,14 +32,29 @@ macro_rules! codes {
             pub const ALL: &[ProblemCode] = &[$(ProblemCode::$code),+];
 
             /// Name on the wire.
-            pub const fn name(self) -> &'static str {
+            pub fn name(&self) -> &str {
                 match self {
                     $(ProblemCode::$code => $name,)+
-                    ProblemCode::Unknown => "unknown",
+                    ProblemCode::Unknown(name) => name,
+                }
+            }
+        }
+
+        impl From<String> for ProblemCode {
+            fn from(name: String) -> Self {
+                match name.as_str() {
+                    $($name => ProblemCode::$code,)+
+                    _ => ProblemCode::Unknown(name),
                 }
             }
         }
     };
+}
+
+impl From<ProblemCode> for String {
+    fn from(code: ProblemCode) -> Self {
+        code.name().to_owned()
+    }
 }
 
 codes! {
@@ -100,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_its_name_and_one_of_another_release_is_unknown() {
+    fn a_code_is_its_name_and_one_of_another_release_keeps_its_own() {
         for code in ProblemCode::ALL {
             let json = serde_json::to_string(code).expect("serializes");
             assert_eq!(json, format!("\"{code}\""));
@@ -108,6 +123,6 @@ mod tests {
         }
         let later = r#"{"status":418,"code":"teapot","title":"no coffee"}"#;
         let problem: Problem = serde_json::from_str(later).expect("parses");
-        assert_eq!((problem.code, problem.title.as_str()), (ProblemCode::Unknown, "no coffee"));
+        assert_eq!((problem.code.name(), problem.title.as_str()), ("teapot", "no coffee"));
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 pub const RANGES_MAX: usize = 256;
 
 /// First and last sequence.
-pub type Range = (u64, u64);
+pub type SequenceRange = (u64, u64);
 
 /// Sequences of an epoch that the agent has set aside, as ascending ranges.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,21 +14,21 @@ pub type Range = (u64, u64);
 pub struct SetAside {
     /// In quarantine: the workspace refused them for good.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub quarantined: Vec<Range>,
+    pub quarantined: Vec<SequenceRange>,
     /// Deleted because the policy forbids them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub purged: Vec<Range>,
+    pub purged: Vec<SequenceRange>,
     /// Lost with a damaged queue, or answered as a conflict; records that could be read again are in other batches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub lost: Vec<Range>,
+    pub lost: Vec<SequenceRange>,
     /// Delivered and then lost by the workspace: their sources are read again into other batches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub read_again: Vec<Range>,
+    pub read_again: Vec<SequenceRange>,
 }
 
 impl SetAside {
     /// All kinds of ranges.
-    pub fn all(&self) -> [&Vec<Range>; 4] {
+    pub fn all(&self) -> [&Vec<SequenceRange>; 4] {
         [&self.quarantined, &self.purged, &self.lost, &self.read_again]
     }
 
@@ -39,7 +39,7 @@ impl SetAside {
 }
 
 /// Adds a sequence to ranges.
-pub fn add(ranges: &mut Vec<Range>, seq: u64) {
+pub fn add(ranges: &mut Vec<SequenceRange>, seq: u64) {
     let at = ranges.partition_point(|(first, _)| *first <= seq);
     ranges.insert(at, (seq, seq));
     ranges.dedup_by(|behind, before| {
@@ -55,8 +55,8 @@ pub fn add(ranges: &mut Vec<Range>, seq: u64) {
 }
 
 /// Number of sequences in the ranges, from `from` to before `to`.
-pub fn count(ranges: &[Range], from: u64, to: u64) -> u64 {
-    let inside = |(first, last): &Range| to.min(last.saturating_add(1)).saturating_sub(from.max(*first));
+pub fn count(ranges: &[SequenceRange], from: u64, to: u64) -> u64 {
+    let inside = |(first, last): &SequenceRange| to.min(last.saturating_add(1)).saturating_sub(from.max(*first));
     ranges.iter().map(inside).fold(0, u64::saturating_add)
 }
 

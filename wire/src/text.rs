@@ -66,6 +66,11 @@ pub fn label(text: &str) -> String {
     label
 }
 
+/// A label value of OpenMetrics, escaped: backslash, quotation mark, line feed (OpenMetrics 1.0 §5.1).
+pub fn metric_label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,18 +22,18 @@ pub(crate) struct Health(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     /// Last progress: something was written, or there was nothing to write; absent if nothing is materialised here.
-    step: Option<Instant>,
+    last_progress: Option<Instant>,
     /// Organizations whose tables cannot be written: since when, and why.
     failing: BTreeMap<OrganizationId, (Instant, String)>,
 }
 
 impl Health {
     /// Records success for an organization, or progress in general.
-    pub(crate) fn works(&self, organization: Option<OrganizationId>) {
+    pub(crate) fn record_success(&self, organization: Option<OrganizationId>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match organization {
             Some(organization) => drop(state.failing.remove(&organization)),
-            None => state.step = Some(Instant::now()),
+            None => state.last_progress = Some(Instant::now()),
         }
     }
 
@@ -43,7 +43,7 @@ impl Health {
     }
 
     /// Records a failure for an organization; true if it is new.
-    pub(crate) fn fails(&self, organization: OrganizationId, why: &str) -> bool {
+    pub(crate) fn record_failure(&self, organization: OrganizationId, why: &str) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let since = state.failing.get(&organization).map(|(since, _)| *since);
         let before = state.failing.insert(organization, (since.unwrap_or_else(Instant::now), why.to_owned()));
@@ -53,9 +53,9 @@ impl Health {
     /// Whether materialising makes progress, and a text for people.
     pub(crate) fn report(&self) -> (bool, String) {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let stands = state.step.map_or(Duration::ZERO, |step| step.elapsed());
-        if stands > STALLED {
-            return (false, format!("no table was written for {} s; see the log\n", stands.as_secs()));
+        let since_progress = state.last_progress.map_or(Duration::ZERO, |progress| progress.elapsed());
+        if since_progress > STALLED {
+            return (false, format!("no table was written for {} s; see the log\n", since_progress.as_secs()));
         }
         let mut text = "ok\n".to_owned();
         // Anyone may ask, so no names.
@@ -76,20 +76,24 @@ mod tests {
     async fn one_organization_s_trouble_is_said_and_a_standstill_is_red() {
         let (health, one) = (Health::default(), OrganizationId::from_uuid(uuid::Uuid::from_bytes([1; 16])));
         assert_eq!(health.report(), (true, "ok\n".to_owned()));
-        assert!(health.fails(one, "disk full") && !health.fails(one, "disk full") && health.fails(one, "damaged"));
+        assert!(
+            health.record_failure(one, "disk full")
+                && !health.record_failure(one, "disk full")
+                && health.record_failure(one, "damaged")
+        );
         tokio::time::sleep(Duration::from_secs(70)).await;
-        health.works(None);
+        health.record_success(None);
         assert!(health.is_failing());
         assert_eq!(
             health.report(),
             (true, "ok\norganizations whose tables cannot be written: 1, for 70 s; see the log\n".to_owned())
         );
-        health.works(Some(one));
+        health.record_success(Some(one));
         assert!(!health.is_failing());
         assert_eq!(health.report(), (true, "ok\n".to_owned()));
         tokio::time::sleep(STALLED + Duration::from_secs(1)).await;
         assert_eq!(health.report(), (false, "no table was written for 601 s; see the log\n".to_owned()));
-        health.works(None);
+        health.record_success(None);
         assert!(health.report().0);
     }
 }

@@ -7,12 +7,14 @@ mod commands;
 mod health;
 mod ingest;
 mod keys;
+mod metrics;
 mod replication;
 mod server;
 mod store;
 #[cfg(feature = "lake")]
 mod tables;
 
+use commands::LogFormat;
 use std::process::ExitCode;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -35,16 +37,17 @@ fn main() -> ExitCode {
         ("vedette_lake", level),
         ("vedette_wire", level),
     ]);
-    let log = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && !no_color());
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let log = match arguments.log_format {
+        LogFormat::Json => log.json().boxed(),
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && !no_color()).boxed(),
+    };
     tracing_subscriber::registry().with(log.with_filter(shown)).init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().thread_stack_size(STACK_BYTES).enable_all().build()
     {
         Ok(runtime) => runtime,
         Err(err) => {
-            tracing::error!(error = %err, "no runtime");
+            tracing::error!(error = %err, "cannot start the tokio runtime");
             return ExitCode::FAILURE;
         }
     };

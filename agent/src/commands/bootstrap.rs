@@ -7,7 +7,7 @@
 //! geo = "europe"    # optional
 //! ```
 
-use super::enroll::{self, Unreachable, Wanted};
+use super::enroll::{self, EnrollOptions, Unreachable};
 use crate::{config::Resolved, exit::Exit, identity::IdentityDir};
 use serde::Deserialize;
 use std::{
@@ -66,7 +66,7 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     // An agent killed in between is enrolled, and still has the file.
     if !enrolled {
         let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
-        let wanted = Wanted { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
+        let wanted = EnrollOptions { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
         let mut pause = *PAUSE.start();
         loop {
             match enroll::enroll(config, &wanted).await {

@@ -36,7 +36,7 @@ pub(super) struct Unreachable {
 struct Undecided(String);
 
 /// Options of an enrollment.
-pub(super) struct Wanted<'a> {
+pub(super) struct EnrollOptions<'a> {
     pub(super) workspace: &'a str,
     pub(super) ca: Option<&'a Path>,
     /// File with the token; `-` for standard input.
@@ -47,8 +47,8 @@ pub(super) struct Wanted<'a> {
     pub(super) again: bool,
 }
 
-pub(super) async fn enroll(config: &Resolved, wanted: &Wanted<'_>) -> Result<(), Exit> {
-    let Wanted { workspace, ca, token, geo, again } = *wanted;
+pub(super) async fn enroll(config: &Resolved, wanted: &EnrollOptions<'_>) -> Result<(), Exit> {
+    let EnrollOptions { workspace, ca, token, geo, again } = *wanted;
     let url = config::parse_workspace_url(workspace).map_err(|err| Exit::config(err.to_string()))?;
     if let Some(stated) = &config.workspace_url
         && *stated != url
@@ -125,7 +125,7 @@ fn keep(
     identity.write("ca.pem", ca_pem)?;
     identity.write("cert.pem", reply.certificate.as_bytes())?;
     if let Some(policy) = &reply.policy {
-        policy::keep(identity, policy)?;
+        policy::store_policy(identity, policy)?;
     }
     let mut enrollment = Enrollment::of(reply, url.as_str().trim_end_matches('/'));
     // Queued records are of the same organization, so they are resealed under the new name.

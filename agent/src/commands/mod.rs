@@ -8,7 +8,7 @@ mod queue;
 mod status;
 
 use crate::{
-    cli::{Arguments, Command, ConfigArguments, Page},
+    cli::{Arguments, Command, ConfigArguments, Page, StatusFormat},
     config::{self, Resolved, Sources, context},
     exit::{Exit, VERSION},
     identity::IdentityDir,
@@ -30,8 +30,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Enroll { config, workspace, ca, token_file, again } => {
             let config = load(config)?;
             start_log(&config);
-            let wanted =
-                enroll::Wanted { workspace: &workspace, ca: ca.as_deref(), token: &token_file, geo: None, again };
+            let wanted = enroll::EnrollOptions {
+                workspace: &workspace,
+                ca: ca.as_deref(),
+                token: &token_file,
+                geo: None,
+                again,
+            };
             tokio_runtime()?.block_on(enroll::enroll(&config, &wanted))
         }
         Command::Run { config } => {
@@ -51,22 +56,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             start_log(&config);
             once::once(&config, &collectors, format)
         }
-        Command::Check { config } => {
-            let path = config.config.display().to_string();
-            let config = load(config)?;
-            bootstrap::check(&config)?;
-            if let Some(problem) = unusable(&config.state_dir) {
-                return Err(Exit::Config(vec![format!("{path}: state.dir: {problem}")]));
-            }
-            let conflicts = conflicts(&config)?;
-            if !conflicts.is_empty() {
-                return Err(Exit::Config(
-                    conflicts.into_iter().map(|conflict| format!("{path}: {conflict}")).collect(),
-                ));
-            }
-            print(format!("{path}: ok\n").as_bytes())
+        Command::Check { config } => check(config),
+        Command::Status { config, json, format } => {
+            status::status(&load(config)?, if json { StatusFormat::Json } else { format })
         }
-        Command::Status { config, json } => status::status(&load(config)?, json),
         Command::Health { config, stalled_after } => health::health(&load(config)?, stalled_after.0),
         Command::Queue(mut command) => {
             let config = load(command.config().clone())?;
@@ -94,6 +87,21 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             .as_bytes(),
         ),
     }
+}
+
+/// Checks the configuration and what it needs on this machine.
+fn check(config: ConfigArguments) -> Result<(), Exit> {
+    let path = config.config.display().to_string();
+    let config = load(config)?;
+    bootstrap::check(&config)?;
+    if let Some(problem) = unusable(&config.state_dir) {
+        return Err(Exit::Config(vec![format!("{path}: state.dir: {problem}")]));
+    }
+    let conflicts = conflicts(&config)?;
+    if !conflicts.is_empty() {
+        return Err(Exit::Config(conflicts.into_iter().map(|conflict| format!("{path}: {conflict}")).collect()));
+    }
+    print(format!("{path}: ok\n").as_bytes())
 }
 
 fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {

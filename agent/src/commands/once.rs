@@ -39,7 +39,7 @@ impl Sink for Collected {
         Ok(())
     }
 
-    fn complain(&self, collector: &'static str, message: String) {
+    fn report_problem(&self, collector: &'static str, message: String) {
         self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push((collector, message));
     }
 }
@@ -111,7 +111,7 @@ fn collect(
         Plan::Absent(why) => Err(Outcome::Nothing(why)),
         Plan::Poll(_, mut poll) => {
             let bodies = poll.poll(cx).map_err(failed)?;
-            *collected.lacks.lock().unwrap_or_else(PoisonError::into_inner) = poll.complaint();
+            *collected.lacks.lock().unwrap_or_else(PoisonError::into_inner) = poll.problem();
             for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, cx.now()) {
                 sink.put(chunk, &StopSignal::default()).map_err(failed)?;
             }

@@ -68,11 +68,11 @@ fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
             let queue = open(config)?;
             let (stats, (lane, next_seq, before)) = (queue.stats(), queue.position());
             let oldest = stats.oldest_sealed.map(|sealed| (crate::now() - sealed).max(0) as f64 / 1e9);
-            let aside = stats.quarantine;
+            let quarantine = stats.quarantine;
             json!({"running": false, "file_bytes": stats.file_bytes, "batches": stats.batches,
                 "oldest_unsent_seconds": oldest, "lane": lane.name(), "epoch": queue.epoch().to_string(),
                 "next_seq": next_seq, "predecessor": before,
-                "quarantine": {"batches": aside.batches, "bytes": aside.bytes, "dropped": aside.dropped}})
+                "quarantine": {"batches": quarantine.batches, "bytes": quarantine.bytes, "dropped": quarantine.dropped}})
         }
     };
     value["damaged_files"] = json!(broken(config));
@@ -90,9 +90,9 @@ fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
     if let Some(epoch) = value["epoch"].as_str() {
         line("epoch", format!("{epoch}, next sequence {}", value["next_seq"]));
     }
-    let aside = &value["quarantine"];
-    let kib = aside["bytes"].as_u64().unwrap_or(0) >> 10;
-    line("quarantine", format!("{} batches in {kib} KiB, {} deleted", aside["batches"], aside["dropped"]));
+    let quarantine = &value["quarantine"];
+    let kib = quarantine["bytes"].as_u64().unwrap_or(0) >> 10;
+    line("quarantine", format!("{} batches in {kib} KiB, {} deleted", quarantine["batches"], quarantine["dropped"]));
     for path in broken(config) {
         line("damaged", format!("{path}; salvaged by the agent, or by `vedette queue salvage`"));
     }

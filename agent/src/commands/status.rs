@@ -2,6 +2,7 @@
 
 use super::print;
 use crate::{
+    cli::StatusFormat,
     config::Resolved,
     exit::Exit,
     runtime::status::{self, Report},
@@ -22,12 +23,14 @@ pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
 /// Deliveries that fail for this long are reported here and in `vedette health`.
 pub(super) const FAILING_AFTER_SECONDS: f64 = 60.0;
 
-pub(super) fn status(config: &Resolved, json: bool) -> Result<(), Exit> {
+pub(super) fn status(config: &Resolved, format: StatusFormat) -> Result<(), Exit> {
     let report = ask(config)?;
-    if json {
-        return print(vedette_wire::text::json_printable(serde_json::to_string(&report)? + "\n").as_bytes());
-    }
-    print(table(&report).as_bytes())
+    let text = match format {
+        StatusFormat::Table => table(&report),
+        StatusFormat::Json => vedette_wire::text::json_printable(serde_json::to_string(&report)? + "\n"),
+        StatusFormat::Prometheus => status::prometheus(&report),
+    };
+    print(text.as_bytes())
 }
 
 fn table(report: &Report) -> String {
@@ -50,15 +53,15 @@ fn table(report: &Report) -> String {
     if let Some(why) = &report.queue.waiting {
         line("", &format!("sources wait: {why}"));
     }
-    let aside = &report.queue.quarantine;
-    if aside.batches + aside.dropped > 0 {
+    let quarantine = &report.queue.quarantine;
+    if quarantine.batches + quarantine.dropped > 0 {
         line(
             "quarantine",
             &format!(
                 "{} batches in {} KiB, {} deleted for lack of space",
-                aside.batches,
-                aside.bytes >> 10,
-                aside.dropped
+                quarantine.batches,
+                quarantine.bytes >> 10,
+                quarantine.dropped
             ),
         );
     }

@@ -12,7 +12,7 @@ pub(crate) use resolved::{
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 use vedette_collectors::settings::{Bytes, Interval};
 use vedette_transport::tls::Roots;
 use vedette_wire::Compression;
@@ -28,6 +28,7 @@ pub(crate) struct Config {
     pub(crate) transport: Transport,
     pub(crate) limits: ResourceLimits,
     pub(crate) log: Log,
+    pub(crate) metrics: Metrics,
     pub(crate) policy: PolicySection,
     pub(crate) collectors: BTreeMap<String, toml::Table>,
 }
@@ -158,6 +159,15 @@ pub(crate) struct Log {
     pub(crate) format: String,
 }
 
+/// Metrics of the agent for Prometheus; `vedette status --format prometheus` prints the same.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Metrics {
+    /// Loopback address for `GET /metrics`, as in "127.0.0.1:9464"; absent, the agent does not listen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) listen: Option<SocketAddr>,
+}
+
 /// How this host follows the organization's policy.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -274,5 +284,5 @@ macro_rules! sections {
         }),*];
     };
 }
-sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" ResourceLimits, "log" Log,
+sections!("workspace" Workspace, "identity" Identity, "state" State, "host" Host, "transport" Transport, "limits" ResourceLimits, "log" Log, "metrics" Metrics,
     "policy" PolicySection);

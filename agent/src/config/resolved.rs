@@ -2,7 +2,7 @@
 
 use super::{CloudSetting, Config, Host, Log, PolicySection, Workspace};
 use sha2::{Digest, Sha256};
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 use url::Url;
 use vedette_collectors::{AnySettings, CollectorContext, REGISTRY, Spec, settings::Bytes};
 use vedette_transport::{
@@ -87,6 +87,8 @@ pub(crate) struct Resolved {
     pub(crate) memory_max: u64,
     pub(crate) log_level: tracing::Level,
     pub(crate) log_json: bool,
+    /// Loopback address for metrics.
+    pub(crate) metrics: Option<SocketAddr>,
     pub(crate) policy: PolicySection,
     pub(crate) collectors: Vec<CollectorPlan>,
     /// SHA-256 of the written configuration, hex; identifies it.
@@ -189,12 +191,15 @@ impl Resolved {
         check.proxy(&config.workspace);
         check.paths(&config);
         let (batches, quota) = transport(&config, &mut check);
+        if config.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
+            check.wrong("metrics.listen", "must be a loopback address, as in 127.0.0.1:9464");
+        }
         let log_level = check.log(&config.log);
         let collectors = collectors(&config.collectors, &config.host.root, &mut check);
         if !check.problems.is_empty() {
             return Err(check.problems);
         }
-        let Config { workspace, identity, state, host, limits, log, policy, .. } = config;
+        let Config { workspace, identity, state, host, limits, log, metrics, policy, .. } = config;
         let not_for = workspace.no_proxy.unwrap_or_default();
         Ok(Self {
             workspace_url,
@@ -213,6 +218,7 @@ impl Resolved {
             memory_max: limits.memory_max.0,
             log_level,
             log_json: log.format == "json",
+            metrics: metrics.listen,
             policy,
             collectors,
             digest,

@@ -28,6 +28,7 @@ use reconcile::Reconciler;
 use state::StateWatch;
 use status::StatusSource;
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -50,7 +51,7 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
     loop {
         match run_once(&config, &mut last_reread).await? {
             RunEnd::Signal(_) => return Ok(()),
-            RunEnd::Restart(_) => tracing::warn!("beginning again"),
+            RunEnd::Restart(reason) => tracing::warn!(%reason, "the agent restarts its tasks"),
             RunEnd::Fatal(why) => return Err(anyhow::anyhow!("{why}; see the log, and report this").into()),
         }
     }
@@ -68,6 +69,9 @@ async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> 
     }
     let (parts, reconciler, source) = compose(config, (identity, enrollment), cloud)?;
     let mut tasks = Tasks::new();
+    if let Some(address) = config.metrics {
+        serve_metrics(&mut tasks, address, source.clone()).await?;
+    }
     spawn(&mut tasks, &parts, reconciler, source, *last_reread)?;
     let enrollment = &parts.enrollment;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
@@ -86,7 +90,7 @@ async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> 
 async fn check_geography(config: &Arc<Resolved>, enrollment: &Enrollment) -> Result<Option<CloudInstance>, Exit> {
     let asked = Arc::clone(config);
     let asking = tokio::task::spawn_blocking(move || cloud::instance(&asked.place, &context(&asked)));
-    let instance = asking.await.context("asking for the instance metadata panicked")?;
+    let instance = asking.await.context("the query of the instance metadata panicked")?;
     let geography = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
     if let Some(host) = geography.filter(|host| host.workspace() != enrollment.geo) {
         return Err(Exit::config(format!(
@@ -180,6 +184,17 @@ fn describe(error: QueueError) -> Exit {
     }
 }
 
+async fn serve_metrics(tasks: &mut Tasks, address: SocketAddr, source: StatusSource) -> Result<(), Exit> {
+    let server = status::MetricsServer::bind(address, source).await;
+    let server = server.with_context(|| format!("metrics.listen: cannot listen on {address}; choose a free port"))?;
+    let server = Arc::new(server);
+    tasks.supervise("metrics", move || {
+        let server = Arc::clone(&server);
+        async move { match server.serve().await {} }
+    });
+    Ok(())
+}
+
 fn spawn(
     tasks: &mut Tasks,
     parts: &Arc<Parts>,
@@ -193,30 +208,30 @@ fn spawn(
     let (server, signals) = (Arc::new(server), Arc::new(tokio::sync::Mutex::new(platform::StopSignals::new()?)));
     let resumed = Arc::new(watch::Sender::new(false));
     let state = Arc::new(StateWatch::new(Arc::clone(parts), source.clone(), resumed.subscribe(), last_reread));
-    tasks.keep("signals", move || {
+    tasks.supervise("signals", move || {
         let signals = Arc::clone(&signals);
         async move { RunEnd::Signal(signals.lock().await.wait().await) }
     });
-    tasks.keep("status", move || {
+    tasks.supervise("status", move || {
         let server = Arc::clone(&server);
         async move { match server.serve().await {} }
     });
-    tasks.keep("state", move || {
+    tasks.supervise("state", move || {
         let state = Arc::clone(&state);
         async move { state.watch().await }
     });
     let of = Arc::clone(parts);
-    tasks.keep("heartbeat", move || {
+    tasks.supervise("heartbeat", move || {
         let (events, source) = (Arc::clone(&of.events), source.clone());
         async move { match events.beat(|| source.heartbeat()).await {} }
     });
     let of = Arc::clone(parts);
-    tasks.keep("renewal", move || {
+    tasks.supervise("renewal", move || {
         let parts = Arc::clone(&of);
         async move { match renew::renew(&parts.identity, &parts.client, &parts.events).await {} }
     });
     let of = Arc::clone(parts);
-    tasks.keep("rekey", move || {
+    tasks.supervise("rekey", move || {
         let parts = Arc::clone(&of);
         async move {
             let (lane, own) = (&parts.records.lane, (&parts.identity, &parts.enrollment, &parts.host));
@@ -225,7 +240,7 @@ fn spawn(
         }
     });
     let (of, done) = (Arc::clone(parts), Arc::clone(&resumed));
-    tasks.keep("resume", move || {
+    tasks.supervise("resume", move || {
         let (parts, done) = (Arc::clone(&of), Arc::clone(&done));
         async move {
             let (lane, state_dir) = (&parts.records.lane, &parts.config.state_dir);
@@ -257,8 +272,9 @@ async fn stop(parts: Arc<Parts>, tasks: Tasks, end: &RunEnd) {
     {
         drop(tokio::time::timeout(STOP_RECORD_GRACE, handing_over).await);
     }
-    let Some(parts) = Arc::into_inner(parts) else { return };
-    match Arc::try_unwrap(parts.records.lane) {
+    let lane = Arc::clone(&parts.records.lane);
+    drop(parts);
+    match Arc::try_unwrap(lane) {
         Ok(lane) => lane.stop(DELIVERY_GRACE).await,
         // Something still uses it: everything is handed over, so the grace is skipped.
         Err(lane) => lane.close(),

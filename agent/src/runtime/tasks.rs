@@ -4,6 +4,7 @@ use std::{collections::HashMap, fmt, time::Duration};
 use tokio::{
     sync::watch,
     task::{Id, JoinSet},
+    time::Instant,
 };
 use vedette_transport::Backoff;
 
@@ -70,7 +71,7 @@ impl Tasks {
 
     /// Starts a task that works until the stop and is dropped then. If it panics, it begins again after a pause; if it returns,
     /// the run ends.
-    pub(super) fn keep<F>(&mut self, name: &'static str, task: impl Fn() -> F + Send + 'static)
+    pub(super) fn supervise<F>(&mut self, name: &'static str, task: impl Fn() -> F + Send + 'static)
     where
         F: Future<Output = RunEnd> + Send + 'static,
     {
@@ -78,12 +79,16 @@ impl Tasks {
         let kept = async move {
             let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
             loop {
-                // Dropped with this task.
+                let began = Instant::now();
                 let mut one = JoinSet::new();
                 one.spawn(task());
                 let ended = tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => return None,
-                    ended = one.join_next() => ended?,
+                    _ = stop.wait_for(|stop| *stop) => None,
+                    ended = one.join_next() => ended,
+                };
+                let Some(ended) = ended else {
+                    one.shutdown().await;
+                    return None;
                 };
                 match ended {
                     Ok(end) => return Some(end),
@@ -91,7 +96,14 @@ impl Tasks {
                         tracing::error!(task = name, error = %err, "a task of the agent ended unexpectedly; starting it again")
                     }
                 }
-                tokio::time::sleep(backoff.pause()).await;
+                // A long run was a success.
+                if began.elapsed() > LONGEST_PAUSE {
+                    backoff.reset();
+                }
+                tokio::select! {
+                    _ = stop.wait_for(|stop| *stop) => return None,
+                    () = tokio::time::sleep(backoff.pause()) => {}
+                }
             }
         };
         self.names.insert(self.set.spawn(kept).id(), name);
@@ -144,14 +156,14 @@ mod tests {
     async fn a_task_that_panics_begins_again_and_one_that_returns_ends_the_run() {
         let (mut tasks, begun) = (Tasks::new(), Arc::<AtomicUsize>::default());
         let count = Arc::clone(&begun);
-        tasks.keep("flaky", move || {
+        tasks.supervise("flaky", move || {
             let attempt = count.fetch_add(1, Ordering::SeqCst);
             async move {
                 assert!(attempt == 2, "not yet");
                 RunEnd::Restart(RestartReason::Rekeyed)
             }
         });
-        tasks.keep("quiet", std::future::pending);
+        tasks.supervise("quiet", std::future::pending);
         assert_eq!(tasks.first_end().await, RunEnd::Restart(RestartReason::Rekeyed));
         assert_eq!(begun.load(Ordering::SeqCst), 3);
         tasks.stop().await;
@@ -162,7 +174,7 @@ mod tests {
         let (mut tasks, done) = (Tasks::new(), Arc::<AtomicUsize>::default());
         let held = Arc::new(());
         let (kept, count) = (Arc::clone(&held), Arc::clone(&done));
-        tasks.keep("kept", move || {
+        tasks.supervise("kept", move || {
             let kept = Arc::clone(&kept);
             async move {
                 std::future::pending::<()>().await;
@@ -180,9 +192,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_stop_does_not_wait_for_a_task_that_is_about_to_begin_again() {
+        let mut tasks = Tasks::new();
+        tasks.supervise("flaky", || async { panic!("not now") });
+        for _ in 0..8 {
+            let end = tokio::time::timeout(Duration::from_secs(30), tasks.first_end()).await;
+            end.expect_err("it begins again");
+        }
+        let began = Instant::now();
+        tasks.stop().await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_task_that_must_finish_and_panics_is_fatal_and_named() {
         let mut tasks = Tasks::new();
-        tasks.keep("quiet", std::future::pending);
+        tasks.supervise("quiet", std::future::pending);
         tasks.finish("policy", |_| async { panic!("no") });
         let RunEnd::Fatal(why) = tasks.first_end().await else { panic!("it goes on") };
         assert!(why.contains("policy"), "{why}");

@@ -6,7 +6,7 @@
 //! sent.
 
 use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Requests, Wake, Wanted,
+    ApprovedRequest, BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Requests, Wake,
     settings::Bytes,
     spec::{Collector, CollectorSettings, Plan, Spec, Watch},
 };
@@ -139,7 +139,7 @@ impl Artifacts {
         &self,
         cx: &CollectorContext,
         outlet: &Outlet,
-        wanted: &Wanted,
+        wanted: &ApprovedRequest,
         sent: Option<&Sending>,
     ) -> Result<(), CollectError> {
         let source =
@@ -174,7 +174,7 @@ impl Artifacts {
     }
 
     /// The file, and its resolved path on the host.
-    fn open(&self, cx: &CollectorContext, wanted: &Wanted) -> Result<(File, String), Refusal> {
+    fn open(&self, cx: &CollectorContext, wanted: &ApprovedRequest) -> Result<(File, String), Refusal> {
         if !wanted.path.starts_with('/') {
             return Err("the path is not absolute".to_owned());
         }
@@ -205,7 +205,7 @@ impl Artifacts {
         &self,
         cx: &CollectorContext,
         outlet: &Outlet,
-        wanted: &Wanted,
+        wanted: &ApprovedRequest,
         source: &Arc<Source>,
         (mut file, real_path): (File, String),
         sent: Option<&Sending>,

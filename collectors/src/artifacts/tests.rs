@@ -12,7 +12,7 @@ impl Sink for Sent {
         self.0.lock().expect("lock").push(chunk);
         Ok(())
     }
-    fn complain(&self, _: &'static str, _: String) {}
+    fn report_problem(&self, _: &'static str, _: String) {}
 }
 
 /// A host with a few files, and its settings.
@@ -34,15 +34,21 @@ fn host() -> (tempfile::TempDir, CollectorContext, Settings) {
     (dir, CollectorContext::new(root, Arc::new(|| 1)), Settings::default())
 }
 
-fn wanted(path: &str) -> Wanted {
-    Wanted { request: "r1".to_owned(), path: path.to_owned(), paths: Vec::new(), bytes_max: 1 << 30, refused: None }
+fn wanted(path: &str) -> ApprovedRequest {
+    ApprovedRequest {
+        request: "r1".to_owned(),
+        path: path.to_owned(),
+        paths: Vec::new(),
+        bytes_max: 1 << 30,
+        refused: None,
+    }
 }
 
 /// What is sent for a request from an offset on, and whether a cursor remains.
 fn answered(
     cx: &CollectorContext,
     settings: &Settings,
-    wanted: &Wanted,
+    wanted: &ApprovedRequest,
     durable: Option<&Sending>,
 ) -> (Vec<Artifact>, Vec<Position>) {
     let sent = Arc::new(Sent::default());
@@ -131,19 +137,19 @@ fn what_is_not_on_the_list_or_is_no_plain_file_is_refused_with_the_reason() {
 #[test]
 fn policy_and_host_both_limit_and_the_smaller_counts() {
     let (_dir, cx, settings) = host();
-    let why = |settings: &Settings, wanted: &Wanted| {
+    let why = |settings: &Settings, wanted: &ApprovedRequest| {
         let (pieces, _) = answered(&cx, settings, wanted, None);
         pieces[0].refused.clone().unwrap_or_default()
     };
     let tool = wanted("/usr/bin/tool");
-    let policy = Wanted { bytes_max: 10, ..tool.clone() };
+    let policy = ApprovedRequest { bytes_max: 10, ..tool.clone() };
     assert!(why(&settings, &policy).contains("10 are allowed"));
     let narrow = Settings { bytes_max: Bytes(9), ..settings.clone() };
     assert!(why(&narrow, &policy).contains("9 are allowed"));
-    let others = Wanted { paths: vec!["/var/log/**/*".to_owned()], ..tool.clone() };
+    let others = ApprovedRequest { paths: vec!["/var/log/**/*".to_owned()], ..tool.clone() };
     assert!(why(&settings, &others).contains("not among the paths that the policy allows"));
     let none = Settings { allow: Vec::new(), ..settings.clone() };
     assert!(why(&none, &tool).contains("not on this host's list"));
-    let refused = Wanted { refused: Some("too many in an hour".to_owned()), ..tool };
+    let refused = ApprovedRequest { refused: Some("too many in an hour".to_owned()), ..tool };
     assert_eq!(why(&settings, &refused), "too many in an hour");
 }

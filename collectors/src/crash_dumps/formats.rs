@@ -226,7 +226,7 @@ fn apport(cx: &CollectorContext, file: &File, path: &Path, crash: &mut Crash) ->
 fn date(cx: &CollectorContext, text: &str) -> Option<i64> {
     let (_weekday, date) = text.split_once(' ')?;
     match vedette_wire::stamp::head(date.as_bytes()).stamp?.when {
-        When::Local(time) => Some(crate::syslog::parse::local(time, &crate::host::time_zone(cx).1)),
+        When::Local(time) => Some(crate::syslog::parse::to_utc(time, &crate::host::time_zone(cx).1)),
         When::Utc(time) => Some(time),
         When::Yearless(_) | When::Impossible => None,
     }

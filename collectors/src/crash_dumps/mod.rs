@@ -180,7 +180,7 @@ impl Watch for CrashDumps {
             match (now == said, now.is_empty()) {
                 (true, _) => {}
                 (false, true) => outlet.recovered(SPEC.id),
-                (false, false) => outlet.complain(SPEC.id, &now),
+                (false, false) => outlet.report_problem(SPEC.id, &now),
             }
             said = now;
             if reported.dumps.len() > REMEMBERED_MAX {

@@ -22,7 +22,7 @@ impl Sink for Kept {
         Ok(())
     }
 
-    fn complain(&self, _: &'static str, message: String) {
+    fn report_problem(&self, _: &'static str, message: String) {
         panic!("{message}");
     }
 }

@@ -66,7 +66,7 @@ impl Poll for Host {
         Ok(vec![facts::read(cx).into()])
     }
 
-    fn complaint(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         let why = "serial number and UUID of the machine cannot be read; give the agent CAP_DAC_READ_SEARCH";
         self.refused.then(|| why.to_owned())
     }

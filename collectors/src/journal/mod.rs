@@ -240,7 +240,7 @@ fn follow(
         if let Some(source) = &current {
             let room = wait.check(outlet, source);
             if room == Room::LongFull && !std::mem::replace(&mut is_reported, true) {
-                outlet.complain(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
+                outlet.report_problem(SPEC.id, &CollectError::NoRoom("the journal".to_owned()));
             }
             if room != Room::Free {
                 // journalctl waits as well, and the journal keeps new entries.

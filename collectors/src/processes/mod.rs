@@ -157,7 +157,7 @@ impl Poll for Processes {
         Ok(out.into_iter().map(Body::from).collect())
     }
 
-    fn complaint(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         let todo = match read::may_ptrace() {
             false => "give the agent CAP_SYS_PTRACE",
             // ptrace(2): even then, processes with more capabilities or in an outer user namespace cannot be inspected.

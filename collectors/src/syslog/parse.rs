@@ -37,7 +37,7 @@ pub(crate) fn recognise(raw: &[u8], origin: Origin, now: i64, zone: &TimeZone) -
     if let Some(stamp) = &head.stamp {
         (out.time, out.inferred) = match stamp.when {
             When::Utc(time) => (Some(time), Inferred::Nothing),
-            When::Local(time) => (Some(local(time, zone)), Inferred::Zone),
+            When::Local(time) => (Some(to_utc(time, zone)), Inferred::Zone),
             When::Yearless(day) => (nearest(day, now, zone), Inferred::YearAndZone),
             When::Impossible => (None, Inferred::Nothing),
         };
@@ -45,61 +45,61 @@ pub(crate) fn recognise(raw: &[u8], origin: Origin, now: i64, zone: &TimeZone) -
             out.inferred = Inferred::Nothing;
         }
     }
-    let mut at = Scanner { raw, at: head.end };
+    let mut scanner = Scanner { raw, offset: head.end };
     match head.form {
-        Form::Rfc5424 => rfc5424(&mut at, &mut out),
+        Form::Rfc5424 => rfc5424(&mut scanner, &mut out),
         Form::Traditional => {
-            host(&mut at, &mut out, origin);
-            tag(&mut at, &mut out);
-            out.message = at.rest();
+            host(&mut scanner, &mut out, origin);
+            tag(&mut scanner, &mut out);
+            out.message = scanner.rest();
         }
         Form::Tag { host } => {
-            out.host = host.map(of);
-            tag(&mut at, &mut out);
-            out.message = at.rest();
+            out.host = host.map(span);
+            tag(&mut scanner, &mut out);
+            out.message = scanner.rest();
         }
-        Form::Plain { host } => out.host = host.map(of),
+        Form::Plain { host } => out.host = host.map(span),
     }
     out
 }
 
-fn rfc5424(at: &mut Scanner<'_>, out: &mut Syslog) {
-    out.host = at.field();
-    out.app = at.field();
-    out.pid = at.field();
-    out.message_id = at.field();
+fn rfc5424(scanner: &mut Scanner<'_>, out: &mut Syslog) {
+    out.host = scanner.field();
+    out.app = scanner.field();
+    out.pid = scanner.field();
+    out.message_id = scanner.field();
     // Some senders omit the structured data, but not the space after it.
-    at.blanks();
-    if at.eat(b"-") {
-        at.eat(b" ");
-    } else if at.peek() == Some(b'[') {
-        out.structured_data = at.structured_data();
-        at.eat(b" ");
+    scanner.blanks();
+    if scanner.eat(b"-") {
+        scanner.eat(b" ");
+    } else if scanner.peek() == Some(b'[') {
+        out.structured_data = scanner.structured_data();
+        scanner.eat(b" ");
     }
-    at.eat(b"\xef\xbb\xbf");
-    out.message = at.rest();
+    scanner.eat(b"\xef\xbb\xbf");
+    out.message = scanner.rest();
 }
 
 /// The next word, if it is no tag, and the facility and severity that busybox writes after it.
-fn host(at: &mut Scanner<'_>, out: &mut Syslog, origin: Origin) {
-    let Some(word) = at.next_word() else { return };
-    let (text, behind) = (&at.raw[word.clone()], Scanner { raw: at.raw, at: word.end });
+fn host(scanner: &mut Scanner<'_>, out: &mut Syslog, origin: Origin) {
+    let Some(word) = scanner.next_word() else { return };
+    let (text, behind) = (&scanner.raw[word.clone()], Scanner { raw: scanner.raw, offset: word.end });
     let is_address = || std::str::from_utf8(text).is_ok_and(|text| text.parse::<std::net::IpAddr>().is_ok());
     if (text.ends_with(b":") || memchr::memchr2(b'[', b']', text).is_some()) && !is_address() {
         return;
     }
-    let mut next = Scanner { raw: at.raw, at: behind.at };
+    let mut next = Scanner { raw: scanner.raw, offset: behind.offset };
     next.blanks();
     if origin == Origin::LocalSocket && next.tag().is_none() {
         return;
     }
-    out.host = Some(of(word));
-    at.at = next.at;
-    if let Some(word) = at.next_word()
-        && let Some((severity, facility)) = severity_and_facility(&at.raw[word.clone()])
+    out.host = Some(span(word));
+    scanner.offset = next.offset;
+    if let Some(word) = scanner.next_word()
+        && let Some((severity, facility)) = severity_and_facility(&scanner.raw[word.clone()])
     {
-        at.at = word.end;
-        at.blanks();
+        scanner.offset = word.end;
+        scanner.blanks();
         if out.facility.is_none() {
             (out.severity, out.facility) = (Some(severity), Some(facility));
         }
@@ -107,14 +107,14 @@ fn host(at: &mut Scanner<'_>, out: &mut Syslog, origin: Origin) {
 }
 
 /// `su[812]: `, `kernel: `; a line without a tag is all message.
-fn tag(at: &mut Scanner<'_>, out: &mut Syslog) {
-    if let Some(tag) = at.tag() {
-        (out.app, out.pid) = (Some(of(tag.app)), tag.pid.map(of));
-        at.at = tag.end;
+fn tag(scanner: &mut Scanner<'_>, out: &mut Syslog) {
+    if let Some(tag) = scanner.tag() {
+        (out.app, out.pid) = (Some(span(tag.app)), tag.pid.map(span));
+        scanner.offset = tag.end;
     }
 }
 
-fn of(range: Range<usize>) -> Span {
+fn span(range: Range<usize>) -> Span {
     // Lines are cut at 1 MiB.
     Span(range.start as u32, range.end as u32)
 }
@@ -131,45 +131,45 @@ struct Tag {
 
 struct Scanner<'a> {
     raw: &'a [u8],
-    at: usize,
+    offset: usize,
 }
 
 impl Scanner<'_> {
     fn peek(&self) -> Option<u8> {
-        self.raw.get(self.at).copied()
+        self.raw.get(self.offset).copied()
     }
 
     fn eat(&mut self, prefix: &[u8]) -> bool {
-        let eaten = self.raw[self.at..].starts_with(prefix);
+        let eaten = self.raw[self.offset..].starts_with(prefix);
         if eaten {
-            self.at += prefix.len();
+            self.offset += prefix.len();
         }
         eaten
     }
 
     fn blanks(&mut self) {
-        self.at += self.raw[self.at..].iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+        self.offset += self.raw[self.offset..].iter().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
     }
 
     /// The word up to the next space, which is not consumed.
     fn next_word(&self) -> Option<Range<usize>> {
-        let rest = &self.raw[self.at..];
+        let rest = &self.raw[self.offset..];
         let length = memchr::memchr2(b' ', b'\t', rest).unwrap_or(rest.len());
-        (length > 0).then_some(self.at..self.at + length)
+        (length > 0).then_some(self.offset..self.offset + length)
     }
 
     /// The word up to the next space, which is consumed; `-` means none.
     fn field(&mut self) -> Option<Span> {
-        let rest = &self.raw[self.at..];
+        let rest = &self.raw[self.offset..];
         let length = memchr::memchr(b' ', rest).unwrap_or(rest.len());
-        let (found, text) = (self.at..self.at + length, &rest[..length]);
-        self.at = (self.at + length + 1).min(self.raw.len());
-        (length > 0 && text != b"-").then(|| of(found))
+        let (word, text) = (self.offset..self.offset + length, &rest[..length]);
+        self.offset = (self.offset + length + 1).min(self.raw.len());
+        (length > 0 && text != b"-").then(|| span(word))
     }
 
     /// `app[pid]: `, `app: `, `app 1.4.1: `. URLs, paths of other systems and bare numbers are no tags.
     fn tag(&self) -> Option<Tag> {
-        let (start, rest) = (self.at, &self.raw[self.at..]);
+        let (start, rest) = (self.offset, &self.raw[self.offset..]);
         let mut end = rest.iter().take(TAG_BYTES_MAX).position(|byte| matches!(byte, b':' | b'[' | b' ' | b'\t'))?;
         let app = start..start + end;
         let mut pid = None;
@@ -199,7 +199,7 @@ impl Scanner<'_> {
 
     /// `[id name="value"]…`, with `\"`, `\\` and `\]` inside values.
     fn structured_data(&mut self) -> Option<Span> {
-        let start = self.at;
+        let start = self.offset;
         let (mut quoted, mut escaped) = (false, false);
         for (index, byte) in self.raw[start..].iter().enumerate() {
             match byte {
@@ -207,8 +207,8 @@ impl Scanner<'_> {
                 b'\\' if quoted => escaped = true,
                 b'"' => quoted = !quoted,
                 b']' if !quoted && self.raw.get(start + index + 1) != Some(&b'[') => {
-                    self.at = start + index + 1;
-                    return Some(of(start..self.at));
+                    self.offset = start + index + 1;
+                    return Some(span(start..self.offset));
                 }
                 _ => {}
             }
@@ -217,18 +217,18 @@ impl Scanner<'_> {
     }
 
     fn rest(&mut self) -> Option<Span> {
-        (self.at < self.raw.len()).then(|| of(self.at..self.raw.len()))
+        (self.offset < self.raw.len()).then(|| span(self.offset..self.raw.len()))
     }
 }
 
 /// Converts a civil time, given as if UTC, from a zone to nanoseconds UTC.
-pub(crate) fn local(utc: i64, zone: &TimeZone) -> i64 {
-    let (seconds, nanoseconds) = (utc.div_euclid(1_000_000_000), utc.rem_euclid(1_000_000_000));
+pub(crate) fn to_utc(civil: i64, zone: &TimeZone) -> i64 {
+    let (seconds, nanoseconds) = (civil.div_euclid(1_000_000_000), civil.rem_euclid(1_000_000_000));
     let shifted = jiff::Timestamp::from_second(seconds)
         .and_then(|timestamp| zone.to_timestamp(TimeZone::UTC.to_datetime(timestamp)));
     // Near the end of the 64-bit range the time stays as if UTC.
     let shifted = shifted.ok().and_then(|at| at.as_second().checked_mul(1_000_000_000)?.checked_add(nanoseconds));
-    shifted.unwrap_or(utc)
+    shifted.unwrap_or(civil)
 }
 
 /// How far a line may be ahead of the clock without counting as last year's: clocks run ahead, and zones differ.
@@ -246,7 +246,7 @@ fn nearest(day: Yearless, now: i64, zone: &TimeZone) -> Option<i64> {
         if utc > now.saturating_add(AHEAD_NS + DAY_NS) {
             return None;
         }
-        let time = if day.is_utc { utc } else { local(utc, zone) };
+        let time = if day.is_utc { utc } else { to_utc(utc, zone) };
         (time <= now.saturating_add(AHEAD_NS)).then_some(time)
     })
 }

@@ -11,7 +11,7 @@ impl Sink for Seen {
         Ok(())
     }
 
-    fn complain(&self, _: &'static str, message: String) {
+    fn report_problem(&self, _: &'static str, message: String) {
         panic!("{message}");
     }
 }

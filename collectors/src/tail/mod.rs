@@ -274,7 +274,7 @@ impl State {
             outlet.recovered(collector);
         } else {
             tracing::warn!(collector, "{}", vedette_wire::text::printable(&text));
-            outlet.complain(collector, &text);
+            outlet.report_problem(collector, &text);
         }
         self.reported = text;
     }

@@ -55,7 +55,7 @@ impl Sink for Kept {
         self.full.lock().expect("lock").as_deref().is_none_or(|full| source.name.as_deref() != Some(full))
     }
 
-    fn complain(&self, _: &'static str, message: String) {
+    fn report_problem(&self, _: &'static str, message: String) {
         self.complaints.lock().expect("lock").push(message);
     }
 }

@@ -41,18 +41,19 @@ impl Queue {
                 self.room(added, meta.bytes + meta.quarantine.bytes)?;
             }
             failpoint::reached("commit");
-            let done = self.write(Durability::Immediate, |tx, now| {
-                if (now.epoch, now.next_seq, &now.set_aside) != (meta.epoch, meta.next_seq, &meta.set_aside) {
+            let done = self.write(Durability::Immediate, |tx, current| {
+                if (current.epoch, current.next_seq, &current.set_aside) != (meta.epoch, meta.next_seq, &meta.set_aside)
+                {
                     // The sequence was used for a split batch or set aside meanwhile.
                     return Ok(None);
                 }
                 if let Some(frame) = &frame {
-                    append(tx, now, frame, &shares)?;
+                    append(tx, current, frame, &shares)?;
                 }
-                now.ledger.add(&open.ledger);
-                keep(tx, &open.cursors)?;
+                current.ledger.add(&open.ledger);
+                store_cursors(tx, &open.cursors)?;
                 for (collector, source, floor) in &open.floors {
-                    super::positions::pass_over(tx, &format!("{collector}\0{source}"), *floor)?;
+                    super::positions::raise_floor(tx, &format!("{collector}\0{source}"), *floor)?;
                 }
                 Ok(Some(()))
             })?;
@@ -142,7 +143,10 @@ pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8], share
 }
 
 /// Stores cursors; sources with one no longer use the workspace's positions.
-fn keep(tx: &WriteTransaction, cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>) -> Result<(), redb::Error> {
+fn store_cursors(
+    tx: &WriteTransaction,
+    cursors: &BTreeMap<(&'static str, String), Option<Vec<u8>>>,
+) -> Result<(), redb::Error> {
     let mut table = tx.open_table(CURSORS)?;
     for ((collector, source), cursor) in cursors {
         let key = format!("{collector}\0{source}");

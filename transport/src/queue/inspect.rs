@@ -5,7 +5,7 @@ use redb::{Durability, ReadableDatabase};
 use vedette_wire::{
     Lane,
     frame::{self, FrameHead},
-    set_aside::Range,
+    set_aside::SequenceRange,
 };
 
 /// Result of a verification.
@@ -104,7 +104,7 @@ impl Queue {
         let done = self.write(Durability::Immediate, |tx, meta| {
             let Some(kept) = out_of_quarantine(tx, meta, slot)? else { return Ok(None) };
             if let Some((epoch, seq)) = key(&kept.frame)
-                && let Some(aside) = meta.aside(epoch)
+                && let Some(aside) = meta.set_aside_of(epoch)
             {
                 remove(&mut aside.quarantined, seq);
             }
@@ -159,7 +159,7 @@ fn open(slot: u64, kept: &[u8]) -> QuarantinedBatch {
     }
 }
 
-fn remove(ranges: &mut Vec<Range>, seq: u64) {
+fn remove(ranges: &mut Vec<SequenceRange>, seq: u64) {
     let Some(at) = ranges.iter().position(|(first, last)| (*first..=*last).contains(&seq)) else { return };
     let (first, last) = ranges.remove(at);
     if seq < last {

@@ -45,7 +45,7 @@ impl Queue {
             }
             // A batch that cannot be read is deleted too.
             for source in opened(&frame).map_or(Vec::new(), |(_, header, _)| header.sources) {
-                super::positions::pass_over(tx, &format!("{}\0{}", source.collector, source.id), source.reached)?;
+                super::positions::raise_floor(tx, &format!("{}\0{}", source.collector, source.id), source.reached)?;
             }
             Ok(Some(()))
         })?;
@@ -70,7 +70,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Storage`].
-    pub fn quarantine(&self, slot: u64, code: ProblemCode, why: &str) -> Result<(), QueueError> {
+    pub fn quarantine(&self, slot: u64, code: &ProblemCode, why: &str) -> Result<(), QueueError> {
         let mut kept = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
         kept.push(0);
         let most = self.limit() / 10;
@@ -82,14 +82,14 @@ impl Queue {
             kept.extend_from_slice(&frame);
             let mut table = tx.open_table(QUARANTINE)?;
             table.insert(slot, kept.as_slice())?;
-            let aside = &mut meta.quarantine;
-            aside.batches += 1;
-            aside.bytes += space(kept.len());
-            while aside.bytes > most && aside.batches > 1 {
+            let quarantine = &mut meta.quarantine;
+            quarantine.batches += 1;
+            quarantine.bytes += space(kept.len());
+            while quarantine.bytes > most && quarantine.batches > 1 {
                 let Some((_, oldest)) = table.pop_first()? else { break };
-                aside.batches -= 1;
-                aside.bytes = aside.bytes.saturating_sub(space(oldest.value().len()));
-                aside.dropped += 1;
+                quarantine.batches -= 1;
+                quarantine.bytes = quarantine.bytes.saturating_sub(space(oldest.value().len()));
+                quarantine.dropped += 1;
             }
             Ok(Some(()))
         })?;
@@ -160,7 +160,7 @@ impl Queue {
             return Ok(None);
         }
         if !self.is_replaced(&head.key) {
-            self.quarantine(slot, ProblemCode::Identity, "sealed for another enrollment")?;
+            self.quarantine(slot, &ProblemCode::Identity, "sealed for another enrollment")?;
             return Ok(Some(true));
         }
         Ok(self.take_slot_over(slot)?.then_some(false))
@@ -245,7 +245,7 @@ impl Queue {
     pub(crate) fn split(&self, slot: u64, why: &str) -> Result<Option<usize>, QueueError> {
         let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(None) };
         let Some(halves) = codec::halve(&records).ok().flatten() else {
-            self.quarantine(slot, ProblemCode::Size, why)?;
+            self.quarantine(slot, &ProblemCode::Size, why)?;
             return Ok(None);
         };
         loop {

@@ -121,7 +121,7 @@ impl Meta {
     }
 
     /// The record of what became of a sequence; absent for epochs before the previous one.
-    pub(super) fn aside(&mut self, epoch: u64) -> Option<&mut SetAside> {
+    pub(super) fn set_aside_of(&mut self, epoch: u64) -> Option<&mut SetAside> {
         if epoch == self.epoch {
             return Some(&mut self.set_aside);
         }
@@ -191,9 +191,9 @@ impl Meta {
 pub(super) fn note(
     meta: &mut Meta,
     (epoch, seq): (u64, u64),
-    which: impl FnOnce(&mut SetAside) -> &mut Vec<set_aside::Range>,
+    which: impl FnOnce(&mut SetAside) -> &mut Vec<set_aside::SequenceRange>,
 ) {
-    if let Some(aside) = meta.aside(epoch) {
+    if let Some(aside) = meta.set_aside_of(epoch) {
         set_aside::add(which(aside), seq);
     }
 }

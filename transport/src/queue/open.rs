@@ -3,7 +3,7 @@
 use super::{
     BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, lock,
     positions, salvage, shares,
-    store::{Opener, Store, catching},
+    store::{Opener, Store, catch_panic},
 };
 use redb::{Database, DatabaseError, ReadableTable};
 use std::{
@@ -41,10 +41,10 @@ impl Queue {
         let load = |resume| Self::load(Box::new(opener(path.clone())), &path, true, lane, (quota, random, resume));
         let loaded = match load(resume) {
             Err(QueueError::Storage { source, .. }) if is_damage(&source) => {
-                let aside = salvage::aside(&path);
-                tracing::warn!(path = %path.display(), aside = %aside.display(), error = %source,
-                    "the queue cannot be read; moved it aside and created a new one");
-                std::fs::rename(&path, &aside).map_err(directory)?;
+                let moved_to = salvage::damaged_name(&path);
+                tracing::warn!(path = %path.display(), moved_to = %moved_to.display(), error = %source,
+                    "the queue cannot be read; moved it away and created a new one");
+                std::fs::rename(&path, &moved_to).map_err(directory)?;
                 load(Resume::Lost)?
             }
             other => other?,
@@ -80,7 +80,7 @@ impl Queue {
     ) -> Result<Self, QueueError> {
         let failed = |source: redb::Error| QueueError::Storage { path: path.to_owned(), source: Box::new(source) };
         let mut in_use = false;
-        let opened = catching(|| {
+        let opened = catch_panic(|| {
             (opener)().map_err(|err| {
                 in_use = matches!(err, DatabaseError::DatabaseAlreadyOpen);
                 err.into()
@@ -90,7 +90,7 @@ impl Queue {
             return Err(QueueError::InUse { path: path.to_owned() });
         }
         let db = opened.map_err(failed)?;
-        let prepared = catching(|| {
+        let prepared = catch_panic(|| {
             let found = prepare(&db, random, resume)?;
             if found > FORMAT {
                 return Ok(Err(found));

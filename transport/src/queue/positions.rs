@@ -177,7 +177,7 @@ pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
 }
 
 /// Records that policy excluded positions of a source; they are never read again.
-pub(super) fn pass_over(tx: &WriteTransaction, key: &str, floor: u64) -> Result<(), redb::Error> {
+pub(super) fn raise_floor(tx: &WriteTransaction, key: &str, floor: u64) -> Result<(), redb::Error> {
     let mut table = tx.open_table(STORED)?;
     let bytes = table.get(key)?.map(|bytes| bytes.value().to_vec());
     let known: Option<Stored> = match &bytes {

@@ -69,7 +69,7 @@ pub enum SalvageError {
 }
 
 /// New name for a damaged database; earlier ones may still be there.
-pub(super) fn aside(path: &Path) -> PathBuf {
+pub(super) fn damaged_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{name}.broken-{:016x}", fastrand::u64(..)))
 }
@@ -357,7 +357,7 @@ fn copy(tx: &WriteTransaction, meta: &mut Meta, frames: &[Copied]) -> Result<Opt
 }
 
 /// Merges the two nearest ranges when there are more than a header may name.
-fn shorten(ranges: &mut Vec<set_aside::Range>) {
+fn shorten(ranges: &mut Vec<set_aside::SequenceRange>) {
     if ranges.len() > set_aside::RANGES_MAX {
         let gap = |at: &usize| ranges[*at + 1].0 - ranges[*at].1;
         if let Some(at) = (0..ranges.len() - 1).min_by_key(gap) {

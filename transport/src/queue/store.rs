@@ -7,7 +7,7 @@
 //! outside may make it panic. The panic is caught and treated as damage: the file is moved aside at once, so that no later
 //! start trusts it.
 
-use super::{QueueError, meta::Meta, salvage::aside, shares};
+use super::{QueueError, meta::Meta, salvage::damaged_name, shares};
 use redb::{Database, DatabaseError};
 use std::{
     fmt,
@@ -63,7 +63,7 @@ impl Store {
         let done = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
             match &*state {
-                State::Open(db) => catching(|| body(db)),
+                State::Open(db) => catch_panic(|| body(db)),
                 State::Closed => Err(redb::Error::PreviousIo),
                 State::Damaged(why) => return Err(self.is(why)),
             }
@@ -79,7 +79,7 @@ impl Store {
         if !matches!(*state, State::Closed) {
             return Ok(());
         }
-        let opened = catching(|| {
+        let opened = catch_panic(|| {
             let db = (self.opener)()?;
             let meta = Meta::read(&db)?.1;
             let meta = meta.ok_or_else(|| redb::Error::Corrupted("it is another database".to_owned()))?;
@@ -117,10 +117,10 @@ impl Store {
             return;
         }
         if self.moves {
-            let aside = aside(&self.path);
-            tracing::error!(path = %self.path.display(), aside = %aside.display(), why,
+            let moved_to = damaged_name(&self.path);
+            tracing::error!(path = %self.path.display(), moved_to = %moved_to.display(), why,
                 "the queue is damaged; moved it aside");
-            if let Err(err) = std::fs::rename(&self.path, &aside) {
+            if let Err(err) = std::fs::rename(&self.path, &moved_to) {
                 tracing::error!(path = %self.path.display(), error = %err, "the damaged queue cannot be moved aside");
             }
         }
@@ -142,7 +142,7 @@ impl Store {
 }
 
 /// Treats a panic of redb as damage.
-pub(super) fn catching<T>(body: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
+pub(super) fn catch_panic<T>(body: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());

@@ -69,7 +69,7 @@ const COLUMNS: &[Column] = &[
     time("oldest_unsent", "when the oldest batch not yet delivered was sealed"),
     integer("rss_bytes", "resident memory in bytes"),
     text("waiting", "why sources wait for room in the queue; null while it takes batches"),
-    integer("quarantined", "batches kept aside that the workspace will never take"),
+    integer("quarantined", "batches in quarantine"),
     text("collectors", "state of each collector, JSON list"),
     time("endpoint_since", "since when the endpoint is in use"),
     text("endpoint_why", "why it is: `preferred`, or how long which other one has failed, and with what"),

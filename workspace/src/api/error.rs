@@ -21,7 +21,7 @@ pub(super) struct ApiError {
 }
 
 /// HTTP status of a problem (RFC 9110 §15).
-fn status(code: ProblemCode) -> StatusCode {
+fn status(code: &ProblemCode) -> StatusCode {
     use ProblemCode as Code;
     match code {
         Code::Version => StatusCode::BAD_REQUEST,
@@ -36,7 +36,7 @@ fn status(code: ProblemCode) -> StatusCode {
         Code::Geo | Code::Pair => StatusCode::MISDIRECTED_REQUEST,
         Code::Csr | Code::Digest | Code::Key | Code::Policy | Code::Shape => StatusCode::UNPROCESSABLE_ENTITY,
         Code::Rate => StatusCode::TOO_MANY_REQUESTS,
-        Code::PolicyRevision | Code::Unavailable | Code::Unknown => StatusCode::SERVICE_UNAVAILABLE,
+        Code::PolicyRevision | Code::Unavailable | Code::Unknown(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
@@ -76,8 +76,8 @@ impl ApiError {
         &self.title
     }
 
-    pub(super) fn code(&self) -> ProblemCode {
-        self.code
+    pub(super) fn code(&self) -> &ProblemCode {
+        &self.code
     }
 
     pub(super) fn detail(self, detail: &'static str) -> Self {
@@ -108,12 +108,12 @@ impl From<IngestError> for ApiError {
                 Self::new(Code::Version, title).detail("this workspace is of another major release than the agent")
             }
             IngestError::Decode(DecodeError::TooLarge { .. } | DecodeError::Many)
-            | IngestError::Rows(_)
-            | IngestError::Ragged => Self::new(Code::Size, title).detail("the agent splits it"),
+            | IngestError::TooLargeAsRows(_)
+            | IngestError::TooManyRuns => Self::new(Code::Size, title).detail("the agent splits it"),
             IngestError::Decode(_) | IngestError::Shape(_) => Self::shape(title),
-            IngestError::Identity => Self::new(Code::Identity, title),
-            IngestError::Geo { .. } => Self::new(Code::Geo, title),
-            IngestError::Key => Self::new(Code::Key, title),
+            IngestError::IdentityMismatch => Self::new(Code::Identity, title),
+            IngestError::GeoMismatch { .. } => Self::new(Code::Geo, title),
+            IngestError::KeyMismatch => Self::new(Code::Key, title),
             IngestError::Clone(_) => {
                 Self::new(Code::Clone, title).detail("the agent re-keys by itself, and then sends its queue")
             }
@@ -127,7 +127,7 @@ impl From<IngestError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = status(self.code);
+        let status = status(&self.code);
         let problem = Problem {
             status: status.as_u16(),
             code: self.code,

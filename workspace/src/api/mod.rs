@@ -7,16 +7,19 @@ mod endpoint;
 mod error;
 mod extract;
 mod livez;
+mod metrics;
 mod rates;
 mod v1;
 
 pub(crate) use extract::Connection;
-pub(crate) use rates::Rates;
+pub(crate) use metrics::router as metrics_router;
+pub(crate) use rates::RateLimits;
 
 use crate::{
     health::Health,
     ingest::{BATCH_BYTES_MAX, Ingest},
     keys::Authority,
+    metrics::Metrics,
     store::{ControlStore, PendingDirectives},
 };
 use anyhow::Result;
@@ -43,13 +46,14 @@ pub(crate) struct Api {
     pub(crate) pending: watch::Receiver<PendingDirectives>,
     /// Validity of agents' certificates.
     pub(crate) certificate_life: Duration,
-    pub(crate) rates: Rates,
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Api {
     /// Refuses actions that only the primary of a pair may perform.
     async fn require_primary(&self) -> Result<(), ApiError> {
-        match self.control.pair_of().await? {
+        match self.control.primary().await? {
             None => Ok(()),
             Some(primary) => {
                 let title = format!("this workspace is the secondary of a pair; do this at the primary, {primary}");
@@ -59,18 +63,24 @@ impl Api {
     }
 }
 
-/// Requests with a small body, or none.
-const SMALL: Limits = Limits { body_bytes_max: 64 << 10, time_max: Duration::from_secs(10) };
-/// Batches. Agents wait for an answer for two minutes.
-const BATCH: Limits = Limits { body_bytes_max: BATCH_BYTES_MAX, time_max: Duration::from_secs(110) };
+/// Requests with a small body, or none. The store may be locked for 20 s, and a connection to it be waited for 30 s.
+const SMALL: Limits =
+    Limits { body_bytes_max: 64 << 10, body_time_max: Duration::from_secs(10), time_max: Duration::from_secs(70) };
+/// Batches. Agents wait two minutes for an answer.
+const BATCH: Limits = Limits {
+    body_bytes_max: BATCH_BYTES_MAX,
+    body_time_max: Duration::from_secs(110),
+    time_max: Duration::from_secs(118),
+};
 /// Polls are held for 40 s.
-const POLL: Limits = Limits { body_bytes_max: 0, time_max: Duration::from_secs(60) };
+const POLL: Limits = Limits { body_bytes_max: 0, time_max: Duration::from_secs(110), ..SMALL };
 const POLICY: Limits = Limits { body_bytes_max: 1 << 20, ..SMALL };
 /// The shared state of a pair.
-const EXCHANGE: Limits = Limits { body_bytes_max: 16 << 20, time_max: Duration::from_secs(30) };
+const EXCHANGE: Limits = Limits { body_bytes_max: 16 << 20, ..SMALL };
 
 /// The routes.
 pub(crate) fn router(api: Api, health: Arc<Health>) -> Router {
+    let metrics = Arc::clone(&api.metrics);
     let batch = Limits { body_bytes_max: api.ingest.batch_bytes_max(), ..BATCH };
     Endpoints::default()
         .route("/v1/{lane}/{epoch}/{seq}", batch, put(v1::batch::put))
@@ -83,6 +93,6 @@ pub(crate) fn router(api: Api, health: Arc<Health>) -> Router {
         .route("/v1/rekey", SMALL, post(v1::rekey::rekey))
         .route("/v1/pair/join", SMALL, post(v1::pair_join::join))
         .route("/v1/pair", EXCHANGE, post(v1::pair_exchange::exchange))
-        .into_router(Gate::new(api))
+        .into_router(Gate::new(api), metrics)
         .merge(livez::router(health))
 }

@@ -1,4 +1,4 @@
-//! Rates of requests other than batches, so that no peer delays others.
+//! RateLimits of requests other than batches, so that no peer delays others.
 
 use super::error::ApiError;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -14,15 +14,15 @@ const FAILURES_PER_MINUTE: u32 = 30;
 /// Number of these to log per minute.
 const FAILURES_LOGGED_PER_MINUTE: u32 = 3;
 
-/// Rates of polls, enrollments and refused tokens.
-pub(crate) struct Rates {
+/// RateLimits of polls, enrollments and refused tokens.
+pub(crate) struct RateLimits {
     polls: DefaultKeyedRateLimiter<AgentId>,
     enrollments: DefaultKeyedRateLimiter<OrganizationId>,
     failures: DefaultKeyedRateLimiter<IpAddr>,
     logged_failures: DefaultKeyedRateLimiter<IpAddr>,
 }
 
-impl Default for Rates {
+impl Default for RateLimits {
     fn default() -> Self {
         let per_minute = |count| Quota::per_minute(NonZeroU32::new(count).expect("not zero"));
         Self {
@@ -34,7 +34,7 @@ impl Default for Rates {
     }
 }
 
-impl Rates {
+impl RateLimits {
     /// Refuses an agent that polls too often.
     pub(super) fn check_poll(&self, agent: AgentId) -> Result<(), ApiError> {
         self.polls.check_key(&agent).map_err(|_| ApiError::rate("this agent polls too often", 1))

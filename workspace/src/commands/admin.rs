@@ -10,7 +10,7 @@ use crate::{
     ingest::LandingStore,
     keys::{self, Authority, Signer, new_token as secret, token_digest},
     replication::{self, Primary},
-    store::{AgentRow, Change, ControlStore},
+    store::{AgentRow, Change, ControlStore, SILENT_AFTER_NS},
 };
 use anyhow::{Context, Result, bail};
 use serde_json::json;
@@ -20,9 +20,6 @@ use std::{
     path::{Path, PathBuf},
 };
 use vedette_wire::{geo::WorkspaceGeo, policy::Tier, text::printable};
-
-/// Agents without contact for this long count as silent.
-const SILENT_AFTER_NS: i64 = 10 * 60 * 1_000_000_000;
 
 /// The primary workspace, from the options of `init`.
 pub(super) fn primary_of(with: String, ca: Option<PathBuf>, token: Option<PathBuf>) -> Result<Primary> {
@@ -80,13 +77,13 @@ pub(super) async fn renew_certificate(dir: &Path, names: &[String]) -> Result<()
 /// Makes a secondary workspace stand alone.
 pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
     let control = ControlStore::open(dir).await?;
-    let Some(primary) = control.pair_of().await? else { bail!("this workspace is not the secondary of a pair") };
+    let Some(primary) = control.primary().await? else { bail!("this workspace is not the secondary of a pair") };
     if replication::answers(dir, &primary).await? {
         bail!(
             "the primary workspace, {primary}, is running: shut it down for good first, or both would change shared state"
         );
     }
-    control.set_pair_of(None).await?;
+    control.set_primary(None).await?;
     control.audit_by(Change { who: &who(), reason, now: now() }, "pair promote", &format!("{primary}: {reason}")).await
 }
 

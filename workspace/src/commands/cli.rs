@@ -16,6 +16,9 @@ pub(crate) struct Arguments {
     /// Lowest level to log to standard error: error, warn, info, debug or trace.
     #[arg(long, global = true)]
     pub(crate) log: Option<tracing::Level>,
+    /// Format of the log.
+    #[arg(long, global = true, default_value = "text")]
+    pub(crate) log_format: LogFormat,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -74,6 +77,9 @@ pub(crate) enum Command {
         /// Write the address to this file once the server listens.
         #[arg(long)]
         address_file: Option<PathBuf>,
+        /// Loopback address for Prometheus, as in 127.0.0.1:9465: `GET /metrics`.
+        #[arg(long)]
+        metrics: Option<SocketAddr>,
         /// Maximum number of batches per second and organization.
         #[arg(long, default_value_t = std::num::NonZeroU32::new(1000).expect("not zero"))]
         batches_per_second: std::num::NonZeroU32,
@@ -359,6 +365,12 @@ impl From<Codec> for Compression {
             Codec::Gzip => Compression::Gzip,
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

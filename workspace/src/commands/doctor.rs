@@ -21,57 +21,59 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     // Tables must not be written while they are moved.
     let _lock = if rebuild { Some(serve::lock(&dir)?) } else { None };
     let landing = LandingStore::open(&dir.join("landing"))?;
-    let mut wrong = control.integrity().await?;
-    wrong.iter_mut().for_each(|line| *line = format!("control store: {line}"));
-    let (mut batches, mut anew_count, mut tried_again, mut unsummed) = (0, 0, 0, 0);
+    let mut problems = control.integrity().await?;
+    problems.iter_mut().for_each(|line| *line = format!("control store: {line}"));
+    let (mut batches, mut rebuild_count, mut retried, mut files_without_checksums) = (0, 0, 0, 0);
     for id in control.organization_ids().await? {
         let organization = control.organization_of(id).await?;
-        let LandingReport { count, lost, set_aside } = landed(&control, &landing, &organization).await?;
+        let LandingReport { count, unreadable, set_aside } = landed(&control, &landing, &organization).await?;
         batches += count;
-        let (tables, without) = tables(&dir, &control, &organization).await?;
-        unsummed += without;
+        let (tables, without_checksums) = tables(&dir, &control, &organization).await?;
+        files_without_checksums += without_checksums;
         if rebuild && tables.is_empty() {
-            tried_again += control.retry_unreadable(id).await?;
+            retried += control.retry_unreadable(id).await?;
         } else if set_aside > 0 {
-            let what = "landed batches are set aside and in no table; `doctor --rebuild` tries them again";
-            wrong.push(format!("{}: {set_aside} {what}", organization.name));
+            let what = "landed batches are set moved_to and in no table; `doctor --rebuild` tries them again";
+            problems.push(format!("{}: {set_aside} {what}", organization.name));
         }
         if rebuild && !tables.is_empty() {
-            if !lost.is_empty() {
+            if !unreadable.is_empty() {
                 bail!(
                     "{}: {} landed batches cannot be read, and rebuilt tables would lack them; restore {} from a backup first",
                     organization.name,
-                    lost.len(),
+                    unreadable.len(),
                     dir.join("landing").display()
                 );
             }
-            anew(&dir, &control, &organization).await?;
-            anew_count += 1;
+            start_rebuild(&dir, &control, &organization).await?;
+            rebuild_count += 1;
         } else {
-            wrong.extend(tables.into_iter().map(|line| format!("{}: {line}", organization.name)));
+            problems.extend(tables.into_iter().map(|line| format!("{}: {line}", organization.name)));
         }
-        let more = lost.len().saturating_sub(NAMED_MAX);
-        wrong.extend(lost.into_iter().take(NAMED_MAX).map(|line| format!("{}: {line}", organization.name)));
+        let more = unreadable.len().saturating_sub(NAMED_MAX);
+        problems.extend(unreadable.into_iter().take(NAMED_MAX).map(|line| format!("{}: {line}", organization.name)));
         if more > 0 {
-            wrong.push(format!("{}: {more} more landed batches cannot be read", organization.name));
+            problems.push(format!("{}: {more} more landed batches cannot be read", organization.name));
         }
     }
-    let mut out: String = wrong.iter().map(|line| format!("{}\n", vedette_wire::text::printable(line))).collect();
-    if tried_again > 0 {
-        out.push_str(&format!("{tried_again} batches that were set aside will be tried again by `serve`\n"));
+    let mut out: String = problems.iter().map(|line| format!("{}\n", vedette_wire::text::printable(line))).collect();
+    if retried > 0 {
+        out.push_str(&format!("{retried} batches that were set moved_to will be tried again by `serve`\n"));
     }
-    if anew_count > 0 {
+    if rebuild_count > 0 {
         out.push_str(&format!(
-            "`serve` rebuilds the tables of {anew_count} organizations from landed batches; the damaged ones are kept beside them\n"
+            "`serve` rebuilds the tables of {rebuild_count} organizations from landed batches; the damaged ones are kept beside them\n"
         ));
     }
-    if unsummed > 0 {
-        out.push_str(&format!("{unsummed} files of tables have no checksums, so flipped bits in them go unnoticed\n"));
+    if files_without_checksums > 0 {
+        out.push_str(&format!(
+            "{files_without_checksums} files of tables have no checksums, so flipped bits in them go unnoticed\n"
+        ));
     }
     out.push_str(&format!("{batches} landed batches and all tables were read\n"));
     print(out.as_bytes())?;
-    if !wrong.is_empty() {
-        bail!("{} problems found", wrong.len());
+    if !problems.is_empty() {
+        bail!("{} problems found", problems.len());
     }
     Ok(())
 }
@@ -81,7 +83,7 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
 struct LandingReport {
     count: u64,
     /// Unreadable batches, with reasons.
-    lost: Vec<String>,
+    unreadable: Vec<String>,
     /// Readable batches that could not be written to the tables.
     set_aside: u64,
 }
@@ -96,8 +98,10 @@ async fn landed(control: &ControlStore, landing: &LandingStore, organization: &O
             found.count += 1;
             match landing.read(&key).await {
                 Ok(_) => found.set_aside += u64::from(state == BatchState::Unreadable),
-                Err(err) if err.is_gone() => found.lost.push(format!("{key}: missing")),
-                Err(err @ ReadError::Damaged(_)) => found.lost.push(format!("{key}: {:#}", anyhow::Error::new(err))),
+                Err(err) if err.is_gone() => found.unreadable.push(format!("{key}: missing")),
+                Err(err @ ReadError::Damaged(_)) => {
+                    found.unreadable.push(format!("{key}: {:#}", anyhow::Error::new(err)))
+                }
                 Err(err @ ReadError::Store(_)) => return Err(err.into()),
             }
         }
@@ -114,17 +118,17 @@ async fn tables(_: &Path, _: &ControlStore, _: &Organization) -> Result<(Vec<Str
     Ok((Vec::new(), 0))
 }
 
-/// Moves an organization's tables aside, and has all landed batches written to new ones.
-async fn anew(dir: &Path, control: &ControlStore, organization: &Organization) -> Result<()> {
+/// Moves an organization's tables away, and has all landed batches written to new ones.
+async fn start_rebuild(dir: &Path, control: &ControlStore, organization: &Organization) -> Result<()> {
     let tables = dir.join("tables").join(organization.id.to_string());
-    let aside = dir.join("tables").join(format!("{}.damaged-{}", organization.id, now() / 1_000_000_000));
-    match std::fs::rename(&tables, &aside) {
+    let moved_to = dir.join("tables").join(format!("{}.damaged-{}", organization.id, now() / 1_000_000_000));
+    match std::fs::rename(&tables, &moved_to) {
         Ok(()) => {}
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
         Err(err) => return Err(err).with_context(|| format!("cannot move {}", tables.display())),
     }
     let change = Change { who: &who(), reason: "the tables were damaged", now: now() };
     let batches = control.materialise_again(organization.id, change).await?;
-    tracing::warn!(organization = organization.name, batches, aside = %aside.display(), "tables are rebuilt");
+    tracing::warn!(organization = organization.name, batches, moved_to = %moved_to.display(), "moved the damaged tables away; `serve` rebuilds them from landed batches");
     Ok(())
 }

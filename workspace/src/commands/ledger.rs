@@ -21,7 +21,7 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
         bail!("nothing has landed of an agent {agent:?} of {org}; `vedette-workspace agents` lists them");
     }
     let policy = control.policy(organization.id, organization.policy_revision).await?;
-    if control.pair_of().await?.is_some() || policy.is_some_and(|(policy, _)| policy.endpoints.len() > 1) {
+    if control.primary().await?.is_some() || policy.is_some_and(|(policy, _)| policy.endpoints.len() > 1) {
         tracing::warn!("this workspace is one of a pair: batches that landed at the other show as missing here");
     }
     let mut out = String::new();

@@ -8,7 +8,7 @@ mod ledger;
 mod listing;
 mod policy;
 
-pub(crate) use cli::{Arguments, parse};
+pub(crate) use cli::{Arguments, LogFormat, parse};
 
 #[cfg(feature = "lake")]
 mod query;
@@ -32,6 +32,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             dir,
             listen,
             address_file,
+            metrics,
             batches_per_second,
             batch_bytes_max,
             compression,
@@ -41,7 +42,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             let compression = compression.map(Into::into);
             let memory_max = memory.unwrap_or_else(serve::memory_max);
             let settings = IngestSettings { batches_per_second, batch_bytes_max, compression, memory_max };
-            serve::serve(&dir, listen, address_file.as_deref(), settings, certificate_life).await
+            let listen = serve::Listen { agents: listen, address_file: address_file.as_deref(), metrics };
+            serve::serve(&dir, listen, settings, certificate_life).await
         }
         Command::Org(Org::Add { name, tier, dir }) => admin::add_organization(&dir, &name, tier).await,
         Command::Token(Token::Pair { dir, hours }) => admin::pair_token(&dir, hours).await,

@@ -21,7 +21,7 @@ use vedette_wire::{
 pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
     let control = ControlStore::open(dir).await?;
     let organization = control.organization(org).await?;
-    control.first_policies(&control.signer(dir).await?, upgraded()).await?;
+    control.first_policies(&control.signer(dir).await?, upgrade_change()).await?;
     let mut out = String::new();
     for revision in control.policy_history(organization.id).await? {
         let policy: Value = serde_json::from_str(&revision.document)?;
@@ -36,7 +36,7 @@ pub(super) async fn show(dir: &Path, org: &str, history: bool) -> Result<()> {
 }
 
 /// Author of first policies for organizations of an older release.
-pub(super) fn upgraded() -> Change<'static> {
+pub(super) fn upgrade_change() -> Change<'static> {
     Change { who: "vedette-workspace", reason: "upgrade", now: now() }
 }
 
@@ -48,7 +48,7 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
     control.require_primary().await?;
     let organization = control.organization(&wanted.org).await?;
     let signer = control.signer(&wanted.dir).await?;
-    control.first_policies(&signer, upgraded()).await?;
+    control.first_policies(&signer, upgrade_change()).await?;
     let change = Change { who: &who(), reason: wanted.reason.trim(), now: now() };
     let reported = control.reported_collectors(organization.id).await?;
     let edit = |policy: &mut Policy| edit(policy, wanted, &reported);
@@ -84,7 +84,11 @@ fn edit(policy: &mut Policy, wanted: &PolicyChange, reported: &ReportedCollector
         let (id, value) =
             setting.split_once('=').with_context(|| format!("--collector {setting}: write ID.KEY=VALUE"))?;
         let (id, key) = id.split_once('.').unwrap_or((id, ""));
-        let has_interval = has_interval(id, reported).with_context(|| format!("--collector {setting}"))?;
+        // What the policy has already can be taken out of it.
+        let has_interval = match policy.collectors.contains_key(id) || (key, value) == ("", "default") {
+            true => reported.0.get(id).copied().unwrap_or(true),
+            false => has_interval(id, reported).with_context(|| format!("--collector {setting}"))?,
+        };
         let collector = policy.collectors.entry(id.to_owned()).or_default();
         match (key, value) {
             ("", "default") => *collector = CollectorPolicy::default(),
@@ -133,11 +137,11 @@ fn has_interval(id: &str, reported: &ReportedCollectors) -> Result<bool> {
     }
 }
 
-fn artifact_limits(text: &str, now: &ArtifactLimits) -> Result<ArtifactLimits> {
+fn artifact_limits(text: &str, current: &ArtifactLimits) -> Result<ArtifactLimits> {
     if text == "default" {
         return Ok(ArtifactLimits::default());
     }
-    let mut limits = now.clone();
+    let mut limits = current.clone();
     for part in text.split(',') {
         let (key, value) = part.split_once('=').with_context(|| {
             format!(
@@ -188,13 +192,13 @@ pub(super) async fn revoke(dir: &Path, agent: AgentId, reason: &str) -> Result<(
     let control = ControlStore::open(dir).await?;
     let change = Change { who: &who(), reason, now: now() };
     // A secondary signs no policies, and passes revocations on to the primary.
-    let signer = match control.pair_of().await? {
+    let signer = match control.primary().await? {
         None => Some(control.signer(dir).await?),
         Some(_) => None,
     };
     let organization = control.revoke(agent, change).await?;
     if let Some(signer) = signer {
-        control.first_policies(&signer, upgraded()).await?;
+        control.first_policies(&signer, upgrade_change()).await?;
         // The next policy names the agent, too, should this fail.
         let organization = control.organization(&organization).await?;
         control.set_policy(&organization, &signer, change, |_| Ok(())).await?;

@@ -17,6 +17,8 @@ use vedette_lake::{Output, QueryLimits};
 const BESIDE_BYTES: u64 = 512 << 20;
 /// Interval of checks of a query's limits.
 const GUARD_EVERY: Duration = Duration::from_millis(50);
+/// Maximum wait for recording a query.
+const RECORD_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Exits when the query exceeds its time or memory. An operator that does not yield blocks the runtime's timers, and the memory
 /// of expressions is not accounted for. Ends when there is an answer, since its reader may be slow.
@@ -43,7 +45,7 @@ fn guard(limits: QueryLimits) -> Arc<AtomicBool> {
         std::process::exit(1);
     };
     if let Err(err) = std::thread::Builder::new().name("guard".to_owned()).spawn(watch) {
-        tracing::warn!(error = %err, "a query that does not yield is not ended in time");
+        tracing::warn!(error = %err, "cannot start the thread that enforces the query limits");
     }
     answered
 }
@@ -55,13 +57,21 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
     let control = ControlStore::open(&dir).await?;
     let organization = control.organization(org).await?;
     let landing = LandingStore::open(&dir.join("landing"))?;
+    let began = Instant::now();
     let output = tables::query(&dir, &control, landing, organization.id, sql, limits).await?;
+    let took = began.elapsed();
     if output.cut {
         tracing::warn!(rows_max = limits.rows_max, "the answer was cut; narrow the query or raise --rows-max");
     }
     let answer = render(&output, format)?;
     answered.store(true, Ordering::Release);
-    print(&answer)
+    print(&answer)?;
+    // The answer is out; others may hold the store.
+    let recording = tokio::time::timeout(RECORD_TIMEOUT, control.record_query(organization.id, took)).await;
+    if !matches!(recording, Ok(Ok(()))) {
+        tracing::debug!("the query is not in the metrics");
+    }
+    Ok(())
 }
 
 fn render(output: &Output, format: Format) -> Result<Vec<u8>> {

@@ -1,18 +1,19 @@
 //! `serve`: receives from agents, and materialises what has landed.
 
 use crate::{
-    api::{self, Api, Rates},
+    api::{self, Api, RateLimits},
     batch_index::BatchIndex,
     clock::now,
     health::Health,
     ingest::{Ingest, IngestSettings, LandingStore, ReadError},
     keys::Authority,
+    metrics::Metrics,
     replication,
     server::{self, Certificates},
     store::ControlStore,
 };
 use anyhow::{Context, Result};
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{io::Write, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -20,10 +21,19 @@ use tokio::{
 };
 use vedette_wire::policy::Store;
 
+/// Addresses of `serve`.
+pub(super) struct Listen<'a> {
+    /// For agents.
+    pub(super) agents: SocketAddr,
+    /// File to write that address to.
+    pub(super) address_file: Option<&'a Path>,
+    /// Loopback address for metrics.
+    pub(super) metrics: Option<SocketAddr>,
+}
+
 pub(super) async fn serve(
     dir: &Path,
-    listen: SocketAddr,
-    address_file: Option<&Path>,
+    listen: Listen<'_>,
     settings: IngestSettings,
     certificate_life: Duration,
 ) -> Result<()> {
@@ -32,43 +42,47 @@ pub(super) async fn serve(
     close_to_others(&dir)?;
     let (control, landing, _lock) = open(&dir).await?;
     let signer = control.signer(&dir).await?;
-    control.first_policies(&signer, super::policy::upgraded()).await?;
+    control.first_policies(&signer, super::policy::upgrade_change()).await?;
     let closing = control.clone();
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(watch_gaps(control.clone(), stopped.clone()));
     let pending = control.watch_directives(stopped.clone());
-    if control.pair_of().await?.is_some() {
+    if control.primary().await?.is_some() {
         tokio::spawn(replication::follow(dir.clone(), control.clone(), stopped.clone()));
     }
-    let (health, geo) = (Arc::new(Health::default()), control.geo().await?);
+    let (health, metrics, geo) = (Arc::new(Health::default()), Arc::new(Metrics::new()), control.geo().await?);
+    if let Some(address) = listen.metrics {
+        serve_metrics(address, api::metrics_router(Arc::clone(&metrics), control.clone())).await?;
+    }
+    let stores = (control.clone(), landing.clone());
     let api = Api {
         dir: dir.clone(),
         control: control.clone(),
-        ingest: Arc::new(Ingest::new(control.clone(), landing.clone(), geo, settings)),
+        ingest: Arc::new(Ingest::new(stores, geo, settings, Arc::clone(&metrics))),
         authority: Authority::load(&dir)?,
         geo,
         policy_key: signer.public(),
         pending,
         certificate_life,
-        rates: Rates::default(),
+        rate_limits: RateLimits::default(),
+        metrics: Arc::clone(&metrics),
     };
     let router = api::router(api, Arc::clone(&health));
     let certificates = Certificates::load(&dir)?;
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    // Handled before anyone learns the address.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    let listener = TcpListener::bind(listen.agents).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", listen.agents))?;
     let address = listener.local_addr()?;
-    if let Some(path) = address_file {
-        // Renamed, so that readers see a whole address or none.
-        let part = path.with_extension("part");
-        std::fs::File::create(&part)
-            .and_then(|mut file| std::io::Write::write_all(&mut file, address.to_string().as_bytes()))?;
-        std::fs::rename(&part, path)?;
+    if let Some(path) = listen.address_file {
+        write_address(path, address)?;
     }
     #[cfg(feature = "lake")]
-    let materialiser = crate::tables::start(control, landing, &dir, settings.memory_max, health, stopped.clone())?;
+    let materialiser =
+        crate::tables::start(control, landing, &dir, settings.memory_max, (health, metrics), stopped.clone())?;
     tracing::info!(%address, "receiving");
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let serving = tokio::spawn(server::serve(listener, certificates, router, file_limit, stopped));
-    let mut hangup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -84,6 +98,30 @@ pub(super) async fn serve(
         .await?
         .map_err(|_| anyhow::anyhow!("the materialiser panicked"))?;
     closing.close().await;
+    Ok(())
+}
+
+/// Serves metrics in the background.
+/// Writes the address where others wait for it. Renamed, so that they see a whole address or none.
+fn write_address(path: &Path, address: SocketAddr) -> std::io::Result<()> {
+    let part = path.with_extension("part");
+    std::fs::File::create(&part)?.write_all(address.to_string().as_bytes())?;
+    std::fs::rename(&part, path)
+}
+
+async fn serve_metrics(address: SocketAddr, router: axum::Router) -> Result<()> {
+    anyhow::ensure!(
+        address.ip().is_loopback(),
+        "--metrics {address}: must be a loopback address, as in 127.0.0.1:9465"
+    );
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?;
+    tracing::info!(address = %listener.local_addr()?, "metrics");
+    tokio::spawn(async move {
+        if let Err(err) = axum::serve(listener, router).await {
+            tracing::error!(error = %err, "metrics are no longer served");
+        }
+    });
     Ok(())
 }
 

@@ -58,13 +58,13 @@ pub(super) fn open(delivery: Delivery, geo: WorkspaceGeo) -> Result<Opened, Inge
     let records_at = plain.len() - records.len();
     BatchIndex::check_sources(&header).map_err(IngestError::Shape)?;
     if (AgentKey { organization: header.organization, agent: header.agent }) != agent {
-        return Err(IngestError::Identity);
+        return Err(IngestError::IdentityMismatch);
     }
     if header.geo != geo {
-        return Err(IngestError::Geo { batch: header.geo, workspace: geo });
+        return Err(IngestError::GeoMismatch { batch: header.geo, workspace: geo });
     }
     if (header.lane, header.epoch, header.seq) != key {
-        return Err(IngestError::Key);
+        return Err(IngestError::KeyMismatch);
     }
     Ok(Opened { header, plain, records_at, body, compression, digest })
 }
@@ -84,10 +84,10 @@ impl Opened {
         let mut index = BatchIndex::new(header, positions);
         index.check().map_err(IngestError::Shape)?;
         if rows > ROWS_BYTES_MAX {
-            return Err(IngestError::Rows(rows));
+            return Err(IngestError::TooLargeAsRows(rows));
         }
         if index.is_ragged() {
-            return Err(IngestError::Ragged);
+            return Err(IngestError::TooManyRuns);
         }
         index.leave_out(store, std::mem::take(&mut contents.left_out));
         let header = &index.header;

@@ -23,19 +23,19 @@ pub(crate) enum IngestError {
     Shape(&'static str),
     /// The batch is too large as rows.
     #[error("the batch has {0} bytes as rows, and {ROWS_BYTES_MAX} are allowed")]
-    Rows(usize),
+    TooLargeAsRows(usize),
     /// The batch has too many position runs.
     #[error("the positions of its records have too many gaps for one batch")]
-    Ragged,
+    TooManyRuns,
     /// The batch is another agent's.
     #[error("the batch names another organization or agent than the certificate")]
-    Identity,
+    IdentityMismatch,
     /// The batch is for another geography.
     #[error("the batch is for geography {batch}, this workspace is in {workspace}")]
-    Geo { batch: WorkspaceGeo, workspace: WorkspaceGeo },
+    GeoMismatch { batch: WorkspaceGeo, workspace: WorkspaceGeo },
     /// The batch has another key.
     #[error("the batch names another key than the path")]
-    Key,
+    KeyMismatch,
     /// The batch was sealed on another machine than the agent's.
     #[error("{0}")]
     Clone(&'static str),

@@ -16,6 +16,7 @@ pub(crate) use landing::{LandingKey, LandingStore, ReadError};
 
 use crate::{
     clock::now,
+    metrics::Metrics,
     store::{AgentKey, ControlStore},
 };
 use admission::Admission;
@@ -23,7 +24,7 @@ use authorize::PolicyCache;
 use bytes::Bytes;
 use clones::Origins;
 use landing::LandOutcome;
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 use vedette_wire::{
     Compression, Epoch, Lane, OrganizationId,
     geo::WorkspaceGeo,
@@ -74,17 +75,18 @@ pub(crate) struct Ingest {
     admission: Admission,
     origins: Origins,
     policies: PolicyCache,
+    metrics: Arc<Metrics>,
 }
 
 impl Ingest {
     pub(crate) fn new(
-        control: ControlStore,
-        landing: LandingStore,
+        (control, landing): (ControlStore, LandingStore),
         geo: WorkspaceGeo,
         settings: IngestSettings,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let (admission, origins, policies) = (Admission::new(&settings), Origins::default(), PolicyCache::default());
-        Self { control, landing, geo, settings, admission, origins, policies }
+        Self { control, landing, geo, settings, admission, origins, policies, metrics }
     }
 
     /// Refuses an organization that sends too many requests.
@@ -108,6 +110,12 @@ impl Ingest {
     }
 
     /// Checks, lands and records a batch.
+    #[tracing::instrument(
+        name = "batch",
+        level = "debug",
+        skip_all,
+        fields(agent = %delivery.agent.agent, lane = %delivery.key.0, epoch = %delivery.key.1, seq = delivery.key.2)
+    )]
     pub(crate) async fn land(&self, delivery: Delivery) -> Result<Ack, IngestError> {
         let (agent, in_force, geo) = (delivery.agent, delivery.in_force, self.geo);
         let turn = self.admission.turn(agent.organization).await;
@@ -141,7 +149,9 @@ impl Ingest {
             plain_bytes_max: PLAIN_BYTES_MAX as u64,
             compression: self.settings.compression,
         };
-        Ok(Ack { duplicate: landed == LandOutcome::Duplicate, policy_revision: in_force, limits, lost })
+        let duplicate = landed == LandOutcome::Duplicate;
+        self.metrics.landed(agent.organization, checked.index.header.records.into(), bytes as u64, duplicate);
+        Ok(Ack { duplicate, policy_revision: in_force, limits, lost })
     }
 }
 

@@ -123,7 +123,7 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], primar
     keys::write_private(&dir.join("policy.key"), reply.policy_key.as_bytes())?;
     Signer::load(dir)?;
     let control = ControlStore::create(dir, geo).await?;
-    control.set_pair_of(Some(&at)).await?;
+    control.set_primary(Some(&at)).await?;
     control.take_over(&reply.shared).await?;
     control.close().await;
     Ok(())
@@ -185,7 +185,7 @@ struct Follower {
     sent: (Vec<Revocation>, Vec<Refused>),
     /// Policies that the primary has lost.
     ahead: Vec<SignedPolicy>,
-    /// ControlStore store of a primary on this machine, with its inode.
+    /// Control store of a primary on this machine, with its inode.
     beside: Option<(u64, ControlStore)>,
     /// Client, with its time of creation.
     client: Option<(reqwest::Client, Instant)>,
@@ -194,7 +194,7 @@ struct Follower {
 impl Follower {
     /// Synchronises once; false if this workspace is no secondary any more.
     async fn step(&mut self) -> Result<bool> {
-        let Some(primary) = self.control.pair_of().await? else { return Ok(false) };
+        let Some(primary) = self.control.primary().await? else { return Ok(false) };
         let present = (self.control.revocations().await?, self.control.refused_starts().await?);
         let (revoked, refused) = if present == self.sent { Default::default() } else { present.clone() };
         let ahead = self.ahead.clone();
@@ -218,7 +218,7 @@ impl Follower {
         self.sent = present;
         if let Some(body) = body {
             let shared: Shared = serde_json::from_slice(&body)?;
-            let (ahead, lost) = self.control.ahead_of(&shared, &self.sent.0).await?;
+            let (ahead, lost) = self.control.lost_by_primary(&shared, &self.sent.0).await?;
             if lost || !ahead.is_empty() {
                 tracing::error!("the primary workspace lost policies or revocations; sending them");
                 self.sent = Default::default();

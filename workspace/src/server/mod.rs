@@ -77,7 +77,7 @@ pub(crate) async fn serve(
             }
             Err(err) => {
                 // Most likely out of descriptors, until connections close.
-                tracing::warn!(error = %err, "cannot accept");
+                tracing::warn!(error = %err, "cannot accept a connection; trying again");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -25,11 +25,11 @@ impl ControlStore {
         detail: &str,
         now: i64,
     ) -> Result<()> {
-        self.alert_of(organization, &agent.to_string(), (kind, detail), now).await
+        self.alert_organization(organization, &agent.to_string(), (kind, detail), now).await
     }
 
     /// Raises an alert for an agent, or with an empty id for the organization.
-    pub(crate) async fn alert_of(
+    pub(crate) async fn alert_organization(
         &self,
         organization: OrganizationId,
         agent: &str,

@@ -230,8 +230,18 @@ async fn judge(
     if !remember(tx, origin, header, (late, now)).await? {
         return Ok(Err(TWO));
     }
+    if late { Ok(Ok(false)) } else { refuse_one_of_two(tx, origin, &all, now).await }
+}
+
+/// Refuses one of two incarnations that send at the same time, if there is another than the batch's own; true if the other.
+async fn refuse_one_of_two(
+    tx: &mut SqliteConnection,
+    origin: &BatchOrigin,
+    all: &[Incarnation],
+    now: i64,
+) -> Result<Result<bool, &'static str>> {
     let me = all.iter().find(|one| (&one.epoch, &one.start) == (&origin.epoch, &origin.start));
-    let Some(me) = me.filter(|_| !late) else { return Ok(Ok(false)) };
+    let Some(me) = me else { return Ok(Ok(false)) };
     let beside = |one: &&Incarnation| one.epoch != me.epoch && one.first < me.first && one.last > me.first;
     let Some(other) = all.iter().find(beside) else { return Ok(Ok(false)) };
     if other.start == me.start {

@@ -138,21 +138,7 @@ async fn lay_sequence(tx: &mut SqliteConnection, index: &BatchIndex, now: i64) -
     .bind(to_json(&header.set_aside))
     .execute(&mut *tx)
     .await?;
-    let beside: Vec<Run> = sqlx::query_as(
-        // Runs never touch. So only runs that begin here, and the one before, can overlap; the key's index finds them.
-        "DELETE FROM sequences WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4
-         AND first <= ?6 AND last >= ?5 AND first >= coalesce((SELECT max(first) FROM sequences
-           WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4 AND first < ?5), ?5)
-         RETURNING first, last, since, until, before, after",
-    )
-    .bind(&ids[0])
-    .bind(&ids[1])
-    .bind(&ids[2])
-    .bind(&ids[3])
-    .bind(seq - 1)
-    .bind(seq + 1)
-    .fetch_all(&mut *tx)
-    .await?;
+    let neighbours = take_neighbours(tx, &ids, seq).await?;
     let after = shipped(&header.ledger);
     let mut before = after.clone();
     for (collector, count) in index.records() {
@@ -162,7 +148,7 @@ async fn lay_sequence(tx: &mut SqliteConnection, index: &BatchIndex, now: i64) -
     }
     let mut run =
         Run { first: seq, last: seq, since: now, until: now, before: to_json(&before), after: to_json(&after) };
-    for other in beside {
+    for other in neighbours {
         if other.first < run.first {
             (run.first, run.before) = (other.first, other.before);
         }
@@ -188,6 +174,25 @@ async fn lay_sequence(tx: &mut SqliteConnection, index: &BatchIndex, now: i64) -
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Takes the runs that a sequence touches out of the table.
+async fn take_neighbours(tx: &mut SqliteConnection, ids: &[String; 4], seq: i64) -> Result<Vec<Run>> {
+    Ok(sqlx::query_as(
+        // Runs never touch. So only runs that begin here, and the one before, can overlap; the key's index finds them.
+        "DELETE FROM sequences WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4
+         AND first <= ?6 AND last >= ?5 AND first >= coalesce((SELECT max(first) FROM sequences
+           WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4 AND first < ?5), ?5)
+         RETURNING first, last, since, until, before, after",
+    )
+    .bind(&ids[0])
+    .bind(&ids[1])
+    .bind(&ids[2])
+    .bind(&ids[3])
+    .bind(seq - 1)
+    .bind(seq + 1)
+    .fetch_all(&mut *tx)
+    .await?)
 }
 
 /// Records what a header states about the previous epoch.

@@ -1,4 +1,4 @@
-//! ControlStore store: organizations, tokens, agents, landed batches, leases. An SQLite file beside the data.
+//! Control store: organizations, tokens, agents, landed batches, leases. An SQLite file beside the data.
 //!
 //! `serve` and the commands open the same database at the same time (WAL, with a busy timeout).
 
@@ -11,6 +11,7 @@ mod directives;
 mod incarnations;
 mod landed;
 mod ledger;
+mod observe;
 mod organizations;
 mod policies;
 mod shared;
@@ -25,6 +26,7 @@ pub(crate) use incarnations::{Refused, Rekeyed};
 pub(crate) use landed::Marks;
 pub(crate) use landed::{BatchState, PendingBatch, PendingBatches};
 pub(crate) use ledger::Account;
+pub(crate) use observe::SILENT_AFTER_NS;
 pub(crate) use organizations::Organization;
 pub(crate) use shared::{Revocation, Shared};
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::{AgentKey, ControlStore};
 use crate::keys::Signer;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
+use sqlx::SqliteConnection;
 use std::collections::HashSet;
 use vedette_wire::{
     AgentId, OrganizationId,
@@ -75,12 +76,12 @@ pub(crate) type Revocation = (OrganizationId, AgentId, i64);
 
 impl ControlStore {
     /// URL or directory of the primary; absent if this is the primary or stands alone.
-    pub(crate) async fn pair_of(&self) -> Result<Option<String>> {
+    pub(crate) async fn primary(&self) -> Result<Option<String>> {
         Ok(sqlx::query_scalar("SELECT value FROM settings WHERE name = 'pair_of'").fetch_optional(&self.pool).await?)
     }
 
     /// Makes this workspace the secondary of a primary, or lets it stand alone.
-    pub(crate) async fn set_pair_of(&self, primary: Option<&str>) -> Result<()> {
+    pub(crate) async fn set_primary(&self, primary: Option<&str>) -> Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query("DELETE FROM settings WHERE name = 'pair_of'").execute(&mut *tx).await?;
         if let Some(primary) = primary {
@@ -94,7 +95,7 @@ impl ControlStore {
 
     /// Refuses actions that only the primary may perform.
     pub(crate) async fn require_primary(&self) -> Result<()> {
-        match self.pair_of().await? {
+        match self.primary().await? {
             Some(primary) => bail!("this workspace is the secondary of {primary}: do this there"),
             None => Ok(()),
         }
@@ -154,44 +155,8 @@ impl ControlStore {
             .execute(&mut *tx)
             .await?;
         }
-        for one in &shared.agents {
-            sqlx::query(
-                "INSERT INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled, revoked, replaces)
-                 VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8)
-                 ON CONFLICT (organization, id) DO UPDATE SET machine = coalesce(?4, machine), enrolled = ?6,
-                   revoked = coalesce(revoked, ?7)
-                 WHERE ?4 IS NOT NULL AND machine IS NOT ?4 OR enrolled <> ?6 OR revoked IS NULL AND ?7 IS NOT NULL",
-            )
-            .bind(&one.organization)
-            .bind(&one.id)
-            .bind(&one.hostname)
-            .bind(&one.machine)
-            .bind(&one.version)
-            .bind(one.enrolled)
-            .bind(one.revoked)
-            .bind(&one.replaces)
-            .execute(&mut *tx)
-            .await?;
-        }
-        for one in &shared.artifacts {
-            sqlx::query(
-                "INSERT OR IGNORE INTO artifacts
-                 (id, organization, agent, path, document, signature, requested, expires, who, reason)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            )
-            .bind(&one.id)
-            .bind(&one.organization)
-            .bind(&one.agent)
-            .bind(&one.path)
-            .bind(&one.document)
-            .bind(&one.signature)
-            .bind(one.requested)
-            .bind(one.expires)
-            .bind(&one.who)
-            .bind(&one.reason)
-            .execute(&mut *tx)
-            .await?;
-        }
+        agents(&mut tx, &shared.agents).await?;
+        artifacts(&mut tx, &shared.artifacts).await?;
         Ok(tx.commit().await?)
     }
 
@@ -221,7 +186,11 @@ impl ControlStore {
     }
 
     /// State that the primary lost in a restore from a backup: policies, and whether revocations.
-    pub(crate) async fn ahead_of(&self, shared: &Shared, revoked: &[Revocation]) -> Result<(Vec<SignedPolicy>, bool)> {
+    pub(crate) async fn lost_by_primary(
+        &self,
+        shared: &Shared,
+        revoked: &[Revocation],
+    ) -> Result<(Vec<SignedPolicy>, bool)> {
         let mut policies = Vec::new();
         for one in &shared.organizations {
             let newer: Vec<(String, String)> = sqlx::query_as(
@@ -257,9 +226,57 @@ impl ControlStore {
                     "the other workspace of the pair has policy revision {}, and this one did not: it was restored from an older backup",
                     policy.revision
                 );
-                self.alert_of(policy.organization, "", ("restored", &why), now).await?;
+                self.alert_organization(policy.organization, "", ("restored", &why), now).await?;
             }
         }
         Ok(())
     }
+}
+
+/// Takes over agents, and revocations, which nothing undoes.
+async fn agents(tx: &mut SqliteConnection, agents: &[SharedAgent]) -> Result<()> {
+    for one in agents {
+        sqlx::query(
+            "INSERT INTO agents (organization, id, hostname, machine, version, policy_revision, enrolled, revoked, replaces)
+             VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8)
+             ON CONFLICT (organization, id) DO UPDATE SET machine = coalesce(?4, machine), enrolled = ?6,
+               revoked = coalesce(revoked, ?7)
+             WHERE ?4 IS NOT NULL AND machine IS NOT ?4 OR enrolled <> ?6 OR revoked IS NULL AND ?7 IS NOT NULL",
+        )
+        .bind(&one.organization)
+        .bind(&one.id)
+        .bind(&one.hostname)
+        .bind(&one.machine)
+        .bind(&one.version)
+        .bind(one.enrolled)
+        .bind(one.revoked)
+        .bind(&one.replaces)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Takes over requests for artifacts.
+async fn artifacts(tx: &mut SqliteConnection, artifacts: &[Artifact]) -> Result<()> {
+    for one in artifacts {
+        sqlx::query(
+            "INSERT OR IGNORE INTO artifacts
+             (id, organization, agent, path, document, signature, requested, expires, who, reason)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&one.id)
+        .bind(&one.organization)
+        .bind(&one.agent)
+        .bind(&one.path)
+        .bind(&one.document)
+        .bind(&one.signature)
+        .bind(one.requested)
+        .bind(one.expires)
+        .bind(&one.who)
+        .bind(&one.reason)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
 }

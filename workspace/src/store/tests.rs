@@ -82,3 +82,31 @@ async fn a_marked_batch_is_not_pending_and_a_repeat_stays_marked() {
     let now = pending().await;
     assert_eq!((now.batches.len(), now.versions), (0, versions));
 }
+
+#[tokio::test]
+async fn the_state_of_organizations_counts_what_waits_what_is_silent_and_what_was_queried() {
+    let (_dir, control) = control().await;
+    let id = add(&control, "acme").await.expect("adds");
+    let other = add(&control, "other").await.expect("adds");
+    let organization = control.organization("acme").await.expect("is there");
+    control.add_token(&organization, "d1", 9, 1, 100).await.expect("adds");
+    control.enroll("d1", &enrollment(), 50).await.expect("runs").expect("enrolls");
+    control.record_found("k1", &id.to_string(), "2026-11-23", 5, None, 2_000_000_000).await.expect("records");
+    control.record_found("k2", &id.to_string(), "2026-11-23", 7, None, 4_000_000_000).await.expect("records");
+    control.record_found("k3", &id.to_string(), "2026-11-23", 7, None, 1).await.expect("records");
+    control.mark_materialised(id, &[], &["k3".to_owned()], &Marks::new()).await.expect("marks");
+    for _ in 0..2 {
+        control.record_query(id, Duration::from_millis(1500)).await.expect("records");
+    }
+    let key = AgentKey { organization: id, agent: AgentId([7; 16]) };
+    control.alert(key, "gap", "a gap", 1).await.expect("raises");
+    let states = control.organization_states(5_000_000_000).await.expect("reads");
+    let of = |id: OrganizationId| states.iter().find(|state| state.organization == id.to_string()).expect("is there");
+    let acme = of(id);
+    assert_eq!((acme.agents, acme.silent_agents), (1, 1), "it never was in contact");
+    assert_eq!((acme.pending_batches, acme.pending_bytes, acme.pending_seconds), (2, 12, 3.0));
+    assert_eq!((acme.unreadable_batches, acme.queries, acme.query_seconds), (1, 2, 3.0));
+    assert_eq!(acme.alerts, [("gap".to_owned(), 1)]);
+    let other = of(other);
+    assert_eq!((other.agents, other.pending_batches, other.queries), (0, 0, 0));
+}

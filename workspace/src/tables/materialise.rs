@@ -5,6 +5,7 @@ use crate::{
     clock::now,
     health::Health,
     ingest::{LandingKey, LandingStore, ReadError},
+    metrics::Metrics,
     store::{AgentKey, ControlStore, PendingBatch},
 };
 use anyhow::Result;
@@ -42,6 +43,7 @@ struct Materialiser {
     commits: u32,
     rows_bytes_max: usize,
     health: Arc<Health>,
+    metrics: Arc<Metrics>,
     /// Keys of landed batches whose objects are missing.
     gone: BTreeSet<String>,
 }
@@ -72,14 +74,14 @@ pub(crate) fn start(
     landing: LandingStore,
     dir: &Path,
     memory_max: u64,
-    health: Arc<Health>,
+    (health, metrics): (Arc<Health>, Arc<Metrics>),
     stop: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
     let rows_bytes_max = (memory_max / 16).clamp(*ROWS_BYTES.start(), *ROWS_BYTES.end());
     let rows_bytes_max = usize::try_from(rows_bytes_max).expect("it is small");
     let holder = uuid::Uuid::now_v7().to_string();
     let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
-    health.works(None);
+    health.record_success(None);
     let materialiser = Materialiser {
         control,
         receiving,
@@ -89,6 +91,7 @@ pub(crate) fn start(
         commits: 0,
         rows_bytes_max,
         health,
+        metrics,
         gone: BTreeSet::new(),
     };
     let lower = || {
@@ -159,19 +162,19 @@ impl Materialiser {
             match self.organization(organization).await {
                 Ok(there_is) => {
                     more |= there_is;
-                    self.health.works(Some(organization));
+                    self.health.record_success(Some(organization));
                 }
                 // One organization's failure does not delay the others.
                 Err(err) => {
                     let error = format!("{err:#}");
-                    if self.health.fails(organization, &error) {
+                    if self.health.record_failure(organization, &error) {
                         tracing::error!(%organization, error, "materialising failed; trying again");
                     }
                 }
             }
         }
         if self.commits != commits || !self.health.is_failing() {
-            self.health.works(None);
+            self.health.record_success(None);
         }
         Ok(more)
     }
@@ -264,6 +267,7 @@ impl Materialiser {
             }
         }
         tracing::debug!(%organization, batches = keys.len(), "materialised");
+        self.metrics.materialised(organization, keys.len() as u64);
         for (key, why) in &unreadable {
             tracing::error!(key, why, "a landed batch cannot be written into the tables; it is set aside");
             if let Some(LandingKey { agent, .. }) = LandingKey::parse(key) {

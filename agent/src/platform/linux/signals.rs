@@ -24,7 +24,7 @@ impl StopSignals {
     }
 }
 
-/// Reports SIGHUP instead of ending by it.
+/// Logs SIGHUP; without a handler it would end the agent.
 pub(crate) fn ignore_reload() -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {

@@ -6,12 +6,15 @@ use std::{
     io::{self, Read},
     os::{
         fd::AsRawFd,
-        unix::{fs::PermissionsExt, net::UnixStream},
+        unix::{fs::PermissionsExt, net::UnixStream as BlockingStream},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
-use tokio::{io::AsyncWriteExt, net::UnixListener};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{UnixListener, UnixStream},
+};
 
 /// File name of the socket.
 const NAME: &str = "agent.sock";
@@ -61,18 +64,30 @@ impl StatusSocket {
         file_identity(&self.dir.join(NAME)).is_none()
     }
 
-    /// Answers one connection.
-    pub(crate) async fn answer(&self, report: impl FnOnce() -> Vec<u8>) {
-        match self.listener.accept().await {
-            Ok((mut socket, _)) => drop(tokio::time::timeout(WRITE_TIMEOUT, socket.write_all(&report())).await),
-            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+    /// Waits for a reader.
+    pub(crate) async fn accept(&self) -> Reader {
+        loop {
+            match self.listener.accept().await {
+                Ok((socket, _)) => return Reader(socket),
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
         }
+    }
+}
+
+/// A connection to the status socket.
+pub(crate) struct Reader(UnixStream);
+
+impl Reader {
+    /// Writes a report, unless the reader is too slow.
+    pub(crate) async fn write(mut self, report: &[u8]) {
+        drop(tokio::time::timeout(WRITE_TIMEOUT, self.0.write_all(report)).await);
     }
 }
 
 /// Reads the answer of the agent that uses this state directory; absent if none runs.
 pub(crate) fn read_status(dir: &Path) -> io::Result<Option<Vec<u8>>> {
-    let mut socket = match at_socket(dir, |path| UnixStream::connect(path)) {
+    let mut socket = match at_socket(dir, |path| BlockingStream::connect(path)) {
         Ok(socket) => socket,
         Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);

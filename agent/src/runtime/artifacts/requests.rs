@@ -3,7 +3,7 @@
 use crate::{
     identity::{Enrollment, IdentityDir},
     now,
-    runtime::{collectors::QueueSink, policy::verified},
+    runtime::{collectors::QueueSink, policy::is_signature_valid},
 };
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use vedette_collectors::{Requests, Wanted};
+use vedette_collectors::{ApprovedRequest, Requests};
 use vedette_wire::policy::{ArtifactLimits, ArtifactRequest, SignedRequest};
 
 /// File in the identity directory.
@@ -105,7 +105,7 @@ impl ArtifactRequests {
 
     fn read(&self, signed: &SignedRequest) -> anyhow::Result<ArtifactRequest> {
         let key = self.enrollment.policy_key.as_deref().context("this agent has no key to verify it with")?;
-        if !verified(key, &SignedRequest::message(&signed.request), &signed.signature) {
+        if !is_signature_valid(key, &SignedRequest::message(&signed.request), &signed.signature) {
             bail!("it is not signed by the workspace's key");
         }
         let request: ArtifactRequest = serde_json::from_str(&signed.request)?;
@@ -129,7 +129,7 @@ impl ArtifactRequests {
             } else {
                 None
             };
-            Wanted {
+            ApprovedRequest {
                 request: request.id,
                 path: request.path,
                 paths: limits.paths.clone(),
@@ -137,7 +137,7 @@ impl ArtifactRequests {
                 refused,
             }
         });
-        let wanted: Vec<Wanted> = wanted.collect();
+        let wanted: Vec<ApprovedRequest> = wanted.collect();
         self.passed.extend(wanted.iter().map(|wanted| wanted.request.clone()));
         self.requests.add(wanted);
     }

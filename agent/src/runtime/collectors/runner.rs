@@ -19,8 +19,8 @@ const BACKOFF_MIN: Duration = Duration::from_secs(2);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// Poll interval for a source that the host lacks.
 const ABSENT_EVERY: Duration = Duration::from_secs(300);
-/// A poll that takes longer counts as hanging.
-pub(crate) const POLL_DEADLINE: Duration = Duration::from_secs(60);
+/// A poll or a watch without progress for this long counts as stuck.
+pub(crate) const STALL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A collector and its dependencies.
 pub(crate) struct Runner {
@@ -31,7 +31,7 @@ pub(crate) struct Runner {
     pub(crate) queue: Arc<Queue>,
     pub(crate) statuses: Arc<CollectorStatuses>,
     pub(crate) stop: StopSignal,
-    /// [`POLL_DEADLINE`], or a test's value.
+    /// [`STALL_DEADLINE`], or a test's value.
     pub(crate) deadline: Duration,
 }
 
@@ -91,7 +91,7 @@ impl Runner {
                     pause
                 }
             };
-            if self.rest(pause) {
+            if self.wait_or_stop(pause) {
                 return;
             }
             // Cursors have moved on, and the last chunks may not be durable yet.
@@ -109,15 +109,15 @@ impl Runner {
         }
     }
 
-    /// True on stop.
-    fn rest(&self, pause: Duration) -> bool {
+    /// Returns true if the agent stops.
+    fn wait_or_stop(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.stop.wait(left) {
                 Wake::Stop => return true,
-                Wake::Look if !left.is_zero() => {}
-                Wake::Look | Wake::Time => return false,
+                Wake::Notified if !left.is_zero() => {}
+                Wake::Notified | Wake::Timeout => return false,
             }
         }
     }
@@ -133,20 +133,20 @@ impl Runner {
     }
 
     fn watch(&mut self, mut watch: Box<dyn Watch>) -> RunnerExit {
-        self.running(None);
+        self.set_running(None);
         let sink: Arc<dyn Sink> = Arc::clone(&self.sink) as Arc<dyn Sink>;
         let mut outlet = Outlet::new(sink, self.stop.clone());
-        let watchdog = Watchdog::of_watch(self.spec.id, &self.statuses, self.deadline, outlet.progress());
+        let watchdog = Watchdog::for_watch(self.spec.id, &self.statuses, self.deadline, outlet.progress());
         let ended = watch.watch(&self.cx, &mut outlet);
         drop(watchdog);
-        self.ended(ended)
+        self.exit_of(ended)
     }
 
     fn poll(&mut self, every: Duration, mut poll: Box<dyn Poll>) -> RunnerExit {
         let source = positions_source(self.spec.id);
-        let (mut next, mut complaint) = (0, None);
+        let (mut next, mut reported) = (0, None);
         loop {
-            let watchdog = Watchdog::start(self.spec.id, &self.statuses, self.deadline);
+            let watchdog = Watchdog::for_poll(self.spec.id, &self.statuses, self.deadline);
             let polled = poll.poll(&self.cx);
             drop(watchdog);
             if self.stop.is_stopped() {
@@ -154,30 +154,30 @@ impl Runner {
             }
             let bodies = match polled {
                 Ok(bodies) => bodies,
-                Err(err) => return self.ended(Err(err)),
+                Err(err) => return self.exit_of(Err(err)),
             };
-            let complains = poll.complaint();
-            self.running(complains.clone());
-            if complains != complaint
-                && let Some(why) = &complains
+            let problem = poll.problem();
+            self.set_running(problem.clone());
+            if problem != reported
+                && let Some(why) = &problem
             {
                 tracing::warn!(collector = self.spec.id, why, "collector is missing permissions");
                 self.sink.lifecycle(LifecycleEvent::CollectorError, self.spec.id, why.clone());
             }
-            complaint = complains;
+            reported = problem;
             for chunk in chunks_of(&source, &mut next, bodies, now()) {
                 if let Err(err) = self.sink.put(chunk, &self.stop) {
-                    return self.ended(Err(err));
+                    return self.exit_of(Err(err));
                 }
             }
-            if self.rest(with_jitter(every)) {
+            if self.wait_or_stop(with_jitter(every)) {
                 return RunnerExit::Stopped;
             }
         }
     }
 
     /// Sets the state to running; `why` is a remaining problem.
-    fn running(&self, why: Option<String>) {
+    fn set_running(&self, why: Option<String>) {
         let was_failing =
             self.statuses.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
         self.statuses.set(self.spec.id, CollectorState::Running, why);
@@ -186,9 +186,9 @@ impl Runner {
         }
     }
 
-    fn ended(&self, ended: Result<(), vedette_collectors::CollectError>) -> RunnerExit {
+    fn exit_of(&self, result: Result<(), vedette_collectors::CollectError>) -> RunnerExit {
         use vedette_collectors::CollectError::{Absent, Stopped};
-        match ended {
+        match result {
             Ok(()) | Err(Stopped) => RunnerExit::Stopped,
             Err(Absent(why)) => RunnerExit::Absent(why),
             Err(err) => RunnerExit::Failed(err.to_string()),
@@ -230,21 +230,21 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// Marks a poll or a watch that hangs; a thread cannot be ended from outside.
+/// Marks a poll or a watch that is stuck; a thread cannot be ended from outside.
 struct Watchdog(StopSignal);
 
 impl Watchdog {
-    fn of_watch(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration, progress: Progress) -> Self {
+    fn for_watch(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration, progress: Progress) -> Self {
         let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
-        let dog = signal.clone();
-        let watch = move || {
+        let ended = signal.clone();
+        let run = move || {
             let (mut steps, mut is_stuck) = (progress.steps(), false);
-            while dog.wait(deadline) == Wake::Time {
-                let now = progress.steps();
-                let stands = now == steps && !progress.is_waiting();
-                if stands != is_stuck {
-                    is_stuck = stands;
-                    if stands {
+            while ended.wait(deadline) == Wake::Timeout {
+                let count = progress.steps();
+                let is_stalled = count == steps && !progress.is_waiting();
+                if is_stalled != is_stuck {
+                    is_stuck = is_stalled;
+                    if is_stalled {
                         let why = format!("no progress for {deadline:?}");
                         tracing::error!(collector = id, "{why}");
                         statuses.set_stuck(id, Some(why));
@@ -252,27 +252,27 @@ impl Watchdog {
                         statuses.set_stuck(id, None);
                     }
                 }
-                steps = now;
+                steps = count;
             }
         };
-        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {
-            tracing::warn!(collector = id, error = %err, "watching without a deadline");
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(run) {
+            tracing::warn!(collector = id, error = %err, "cannot start the watchdog thread; a stuck collector will not be reported");
         }
         Self(signal)
     }
 
-    fn start(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration) -> Self {
+    fn for_poll(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration) -> Self {
         let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
-        let dog = signal.clone();
-        let watch = move || {
-            if dog.wait(deadline) == Wake::Time {
+        let ended = signal.clone();
+        let run = move || {
+            if ended.wait(deadline) == Wake::Timeout {
                 let why = format!("the poll has not returned for {deadline:?}");
                 tracing::error!(collector = id, "{why}");
                 statuses.set_stuck(id, Some(why));
             }
         };
-        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch) {
-            tracing::warn!(collector = id, error = %err, "polling without a deadline");
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(run) {
+            tracing::warn!(collector = id, error = %err, "cannot start the watchdog thread; a stuck collector will not be reported");
         }
         Self(signal)
     }

@@ -55,8 +55,8 @@ impl Sink for QueueSink {
         self.queue.has_room_for(source, waits)
     }
 
-    fn complain(&self, collector: &'static str, message: String) {
-        self.statuses.complain(collector, message.clone());
+    fn report_problem(&self, collector: &'static str, message: String) {
+        self.statuses.report_problem(collector, message.clone());
         self.lifecycle(LifecycleEvent::CollectorError, collector, message);
     }
 

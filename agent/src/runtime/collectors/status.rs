@@ -105,7 +105,7 @@ impl CollectorStatuses {
     }
 
     /// Records a problem of a running collector.
-    pub(crate) fn complain(&self, id: &str, why: String) {
+    pub(crate) fn report_problem(&self, id: &str, why: String) {
         if let Some(line) = self.lock().get_mut(id) {
             line.why = Some(why);
             line.is_trouble = true;

@@ -2,7 +2,7 @@
 
 use super::{
     CollectorStatuses, Destination, QueueSink,
-    runner::{POLL_DEADLINE, Runner},
+    runner::{Runner, STALL_DEADLINE},
 };
 use anyhow::{Context, Result};
 use std::{collections::BTreeMap, sync::Arc, thread::JoinHandle, time::Duration};
@@ -77,7 +77,7 @@ impl Supervisor {
             sink: destination.sink,
             statuses: Arc::clone(&self.statuses),
             stop: stop.clone(),
-            deadline: POLL_DEADLINE,
+            deadline: STALL_DEADLINE,
         };
         let thread = runner.start().context("cannot start a collector's thread")?;
         self.running.insert(spec.id, Running { thread, waker: stop.waker(), stop, settings: decided });

@@ -135,9 +135,14 @@ impl WorkspaceClient {
         let (began, url) = (Instant::now(), self.endpoints().next(RequestKind::PolicyPoll, Instant::now()));
         let answer = self.client().at(&url).directives(after, version, &reported_collectors()).await;
         match &answer {
-            Ok(_) => self.endpoints().works(RequestKind::PolicyPoll, &url, Instant::now()),
+            Ok(_) => self.endpoints().record_success(RequestKind::PolicyPoll, &url, Instant::now()),
             Err(why) => {
-                self.endpoints().fails(RequestKind::PolicyPoll, &url, &why.to_string(), (began, Instant::now()));
+                self.endpoints().record_failure(
+                    RequestKind::PolicyPoll,
+                    &url,
+                    &why.to_string(),
+                    (began, Instant::now()),
+                );
             }
         }
         answer
@@ -229,7 +234,7 @@ impl WorkspaceClient {
             Ok(outcome @ Outcome::Done { .. }) => Some(outcome),
             Ok(_) => None,
             Err(_) => {
-                self.endpoints().fails(RequestKind::Delivery, url, "no answer", (began, Instant::now()));
+                self.endpoints().record_failure(RequestKind::Delivery, url, "no answer", (began, Instant::now()));
                 None
             }
         }
@@ -242,13 +247,13 @@ impl WorkspaceClient {
         let (now, mut endpoints) = (Instant::now(), self.endpoints());
         match &outcome {
             Outcome::Retry { why, .. } | Outcome::Misdirected { why } => {
-                endpoints.fails(RequestKind::Delivery, url, why, (began, now));
+                endpoints.record_failure(RequestKind::Delivery, url, why, (began, now));
             }
             Outcome::Done { .. }
             | Outcome::Purge
             | Outcome::Conflict { .. }
             | Outcome::TooLarge { .. }
-            | Outcome::Rekey { .. } => endpoints.works(RequestKind::Delivery, url, now),
+            | Outcome::Rekey { .. } => endpoints.record_success(RequestKind::Delivery, url, now),
             _ => {}
         }
         drop(endpoints);

@@ -132,7 +132,7 @@ impl Endpoints {
     }
 
     /// Records a success.
-    pub(super) fn works(&mut self, by: RequestKind, url: &str, at: Instant) {
+    pub(super) fn record_success(&mut self, by: RequestKind, url: &str, at: Instant) {
         if url == self.in_use.url {
             self.fails[by as usize] = None;
             if by == RequestKind::Delivery {
@@ -154,7 +154,13 @@ impl Endpoints {
     }
 
     /// Records a failure of a request that began at `began`; returns whether another endpoint is active now.
-    pub(super) fn fails(&mut self, by: RequestKind, url: &str, why: &str, (began, at): (Instant, Instant)) -> bool {
+    pub(super) fn record_failure(
+        &mut self,
+        by: RequestKind,
+        url: &str,
+        why: &str,
+        (began, at): (Instant, Instant),
+    ) -> bool {
         if url != self.in_use.url {
             if url == self.urls[0] {
                 self.preferred_healthy_since = None;
@@ -200,38 +206,38 @@ mod tests {
     fn after_a_minute_without_a_delivery_the_pair_is_used_and_after_five_good_ones_the_first_again() {
         let (mut e, begin) = (endpoints(), Instant::now());
         let at = |seconds| begin + Duration::from_secs(seconds);
-        assert!(!e.fails(RequestKind::Delivery, ONE, "refused", (at(0), at(0))));
-        e.works(RequestKind::Delivery, ONE, at(30));
+        assert!(!e.record_failure(RequestKind::Delivery, ONE, "refused", (at(0), at(0))));
+        e.record_success(RequestKind::Delivery, ONE, at(30));
         // It did not fail for a full minute.
-        assert!(!e.fails(RequestKind::Delivery, ONE, "refused", (at(40), at(40))));
-        assert!(!e.fails(RequestKind::Delivery, ONE, "refused", (at(99), at(99))));
-        assert!(e.fails(RequestKind::Delivery, ONE, "refused", (at(100), at(100))));
+        assert!(!e.record_failure(RequestKind::Delivery, ONE, "refused", (at(40), at(40))));
+        assert!(!e.record_failure(RequestKind::Delivery, ONE, "refused", (at(99), at(99))));
+        assert!(e.record_failure(RequestKind::Delivery, ONE, "refused", (at(100), at(100))));
         assert_eq!((e.in_use().url.as_str(), e.in_use().why.contains("60 s: refused")), (TWO, true), "{e:?}");
         // The preferred endpoint is probed every half minute, and must succeed for five minutes.
         let next = |e: &mut Endpoints, seconds| e.next(RequestKind::Delivery, at(seconds));
         assert_eq!([next(&mut e, 101), next(&mut e, 130), next(&mut e, 131)], [TWO, ONE, TWO]);
-        e.works(RequestKind::Delivery, ONE, at(131));
-        e.works(RequestKind::Delivery, TWO, at(200));
+        e.record_success(RequestKind::Delivery, ONE, at(131));
+        e.record_success(RequestKind::Delivery, TWO, at(200));
         // Policy polls are no probes while batches are delivered.
         assert_eq!([e.next(RequestKind::PolicyPoll, at(201)), next(&mut e, 202)], [TWO, ONE]);
-        assert!(!e.fails(RequestKind::Delivery, ONE, "refused", (at(400), at(400))));
-        e.works(RequestKind::Delivery, ONE, at(432));
-        e.works(RequestKind::Delivery, ONE, at(731));
+        assert!(!e.record_failure(RequestKind::Delivery, ONE, "refused", (at(400), at(400))));
+        e.record_success(RequestKind::Delivery, ONE, at(432));
+        e.record_success(RequestKind::Delivery, ONE, at(731));
         assert_eq!(e.in_use().url, TWO);
-        e.works(RequestKind::Delivery, ONE, at(732));
+        e.record_success(RequestKind::Delivery, ONE, at(732));
         assert_eq!(e.in_use().url, ONE, "{e:?}");
     }
 
     #[test]
     fn one_that_hangs_is_left_when_its_first_request_is_given_up() {
         let (mut e, begin) = (endpoints(), Instant::now());
-        assert!(e.fails(RequestKind::Delivery, ONE, "timed out", (begin, begin + Duration::from_secs(120))));
+        assert!(e.record_failure(RequestKind::Delivery, ONE, "timed out", (begin, begin + Duration::from_secs(120))));
         assert_eq!((e.in_use().url.as_str(), e.is_probe(ONE), e.is_probe(TWO)), (TWO, true, false));
         assert_eq!(e.rest_max(), Some(Duration::from_secs(60)));
         // One request that hung while others succeeded is no failure.
         let (mut e, at) = (endpoints(), |seconds| begin + Duration::from_secs(seconds));
-        e.works(RequestKind::Delivery, ONE, at(119));
-        assert!(!e.fails(RequestKind::Delivery, ONE, "timed out", (begin, at(120))));
+        e.record_success(RequestKind::Delivery, ONE, at(119));
+        assert!(!e.record_failure(RequestKind::Delivery, ONE, "timed out", (begin, at(120))));
         e.set(&[]);
         assert_eq!(e.rest_max(), None);
     }
@@ -243,7 +249,7 @@ mod tests {
         for seconds in 0..400 {
             let at = begin + Duration::from_secs(seconds);
             let url = e.next(RequestKind::Delivery, at);
-            if e.fails(RequestKind::Delivery, &url, "timed out", (at, at)) {
+            if e.record_failure(RequestKind::Delivery, &url, "timed out", (at, at)) {
                 seen.push(e.in_use().url.clone());
             }
         }
@@ -254,17 +260,17 @@ mod tests {
     fn questions_count_where_nothing_is_delivered() {
         let (mut e, begin) = (endpoints(), Instant::now());
         let at = |seconds| begin + Duration::from_secs(seconds);
-        e.works(RequestKind::Delivery, ONE, at(0));
-        assert!(!e.fails(RequestKind::PolicyPoll, ONE, "timed out", (at(1), at(1))));
-        e.works(RequestKind::Delivery, ONE, at(50));
-        assert!(!e.fails(RequestKind::PolicyPoll, ONE, "timed out", (at(61), at(61))), "batches land");
+        e.record_success(RequestKind::Delivery, ONE, at(0));
+        assert!(!e.record_failure(RequestKind::PolicyPoll, ONE, "timed out", (at(1), at(1))));
+        e.record_success(RequestKind::Delivery, ONE, at(50));
+        assert!(!e.record_failure(RequestKind::PolicyPoll, ONE, "timed out", (at(61), at(61))), "batches land");
         // Deliveries fail while polls succeed: deliveries count.
-        assert!(!e.fails(RequestKind::Delivery, ONE, "503", (at(70), at(70))));
-        e.works(RequestKind::PolicyPoll, ONE, at(100));
-        assert!(e.fails(RequestKind::Delivery, ONE, "503", (at(130), at(130))));
+        assert!(!e.record_failure(RequestKind::Delivery, ONE, "503", (at(70), at(70))));
+        e.record_success(RequestKind::PolicyPoll, ONE, at(100));
+        assert!(e.record_failure(RequestKind::Delivery, ONE, "503", (at(130), at(130))));
         // With collection off on the secondary there are only polls.
-        e.works(RequestKind::PolicyPoll, ONE, at(200));
-        e.works(RequestKind::PolicyPoll, ONE, at(500));
+        e.record_success(RequestKind::PolicyPoll, ONE, at(200));
+        e.record_success(RequestKind::PolicyPoll, ONE, at(500));
         assert_eq!(e.in_use().url, ONE);
     }
 

@@ -91,14 +91,14 @@ async fn attempt(
         "the workspace answered for another organization or geography"
     );
     if let Some(policy) = &reply.policy {
-        policy::keep(identity, policy)?;
+        policy::store_policy(identity, policy)?;
     }
     let (certificate, mut next) = (reply.certificate.clone(), Enrollment::of(reply, &enrollment.workspace));
     next.replaces.clone_from(&enrollment.replaces);
     next.replaces.push(enrollment.agent);
     let agent = next.agent;
     identity.keep_next(&Next { key: key.serialize_pem(), certificate, enrollment: next })?;
-    tracing::warn!(was = %enrollment.agent, is = %agent, "this machine is another agent now");
+    tracing::warn!(old_agent = %enrollment.agent, new_agent = %agent, "re-keyed: this machine has a new agent id");
     Ok(true)
 }
 

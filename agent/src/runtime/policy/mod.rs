@@ -4,7 +4,7 @@ mod decide;
 mod store;
 
 pub(crate) use decide::{Decision, decide};
-pub(crate) use store::{PolicyStatus, PolicyStore, keep, verified};
+pub(crate) use store::{PolicyStatus, PolicyStore, is_signature_valid, store_policy};
 
 #[cfg(test)]
 mod tests;

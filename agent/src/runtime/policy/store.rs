@@ -11,28 +11,28 @@ const FILE: &str = "policy.json";
 
 /// Why a policy is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refused {
+pub(crate) enum PolicyError {
     /// The signature is not from the workspace of the enrollment.
     #[error("the policy is not signed by the workspace's key")]
     Forged,
     /// It is of another organization.
     #[error("the policy is of another organization, {0}")]
-    Foreign(String),
+    OtherOrganization(String),
     /// Its revision is not newer than the one in force.
     #[error("the policy has revision {0}, and {1} is in force")]
     Older(u64, u64),
     /// It cannot be read, or contains a forbidden setting.
     #[error("the policy cannot be used: {0}")]
-    Torn(String),
+    Invalid(String),
     /// The agent was enrolled by a release without policies.
     #[error("this agent has no key to verify policies with; run `vedette enroll --again`")]
     NoKey,
     /// It cannot be stored.
     #[error("the policy cannot be stored: {0}")]
-    Disk(String),
+    NotStored(String),
 }
 
-/// Upper bound of revisions: an honest workspace's are seconds of the clock.
+/// Upper bound of revisions: a workspace takes its revisions from the clock, in seconds.
 const REVISION_MAX: u64 = 1 << 53;
 
 /// The effective policy, for all parts of the agent.
@@ -43,7 +43,7 @@ pub(crate) struct PolicyStatus {
     /// The policy that collectors and batches follow: the same one, or the one before until it has been applied.
     pub(crate) applied: Option<Arc<Policy>>,
     /// Collection is off: nothing about this host is emitted.
-    pub(crate) is_silent: bool,
+    pub(crate) is_emission_off: bool,
     /// Why the last policy was refused, the stored one cannot be used, or policies cannot be verified.
     pub(crate) problem: Option<String>,
 }
@@ -65,30 +65,30 @@ impl PolicyStore {
         let (policy, problem) = match store.read() {
             Ok(policy) => (Some(policy), None),
             // A release without policies enrolled this host.
-            Err(Refused::NoKey) if !identity.path(FILE).exists() => {
+            Err(PolicyError::NoKey) if !identity.path(FILE).exists() => {
                 let first = Policy::first(enrollment.organization, Tier::Free, 0);
-                (Some(Policy { revision: enrollment.policy_revision, ..first }), Some(Refused::NoKey))
+                (Some(Policy { revision: enrollment.policy_revision, ..first }), Some(PolicyError::NoKey))
             }
             Err(why) => (None, Some(why)),
         };
-        let is_silent = policy.as_ref().is_none_or(|policy| !policy.collect);
+        let is_emission_off = policy.as_ref().is_none_or(|policy| !policy.collect);
         store.status.send_modify(|status| {
-            (status.policy, status.is_silent) = (policy.map(Arc::new), is_silent);
+            (status.policy, status.is_emission_off) = (policy.map(Arc::new), is_emission_off);
             status.problem = problem.map(|problem| problem.to_string());
         });
         store
     }
 
-    fn read(&self) -> Result<Policy, Refused> {
+    fn read(&self) -> Result<Policy, PolicyError> {
         let path = self.identity.path(FILE);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound && self.enrollment.policy_key.is_none() => {
-                return Err(Refused::NoKey);
+                return Err(PolicyError::NoKey);
             }
-            Err(err) => return Err(Refused::Torn(format!("{}: {err}", path.display()))),
+            Err(err) => return Err(PolicyError::Invalid(format!("{}: {err}", path.display()))),
         };
-        self.verify(&serde_json::from_slice(&bytes).map_err(|err| Refused::Torn(err.to_string()))?)
+        self.verify(&serde_json::from_slice(&bytes).map_err(|err| PolicyError::Invalid(err.to_string()))?)
     }
 
     /// Follows the effective policy.
@@ -122,8 +122,10 @@ impl PolicyStore {
     }
 
     /// Suppresses or resumes emission.
-    pub(crate) fn set_silent(&self, is_silent: bool) {
-        self.status.send_if_modified(|status| std::mem::replace(&mut status.is_silent, is_silent) != is_silent);
+    pub(crate) fn set_emission_off(&self, is_emission_off: bool) {
+        self.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.is_emission_off, is_emission_off) != is_emission_off
+        });
     }
 
     /// The policy in force as signed, for a workspace that lost it.
@@ -135,8 +137,8 @@ impl PolicyStore {
     /// Puts a newer policy in force, durably. The status has the reason if it is refused.
     ///
     /// # Errors
-    /// [`Refused`]; the policy in force stays then.
-    pub(crate) fn accept(&self, signed: &SignedPolicy) -> Result<Arc<Policy>, Refused> {
+    /// [`PolicyError`]; the policy in force stays then.
+    pub(crate) fn accept(&self, signed: &SignedPolicy) -> Result<Arc<Policy>, PolicyError> {
         let accepted = self.check(signed).map(Arc::new);
         self.status.send_modify(|status| match &accepted {
             Ok(policy) => (status.policy, status.problem) = (Some(Arc::clone(policy)), None),
@@ -145,41 +147,42 @@ impl PolicyStore {
         accepted
     }
 
-    fn check(&self, signed: &SignedPolicy) -> Result<Policy, Refused> {
+    fn check(&self, signed: &SignedPolicy) -> Result<Policy, PolicyError> {
         let policy = self.verify(signed)?;
-        if let Some(now) = self.policy()
-            && policy.revision <= now.revision
+        if let Some(current) = self.policy()
+            && policy.revision <= current.revision
         {
-            return Err(Refused::Older(policy.revision, now.revision));
+            return Err(PolicyError::Older(policy.revision, current.revision));
         }
-        keep(&self.identity, signed).map_err(|err| Refused::Disk(format!("{err:#}")))?;
+        store_policy(&self.identity, signed).map_err(|err| PolicyError::NotStored(format!("{err:#}")))?;
         Ok(policy)
     }
 
-    fn verify(&self, signed: &SignedPolicy) -> Result<Policy, Refused> {
-        let Some(key) = &self.enrollment.policy_key else { return Err(Refused::NoKey) };
-        if !verified(key, &SignedPolicy::message(&signed.policy), &signed.signature) {
-            return Err(Refused::Forged);
+    fn verify(&self, signed: &SignedPolicy) -> Result<Policy, PolicyError> {
+        let Some(key) = &self.enrollment.policy_key else { return Err(PolicyError::NoKey) };
+        if !is_signature_valid(key, &SignedPolicy::message(&signed.policy), &signed.signature) {
+            return Err(PolicyError::Forged);
         }
-        let policy: Policy = serde_json::from_str(&signed.policy).map_err(|err| Refused::Torn(err.to_string()))?;
+        let policy: Policy =
+            serde_json::from_str(&signed.policy).map_err(|err| PolicyError::Invalid(err.to_string()))?;
         if policy.organization != self.enrollment.organization {
-            return Err(Refused::Foreign(policy.organization.to_string()));
+            return Err(PolicyError::OtherOrganization(policy.organization.to_string()));
         }
-        policy.check().map_err(Refused::Torn)?;
+        policy.check().map_err(PolicyError::Invalid)?;
         if policy.revision > REVISION_MAX {
-            return Err(Refused::Torn(format!("revision {} is too large", policy.revision)));
+            return Err(PolicyError::Invalid(format!("revision {} is too large", policy.revision)));
         }
         Ok(policy)
     }
 }
 
 /// Stores a policy for the next start.
-pub(crate) fn keep(identity: &IdentityDir, signed: &SignedPolicy) -> anyhow::Result<()> {
+pub(crate) fn store_policy(identity: &IdentityDir, signed: &SignedPolicy) -> anyhow::Result<()> {
     identity.write(FILE, &serde_json::to_vec(signed)?)
 }
 
 /// Whether an Ed25519 key (RFC 8032) signed a message; key and signature are hex.
-pub(crate) fn verified(key: &str, message: &[u8], signature: &str) -> bool {
+pub(crate) fn is_signature_valid(key: &str, message: &[u8], signature: &str) -> bool {
     let (Ok(key), Ok(signature)) = (hex::decode(key), hex::decode(signature)) else { return false };
     let provider = CryptoProvider::get_default().expect("main installs the provider first thing");
     let mapping = provider.signature_verification_algorithms.mapping;

@@ -84,7 +84,7 @@ fn a_policy_switches_single_collectors_and_sets_how_often_they_look() {
 mod store {
     use super::*;
     use crate::identity::{Enrollment, IdentityDir};
-    use crate::runtime::policy::store::Refused;
+    use crate::runtime::policy::store::PolicyError;
     use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
     use vedette_wire::policy::SignedPolicy;
 
@@ -109,13 +109,13 @@ mod store {
         let problem = |store: &PolicyStore| store.problem().unwrap_or_default();
         let store = load();
         assert!(store.policy().is_none() && problem(&store).contains("cannot be used"), "{store:?}");
-        assert!(store.subscribe().borrow().is_silent, "nothing is emitted without a policy");
+        assert!(store.subscribe().borrow().is_emission_off, "nothing is emitted without a policy");
         let first = sign(&key, &policy(Tier::Free, true));
-        keep(&identity, &first).expect("writes");
+        store_policy(&identity, &first).expect("writes");
         let store = load();
         assert_eq!((store.revision(), store.problem()), (5, None));
         let mut followed = store.subscribe();
-        assert!(!followed.borrow_and_update().is_silent);
+        assert!(!followed.borrow_and_update().is_emission_off);
 
         let later = |change: fn(&mut Policy)| {
             let mut later = Policy { revision: 6, ..policy(Tier::Free, false) };
@@ -123,20 +123,20 @@ mod store {
             later
         };
         let other = KeyPair::generate_for(&PKCS_ED25519).expect("makes");
-        assert_eq!(store.accept(&sign(&other, &later(|_| ()))).err(), Some(Refused::Forged));
+        assert_eq!(store.accept(&sign(&other, &later(|_| ()))).err(), Some(PolicyError::Forged));
         let mut changed = sign(&key, &later(|_| ()));
         changed.policy = changed.policy.replace("\"revision\":6", "\"revision\":7");
-        assert_eq!(store.accept(&changed).err(), Some(Refused::Forged));
+        assert_eq!(store.accept(&changed).err(), Some(PolicyError::Forged));
         let foreign = later(|policy| {
             policy.organization = OrganizationId("01890a5d-ac96-774b-bcce-b302099a8058".parse().expect("a UUID"))
         });
-        assert!(matches!(store.accept(&sign(&key, &foreign)), Err(Refused::Foreign(_))));
+        assert!(matches!(store.accept(&sign(&key, &foreign)), Err(PolicyError::OtherOrganization(_))));
         for revision in [4, 5] {
             let older = Policy { revision, ..later(|_| ()) };
-            assert_eq!(store.accept(&sign(&key, &older)).err(), Some(Refused::Older(revision, 5)));
+            assert_eq!(store.accept(&sign(&key, &older)).err(), Some(PolicyError::Older(revision, 5)));
         }
         let forbidden = later(|policy| policy.tier = Tier::Standard);
-        assert!(matches!(store.accept(&sign(&key, &forbidden)), Err(Refused::Torn(_))));
+        assert!(matches!(store.accept(&sign(&key, &forbidden)), Err(PolicyError::Invalid(_))));
         assert_eq!(load().revision(), 5, "none of them was kept");
         assert!(
             problem(&store).contains("standard tier") && store.revision() == 5,

@@ -181,7 +181,7 @@ impl Reconciler {
     /// Applies the policy in force to all collectors.
     async fn apply(&mut self, is_resumed: bool) -> Result<()> {
         let Some(policy) = self.store.policy() else {
-            self.store.set_silent(true);
+            self.store.set_emission_off(true);
             for plan in &self.parts.config.collectors {
                 let why = "no policy is in force; waiting for the workspace";
                 self.parts.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
@@ -249,7 +249,7 @@ impl Reconciler {
                     drop(tokio::time::timeout(EVENT_GRACE, emitting).await);
                 }
             }
-            self.store.set_silent(true);
+            self.store.set_emission_off(true);
             if revision != policy.revision || has_host {
                 self.settle_queue().await;
             }
@@ -261,7 +261,7 @@ impl Reconciler {
             is_changed
         });
         if policy.collect {
-            self.store.set_silent(false);
+            self.store.set_emission_off(false);
             if revision != policy.revision {
                 let message = format!("policy revision {} is in force", policy.revision);
                 self.parts.events.lifecycle(LifecycleEvent::Policy, message, None, None);

@@ -1,7 +1,11 @@
 //! Status of the running agent: the report that `vedette status` prints, and the heartbeat.
 
+mod metrics;
+mod prometheus;
 mod server;
 
+pub(super) use metrics::MetricsServer;
+pub(crate) use prometheus::render as prometheus;
 pub(crate) use server::{Server, ask};
 
 use super::{parts::Parts, policy::PolicyStatus};

@@ -32,9 +32,13 @@ impl Server {
         let mut socket = self.socket.lock().await;
         let mut poll = tokio::time::interval(SOCKET_POLL);
         loop {
-            tokio::select! {
-                () = socket.answer(|| serde_json::to_vec(&self.source.report()).expect("reports serialize")) => continue,
-                _ = poll.tick() => {}
+            let reader = tokio::select! {
+                reader = socket.accept() => Some(reader),
+                _ = poll.tick() => None,
+            };
+            if let Some(reader) = reader {
+                reader.write(&serde_json::to_vec(&self.source.report()).expect("reports serialize")).await;
+                continue;
             }
             if socket.is_gone() {
                 match StatusSocket::bind(&self.state_dir) {

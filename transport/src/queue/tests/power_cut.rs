@@ -213,7 +213,7 @@ fn step(queue: &Queue, world: &mut World, step: &Step) -> Result<(), QueueError>
         }
         Step::Quarantine => {
             if let Some((slot, _)) = queue.next_after(0)? {
-                queue.quarantine(slot, vedette_wire::ProblemCode::Shape, "no good")?;
+                queue.quarantine(slot, &vedette_wire::ProblemCode::Shape, "no good")?;
                 queue.replay(slot)?;
             }
         }

@@ -26,7 +26,7 @@ async fn admitted(api: &Api, key: AgentKey) -> Result<u64, ApiError> {
 
 impl AuthenticatedAgent {
     /// Checks the agent again after a wait: it may have been revoked meanwhile.
-    pub(in crate::api) async fn check_again(&self) -> Result<(), ApiError> {
+    pub(in crate::api) async fn check_still_admitted(&self) -> Result<(), ApiError> {
         admitted(&self.api, self.key).await.map(drop)
     }
 }
@@ -51,7 +51,7 @@ impl FromRequestParts<Gate> for PacedAgent {
 
     async fn from_request_parts(parts: &mut Parts, gate: &Gate) -> Result<Self, ApiError> {
         let agent = AuthenticatedAgent::from_request_parts(parts, gate).await?;
-        agent.api.rates.check_poll(agent.key.agent)?;
+        agent.api.rate_limits.check_poll(agent.key.agent)?;
         Ok(Self(agent))
     }
 }

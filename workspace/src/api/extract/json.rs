@@ -15,7 +15,7 @@ pub(in crate::api) async fn read(body: Body) -> Result<Bytes, ApiError> {
             .any(|source| source.is::<http_body_util::LengthLimitError>());
         match is_too_large {
             true => ApiError::new(ProblemCode::Size, "the request is too large"),
-            false => ApiError::new(ProblemCode::Body, "the request ended too early"),
+            false => ApiError::new(ProblemCode::Body, "the request ended too early or took too long"),
         }
     })
 }

@@ -34,7 +34,7 @@ impl<T: TokenRequest> FromRequest<Gate> for TokenHolder<T> {
         let ValidJson(request) = ValidJson::<T>::from_request(Request::from_parts(parts, body), gate).await?;
         match request.authenticate(&api).await {
             Ok(grant) => Ok(Self { api, request, grant }),
-            Err(error) if error.code() == ProblemCode::Token => Err(api.rates.token_refused(from, error)),
+            Err(error) if *error.code() == ProblemCode::Token => Err(api.rate_limits.token_refused(from, error)),
             Err(error) => Err(error),
         }
     }

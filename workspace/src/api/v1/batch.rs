@@ -36,15 +36,20 @@ pub(in crate::api) async fn put(
     let delivery = Delivery { agent, in_force, body, compression, digest: digest(&headers), key };
     // On its own task, which releases its resources when it is done, even if the client disconnects.
     let landing = tokio::spawn(async move {
-        let landed = ingest.land(delivery).await;
+        let landed = ingest.land(delivery).await.map_err(ApiError::from);
         drop(reserved);
+        if let Err(error) = &landed {
+            api.metrics.outcome(agent.organization, error.code().name());
+        }
         landed
     });
     Ok(Json(landing.await.context("landing a batch ended unexpectedly")??))
 }
 
 fn batch_key(lane: &str, epoch: &str, seq: &str) -> Option<(Lane, Epoch, u64)> {
-    Some((lane.parse().ok()?, epoch.parse().ok()?, seq.parse().ok()?))
+    let key: (Lane, Epoch, u64) = (lane.parse().ok()?, epoch.parse().ok()?, seq.parse().ok()?);
+    // A batch has one path.
+    (key.1.to_string() == epoch && key.2.to_string() == seq).then_some(key)
 }
 
 /// Announced length of the body, or the maximum.

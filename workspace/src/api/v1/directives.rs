@@ -35,10 +35,10 @@ pub(in crate::api) async fn next(
         return Err(ApiError::shape("the policy revision is out of range"));
     }
     let (control, key) = (&agent.api.control, agent.key);
-    let collectors = collectors(&headers)?;
+    let collectors = collectors(&headers);
     let contact = Contact { version: version(&headers)?, revision: after, collectors: collectors.as_ref() };
     control.record_contact(key, contact, now()).await?;
-    if is_lost(&agent, after).await? {
+    if workspace_lost_revision(&agent, after).await? {
         tokio::time::sleep(BRING_PAUSE).await;
         let bring_policy = true;
         return Ok(Json(Directives { bring_policy, ..Directives::default() }).into_response());
@@ -49,7 +49,7 @@ pub(in crate::api) async fn next(
         Ok(Ok(pending)) => pending.revision(key.organization),
         _ => return Ok(StatusCode::NO_CONTENT.into_response()),
     };
-    agent.check_again().await?;
+    agent.check_still_admitted().await?;
     let mut directives = Directives { artifacts: control.offer(key, now()).await?, ..Directives::default() };
     if revision > after {
         directives.policy = control.policy(key.organization, revision).await?.map(|(_, signed)| signed);
@@ -64,12 +64,12 @@ pub(in crate::api) async fn next(
 
 /// Whether this workspace lost the policy revision of an agent in a restore from a backup. The secondary of a pair gets it from
 /// the primary.
-async fn is_lost(agent: &AuthenticatedAgent, revision: u64) -> Result<bool, ApiError> {
+async fn workspace_lost_revision(agent: &AuthenticatedAgent, revision: u64) -> Result<bool, ApiError> {
     let control = &agent.api.control;
     Ok(revision > 0
         && revision != agent.in_force
         && control.policy(agent.key.organization, revision).await?.is_none()
-        && control.pair_of().await?.is_none())
+        && control.primary().await?.is_none())
 }
 
 /// Version in `User-Agent: vedette/VERSION`.
@@ -79,9 +79,7 @@ fn version(headers: &HeaderMap) -> Result<&str, ApiError> {
     version.ok_or_else(|| ApiError::shape("the User-Agent is not vedette/VERSION"))
 }
 
-/// Collectors that the agent has; absent from agents of earlier releases.
-fn collectors(headers: &HeaderMap) -> Result<Option<ReportedCollectors>, ApiError> {
-    let Some(header) = headers.get(COLLECTORS_HEADER) else { return Ok(None) };
-    let parsed = header.to_str().ok().and_then(|text| text.parse().ok());
-    parsed.map(Some).ok_or_else(|| ApiError::shape(format!("the header {COLLECTORS_HEADER} is not ID[;every],…")))
+/// Collectors that the agent has; absent from agents of earlier releases, and if a later one writes them in another form.
+fn collectors(headers: &HeaderMap) -> Option<ReportedCollectors> {
+    headers.get(COLLECTORS_HEADER)?.to_str().ok()?.parse().ok()
 }

@@ -29,7 +29,7 @@ impl TokenRequest for EnrollRequest {
 
 pub(in crate::api) async fn enroll(holder: TokenHolder<EnrollRequest>) -> Result<Json<EnrollReply>, ApiError> {
     let TokenHolder { api, request, grant: organization } = holder;
-    api.rates.check_enrollment(organization)?;
+    api.rate_limits.check_enrollment(organization)?;
     check_fields(&[&request.hostname, &request.version, request.machine.as_ref().unwrap_or(&request.version)])?;
     let (signing, agent) = signing_request(&request.csr)?;
     let (hostname, version) = (request.hostname.as_str(), request.version.as_str());

@@ -24,7 +24,7 @@ pub(in crate::api) async fn restore(
     if policy.organization != key.organization {
         return Err(invalid("the policy is of another organization"));
     }
-    if api.control.pair_of().await?.is_some() {
+    if api.control.primary().await?.is_some() {
         return Ok(StatusCode::NO_CONTENT);
     }
     if api.control.adopt_policy(&policy, &signed, "another agent", now()).await? {

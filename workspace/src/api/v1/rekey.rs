@@ -39,6 +39,6 @@ pub(in crate::api) async fn rekey(
             return Err(ApiError::new(ProblemCode::Identity, title));
         }
     }
-    tracing::warn!(was = %key.agent, %agent, hostname, "a clone became another agent");
+    tracing::warn!(old_agent = %key.agent, %agent, hostname, "a clone was re-keyed and has a new agent id");
     reply(&api, organization, agent, signing).await.map(Json)
 }

@@ -28,7 +28,7 @@ pub(crate) struct Account {
 
 impl Account {
     /// Counts dropped records.
-    pub(super) fn drop(&mut self, reason: Reason, records: u64) {
+    pub(super) fn add_dropped(&mut self, reason: Reason, records: u64) {
         if records > 0 {
             let sum = self.dropped.entry(reason.name().to_owned()).or_default();
             *sum = sum.saturating_add(records);
@@ -38,10 +38,10 @@ impl Account {
 
 /// Accounts of one agent under construction, by collector.
 #[derive(Default)]
-pub(super) struct Books(pub(super) BTreeMap<String, Account>);
+pub(super) struct AgentAccounts(pub(super) BTreeMap<String, Account>);
 
-impl Books {
-    pub(super) fn of(&mut self, agent: &str, collector: &str) -> &mut Account {
+impl AgentAccounts {
+    pub(super) fn account_mut(&mut self, agent: &str, collector: &str) -> &mut Account {
         self.0.entry(collector.to_owned()).or_insert_with(|| Account {
             agent: agent.to_owned(),
             collector: collector.to_owned(),

@@ -1,6 +1,6 @@
 //! Sums of what landed: what is missing, held, set aside or dropped, by agent and collector.
 
-use super::{Account, Counts, Epoch, Gap, Run, Stretch, account::Books};
+use super::{Account, Counts, Epoch, Gap, Run, Stretch, account::AgentAccounts};
 use crate::store::ControlStore;
 use anyhow::Result;
 use sqlx::SqliteConnection;
@@ -41,7 +41,7 @@ impl ControlStore {
         .fetch_all(&mut *tx)
         .await?;
         let with_cursors = with_cursors.into_iter().collect();
-        let mut agents: BTreeMap<String, (Books, AbsentRanges)> = BTreeMap::new();
+        let mut agents: BTreeMap<String, (AgentAccounts, AbsentRanges)> = BTreeMap::new();
         for epoch in &epochs {
             let (books, open) = agents.entry(epoch.agent.clone()).or_default();
             count(books, epoch)?;
@@ -67,10 +67,10 @@ impl ControlStore {
             .fetch_all(&mut *tx)
             .await?;
             for (collector, records, repeated, left_out) in stored {
-                let account = books.of(&agent, &collector);
+                let account = books.account_mut(&agent, &collector);
                 account.stored = (records - left_out).cast_unsigned();
                 account.repeated = repeated.cast_unsigned();
-                account.drop(Reason::Policy, left_out.cast_unsigned());
+                account.add_dropped(Reason::Policy, left_out.cast_unsigned());
             }
             position_gaps(&mut tx, &id, &agent, &mut books, &open).await?;
             out.extend(books.0.into_values());
@@ -79,13 +79,13 @@ impl ControlStore {
     }
 }
 
-fn count(books: &mut Books, epoch: &Epoch) -> Result<()> {
+fn count(books: &mut AgentAccounts, epoch: &Epoch) -> Result<()> {
     let counters: Ledger = serde_json::from_str(&epoch.counters)?;
     for (collector, counters) in &counters.0 {
-        let account = books.of(&epoch.agent, collector);
+        let account = books.account_mut(&epoch.agent, collector);
         account.emitted = account.emitted.saturating_add(counters.emitted);
         for (reason, dropped) in &counters.dropped {
-            account.drop(*reason, *dropped);
+            account.add_dropped(*reason, *dropped);
         }
     }
     Ok(())
@@ -125,7 +125,7 @@ pub(super) fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fa
 
 /// Classifies sequences between landed ones as held, set aside or missing.
 fn sequences(
-    books: &mut Books,
+    books: &mut AgentAccounts,
     open: &mut AbsentRanges,
     epoch: &Epoch,
     runs: &[Run],
@@ -161,7 +161,7 @@ fn sequences(
                 if records == 0 {
                     continue;
                 }
-                let account = books.of(&epoch.agent, &collector);
+                let account = books.account_mut(&epoch.agent, &collector);
                 if fate == Fate::ReadAgain && with_cursors.contains(&(epoch.agent.clone(), collector.clone())) {
                     // They are emitted again; what cannot be read again leaves a gap between positions.
                     account.emitted = account.emitted.saturating_sub(records);
@@ -171,9 +171,9 @@ fn sequences(
                 match fate {
                     Fate::Held => account.in_flight = account.in_flight.saturating_add(records),
                     Fate::Quarantined => account.quarantined = account.quarantined.saturating_add(records),
-                    Fate::Purged => account.drop(Reason::Policy, records),
-                    Fate::Lost => account.drop(Reason::QueueDamaged, records),
-                    Fate::ReadAgain => account.drop(Reason::Restored, records),
+                    Fate::Purged => account.add_dropped(Reason::Policy, records),
+                    Fate::Lost => account.add_dropped(Reason::QueueDamaged, records),
+                    Fate::ReadAgain => account.add_dropped(Reason::Restored, records),
                     Fate::Missing => {
                         account.missing = account.missing.saturating_add(records);
                         account.gaps.push(gap.clone());
@@ -193,7 +193,7 @@ async fn position_gaps(
     tx: &mut SqliteConnection,
     organization: &str,
     agent: &str,
-    books: &mut Books,
+    books: &mut AgentAccounts,
     open: &AbsentRanges,
 ) -> Result<()> {
     let sources: Vec<(String, String)> = sqlx::query_as(
@@ -227,7 +227,7 @@ async fn position_gaps(
             if accounted {
                 continue;
             }
-            let account = books.of(agent, &collector);
+            let account = books.account_mut(agent, &collector);
             // If each record takes one position, a position is a record: an entry of a journal, a body of a poll.
             let is_record = before.records >= before.reached - before.start;
             let records = if is_record { (behind.start - before.reached).cast_unsigned() } else { 1 };

@@ -122,10 +122,10 @@ async fn a_gap_that_stays_raises_one_alert_until_it_closes() {
     let alerts = async || control.alerts(org).await.expect("reads");
     control.alert_gaps(600_000_000_000).await.expect("checks");
     assert!(alerts().await.is_empty(), "it may be on its way");
-    control.set_pair_of(Some("https://other")).await.expect("sets");
+    control.set_primary(Some("https://other")).await.expect("sets");
     control.alert_gaps(600_000_000_003).await.expect("checks");
     assert!(alerts().await.is_empty(), "it may be at the other");
-    control.set_pair_of(None).await.expect("sets");
+    control.set_primary(None).await.expect("sets");
     for _ in 0..2 {
         control.alert_gaps(600_000_000_003).await.expect("checks");
     }
@@ -145,7 +145,7 @@ async fn a_gap_of_sequences_alone_raises_an_alert_and_one_of_a_pair_none() {
     control.alert_gaps(600_000_000_010).await.expect("checks");
     let raised = control.alerts(org).await.expect("reads");
     assert!(matches!(raised.as_slice(), [alert] if alert.detail.contains("sequences 2 to 3")), "{raised:?}");
-    control.set_pair_of(Some("https://other")).await.expect("sets");
+    control.set_primary(Some("https://other")).await.expect("sets");
     control.alert_gaps(600_000_000_011).await.expect("checks");
     assert!(control.alerts(org).await.expect("reads").is_empty(), "it may be at the other");
 }
@@ -214,7 +214,7 @@ async fn what_may_have_landed_at_the_other_of_a_pair_is_not_lost() {
     let gone = batch(org, 3, 3, 3, &[(20, 30)]);
     land(&control, &gone).await;
     assert_eq!(control.lost(&gone.header).await.expect("looks"), Some((1, 2)));
-    control.set_pair_of(Some("https://first")).await.expect("notes");
+    control.set_primary(Some("https://first")).await.expect("notes");
     assert_eq!(control.lost(&gone.header).await.expect("looks"), None);
 }
 

@@ -191,7 +191,7 @@ struct LacksPermission(std::sync::mpsc::Receiver<()>);
 
 impl Watch for LacksPermission {
     fn watch(&mut self, _: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
-        outlet.complain("probe", &"a right is missing");
+        outlet.report_problem("probe", &"a right is missing");
         self.0.recv().expect("the test lets it go");
         while outlet.wait(Duration::from_secs(60)) != Wake::Stop {}
         Ok(())
@@ -225,7 +225,7 @@ impl Poll for Hangs {
         Ok(Vec::new())
     }
 
-    fn complaint(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         Some("a right is missing".to_owned())
     }
 }
