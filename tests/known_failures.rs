@@ -1,8 +1,13 @@
 //! Known failures of other agents that no other test covers: a living process that does nothing, a backlog lost to a bad
 //! configuration, unbounded labels, and idle spin.
 
-use crate::support::{World, eventually, refusal};
-use std::{fs, net::UdpSocket, time::Duration};
+use crate::support::{VEDETTE, World, eventually, refusal};
+use std::{
+    fs,
+    net::UdpSocket,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 #[test]
 fn the_probe_is_red_where_nothing_is_collected_or_nothing_arrives() {
@@ -140,4 +145,36 @@ fn many_policies_under_load_are_all_followed_and_cost_no_line() {
         assert!(state.is_some_and(|state| state == "running" || state == "absent"), "{id}");
     }
     drop(agent);
+}
+
+/// A log that cannot be written is no reason to stop: standard error is a full disk.
+#[test]
+fn an_agent_whose_log_is_on_a_full_disk_collects() {
+    let world = World::new();
+    world.enroll();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
+    let mut agent = Command::new(VEDETTE)
+        .args(["run", "--config"])
+        .arg(world.path("vedette.toml"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(full)
+        .spawn()
+        .expect("starts");
+    world.append("a.log", "one\n");
+    let landed = eventually("the line to land, or the end", || {
+        (world.count("syslog") == 1).then_some(true).or_else(|| agent.try_wait().ok()?.map(|_| false))
+    });
+    drop(agent.kill());
+    agent.wait().expect("ends");
+    assert!(landed);
+}
+
+/// The policy may switch on what the host switched off, so its settings are checked too.
+#[test]
+fn the_settings_of_a_collector_that_is_off_are_checked() {
+    let world = World::new();
+    world.write_config("\n[collectors.sessions]\nenabled = false\nevery = \"1ms\"\n");
+    let refused = refusal(&world.vedette(&["check"]), 78);
+    assert!(refused.contains("collectors.sessions.every"), "{refused}");
 }

@@ -64,9 +64,20 @@ fn prometheus_reads_agent_and_workspace() {
     let printed = world.vedette(&["status", "--format", "prometheus"]);
     let printed = String::from_utf8(printed.stdout).expect("UTF-8");
     assert!(printed.contains("vedette_emitted_records_total{collector=\"syslog\"} 3"), "{printed}");
-    let elsewhere = get(of_agent, "GET / HTTP/1.1\r\n\r\n").expect("answers");
-    assert!(elsewhere.starts_with("HTTP/1.1 404"), "{elsewhere}");
-    assert_eq!(get(of_agent, &"x".repeat(9000)).unwrap_or_default(), "", "an endless head is no request");
+    for (request, expected) in [
+        ("GET / HTTP/1.1", "HTTP/1.1 404"),
+        ("HEAD /metrics HTTP/1.1", "HTTP/1.1 200"),
+        ("POST /metrics HTTP/1.1", "HTTP/1.1 405"),
+        ("GET http://localhost/metrics?x HTTP/1.1", "HTTP/1.1 200"),
+        ("GET /metrics?x FOO", "HTTP/1.1 400"),
+    ] {
+        let answer = get(of_agent, &format!("{request}\r\nHost: localhost\r\n\r\n")).expect("answers");
+        assert!(answer.starts_with(expected), "{request}: {answer}");
+        let has_body = answer.split_once("\r\n\r\n").is_some_and(|(_, body)| !body.is_empty());
+        assert!(!(request.starts_with("HEAD") && has_body), "{answer}");
+    }
+    let endless = get(of_agent, &"x".repeat(9000)).unwrap_or_default();
+    assert!(endless.is_empty() || endless.starts_with("HTTP/1.1 4"), "{endless}");
 
     let values = scrape(of_workspace).expect("answers");
     let sum = |name: &str, label: &str| -> f64 {
@@ -89,4 +100,19 @@ fn prometheus_reads_agent_and_workspace() {
     world.serve.as_mut().expect("serves").terminate();
     let open = world.workspace_output(&["serve", "--listen", "127.0.0.1:0", "--metrics", "0.0.0.0:1"]);
     assert!(refusal(&open, 1).contains("must be a loopback address"));
+}
+
+/// Another program has the port: the agent collects, and answers there once the port is free.
+#[test]
+fn a_port_in_use_does_not_stop_the_agent() {
+    let world = World::new();
+    world.enroll();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = taken.local_addr().expect("has one");
+    world.write_config(&format!("\n[metrics]\nlisten = \"{address}\"\n"));
+    let _agent = world.run();
+    world.append("a.log", "one\n");
+    eventually("the line to land", || (world.count("syslog") == 1).then_some(()));
+    drop(taken);
+    eventually("the agent's metrics", || scrape(address));
 }

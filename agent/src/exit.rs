@@ -1,6 +1,6 @@
 //! Exit codes: 0 ok, 1 failure, 2 usage (clap), 3 not enrolled, 4 not running, 78 bad configuration (sysexits.h).
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 /// The version of this build.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -18,6 +18,8 @@ pub(crate) enum Exit {
     NotRunning(String),
     /// The configuration is wrong; one line per problem.
     Config(Vec<String>),
+    /// A failure that is in the log, by its code.
+    Logged(u8),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Exit {
@@ -32,32 +34,32 @@ impl Exit {
         Exit::Config(vec![problem.into()])
     }
 
-    /// Prints the reason on standard error.
-    #[expect(clippy::print_stderr, reason = "the last words of a command are for whoever ran it")]
+    /// Writes the reason to the log instead.
+    pub(crate) fn logged(self) -> Self {
+        let (reasons, code) = self.parts();
+        for reason in reasons {
+            tracing::error!("{reason}");
+        }
+        Exit::Logged(code)
+    }
+
+    /// Prints the reason on standard error, if it can be written.
     pub(crate) fn report(self) -> ExitCode {
+        let (reasons, code) = self.parts();
+        for reason in reasons {
+            drop(writeln!(std::io::stderr(), "vedette: {reason}"));
+        }
+        ExitCode::from(code)
+    }
+
+    fn parts(self) -> (Vec<String>, u8) {
         match self {
-            Exit::Failure(error) => {
-                eprintln!("vedette: {error:#}");
-                ExitCode::FAILURE
-            }
-            Exit::Usage(what) => {
-                eprintln!("vedette: {what}");
-                ExitCode::from(2)
-            }
-            Exit::NotEnrolled(what) => {
-                eprintln!("vedette: {what}");
-                ExitCode::from(3)
-            }
-            Exit::NotRunning(what) => {
-                eprintln!("vedette: {what}");
-                ExitCode::from(4)
-            }
-            Exit::Config(problems) => {
-                for problem in problems {
-                    eprintln!("vedette: {problem}");
-                }
-                ExitCode::from(78)
-            }
+            Exit::Failure(error) => (vec![format!("{error:#}")], 1),
+            Exit::Usage(what) => (vec![what], 2),
+            Exit::NotEnrolled(what) => (vec![what], 3),
+            Exit::NotRunning(what) => (vec![what], 4),
+            Exit::Config(problems) => (problems, 78),
+            Exit::Logged(code) => (Vec::new(), code),
         }
     }
 }

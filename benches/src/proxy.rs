@@ -1,11 +1,12 @@
 //! A TCP proxy with faults of networks.
 
 use anyhow::Result;
+use parking_lot::Mutex;
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -38,7 +39,7 @@ struct Shared {
 
 impl Shared {
     fn mode(&self) -> (Mode, Instant) {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.mode.lock()
     }
 }
 
@@ -79,12 +80,12 @@ impl Proxy {
 
     /// Sets the mode.
     pub fn set(&self, mode: Mode) {
-        *self.shared.mode.lock().unwrap_or_else(PoisonError::into_inner) = (mode, Instant::now());
+        *self.shared.mode.lock() = (mode, Instant::now());
     }
 
     /// Sets the target address.
     pub fn aim(&self, target: SocketAddr) {
-        *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+        *self.shared.target.lock() = target;
     }
 
     /// Number of times that a fault took effect.
@@ -99,7 +100,7 @@ fn connection(client: TcpStream, shared: &Arc<Shared>) -> Result<()> {
         shared.bitten.fetch_add(1, Ordering::AcqRel);
         return Ok(());
     }
-    let target = *shared.target.lock().unwrap_or_else(PoisonError::into_inner);
+    let target = *shared.target.lock();
     let server = TcpStream::connect(target)?;
     for socket in [&client, &server] {
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;

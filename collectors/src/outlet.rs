@@ -1,9 +1,10 @@
 //! The outlet of a collector: emits chunks, and receives wake-ups and the stop signal.
 
 use crate::{CollectError, CollectorClass};
+use parking_lot::{Condvar, Mutex};
 use std::{
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -97,16 +98,14 @@ impl StopSignal {
 
     /// Whether a stop was requested.
     pub fn is_stopped(&self) -> bool {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).stop
+        self.0.0.lock().stop
     }
 
     /// Waits for `most`, for a wake-up or for a stop.
     pub fn wait(&self, most: Duration) -> Wake {
         let (flags, changed) = &*self.0;
-        let flags = flags.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut flags, _) = changed
-            .wait_timeout_while(flags, most, |flags| !flags.stop && !flags.woken)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut flags = flags.lock();
+        changed.wait_while_for(&mut flags, |flags| !flags.stop && !flags.woken, most);
         if flags.stop {
             Wake::Stop
         } else if std::mem::take(&mut flags.woken) {
@@ -119,14 +118,14 @@ impl StopSignal {
     /// Waits for `most` or for a stop, not for wake-ups; true on a stop.
     pub fn pause(&self, most: Duration) -> bool {
         let (flags, changed) = &*self.0;
-        let flags = flags.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = changed.wait_timeout_while(flags, most, |flags| !flags.stop);
-        waited.unwrap_or_else(PoisonError::into_inner).0.stop
+        let mut flags = flags.lock();
+        changed.wait_while_for(&mut flags, |flags| !flags.stop, most);
+        flags.stop
     }
 
     fn set(&self, change: impl FnOnce(&mut Flags)) {
         let (flags, changed) = &*self.0;
-        change(&mut flags.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut flags.lock());
         changed.notify_all();
     }
 }

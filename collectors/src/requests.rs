@@ -1,7 +1,8 @@
 //! Requests for files, from the agent to the collector of artifacts.
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A verified request, with the limits of the policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,17 +26,17 @@ pub struct Requests(Arc<Mutex<Vec<ApprovedRequest>>>);
 impl Requests {
     /// Adds requests after the open ones.
     pub fn add(&self, wanted: Vec<ApprovedRequest>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(wanted);
+        self.0.lock().extend(wanted);
     }
 
     /// Open requests.
     pub fn waiting(&self) -> Vec<ApprovedRequest> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// Removes a request that was answered in full.
     pub(crate) fn answered(&self, request: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|wanted| wanted.request != request);
+        self.0.lock().retain(|wanted| wanted.request != request);
     }
 
     /// Ids of open requests.

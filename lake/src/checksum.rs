@@ -9,6 +9,7 @@ use datafusion::object_store::{
     path::Path as Location,
 };
 use futures::{StreamExt, stream, stream::BoxStream};
+use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     fmt,
@@ -17,7 +18,7 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 /// Block size of a checksum.
@@ -172,7 +173,7 @@ fn generic(source: io::Error) -> object_store::Error {
 
 impl Verified {
     fn sums(&self, path: &Path) -> io::Result<Option<Arc<Sums>>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if let Some(sums) = known.get(path) {
             return Ok(Some(Arc::clone(sums)));
         }

@@ -1,13 +1,14 @@
 //! Common parts of all faults: a world, a writer, a proxy, a watch for stalls, and the final count.
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -249,7 +250,7 @@ impl Run {
         watch.over.store(true, Ordering::Release);
         thread.join().expect("the watch does not panic");
         let mut row = counted?;
-        row.stall = *watch.longest.lock().unwrap_or_else(PoisonError::into_inner);
+        row.stall = *watch.longest.lock();
         Ok(row)
     }
 
@@ -318,7 +319,7 @@ impl Watch {
                 .collect();
             let stored = syslog(&accounts).map_or(0, |account| number(account, "stored"));
             if stored > last {
-                let mut longest = self.longest.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut longest = self.longest.lock();
                 *longest = (*longest).max(since.elapsed());
                 (last, since) = (stored, Instant::now());
             }

@@ -12,13 +12,11 @@ mod network;
 
 use anyhow::{Result, bail};
 use campaign::{Campaign, Row};
+use parking_lot::Mutex;
 use std::{
     path::PathBuf,
     process::ExitCode,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Instant,
 };
 
@@ -98,12 +96,12 @@ fn run() -> Result<bool> {
                     if let Ok(Some(row)) = &came {
                         eprintln!("{name}: {}", row.summary(began.elapsed()));
                     }
-                    done.lock().unwrap_or_else(PoisonError::into_inner).push((*name, came));
+                    done.lock().push((*name, came));
                 }
             });
         }
     });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut done = done.into_inner();
     done.sort_by_key(|(name, _)| FAULTS.iter().position(|(other, _)| other == name));
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for (name, came) in done {

@@ -1,8 +1,9 @@
 //! The intake: collectors hand over chunks, up to a limit in bytes. Sources wait when the queue cannot keep up.
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use vedette_wire::{Chunk, Compression, Ledger, Reason, seal::Piece};
@@ -82,7 +83,7 @@ impl Intake {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     /// Puts a chunk in; waits while the intake is full. For collector threads, not for async tasks.
@@ -111,7 +112,7 @@ impl Intake {
         let weight = waiting.weight();
         let mut state = self.lock();
         while !state.closed && !stopped() && state.bytes > 0 && state.bytes + weight > self.0.bytes_max {
-            state = self.0.changed.wait_timeout(state, ROOM_POLL).unwrap_or_else(PoisonError::into_inner).0;
+            self.0.changed.wait_for(&mut state, ROOM_POLL);
         }
         if state.closed || stopped() {
             return Err(Stopped);
@@ -143,7 +144,7 @@ impl Intake {
         while full(&state, chunk.weight()) && !state.stuck {
             let wait = deadline.saturating_duration_since(Instant::now());
             state.stuck = wait.is_zero();
-            state = self.0.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            self.0.changed.wait_for(&mut state, wait);
             if state.closed {
                 return Err(Stopped);
             }
@@ -215,7 +216,7 @@ impl Intake {
             }
             state.flush = Some(state.flush.unwrap_or(0).max(wanted));
             self.0.changed.notify_all();
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.0.changed.wait(&mut state);
         }
         Ok(())
     }
@@ -265,15 +266,15 @@ impl Intake {
             if wait.is_zero() {
                 return Next::Nothing;
             }
-            state = self.0.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
+            self.0.changed.wait_for(&mut state, wait);
         }
     }
 
     /// Waits for `wait`, or until the intake is closed.
     pub(crate) fn pause(&self, wait: Duration) {
-        let state = self.lock();
+        let mut state = self.lock();
         if !state.closed {
-            drop(self.0.changed.wait_timeout_while(state, wait, |state| !state.closed));
+            self.0.changed.wait_while_for(&mut state, |state| !state.closed, wait);
         }
     }
 }

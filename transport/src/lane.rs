@@ -8,8 +8,9 @@ use crate::{
     queue::QueueStats,
     sender::{Sender, SenderStatus},
 };
+use parking_lot::Mutex;
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -124,29 +125,24 @@ impl Lane {
 
     /// Whether the workspace has demanded a new key since the last call.
     pub fn take_rekey(&self) -> bool {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).rekey.take().is_some()
+        self.status.lock().rekey.take().is_some()
     }
 
     /// First and last sequence that the workspace acknowledged and lost, reported since the last call.
     pub fn take_lost(&self) -> Option<(u64, u64)> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).lost.take()
+        self.status.lock().lost.take()
     }
 
     /// Status of the sender, without disk access.
     pub fn sender(&self) -> SenderStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.status.lock().clone()
     }
 
     /// Status of the lane.
     pub fn status(&self) -> LaneStatus {
         let mut ledger = self.queue.ledger();
         ledger.add(&self.intake.given_up());
-        LaneStatus {
-            queue: self.queue.stats(),
-            sender: self.sender(),
-            ledger,
-            waiting: self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        }
+        LaneStatus { queue: self.queue.stats(), sender: self.sender(), ledger, waiting: self.waiting.lock().clone() }
     }
 
     /// Whether the batcher or the sender ended by itself. That is a defect, and stops queueing or sending.
@@ -173,7 +169,7 @@ impl Lane {
         let Some(sender) = self.sender.take() else { return };
         let until = tokio::time::Instant::now() + grace;
         while self.queue.stats().batches > 0 && tokio::time::Instant::now() < until && !sender.is_finished() {
-            if self.status.lock().unwrap_or_else(PoisonError::into_inner).last_error.is_some() {
+            if self.status.lock().last_error.is_some() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -287,7 +283,7 @@ impl Batcher {
 
     /// Takes over the size limit that splits have shown, and the codec that the workspace requested.
     fn learn(&mut self) -> Compression {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = self.sender.lock();
         if let Some(most) = sender.batch_bytes_max {
             self.limits.bytes_max = self.limits.bytes_max.min(most);
         }
@@ -298,7 +294,7 @@ impl Batcher {
     }
 
     fn waits(&self, why: Option<String>) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        *self.waiting.lock() = why;
     }
 
     /// Commits a batch, and retries until it succeeds. Meanwhile the intake fills up and sources wait. Returns false if the

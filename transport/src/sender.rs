@@ -7,11 +7,8 @@
 mod window;
 
 use crate::{Backoff, Outcome, Post, Queue, QueueError, failpoint, queue::NextBatch};
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use parking_lot::Mutex;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -254,7 +251,7 @@ impl Sender {
             tokio::task::spawn_blocking(move || queue.split(slot, &why)).await.expect("the queue does not panic")?;
         match half {
             Some(half) => {
-                tracing::warn!(slot, half, "a batch was too large; split it, and limited later ones");
+                tracing::warn!(slot, bytes_max = half, "a batch was too large; split it, and limited later ones");
                 self.update(|status| {
                     let learned = status.batch_bytes_max.map_or(half, |known| known.min(half));
                     status.batch_bytes_max = Some(learned);
@@ -294,7 +291,7 @@ impl Sender {
     }
 
     fn update(&self, change: impl FnOnce(&mut SenderStatus)) {
-        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.status.lock());
     }
 }
 

@@ -3,12 +3,8 @@
 //! A failure for one organization must not end the process that serves the others: the answer is 200 and states the failure. It
 //! is 503 when no table at all is being written.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use parking_lot::Mutex;
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 use tokio::time::Instant;
 use vedette_wire::OrganizationId;
 
@@ -30,7 +26,7 @@ struct State {
 impl Health {
     /// Records success for an organization, or progress in general.
     pub(crate) fn record_success(&self, organization: Option<OrganizationId>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         match organization {
             Some(organization) => drop(state.failing.remove(&organization)),
             None => state.last_progress = Some(Instant::now()),
@@ -39,12 +35,12 @@ impl Health {
 
     /// Whether writing an organization's tables fails.
     pub(crate) fn is_failing(&self) -> bool {
-        !self.0.lock().unwrap_or_else(PoisonError::into_inner).failing.is_empty()
+        !self.0.lock().failing.is_empty()
     }
 
     /// Records a failure for an organization; true if it is new.
     pub(crate) fn record_failure(&self, organization: OrganizationId, why: &str) -> bool {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         let since = state.failing.get(&organization).map(|(since, _)| *since);
         let before = state.failing.insert(organization, (since.unwrap_or_else(Instant::now), why.to_owned()));
         before.is_none_or(|(_, before)| before != why)
@@ -52,7 +48,7 @@ impl Health {
 
     /// Whether materialising makes progress, and a text for people.
     pub(crate) fn report(&self) -> (bool, String) {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.lock();
         let since_progress = state.last_progress.map_or(Duration::ZERO, |progress| progress.elapsed());
         if since_progress > STALLED {
             return (false, format!("no table was written for {} s; see the log\n", since_progress.as_secs()));

@@ -32,6 +32,13 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
     if let Some(refused) = error.filter(|error| error.starts_with("401") || error.starts_with("403")) {
         out.push(format!("delivery: {refused}"));
     }
+    let quarantine = &report.queue.quarantine;
+    if quarantine.batches > 0 {
+        out.push(format!(
+            "delivery: the workspace refuses {} batches, which are in quarantine; see `vedette queue quarantine list`",
+            quarantine.batches
+        ));
+    }
     if report.delivery.purged > 0 {
         let purged = report.delivery.purged;
         out.push(format!(
@@ -45,4 +52,26 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
         out.push(format!("delivery: {batches} batches wait and none landed for {idle:.0} s: {why}"));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn batches_that_the_workspace_refuses_are_no_health() {
+        let collector = json!({"id": "syslog", "class": "event", "state": "running", "emitted": 7, "dropped": 0,
+            "dropped_by_reason": {}, "last_error": null});
+        let mut report = json!({"version": "0", "agent": "a", "organization": "o", "organization_name": "acme",
+            "workspace": "w", "endpoint": "w", "policy_revision": 1, "collectors": [collector],
+            "queue": {"bytes": 0, "batches": 0, "quarantine": {"batches": 0, "bytes": 0, "dropped": 0}},
+            "delivery": {"delivered": 0, "purged": 0}});
+        let of = |report: &serde_json::Value| {
+            reasons(&serde_json::from_value(report.clone()).expect("a report"), Duration::from_secs(600))
+        };
+        assert_eq!(of(&report), Vec::<String>::new());
+        report["queue"]["quarantine"]["batches"] = json!(3);
+        assert!(of(&report).concat().contains("refuses 3 batches"));
+    }
 }

@@ -42,6 +42,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Run { config } => {
             let config = load(config)?;
             start_log(&config);
+            let is_json = config.log_json;
             let runtime = tokio_runtime()?;
             let done = runtime.block_on(async {
                 bootstrap::bootstrap(&config).await?;
@@ -49,7 +50,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             });
             // Leaves collectors that hang in the kernel.
             runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-            done
+            done.map_err(|exit| if is_json { exit.logged() } else { exit })
         }
         Command::Once { config, set, collectors, format } => {
             let config = config::load(&Sources::of_process(config, set))?;
@@ -155,12 +156,19 @@ fn start_log(config: &Resolved) {
         .with_writer(io::stderr)
         .with_max_level(config.log_level)
         .with_target(false)
+        // A log that cannot be written (a full disk, a closed pipe) is no reason to stop.
+        .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal() && !config::no_color());
     if config.log_json {
         log.json().init();
     } else {
         log.init();
     }
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("unknown reason");
+        tracing::error!(at, message, "a panic; what it interrupts is reported next");
+    }));
     if let Some(variable) = config::proxy_variable().filter(|_| config.proxy.is_none()) {
         tracing::warn!("{variable} is ignored; set [workspace] proxy if the workspace is reached through a proxy");
     }

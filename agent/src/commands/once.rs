@@ -7,11 +7,9 @@ use crate::{
     exit::{Exit, VERSION},
     runtime::{collectors::chunks_of, events::positions_source},
 };
+use parking_lot::Mutex;
 use serde_json::json;
-use std::{
-    fmt::Write as _,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt::Write as _, sync::Arc};
 use vedette_collectors::{AnySettings, CollectError, CollectorContext, Outlet, Plan, REGISTRY, Sink, StopSignal};
 use vedette_wire::{
     Chunk, Record,
@@ -35,12 +33,12 @@ struct Collected {
 
 impl Sink for Collected {
     fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
-        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
+        self.chunks.lock().push(chunk);
         Ok(())
     }
 
     fn report_problem(&self, collector: &'static str, message: String) {
-        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push((collector, message));
+        self.complaints.lock().push((collector, message));
     }
 }
 
@@ -75,7 +73,7 @@ pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> 
                 Some(why)
             }
         };
-        let complaints = collected.complaints.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let complaints = collected.complaints.lock().clone();
         failed.extend(complaints.into_iter().map(|(id, why)| format!("{id}: {why}")));
         render(&mut out, plan.spec.id, &host, &collected, why, format);
     }
@@ -111,7 +109,7 @@ fn collect(
         Plan::Absent(why) => Err(Outcome::Nothing(why)),
         Plan::Poll(_, mut poll) => {
             let bodies = poll.poll(cx).map_err(failed)?;
-            *collected.lacks.lock().unwrap_or_else(PoisonError::into_inner) = poll.problem();
+            *collected.lacks.lock() = poll.problem();
             for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, cx.now()) {
                 sink.put(chunk, &StopSignal::default()).map_err(failed)?;
             }
@@ -132,13 +130,13 @@ fn render(
     error: Option<String>,
     format: OnceFormat,
 ) {
-    let chunks = collected.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-    let complaints = collected.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+    let chunks = collected.chunks.lock();
+    let complaints = collected.complaints.lock();
     let records: u64 = chunks.iter().map(Chunk::count).sum();
     if format == OnceFormat::Table {
         let _ = writeln!(out, "\n{id}: {records} records");
     }
-    let lacks = collected.lacks.lock().unwrap_or_else(PoisonError::into_inner);
+    let lacks = collected.lacks.lock();
     for why in error.iter().chain(complaints.iter().map(|(_, why)| why)).chain(lacks.iter()) {
         match format {
             OnceFormat::Table => drop(writeln!(out, "  {}", printable(why))),

@@ -7,14 +7,21 @@ use crate::{
     exit::Exit,
     runtime::status::{self, Report},
 };
-use anyhow::Context;
-use std::fmt::Write as _;
+use anyhow::anyhow;
+use std::{fmt::Write as _, io::ErrorKind};
 use vedette_wire::text::printable;
 
 /// Queries the running agent.
 pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
-    let report = status::ask(&config.state_dir).with_context(|| {
-        format!("cannot ask the agent in {}; run this as its user or as root", config.state_dir.display())
+    let report = status::ask(&config.state_dir).map_err(|err| {
+        let dir = config.state_dir.display();
+        match err.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!("the agent in {dir} does not answer within 5 s"),
+            ErrorKind::PermissionDenied => {
+                anyhow!("cannot ask the agent in {dir}; run this as its user or as root: {err}")
+            }
+            _ => anyhow!("cannot ask the agent in {dir}: {err}"),
+        }
     })?;
     let not_running = || format!("no agent runs with state directory {}", config.state_dir.display());
     report.ok_or_else(|| Exit::NotRunning(not_running()))

@@ -346,9 +346,13 @@ fn collectors(
         ..CollectorContext::new(root, std::sync::Arc::new(crate::now))
     };
     for plan in &plans {
-        if let Err(err) = plan.settings.build(&cx) {
+        // The policy may switch on what is off here.
+        if let Err(err) = plan.settings.switched_on().build(&cx) {
             // Messages begin with their key: `paths: …`.
             let (key, why) = err.message.split_once(": ").unwrap_or(("enabled", &err.message));
+            if key == "enabled" && !plan.settings.enabled() {
+                continue;
+            }
             check.wrong(&format!("collectors.{}.{key}", plan.spec.id), why);
         }
     }

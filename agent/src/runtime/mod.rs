@@ -28,7 +28,6 @@ use reconcile::Reconciler;
 use state::StateWatch;
 use status::StatusSource;
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -70,7 +69,11 @@ async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> 
     let (parts, reconciler, source) = compose(config, (identity, enrollment), cloud)?;
     let mut tasks = Tasks::new();
     if let Some(address) = config.metrics {
-        serve_metrics(&mut tasks, address, source.clone()).await?;
+        let source = source.clone();
+        tasks.supervise("metrics", move || {
+            let source = source.clone();
+            async move { match status::serve_metrics(address, source).await {} }
+        });
     }
     spawn(&mut tasks, &parts, reconciler, source, *last_reread)?;
     let enrollment = &parts.enrollment;
@@ -182,17 +185,6 @@ fn describe(error: QueueError) -> Exit {
         }
         other => Exit::Failure(anyhow::Error::new(other).context("the queue cannot be opened")),
     }
-}
-
-async fn serve_metrics(tasks: &mut Tasks, address: SocketAddr, source: StatusSource) -> Result<(), Exit> {
-    let server = status::MetricsServer::bind(address, source).await;
-    let server = server.with_context(|| format!("metrics.listen: cannot listen on {address}; choose a free port"))?;
-    let server = Arc::new(server);
-    tasks.supervise("metrics", move || {
-        let server = Arc::clone(&server);
-        async move { match server.serve().await {} }
-    });
-    Ok(())
 }
 
 fn spawn(

@@ -5,11 +5,11 @@ use crate::{Sink, StopSignal};
 use std::{fs, os::unix::fs::symlink};
 
 #[derive(Default)]
-struct Sent(std::sync::Mutex<Vec<Chunk>>);
+struct Sent(parking_lot::Mutex<Vec<Chunk>>);
 
 impl Sink for Sent {
     fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
-        self.0.lock().expect("lock").push(chunk);
+        self.0.lock().push(chunk);
         Ok(())
     }
     fn report_problem(&self, _: &'static str, _: String) {}
@@ -55,7 +55,7 @@ fn answered(
     let outlet = Outlet::new(Arc::clone(&sent) as Arc<dyn Sink>, StopSignal::default());
     let artifacts = Artifacts { settings: settings.clone(), requests: Requests::default() };
     artifacts.answer(cx, &outlet, wanted, durable).expect("is answered");
-    let chunks = sent.0.lock().expect("lock");
+    let chunks = sent.0.lock();
     let last = chunks.last().expect("there is an answer");
     assert!(last.cursor.is_none() && last.forget == ["r1"], "its place is forgotten");
     let records: Vec<_> = chunks.iter().flat_map(|chunk| chunk.decode().expect("decodes")).collect();

@@ -3,8 +3,9 @@
 
 use super::*;
 use crate::{Sink, StopSignal};
+use parking_lot::Mutex;
 use proptest::prelude::*;
-use std::{process::Command, sync::Mutex};
+use std::process::Command;
 
 #[derive(Default)]
 struct Kept {
@@ -16,9 +17,9 @@ impl Sink for Kept {
     fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         for (_, body) in chunk.bodies() {
             let Body::Crash(crash) = rmp_serde::from_slice(body).expect("a body") else { panic!("no crash") };
-            self.crashes.lock().expect("lock").push(crash);
+            self.crashes.lock().push(crash);
         }
-        *self.cursor.lock().expect("lock") = vec![(chunk.source.id.clone(), chunk.cursor.expect("has one"))];
+        *self.cursor.lock() = vec![(chunk.source.id.clone(), chunk.cursor.expect("has one"))];
         Ok(())
     }
 
@@ -30,14 +31,14 @@ impl Sink for Kept {
 /// One poll below a root, with the previous cursor.
 fn look(root: &Path, paths: &[&str], kept: &Arc<Kept>) -> Vec<Crash> {
     let cx = CollectorContext {
-        cursors: kept.cursor.lock().expect("lock").clone(),
+        cursors: kept.cursor.lock().clone(),
         once: Some(100),
         ..CollectorContext::new(root, Arc::new(|| i64::MAX))
     };
     let patterns = paths.iter().map(|path| Pattern::new(path).expect("a pattern")).collect();
     let mut outlet = Outlet::new(Arc::clone(kept) as Arc<dyn Sink>, StopSignal::default());
     CrashDumps { every: Duration::from_secs(10), patterns }.watch(&cx, &mut outlet).expect("looks");
-    std::mem::take(&mut *kept.crashes.lock().expect("lock"))
+    std::mem::take(&mut *kept.crashes.lock())
 }
 
 fn put(root: &Path, path: &str, bytes: &[u8]) {

@@ -1,13 +1,13 @@
 use super::*;
 use crate::{Sink, StopSignal};
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 #[derive(Default)]
 struct Seen(Mutex<Vec<Chunk>>);
 
 impl Sink for Seen {
     fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
-        self.0.lock().expect("lock").push(chunk);
+        self.0.lock().push(chunk);
         Ok(())
     }
 
@@ -21,7 +21,7 @@ fn cx() -> CollectorContext {
 }
 
 fn count(seen: &Seen) -> usize {
-    seen.0.lock().expect("lock").iter().map(|chunk| chunk.entries.len()).sum()
+    seen.0.lock().iter().map(|chunk| chunk.entries.len()).sum()
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
     stop.stop();
     thread.join().expect("no panic").expect("ends well");
     assert!(!path.exists());
-    let chunks = seen.0.lock().expect("lock");
+    let chunks = seen.0.lock();
     for name in [path.display().to_string(), format!("udp:{free}")] {
         let of = chunks.iter().filter(|chunk| chunk.source.name.as_deref() == Some(&name));
         let positions: Vec<u64> = of.flat_map(|chunk| chunk.entries.iter().map(|entry| entry.position.0)).collect();

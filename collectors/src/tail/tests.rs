@@ -4,10 +4,11 @@ mod rotation;
 
 use super::*;
 use crate::{Sink, StopSignal};
+use parking_lot::Mutex;
 use std::{
     io::Write,
     path::Path,
-    sync::{Mutex, atomic::AtomicI64, atomic::Ordering},
+    sync::{atomic::AtomicI64, atomic::Ordering},
 };
 use vedette_wire::{Body, Chunk, Position, body::Syslog};
 
@@ -26,7 +27,7 @@ struct Kept {
 
 impl Kept {
     fn dropped(&self) -> Vec<(Reason, u64, Option<Position>)> {
-        self.dropped.lock().expect("lock").clone()
+        self.dropped.lock().clone()
     }
 }
 
@@ -35,13 +36,13 @@ impl Sink for Kept {
         for record in chunk.decode().expect("records") {
             let Body::Syslog(line) = record.body else { panic!("not a line") };
             let text = String::from_utf8_lossy(&line.raw).into_owned();
-            self.parts.lock().expect("lock").push(line.part);
-            self.unfinished.lock().expect("lock").push(line.unfinished);
-            self.lines.lock().expect("lock").push((chunk.source.id.clone(), record.position, text));
+            self.parts.lock().push(line.part);
+            self.unfinished.lock().push(line.unfinished);
+            self.lines.lock().push((chunk.source.id.clone(), record.position, text));
         }
         let dropped = chunk.dropped.iter().map(|dropped| (dropped.reason, dropped.count, dropped.positions));
-        self.dropped.lock().expect("lock").extend(dropped);
-        let mut cursors = self.cursors.lock().expect("lock");
+        self.dropped.lock().extend(dropped);
+        let mut cursors = self.cursors.lock();
         for id in &chunk.forget {
             cursors.remove(id);
         }
@@ -52,11 +53,11 @@ impl Sink for Kept {
     }
 
     fn has_room(&self, source: &Source, _: bool) -> bool {
-        self.full.lock().expect("lock").as_deref().is_none_or(|full| source.name.as_deref() != Some(full))
+        self.full.lock().as_deref().is_none_or(|full| source.name.as_deref() != Some(full))
     }
 
     fn report_problem(&self, _: &'static str, message: String) {
-        self.complaints.lock().expect("lock").push(message);
+        self.complaints.lock().push(message);
     }
 }
 
@@ -76,7 +77,7 @@ struct Running {
 
 impl Running {
     fn texts(&self) -> Vec<String> {
-        self.kept.lines.lock().expect("lock").iter().map(|(_, _, text)| text.clone()).collect()
+        self.kept.lines.lock().iter().map(|(_, _, text)| text.clone()).collect()
     }
 
     /// Waits for a number of lines; a watchdog ends a test that would wait for ever.
@@ -112,7 +113,7 @@ fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience
 }
 
 fn start_with(dir: &Path, mut tailer: Tailer<Raw>, kept: Arc<Kept>) -> Running {
-    let cursors = kept.cursors.lock().expect("lock").clone().into_iter().collect();
+    let cursors = kept.cursors.lock().clone().into_iter().collect();
     let cx = CollectorContext { cursors, ..CollectorContext::new(dir, Arc::new(clock)) };
     let signal = StopSignal::default();
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
@@ -131,7 +132,7 @@ fn it_starts_at_the_end_and_goes_on_after_a_restart_without_loss_or_repeat() {
     let log = dir.path().join("a.log");
     append(&log, "old 1\nold 2\n");
     let running = start(dir.path(), "/*.log", Start::End, Arc::default());
-    while !running.kept.cursors.lock().expect("lock").contains_key(SCANNED) {
+    while !running.kept.cursors.lock().contains_key(SCANNED) {
         std::thread::sleep(Duration::from_millis(5));
     }
     append(&log, "new 1\nnew 2\nhalf");
@@ -152,13 +153,13 @@ fn a_glob_that_is_added_later_begins_at_the_end_too() {
     append(&dir.path().join("a.log"), "old a\n");
     append(&dir.path().join("b.txt"), "old b\n");
     let running = start(dir.path(), "/*.log", Start::End, Arc::default());
-    while !running.kept.cursors.lock().expect("lock").contains_key(SCANNED) {
+    while !running.kept.cursors.lock().contains_key(SCANNED) {
         std::thread::sleep(Duration::from_millis(5));
     }
     let kept = running.stop();
-    let scans = kept.cursors.lock().expect("lock")[SCANNED].clone();
+    let scans = kept.cursors.lock()[SCANNED].clone();
     let running = start(dir.path(), "/*.txt", Start::End, kept);
-    while running.kept.cursors.lock().expect("lock")[SCANNED] == scans {
+    while running.kept.cursors.lock()[SCANNED] == scans {
         std::thread::sleep(Duration::from_millis(5));
     }
     append(&dir.path().join("b.txt"), "new b\n");
@@ -175,7 +176,7 @@ fn a_file_whose_device_has_another_number_is_recognised_by_path_inode_and_conten
     running.until(1);
     let kept = running.stop();
     {
-        let mut cursors = kept.cursors.lock().expect("lock");
+        let mut cursors = kept.cursors.lock();
         let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one file");
         let mut cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
         let id = id.clone();
@@ -241,7 +242,7 @@ fn a_truncated_file_is_another_source_even_when_it_has_grown_past_the_cursor() {
     let running = start(dir.path(), "/a.log", Start::Beginning, kept);
     assert_eq!(running.until(3)[2], "second, longer than the first two lines");
     let kept = running.stop();
-    let lines = kept.lines.lock().expect("lock");
+    let lines = kept.lines.lock();
     assert_ne!(lines[0].0, lines[2].0, "the source id changed with the content");
     assert_eq!(lines[2].1, Position(0, 40));
 }
@@ -296,7 +297,7 @@ fn what_was_not_read_before_copytruncate_is_read_from_the_copy_as_the_same_sourc
     let running = start(dir.path(), "/a.log", Start::Beginning, kept);
     std::thread::sleep(Duration::from_millis(200));
     let kept = running.stop();
-    let mut lines = kept.lines.lock().expect("lock").clone();
+    let mut lines = kept.lines.lock().clone();
     lines.sort_by(|a, b| a.2.cmp(&b.2));
     let texts: Vec<&str> = lines.iter().map(|(_, _, text)| text.as_str()).collect();
     assert_eq!(texts, ["first 1", "first 2", "second 1, of a longer line than all before"]);
@@ -360,7 +361,7 @@ fn positions_tile_the_file() {
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(20_003);
     let kept = running.stop();
-    let lines = kept.lines.lock().expect("lock");
+    let lines = kept.lines.lock();
     for (_, position, _) in lines.iter() {
         assert_eq!(position.0, expected);
         expected = position.1;
@@ -395,7 +396,7 @@ fn once_gives_the_last_lines_and_ends() {
     let mut tailer = Tailer { patience, ..Tailer::new("syslog", &globs, start, Raw) };
     let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
     tailer.run(&cx, &outlet).expect("ends");
-    let lines = kept.lines.lock().expect("lock");
+    let lines = kept.lines.lock();
     assert_eq!((lines.len(), lines[0].2.as_str(), lines[99].2.as_str()), (100, "200", "299"));
 }
 
@@ -417,7 +418,7 @@ fn what_is_no_file_is_left_alone() {
 /// Waits until this many files have a cursor, besides the record of scanned globs.
 fn files_with_cursors(kept: &Kept, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let files = || kept.cursors.lock().expect("lock").keys().filter(|id| *id != SCANNED).count();
+    let files = || kept.cursors.lock().keys().filter(|id| *id != SCANNED).count();
     while files() != count {
         assert!(Instant::now() < deadline, "{} files have a cursor, not {count}", files());
         std::thread::sleep(Duration::from_millis(5));

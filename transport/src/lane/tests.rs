@@ -202,7 +202,7 @@ impl Post for Slow {
             let plain = codec::decompress(sealed, head.compression, 4 << 20).expect("decompresses");
             let header = codec::decode(&plain).expect("decodes").header;
             let sources = header.sources.into_iter().map(|source| source.id).collect();
-            self.0.lock().expect("lock").push(sources);
+            self.0.lock().push(sources);
             crate::Outcome::Done { duplicate: false, policy_revision: 1, compression: None, lost: None }
         })
     }
@@ -273,7 +273,7 @@ async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let taken = post.0.lock().expect("lock").clone();
+    let taken = post.0.lock().clone();
     let at = |id: &str| taken.iter().position(|sources| *sources == [id]).expect("alone in its batch");
     // Before the flood was bulk, batches came in order, at 1 MiB each; every fourth is the oldest.
     let mixed = 8;

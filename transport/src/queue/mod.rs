@@ -38,11 +38,12 @@ pub use meta::{Quarantine, Resume};
 pub use room::{CACHE_BYTES, Quota};
 
 use meta::Meta;
+use parking_lot::{Mutex, MutexGuard};
 use redb::{Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::atomic::AtomicU64,
 };
 use store::Store;
 use vedette_wire::{AgentId, Epoch, HostLabel, Lane, Ledger, OrganizationId, frame};
@@ -201,7 +202,7 @@ pub struct Queue {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Queue {

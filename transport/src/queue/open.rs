@@ -5,11 +5,12 @@ use super::{
     positions, salvage, shares,
     store::{Opener, Store, catch_panic},
 };
+use parking_lot::Mutex;
 use redb::{Database, DatabaseError, ReadableTable};
 use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Mutex, atomic::AtomicU64},
+    sync::atomic::AtomicU64,
 };
 use vedette_wire::{AgentId, HostLabel, Lane};
 

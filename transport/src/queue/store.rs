@@ -8,12 +8,12 @@
 //! start trusts it.
 
 use super::{QueueError, meta::Meta, salvage::damaged_name, shares};
+use parking_lot::RwLock;
 use redb::{Database, DatabaseError};
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
 };
 
 /// Opens the database: a file, or a test's storage.
@@ -50,7 +50,7 @@ impl Store {
     }
 
     pub(super) fn is_damaged(&self) -> bool {
-        matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Damaged(_))
+        matches!(*self.state.read(), State::Damaged(_))
     }
 
     /// Runs on the database, and reopens it first if it was closed; `reloaded` receives its state then.
@@ -61,7 +61,7 @@ impl Store {
     ) -> Result<T, QueueError> {
         self.reopen(reloaded)?;
         let done = {
-            let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+            let state = self.state.read();
             match &*state {
                 State::Open(db) => catch_panic(|| body(db)),
                 State::Closed => Err(redb::Error::PreviousIo),
@@ -72,10 +72,10 @@ impl Store {
     }
 
     fn reopen(&self, reloaded: impl FnOnce(Meta, shares::Held)) -> Result<(), QueueError> {
-        if !matches!(*self.state.read().unwrap_or_else(PoisonError::into_inner), State::Closed) {
+        if !matches!(*self.state.read(), State::Closed) {
             return Ok(());
         }
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.write();
         if !matches!(*state, State::Closed) {
             return Ok(());
         }
@@ -128,7 +128,7 @@ impl Store {
     }
 
     fn close(&self, next: State) {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.write();
         if matches!(*state, State::Open(_)) || matches!(next, State::Damaged(_)) {
             let before = std::mem::replace(&mut *state, next);
             // Closing writes, so it may fail or panic.

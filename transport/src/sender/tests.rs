@@ -6,13 +6,8 @@ use crate::{
     BatchContext, BatchLimits, Lane, LaneConfig, Outcome, Post, Queue, Quota,
     queue::tests_support::{chunk, chunk_of, context, set_aside},
 };
-use std::{
-    collections::VecDeque,
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use parking_lot::Mutex;
+use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use vedette_wire::{Compression, Lane as LaneName, frame};
 
@@ -32,18 +27,18 @@ struct Script {
 impl Post for Script {
     fn post(&self, bytes: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
         let head = frame::parse(&bytes).expect("frames are whole").0;
-        self.seen.lock().expect("lock").push((Instant::now(), head.key.seq));
-        self.codecs.lock().expect("lock").push(head.compression);
-        let answer = self.answers.lock().expect("lock").pop_front();
+        self.seen.lock().push((Instant::now(), head.key.seq));
+        self.codecs.lock().push(head.compression);
+        let answer = self.answers.lock().pop_front();
         let done = Outcome::Done { duplicate: false, policy_revision: 9, compression: self.asks, lost: None };
         Box::pin(async move {
             {
-                let mut counts = self.in_flight.lock().expect("lock");
+                let mut counts = self.in_flight.lock();
                 counts.0 += 1;
                 counts.1 = counts.1.max(counts.0);
             }
             tokio::time::sleep(self.takes).await;
-            self.in_flight.lock().expect("lock").0 -= 1;
+            self.in_flight.lock().0 -= 1;
             answer.unwrap_or(done)
         })
     }
@@ -94,7 +89,7 @@ async fn a_long_outage_loses_nothing_and_every_batch_arrives_once_in_the_end() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
     // At the longest pause of 30 s this is more than 24 h of failures.
-    post.answers.lock().expect("lock").extend(std::iter::repeat_n(retry(None), 6000));
+    post.answers.lock().extend(std::iter::repeat_n(retry(None), 6000));
     let lane = lane(dir.path(), Arc::clone(&post));
     for at in 0..20 {
         lane.intake().put(chunk(at, "c")).expect("open");
@@ -111,12 +106,12 @@ async fn a_long_outage_loses_nothing_and_every_batch_arrives_once_in_the_end() {
 async fn told_to_wait() -> Vec<(Instant, u64)> {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
-    post.answers.lock().expect("lock").push_back(retry(Some(600)));
+    post.answers.lock().push_back(retry(Some(600)));
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
     committed(&lane, 1).await;
     drained(&lane).await;
-    post.seen.lock().expect("lock").clone()
+    post.seen.lock().clone()
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,7 +137,7 @@ async fn those_who_were_told_the_same_time_do_not_come_back_together() {
 async fn a_pause_without_end_is_taken_for_an_hour() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
-    post.answers.lock().expect("lock").push_back(retry(Some(u64::MAX)));
+    post.answers.lock().push_back(retry(Some(u64::MAX)));
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
     committed(&lane, 1).await;
@@ -157,7 +152,7 @@ async fn a_poison_batch_goes_to_quarantine_and_the_next_flows() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
     let poison = Outcome::Quarantine { code: vedette_wire::ProblemCode::Shape, why: "no batch".to_owned() };
-    post.answers.lock().expect("lock").push_back(poison);
+    post.answers.lock().push_back(poison);
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
     lane.intake().put(chunk(1, "c")).expect("open");
@@ -171,7 +166,7 @@ async fn a_poison_batch_goes_to_quarantine_and_the_next_flows() {
 async fn a_batch_that_the_policy_forbids_is_purged_and_said_to_be() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
-    post.answers.lock().expect("lock").push_back(Outcome::Purge);
+    post.answers.lock().push_back(Outcome::Purge);
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
     committed(&lane, 1).await;
@@ -185,17 +180,17 @@ async fn a_refused_identity_keeps_the_batch() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
     let refused = Outcome::Identity { why: "revoked".to_owned() };
-    post.answers.lock().expect("lock").extend(std::iter::repeat_n(refused, 60));
+    post.answers.lock().extend(std::iter::repeat_n(refused, 60));
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
     // The queue's thread wakes the sender in real time, which the paused clock does not wait for.
-    while post.seen.lock().expect("lock").is_empty() {
+    while post.seen.lock().is_empty() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     tokio::time::sleep(Duration::from_secs(600)).await;
     let status = lane.status();
     assert_eq!((status.queue.batches, status.sender.last_error.as_deref()), (1, Some("revoked")));
-    let posts = post.seen.lock().expect("lock").len();
+    let posts = post.seen.lock().len();
     // After at least half a minute.
     assert!((2..=21).contains(&posts), "asked {posts} times in ten minutes");
     drained(&lane).await;
@@ -212,7 +207,7 @@ async fn at_once(in_flight_bytes_max: usize) -> usize {
     committed(&lane, 12).await;
     drained(&lane).await;
     assert_eq!(lane.status().sender.delivered, 12);
-    post.in_flight.lock().expect("lock").1
+    post.in_flight.lock().1
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,7 +226,7 @@ async fn later_batches_are_compressed_as_the_workspace_asks() {
         committed(&lane, at + 1).await;
         drained(&lane).await;
     }
-    assert_eq!(*post.codecs.lock().expect("lock"), [Compression::Zstd, Compression::Gzip]);
+    assert_eq!(*post.codecs.lock(), [Compression::Zstd, Compression::Gzip]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -274,7 +269,7 @@ async fn what_rests_is_tried_at_once_when_it_goes_elsewhere() {
     let seen = |count: usize| {
         let script = Arc::clone(&script);
         async move {
-            while script.seen.lock().expect("lock").len() < count {
+            while script.seen.lock().len() < count {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -283,7 +278,7 @@ async fn what_rests_is_tried_at_once_when_it_goes_elsewhere() {
     // Starts here: the paused clock runs ahead until a real thread has made the batch.
     let began = Instant::now();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(script.seen.lock().expect("lock").len(), 1, "it rests");
+    assert_eq!(script.seen.lock().len(), 1, "it rests");
     lane.try_again();
     seen(2).await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());

@@ -137,7 +137,9 @@ impl HttpBody for Timed {
 /// Discards, within limits, what a handler has not read of the body: a client that is still sending may not see the answer.
 async fn drain_unread(request: Request, next: Next) -> Response {
     let (back, unread) = oneshot::channel();
-    let request = request.map(|body| Body::new(Lent { body: Some(body), back: Some(back) }));
+    // Such a client waits for the answer before it sends; reading would have it send (RFC 9110 §10.1.1).
+    let is_waiting = request.headers().contains_key(header::EXPECT);
+    let request = request.map(|body| Body::new(Lent { body: Some(body), back: Some(back), is_waiting }));
     let response = next.run(request).await;
     // Polls and accepted requests have no body, or it was read.
     if let Ok(mut body) = unread.await {
@@ -159,6 +161,8 @@ async fn drain_unread(request: Request, next: Next) -> Response {
 struct Lent {
     body: Option<Body>,
     back: Option<oneshot::Sender<Body>>,
+    /// Whether the client sends only once the body is read.
+    is_waiting: bool,
 }
 
 impl HttpBody for Lent {
@@ -169,6 +173,7 @@ impl HttpBody for Lent {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
+        self.is_waiting = false;
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let polled = Pin::new(body).poll_frame(cx);
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
@@ -190,6 +195,7 @@ impl Drop for Lent {
     fn drop(&mut self) {
         if let (Some(body), Some(back)) = (self.body.take(), self.back.take())
             && !body.is_end_stream()
+            && !self.is_waiting
         {
             drop(back.send(body));
         }

@@ -5,10 +5,8 @@ use super::{
     bodies::{Bodies, Reserved},
 };
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vedette_wire::OrganizationId;
 
@@ -52,7 +50,7 @@ impl Admission {
     /// other first, so that they do not wait before others.
     pub(super) async fn turn(&self, organization: OrganizationId) -> [OwnedSemaphorePermit; 2] {
         let own = {
-            let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut of = self.of.lock();
             Arc::clone(of.entry(organization).or_insert_with(|| Arc::new(Semaphore::new(LANDING_OF_ONE))))
         };
         let own = own.acquire_owned().await.expect("never closed");

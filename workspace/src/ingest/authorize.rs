@@ -3,10 +3,8 @@
 use super::{Ingest, IngestError, check::Checked};
 use crate::{clock::now, store::AgentKey};
 use anyhow::Result;
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
 use vedette_wire::{Header, HostLabel, Lane, OrganizationId, Policy, policy::Store};
 
 /// Maximum delay of batches that were observed before collection was switched off, nanoseconds.
@@ -43,13 +41,13 @@ impl Ingest {
 
     async fn policy(&self, organization: OrganizationId, revision: u64) -> Result<Option<Arc<Policy>>> {
         let key = (organization, revision);
-        let cached = self.policies.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let cached = self.policies.0.lock().get(&key).cloned();
         if cached.is_some() {
             return Ok(cached);
         }
         let Some((policy, _)) = self.control.policy(organization, revision).await? else { return Ok(None) };
         let policy = Arc::new(policy);
-        let mut cache = self.policies.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.policies.0.lock();
         if cache.len() >= CACHED_MAX {
             cache.clear();
         }

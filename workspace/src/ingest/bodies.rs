@@ -4,10 +4,8 @@
 //! left for the others: a single one half of the memory, two a third each. The first body of another organization gets at most
 //! half of what is left, so that a batch of usual size always fits.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc};
 use vedette_wire::OrganizationId;
 
 /// The memory and its users.
@@ -33,7 +31,7 @@ impl Bodies {
 
     /// Reserves memory for a body; absent if its organization has its share.
     pub(super) fn reserve(self: &Arc<Self>, organization: OrganizationId, bytes: u64) -> Option<Reserved> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         let total: u64 = held.values().sum();
         let own = held.get(&organization).copied().unwrap_or(0);
         let left = self.bytes_max.checked_sub(total + bytes)?;
@@ -47,7 +45,7 @@ impl Bodies {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        let mut held = self.bodies.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.bodies.held.lock();
         if let Some(own) = held.get_mut(&self.organization) {
             *own = own.saturating_sub(self.bytes);
             if *own == 0 {

@@ -3,9 +3,9 @@
 
 use super::{Ingest, IngestError, LandingKey, check::Checked};
 use crate::{clock::now, store::AgentKey};
+use parking_lot::Mutex;
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use vedette_wire::{Epoch, Header, HostLabel, Lane};
@@ -31,14 +31,14 @@ fn agent(header: &Header) -> AgentKey {
 
 impl Origins {
     fn has(&self, header: &Header) -> bool {
-        let origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let origins = self.0.lock();
         origins.get(&(agent(header), header.lane)).is_some_and(|last| {
             (last.epoch, &last.host) == (header.epoch, &header.host) && last.judged.elapsed() < ORIGIN_LIFE
         })
     }
 
     fn add(&self, header: &Header) {
-        let mut origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut origins = self.0.lock();
         if origins.len() >= ORIGINS_MAX {
             origins.clear();
         }
@@ -47,7 +47,7 @@ impl Origins {
     }
 
     fn forget(&self, header: &Header) {
-        let mut origins = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut origins = self.0.lock();
         for lane in [Lane::Records, Lane::Blobs] {
             origins.remove(&(agent(header), lane));
         }

@@ -7,13 +7,14 @@
 //! agent of the organization that has most.
 
 use crate::store::AgentKey;
+use parking_lot::Mutex;
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -140,7 +141,7 @@ struct Hold<K: Eq + Hash> {
 impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
     /// Adds a connection; notifies the oldest beyond `most` to close.
     fn hold(&self, key: K, most: usize, mine: &Arc<Notify>) -> Box<dyn Send> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let held = all.entry(key).or_default();
         held.push_back((Arc::clone(mine), Instant::now()));
         while held.len() > most && held.front().is_some_and(|(_, since)| since.elapsed() > GRACE) {
@@ -153,7 +154,7 @@ impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
 
     /// Notifies the oldest connection of the largest holder in the largest group to close.
     fn evict<G: Eq + Hash + Copy>(&self, group: impl Fn(&K) -> G) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let mut groups: HashMap<G, usize> = HashMap::new();
         for (key, held) in all.iter() {
             *groups.entry(group(key)).or_default() += held.len();
@@ -170,7 +171,7 @@ impl<K: Eq + Hash + Copy + Send + 'static> Holders<K> {
 
 impl<K: Eq + Hash> Drop for Hold<K> {
     fn drop(&mut self) {
-        let mut all = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.holders.lock();
         if let Some(held) = all.get_mut(&self.key) {
             held.retain(|(other, _)| !Arc::ptr_eq(other, &self.mine));
             if held.is_empty() {

@@ -33,16 +33,12 @@ pub(crate) use shared::{Revocation, Shared};
 use tokens::TokenError;
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use sqlx::{
     SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 use tokio::sync::OwnedMutexGuard;
 use vedette_wire::{OrganizationId, geo::WorkspaceGeo};
 
@@ -130,7 +126,7 @@ impl ControlStore {
     /// Waits for the right to write for an organization; for writes that take long.
     async fn turn(&self, organization: OrganizationId) -> Turn {
         let own = {
-            let mut all = self.writers.of.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.writers.of.lock();
             Arc::clone(all.entry(organization).or_default())
         };
         let own = own.lock_owned().await;

@@ -1,9 +1,7 @@
 //! State of each collector, for status and heartbeat.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::BTreeMap;
 use vedette_collectors::CollectorClass;
 
 /// State of a collector.
@@ -60,7 +58,7 @@ pub(crate) struct CollectorStatuses(Mutex<BTreeMap<&'static str, CollectorStatus
 
 impl CollectorStatuses {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, CollectorStatus>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(crate) fn add(&self, id: &'static str, class: CollectorClass) {

@@ -8,13 +8,11 @@ use crate::{
     platform::{FileFingerprint, file_fingerprint},
     runtime::policy::PolicyStatus,
 };
+use parking_lot::{Mutex, MutexGuard};
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
@@ -96,7 +94,7 @@ impl WorkspaceClient {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Suspends or resumes posting.
@@ -106,8 +104,8 @@ impl WorkspaceClient {
 
     /// The endpoints that the policy names.
     pub(in crate::runtime) fn endpoints(&self) -> MutexGuard<'_, Endpoints> {
-        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut policy = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut endpoints = self.endpoints.lock();
+        let mut policy = self.policy.lock();
         // An error means that the agent is stopping.
         if policy.has_changed().unwrap_or(false)
             && let Some(policy) = policy.borrow_and_update().policy.as_deref()
@@ -279,7 +277,7 @@ impl WorkspaceClient {
     }
 
     fn lock_trial(&self) -> MutexGuard<'_, Option<Trial>> {
-        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+        self.trial.lock()
     }
 
     /// Uses a renewed certificate, and keeps it once it has delivered.

@@ -4,77 +4,84 @@ use super::{
     StatusSource,
     prometheus::{CONTENT_TYPE, render},
 };
-use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ALLOW, CONTENT_TYPE as TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
 };
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::{convert::Infallible, io, net::SocketAddr, time::Duration};
+use tokio::{net::TcpListener, task::JoinSet};
 
-/// Maximum size of a request's head.
+/// Maximum size of a request's head; hyper's minimum.
 const HEAD_BYTES_MAX: usize = 8 << 10;
+/// Time limit for the head of a request. A scraper on this machine sends it at once.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time limit for a request and its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of requests at once; more of them wait.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 32;
 /// Pause after a failed accept: most likely out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before the address is tried again.
+const BIND_PAUSE: Duration = Duration::from_secs(10);
 
-/// Answers requests for metrics.
-pub(crate) struct MetricsServer {
-    listener: TcpListener,
-    source: StatusSource,
-}
-
-impl MetricsServer {
-    /// Listens on a loopback address.
-    pub(crate) async fn bind(address: SocketAddr, source: StatusSource) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, source })
-    }
-
-    /// Serves for ever.
-    pub(crate) async fn serve(&self) -> Infallible {
-        // Dropped with this task.
-        let mut open = JoinSet::new();
-        loop {
-            if open.len() >= AT_ONCE {
-                open.join_next().await;
+/// Answers requests for metrics, for ever. The agent works on while another program has the address.
+pub(crate) async fn serve(address: SocketAddr, source: StatusSource) -> Infallible {
+    let mut is_reported = false;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(err) if !is_reported => {
+                tracing::error!(%address, error = %err, "metrics.listen: cannot listen, and tries again every 10 s; choose a free port");
+                is_reported = true;
             }
-            let Ok((socket, _)) = self.listener.accept().await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
-            let source = self.source.clone();
-            open.spawn(async move {
-                if let Ok(Err(err)) = tokio::time::timeout(TIMEOUT, answer(socket, &source)).await {
-                    tracing::debug!(error = %err, "a request for metrics ended early");
-                }
-            });
+            Err(_) => {}
         }
+        tokio::time::sleep(BIND_PAUSE).await;
+    };
+    tracing::info!(address = %listener.local_addr().unwrap_or(address), "metrics");
+    // Dropped with this task.
+    let mut open = JoinSet::new();
+    loop {
+        while open.try_join_next().is_some() {}
+        if open.len() >= AT_ONCE {
+            open.join_next().await;
+        }
+        let Ok((socket, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let source = source.clone();
+        open.spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(HEAD_BYTES_MAX)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(socket), service_fn(|request| answer(request, &source)));
+            if let Ok(Err(err)) = tokio::time::timeout(TIMEOUT, connection).await {
+                tracing::debug!(error = %err, "a request for metrics ended early");
+            }
+        });
     }
 }
 
-/// Reads the head of one request (RFC 9112 §2.1), answers it and closes the connection.
-async fn answer(mut socket: TcpStream, source: &StatusSource) -> io::Result<()> {
-    let (mut head, mut block) = (Vec::new(), [0; 1024]);
-    while !head.windows(4).any(|window| window == b"\r\n\r\n") {
-        let count = socket.read(&mut block).await?;
-        if count == 0 || head.len() + count > HEAD_BYTES_MAX {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        head.extend_from_slice(&block[..count]);
-    }
-    let is_metrics = head.starts_with(b"GET /metrics HTTP/1.") || head.starts_with(b"GET /metrics?");
-    let (status, body) = if is_metrics {
-        ("200 OK", render(&source.report()))
-    } else {
-        ("404 Not Found", "there is nothing here but GET /metrics\n".to_owned())
+/// Answers one request; hyper leaves the body of an answer to HEAD out.
+async fn answer(request: Request<Incoming>, source: &StatusSource) -> io::Result<Response<String>> {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let (status, content_type, body) = match (request.uri().path(), is_read) {
+        ("/metrics", true) => (StatusCode::OK, CONTENT_TYPE, render(&source.report())),
+        ("/metrics", false) => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", String::new()),
+        _ => (StatusCode::NOT_FOUND, "text/plain", "there is nothing here but GET /metrics\n".to_owned()),
     };
-    let length = body.len();
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-    );
-    socket.write_all(head.as_bytes()).await?;
-    socket.write_all(body.as_bytes()).await?;
-    socket.shutdown().await
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(TYPE, HeaderValue::from_static(content_type));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    Ok(response)
 }

@@ -4,7 +4,7 @@ mod metrics;
 mod prometheus;
 mod server;
 
-pub(super) use metrics::MetricsServer;
+pub(super) use metrics::serve as serve_metrics;
 pub(crate) use prometheus::render as prometheus;
 pub(crate) use server::{Server, ask};
 

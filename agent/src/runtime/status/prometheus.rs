@@ -108,7 +108,7 @@ fn delivery(registry: &mut Registry, report: &Report) {
         registry.register(name, help, counter);
     };
     count(registry, "delivered_batches", "Batches that landed since the start", delivery.delivered);
-    count(registry, "purged_batches", "Batches deleted since the policy forbids them", delivery.purged);
+    count(registry, "purged_batches", "Batches deleted because the policy forbids them", delivery.purged);
     number(registry, "delivery_failing", "1 if the last attempt failed", None, delivery.last_error.is_some().into());
 }
 

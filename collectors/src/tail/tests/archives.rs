@@ -47,8 +47,7 @@ fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archi
         append(&log, &numbered(3000..3010));
         let running = start(dir.path(), "/*.log", Start::Beginning, kept);
         whole(&running, 3010);
-        let sources: BTreeSet<String> =
-            running.kept.lines.lock().expect("lock").iter().map(|(source, _, _)| source.clone()).collect();
+        let sources: BTreeSet<String> = running.kept.lines.lock().iter().map(|(source, _, _)| source.clone()).collect();
         assert_eq!(sources.len(), 2, "the archive goes on as the source that the file was");
         // The archive's cursor is dropped, and is not searched for at the next start.
         files_with_cursors(&running.kept, 1);
@@ -151,7 +150,7 @@ fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
     let read = fs::metadata(&log).expect("is there").len();
     {
         // More was known than was read.
-        let mut cursors = kept.cursors.lock().expect("lock");
+        let mut cursors = kept.cursors.lock();
         let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one");
         let cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
         let id = id.clone();
@@ -189,7 +188,7 @@ fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
         [(Reason::RotatedAway, 1)]
     );
     assert!(readable > 100);
-    assert_eq!(kept.lines.lock().expect("lock").len(), readable, "what can be read of it is");
+    assert_eq!(kept.lines.lock().len(), readable, "what can be read of it is");
 }
 
 #[test]
@@ -205,7 +204,7 @@ fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
         let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
         running.until(100);
         // It is written faster than it is delivered, for a while.
-        *running.kept.full.lock().expect("lock") = Some("/a.log".to_owned());
+        *running.kept.full.lock() = Some("/a.log".to_owned());
         append(&log, &numbered(100..200));
         std::thread::sleep(Duration::from_millis(1500));
         let whole_text = fs::read(&log).expect("reads");
@@ -219,7 +218,7 @@ fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
         }
         fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0)).expect("truncates");
         std::thread::sleep(Duration::from_millis(1500));
-        *running.kept.full.lock().expect("lock") = None;
+        *running.kept.full.lock() = None;
         append(&log, &numbered(200..210));
         whole(&running, 210);
         assert_eq!(running.stop().dropped(), [], "{to}");

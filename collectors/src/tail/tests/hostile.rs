@@ -52,7 +52,7 @@ fn a_file_without_end_does_not_keep_the_others_waiting() {
         assert!(began.elapsed() < Duration::from_secs(20), "{} lines", running.texts().len());
         std::thread::sleep(Duration::from_millis(1));
     }
-    let before = running.kept.lines.lock().expect("lock").iter().position(|(_, _, text)| text == "security");
+    let before = running.kept.lines.lock().iter().position(|(_, _, text)| text == "security");
     assert!(before.is_some_and(|lines| lines < 8 << 10), "{before:?} lines of the flood before it");
     running.until((64 << 10) + 1);
     running.stop();
@@ -67,16 +67,16 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
     let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
     let running = start_with(dir.path(), tailer, Arc::clone(&kept));
     running.until(50);
-    *kept.full.lock().expect("lock") = Some("/flood.log".to_owned());
+    *kept.full.lock() = Some("/flood.log".to_owned());
     append(&flood, &numbered(50..100));
     append(&quiet, &numbered(100..110));
     running.until(60);
     let began = Instant::now();
-    while kept.complaints.lock().expect("lock").is_empty() {
+    while kept.complaints.lock().is_empty() {
         assert!(began.elapsed() < Duration::from_secs(10), "nobody says that it waits");
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(kept.complaints.lock().expect("lock")[0].starts_with("/flood.log waits"));
+    assert!(kept.complaints.lock()[0].starts_with("/flood.log waits"));
     // Meanwhile it is copied and truncated, as in rotation, and written to.
     fs::copy(&flood, dir.path().join("flood.log.1")).expect("copies");
     fs::File::options().write(true).open(&flood).and_then(|file| file.set_len(0)).expect("truncates");
@@ -85,7 +85,7 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
     append(&quiet, &numbered(120..130));
     running.until(70);
     assert_eq!(running.texts().len(), 70);
-    *kept.full.lock().expect("lock") = None;
+    *kept.full.lock() = None;
     whole(&running, 130);
     running.stop();
 }
@@ -100,14 +100,14 @@ fn a_file_that_waits_is_not_let_go_when_it_is_renamed() {
     let patience = Duration::from_millis(500);
     let running = start_with(dir.path(), Tailer { patience, ..tailer }, Arc::clone(&kept));
     running.until(50);
-    *kept.full.lock().expect("lock") = Some("/flood.log".to_owned());
+    *kept.full.lock() = Some("/flood.log".to_owned());
     append(&flood, &numbered(50..100));
     std::thread::sleep(Duration::from_millis(1200));
     fs::rename(&flood, dir.path().join("flood.log.1")).expect("renames");
     append(&dir.path().join("other.log"), &numbered(100..101));
     running.until(51);
     std::thread::sleep(Duration::from_millis(2500));
-    *kept.full.lock().expect("lock") = None;
+    *kept.full.lock() = None;
     whole(&running, 101);
     running.stop();
 }
@@ -121,7 +121,7 @@ fn generations_of_a_flood_that_wait_take_no_descriptor_from_others() {
     let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
     let running = start_with(dir.path(), Tailer { open_max: 4, ..tailer }, Arc::clone(&kept));
     running.until(10);
-    *kept.full.lock().expect("lock") = Some("/flood.log".to_owned());
+    *kept.full.lock() = Some("/flood.log".to_owned());
     for generation in 1..=6 {
         append(&flood, &numbered(generation * 10..generation * 10 + 10));
         std::thread::sleep(Duration::from_millis(400));
@@ -132,7 +132,7 @@ fn generations_of_a_flood_that_wait_take_no_descriptor_from_others() {
     append(&dir.path().join("quiet.log"), &numbered(70..80));
     running.until(20);
     assert_eq!(running.texts().len(), 20);
-    *kept.full.lock().expect("lock") = None;
+    *kept.full.lock() = None;
     whole(&running, 80);
     assert_eq!(running.stop().dropped(), []);
 }
@@ -166,7 +166,7 @@ fn holes_are_passed_over_and_counted() {
 
 /// Records and drops leave no gap and do not overlap.
 fn tile(kept: &Kept) {
-    let mut spans: Vec<Position> = kept.lines.lock().expect("lock").iter().map(|(_, position, _)| *position).collect();
+    let mut spans: Vec<Position> = kept.lines.lock().iter().map(|(_, position, _)| *position).collect();
     spans.extend(kept.dropped().into_iter().filter_map(|(.., positions)| positions));
     spans.sort();
     for pair in spans.windows(2) {
@@ -218,14 +218,14 @@ fn what_no_glob_names_any_more_is_not_read_and_is_counted_when_it_comes_back() {
     let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
     running.until(1);
     let kept = running.stop();
-    let cursor = kept.cursors.lock().expect("lock").len();
+    let cursor = kept.cursors.lock().len();
     append(&log, "private\n");
     let running = start(dir.path(), "/*.txt", Start::Beginning, kept);
     assert_eq!(running.until(2), ["one", "b"]);
     append(&log, "private too\n");
     let kept = running.stop();
-    assert_eq!(kept.cursors.lock().expect("lock").len(), cursor + 1, "the cursor stays");
-    assert_eq!(kept.lines.lock().expect("lock").len(), 2);
+    assert_eq!(kept.cursors.lock().len(), cursor + 1, "the cursor stays");
+    assert_eq!(kept.lines.lock().len(), 2);
     let running = start(dir.path(), "/*.log", Start::Beginning, kept);
     while running.kept.dropped().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
@@ -248,12 +248,12 @@ fn a_link_to_another_s_file_is_not_followed_and_said() {
     std::os::unix::fs::lchown(dir.path().join("logs/x.log"), Some(1234), None).expect("chowns");
     let running = config(dir.path(), "/logs/*.log", |tailer| tailer);
     assert_eq!(running.until(1), ["own"]);
-    while running.kept.complaints.lock().expect("lock").is_empty() {
+    while running.kept.complaints.lock().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let kept = running.stop();
-    assert_eq!(kept.lines.lock().expect("lock").len(), 1);
-    let complaints = kept.complaints.lock().expect("lock");
+    assert_eq!(kept.lines.lock().len(), 1);
+    let complaints = kept.complaints.lock();
     assert!(complaints[0].contains("/logs/x.log") && complaints[0].contains("belongs to user 1234"), "{complaints:?}");
 }
 
@@ -298,13 +298,13 @@ fn paths_that_name_nothing_are_said() {
         ("/nowhere/*.log", false, "no file matches any of `paths`"),
     ] {
         let running = config(dir.path(), glob, |tailer| tailer.expecting_each(expects_each));
-        while running.kept.complaints.lock().expect("lock").is_empty() {
+        while running.kept.complaints.lock().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert!(running.stop().complaints.lock().expect("lock")[0].contains(expected));
+        assert!(running.stop().complaints.lock()[0].contains(expected));
     } // There may come some.
     let running = config(dir.path(), "/*.log", |tailer| tailer);
     append(&dir.path().join("a.log"), "a\n");
     assert_eq!(running.until(1), ["a"]);
-    assert!(running.stop().complaints.lock().expect("lock").is_empty());
+    assert!(running.stop().complaints.lock().is_empty());
 }

@@ -30,7 +30,7 @@ fn found(path: &Path) -> crate::root::HostEntry {
 
 /// Waits until the tailer has expanded its globs once.
 fn scanned(running: &Running) {
-    while !running.kept.cursors.lock().expect("lock").contains_key(SCANNED) {
+    while !running.kept.cursors.lock().contains_key(SCANNED) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -181,7 +181,7 @@ fn a_line_of_a_hundred_megabytes_goes_as_numbered_parts_also_over_a_restart() {
     append(&log, "the end\nlast\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, kept);
     let texts = running.until(103);
-    let parts = running.kept.parts.lock().expect("lock").clone();
+    let parts = running.kept.parts.lock().clone();
     assert_eq!(texts.len(), 103);
     assert_eq!((&texts[0], &texts[101], &texts[102]), (&"first".to_owned(), &"the end".to_owned(), &"last".to_owned()));
     let expected: Vec<Option<u32>> = [None].into_iter().chain((1..=101).map(Some)).chain([None]).collect();
@@ -199,7 +199,7 @@ fn an_unfinished_line_of_a_file_that_is_gone_is_sent_and_flagged() {
     running.until(1);
     fs::remove_file(&log).expect("removes");
     assert_eq!(running.until(2), ["whole", "half a li"]);
-    assert_eq!(*running.kept.unfinished.lock().expect("lock"), [false, true]);
+    assert_eq!(*running.kept.unfinished.lock(), [false, true]);
     running.stop();
 }
 

@@ -33,7 +33,7 @@ impl Fake {
             return Outcome::TooLarge { why: why() };
         }
         let key = (head.key.epoch.0, head.key.seq);
-        if head.key.epoch.0 == 7 && self.taken.lock().expect("lock").contains(&key.1) {
+        if head.key.epoch.0 == 7 && self.taken.lock().contains(&key.1) {
             return Outcome::Conflict { why: why() };
         }
         let batch = codec::decode(&plain).expect("decodes");
@@ -42,13 +42,13 @@ impl Fake {
             other => panic!("{other:?}"),
         };
         let lines: Vec<String> = batch.records.iter().map(|record| text(&record.body)).collect();
-        let before = self.landed.lock().expect("lock").insert(key, (batch.header, lines.clone()));
+        let before = self.landed.lock().insert(key, (batch.header, lines.clone()));
         assert!(before.is_none_or(|(_, before)| before == lines), "another batch under {key:?}");
         Outcome::Done { duplicate: false, policy_revision: 1, compression: None, lost: None }
     }
 
     fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.landed.lock().expect("lock").values().flat_map(|(_, l)| l.clone()).collect();
+        let mut lines: Vec<String> = self.landed.lock().values().flat_map(|(_, l)| l.clone()).collect();
         lines.sort();
         lines
     }
@@ -113,7 +113,7 @@ async fn a_batch_that_is_too_large_is_split_until_it_is_taken_and_later_ones_are
     assert!(lane.status().sender.batch_bytes_max.is_some_and(|most| most <= 10_000));
     {
         // Each split key holds an empty batch that names its parts, and the parts have landed.
-        let landed = fake.landed.lock().expect("lock");
+        let landed = fake.landed.lock();
         let empty: Vec<&Header> =
             landed.values().map(|(header, _)| header).filter(|header| header.records == 0).collect();
         assert_eq!(empty.len() as u64, splits);
@@ -147,7 +147,7 @@ async fn a_record_that_is_too_large_by_itself_goes_into_quarantine() {
 async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     let dir = tempfile::tempdir().expect("temp dir");
     let fake = Arc::new(Fake { plain_bytes_max: 1 << 20, ..Fake::default() });
-    fake.taken.lock().expect("lock").extend([2, 3]);
+    fake.taken.lock().extend([2, 3]);
     let lane = lane_to(dir.path(), 2000, Arc::new(|| 1), Arc::clone(&fake));
     // The ledger restarts with the epoch: landed batches tell the progress.
     let landed = async |count| {
@@ -167,7 +167,7 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     assert_eq!(fake.lines(), lines, "each once");
     let status = lane.status();
     assert_eq!((status.sender.conflicts, status.queue.resealed), (2, 2));
-    let landed = fake.landed.lock().expect("lock");
+    let landed = fake.landed.lock();
     let (newest, (header, _)) = landed.iter().rfind(|((epoch, _), _)| *epoch != 7).expect("another epoch");
     assert!(newest.1 >= 2 && header.ledger.0["test"].emitted >= 12, "{header:?}");
     let before = header.predecessor.as_ref().expect("it names the epoch before");
@@ -221,7 +221,7 @@ async fn a_clock_that_jumps_a_day_either_way_loses_and_repeats_nothing() {
 async fn a_batch_that_is_damaged_in_the_queue_moves_the_queue_aside() {
     let dir = tempfile::tempdir().expect("temp dir");
     let post = Arc::new(Script::default());
-    post.answers.lock().expect("lock").push_back(Outcome::Damaged { why: "a bit flipped".to_owned() });
+    post.answers.lock().push_back(Outcome::Damaged { why: "a bit flipped".to_owned() });
     let lane = lane(dir.path(), Arc::clone(&post));
     lane.intake().put(chunk(0, "c")).expect("open");
     while !lane.queue().is_damaged() {

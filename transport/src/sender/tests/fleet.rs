@@ -23,10 +23,10 @@ impl Post for Endpoint {
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
             let Some(second) = Instant::now().checked_duration_since(self.back.expect("set")) else {
-                *self.during_outage.lock().expect("lock") += 1;
+                *self.during_outage.lock() += 1;
                 return Outcome::Retry { after: None, why: "away".to_owned() };
             };
-            let mut seconds = self.seconds.lock().expect("lock");
+            let mut seconds = self.seconds.lock();
             let counts = seconds.entry(second.as_secs()).or_default();
             counts.0 += 1;
             if counts.1 >= PER_SECOND {
@@ -83,7 +83,7 @@ fn a_thousand_agents_come_back_spread_and_not_at_once() {
         while senders.join_next().await.is_some() {}
         endpoint
     });
-    let seconds = endpoint.seconds.lock().expect("lock").clone();
+    let seconds = endpoint.seconds.lock().clone();
     let (all, taken) = seconds.values().fold((0, 0), |sum, counts| (sum.0 + counts.0, sum.1 + counts.1));
     let (peak, last) =
         (seconds.values().map(|counts| counts.0).max().unwrap_or(0), *seconds.keys().max().unwrap_or(&0));
@@ -91,7 +91,7 @@ fn a_thousand_agents_come_back_spread_and_not_at_once() {
     println!(
         "{AGENTS} agents, {BATCHES} batches each, {OUTAGE:?} away: {:.2} posts a second and agent meanwhile; back, {all} \
          posts for {taken} batches in {last} s, {peak} in the fullest second; by second: {}",
-        *endpoint.during_outage.lock().expect("lock") as f64 / OUTAGE.as_secs_f64() / AGENTS as f64,
+        *endpoint.during_outage.lock() as f64 / OUTAGE.as_secs_f64() / AGENTS as f64,
         spread.join(" ")
     );
     assert_eq!(taken, AGENTS * BATCHES as usize);
@@ -99,6 +99,6 @@ fn a_thousand_agents_come_back_spread_and_not_at_once() {
     assert!(peak < AGENTS / 4, "{peak} in one second");
     assert!(last < 180, "{last} s until all had landed");
     assert!(all < 3 * taken, "{all} posts for {taken} batches");
-    let asked = *endpoint.during_outage.lock().expect("lock") as f64 / OUTAGE.as_secs_f64();
+    let asked = *endpoint.during_outage.lock() as f64 / OUTAGE.as_secs_f64();
     assert!(asked < AGENTS as f64 / 10.0, "{asked} posts a second while it is away");
 }

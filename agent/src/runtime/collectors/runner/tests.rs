@@ -1,10 +1,8 @@
 use super::*;
 use crate::runtime::events::{AgentEvents, collecting};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use vedette_collectors::{BuildError, CollectError, Collector, CollectorClass, CollectorSettings};
 use vedette_transport::{BatchContext, BatchLimits, Lane, LaneConfig, Queue, Quota};
 use vedette_wire::{
@@ -73,7 +71,7 @@ impl Collector for Probe {
     const READS: &'static str = "";
 
     fn build(settings: &ProbeSettings, _: &CollectorContext) -> Result<Plan, BuildError> {
-        Ok(BUILDS.lock().expect("no panic")[settings.build]())
+        Ok(BUILDS.lock()[settings.build]())
     }
 }
 
@@ -82,7 +80,7 @@ static SPEC: Spec = Spec::of::<Probe>();
 /// A runner with this constructor of its collector.
 fn start(build: Build) -> Running {
     let settings = {
-        let mut builds = BUILDS.lock().expect("no panic");
+        let mut builds = BUILDS.lock();
         builds.push(build);
         toml::Table::try_from(ProbeSettings { build: builds.len() - 1 }).expect("is a table")
     };
@@ -203,12 +201,12 @@ fn a_watch_that_was_stuck_still_says_what_it_cannot_do() {
     static GO: Mutex<Option<std::sync::mpsc::SyncSender<()>>> = Mutex::new(None);
     let running = start(|| {
         let (go, wait) = std::sync::mpsc::sync_channel(1);
-        *GO.lock().expect("lock") = Some(go);
+        *GO.lock() = Some(go);
         Plan::Watch(Box::new(LacksPermission(wait)))
     });
     let why = running.until(CollectorState::Stuck, 0).expect("says why");
     assert!(why.contains("no progress"), "{why}");
-    GO.lock().expect("lock").take().expect("is set").send(()).expect("it waits");
+    GO.lock().take().expect("is set").send(()).expect("it waits");
     assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
     assert!(running.statuses.lines()[0].1.is_trouble);
     running.stop();
@@ -235,12 +233,12 @@ fn a_poll_that_does_not_come_back_is_shown_as_stuck_and_a_missing_right_is_told_
     static GO: Mutex<Option<std::sync::mpsc::SyncSender<()>>> = Mutex::new(None);
     let running = start(|| {
         let (go, wait) = std::sync::mpsc::sync_channel(1);
-        *GO.lock().expect("lock") = Some(go);
+        *GO.lock() = Some(go);
         Plan::Poll(Duration::from_millis(5), Box::new(Hangs(wait, false)))
     });
     let why = running.until(CollectorState::Stuck, 0).expect("says why");
     assert!(why.contains("has not returned"), "{why}");
-    GO.lock().expect("lock").take().expect("is set").send(()).expect("it waits");
+    GO.lock().take().expect("is set").send(()).expect("it waits");
     assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
     std::thread::sleep(Duration::from_millis(200));
     let told = running.lane.status().ledger.0.get("agent").map_or(0, |counters| counters.emitted);

@@ -18,7 +18,7 @@ async fn workspace(renewed: u16, present: u16) -> (String, Arc<Mutex<u32>>) {
                 request.extend_from_slice(&block[..got]);
             }
             let of_renewed = String::from_utf8_lossy(&request).contains("x-renewed");
-            *count.lock().expect("no panic") += u32::from(of_renewed);
+            *count.lock() += u32::from(of_renewed);
             let status = if of_renewed { renewed } else { present };
             let body = match status {
                 200 => r#"{"duplicate":false,"policy_revision":1,"limits":{"batch_bytes_max":1,"plain_bytes_max":1}}"#,
@@ -77,7 +77,7 @@ async fn outcome(renewed: u16, present: u16) -> (bool, bool, String) {
     let delivered = matches!(posting.post(a_frame()).await, Outcome::Done { .. });
     let trying = posting.is_trying();
     drop(posting.post(a_frame()).await);
-    assert_eq!(*seen.lock().expect("no panic"), if present == 200 && renewed != 200 { 1 } else { 2 });
+    assert_eq!(*seen.lock(), if present == 200 && renewed != 200 { 1 } else { 2 });
     (delivered, trying, std::fs::read_to_string(dir.path().join("cert.pem")).expect("is there"))
 }
 
