@@ -129,6 +129,7 @@ const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\n
     [collectors.sessions]\nevery = \"1s\"\n[collectors.crash_dumps]\nevery = \"1s\"\n";
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story, whose steps build on each other")]
 fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let core_pattern = || fs::read_to_string("/proc/sys/kernel/core_pattern").expect("reads");
     let before = core_pattern();

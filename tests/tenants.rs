@@ -16,6 +16,7 @@ use vedette_wire::{
 const ROUNDS: u64 = 120;
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "one story, whose steps build on each other")]
 async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_other() {
     let world = World::new();
     world.workspace(&["org", "add", "other", "--tier", "free"]);

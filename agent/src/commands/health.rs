@@ -35,7 +35,7 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
     let quarantine = &report.queue.quarantine;
     if quarantine.batches > 0 {
         out.push(format!(
-            "delivery: the workspace refuses {} batches, which are in quarantine; see `vedette queue quarantine list`",
+            "delivery: {} batches are in quarantine and will not be delivered; see `vedette queue quarantine list`",
             quarantine.batches
         ));
     }
@@ -72,6 +72,6 @@ mod tests {
         };
         assert_eq!(of(&report), Vec::<String>::new());
         report["queue"]["quarantine"]["batches"] = json!(3);
-        assert!(of(&report).concat().contains("refuses 3 batches"));
+        assert!(of(&report).concat().contains("3 batches are in quarantine"));
     }
 }

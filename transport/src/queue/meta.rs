@@ -66,7 +66,7 @@ pub(super) struct Meta {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Shares {
     pub(super) is_bulk: bool,
-    /// Bytes by [`super::shares::key_of`].
+    /// Bytes by the key of the source, as in `shares`.
     pub(super) held: Vec<(u64, u64)>,
 }
 
