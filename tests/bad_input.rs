@@ -234,7 +234,7 @@ fn an_agent_whose_state_directory_is_removed_begins_again_and_no_second_one_is_l
     world.append("a.log", "two\n");
     eventually("the next line", || (world.count("syslog") == 2).then_some(()));
     eventually("status again", || world.vedette(&["status"]).status.success().then_some(()));
-    assert!(agent_log(&world).contains("the state directory was removed"), "{}", agent_log(&world));
+    assert!(agent_log(&world).contains("the queue's file was removed or replaced"), "{}", agent_log(&world));
     let syslog = world.ledger().into_iter().find(|account| account["collector"] == "syslog").expect("is there");
     assert_eq!((&syslog["repeated"], &syslog["missing"]), (&0.into(), &0.into()), "{syslog}");
 }

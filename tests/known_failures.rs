@@ -178,3 +178,14 @@ fn the_settings_of_a_collector_that_is_off_are_checked() {
     let refused = refusal(&world.vedette(&["check"]), 78);
     assert!(refused.contains("collectors.sessions.every"), "{refused}");
 }
+
+/// Collectors of logs parse every line, the last one too.
+#[test]
+fn a_log_in_json_is_json_to_the_last_line() {
+    let world = World::new();
+    let output = world.vedette(&["run", "--set", "log.format=json"]);
+    assert_eq!(output.status.code(), Some(3), "it is not enrolled");
+    let log = String::from_utf8(output.stderr).expect("UTF-8");
+    let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok();
+    assert!(log.contains("enroll") && log.lines().all(is_json), "{log}");
+}

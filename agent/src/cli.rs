@@ -79,7 +79,7 @@ pub(crate) enum Command {
     },
     /// Check that the agent collects and delivers, for probes and alarms. Exit code 1 and one line per problem, including files
     /// that cannot be read and sockets that cannot be bound; exit code 4 if no agent runs. Missing permissions that only reduce
-    /// a collector's output are in `status` alone.
+    /// a collector's output are in `status` alone. Most problems outlast a restart: raise an alarm rather than restart the agent.
     Health {
         #[command(flatten)]
         config: ConfigArguments,

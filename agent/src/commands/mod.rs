@@ -166,8 +166,8 @@ fn start_log(config: &Resolved) {
     }
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        let message = panic.payload_as_str().unwrap_or("unknown reason");
-        tracing::error!(at, message, "a panic; what it interrupts is reported next");
+        let reason = panic.payload_as_str().unwrap_or("unknown");
+        tracing::error!(at, reason, "a panic; what it interrupts is reported next");
     }));
     if let Some(variable) = config::proxy_variable().filter(|_| config.proxy.is_none()) {
         tracing::warn!("{variable} is ignored; set [workspace] proxy if the workspace is reached through a proxy");

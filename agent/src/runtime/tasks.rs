@@ -30,7 +30,7 @@ pub(super) enum RestartReason {
     QueueDamaged,
     /// The agent has another key.
     Rekeyed,
-    /// The state directory was removed.
+    /// The queue's file was removed or replaced, alone or with the state directory.
     StateRemoved,
     /// The workspace lost acknowledged batches: sources are read again.
     BatchesLost,
@@ -51,7 +51,7 @@ impl fmt::Display for RestartReason {
         f.write_str(match self {
             RestartReason::QueueDamaged => "the queue is damaged",
             RestartReason::Rekeyed => "another key",
-            RestartReason::StateRemoved => "the state directory was removed",
+            RestartReason::StateRemoved => "the queue's file was removed or replaced",
             RestartReason::BatchesLost => "the workspace lost acknowledged batches",
         })
     }
