@@ -53,13 +53,14 @@ fn a_file_comes_with_collection_off_and_on_both_tiers_and_what_is_not_allowed_do
         let id = request(&world, &agent(&world), &path);
         let line = until(&world, &id, "complete");
         let to = world.path("fetched");
-        let said = world.workspace(&["artifact", "get", "--org", ORG, "--id", &id, "--to", &to.display().to_string()]);
+        let message =
+            world.workspace(&["artifact", "get", "--org", ORG, "--id", &id, "--to", &to.display().to_string()]);
         assert!(fs::read(&to).expect("is there") == content, "the same bytes");
-        let (said, meta): (Value, _) =
-            (serde_json::from_str(&said).expect("an object"), fs::metadata(&path).expect("is there"));
-        assert_eq!((&said["mode"], &said["user_id"]), (&meta.mode().into(), &meta.uid().into()), "{said}");
-        assert_eq!(said["modified"], meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
-        assert_eq!((&line["file"], &line["reason"]), (&said, &"an alert".into()));
+        let (message, meta): (Value, _) =
+            (serde_json::from_str(&message).expect("an object"), fs::metadata(&path).expect("is there"));
+        assert_eq!((&message["mode"], &message["user_id"]), (&meta.mode().into(), &meta.uid().into()), "{message}");
+        assert_eq!(message["modified"], meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
+        assert_eq!((&line["file"], &line["reason"]), (&message, &"an alert".into()));
         refusal(
             &world.workspace_output(&["artifact", "get", "--org", ORG, "--id", &id, "--to", &to.display().to_string()]),
             1,
@@ -124,12 +125,12 @@ fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_ans
     let too_large = request(&world, &agent_of, &path);
     let forged = request(&world, &agent_of, &path);
     let expired = request(&world, &agent_of, &path);
-    let there = world.control_sql(&format!(
+    let existing = world.control_sql(&format!(
         "UPDATE artifacts SET document = replace(document, 'file', 'else') WHERE id = '{forged}'"
     )) && world.control_sql(&format!("UPDATE artifacts SET expires = 1 WHERE id = '{expired}'"));
     let running = world.run();
     assert!(until(&world, &too_large, "refused")["detail"].as_str().is_some_and(|why| why.contains("99 are allowed")));
-    if there {
+    if existing {
         eventually("the forged one to be noticed", || {
             let log = fs::read_to_string(world.path("agent.log")).ok()?;
             log.contains("is not signed by the workspace's key").then_some(())

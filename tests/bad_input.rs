@@ -36,14 +36,14 @@ fn typos_in_the_configuration_are_named_with_file_line_and_the_nearest_right_wor
         ("a = = b\n", 1, ""),
     ] {
         fs::write(&config, text).expect("writes");
-        let said = refusal(&world.vedette(&["check"]), 78);
+        let message = refusal(&world.vedette(&["check"]), 78);
         let place = format!("{}:{line}: ", config.display());
-        assert!(said.contains(&place) && said.contains(expected), "{text:?}: {said}");
-        assert_eq!(refusal(&world.vedette(&["run"]), 78), said, "`run` says the same");
+        assert!(message.contains(&place) && message.contains(expected), "{text:?}: {message}");
+        assert_eq!(refusal(&world.vedette(&["run"]), 78), message, "`run` says the same");
     }
     fs::remove_file(&config).expect("removes");
-    let said = refusal(&world.vedette(&["check"]), 78);
-    assert!(said.contains("cannot be read"), "{said}");
+    let message = refusal(&world.vedette(&["check"]), 78);
+    assert!(message.contains("cannot be read"), "{message}");
 }
 
 #[test]
@@ -55,8 +55,8 @@ fn layers_go_over_each_other_in_their_order_and_name_themselves() {
         command.args(set.iter().flat_map(|set| ["--set", set]));
         command.output().expect("runs")
     };
-    let said = refusal(&check(&[("VEDETTE_TRANSPORT__BATCH_BYTES_MAX", "1B")], &[]), 78);
-    assert!(said.contains("environment variable VEDETTE_TRANSPORT__BATCH_BYTES_MAX"), "{said}");
+    let message = refusal(&check(&[("VEDETTE_TRANSPORT__BATCH_BYTES_MAX", "1B")], &[]), 78);
+    assert!(message.contains("environment variable VEDETTE_TRANSPORT__BATCH_BYTES_MAX"), "{message}");
     let near = refusal(&check(&[("VEDETTE_TRANSPORT_COMPRESSION", "gzip")], &[]), 78);
     assert!(near.contains("did you mean VEDETTE_TRANSPORT__COMPRESSION?"), "{near}");
     let kubernetes =
@@ -68,12 +68,12 @@ fn layers_go_over_each_other_in_their_order_and_name_themselves() {
     assert!(both.status.success(), "the flag goes over the environment");
     fs::create_dir(world.path("conf.d")).expect("makes");
     fs::write(world.path("conf.d/10-a.toml"), "[transport]\nbatch_age_max = \"1h\"\n").expect("writes");
-    let said = refusal(&check(&[], &[]), 78);
-    assert!(said.contains("conf.d/10-a.toml:2: "), "{said}");
+    let message = refusal(&check(&[], &[]), 78);
+    assert!(message.contains("conf.d/10-a.toml:2: "), "{message}");
     fs::write(world.path("conf.d/20-b.toml"), "[transport]\nbatch_age_max = \"2s\"\n").expect("writes");
     assert!(check(&[], &[]).status.success(), "the later file goes over the earlier");
-    let said = refusal(&check(&[("VEDETTE_COLLECTORS__SYSLOG__PATHS", "[\"x\"]")], &[]), 78);
-    assert!(said.contains("must be absolute"), "{said}");
+    let message = refusal(&check(&[("VEDETTE_COLLECTORS__SYSLOG__PATHS", "[\"x\"]")], &[]), 78);
+    assert!(message.contains("must be absolute"), "{message}");
 }
 
 #[test]
@@ -84,45 +84,45 @@ fn enrollment_says_what_is_wrong_and_leaves_nothing_half_done() {
     assert!(missing.contains("vedette enroll"), "{missing}");
 
     let other = World::new();
-    let said = refusal(&world.enroll_with(&world.url(), &other.path("workspace/ca.pem"), &world.token("t1")), 1);
-    assert!(said.contains("was not signed by the CA in") && said.contains("use the ca.pem"), "{said}");
-    let said = refusal(&world.enroll_with(&world.url(), Path::new("/etc/hostname"), &world.token("t2")), 1);
-    assert!(said.contains("no usable certificate") || said.contains("no PEM certificate"), "{said}");
-    let said = refusal(&world.enroll_with("https://127.0.0.1:1", &ca, &world.token("t3")), 1);
-    assert!(said.contains("is `vedette-workspace serve` running?"), "{said}");
-    let said = refusal(&world.enroll_with("http://127.0.0.1:1", &ca, &world.token("t4")), 78);
-    assert!(said.contains("over TLS only"), "{said}");
+    let message = refusal(&world.enroll_with(&world.url(), &other.path("workspace/ca.pem"), &world.token("t1")), 1);
+    assert!(message.contains("was not signed by the CA in") && message.contains("use the ca.pem"), "{message}");
+    let message = refusal(&world.enroll_with(&world.url(), Path::new("/etc/hostname"), &world.token("t2")), 1);
+    assert!(message.contains("no usable certificate") || message.contains("no PEM certificate"), "{message}");
+    let message = refusal(&world.enroll_with("https://127.0.0.1:1", &ca, &world.token("t3")), 1);
+    assert!(message.contains("is `vedette-workspace serve` running?"), "{message}");
+    let message = refusal(&world.enroll_with("http://127.0.0.1:1", &ca, &world.token("t4")), 78);
+    assert!(message.contains("over TLS only"), "{message}");
     fs::write(world.path("empty"), "").expect("writes");
-    let said = refusal(&world.enroll_with(&world.url(), &ca, &world.path("empty")), 1);
-    assert!(said.contains("token new"), "{said}");
+    let message = refusal(&world.enroll_with(&world.url(), &ca, &world.path("empty")), 1);
+    assert!(message.contains("token new"), "{message}");
     fs::write(world.path("wrong"), "vdt_00").expect("writes");
-    let said = refusal(&world.enroll_with(&world.url(), &ca, &world.path("wrong")), 1);
-    assert!(said.contains("unknown"), "{said}");
+    let message = refusal(&world.enroll_with(&world.url(), &ca, &world.path("wrong")), 1);
+    assert!(message.contains("unknown"), "{message}");
     assert!(!world.path("identity/enrollment.json").exists());
 
     let token = world.token("token");
     assert!(world.enroll_with(&world.url(), &ca, &token).status.success());
-    let said = refusal(&world.enroll_with(&world.url(), &ca, &token), 1);
-    assert!(said.contains("--again"), "{said}");
+    let message = refusal(&world.enroll_with(&world.url(), &ca, &token), 1);
+    assert!(message.contains("--again"), "{message}");
     other.write_config("");
-    let said = refusal(&other.enroll_with(&world.url(), &ca, &token), 1);
-    assert!(said.contains("used up"), "{said}");
+    let message = refusal(&other.enroll_with(&world.url(), &ca, &token), 1);
+    assert!(message.contains("used up"), "{message}");
     let mode = fs::metadata(world.path("identity/key.pem")).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
     world.write_config("\n[workspace]\nurl = \"https://elsewhere:8443\"\n");
-    let said = refusal(&world.vedette(&["run"]), 78);
-    assert!(said.contains("workspace.url") && said.contains("elsewhere"), "{said}");
+    let message = refusal(&world.vedette(&["run"]), 78);
+    assert!(message.contains("workspace.url") && message.contains("elsewhere"), "{message}");
     world.write_config("\n[workspace]\ngeo = \"australia\"\n");
-    let said = refusal(&world.vedette(&["run"]), 78);
-    assert!(said.contains("workspace.geo"), "{said}");
+    let message = refusal(&world.vedette(&["run"]), 78);
+    assert!(message.contains("workspace.geo"), "{message}");
 }
 
 #[test]
 fn a_server_certificate_for_another_name_is_refused() {
     let world = World::with_names(&["workspace.example.net"]);
-    let said = refusal(&world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &world.token("t")), 1);
-    assert!(said.contains("its certificate has other names"), "{said}");
+    let message = refusal(&world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &world.token("t")), 1);
+    assert!(message.contains("its certificate has other names"), "{message}");
 }
 
 #[test]
@@ -134,8 +134,8 @@ fn an_expired_token_is_refused() {
         println!("skipped: there is no python3 to age the token with");
         return;
     }
-    let said = refusal(&world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &token), 1);
-    assert!(said.contains("expired"), "{said}");
+    let message = refusal(&world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &token), 1);
+    assert!(message.contains("expired"), "{message}");
 }
 
 #[test]
@@ -143,8 +143,8 @@ fn a_state_directory_that_cannot_be_written_is_named() {
     let world = World::new();
     world.enroll();
     fs::write(world.path("state"), "a file where a directory should be").expect("writes");
-    let said = refusal(&world.vedette(&["run"]), 1);
-    assert!(said.contains("state") && said.contains("check that the directory exists"), "{said}");
+    let message = refusal(&world.vedette(&["run"]), 1);
+    assert!(message.contains("state") && message.contains("check that the directory exists"), "{message}");
 }
 
 #[test]
@@ -176,13 +176,13 @@ fn a_log_that_cannot_be_read_is_reported_and_the_others_are_read() {
 #[test]
 fn a_second_agent_and_a_missing_one_are_told_apart() {
     let world = World::new();
-    let said = refusal(&world.vedette(&["status"]), 4);
-    assert!(said.contains("no agent runs"), "{said}");
+    let message = refusal(&world.vedette(&["status"]), 4);
+    assert!(message.contains("no agent runs"), "{message}");
     world.enroll();
     let _agent = world.run();
     eventually("the first agent's start", || world.vedette(&["status"]).status.success().then_some(()));
-    let said = refusal(&world.vedette(&["run"]), 1);
-    assert!(said.contains("another agent runs under the identity"), "{said}\n{}", agent_log(&world));
+    let message = refusal(&world.vedette(&["run"]), 1);
+    assert!(message.contains("another agent runs under the identity"), "{message}\n{}", agent_log(&world));
 }
 
 #[test]
@@ -195,9 +195,9 @@ fn a_hangup_is_said_and_ends_neither_program() {
     for id in [agent.id(), serving] {
         assert!(Command::new("kill").args(["-HUP", &id.to_string()]).status().is_ok_and(|status| status.success()));
     }
-    let said = |log: String| log.contains("SIGHUP is ignored").then_some(());
-    eventually("the agent's word", || said(agent_log(&world)));
-    eventually("the workspace's word", || said(fs::read_to_string(world.path("workspace.log")).ok()?));
+    let message = |log: String| log.contains("SIGHUP is ignored").then_some(());
+    eventually("the agent's word", || message(agent_log(&world)));
+    eventually("the workspace's word", || message(fs::read_to_string(world.path("workspace.log")).ok()?));
     world.append("a.log", "a line behind it\n");
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
     agent.terminate();
@@ -229,8 +229,8 @@ fn an_agent_whose_state_directory_is_removed_begins_again_and_no_second_one_is_l
     fs::remove_file(world.path("state/agent.sock")).expect("removes");
     eventually("the socket again", || world.vedette(&["status"]).status.success().then_some(()));
     fs::remove_dir_all(world.path("state")).expect("removes");
-    let said = refusal(&world.vedette(&["run"]), 1);
-    assert!(said.contains("another agent runs under the identity"), "{said}");
+    let message = refusal(&world.vedette(&["run"]), 1);
+    assert!(message.contains("another agent runs under the identity"), "{message}");
     world.append("a.log", "two\n");
     eventually("the next line", || (world.count("syslog") == 2).then_some(()));
     eventually("status again", || world.vedette(&["status"]).status.success().then_some(()));
@@ -260,13 +260,13 @@ fn paths_that_are_no_logs_are_named() {
     fs::write(world.path("vedette.toml"), text).expect("writes");
     world.enroll();
     let _agent = world.run();
-    let said = eventually("health to name them", || {
+    let message = eventually("health to name them", || {
         let output = world.vedette(&["health"]);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        (output.status.code() == Some(1) && names.iter().all(|name| said.contains(&format!("odd/{name}"))))
-            .then_some(said)
+        let message = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code() == Some(1) && names.iter().all(|name| message.contains(&format!("odd/{name}"))))
+            .then_some(message)
     });
-    assert!(!said.contains(&good), "{said}");
+    assert!(!message.contains(&good), "{message}");
     eventually("the good one's line", || (world.count("syslog") == 1).then_some(()));
 }
 
@@ -284,8 +284,8 @@ fn drafts_in_conf_d_are_no_configuration_and_a_proxy_is_checked_with_its_excepti
         assert!(output.status.success(), "{good}: {output:?}");
     }
     for bad in ["10.0.0.0/99", "*.x", "http://a", "a b"] {
-        let said = refusal(&check(&["--set", proxy, "--set", &format!("workspace.no_proxy={bad}")]), 78);
-        assert!(said.contains("workspace.no_proxy"), "{said}");
+        let message = refusal(&check(&["--set", proxy, "--set", &format!("workspace.no_proxy={bad}")]), 78);
+        assert!(message.contains("workspace.no_proxy"), "{message}");
     }
     refusal(&check(&["--set", "workspace.proxy=http://h:1/path"]), 78);
     let nowhere = refusal(&check(&["--set", "state.dir=/proc/nope/state"]), 78);
@@ -307,8 +307,8 @@ fn log_lines_have_colours_on_a_terminal_alone_and_where_nobody_forbids_them() {
         terminal.args(["-qec", &check, "/dev/null"]).env("HTTPS_PROXY", "http://proxy:1").env_remove("NO_COLOR");
         terminal.envs(no_color.map(|value| ("NO_COLOR", value)));
         let output = terminal.stdin(std::process::Stdio::null()).output().expect("runs");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(said.contains("HTTPS_PROXY"), "{said}");
-        assert_eq!(said.contains("\u{1b}["), has_colours, "{no_color:?}: {said:?}");
+        let message = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(message.contains("HTTPS_PROXY"), "{message}");
+        assert_eq!(message.contains("\u{1b}["), has_colours, "{no_color:?}: {message:?}");
     }
 }

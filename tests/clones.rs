@@ -86,6 +86,15 @@ impl Machine {
         writeln!(file.expect("opens"), "{text}").expect("writes");
     }
 
+    /// Waits until more than `count` batches are in the queue; returns their number.
+    fn queues_more_than(&self, count: u64) -> u64 {
+        eventually("a batch in the queue", || {
+            let output = self.vedette(&["status", "--json"]).output().expect("runs");
+            let status: Value = serde_json::from_slice(&output.stdout).ok()?;
+            status["queue"]["batches"].as_u64().filter(|batches| *batches > count)
+        })
+    }
+
     /// Copies the named files to another machine. Copied files get other inodes, unlike on a copied disk.
     fn copy_to(&self, other: &Machine, names: &[&str]) {
         for name in names {
@@ -146,15 +155,16 @@ fn copied_to(machine: (&str, &str)) {
     let address = world.address();
     world.serve = None;
     one.append("waits");
-    std::thread::sleep(Duration::from_millis(2500));
+    one.queues_more_than(0);
     agent.terminate();
     one.copy_to(&two, &["identity", "state"]);
     let was = one.agent();
     let (_one, _two) = (one.run(), two.run());
     one.append("on one");
+    let mut queued = 0;
     for number in 1..=3 {
         two.append(&format!("on two {number}"));
-        std::thread::sleep(Duration::from_millis(1200));
+        queued = two.queues_more_than(queued);
     }
     world.serve(&address);
     eventually("the copy to be another agent", || (two.agent() != was).then_some(()));
@@ -183,8 +193,8 @@ fn copied_to(machine: (&str, &str)) {
         listed(&world).into_iter().find(|row| row["agent"] == two.agent()).map(|row| row["replaces"].clone());
     assert_eq!(replaces, Some(Value::from(was.as_str())), "it is listed what it was");
     let revoked = world.workspace_output(&["agent", "revoke", &was, "--reason", "a copy"]);
-    let said = String::from_utf8_lossy(&revoked.stderr).into_owned();
-    assert!(revoked.status.success() && said.contains(&two.agent()), "{said}");
+    let message = String::from_utf8_lossy(&revoked.stderr).into_owned();
+    assert!(revoked.status.success() && message.contains(&two.agent()), "{message}");
     for account in world.ledger() {
         assert_eq!((account["missing"].as_u64(), account["repeated"].as_u64()), (Some(0), Some(0)), "{account}");
     }
@@ -264,14 +274,14 @@ fn a_machine_that_starts_again_with_a_backlog_is_no_copy_of_itself() {
     one.enroll(&world);
     let (was, address) = (one.agent(), world.address());
     world.serve = None;
-    let mut expected = Vec::new();
+    let (mut expected, mut queued) = (Vec::new(), 0);
     for (boot, name) in [(ONE.1, "first"), (TWO.1, "second")] {
         one.starts(ONE.0, boot);
         let mut agent = one.run();
         for number in 1..=4 {
             one.append(&format!("{name} boot {number}"));
             expected.push(format!("{name} boot {number}"));
-            std::thread::sleep(Duration::from_millis(1200));
+            queued = one.queues_more_than(queued);
         }
         agent.terminate();
     }
@@ -365,7 +375,7 @@ fn a_host_that_is_enrolled_again_with_another_key_keeps_what_waited() {
     eventually("the first line", || (lines(&world, &was) == ["before"]).then_some(()));
     world.workspace(&["agent", "revoke", &was, "--reason", "a test"]);
     one.append("refused");
-    std::thread::sleep(Duration::from_millis(2500));
+    one.queues_more_than(0);
     agent.terminate();
     fs::rename(one.dir.join("identity/key.pem"), one.dir.join("old-key.pem")).expect("renames");
     one.enroll_again(&world);
@@ -390,7 +400,7 @@ fn what_a_machine_sealed_without_its_id_lands_all_the_same() {
     one.starts("", TWO.1);
     let mut agent = one.run();
     one.append("without");
-    std::thread::sleep(Duration::from_millis(2500));
+    one.queues_more_than(0);
     agent.terminate();
     one.starts(ONE.0, "b0000000-0000-4000-8000-000000000003");
     world.serve(&address);
@@ -403,8 +413,8 @@ fn what_a_machine_sealed_without_its_id_lands_all_the_same() {
     agent.terminate();
     fs::write(one.dir.join("identity/enrollment.json"), "{torn").expect("writes");
     fs::write(one.dir.join("identity/next.json"), "{torn too").expect("writes");
-    let said = String::from_utf8_lossy(&one.vedette(&["run"]).output().expect("runs").stderr).into_owned();
-    assert!(said.contains("is damaged; run `vedette enroll --again`"), "{said}");
+    let message = String::from_utf8_lossy(&one.vedette(&["run"]).output().expect("runs").stderr).into_owned();
+    assert!(message.contains("is damaged; run `vedette enroll --again`"), "{message}");
     one.enroll_again(&world);
     assert_eq!(one.agent(), was, "the key is the same");
     let _agent = one.run();

@@ -62,24 +62,27 @@ fn a_damaged_table_is_an_error_until_it_is_made_anew_from_what_landed() {
             "SELECT count(*), min(message), max(message), min(raw) FROM syslog",
         ])
     };
-    let said = refusal(&ask(&world), 1);
-    assert!(said.contains("doctor --rebuild") && said.contains("is damaged"), "{said}");
-    let (well, said) = doctor(&world, &[]);
-    assert!(!well && said.contains(&parquet.file_name().expect("has one").to_string_lossy().into_owned()), "{said}");
+    let message = refusal(&ask(&world), 1);
+    assert!(message.contains("doctor --rebuild") && message.contains("is damaged"), "{message}");
+    let (well, message) = doctor(&world, &[]);
+    assert!(
+        !well && message.contains(&parquet.file_name().expect("has one").to_string_lossy().into_owned()),
+        "{message}"
+    );
 
     // Not from damaged landed batches.
     let landed = files(&world.path("workspace/landing"), "").into_iter().next().expect("landed");
     let whole = fs::read(&landed).expect("reads");
     flip(&landed);
-    let (well, said) = doctor(&world, &["--rebuild"]);
-    assert!(!well && said.contains("from a backup"), "{said}");
+    let (well, message) = doctor(&world, &["--rebuild"]);
+    assert!(!well && message.contains("from a backup"), "{message}");
     fs::remove_file(&landed).expect("removes");
-    let (well, said) = doctor(&world, &[]);
-    assert!(!well && said.contains("missing"), "{said}");
+    let (well, message) = doctor(&world, &[]);
+    assert!(!well && message.contains("missing"), "{message}");
     fs::write(&landed, whole).expect("writes");
 
-    let (well, said) = doctor(&world, &["--rebuild"]);
-    assert!(well && said.contains("rebuilds the tables"), "{said}");
+    let (well, message) = doctor(&world, &["--rebuild"]);
+    assert!(well && message.contains("rebuilds the tables"), "{message}");
     world.serve(&address);
     assert!(refusal(&world.workspace_output(&["doctor", "--rebuild"]), 1).contains("served by another process"));
     eventually("the lines again", || (world.count("syslog") == 500).then_some(()));
@@ -103,8 +106,8 @@ fn a_damaged_control_store_is_not_served() {
     }
     fs::write(&store, bytes).expect("writes");
     let output = world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]);
-    let said = refusal(&output, 1);
-    assert!(said.contains("control"), "{said}");
+    let message = refusal(&output, 1);
+    assert!(message.contains("control"), "{message}");
     assert!(!doctor(&world, &[]).0);
 }
 
@@ -136,15 +139,15 @@ fn tables_of_a_later_time_than_the_control_store_are_not_served() {
     eventually("everything to be in them", || doctor(&world, &[]).0.then_some(()));
     world.serve.take().expect("serves").terminate();
     for name in ["control.sqlite", "landing"] {
-        let there = world.path("workspace").join(name);
-        drop(fs::remove_dir_all(&there));
-        drop(fs::remove_file(&there));
-        fs::rename(world.path(name), there).expect("is put back");
+        let existing = world.path("workspace").join(name);
+        drop(fs::remove_dir_all(&existing));
+        drop(fs::remove_file(&existing));
+        fs::rename(world.path(name), existing).expect("is put back");
     }
-    let said = refusal(&world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]), 1);
-    assert!(said.contains("of another backup") && said.contains("doctor --rebuild"), "{said}");
-    let (well, said) = doctor(&world, &["--rebuild"]);
-    assert!(well && said.contains("rebuilds the tables"), "{said}");
+    let message = refusal(&world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]), 1);
+    assert!(message.contains("of another backup") && message.contains("doctor --rebuild"), "{message}");
+    let (well, message) = doctor(&world, &["--rebuild"]);
+    assert!(well && message.contains("rebuilds the tables"), "{message}");
     world.serve(&address);
     world.append("a.log", "three\n");
     eventually("every line", || (world.count("syslog") == 3).then_some(()));
@@ -166,17 +169,17 @@ fn landed_batches_that_are_away_for_a_while_are_in_the_tables_when_they_are_back
     world.serve.take().expect("serves").kill();
     let (landing, away) = (world.path("workspace/landing"), world.path("away"));
     fs::rename(&landing, &away).expect("is taken away");
-    let said = refusal(&world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]), 1);
-    assert!(said.contains("is its disk mounted?"), "{said}");
+    let message = refusal(&world.workspace_output(&["serve", "--listen", "127.0.0.1:0"]), 1);
+    assert!(message.contains("is its disk mounted?"), "{message}");
     fs::create_dir(&landing).expect("makes");
     world.serve(&address);
-    let said = || fs::read_to_string(world.path("workspace.log")).expect("reads");
-    eventually("it to be said", || said().contains("is missing; trying again").then_some(()));
+    let message = || fs::read_to_string(world.path("workspace.log")).expect("reads");
+    eventually("it to be said", || message().contains("is missing; trying again").then_some(()));
     fs::remove_dir(&landing).expect("is empty");
     fs::rename(&away, &landing).expect("is back");
     let tables = world.path("workspace/tables");
     eventually("the tables", || (!files(&tables, ".parquet").is_empty()).then_some(()));
     assert_eq!(world.count("syslog"), 1);
-    let (well, said) = doctor(&world, &[]);
-    assert!(well, "{said}");
+    let (well, message) = doctor(&world, &[]);
+    assert!(well, "{message}");
 }

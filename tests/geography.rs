@@ -28,8 +28,8 @@ fn a_host_enrolls_and_runs_in_its_own_geography_alone() {
     for host in ["brazil", "canada", "japan", "australia"] {
         config(&world, &format!("geography = \"{host}\""));
         let output = world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &world.token("token"));
-        let said = refusal(&output, 1);
-        assert!(said.contains("not a workspace of geography"), "{host}: {said}");
+        let message = refusal(&output, 1);
+        assert!(message.contains("not a workspace of geography"), "{host}: {message}");
     }
     assert!(!world.path("identity/enrollment.json").exists());
     config(&world, "geography = \"atlantis\"");
@@ -41,8 +41,8 @@ fn a_host_enrolls_and_runs_in_its_own_geography_alone() {
     agent.terminate();
     // Moved to another continent with its state: it does not run.
     config(&world, "geography = \"india\"");
-    let said = refusal(&world.vedette(&["run"]), 78);
-    assert!(said.contains("stands in india, whose data belongs to asia-pacific"), "{said}");
+    let message = refusal(&world.vedette(&["run"]), 78);
+    assert!(message.contains("stands in india, whose data belongs to asia-pacific"), "{message}");
     fs::write(world.path("vedette.toml"), "[host]\ngeography = \"india\"\n[workspace]\ngeo = \"europe\"\n")
         .expect("writes");
     assert!(refusal(&world.vedette(&["check"]), 78).contains("belongs to asia-pacific"));

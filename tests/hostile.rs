@@ -95,10 +95,10 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     ] {
         let began = Instant::now();
         let dir = world.path("workspace").display().to_string();
-        let asked = ["query", "--org", crate::support::ORG, "--dir", &dir, "--seconds-max", "3", sql];
-        let output = std::process::Command::new(crate::support::workspace_binary()).args(asked).output().expect("runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.code().is_some(), "no signal ended it: {:?} {said}", output.status);
+        let query = ["query", "--org", crate::support::ORG, "--dir", &dir, "--seconds-max", "3", sql];
+        let output = std::process::Command::new(crate::support::workspace_binary()).args(query).output().expect("runs");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code().is_some(), "no signal ended it: {:?} {message}", output.status);
         assert!(began.elapsed() < most, "{:?}: {}", began.elapsed(), &sql[..60.min(sql.len())]);
     }
     let peak = peak_bytes(&world);
@@ -162,7 +162,7 @@ async fn livez_says_that_tables_cannot_be_written_and_that_they_can() {
     fs::write(&tables, "in the way").expect("writes");
     assert_eq!(peer.put(&path(1), peer.sealed("one", |_| ())).await.status, 200);
     assert!(world.control_sql("UPDATE landed SET landed = 0"));
-    let said = async |what: &str| {
+    let message = async |what: &str| {
         let began = Instant::now();
         loop {
             let answer = peer.client.get(format!("{}/livez", peer.url)).send().await.expect("is answered");
@@ -174,12 +174,12 @@ async fn livez_says_that_tables_cannot_be_written_and_that_they_can() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    let text = said("cannot be written").await;
+    let text = message("cannot be written").await;
     assert!(text.starts_with("ok\norganizations whose tables cannot be written: 1, for"), "{text}");
     fs::remove_file(&tables).expect("removes");
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
     let began = Instant::now();
-    while said("ok").await != "ok\n" {
+    while message("ok").await != "ok\n" {
         assert!(began.elapsed() < Duration::from_secs(20));
     }
 }

@@ -19,11 +19,13 @@ fn the_probe_is_red_where_nothing_is_collected_or_nothing_arrives() {
     world.enroll();
     let mut agent = world.run();
     let probe = |world: &World| world.vedette(&["health", "--stalled-after", "1s"]);
-    let said = eventually("a red probe", || {
+    let message = eventually("a red probe", || {
         let output = probe(&world);
-        (output.status.code() == Some(1)).then(|| refusal(&output, 1)).filter(|said| said.contains("syslog_listener"))
+        (output.status.code() == Some(1))
+            .then(|| refusal(&output, 1))
+            .filter(|message| message.contains("syslog_listener"))
     });
-    assert!(said.contains("is failing"), "{said}");
+    assert!(message.contains("is failing"), "{message}");
     agent.terminate();
 
     world.write_config("");
@@ -32,11 +34,11 @@ fn the_probe_is_red_where_nothing_is_collected_or_nothing_arrives() {
     let address = world.address();
     world.serve = None;
     world.append("a.log", "a line that waits\n");
-    let said = eventually("a red probe", || {
+    let message = eventually("a red probe", || {
         let output = probe(&world);
         (output.status.code() == Some(1)).then(|| refusal(&output, 1))
     });
-    assert!(said.contains("delivery: "), "{said}");
+    assert!(message.contains("delivery: "), "{message}");
     world.serve(&address);
     eventually("a green probe", || probe(&world).status.success().then_some(()));
     drop(agent);

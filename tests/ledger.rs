@@ -72,6 +72,7 @@ fn move_cursor(world: &World, by: i64) {
             queue,
             limits: BatchLimits { bytes_max: 1 << 20, records_max: 1000, age_max, compression: Compression::Zstd },
             context: watch::channel(context).1,
+            codec: watch::channel(None).1,
             intake_bytes_max: 1 << 20,
             in_flight_bytes_max: 1 << 20,
             now: Arc::new(|| 1),

@@ -91,21 +91,21 @@ fn tried(cell: Cell) {
     as_expected(&world, "connected");
     let id = world.status()["agent"].as_str().expect("an id").to_owned();
     let ask = |world: &World| [dir.join("file"), world.path("vedette.toml")].map(|path| request(world, &id, &path));
-    let asked = ask(&world);
-    answered(&world, asked);
+    let requests = ask(&world);
+    answered(&world, requests);
 
     // Disconnected over a restart: the last policy applies.
     let address = world.address();
     world.serve = None;
     agent.terminate();
-    let asked = ask(&world);
+    let requests = ask(&world);
     let mut agent = world.run();
     as_expected(&world, "away");
     world.append("a.log", "a line\n");
     std::thread::sleep(std::time::Duration::from_secs(1));
     as_expected(&world, "away, a while later");
     world.serve(&address);
-    answered(&world, asked);
+    answered(&world, requests);
     if cell.syslog {
         eventually("the line", || (world.count("syslog") == 1).then_some(()));
     } else {

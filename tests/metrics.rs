@@ -1,6 +1,6 @@
 //! Metrics of agent and workspace, over HTTP and as a command's output.
 
-use crate::support::{World, eventually, refusal, root};
+use crate::support::{Process, VEDETTE, World, eventually, refusal, root};
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
@@ -115,4 +115,32 @@ fn a_port_in_use_does_not_stop_the_agent() {
     eventually("the line to land", || (world.count("syslog") == 1).then_some(()));
     drop(taken);
     eventually("the agent's metrics", || scrape(address));
+}
+
+/// The same epoch and sequence name a batch in both logs: the span of the sender, and that of the workspace's request.
+#[test]
+fn a_batch_can_be_followed_through_both_logs() {
+    let mut world = World::new();
+    let address = world.address();
+    world.serve = None;
+    world.serve_with(&address, &["--log", "debug", "--log-format", "json"]);
+    world.enroll();
+    world.append("a.log", "a line\n");
+    let mut command = std::process::Command::new(VEDETTE);
+    command.args(["run", "--set", "log.level=debug", "--set", "log.format=json", "--config"]);
+    let mut agent = Process::start(command.arg(world.path("vedette.toml")), &world.path("agent.log"));
+    eventually("the line", || (world.count("syslog") == 1).then_some(()));
+    agent.terminate();
+    let events = |name: &str, message: &str| -> Vec<serde_json::Value> {
+        let log = std::fs::read_to_string(world.path(name)).expect("reads");
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.filter(|event| event["fields"]["message"] == message).collect()
+    };
+    assert!(!events("agent.log", "a batch is durable").is_empty());
+    let posted = events("agent.log", "posted");
+    let batch = &posted.first().expect("was posted")["span"];
+    assert_eq!((&batch["name"], &batch["lane"]), (&"batch".into(), &"records".into()), "{batch}");
+    let log = std::fs::read_to_string(world.path("workspace.log")).expect("reads");
+    let same = format!("\"epoch\":{},", batch["epoch"]);
+    assert!(log.lines().any(|line| line.contains(&same) && line.contains("\"name\":\"batch\"")), "{batch}: {log}");
 }

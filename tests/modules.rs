@@ -10,11 +10,12 @@ use std::{
 use syn::{Item, UseTree, visit::Visit};
 
 /// Crates, by directory and root file.
-const CRATES: [(&str, &str); 6] = [
+const CRATES: [(&str, &str); 7] = [
+    ("platform", "lib.rs"),
     ("wire", "lib.rs"),
     ("collectors", "lib.rs"),
     ("transport", "lib.rs"),
-    ("agent", "main.rs"),
+    ("agent", "lib.rs"),
     ("workspace", "main.rs"),
     ("lake", "lib.rs"),
 ];
@@ -154,18 +155,18 @@ fn circle(arrows: &BTreeMap<String, BTreeSet<String>>) -> Option<Vec<String>> {
     fn walk<'a>(
         arrows: &'a BTreeMap<String, BTreeSet<String>>,
         at: &'a str,
-        way: &mut Vec<&'a str>,
+        path: &mut Vec<&'a str>,
         done: &mut BTreeSet<&'a str>,
     ) -> Option<Vec<String>> {
-        if let Some(begin) = way.iter().position(|name| *name == at) {
-            return Some(way[begin..].iter().map(|name| (*name).to_owned()).collect());
+        if let Some(begin) = path.iter().position(|name| *name == at) {
+            return Some(path[begin..].iter().map(|name| (*name).to_owned()).collect());
         }
         if !done.insert(at) {
             return None;
         }
-        way.push(at);
-        let found = arrows.get(at).into_iter().flatten().find_map(|next| walk(arrows, next, way, done));
-        way.pop();
+        path.push(at);
+        let found = arrows.get(at).into_iter().flatten().find_map(|next| walk(arrows, next, path, done));
+        path.pop();
         found
     }
     let mut done = BTreeSet::new();
@@ -213,8 +214,8 @@ fn the_drawing_of_the_modules_is_up_to_date() {
     let drawn = Path::new(env!("CARGO_TARGET_TMPDIR")).join("modules.md");
     let page = page();
     fs::write(&drawn, &page).expect("writes");
-    let kept = fs::read_to_string(root().join("docs/modules.md")).unwrap_or_default();
-    assert!(kept == page, "docs/modules.md is stale: cp {} docs/modules.md", drawn.display());
+    let committed = fs::read_to_string(root().join("docs/modules.md")).unwrap_or_default();
+    assert!(committed == page, "docs/modules.md is stale: cp {} docs/modules.md", drawn.display());
 }
 
 /// Modules of the workspace that know HTTP, and those that know SQL.

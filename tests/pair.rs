@@ -131,9 +131,9 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
     eventually("the last line", || messages(&first).contains(&format!("line {count}")).then_some(()));
     drop(agent);
     // Each line is stored once: what both have is identical under the same key.
-    let (here, there) = (landed(&first), landed(&second));
-    let both: Vec<&PathBuf> = here.keys().filter(|key| there.contains_key(*key)).collect();
-    assert!(both.iter().all(|key| here[*key] == there[*key]), "{both:?}");
+    let (on_first, on_second) = (landed(&first), landed(&second));
+    let both: Vec<&PathBuf> = on_first.keys().filter(|key| on_second.contains_key(*key)).collect();
+    assert!(both.iter().all(|key| on_first[*key] == on_second[*key]), "{both:?}");
     let lines: BTreeSet<String> = messages(&first).into_iter().chain(messages(&second)).collect();
     assert_eq!(lines.len() as u64, count, "{lines:?}");
     for messages in [messages(&first), messages(&second)] {

@@ -25,13 +25,13 @@ fn collecting(tier: &str, config: &str) -> (World, Process) {
 /// Sets a policy; returns its revision.
 pub(crate) fn set(world: &World, change: &[&str]) -> u64 {
     let output = world.workspace_output(&[&["policy", "set", "--org", ORG, "--reason", "a test"], change].concat());
-    let said = String::from_utf8_lossy(&output.stderr);
-    if said.contains("nothing was changed") {
+    let message = String::from_utf8_lossy(&output.stderr);
+    if message.contains("nothing was changed") {
         let policy: Value =
             serde_json::from_str(&world.workspace(&["policy", "show", "--org", ORG])).expect("an object");
         return policy["revision"].as_u64().expect("a number");
     }
-    assert!(output.status.success(), "{change:?}: {said}");
+    assert!(output.status.success(), "{change:?}: {message}");
     String::from_utf8_lossy(&output.stdout).trim().parse().expect("a revision")
 }
 
@@ -137,7 +137,7 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
     assert!(
-        told[0]["message"].as_str().is_some_and(|said| said.starts_with("was switched off by policy for")),
+        told[0]["message"].as_str().is_some_and(|message| message.starts_with("was switched off by policy for")),
         "{told:?}"
     );
     agent.terminate();
@@ -191,8 +191,11 @@ fn the_standard_tier_switches_nothing_off() {
     assert!(refused(&["--collector", "syslog.paths=/etc/shadow"]).contains("set on the host alone"));
 
     // The configuration says off; it runs all the same, and reports this.
-    let said = refusal(&world.vedette(&["check"]), 78);
-    assert!(said.contains("collectors.processes.enabled") && said.contains("the standard tier requires"), "{said}");
+    let message = refusal(&world.vedette(&["check"]), 78);
+    assert!(
+        message.contains("collectors.processes.enabled") && message.contains("the standard tier requires"),
+        "{message}"
+    );
     eventually("processes", || (world.count("processes") > 0).then_some(()));
     assert_eq!(state(&world, "processes"), "running");
     let why = world.last_error("processes").unwrap_or_default();
@@ -264,8 +267,8 @@ fn a_refused_policy_is_reported_once_and_does_not_make_the_agent_spin() {
     let key = world.path("workspace/policy.key");
     fs::remove_file(&key).expect("removes");
     let set_anyway = ["policy", "set", "--org", ORG, "--store", "common", "--reason", "a test"];
-    let said = refusal(&world.workspace_output(&set_anyway), 1);
-    assert!(said.contains("restore it from a backup"), "no other is made in its place: {said}");
+    let message = refusal(&world.workspace_output(&set_anyway), 1);
+    assert!(message.contains("restore it from a backup"), "no other is made in its place: {message}");
     let other = World::new();
     fs::copy(other.path("workspace/policy.key"), key).expect("copies");
     let address = world.address();

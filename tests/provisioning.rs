@@ -2,7 +2,7 @@
 
 use crate::support::{ORG, World, eventually, refusal};
 use serde_json::Value;
-use std::{fs, time::Duration};
+use std::fs;
 
 /// The bootstrap file, its companions, and the configuration that names them.
 fn files(world: &World, bootstrap: &str) {
@@ -29,7 +29,9 @@ fn the_first_start_enrolls_however_long_the_workspace_is_away_and_deletes_what_i
     let address = world.address();
     world.serve = None;
     let mut agent = world.run();
-    std::thread::sleep(Duration::from_secs(2));
+    eventually("an attempt", || {
+        fs::read_to_string(world.path("agent.log")).ok()?.contains("not enrolled yet").then_some(())
+    });
     assert!(world.path("bootstrap.toml").exists() && !world.path("identity/enrollment.json").exists());
     world.serve(&address);
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
@@ -78,10 +80,13 @@ fn a_bootstrap_file_that_is_wrong_says_so_and_stays() {
             .arg(world.path("vedette.toml"))
             .output()
             .expect("runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains(expected), "{text}: {said}");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(message.contains(expected), "{text}: {message}");
         // A failure that may be temporary is retried until a stop.
-        assert!(output.status.code() == Some(code) || code == 1 && output.status.code() == Some(124), "{text}: {said}");
+        assert!(
+            output.status.code() == Some(code) || code == 1 && output.status.code() == Some(124),
+            "{text}: {message}"
+        );
         assert!(world.path("bootstrap.toml").exists() && token.exists());
     }
     fs::write(&token, "vdt_00").expect("writes");

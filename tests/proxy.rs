@@ -29,7 +29,7 @@ impl Proxy {
         let address = listener.local_addr().expect("is bound").to_string();
         let (heads, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (seen, stopped) = (Arc::clone(&heads), Arc::clone(&stop));
-        let wanted = format!("basic {}", BASE64_STANDARD.encode(user_and_password));
+        let expected = format!("basic {}", BASE64_STANDARD.encode(user_and_password));
         listener.set_nonblocking(true).expect("can be");
         std::thread::spawn(move || {
             while !stopped.load(Ordering::Acquire) {
@@ -38,8 +38,8 @@ impl Proxy {
                     continue;
                 };
                 client.set_nonblocking(false).expect("can be");
-                let (seen, wanted, stopped) = (Arc::clone(&seen), wanted.clone(), Arc::clone(&stopped));
-                std::thread::spawn(move || drop(connect(client, &seen, &wanted, &stopped)));
+                let (seen, expected, stopped) = (Arc::clone(&seen), expected.clone(), Arc::clone(&stopped));
+                std::thread::spawn(move || drop(connect(client, &seen, &expected, &stopped)));
             }
         });
         Self { heads, address, stop }
@@ -52,12 +52,12 @@ impl Drop for Proxy {
     }
 }
 
-fn connect(client: TcpStream, seen: &Mutex<Vec<String>>, wanted: &str, stop: &AtomicBool) -> std::io::Result<()> {
+fn connect(client: TcpStream, seen: &Mutex<Vec<String>>, expected: &str, stop: &AtomicBool) -> std::io::Result<()> {
     let (mut reader, mut head) = (BufReader::new(client.try_clone()?), String::new());
     while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head)? > 0 {}
     seen.lock().push(head.clone());
     let mut client = client;
-    if !head.to_lowercase().contains(&format!("proxy-authorization: {}", wanted.to_lowercase())) {
+    if !head.to_lowercase().contains(&format!("proxy-authorization: {}", expected.to_lowercase())) {
         return client.write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n");
     }
     let target = head.split(' ').nth(1).unwrap_or_default();
@@ -65,15 +65,15 @@ fn connect(client: TcpStream, seen: &Mutex<Vec<String>>, wanted: &str, stop: &At
     client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
     let ends = [client.try_clone()?, server.try_clone()?];
     let (mut to_client, mut from_server, mut to_server) = (client, server.try_clone()?, server);
-    let there = std::thread::spawn(move || std::io::copy(&mut reader, &mut to_server));
+    let upstream = std::thread::spawn(move || std::io::copy(&mut reader, &mut to_server));
     let back = std::thread::spawn(move || std::io::copy(&mut from_server, &mut to_client));
-    while !stop.load(Ordering::Acquire) && !there.is_finished() && !back.is_finished() {
+    while !stop.load(Ordering::Acquire) && !upstream.is_finished() && !back.is_finished() {
         std::thread::sleep(Duration::from_millis(5));
     }
     for end in ends {
         drop(end.shutdown(std::net::Shutdown::Both));
     }
-    drop((there.join(), back.join()));
+    drop((upstream.join(), back.join()));
     Ok(())
 }
 
@@ -86,8 +86,8 @@ fn everything_goes_through_the_proxy_that_is_configured() {
     };
     with("wrong");
     let refused = world.enroll_with(&world.url(), &world.path("workspace/ca.pem"), &world.token("t"));
-    let said = crate::support::refusal(&refused, 1);
-    assert!(said.contains("proxy"), "{said}");
+    let message = crate::support::refusal(&refused, 1);
+    assert!(message.contains("proxy"), "{message}");
     with("s3cret");
     world.enroll();
     world.append("a.log", "a line\n");

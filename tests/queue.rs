@@ -72,8 +72,8 @@ fn the_queue_is_shown_verified_and_exported_and_left_alone_while_an_agent_runs()
     world.status();
     assert_eq!(json(&world, &["queue", "status", "--json"])["running"], true);
     for command in [&["queue", "verify"][..], &["queue", "quarantine", "list"]] {
-        let said = refusal(&world.vedette(command), 1);
-        assert!(said.contains("agent"), "{said}");
+        let message = refusal(&world.vedette(command), 1);
+        assert!(message.contains("agent"), "{message}");
     }
     drop(agent);
     let address = world.address();
@@ -99,10 +99,10 @@ fn what_the_workspace_refused_is_shown_and_sent_again_or_deleted() {
     });
     drop(agent);
     let list = text(&world, &["queue", "quarantine", "list", "--json"]);
-    let kept: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
-    assert!(kept.iter().all(|kept| kept["reason"]["code"] == "size"), "{list}");
+    let batches: Vec<Value> = list.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    assert!(batches.iter().all(|batch| batch["reason"]["code"] == "size"), "{list}");
     // A split batch leaves an empty one that names its halves.
-    let full = kept.iter().find(|kept| kept["records"].as_u64() > Some(0)).expect("records");
+    let full = batches.iter().find(|batch| batch["records"].as_u64() > Some(0)).expect("records");
     let slot = full["slot"].to_string();
     let shown = text(&world, &["queue", "quarantine", "show", &slot]);
     assert!(shown.lines().next().is_some_and(|reason| reason.contains("too large")), "{shown}");

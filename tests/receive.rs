@@ -253,12 +253,12 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
     let (mut records, mut body) = (Vec::new(), Vec::new());
     codec::append_body(&Body::from(vedette_wire::body::Heartbeat::default()), &mut body);
     codec::append_record(0, 1, Position(0, 1), &body, &mut records);
-    let told = Header { seq: 3, policy_revision: off, ..peer.header.clone() };
-    let mut bare = Header { host: HostLabel::default(), ..told.clone() };
+    let header = Header { seq: 3, policy_revision: off, ..peer.header.clone() };
+    let mut bare = Header { host: HostLabel::default(), ..header.clone() };
     bare.sources[0].collector = "agent".to_owned();
     // Unless the header reveals the host, by its name or by a source.
-    let named = Header { host: told.host.clone(), ..bare.clone() };
-    let sourced = Header { sources: told.sources.clone(), ..bare.clone() };
+    let named = Header { host: header.host.clone(), ..bare.clone() };
+    let sourced = Header { sources: header.sources.clone(), ..bare.clone() };
     let disguised = peer.sealed("a line", |header| *header = Header { seq: 3, ..bare.clone() });
     assert_eq!(peer.put("records/0000000000000007/3", disguised).await.code(), (422, "policy"));
     for (header, status) in [(named, 422), (sourced, 422), (bare, 200)] {
@@ -307,8 +307,8 @@ async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() 
     assert!(!waiting.is_finished());
     world.workspace(&["agent", "revoke", &agent, "--reason", "stolen"]);
     world.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);
-    let told = waiting.await.expect("no panic").expect("is answered");
-    assert_eq!(told.status().as_u16(), 403);
+    let answer = waiting.await.expect("no panic").expect("is answered");
+    assert_eq!(answer.status().as_u16(), 403);
     let second = peer.sealed("two", |header| header.seq = 2);
     assert_eq!(peer.put("records/0000000000000007/2", second).await.code(), (403, "identity"));
     for path in ["policy/1", "positions"] {
@@ -324,6 +324,6 @@ async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() 
     let files = [world.path("workspace/ca.pem"), token].map(|path| path.display().to_string());
     let again: Vec<&str> =
         again.iter().chain([&files[0]]).map(String::as_str).chain(["--token-file", &files[1]]).collect();
-    let said = refusal(&world.vedette(&again), 1);
-    assert!(said.contains("this agent's key was revoked"), "{said}");
+    let message = refusal(&world.vedette(&again), 1);
+    assert!(message.contains("this agent's key was revoked"), "{message}");
 }

@@ -28,13 +28,13 @@ fn the_tables_hold_what_the_tier_keeps_and_the_rest_is_counted() {
     world.enroll();
     let agent = world.run();
     let mut expected = (0, 0);
-    for (number, (tier, kept)) in
+    for (number, (tier, rows)) in
         [("all", 4), ("minimal", 2), ("common", 3), ("none", 1), ("all", 4)].into_iter().enumerate()
     {
         let revision = set(&world, &["--store", tier]);
         in_force(&world, revision);
         world.append("a.log", &lines(number));
-        expected = (expected.0 + 4, expected.1 + kept);
+        expected = (expected.0 + 4, expected.1 + rows);
         eventually("all lines to land", || (account(&world)["emitted"] == expected.0).then_some(()));
         let found = world.count("syslog");
         assert_eq!(found, expected.1, "{tier}");
@@ -43,8 +43,8 @@ fn the_tables_hold_what_the_tier_keeps_and_the_rest_is_counted() {
         assert_eq!((count("stored"), count("missing"), count("repeated")), (expected.1, 0, 0), "{account}");
         assert_eq!(account["dropped"]["policy"].as_u64().unwrap_or(0), expected.0 - expected.1, "{account}");
     }
-    let kept = world.query("SELECT app, count(*) AS n FROM syslog GROUP BY app ORDER BY app");
-    assert_eq!(kept.iter().map(|row| row["n"].as_u64()).collect::<Vec<_>>(), [Some(5), Some(9)], "{kept:?}");
+    let rows = world.query("SELECT app, count(*) AS n FROM syslog GROUP BY app ORDER BY app");
+    assert_eq!(rows.iter().map(|row| row["n"].as_u64()).collect::<Vec<_>>(), [Some(5), Some(9)], "{rows:?}");
     // A note that was lost in a power cut is recovered from the landed batch, with the level of its revision.
     drop(agent);
     world.serve = None;

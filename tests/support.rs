@@ -341,7 +341,7 @@ impl World {
 
 /// Standard error of a command that must fail with a code.
 pub(crate) fn refusal(output: &Output, code: i32) -> String {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{said}{}", String::from_utf8_lossy(&output.stdout));
-    said
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{message}{}", String::from_utf8_lossy(&output.stdout));
+    message
 }

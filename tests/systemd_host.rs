@@ -179,8 +179,8 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     assert!(host.must("cat /var/log/syslog").contains("while down"));
     assert_eq!(host.query("SELECT count(*) AS n FROM syslog")[0]["n"], 0);
     let status = host.must("/opt/vedette status --config /var/lib/vedette/vedette.toml");
-    let said = status.lines().find(|line| line.starts_with("syslog")).expect("has a line");
-    assert!(said.contains("absent") && said.contains("journal collector"), "{said}");
+    let message = status.lines().find(|line| line.starts_with("syslog")).expect("has a line");
+    assert!(message.contains("absent") && message.contains("journal collector"), "{message}");
 
     // The machine has its own core_pattern, so systemd-coredump is called as the kernel would, on a live process.
     host.must(

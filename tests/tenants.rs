@@ -126,9 +126,9 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
     let agent = peers[0].1.header.agent.to_string();
     // The same source of the same agent: each gets its own cursor.
     for (name, peer) in peers {
-        let told =
+        let update =
             CursorUpdate { collector: "syslog".to_owned(), id: "f".to_owned(), cursor: Some(name.as_bytes().to_vec()) };
-        let batch = peer.sealed("cursor", |header| (header.seq, header.cursors) = (50, vec![told]));
+        let batch = peer.sealed("cursor", |header| (header.seq, header.cursors) = (50, vec![update]));
         assert_eq!(peer.put("records/0000000000000007/50", batch).await.status, 200);
     }
     for (name, peer) in peers {
@@ -145,17 +145,20 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
     let id = world.workspace(&request).trim().to_owned();
     // The workspace polls for directives each second.
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
-    let asked = async |peer: &Peer| -> Directives {
+    let directives_of = async |peer: &Peer| -> Directives {
         let (status, body) = peer.get("policy/0").await;
         assert_eq!(status, 200);
         serde_json::from_slice(&body).expect("directives")
     };
     for (at, (name, peer)) in peers.iter().enumerate() {
-        let told = asked(peer).await;
-        let policy: Policy = serde_json::from_str(&told.policy.expect("a policy").policy).expect("a policy");
+        let directives = directives_of(peer).await;
+        let policy: Policy = serde_json::from_str(&directives.policy.expect("a policy").policy).expect("a policy");
         assert_eq!((policy.organization, policy.collect), (peer.header.organization, at == 0), "{name}");
-        let requests: Vec<ArtifactRequest> =
-            told.artifacts.iter().map(|signed| serde_json::from_str(&signed.request).expect("a request")).collect();
+        let requests: Vec<ArtifactRequest> = directives
+            .artifacts
+            .iter()
+            .map(|signed| serde_json::from_str(&signed.request).expect("a request"))
+            .collect();
         assert!(requests.iter().all(|request| request.organization == peer.header.organization), "{name}");
         assert!(at == 0 || requests.is_empty(), "{name}: {requests:?}");
         let (status, reply) = peer.post("renew", &json!({"csr": signing_request(world)})).await;

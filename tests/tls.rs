@@ -28,18 +28,21 @@ fn s_client(world: &World, arguments: &[&str]) -> Option<Output> {
 #[test]
 fn tls_1_2_and_1_3_are_accepted_and_1_1_is_refused_by_our_alert() {
     let world = World::new();
-    for (version, said) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
+    for (version, message) in [("-tls1_2", "TLSv1.2"), ("-tls1_3", "TLSv1.3")] {
         let Some(output) = s_client(&world, &[version]) else { return };
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(text.contains(&format!("New, {said}, Cipher is")) && text.contains("Verify return code: 0"), "{text}");
+        assert!(
+            text.contains(&format!("New, {message}, Cipher is")) && text.contains("Verify return code: 0"),
+            "{text}"
+        );
     }
     for version in ["-tls1", "-tls1_1"] {
         let Some(output) = s_client(&world, &[version, "-cipher", "ALL:@SECLEVEL=0"]) else { return };
-        let said = String::from_utf8_lossy(&output.stderr);
+        let message = String::from_utf8_lossy(&output.stderr);
         // A received alert, not one of OpenSSL's own: protocol_version, or handshake_failure if the peer names no acceptable
         // signature algorithm (RFC 8446 §6.2).
-        let ours = said.contains("SSL alert number 70") || said.contains("SSL alert number 40");
-        assert!(!output.status.success() && ours, "{version}: {said}");
+        let ours = message.contains("SSL alert number 70") || message.contains("SSL alert number 40");
+        assert!(!output.status.success() && ours, "{version}: {message}");
     }
     // A client without a certificate can connect, and only enroll: each request is authorized.
     let Some(output) = s_client(&world, &["-alpn", "h2"]) else { return };
@@ -49,12 +52,12 @@ fn tls_1_2_and_1_3_are_accepted_and_1_1_is_refused_by_our_alert() {
 #[test]
 fn sessions_are_resumed() {
     let world = World::new();
-    let kept = world.path("session").display().to_string();
+    let session_file = world.path("session").display().to_string();
     for version in ["-tls1_2", "-tls1_3"] {
         // Tickets of TLS 1.3 follow the handshake.
         let script = format!(
             "(printf 'GET /livez HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n'; sleep 1) | openssl s_client -connect {} \
-             -CAfile {} {version} -ign_eof -sess_out {kept}",
+             -CAfile {} {version} -ign_eof -sess_out {session_file}",
             world.address(),
             world.path("workspace/ca.pem").display()
         );
@@ -63,7 +66,7 @@ fn sessions_are_resumed() {
             println!("skipped: there is no openssl");
             return;
         }
-        let Some(second) = s_client(&world, &[version, "-sess_in", &kept]) else { return };
+        let Some(second) = s_client(&world, &[version, "-sess_in", &session_file]) else { return };
         let text = String::from_utf8_lossy(&second.stdout);
         assert!(text.contains("Reused, "), "{version}: {text}");
     }
@@ -180,7 +183,7 @@ fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
     };
     let empty = world.path("empty.pem");
     fs::write(&empty, "").expect("writes");
-    for (roots, ca, platform, said) in [
+    for (roots, ca, platform, message) in [
         ("ca", Some(&right), &wrong, "enrolled;"),
         ("ca", Some(&wrong), &right, "not signed by the CA in"),
         ("ca", None, &right, "--ca: give the workspace's ca.pem"),
@@ -194,7 +197,7 @@ fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
         ("platform", None, &right, "enrolled;"),
     ] {
         let answer = enroll(roots, ca.map(PathBuf::as_path), platform);
-        assert!(answer.contains(said), "{roots} {ca:?}: {answer}");
+        assert!(answer.contains(message), "{roots} {ca:?}: {answer}");
     }
     // It delivers.
     world.append("a.log", "a line\n");
@@ -239,7 +242,7 @@ fn a_server_whose_certificate_names_no_geography_is_no_workspace() {
         (world.token("token").display().to_string(), world.path("workspace/ca.pem").display().to_string());
     let url = format!("https://localhost:{port}");
     let output = world.vedette(&["enroll", "--workspace", &url, "--ca", &ca, "--token-file", &token]);
-    let said = crate::support::refusal(&output, 1);
-    assert!(said.contains("names no geography"), "{said}");
+    let message = crate::support::refusal(&output, 1);
+    assert!(message.contains("names no geography"), "{message}");
     assert!(!world.path("identity/key.pem").exists());
 }

@@ -98,7 +98,7 @@ fn the_tasks_of_ansible_enroll_a_host() {
     };
     serve(&host);
     let play = "cd /root/play && LC_ALL=C.UTF-8 ansible-playbook -i localhost, play.yml 2>&1";
-    let said = host.must(play);
-    assert!(said.contains("failed=0"), "{said}");
+    let message = host.must(play);
+    assert!(message.contains("failed=0"), "{message}");
     enrolled(&host);
 }

@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigArguments {
     /// Configuration file; conf.d beside it, the environment and --set override it.
-    #[arg(long, default_value = "/etc/vedette/vedette.toml")]
+    #[arg(long, default_value = vedette_platform::LOCATIONS.config)]
     pub(crate) config: PathBuf,
     /// A setting, as in transport.compression=gzip; overrides all other sources.
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 use url::Url;
-use vedette_collectors::CollectorContext;
+use vedette_collectors::{CollectorContext, Dmi};
 use vedette_wire::{
     body::CloudInstance,
     geo::{Cloud, Geography, UnknownPlace},
@@ -32,25 +32,26 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 const AZURE_ASSET_TAG: &str = "7783-7084-3265-9085-8269-3286-77";
 
 /// The cloud of this host; absent on premises, and if the configuration says `off`.
-fn cloud(setting: CloudSetting, cx: &CollectorContext) -> Option<Cloud> {
-    let dmi = |name: &str| cx.text(&format!("/sys/class/dmi/id/{name}")).unwrap_or_default();
+fn cloud(setting: CloudSetting, context: &CollectorContext) -> Option<Cloud> {
+    let dmi = match setting {
+        CloudSetting::Auto => vedette_collectors::dmi(context),
+        _ => Dmi::default(),
+    };
     match setting {
         CloudSetting::Off => None,
         CloudSetting::Azure => Some(Cloud::Azure),
         CloudSetting::Aws => Some(Cloud::Aws),
         CloudSetting::Gcp => Some(Cloud::Gcp),
-        CloudSetting::Auto if dmi("chassis_asset_tag") == AZURE_ASSET_TAG => Some(Cloud::Azure),
-        CloudSetting::Auto if dmi("sys_vendor") == "Amazon EC2" || dmi("bios_version").contains("amazon") => {
-            Some(Cloud::Aws)
-        }
-        CloudSetting::Auto if dmi("product_name") == "Google Compute Engine" => Some(Cloud::Gcp),
+        CloudSetting::Auto if dmi.chassis_asset_tag == AZURE_ASSET_TAG => Some(Cloud::Azure),
+        CloudSetting::Auto if dmi.vendor == "Amazon EC2" || dmi.bios_version.contains("amazon") => Some(Cloud::Aws),
+        CloudSetting::Auto if dmi.product == "Google Compute Engine" => Some(Cloud::Gcp),
         CloudSetting::Auto => None,
     }
 }
 
 /// Instance metadata of this host; absent without a cloud. A missing answer is logged.
-pub(crate) fn instance(place: &HostPlace, cx: &CollectorContext) -> Option<CloudInstance> {
-    let cloud = cloud(place.cloud, cx)?;
+pub(crate) fn instance(place: &HostPlace, context: &CollectorContext) -> Option<CloudInstance> {
+    let cloud = cloud(place.cloud, context)?;
     let base = place.metadata_url.clone().unwrap_or_else(|| Url::parse(LINK_LOCAL).expect("is a URL"));
     let asker = Asker { base, deadline: Instant::now() + PATIENCE };
     let found = match cloud {

@@ -113,16 +113,10 @@ impl IdentityDir {
         created.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
     }
 
-    /// Locks the identity for as long as the file is open (flock(2)).
+    /// Locks the identity for as long as the file is open.
     pub(crate) fn lock(&self) -> Result<fs::File> {
-        let dir = fs::File::open(&self.0).with_context(|| format!("cannot open {}", self.0.display()))?;
-        match dir.try_lock() {
-            Ok(()) => Ok(dir),
-            Err(fs::TryLockError::WouldBlock) => {
-                anyhow::bail!("another agent runs under the identity in {}; stop it first", self.0.display())
-            }
-            Err(fs::TryLockError::Error(err)) => Err(err).with_context(|| format!("cannot lock {}", self.0.display())),
-        }
+        let locked = platform::lock_dir(&self.0).with_context(|| format!("cannot lock {}", self.0.display()))?;
+        locked.with_context(|| format!("another agent runs under the identity in {}; stop it first", self.0.display()))
     }
 
     /// Writes a file atomically: to a temporary file, fsync, rename, fsync of the directory.
@@ -256,15 +250,14 @@ impl IdentityDir {
     }
 }
 
-/// Hash of `/etc/machine-id`: machine-id(5) asks not to reveal the id, and an application-specific hash also identifies a
-/// machine.
-pub(crate) fn machine(cx: &CollectorContext) -> Option<String> {
-    hashed("machine", &cx.text("/etc/machine-id")?)
+/// Hash of the machine's id: machine-id(5) asks not to reveal it, and an application-specific hash also identifies a machine.
+pub(crate) fn machine(context: &CollectorContext) -> Option<String> {
+    hashed("machine", &vedette_collectors::machine_id(context)?)
 }
 
-/// Hash of the boot id (random(4)).
-pub(crate) fn boot(cx: &CollectorContext) -> Option<String> {
-    hashed("boot", &cx.text("/proc/sys/kernel/random/boot_id")?)
+/// Hash of the boot's id.
+pub(crate) fn boot(context: &CollectorContext) -> Option<String> {
+    hashed("boot", &vedette_collectors::boot_id(context)?)
 }
 
 fn hashed(what: &str, id: &str) -> Option<String> {

@@ -163,9 +163,9 @@ fn answer(runs: usize) -> Result<()> {
         )?;
         let began = Instant::now();
         loop {
-            let asked = Instant::now();
+            let began_query = Instant::now();
             let rows = world.query(&format!("SELECT 1 FROM syslog WHERE message = 'line {run}'"))?;
-            asking.push(asked.elapsed().as_secs_f64());
+            asking.push(began_query.elapsed().as_secs_f64());
             if !rows.is_empty() {
                 break;
             }

@@ -8,8 +8,8 @@ fn what_is_not_known_is_refused() {
     for program in [env!("CARGO_BIN_EXE_vedette-bench"), env!("CARGO_BIN_EXE_vedette-faults")] {
         let output = Command::new(program).args(["--nonsense", "x"]).output().expect("runs");
         assert!(!output.status.success());
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("usage") || said.contains("tests/faults/run"), "{said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains("usage") || message.contains("tests/faults/run"), "{message}");
     }
 }
 

@@ -1,16 +1,12 @@
 //! The context of a collector: clock, host root, cursors, and whether it runs once.
 
-use crate::{Requests, root::Root};
+use crate::Requests;
 use std::{
     collections::BTreeSet,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
 use vedette_wire::body::CloudInstance;
-
-/// Maximum size of a text file: dpkg's status of a large host has some 10 MiB.
-const TEXT_BYTES_MAX: u64 = 64 << 20;
 
 /// Wall clock, nanoseconds UTC.
 pub type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -71,26 +67,6 @@ impl CollectorContext {
         }
     }
 
-    /// The host's root, for opening files beneath it.
-    pub(crate) fn host(&self) -> std::io::Result<Root> {
-        Root::open(&self.root)
-    }
-
-    /// Reads a small file of the host; absent if it cannot be read or is larger.
-    pub(crate) fn bytes(&self, host_path: &str, bytes_max: u64) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let mut file = self.host().and_then(|root| root.read(Path::new(host_path))).ok()?.take(bytes_max + 1);
-        file.read_to_end(&mut bytes).ok()?;
-        (bytes.len() as u64 <= bytes_max).then_some(bytes)
-    }
-
-    /// Reads a small text file of the host and trims it; absent if it cannot be read or is empty.
-    pub fn text(&self, host_path: &str) -> Option<String> {
-        let bytes = self.bytes(host_path, TEXT_BYTES_MAX)?;
-        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-        (!text.is_empty()).then_some(text)
-    }
-
     /// Whether the root is this machine's own.
     pub fn is_this_host(&self) -> bool {
         self.root == Path::new("/")
@@ -99,6 +75,6 @@ impl CollectorContext {
 
 impl std::fmt::Debug for CollectorContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cx").field("root", &self.root).field("once", &self.once).finish_non_exhaustive()
+        f.debug_struct("CollectorContext").field("root", &self.root).field("once", &self.once).finish_non_exhaustive()
     }
 }

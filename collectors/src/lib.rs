@@ -17,46 +17,71 @@
 //! ```
 
 mod addresses;
-mod artifacts;
 mod class;
 mod context;
-mod crash_dumps;
 mod error;
 mod host;
-mod journal;
 mod outlet;
 mod processes;
+mod registry;
 mod requests;
-mod root;
-mod sessions;
 pub mod settings;
 mod spec;
+
+// Sources and files of Linux.
+#[cfg(target_os = "linux")]
+mod artifacts;
+#[cfg(target_os = "linux")]
+mod crash_dumps;
+#[cfg(target_os = "linux")]
+mod journal;
+#[cfg(target_os = "linux")]
+mod room;
+#[cfg(target_os = "linux")]
+mod root;
+#[cfg(target_os = "linux")]
+mod sessions;
+#[cfg(target_os = "linux")]
 mod syslog;
+#[cfg(target_os = "linux")]
 mod syslog_listener;
+#[cfg(target_os = "linux")]
 mod tail;
 
 pub use class::CollectorClass;
 pub use context::{Clock, CollectorContext};
 pub use error::{BuildError, CollectError};
-pub use host::label as host_label;
+pub use host::{Dmi, boot_id, dmi, label as host_label, machine_id};
 pub use outlet::{Outlet, Progress, Sink, StopSignal, Wake, Waker};
+pub use registry::REGISTRY;
 pub use requests::{ApprovedRequest, Requests};
-pub use spec::{AnySettings, Collector, CollectorSettings, Plan, Poll, Skip, Spec, Watch};
-
-/// All collectors, in the order of the reference page.
-pub static REGISTRY: &[Spec] = &[
-    host::SPEC,
-    processes::SPEC,
-    addresses::SPEC,
-    sessions::SPEC,
-    syslog::SPEC,
-    syslog_listener::SPEC,
-    journal::SPEC,
-    crash_dumps::SPEC,
-    artifacts::SPEC,
-];
+pub use spec::{AnySettings, Collector, CollectorSettings, Plan, Platform, Poll, Skip, Spec, Watch};
 
 /// Finds a collector by id.
 pub fn find(id: &str) -> Option<&'static Spec> {
     REGISTRY.iter().find(|spec| spec.id == id)
+}
+
+/// Entry points of fuzz targets.
+#[cfg(all(fuzzing, target_os = "linux"))]
+pub mod fuzzing {
+    use crate::{crash_dumps, journal, syslog};
+
+    /// Parses a log line.
+    ///
+    /// # Panics
+    /// A field lies outside of the line.
+    pub fn line(raw: &[u8], now: i64) {
+        syslog::fuzz(raw, now);
+    }
+
+    /// Parses a stream in the Journal Export Format, in two reads.
+    pub fn journal(bytes: &[u8]) {
+        journal::fuzz(bytes);
+    }
+
+    /// Reads the facts of a core.
+    pub fn core(bytes: &[u8]) {
+        crash_dumps::fuzz(bytes);
+    }
 }

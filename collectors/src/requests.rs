@@ -25,8 +25,8 @@ pub struct Requests(Arc<Mutex<Vec<ApprovedRequest>>>);
 
 impl Requests {
     /// Adds requests after the open ones.
-    pub fn add(&self, wanted: Vec<ApprovedRequest>) {
-        self.0.lock().extend(wanted);
+    pub fn add(&self, approved: Vec<ApprovedRequest>) {
+        self.0.lock().extend(approved);
     }
 
     /// Open requests.
@@ -35,12 +35,12 @@ impl Requests {
     }
 
     /// Removes a request that was answered in full.
-    pub(crate) fn answered(&self, request: &str) {
-        self.0.lock().retain(|wanted| wanted.request != request);
+    pub fn answered(&self, request: &str) {
+        self.0.lock().retain(|approved| approved.request != request);
     }
 
     /// Ids of open requests.
     pub fn ids(&self) -> Vec<String> {
-        self.waiting().into_iter().map(|wanted| wanted.request).collect()
+        self.waiting().into_iter().map(|approved| approved.request).collect()
     }
 }

@@ -1,8 +1,6 @@
 //! The description of a collector in the registry, and its two shapes.
 
-use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, root::glob::Pattern, settings::Interval,
-};
+use crate::{BuildError, CollectError, CollectorClass, CollectorContext, Outlet, settings::Interval};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -19,7 +17,7 @@ pub trait Poll: Send {
     ///
     /// # Errors
     /// [`CollectError`]; the runner reports it and restarts the collector after a backoff.
-    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError>;
+    fn poll(&mut self, context: &CollectorContext) -> Result<Vec<Body>, CollectError>;
 
     /// Missing permissions and their remedy; reported when they change.
     fn problem(&self) -> Option<String> {
@@ -33,7 +31,7 @@ pub trait Watch: Send {
     ///
     /// # Errors
     /// [`CollectError`]; the runner reports it and restarts the collector after a pause.
-    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError>;
+    fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError>;
 }
 
 /// What to run.
@@ -46,6 +44,25 @@ pub enum Plan {
     Poll(Duration, Box<dyn Poll>),
     /// A loop on its own thread.
     Watch(Box<dyn Watch>),
+}
+
+/// Operating systems that the agent runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    /// Linux.
+    Linux,
+    /// Windows.
+    Windows,
+}
+
+impl Platform {
+    /// Name in the reference.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linux => "Linux",
+            Self::Windows => "Windows",
+        }
+    }
 }
 
 /// What settings of all collectors have in common.
@@ -100,6 +117,8 @@ pub trait Collector: 'static {
     const SUMMARY: &'static str;
     /// Files and interfaces that it reads, and permissions that it needs.
     const READS: &'static str;
+    /// Platforms that it runs on.
+    const PLATFORMS: &'static [Platform] = &[Platform::Linux];
     /// Skips what the sources hold now; absent if they hold nothing to read later.
     const SKIP: Option<Skip<Self::Settings>> = None;
 
@@ -107,7 +126,7 @@ pub trait Collector: 'static {
     ///
     /// # Errors
     /// The setting that cannot be used, and the remedy.
-    fn build(settings: &Self::Settings, cx: &CollectorContext) -> Result<Plan, BuildError>;
+    fn build(settings: &Self::Settings, context: &CollectorContext) -> Result<Plan, BuildError>;
 }
 
 /// Emits cursors at the end of all sources, and counts what they skip as dropped by policy.
@@ -125,6 +144,8 @@ pub struct Spec {
     pub summary: &'static str,
     /// Files and interfaces that it reads, and permissions that it needs.
     pub reads: &'static str,
+    /// Platforms that it runs on.
+    pub platforms: &'static [Platform],
     /// Checks a table of settings; errors keep their place.
     pub check: fn(toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error>,
     /// JSON schema of the settings, with descriptions and defaults.
@@ -146,6 +167,7 @@ impl Spec {
             kind: C::KIND,
             summary: C::SUMMARY,
             reads: C::READS,
+            platforms: C::PLATFORMS,
             check: |table| C::Settings::deserialize(table).map(drop),
             schema: || schemars::schema_for!(C::Settings),
             defaults: || toml::Table::try_from(C::Settings::default()).expect("settings are tables"),
@@ -193,8 +215,8 @@ impl AnySettings {
     ///
     /// # Errors
     /// The setting that cannot be used, and the remedy.
-    pub fn build(&self, cx: &CollectorContext) -> Result<Plan, BuildError> {
-        self.0.build(cx)
+    pub fn build(&self, context: &CollectorContext) -> Result<Plan, BuildError> {
+        self.0.build(context)
     }
 
     /// Emits cursors at the end of all sources, and counts what they skip as dropped by policy. Does nothing if they hold
@@ -202,8 +224,8 @@ impl AnySettings {
     ///
     /// # Errors
     /// As for [`Watch::watch`].
-    pub fn skip(&self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-        self.0.skip(cx, outlet)
+    pub fn skip(&self, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+        self.0.skip(context, outlet)
     }
 }
 
@@ -219,8 +241,8 @@ trait Erased: Debug + Send + Sync + Any {
     fn switched_on(&self) -> AnySettings;
     fn with_every(&self, every: Interval) -> AnySettings;
     fn every(&self) -> Option<Duration>;
-    fn build(&self, cx: &CollectorContext) -> Result<Plan, BuildError>;
-    fn skip(&self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError>;
+    fn build(&self, context: &CollectorContext) -> Result<Plan, BuildError>;
+    fn skip(&self, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError>;
     fn equals(&self, other: &dyn Erased) -> bool;
 }
 
@@ -261,18 +283,18 @@ impl<C: Collector> Erased for Typed<C> {
         self.0.clone().every().map(|every| every.0)
     }
 
-    fn build(&self, cx: &CollectorContext) -> Result<Plan, BuildError> {
+    fn build(&self, context: &CollectorContext) -> Result<Plan, BuildError> {
         if !self.0.enabled() {
             return Ok(Plan::Off);
         }
         if let Some(every) = self.every() {
             interval(C::ID, "every", Interval(every))?;
         }
-        C::build(&self.0, cx)
+        C::build(&self.0, context)
     }
 
-    fn skip(&self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-        C::SKIP.map_or(Ok(()), |skip| skip(&self.0, cx, outlet))
+    fn skip(&self, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+        C::SKIP.map_or(Ok(()), |skip| skip(&self.0, context, outlet))
     }
 
     fn equals(&self, other: &dyn Erased) -> bool {
@@ -289,10 +311,4 @@ pub(crate) fn interval(collector: &'static str, key: &str, interval: Interval) -
         return Err(BuildError { collector, message: format!("{key}: must be at least 1s") });
     }
     Ok(interval.0)
-}
-
-/// Parses the setting `paths`.
-pub(crate) fn patterns(collector: &'static str, paths: &[String]) -> Result<Vec<Pattern>, BuildError> {
-    let wrong = |message: String| BuildError { collector, message: format!("paths: {message}") };
-    paths.iter().map(|path| Pattern::new(path).map_err(wrong)).collect()
 }

@@ -147,20 +147,21 @@ impl Lake {
         let mut versions = known.clone();
         for class in OcsfClass::ALL {
             let holds = |landed: &&LandedBatch| landed.kept().any(|(_, record)| record.body.class() == class);
-            let wanted: Vec<&LandedBatch> = batches.iter().filter(holds).collect();
-            if wanted.is_empty() {
+            let selected: Vec<&LandedBatch> = batches.iter().filter(holds).collect();
+            if selected.is_empty() {
                 continue;
             }
             let dir = self.table_dir(organization, class);
             let mark = mark_of(known, class);
-            let there = table::open(&dir).await?;
-            table::check(there.as_ref(), &dir, mark)?;
-            let table = match there {
+            let existing = table::open(&dir).await?;
+            table::check(existing.as_ref(), &dir, mark)?;
+            let table = match existing {
                 Some(table) => table,
                 None => table::create(&dir, class).await?,
             };
             let held: BTreeSet<String> = table::keys_since(&table, &dir, mark.version).await?.into_iter().collect();
-            let pending: Vec<&LandedBatch> = wanted.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
+            let pending: Vec<&LandedBatch> =
+                selected.into_iter().filter(|landed| !held.contains(&landed.key)).collect();
             let table = if pending.is_empty() {
                 table
             } else {
@@ -212,12 +213,12 @@ impl Lake {
             let table = match table::open(&dir).await {
                 Ok(table) => table,
                 Err(err) => {
-                    wrong.push(said(&err));
+                    wrong.push(with_causes(&err));
                     continue;
                 }
             };
             if let Err(err) = table::check(table.as_ref(), &dir, mark) {
-                wrong.push(said(&err));
+                wrong.push(with_causes(&err));
             }
             if let Some(table) = table {
                 let (damaged, unsummed) = table::verify(&table, &dir).await?;
@@ -249,14 +250,14 @@ pub(crate) fn mark_of(known: &Versions, class: OcsfClass) -> Mark {
 }
 
 /// An error with its causes, on one line.
-fn said(error: &LakeError) -> String {
-    let mut said = error.to_string();
+fn with_causes(error: &LakeError) -> String {
+    let mut with_causes = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
-        said = format!("{said}: {error}");
+        with_causes = format!("{with_causes}: {error}");
         cause = error.source();
     }
-    said
+    with_causes
 }
 
 /// Whether a directory is a Delta table.

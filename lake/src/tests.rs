@@ -150,9 +150,9 @@ async fn a_batch_is_seen_once_before_while_and_after_it_is_materialised() {
     assert_eq!(ask(&lake, org, LINES, &one, &nothing).await, ["a", "b"]);
     assert_eq!(ask(&lake, org, LINES, &[], &known).await, ["a", "b"]);
     // A crash before the marks: the same batches come again, with another one.
-    let mut again = one.clone();
-    again.push(landed(org, 3, vec![line("c")]));
-    let known = lake.materialise(org, &again, &nothing).await.expect("writes");
+    let mut extended = one.clone();
+    extended.push(landed(org, 3, vec![line("c")]));
+    let known = lake.materialise(org, &extended, &nothing).await.expect("writes");
     assert_eq!(ask(&lake, org, LINES, &[], &known).await, ["a", "b", "c"]);
     let pending = [landed(org, 4, vec![line("d")])];
     assert_eq!(ask(&lake, org, LINES, &pending, &known).await, ["a", "b", "c", "d"]);

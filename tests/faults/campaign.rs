@@ -308,11 +308,11 @@ impl Watch {
         while !self.over.load(Ordering::Acquire) {
             std::thread::sleep(Duration::from_millis(500));
             let Ok(binary) = vedette_benches::world::binary("vedette-workspace") else { return };
-            let asked = std::process::Command::new(binary)
+            let output = std::process::Command::new(binary)
                 .args(["ledger", "--org", vedette_benches::world::ORG, "--format", "json", "--dir"])
                 .arg(dir)
                 .output();
-            let Ok(answer) = asked else { continue };
+            let Ok(answer) = output else { continue };
             let accounts: Vec<Value> = String::from_utf8_lossy(&answer.stdout)
                 .lines()
                 .filter_map(|line| serde_json::from_str(line).ok())

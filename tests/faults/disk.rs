@@ -190,9 +190,9 @@ pub(crate) fn second_agent(campaign: &Campaign) -> Result<Option<Row>> {
     run.judge(|run| {
         for _ in 0..times {
             let output = run.world.vedette(&["run"])?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            if output.status.success() || !said.contains("another agent runs under the identity") {
-                bail!("a second agent is not refused: {said}");
+            let message = String::from_utf8_lossy(&output.stderr);
+            if output.status.success() || !message.contains("another agent runs under the identity") {
+                bail!("a second agent is not refused: {message}");
             }
         }
         Ok(times)

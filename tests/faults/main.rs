@@ -80,7 +80,7 @@ fn run() -> Result<bool> {
             (other, _) => bail!("{other:?} is not known; see tests/faults/run"),
         }
     }
-    let wanted: Vec<&Fault> = FAULTS
+    let selected: Vec<&Fault> = FAULTS
         .iter()
         .filter(|(name, _)| only.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str())))
         .collect();
@@ -89,7 +89,7 @@ fn run() -> Result<bool> {
     std::thread::scope(|scope| {
         for _ in 0..campaign.of(1, 2) {
             scope.spawn(|| {
-                while let Some((name, fault)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some((name, fault)) = selected.get(next.fetch_add(1, Ordering::Relaxed)) {
                     eprintln!("{name} …");
                     let began = Instant::now();
                     let came = fault(&campaign);

@@ -10,15 +10,15 @@ static ARMED: std::sync::OnceLock<Option<(String, std::sync::atomic::AtomicI64)>
 pub(crate) fn reached(name: &str) {
     #[expect(clippy::disallowed_methods, reason = "no release build has this")]
     let armed = ARMED.get_or_init(|| {
-        let wanted = std::env::var("VEDETTE_FAILPOINT").ok()?;
-        let (point, nth) = wanted.split_once(':')?;
+        let selected = std::env::var("VEDETTE_FAILPOINT").ok()?;
+        let (point, nth) = selected.split_once(':')?;
         Some((point.to_owned(), nth.parse::<i64>().ok()?.into()))
     });
     if let Some((point, left)) = armed
         && point == name
         && left.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1
     {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        vedette_platform::kill_self();
     }
 }
 

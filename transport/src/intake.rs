@@ -209,12 +209,12 @@ impl Intake {
     /// [`Stopped`] if the transport ends first.
     pub fn wait_durable(&self) -> Result<(), Stopped> {
         let mut state = self.lock();
-        let wanted = state.put;
-        while state.settled < wanted {
+        let target = state.put;
+        while state.settled < target {
             if state.closed {
                 return Err(Stopped);
             }
-            state.flush = Some(state.flush.unwrap_or(0).max(wanted));
+            state.flush = Some(state.flush.unwrap_or(0).max(target));
             self.0.changed.notify_all();
             self.0.changed.wait(&mut state);
         }
@@ -243,7 +243,7 @@ impl Intake {
         loop {
             // The flush comes before later chunks, which may arrive without end.
             let taken = state.taken;
-            if state.flush.take_if(|wanted| *wanted <= taken).is_some() {
+            if state.flush.take_if(|target| *target <= taken).is_some() {
                 return Next::Flush;
             }
             if let Some(waiting) = state.chunks.pop_front() {

@@ -28,6 +28,8 @@ pub struct LaneConfig {
     pub limits: BatchLimits,
     /// Fields of all headers. A change seals the open batches.
     pub context: watch::Receiver<BatchContext>,
+    /// Codec that the destination requests; absent, that of the limits applies.
+    pub codec: watch::Receiver<Option<Compression>>,
     /// Limit of the intake in bytes.
     pub intake_bytes_max: usize,
     /// Limit of batches in flight in bytes; a single batch may exceed it.
@@ -71,7 +73,7 @@ impl Lane {
     /// # Errors
     /// The thread cannot be started.
     pub fn start(config: LaneConfig) -> std::io::Result<Self> {
-        let LaneConfig { queue, limits, context, intake_bytes_max, in_flight_bytes_max, now, post } = config;
+        let LaneConfig { queue, limits, context, codec, intake_bytes_max, in_flight_bytes_max, now, post } = config;
         let queue = Arc::new(queue);
         let intake = Intake::new(intake_bytes_max);
         intake.set_compression(limits.compression);
@@ -84,6 +86,7 @@ impl Lane {
             queue: Arc::clone(&queue),
             limits,
             context,
+            codec,
             now,
             committed: Arc::clone(&committed),
             sender: Arc::clone(&status),
@@ -121,16 +124,6 @@ impl Lane {
     /// Makes the sender try at once: the endpoint has changed.
     pub fn try_again(&self) {
         self.retry_now.notify_one();
-    }
-
-    /// Whether the workspace has demanded a new key since the last call.
-    pub fn take_rekey(&self) -> bool {
-        self.status.lock().rekey.take().is_some()
-    }
-
-    /// First and last sequence that the workspace acknowledged and lost, reported since the last call.
-    pub fn take_lost(&self) -> Option<(u64, u64)> {
-        self.status.lock().lost.take()
     }
 
     /// Status of the sender, without disk access.
@@ -199,6 +192,7 @@ struct Batcher {
     queue: Arc<Queue>,
     limits: BatchLimits,
     context: watch::Receiver<BatchContext>,
+    codec: watch::Receiver<Option<Compression>>,
     now: Arc<dyn Fn() -> i64 + Send + Sync>,
     committed: Arc<Notify>,
     sender: Arc<Mutex<SenderStatus>>,
@@ -281,14 +275,12 @@ impl Batcher {
         self.commit(&mut open_batches.quiet, context) && self.commit(&mut open_batches.bulk, context)
     }
 
-    /// Takes over the size limit that splits have shown, and the codec that the workspace requested.
+    /// Takes over the size limit that splits have shown, and the codec that the destination requests.
     fn learn(&mut self) -> Compression {
-        let sender = self.sender.lock();
-        if let Some(most) = sender.batch_bytes_max {
+        if let Some(most) = self.sender.lock().batch_bytes_max {
             self.limits.bytes_max = self.limits.bytes_max.min(most);
         }
-        let compression = sender.compression.unwrap_or(self.limits.compression);
-        drop(sender);
+        let compression = self.codec.borrow().unwrap_or(self.limits.compression);
         self.intake.set_compression(compression);
         compression
     }
@@ -307,12 +299,14 @@ impl Batcher {
         let mut is_reported = false;
         loop {
             let header = open.header(context, self.queue.lane(), (self.now)());
+            let records = header.records;
             match self.queue.commit(open, header) {
                 Ok(()) => {
                     if is_reported {
                         tracing::info!(lane = %self.queue.lane(), "the queue accepts batches again");
                         self.waits(None);
                     }
+                    tracing::debug!(lane = %self.queue.lane(), records, "a batch is durable");
                     self.committed.notify_one();
                     open.clear();
                     return true;

@@ -33,6 +33,7 @@
 //!     },
 //!     context: tokio::sync::watch::channel(context).1,
 //!     intake_bytes_max: 1 << 20,
+//!     codec: tokio::sync::watch::channel(None).1,
 //!     in_flight_bytes_max: 8 << 20,
 //!     now: Arc::new(|| 1_764_242_000_000_000_000),
 //!     // A destination would be here; without one batches stay in the queue.
@@ -54,16 +55,16 @@ pub mod batcher;
 pub mod failpoint;
 pub mod intake;
 pub mod lane;
-pub mod outcome;
 pub mod post;
 pub mod queue;
 pub mod sender;
 pub mod tls;
+pub mod workspace;
 
 pub use backoff::Backoff;
 pub use batcher::{BatchContext, BatchLimits, SEALED_BYTES_MAX};
 pub use intake::{Intake, Stopped};
 pub use lane::{Lane, LaneConfig, LaneStatus};
-pub use outcome::Outcome;
-pub use post::{HttpPost, Post, RequestError};
+pub use post::{Outcome, Post};
 pub use queue::{CACHE_BYTES, Queue, QueueError, Quota};
+pub use workspace::{Answer, RequestError, WorkspaceApi};

@@ -14,7 +14,8 @@ use tokio::{
     task::JoinSet,
     time::Instant,
 };
-use vedette_wire::Compression;
+use tracing::Instrument;
+use vedette_wire::frame;
 use window::Window;
 
 /// Upper bound of the first backoff.
@@ -25,7 +26,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// One of this many posted batches is the oldest of all; the others are the oldest that are not bulk.
 const OLDEST_EACH: u64 = 4;
-/// Pause after an answer that time alone does not cure.
+/// Pause after a failure of the queue or of posting itself.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// Status of the sender.
@@ -39,22 +40,12 @@ pub struct SenderStatus {
     pub quarantined: u64,
     /// Number of batches purged by policy since the start.
     pub purged: u64,
-    /// Number of conflicts since the start.
-    pub conflicts: u64,
     /// Present limit of batches in flight.
     pub in_flight_max: usize,
     /// Limit of a batch in bytes before compression, learned from a refusal; absent until one was too large.
     pub batch_bytes_max: Option<usize>,
-    /// Why the agent must re-key, until [`crate::Lane::take_rekey`] is called.
-    pub rekey: Option<String>,
-    /// Sequences that the workspace acknowledged and lost, until [`crate::Lane::take_lost`] is called.
-    pub lost: Option<(u64, u64)>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
-    /// Last policy revision that the workspace named.
-    pub policy_revision: Option<u64>,
-    /// Last codec that the workspace requested; absent, the agent's setting applies.
-    pub compression: Option<Compression>,
 }
 
 /// The sender of a [`crate::Lane`].
@@ -151,11 +142,17 @@ impl Sender {
             let (post, bytes) = (Arc::clone(post), frame.len());
             work.bytes += bytes;
             failpoint::reached("post");
-            work.posting.spawn(async move {
+            // Names the batch in the log, from the queue to the destination's answer.
+            let key = frame::parse_head(&frame).map(|(head, _)| head.key).ok();
+            let (epoch, seq) = (key.map(|key| tracing::field::display(key.epoch)), key.map(|key| key.seq));
+            let span = tracing::debug_span!("batch", lane = %self.queue.lane(), epoch, seq, slot, bytes);
+            let posting = async move {
                 let began = Instant::now();
-                let outcome = post.post(frame).await;
+                let outcome = post.post(slot, frame).await;
+                tracing::debug!(milliseconds = began.elapsed().as_millis() as u64, ?outcome, "posted");
                 (slot, bytes, began.elapsed(), outcome)
-            });
+            };
+            work.posting.spawn(posting.instrument(span));
         }
         Ok(())
     }
@@ -178,7 +175,7 @@ impl Sender {
                 return;
             }
         };
-        if let Outcome::Done { .. } = outcome {
+        if outcome == Outcome::Accepted {
             work.window.succeeded(took, full, Instant::now());
         }
         if let Err(err) = self.apply(work, slot, outcome).await {
@@ -191,36 +188,24 @@ impl Sender {
     async fn apply(&self, work: &mut Work, slot: u64, outcome: Outcome) -> Result<(), QueueError> {
         let queue = Arc::clone(&self.queue);
         match outcome {
-            Outcome::Done { policy_revision, compression, lost, .. } => {
+            Outcome::Accepted => {
                 failpoint::reached("landed");
-                if lost.is_some() && queue.is_of_epoch(slot) {
-                    self.update(|status| status.lost = lost);
-                }
-                self.succeeded(work, policy_revision, compression);
+                self.succeeded(work);
                 let deleted = blocking(move || queue.delete(slot)).await;
                 failpoint::reached("deleted");
                 deleted
             }
-            Outcome::Quarantine { code, why } => {
-                tracing::error!(slot, %code, error = why, "the workspace refuses a batch; moved it to quarantine");
+            Outcome::Rejected { code, why } => {
+                tracing::error!(slot, code, error = why, "the destination refuses a batch; moved it to quarantine");
                 self.update(|status| status.quarantined += 1);
                 blocking(move || queue.quarantine(slot, &code, &why)).await
             }
-            Outcome::Purge => {
-                tracing::warn!(slot, "the workspace refused a batch that the policy forbids; purged it");
+            Outcome::Forbidden => {
+                tracing::warn!(slot, "the destination refused a batch that the policy forbids; purged it");
                 self.update(|status| status.purged += 1);
                 blocking(move || queue.purge(slot)).await
             }
-            Outcome::Conflict { why } => {
-                tracing::error!(
-                    slot,
-                    error = why,
-                    "another batch has landed under this key; is this agent's identity in use on another machine?"
-                );
-                self.update(|status| status.conflicts += 1);
-                blocking(move || queue.reseal(slot)).await
-            }
-            Outcome::TooLarge { why } => self.split(slot, why).await,
+            Outcome::Split { why } => self.split(slot, why).await,
             Outcome::Damaged { why } => {
                 queue.found_damaged(&why);
                 self.failed(work, None, PAUSE, &why);
@@ -230,15 +215,6 @@ impl Sender {
                 work.window.failed();
                 let pause = jitter(work.backoff.bound(), after);
                 self.failed(work, after, pause, &why);
-                Ok(())
-            }
-            Outcome::Rekey { why } => {
-                self.update(|status| status.rekey = Some(why.clone()));
-                self.failed(work, None, PAUSE.mul_f64(0.5 + fastrand::f64()), &why);
-                Ok(())
-            }
-            Outcome::Renew { why } | Outcome::Identity { why } | Outcome::Misdirected { why } => {
-                self.failed(work, None, PAUSE.mul_f64(0.5 + fastrand::f64()), &why);
                 Ok(())
             }
         }
@@ -258,14 +234,14 @@ impl Sender {
                 });
             }
             None => {
-                tracing::error!(slot, "a single record is too large for the workspace; moved it to quarantine");
+                tracing::error!(slot, "a single record is too large for the destination; moved it to quarantine");
                 self.update(|status| status.quarantined += 1);
             }
         }
         Ok(())
     }
 
-    fn succeeded(&self, work: &mut Work, policy_revision: u64, compression: Option<Compression>) {
+    fn succeeded(&self, work: &mut Work) {
         if work.backoff.is_failing() {
             tracing::info!("delivery works again");
         }
@@ -275,8 +251,6 @@ impl Sender {
             status.delivered_at = Some(Instant::now());
             status.last_error = None;
             status.in_flight_max = work.window.limit();
-            status.policy_revision = Some(policy_revision);
-            status.compression = compression;
         });
     }
 

@@ -88,6 +88,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Maximum time that sent data may stay unacknowledged (TCP_USER_TIMEOUT, tcp(7)). Ends connections whose peer is gone or reads
 /// nothing; a slow line still acknowledges.
+#[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 
 /// Builds an HTTPS client for one workspace that follows no redirects and reads no environment variables.
@@ -95,7 +96,7 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 /// # Errors
 /// [`TlsError`] names the wrong file.
 pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
-    let mut builder = reqwest::Client::builder()
+    let builder = reqwest::Client::builder()
         .tls_backend_preconfigured(config(settings)?)
         .https_only(true)
         .redirect(reqwest::redirect::Policy::none())
@@ -103,14 +104,26 @@ pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
         .timeout(REQUEST_TIMEOUT)
         .pool_idle_timeout(Duration::from_secs(90))
         .tcp_keepalive(Duration::from_secs(30))
-        .tcp_user_timeout(UNACKNOWLEDGED_MAX)
         .no_proxy();
+    let mut builder = limit_unacknowledged(builder);
     if let Some(proxy) = &settings.proxy {
         let not_for = reqwest::NoProxy::from_string(&proxy.not_for);
         let proxy = reqwest::Proxy::all(&proxy.url).map_err(|err| TlsError::Proxy(err.to_string()))?;
         builder = builder.proxy(proxy.no_proxy(not_for));
     }
     builder.build().map_err(|err| TlsError::Client(root_cause(&err)))
+}
+
+/// Ends a connection whose peer acknowledges nothing (`TCP_USER_TIMEOUT` of tcp(7)).
+#[cfg(target_os = "linux")]
+fn limit_unacknowledged(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+    builder.tcp_user_timeout(UNACKNOWLEDGED_MAX)
+}
+
+/// Windows has no such option: keep-alive and the time limit of a request end the connection.
+#[cfg(windows)]
+fn limit_unacknowledged(builder: reqwest::ClientBuilder) -> reqwest::ClientBuilder {
+    builder
 }
 
 fn config(settings: &ClientSettings) -> Result<ClientConfig, TlsError> {

@@ -1,6 +1,8 @@
 //! Records, and the batches that carry them.
 
-use crate::{AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, Position, SetAside, geo::WorkspaceGeo};
+use crate::{
+    AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, OsFamily, Position, SetAside, geo::WorkspaceGeo,
+};
 use serde::{Deserialize, Serialize};
 
 /// A source of records in a batch. Records name it by its index in [`Header::sources`].
@@ -40,17 +42,21 @@ pub struct Record {
 /// Facts of the host, once per batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostLabel {
-    /// Host name, from `uname -n`.
+    /// Operating system family.
+    #[serde(default, skip_serializing_if = "OsFamily::is_linux")]
+    pub os_family: OsFamily,
+    /// Host name.
     pub hostname: String,
-    /// Operating system name, from `NAME` of `/etc/os-release`.
+    /// Operating system name: `NAME` of `/etc/os-release`, or `ProductName` of Windows.
     pub os_name: String,
-    /// Operating system version, from `VERSION_ID` of `/etc/os-release`; absent on rolling releases.
+    /// Operating system version: `VERSION_ID` of `/etc/os-release` (absent on rolling releases), or `DisplayVersion` of
+    /// Windows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os_version: Option<String>,
-    /// Hash of `/etc/machine-id`. The workspace detects a key in use on two machines by it.
+    /// Hash of the machine's id. The workspace detects a key in use on two machines by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// Hash of `/proc/sys/kernel/random/boot_id`: changes with each boot.
+    /// Hash of the boot's id: changes with each boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
 }

@@ -90,6 +90,7 @@ pub fn record_id(key: &BatchKey, index: usize) -> String {
 }
 
 fn device(origin: &Origin<'_>) -> Value {
+    let (type_id, os_type) = origin.host.os_family.ocsf();
     object([
         ("type_id", json!(0)),
         ("uid", origin.agent.map(|id| id.to_string()).into()),
@@ -98,8 +99,8 @@ fn device(origin: &Origin<'_>) -> Value {
             "os",
             object([
                 ("name", json!(origin.host.os_name)),
-                ("type_id", json!(200)),
-                ("type", json!("Linux")),
+                ("type_id", json!(type_id)),
+                ("type", json!(os_type)),
                 ("version", origin.host.os_version.clone().into()),
             ]),
         ),

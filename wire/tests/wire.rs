@@ -4,13 +4,13 @@
 
 mod samples;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{collections::BTreeSet, path::Path};
 use vedette_wire::{
-    Batch, Body, Compression, Packer, Position, Record,
-    body::{KINDS, RowContext},
+    Batch, Body, Compression, HostLabel, OsFamily, Packer, Position, Record,
+    body::{Change, KINDS, Principal, PrincipalId, Process, ProcessState, RowContext},
     codec::{self, DecodeError},
-    column::ColumnType,
+    column::{ColumnType, Value},
     frame::{self, FrameHead},
     ocsf::OcsfClass,
     render::{self, Origin},
@@ -181,7 +181,8 @@ fn any_flipped_bit_of_a_frame_is_noticed() {
 }
 
 fn schema(class: OcsfClass) -> jsonschema::Validator {
-    let all: Value = serde_json::from_str(include_str!("ocsf/ocsf-1.8.0.json")).expect("the vendored schema is JSON");
+    let all: serde_json::Value =
+        serde_json::from_str(include_str!("ocsf/ocsf-1.8.0.json")).expect("the vendored schema is JSON");
     let name = match class {
         OcsfClass::BaseEvent => "base_event",
         OcsfClass::ProcessActivity => "process_activity",
@@ -231,7 +232,6 @@ fn every_row_fits_the_columns_of_its_kind() {
         let row = record.body.row(&context);
         assert_eq!(row.len(), kind.columns.len(), "{}", kind.name);
         for (value, column) in row.iter().zip(kind.columns) {
-            use vedette_wire::column::Value;
             let fits = matches!(
                 (value, column.ty),
                 (Value::Null, _)
@@ -256,4 +256,56 @@ fn columns_of_one_name_have_one_type_in_a_table() {
             assert_eq!(ty, column.ty, "{}.{}", class.table(), column.name);
         }
     }
+}
+
+#[test]
+fn a_record_of_windows_says_so_and_one_of_an_older_agent_is_of_linux() {
+    let batch = samples::batch();
+    let find = |name: &str| batch.records.iter().find(|record| record.body.kind().name == name).expect("has one");
+    let (mut host, mut process) = (find("host").clone(), find("process").clone());
+    let Body::Host(facts) = &mut host.body else { panic!("{host:?}") };
+    facts.os.family = OsFamily::Windows;
+    let Body::Process(one) = &mut process.body else { panic!("{process:?}") };
+    let sid = PrincipalId::Sid("S-1-5-18".to_owned());
+    (one.user, one.group, one.state) = (Some(Principal { id: sid, name: None }), None, None);
+    (one.path, one.change) = (Some(r"C:\Windows\System32\a/b.exe".to_owned()), Change::Start);
+    let mut header = batch.header.clone();
+    header.host.os_family = OsFamily::Windows;
+    for record in [&host, &process] {
+        let event = render::render(&Origin::in_batch(&header, 0, record), record);
+        let errors: Vec<String> = schema(record.body.class()).iter_errors(&event).map(|err| err.to_string()).collect();
+        assert_eq!(errors, [""; 0]);
+        assert_eq!(
+            (&event["device"]["os"]["type_id"], &event["device"]["os"]["type"]),
+            (&json!(100), &json!("Windows"))
+        );
+    }
+    let event = render::render(&Origin::in_batch(&header, 0, &process), &process);
+    assert_eq!(event["process"]["user"], json!({"uid": "S-1-5-18"}));
+    assert_eq!(event["process"]["file"]["name"], "a/b.exe");
+    // The record survives the wire, and its row has the identifier in a column of its own.
+    let read: Process =
+        rmp_serde::from_slice(&rmp_serde::to_vec_named(process_of(&process.body)).expect("encodes")).expect("decodes");
+    assert_eq!(&read, process_of(&process.body));
+    let row = process.body.row(&RowContext { source_name: None, position: process.position });
+    let column =
+        |name: &str| process.body.kind().columns.iter().position(|column| column.name == name).expect("is one");
+    let text = |name: &str| format!("{:?}", row[column(name)]);
+    assert_eq!((text("user_id"), text("state")), (format!("{:?}", Value::Null), format!("{:?}", Value::Null)));
+    assert!(text("user_sid").contains("S-1-5-18") && text("user").contains("S-1-5-18"), "{row:?}");
+    // An older agent sends the letter of proc(5), a number, and no family.
+    let old = json!({"change": "start", "uid": "b/1/2", "pid": 1, "ppid": 0, "name": "init", "state": "D",
+        "user": {"id": 0, "name": "root"}});
+    let old: Process = rmp_serde::from_slice(&rmp_serde::to_vec_named(&old).expect("encodes")).expect("decodes");
+    assert_eq!(
+        (old.state, old.user.map(|user| user.id)),
+        (Some(ProcessState::DiskSleep), Some(PrincipalId::Number(0)))
+    );
+    let label: HostLabel = serde_json::from_value(json!({"hostname": "a", "os_name": "b"})).expect("decodes");
+    assert_eq!(label.os_family, OsFamily::Linux);
+}
+
+fn process_of(body: &Body) -> &Process {
+    let Body::Process(process) = body else { panic!("{body:?}") };
+    process
 }

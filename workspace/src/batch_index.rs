@@ -146,8 +146,8 @@ impl BatchIndex {
             }
         }
         let before = header.predecessor.as_ref();
-        for aside in [Some(&header.set_aside), before.map(|before| &before.set_aside)].into_iter().flatten() {
-            if aside.all().iter().any(|ranges| ranges.len() > RANGES_MAX) {
+        for set_aside in [Some(&header.set_aside), before.map(|before| &before.set_aside)].into_iter().flatten() {
+            if set_aside.all().iter().any(|ranges| ranges.len() > RANGES_MAX) {
                 return Err("more was set aside than a header names");
             }
         }

@@ -60,8 +60,8 @@ fn what_is_wrong_is_said_with_what_to_do() {
     let geo = refusal(&run(&["init", "--geo", "mars"], &dir));
     assert!(geo.contains("asia-pacific"), "{geo}");
     for name in ["n\u{e9}", "a b", "", "a..b", "*"] {
-        let said = refusal(&run(&["init", "--geo", "europe", "--name", name], &dir));
-        assert!(said.contains("is no DNS name"), "{name}: {said}");
+        let message = refusal(&run(&["init", "--geo", "europe", "--name", name], &dir));
+        assert!(message.contains("is no DNS name"), "{name}: {message}");
     }
     stdout(&run(&["init", "--geo", "europe"], &dir));
     let org = refusal(&run(&["token", "new", "--org", "nobody"], &dir));
@@ -77,8 +77,8 @@ fn what_is_wrong_is_said_with_what_to_do() {
         ("DROP VIEW syslog", "DDL"),
         ("COPY syslog TO '/tmp/x.csv'", "DML"),
     ] {
-        let said = refusal(&run(&["query", "--org", "acme", sql], &dir));
-        assert!(said.contains(word), "{sql}: {said}");
+        let message = refusal(&run(&["query", "--org", "acme", sql], &dir));
+        assert!(message.contains(word), "{sql}: {message}");
     }
 }
 

@@ -12,8 +12,8 @@ use std::{
 fn service(answer: fn(&str) -> Option<String>) -> (Url, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = Url::parse(&format!("http://{}", listener.local_addr().expect("is bound"))).expect("a URL");
-    let asked = Arc::<Mutex<Vec<String>>>::default();
-    let seen = Arc::clone(&asked);
+    let queried = Arc::<Mutex<Vec<String>>>::default();
+    let seen = Arc::clone(&queried);
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let (mut reader, mut head) = (BufReader::new(stream.try_clone().expect("clones")), String::new());
@@ -29,7 +29,7 @@ fn service(answer: fn(&str) -> Option<String>) -> (Url, Arc<Mutex<Vec<String>>>)
             std::mem::forget(stream);
         }
     });
-    (url, asked)
+    (url, queried)
 }
 
 fn place(cloud: CloudSetting, url: Option<Url>) -> HostPlace {
@@ -38,13 +38,13 @@ fn place(cloud: CloudSetting, url: Option<Url>) -> HostPlace {
 
 fn nowhere() -> (tempfile::TempDir, CollectorContext) {
     let host = tempfile::tempdir().expect("temp dir");
-    let cx = CollectorContext::new(host.path(), Arc::new(|| 1));
-    (host, cx)
+    let context = CollectorContext::new(host.path(), Arc::new(|| 1));
+    (host, context)
 }
 
 #[test]
 fn azure_is_asked_once_with_its_header() {
-    let (url, asked) = service(|head| {
+    let (url, queried) = service(|head| {
         (head.starts_with("GET /metadata/instance?api-version=2021-02-01 ") && head.contains("\r\nMetadata: true\r\n")).then(|| {
             serde_json::json!({"compute": {"location": "uksouth", "zone": "2", "vmId": "id", "vmSize": "Standard_D2s_v5",
                 "subscriptionId": "sub", "tagsList": [{"name": "team", "value": "blue"}, {"name": "secret", "value": "no"}],
@@ -52,9 +52,9 @@ fn azure_is_asked_once_with_its_header() {
             .to_string()
         })
     });
-    let (_host, cx) = nowhere();
+    let (_host, context) = nowhere();
     let place = place(CloudSetting::Azure, Some(url));
-    let instance = instance(&place, &cx).expect("answers");
+    let instance = instance(&place, &context).expect("answers");
     assert_eq!(
         instance,
         CloudInstance {
@@ -69,12 +69,12 @@ fn azure_is_asked_once_with_its_header() {
         }
     );
     assert_eq!(geography(&place, Some(&instance)), Ok(Some(Geography::UnitedKingdom)));
-    assert_eq!(asked.lock().len(), 1);
+    assert_eq!(queried.lock().len(), 1);
 }
 
 #[test]
 fn aws_is_asked_with_a_token_and_for_allowed_tags_alone() {
-    let (url, asked) = service(|head| {
+    let (url, queried) = service(|head| {
         let with_token = head.contains("\r\nX-aws-ec2-metadata-token: a-token\r\n");
         match head.split_whitespace().nth(1)? {
             "/latest/api/token" => {
@@ -90,18 +90,18 @@ fn aws_is_asked_with_a_token_and_for_allowed_tags_alone() {
             _ => None,
         }
     });
-    let (_host, cx) = nowhere();
+    let (_host, context) = nowhere();
     let place = place(CloudSetting::Aws, Some(url));
-    let instance = instance(&place, &cx).expect("answers");
+    let instance = instance(&place, &context).expect("answers");
     assert_eq!((instance.region.as_deref(), instance.account.as_deref()), (Some("sa-east-1"), Some("42")));
     assert_eq!(instance.tags.get("team").map(String::as_str), Some("blue"));
     assert_eq!(geography(&place, Some(&instance)), Ok(Some(Geography::Brazil)));
-    assert_eq!(asked.lock().len(), 3);
+    assert_eq!(queried.lock().len(), 3);
 }
 
 #[test]
 fn google_is_asked_value_by_value_since_the_whole_document_holds_scripts() {
-    let (url, asked) = service(|head| {
+    let (url, queried) = service(|head| {
         let flavor = head.contains("\r\nMetadata-Flavor: Google\r\n");
         let value = match head.split_whitespace().nth(1)?.strip_prefix("/computeMetadata/v1/")? {
             "instance/zone" => "projects/1/zones/europe-west10-b",
@@ -113,9 +113,9 @@ fn google_is_asked_value_by_value_since_the_whole_document_holds_scripts() {
         };
         flavor.then(|| value.to_owned())
     });
-    let (_host, cx) = nowhere();
+    let (_host, context) = nowhere();
     let place = place(CloudSetting::Gcp, Some(url));
-    let instance = instance(&place, &cx).expect("answers");
+    let instance = instance(&place, &context).expect("answers");
     assert_eq!(
         (instance.region.as_deref(), instance.zone.as_deref()),
         (Some("europe-west10"), Some("europe-west10-b"))
@@ -123,7 +123,7 @@ fn google_is_asked_value_by_value_since_the_whole_document_holds_scripts() {
     assert_eq!(instance.instance_type.as_deref(), Some("e2-small"));
     assert!(instance.tags.is_empty());
     assert_eq!(geography(&place, Some(&instance)), Ok(Some(Geography::Europe)));
-    assert!(!asked.lock().iter().any(|head| head.contains("recursive")));
+    assert!(!queried.lock().iter().any(|head| head.contains("recursive")));
 }
 
 #[test]
@@ -136,27 +136,27 @@ fn nobody_is_asked_unless_the_firmware_or_the_configuration_names_a_cloud() {
         ("product_name", "Google Compute Engine", Some(Cloud::Gcp)),
         ("product_name", "Standard PC (Q35 + ICH9, 2009)", None),
     ] {
-        let (host, cx) = nowhere();
+        let (host, context) = nowhere();
         let dmi = host.path().join("sys/class/dmi/id");
         std::fs::create_dir_all(&dmi).expect("makes");
         std::fs::write(dmi.join(file), text).expect("writes");
-        assert_eq!(cloud(CloudSetting::Auto, &cx), expected, "{text}");
-        assert_eq!(cloud(CloudSetting::Off, &cx), None);
+        assert_eq!(cloud(CloudSetting::Auto, &context), expected, "{text}");
+        assert_eq!(cloud(CloudSetting::Off, &context), None);
     }
-    let (_host, cx) = nowhere();
-    let (url, asked) = service(|_| None);
-    assert_eq!(instance(&place(CloudSetting::Off, Some(url.clone())), &cx), None);
-    assert_eq!(instance(&place(CloudSetting::Auto, Some(url)), &cx), None);
-    assert!(asked.lock().is_empty());
+    let (_host, context) = nowhere();
+    let (url, queried) = service(|_| None);
+    assert_eq!(instance(&place(CloudSetting::Off, Some(url.clone())), &context), None);
+    assert_eq!(instance(&place(CloudSetting::Auto, Some(url)), &context), None);
+    assert!(queried.lock().is_empty());
 }
 
 #[test]
 fn a_service_that_says_nothing_costs_a_second_and_what_is_stated_comes_first() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = Url::parse(&format!("http://{}", silent.local_addr().expect("is bound"))).expect("a URL");
-    let (_host, cx) = nowhere();
+    let (_host, context) = nowhere();
     let began = Instant::now();
-    assert_eq!(instance(&place(CloudSetting::Azure, Some(url)), &cx), None);
+    assert_eq!(instance(&place(CloudSetting::Azure, Some(url)), &context), None);
     assert!(began.elapsed() < 3 * PATIENCE, "{:?}", began.elapsed());
     let region = |region: &str| CloudInstance {
         cloud: "aws".to_owned(),

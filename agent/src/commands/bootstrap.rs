@@ -8,7 +8,7 @@
 //! ```
 
 use super::enroll::{self, EnrollOptions, Unreachable};
-use crate::{config::Resolved, exit::Exit, identity::IdentityDir};
+use crate::{config::Resolved, exit::Exit, identity::IdentityDir, platform};
 use serde::Deserialize;
 use std::{
     io,
@@ -66,15 +66,15 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     // An agent killed in between is enrolled, and still has the file.
     if !enrolled {
         let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
-        let wanted = EnrollOptions { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
+        let options = EnrollOptions { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
         let mut pause = *PAUSE.start();
         loop {
-            match enroll::enroll(config, &wanted).await {
+            match enroll::enroll(config, &options).await {
                 Ok(()) => break,
                 Err(Exit::Failure(err)) if err.is::<Unreachable>() => {
                     tracing::warn!(error = format!("{err:#}"), "not enrolled yet; trying again");
                     // The supervisor must not mistake this for a start that hangs.
-                    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+                    platform::ready();
                 }
                 Err(exit) => return Err(exit),
             }

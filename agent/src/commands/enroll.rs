@@ -2,7 +2,7 @@
 
 use crate::{
     cloud,
-    config::{self, Resolved, context},
+    config::{self, Resolved, collector_context},
     exit::{Exit, VERSION},
     identity::{self, Enrollment, IdentityDir},
     runtime::policy,
@@ -12,8 +12,8 @@ use rcgen::PublicKeyData;
 use std::{io::Read, path::Path};
 use url::Url;
 use vedette_transport::{
-    post::bounded,
     tls::{self, ClientSettings, Proxy, Roots, root_cause},
+    workspace::bounded,
 };
 use vedette_wire::{
     AgentId, Problem,
@@ -47,8 +47,8 @@ pub(super) struct EnrollOptions<'a> {
     pub(super) again: bool,
 }
 
-pub(super) async fn enroll(config: &Resolved, wanted: &EnrollOptions<'_>) -> Result<(), Exit> {
-    let EnrollOptions { workspace, ca, token, geo, again } = *wanted;
+pub(super) async fn enroll(config: &Resolved, options: &EnrollOptions<'_>) -> Result<(), Exit> {
+    let EnrollOptions { workspace, ca, token, geo, again } = *options;
     let url = config::parse_workspace_url(workspace).map_err(|err| Exit::config(err.to_string()))?;
     if let Some(stated) = &config.workspace_url
         && *stated != url
@@ -57,11 +57,11 @@ pub(super) async fn enroll(config: &Resolved, wanted: &EnrollOptions<'_>) -> Res
     }
     let identity = IdentityDir::new(&config.identity_dir);
     let before = if again { identity.replaced()? } else { identity.enrollment()? };
-    if let Some(there) = &before
+    if let Some(existing) = &before
         && !again
     {
-        let at = &there.workspace;
-        return Err(anyhow!("already enrolled as {} at {at}; use --again to replace it", there.agent).into());
+        let at = &existing.workspace;
+        return Err(anyhow!("already enrolled as {} at {at}; use --again to replace it", existing.agent).into());
     }
     let ca_pem = match ca {
         Some(ca) => tls::read_ca(ca)?,
@@ -79,8 +79,8 @@ pub(super) async fn enroll(config: &Resolved, wanted: &EnrollOptions<'_>) -> Res
     let request = EnrollRequest {
         token,
         csr: identity::signing_request(&key)?,
-        hostname: vedette_collectors::host_label(&context(config)).hostname,
-        machine: identity::machine(&context(config)),
+        hostname: vedette_collectors::host_label(&collector_context(config)).hostname,
+        machine: identity::machine(&collector_context(config)),
         version: VERSION.to_owned(),
     };
     let geo = expected_geo(config, geo)?;
@@ -142,15 +142,15 @@ fn keep(
 
 /// Geography that the workspace must have before it is sent anything: that of this host. Absent if neither the configuration
 /// nor a cloud states it.
-fn expected_geo(config: &Resolved, wanted: Option<WorkspaceGeo>) -> Result<Option<WorkspaceGeo>, Exit> {
-    if let (Some(wanted), Some(stated)) = (wanted, config.workspace_geo)
-        && wanted != stated
+fn expected_geo(config: &Resolved, bootstrap: Option<WorkspaceGeo>) -> Result<Option<WorkspaceGeo>, Exit> {
+    if let (Some(bootstrap), Some(stated)) = (bootstrap, config.workspace_geo)
+        && bootstrap != stated
     {
-        let message = format!("workspace.geo: the configuration says {stated}, the bootstrap file {wanted}");
+        let message = format!("workspace.geo: the configuration says {stated}, the bootstrap file {bootstrap}");
         return Err(Exit::config(message));
     }
-    let stated = wanted.or(config.workspace_geo);
-    let instance = cloud::instance(&config.place, &context(config));
+    let stated = bootstrap.or(config.workspace_geo);
+    let instance = cloud::instance(&config.place, &collector_context(config));
     let host = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
     match (host.map(Geography::workspace), stated) {
         (Some(belongs), Some(stated)) if belongs != stated => Err(Exit::config(format!(

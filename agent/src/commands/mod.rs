@@ -9,7 +9,7 @@ mod status;
 
 use crate::{
     cli::{Arguments, Command, ConfigArguments, Page, StatusFormat},
-    config::{self, Resolved, Sources, context},
+    config::{self, Resolved, Sources, collector_context},
     exit::{Exit, VERSION},
     identity::IdentityDir,
     platform,
@@ -30,26 +30,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Enroll { config, workspace, ca, token_file, again } => {
             let config = load(config)?;
             start_log(&config);
-            let wanted = enroll::EnrollOptions {
+            let options = enroll::EnrollOptions {
                 workspace: &workspace,
                 ca: ca.as_deref(),
                 token: &token_file,
                 geo: None,
                 again,
             };
-            tokio_runtime()?.block_on(enroll::enroll(&config, &wanted))
+            tokio_runtime()?.block_on(enroll::enroll(&config, &options))
         }
         Command::Run { config } => {
             let config = load(config)?;
             start_log(&config);
             let is_json = config.log_json;
-            let runtime = tokio_runtime()?;
-            let done = runtime.block_on(async {
-                bootstrap::bootstrap(&config).await?;
-                runtime::run(config).await
-            });
-            // Leaves collectors that hang in the kernel.
-            runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+            let done = platform::run(move || service(config));
             done.map_err(|exit| if is_json { exit.logged() } else { exit })
         }
         Command::Once { config, set, collectors, format } => {
@@ -105,6 +99,18 @@ fn check(config: ConfigArguments) -> Result<(), Exit> {
     print(format!("{path}: ok\n").as_bytes())
 }
 
+/// Collects and ships until the stop.
+fn service(config: Resolved) -> Result<(), Exit> {
+    let runtime = tokio_runtime()?;
+    let done = runtime.block_on(async {
+        bootstrap::bootstrap(&config).await?;
+        runtime::run(config).await
+    });
+    // Leaves collectors that hang in the kernel.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    done
+}
+
 fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
     config::load(&Sources::of_process(Some(arguments.config), arguments.set))
 }
@@ -138,7 +144,7 @@ fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
         ));
     }
     let Some(policy) = store.policy() else { return Ok(problems) };
-    let decisions = decide(&policy, &config.collectors, &context(config));
+    let decisions = decide(&policy, &config.collectors, &collector_context(config));
     let conflicts = decisions.into_iter().filter(|decision| decision.conflict);
     problems.extend(
         conflicts.filter_map(|decision| Some(format!("collectors.{}.enabled: {}", decision.id, decision.why?))),

@@ -3,7 +3,7 @@
 use super::print;
 use crate::{
     cli::OnceFormat,
-    config::{Resolved, context},
+    config::{Resolved, collector_context},
     exit::{Exit, VERSION},
     runtime::{collectors::chunks_of, events::positions_source},
 };
@@ -42,30 +42,28 @@ impl Sink for Collected {
     }
 }
 
-pub(super) fn once(config: &Resolved, wanted: &[String], format: OnceFormat) -> Result<(), Exit> {
-    for id in wanted {
+pub(super) fn once(config: &Resolved, ids: &[String], format: OnceFormat) -> Result<(), Exit> {
+    for id in ids {
         if vedette_collectors::find(id).is_none() {
             let known: Vec<&str> = REGISTRY.iter().map(|spec| spec.id).collect();
             return Err(Exit::Usage(format!("there is no collector {id}; there are {}", known.join(", "))));
         }
     }
-    let mut cx = CollectorContext { once: Some(LAST), ..context(config) };
-    if !wanted.is_empty() {
+    let mut context = CollectorContext { once: Some(LAST), ..collector_context(config) };
+    if !ids.is_empty() {
         // A named collector runs, even if another one would take precedence.
-        cx.enabled.retain(|id| wanted.iter().any(|wanted| wanted == id));
+        context.enabled.retain(|id| ids.iter().any(|named| named == id));
     }
-    let cx = cx;
-    let host = vedette_collectors::host_label(&cx);
+    let context = context;
+    let host = vedette_collectors::host_label(&context);
     let (mut out, mut failed) = (String::new(), Vec::new());
     for plan in &config.collectors {
-        if wanted.is_empty() && !plan.settings.enabled()
-            || !wanted.is_empty() && !wanted.iter().any(|id| id == plan.spec.id)
-        {
+        if ids.is_empty() && !plan.settings.enabled() || !ids.is_empty() && !ids.iter().any(|id| id == plan.spec.id) {
             continue;
         }
-        let settings = if wanted.is_empty() { plan.settings.clone() } else { plan.settings.switched_on() };
+        let settings = if ids.is_empty() { plan.settings.clone() } else { plan.settings.switched_on() };
         let collected = Arc::new(Collected::default());
-        let why = match collect(plan.spec, settings, &cx, &collected) {
+        let why = match collect(plan.spec, settings, &context, &collected) {
             Ok(()) => None,
             Err(Outcome::Nothing(why)) => Some(why),
             Err(Outcome::Failed(why)) => {
@@ -96,7 +94,7 @@ enum Outcome {
 fn collect(
     spec: &'static vedette_collectors::Spec,
     settings: AnySettings,
-    cx: &CollectorContext,
+    context: &CollectorContext,
     collected: &Arc<Collected>,
 ) -> Result<(), Outcome> {
     let sink: Arc<dyn Sink> = Arc::clone(collected) as Arc<dyn Sink>;
@@ -104,20 +102,20 @@ fn collect(
         vedette_collectors::CollectError::Absent(why) => Outcome::Nothing(why),
         other => Outcome::Failed(other.to_string()),
     };
-    match settings.build(cx).map_err(|err| Outcome::Failed(err.to_string()))? {
+    match settings.build(context).map_err(|err| Outcome::Failed(err.to_string()))? {
         Plan::Off => Err(Outcome::Nothing("switched off".to_owned())),
         Plan::Absent(why) => Err(Outcome::Nothing(why)),
         Plan::Poll(_, mut poll) => {
-            let bodies = poll.poll(cx).map_err(failed)?;
+            let bodies = poll.poll(context).map_err(failed)?;
             *collected.lacks.lock() = poll.problem();
-            for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, cx.now()) {
+            for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, context.now()) {
                 sink.put(chunk, &StopSignal::default()).map_err(failed)?;
             }
             Ok(())
         }
         Plan::Watch(mut watch) => {
             let mut outlet = Outlet::new(sink, StopSignal::default());
-            watch.watch(cx, &mut outlet).map_err(failed)
+            watch.watch(context, &mut outlet).map_err(failed)
         }
     }
 }

@@ -255,17 +255,17 @@ fn list(queue: &Queue, json: bool) -> Result<(), Exit> {
     if !json {
         let _ = writeln!(out, "{:>12} {:>8} {:>8}  {:<44} reason", "slot", "records", "bytes", "key");
     }
-    queue.quarantined(|kept| {
-        let key = kept.head.as_ref().map(|head| format!("{}/{}/{}", head.key.lane, head.key.epoch, head.key.seq));
-        let records = kept.head.as_ref().map_or(0, |head| head.records);
+    queue.quarantined(|batch| {
+        let key = batch.head.as_ref().map(|head| format!("{}/{}/{}", head.key.lane, head.key.epoch, head.key.seq));
+        let records = batch.head.as_ref().map_or(0, |head| head.records);
         if json {
-            let reason: Value = serde_json::from_str(&kept.reason).unwrap_or_default();
-            let line = json!({"slot": kept.slot, "key": key, "records": records, "bytes": kept.frame.len(),
-                "sealed": kept.head.as_ref().map(|head| head.sealed), "reason": reason});
+            let reason: Value = serde_json::from_str(&batch.reason).unwrap_or_default();
+            let line = json!({"slot": batch.slot, "key": key, "records": records, "bytes": batch.frame.len(),
+                "sealed": batch.head.as_ref().map(|head| head.sealed), "reason": reason});
             let _ = writeln!(out, "{line}");
         } else {
-            let (key, bytes) = (key.unwrap_or_else(|| "damaged".to_owned()), kept.frame.len());
-            let _ = writeln!(out, "{:>12} {records:>8} {bytes:>8}  {key:<44} {}", kept.slot, kept.reason);
+            let (key, bytes) = (key.unwrap_or_else(|| "damaged".to_owned()), batch.frame.len());
+            let _ = writeln!(out, "{:>12} {records:>8} {bytes:>8}  {key:<44} {}", batch.slot, batch.reason);
         }
         true
     })?;
@@ -274,16 +274,16 @@ fn list(queue: &Queue, json: bool) -> Result<(), Exit> {
 
 fn show(queue: &Queue, slot: u64) -> Result<(), Exit> {
     let mut found = None;
-    queue.quarantined(|kept| {
-        let there = kept.slot == slot;
-        if there {
-            found = Some(kept);
+    queue.quarantined(|batch| {
+        let is_selected = batch.slot == slot;
+        if is_selected {
+            found = Some(batch);
         }
-        !there
+        !is_selected
     })?;
-    let kept = found.ok_or_else(|| no_slot(slot))?;
-    print(format!("{}\n", kept.reason).as_bytes())?;
-    print(&json_lines(&kept.frame).context("the batch cannot be decoded")?)
+    let batch = found.ok_or_else(|| no_slot(slot))?;
+    print(format!("{}\n", batch.reason).as_bytes())?;
+    print(&json_lines(&batch.frame).context("the batch cannot be decoded")?)
 }
 
 fn no_slot(slot: u64) -> Exit {
@@ -296,17 +296,17 @@ fn each(
     done: &str,
     act: impl Fn(&Queue, u64) -> Result<bool, QueueError>,
 ) -> Result<(), Exit> {
-    let mut wanted = which.slots.clone();
+    let mut slots = which.slots.clone();
     if which.all {
-        queue.quarantined(|kept| {
-            wanted.push(kept.slot);
+        queue.quarantined(|batch| {
+            slots.push(batch.slot);
             true
         })?;
     }
-    for slot in &wanted {
+    for slot in &slots {
         if !act(queue, *slot)? {
             return Err(no_slot(*slot));
         }
     }
-    print(format!("{} batches {done}\n", wanted.len()).as_bytes())
+    print(format!("{} batches {done}\n", slots.len()).as_bytes())
 }

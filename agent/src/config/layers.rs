@@ -57,9 +57,20 @@ const PREFIX: &str = "VEDETTE_";
 /// [`Exit::Config`] with all problems of all layers.
 pub(crate) fn load(sources: &Sources) -> Result<Resolved, Exit> {
     let mut problems = Vec::new();
+    let layers = layers(sources, &mut problems);
+    resolve(layers, problems)
+}
+
+/// Loads the text of a file, without other layers.
+#[cfg(fuzzing)]
+pub(crate) fn load_text(text: &str) -> Result<Resolved, Exit> {
+    resolve(vec![Layer { name: "file".to_owned(), is_file: true, text: text.to_owned() }], Vec::new())
+}
+
+fn resolve(layers: Vec<Layer>, mut problems: Vec<String>) -> Result<Resolved, Exit> {
     let mut merged = toml::Table::new();
     let mut origins = Origins::new();
-    for layer in layers(sources, &mut problems) {
+    for layer in layers {
         layer.check(&mut problems, &mut origins);
         if let Ok(table) = layer.text.parse::<toml::Table>() {
             merge(&mut merged, table);

@@ -4,16 +4,19 @@ mod layers;
 mod reference;
 mod resolved;
 
+#[cfg(fuzzing)]
+pub(crate) use layers::load_text;
 pub(crate) use layers::{Sources, load, no_color, proxy_variable};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
 pub(crate) use resolved::{
-    BASELINE_BYTES, CollectorPlan, HostPlace, Memory, Resolved, context, parse_url as parse_workspace_url,
+    BASELINE_BYTES, CollectorPlan, HostPlace, Memory, Resolved, collector_context, parse_url as parse_workspace_url,
 };
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 use vedette_collectors::settings::{Bytes, Interval};
+use vedette_platform::LOCATIONS;
 use vedette_transport::tls::Roots;
 use vedette_wire::Compression;
 
@@ -201,20 +204,20 @@ pub(crate) enum ResumeAt {
 
 impl Default for Identity {
     fn default() -> Self {
-        Self { dir: "/var/lib/vedette/identity".into(), bootstrap: "/etc/vedette/bootstrap.toml".into() }
+        Self { dir: LOCATIONS.identity.into(), bootstrap: LOCATIONS.bootstrap.into() }
     }
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { dir: "/var/lib/vedette/state".into() }
+        Self { dir: LOCATIONS.state.into() }
     }
 }
 
 impl Default for Host {
     fn default() -> Self {
         Self {
-            root: "/".into(),
+            root: LOCATIONS.root.into(),
             geography: None,
             cloud: CloudSetting::Auto,
             cloud_tags: Vec::new(),

@@ -255,9 +255,9 @@ pub(crate) fn parse_url(text: &str) -> Result<Url, UrlError> {
 }
 
 /// Context of a collector, without cursors.
-pub(crate) fn context(config: &Resolved) -> CollectorContext {
-    let cx = CollectorContext::new(&config.root, std::sync::Arc::new(crate::now));
-    CollectorContext { enabled: config.enabled(), ..cx }
+pub(crate) fn collector_context(config: &Resolved) -> CollectorContext {
+    let context = CollectorContext::new(&config.root, std::sync::Arc::new(crate::now));
+    CollectorContext { enabled: config.enabled(), ..context }
 }
 
 fn workspace(workspace: &Workspace, check: &mut Checker<'_>) -> (Option<Url>, Option<WorkspaceGeo>) {
@@ -341,13 +341,13 @@ fn collectors(
             Err(err) => check.wrong(&format!("collectors.{}", spec.id), &err.message),
         }
     }
-    let cx = CollectorContext {
+    let context = CollectorContext {
         enabled: plans.iter().filter(|plan| plan.settings.enabled()).map(|plan| plan.spec.id).collect(),
         ..CollectorContext::new(root, std::sync::Arc::new(crate::now))
     };
     for plan in &plans {
         // The policy may switch on what is off here.
-        if let Err(err) = plan.settings.switched_on().build(&cx) {
+        if let Err(err) = plan.settings.switched_on().build(&context) {
             // Messages begin with their key: `paths: …`.
             let (key, why) = err.message.split_once(": ").unwrap_or(("enabled", &err.message));
             if key == "enabled" && !plan.settings.enabled() {

@@ -13,14 +13,14 @@ mod tasks;
 
 use crate::{
     cloud,
-    config::{BASELINE_BYTES, Memory, Resolved, context},
+    config::{BASELINE_BYTES, Memory, Resolved, collector_context},
     exit::{Exit, VERSION},
     identity::{Enrollment, IdentityDir},
     now, platform,
 };
 use anyhow::Context;
 use collectors::{CollectorStatuses, Destination, QueueSink};
-use delivery::{WorkspaceClient, rekey, renew, resume};
+use delivery::{LaneDelivery, WorkspaceClient, rekey, renew, resume};
 use events::AgentEvents;
 use parts::Parts;
 use policy::PolicyStore;
@@ -80,7 +80,7 @@ async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> 
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
         workspace = enrollment.workspace, "collecting");
     // Notifies systemd (Type=notify); does nothing elsewhere.
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    platform::ready();
     let end = tasks.first_end().await;
     if end == RunEnd::Restart(RestartReason::BatchesLost) {
         *last_reread = Some(Instant::now());
@@ -91,9 +91,9 @@ async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> 
 
 /// Refuses to run if the host's data belongs to another geography; returns what the cloud says of this machine.
 async fn check_geography(config: &Arc<Resolved>, enrollment: &Enrollment) -> Result<Option<CloudInstance>, Exit> {
-    let asked = Arc::clone(config);
-    let asking = tokio::task::spawn_blocking(move || cloud::instance(&asked.place, &context(&asked)));
-    let instance = asking.await.context("the query of the instance metadata panicked")?;
+    let shared = Arc::clone(config);
+    let metadata = tokio::task::spawn_blocking(move || cloud::instance(&shared.place, &collector_context(&shared)));
+    let instance = metadata.await.context("the query of the instance metadata panicked")?;
     let geography = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
     if let Some(host) = geography.filter(|host| host.workspace() != enrollment.geo) {
         return Err(Exit::config(format!(
@@ -113,7 +113,8 @@ fn compose(
 ) -> Result<(Arc<Parts>, Reconciler, StatusSource), Exit> {
     let store = PolicyStore::load(&identity, &enrollment);
     let client = Arc::new(WorkspaceClient::new(&identity, &enrollment, config, store.subscribe())?);
-    let (lane, batch_context, host) = start_lane(config, &enrollment, Arc::clone(&client) as Arc<dyn Post>)?;
+    let delivery = LaneDelivery::new(&client);
+    let (lane, batch_context, host) = start_lane(config, &enrollment, &delivery)?;
     let statuses = Arc::new(CollectorStatuses::default());
     let events = Arc::new(AgentEvents::new(lane.intake().clone(), store.subscribe()));
     let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&statuses), Arc::clone(&events)));
@@ -125,6 +126,7 @@ fn compose(
         host,
         cloud: cloud.map(Arc::new),
         client,
+        delivery,
         records: Destination { lane: Arc::new(lane), sink },
         events,
         statuses,
@@ -142,11 +144,11 @@ fn compose(
 fn start_lane(
     config: &Resolved,
     enrollment: &Enrollment,
-    post: Arc<dyn Post>,
+    delivery: &Arc<LaneDelivery>,
 ) -> Result<(Lane, watch::Sender<BatchContext>, HostLabel), Exit> {
     let queue =
         Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(describe)?;
-    let host = rekey::with_machine(config, vedette_collectors::host_label(&context(config)));
+    let host = rekey::with_machine(config, vedette_collectors::host_label(&collector_context(config)));
     let owner = (enrollment.organization, enrollment.agent);
     let foreign = queue.set_owner(owner, &enrollment.replaces, &host, fastrand::u64(1..)).map_err(describe)?;
     queue.begin_reread(fastrand::u64(1..)).map_err(describe)?;
@@ -173,8 +175,10 @@ fn start_lane(
         intake_bytes_max: memory.intake,
         in_flight_bytes_max: memory.in_flight,
         now: Arc::new(now),
-        post: Some(post),
+        codec: delivery.codec(),
+        post: Some(Arc::clone(delivery) as Arc<dyn Post>),
     })?;
+    delivery.attach(lane.queue());
     Ok((lane, context_sender, host))
 }
 
@@ -227,7 +231,7 @@ fn spawn(
         let parts = Arc::clone(&of);
         async move {
             let (lane, own) = (&parts.records.lane, (&parts.identity, &parts.enrollment, &parts.host));
-            rekey::rekey(own, lane, &parts.client).await;
+            rekey::rekey(own, lane, (&parts.client, &parts.delivery)).await;
             RunEnd::Restart(RestartReason::Rekeyed)
         }
     });
@@ -249,7 +253,7 @@ fn spawn(
 async fn stop(parts: Arc<Parts>, tasks: Tasks, end: &RunEnd) {
     tracing::info!(reason = %end, "stopping");
     if !matches!(end, RunEnd::Restart(_)) {
-        drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+        platform::stopping();
     }
     let is_damaged = *end == RunEnd::Restart(RestartReason::QueueDamaged);
     parts.stop.stop();

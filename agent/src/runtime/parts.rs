@@ -2,7 +2,7 @@
 
 use super::{
     collectors::{CollectorStatuses, Destination},
-    delivery::WorkspaceClient,
+    delivery::{LaneDelivery, WorkspaceClient},
     events::AgentEvents,
 };
 use crate::{
@@ -22,6 +22,8 @@ pub(super) struct Parts {
     pub(super) host: HostLabel,
     pub(super) cloud: Option<Arc<CloudInstance>>,
     pub(super) client: Arc<WorkspaceClient>,
+    /// The workspace as the destination of lane `records`.
+    pub(super) delivery: Arc<LaneDelivery>,
     /// Lane `records`.
     pub(super) records: Destination,
     pub(super) events: Arc<AgentEvents>,

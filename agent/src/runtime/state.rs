@@ -5,13 +5,13 @@ use super::{
     status::StatusSource,
     tasks::{RestartReason, RunEnd},
 };
-use crate::platform::{FileIdentity, file_identity};
 use std::{
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
+use vedette_platform::{FileIdentity, file_identity};
 
 /// Poll interval.
 const STATE_POLL: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ impl StateWatch {
 
     async fn end(&self) -> Option<RunEnd> {
         let lane = &self.parts.records.lane;
-        let lost = lane.take_lost().filter(|_| *self.resumed.borrow());
+        let lost = self.parts.delivery.take_lost().filter(|_| *self.resumed.borrow());
         if let Some(lost) = lost.filter(|_| self.last_reread.is_none_or(|at| at.elapsed() >= REREAD_EVERY)) {
             let queue = Arc::clone(lane.queue());
             match tokio::task::spawn_blocking(move || queue.read_again(lost)).await.expect("the queue does not panic") {

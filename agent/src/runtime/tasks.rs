@@ -76,7 +76,7 @@ impl Tasks {
         F: Future<Output = RunEnd> + Send + 'static,
     {
         let mut stop = self.stop.subscribe();
-        let kept = async move {
+        let supervised = async move {
             let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
             loop {
                 let began = Instant::now();
@@ -106,7 +106,7 @@ impl Tasks {
                 }
             }
         };
-        self.names.insert(self.set.spawn(kept).id(), name);
+        self.names.insert(self.set.spawn(supervised).id(), name);
     }
 
     /// Starts a task that ends by itself, after the stop at the latest. If it panics, the run ends.
@@ -173,12 +173,12 @@ mod tests {
     async fn a_stop_waits_for_what_finishes_and_drops_what_is_kept() {
         let (mut tasks, done) = (Tasks::new(), Arc::<AtomicUsize>::default());
         let held = Arc::new(());
-        let (kept, count) = (Arc::clone(&held), Arc::clone(&done));
+        let (supervised, count) = (Arc::clone(&held), Arc::clone(&done));
         tasks.supervise("kept", move || {
-            let kept = Arc::clone(&kept);
+            let supervised = Arc::clone(&supervised);
             async move {
                 std::future::pending::<()>().await;
-                drop(kept);
+                drop(supervised);
                 RunEnd::Signal("never")
             }
         });

@@ -1,14 +1,21 @@
-//! `addresses`: all interfaces with their addresses, at start, every hour, and at once when the kernel reports a change
-//! (rtnetlink(7)).
+//! `addresses`: all interfaces with their addresses, at start, every hour, and when the operating system reports a change.
 
-mod rtnetlink;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(target_os = "linux")]
+use linux as platform;
+#[cfg(windows)]
+use windows as platform;
 
 use crate::{
     BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
     settings::Interval,
-    spec::{Collector, Plan, Spec, Watch, collector_settings},
+    spec::{Collector, Plan, Platform, Spec, Watch, collector_settings},
 };
-use rtnetlink::Rtnetlink;
+use platform::Interfaces;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -21,7 +28,7 @@ use vedette_wire::{
     body::{Address, Change, Snapshot},
 };
 
-/// Maximum wait for kernel events between checks for a stop.
+/// Maximum wait for changes between checks for a stop.
 const LISTEN: Duration = Duration::from_secs(1);
 /// Time in which changes of one burst are gathered.
 const GATHER: Duration = Duration::from_millis(100);
@@ -53,7 +60,8 @@ impl Collector for Definition {
     const CLASS: CollectorClass = CollectorClass::Inventory;
     const KIND: &'static str = "address";
     const SUMMARY: &'static str = "network interfaces and their addresses, on change at once";
-    const READS: &'static str = "rtnetlink, /etc/resolv.conf";
+    const READS: &'static str = platform::READS;
+    const PLATFORMS: &'static [Platform] = &[Platform::Linux, Platform::Windows];
 
     fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {
         let every = settings.every.0;
@@ -71,38 +79,38 @@ struct Addresses {
 type Key = (u32, Option<String>);
 
 impl Watch for Addresses {
-    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
-        let failed = |err| CollectError::read("rtnetlink", err);
-        let kernel = Rtnetlink::open().map_err(failed)?;
-        let source = Arc::new(Source { collector: SPEC.id, id: format!("run:{:x}", cx.now()), name: None });
+    fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
+        let failed = |err| CollectError::read(platform::INTERFACE, err);
+        let interfaces = Interfaces::open().map_err(failed)?;
+        let source = Arc::new(Source { collector: SPEC.id, id: format!("run:{:x}", context.now()), name: None });
         let mut known: BTreeMap<Key, Address> = BTreeMap::new();
         let (mut position, mut snapshot_at) = (0, None::<Instant>);
         loop {
-            let now = read(cx, &kernel).map_err(failed)?;
+            let now = by_key(interfaces.addresses(context).map_err(failed)?);
             let full = snapshot_at.is_none_or(|at| at.elapsed() >= self.every);
-            let changes = if full { snapshot(&now, cx.now()) } else { changes(&known, &now) };
+            let changes = if full { snapshot(&now, context.now()) } else { changes(&known, &now) };
             if full {
                 snapshot_at = Some(Instant::now());
             }
             known = now;
             let mut chunk = Chunk::new(Arc::clone(&source));
             for address in changes {
-                chunk.push(cx.now(), Position(position, position + 1), &Body::from(address));
+                chunk.push(context.now(), Position(position, position + 1), &Body::from(address));
                 position += 1;
             }
             if !chunk.entries.is_empty() {
                 outlet.emit(chunk)?;
             }
-            if cx.once.is_some() {
+            if context.once.is_some() {
                 return Ok(());
             }
             loop {
                 if outlet.is_stopped() {
                     return Ok(());
                 }
-                if kernel.changed(LISTEN).map_err(failed)? {
+                if interfaces.changed(LISTEN).map_err(failed)? {
                     std::thread::sleep(GATHER);
-                    kernel.drain();
+                    interfaces.drain();
                     break;
                 }
                 if snapshot_at.is_some_and(|at| at.elapsed() >= self.every) {
@@ -113,20 +121,9 @@ impl Watch for Addresses {
     }
 }
 
-fn read(cx: &CollectorContext, kernel: &Rtnetlink) -> std::io::Result<BTreeMap<Key, Address>> {
-    let dns = name_servers(&cx.text("/etc/resolv.conf").unwrap_or_default());
-    let mut out = BTreeMap::new();
-    for mut address in kernel.addresses()? {
-        address.dns.clone_from(&dns);
-        out.insert((address.interface_index, address.address.clone()), address);
-    }
-    Ok(out)
-}
-
-/// `nameserver` lines of resolv.conf(5).
-fn name_servers(text: &str) -> Vec<String> {
-    let server = |line: &str| line.trim().strip_prefix("nameserver")?.split_whitespace().next().map(str::to_owned);
-    text.lines().filter_map(server).collect()
+fn by_key(addresses: Vec<Address>) -> BTreeMap<Key, Address> {
+    let key = |address: &Address| (address.interface_index, address.address.clone());
+    addresses.into_iter().map(|address| (key(&address), address)).collect()
 }
 
 fn snapshot(now: &BTreeMap<Key, Address>, time: i64) -> Vec<Address> {
@@ -148,5 +145,5 @@ fn changes(known: &BTreeMap<Key, Address>, now: &BTreeMap<Key, Address>) -> Vec<
     ended.chain(rest).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;

@@ -87,7 +87,7 @@ impl Collector for Definition {
         "files that the organization requests, if `allow` permits; policy cannot switch it off";
     const READS: &'static str = "requested files on the list `allow`; CAP_DAC_READ_SEARCH";
 
-    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
+    fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
         let wrong = |message: String| BuildError { collector: SPEC.id, message };
         for glob in &settings.allow {
             Pattern::new(glob).map_err(|err| wrong(format!("allow: {glob:?} is not a glob: {err}")))?;
@@ -95,7 +95,7 @@ impl Collector for Definition {
                 return Err(wrong(format!("allow: {glob:?} must be absolute, as in \"/var/log/*.log\"")));
             }
         }
-        match (&cx.requests, cx.once) {
+        match (&context.requests, context.once) {
             (Some(requests), None) => {
                 Ok(Plan::Watch(Box::new(Artifacts { settings: settings.clone(), requests: requests.clone() })))
             }
@@ -112,16 +112,16 @@ struct Artifacts {
 }
 
 impl Watch for Artifacts {
-    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         loop {
-            for wanted in self.requests.waiting() {
-                let sent = cx.cursors.iter().find(|(id, _)| *id == wanted.request);
+            for approved in self.requests.waiting() {
+                let sent = context.cursors.iter().find(|(id, _)| *id == approved.request);
                 let sent: Option<Sending> = sent.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok());
-                self.answer(cx, outlet, &wanted, sent.as_ref())?;
+                self.answer(context, outlet, &approved, sent.as_ref())?;
                 if outlet.is_stopped() {
                     return Ok(());
                 }
-                self.requests.answered(&wanted.request);
+                self.requests.answered(&approved.request);
             }
             if outlet.wait(DURABLE_POLL) == Wake::Stop {
                 return Ok(());
@@ -137,35 +137,35 @@ impl Artifacts {
     /// Sends a file or a refusal.
     fn answer(
         &self,
-        cx: &CollectorContext,
+        context: &CollectorContext,
         outlet: &Outlet,
-        wanted: &ApprovedRequest,
+        approved: &ApprovedRequest,
         sent: Option<&Sending>,
     ) -> Result<(), CollectError> {
         let source =
-            Arc::new(Source { collector: SPEC.id, id: wanted.request.clone(), name: Some(wanted.path.clone()) });
-        let opened = match &wanted.refused {
+            Arc::new(Source { collector: SPEC.id, id: approved.request.clone(), name: Some(approved.path.clone()) });
+        let opened = match &approved.refused {
             Some(why) => Err(why.clone()),
-            None => self.open(cx, wanted),
+            None => self.open(context, approved),
         };
         let refused = match opened {
-            Ok((file, real)) => match self.send(cx, outlet, wanted, &source, (file, real), sent)? {
+            Ok((file, real)) => match self.send(context, outlet, approved, &source, (file, real), sent)? {
                 Ok(()) => return Ok(()),
                 Err(why) => why,
             },
             Err(why) => why,
         };
-        tracing::warn!(path = wanted.path, why = refused, "artifact request refused");
+        tracing::warn!(path = approved.path, why = refused, "artifact request refused");
         let body = Artifact {
-            request: wanted.request.clone(),
-            path: wanted.path.clone(),
+            request: approved.request.clone(),
+            path: approved.path.clone(),
             refused: Some(refused),
             ..Artifact::default()
         };
         let mut chunk = Chunk::new(source);
         let from = sent.map_or(0, |sent| sent.offset);
-        chunk.push(cx.now(), Position(from, from + 1), &Body::from(body));
-        chunk.forget.push(wanted.request.clone());
+        chunk.push(context.now(), Position(from, from + 1), &Body::from(body));
+        chunk.forget.push(approved.request.clone());
         outlet.emit(chunk)
     }
 
@@ -174,17 +174,17 @@ impl Artifacts {
     }
 
     /// The file, and its resolved path on the host.
-    fn open(&self, cx: &CollectorContext, wanted: &ApprovedRequest) -> Result<(File, String), Refusal> {
-        if !wanted.path.starts_with('/') {
+    fn open(&self, context: &CollectorContext, approved: &ApprovedRequest) -> Result<(File, String), Refusal> {
+        if !approved.path.starts_with('/') {
             return Err("the path is not absolute".to_owned());
         }
         let failed = |err: io::Error| format!("it cannot be opened: {err}");
-        let found = cx.host().and_then(|root| root.find(Path::new(&wanted.path))).map_err(failed)?;
+        let found = context.host().and_then(|root| root.find(Path::new(&approved.path))).map_err(failed)?;
         let host = found.path().display().to_string();
         if !Self::matches(&self.settings.allow, &host) {
             return Err(format!("{host} is not on this host's list of allowed paths ([collectors.artifacts] allow)"));
         }
-        if !wanted.paths.is_empty() && !Self::matches(&wanted.paths, &host) {
+        if !approved.paths.is_empty() && !Self::matches(&approved.paths, &host) {
             return Err(format!("{host} is not among the paths that the policy allows"));
         }
         let meta = found.meta();
@@ -193,7 +193,7 @@ impl Artifacts {
         }
         // A FIFO or a device must neither block nor be read.
         let file = found.read().map_err(failed)?;
-        let most = self.settings.bytes_max.0.min(wanted.bytes_max);
+        let most = self.settings.bytes_max.0.min(approved.bytes_max);
         if meta.len() > most {
             return Err(format!("it has {} bytes, and {most} are allowed", meta.len()));
         }
@@ -203,9 +203,9 @@ impl Artifacts {
     /// Sends the file from an offset on; reads the part before it for the digest.
     fn send(
         &self,
-        cx: &CollectorContext,
+        context: &CollectorContext,
         outlet: &Outlet,
-        wanted: &ApprovedRequest,
+        approved: &ApprovedRequest,
         source: &Arc<Source>,
         (mut file, real_path): (File, String),
         sent: Option<&Sending>,
@@ -218,7 +218,7 @@ impl Artifacts {
         };
         // Another file or other content is sent from the beginning.
         let from = sent.filter(|sent| sent.fingerprint == fingerprint(&before)).map_or(0, |sent| sent.offset);
-        let most = self.settings.bytes_max.0.min(wanted.bytes_max);
+        let most = self.settings.bytes_max.0.min(approved.bytes_max);
         let (mut digest, mut offset, mut piece) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
         loop {
             let got = match fill(&mut file, &mut piece) {
@@ -247,8 +247,8 @@ impl Artifacts {
             };
             let skipped = usize::try_from(from.saturating_sub(start)).unwrap_or(got).min(got);
             let body = Artifact {
-                request: wanted.request.clone(),
-                path: wanted.path.clone(),
+                request: approved.request.clone(),
+                path: approved.path.clone(),
                 offset: start + skipped as u64,
                 data: piece[skipped..got].to_vec(),
                 refused: None,
@@ -257,9 +257,9 @@ impl Artifacts {
             let mut chunk = Chunk::new(Arc::clone(source));
             // The last piece may be empty, and is a record too.
             let position = Position(start + skipped as u64, end + u64::from(last));
-            chunk.push(cx.now(), position, &Body::from(body));
+            chunk.push(context.now(), position, &Body::from(body));
             if last {
-                chunk.forget.push(wanted.request.clone());
+                chunk.forget.push(approved.request.clone());
             } else {
                 let sending = Sending { offset: end, fingerprint: fingerprint(&before) };
                 chunk.cursor = Some(rmp_serde::to_vec_named(&sending).expect("numbers serialize"));

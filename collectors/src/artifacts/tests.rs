@@ -34,7 +34,7 @@ fn host() -> (tempfile::TempDir, CollectorContext, Settings) {
     (dir, CollectorContext::new(root, Arc::new(|| 1)), Settings::default())
 }
 
-fn wanted(path: &str) -> ApprovedRequest {
+fn approved(path: &str) -> ApprovedRequest {
     ApprovedRequest {
         request: "r1".to_owned(),
         path: path.to_owned(),
@@ -46,15 +46,15 @@ fn wanted(path: &str) -> ApprovedRequest {
 
 /// What is sent for a request from an offset on, and whether a cursor remains.
 fn answered(
-    cx: &CollectorContext,
+    context: &CollectorContext,
     settings: &Settings,
-    wanted: &ApprovedRequest,
+    approved: &ApprovedRequest,
     durable: Option<&Sending>,
 ) -> (Vec<Artifact>, Vec<Position>) {
     let sent = Arc::new(Sent::default());
     let outlet = Outlet::new(Arc::clone(&sent) as Arc<dyn Sink>, StopSignal::default());
     let artifacts = Artifacts { settings: settings.clone(), requests: Requests::default() };
-    artifacts.answer(cx, &outlet, wanted, durable).expect("is answered");
+    artifacts.answer(context, &outlet, approved, durable).expect("is answered");
     let chunks = sent.0.lock();
     let last = chunks.last().expect("there is an answer");
     assert!(last.cursor.is_none() && last.forget == ["r1"], "its place is forgotten");
@@ -69,45 +69,45 @@ fn answered(
 
 #[test]
 fn a_file_on_the_list_is_sent_whole_with_what_is_known_of_it() {
-    let (_dir, cx, settings) = host();
+    let (_dir, context, settings) = host();
     // Through a symbolic link to the directory.
-    let (pieces, positions) = answered(&cx, &settings, &wanted("/bin/tool"), None);
+    let (pieces, positions) = answered(&context, &settings, &approved("/bin/tool"), None);
     assert_eq!(pieces.len(), 2);
     let content: Vec<u8> = pieces.iter().flat_map(|piece| piece.data.clone()).collect();
     assert_eq!(content, vec![7; 3 * PIECE_BYTES / 2]);
     let whole = pieces[1].whole.as_ref().expect("with the last piece");
     assert_eq!((whole.size, whole.real_path.as_str()), (content.len() as u64, "/usr/bin/tool"));
     assert_eq!(whole.sha256, hex::encode(Sha256::digest(&content)));
-    let meta = fs::metadata(cx.path("/usr/bin/tool")).expect("is there");
+    let meta = fs::metadata(context.path("/usr/bin/tool")).expect("is there");
     assert_eq!((whole.mode, whole.user_id, whole.torn), (meta.mode(), meta.uid(), false));
     assert_eq!(whole.modified, meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
     assert!(positions.windows(2).all(|pair| pair[0].1 == pair[1].0), "they tile: {positions:?}");
-    let (empty, _) = answered(&cx, &settings, &wanted("/var/log/app/empty.log"), None);
+    let (empty, _) = answered(&context, &settings, &approved("/var/log/app/empty.log"), None);
     assert_eq!((empty.len(), empty[0].whole.as_ref().map(|whole| whole.size)), (1, Some(0)));
-    let (keys, _) = answered(&cx, &settings, &wanted("/home/bob/.ssh/authorized_keys"), None);
+    let (keys, _) = answered(&context, &settings, &approved("/home/bob/.ssh/authorized_keys"), None);
     assert_eq!(keys[0].data, b"ssh-ed25519 AAAA bob");
 }
 
 #[test]
 fn after_a_restart_the_rest_is_sent_and_the_digest_is_of_the_whole() {
-    let (_dir, cx, settings) = host();
-    let (all, _) = answered(&cx, &settings, &wanted("/usr/bin/tool"), None);
-    let meta = fs::metadata(cx.path("/usr/bin/tool")).expect("is there");
+    let (_dir, context, settings) = host();
+    let (all, _) = answered(&context, &settings, &approved("/usr/bin/tool"), None);
+    let meta = fs::metadata(context.path("/usr/bin/tool")).expect("is there");
     let sent = Sending { offset: PIECE_BYTES as u64, fingerprint: fingerprint(&meta) };
-    let (rest, positions) = answered(&cx, &settings, &wanted("/usr/bin/tool"), Some(&sent));
-    let told =
+    let (rest, positions) = answered(&context, &settings, &approved("/usr/bin/tool"), Some(&sent));
+    let position =
         |piece: &Artifact| (piece.offset, piece.data.len(), piece.whole.as_ref().map(|whole| whole.sha256.clone()));
-    assert_eq!((rest.len(), told(&rest[0])), (1, told(&all[1])));
+    assert_eq!((rest.len(), position(&rest[0])), (1, position(&all[1])));
     assert_eq!(positions[0].0, PIECE_BYTES as u64);
     // Rewritten meanwhile, so it is sent from the beginning.
-    fs::write(cx.path("/usr/bin/tool"), vec![8; 2 * PIECE_BYTES]).expect("writes");
-    let (anew, _) = answered(&cx, &settings, &wanted("/usr/bin/tool"), Some(&sent));
+    fs::write(context.path("/usr/bin/tool"), vec![8; 2 * PIECE_BYTES]).expect("writes");
+    let (anew, _) = answered(&context, &settings, &approved("/usr/bin/tool"), Some(&sent));
     assert_eq!((anew[0].offset, anew[0].data[0]), (0, 8));
 }
 
 #[test]
 fn what_is_not_on_the_list_or_is_no_plain_file_is_refused_with_the_reason() {
-    let (dir, cx, settings) = host();
+    let (dir, context, settings) = host();
     rustix::fs::mknodat(
         rustix::fs::CWD,
         dir.path().join("var/log/pipe"),
@@ -128,7 +128,7 @@ fn what_is_not_on_the_list_or_is_no_plain_file_is_refused_with_the_reason() {
         ("/var/log/missing", "cannot be opened"),
         ("var/log/app/empty.log", "not absolute"),
     ] {
-        let (pieces, _) = answered(&cx, &settings, &wanted(path), None);
+        let (pieces, _) = answered(&context, &settings, &approved(path), None);
         let [Artifact { refused: Some(why), data, .. }] = pieces.as_slice() else { panic!("{path}: {pieces:?}") };
         assert!(why.contains(expected) && data.is_empty(), "{path}: {why}");
     }
@@ -136,12 +136,12 @@ fn what_is_not_on_the_list_or_is_no_plain_file_is_refused_with_the_reason() {
 
 #[test]
 fn policy_and_host_both_limit_and_the_smaller_counts() {
-    let (_dir, cx, settings) = host();
-    let why = |settings: &Settings, wanted: &ApprovedRequest| {
-        let (pieces, _) = answered(&cx, settings, wanted, None);
+    let (_dir, context, settings) = host();
+    let why = |settings: &Settings, approved: &ApprovedRequest| {
+        let (pieces, _) = answered(&context, settings, approved, None);
         pieces[0].refused.clone().unwrap_or_default()
     };
-    let tool = wanted("/usr/bin/tool");
+    let tool = approved("/usr/bin/tool");
     let policy = ApprovedRequest { bytes_max: 10, ..tool.clone() };
     assert!(why(&settings, &policy).contains("10 are allowed"));
     let narrow = Settings { bytes_max: Bytes(9), ..settings.clone() };

@@ -42,7 +42,7 @@ impl Format {
 
 /// Files that may be dumps. Directories that cannot be listed are among the expansion's troubles.
 pub(super) fn candidates(
-    cx: &CollectorContext,
+    context: &CollectorContext,
     root: &Root,
     own: &[Pattern],
     expansion: &mut Expansion,
@@ -56,7 +56,8 @@ pub(super) fn candidates(
     let mut patterns: Vec<(Pattern, Format)> =
         known.into_iter().filter_map(|(text, format)| Some((Pattern::new(text).ok()?, format))).collect();
     patterns.extend(own.iter().map(|pattern| (pattern.clone(), Format::Core)));
-    patterns.extend(core_pattern(cx).and_then(|text| Pattern::new(&text).ok()).map(|pattern| (pattern, Format::Core)));
+    patterns
+        .extend(core_pattern(context).and_then(|text| Pattern::new(&text).ok()).map(|pattern| (pattern, Format::Core)));
     let mut out = Vec::new();
     for (pattern, format) in patterns {
         out.extend(expansion.expand(root, &pattern).into_iter().map(|named| (named, format)));
@@ -65,8 +66,8 @@ pub(super) fn candidates(
 }
 
 /// An absolute kernel.core_pattern as a glob.
-fn core_pattern(cx: &CollectorContext) -> Option<String> {
-    glob_of(&cx.text("/proc/sys/kernel/core_pattern")?)
+fn core_pattern(context: &CollectorContext) -> Option<String> {
+    glob_of(&context.text("/proc/sys/kernel/core_pattern")?)
 }
 
 /// Converts `/var/cores/core.%e.%p` to `/var/cores/core.*.*` (core(5)); absent for a pipe or a relative name.
@@ -97,7 +98,7 @@ pub(super) fn glob_of(pattern: &str) -> Option<String> {
 
 /// Reads the facts of a dump; false if the file is none.
 pub(super) fn read(
-    cx: &CollectorContext,
+    context: &CollectorContext,
     file: &File,
     path: &Path,
     format: Format,
@@ -111,7 +112,7 @@ pub(super) fn read(
             coredump(file, path, crash);
             Ok(is_dump)
         }
-        Format::Apport => apport(cx, file, path, crash),
+        Format::Apport => apport(context, file, path, crash),
         Format::Kdump => {
             crash.process = Some("kernel".to_owned());
             Ok(true)
@@ -179,7 +180,7 @@ fn coredump(file: &File, path: &Path, crash: &mut Crash) {
 
 /// Reads the `Key: value` lines before the core; continuation lines start with a space (apport's problem_report). Pid and user
 /// are in the copy of `/proc/PID/status`; the report's name holds the user, too: `_usr_bin_app.1000.crash`.
-fn apport(cx: &CollectorContext, file: &File, path: &Path, crash: &mut Crash) -> io::Result<bool> {
+fn apport(context: &CollectorContext, file: &File, path: &Path, crash: &mut Crash) -> io::Result<bool> {
     let mut kind = String::new();
     let mut block = String::new();
     for line in BufReader::new(file.take(1 << 20)).split(b'\n') {
@@ -202,7 +203,7 @@ fn apport(cx: &CollectorContext, file: &File, path: &Path, crash: &mut Crash) ->
         let value = std::mem::replace(&mut block, key.to_owned());
         match key {
             "ProblemType" => kind = value,
-            "Date" => crash.time = date(cx, &value).or(crash.time),
+            "Date" => crash.time = date(context, &value).or(crash.time),
             "ExecutablePath" => crash.path = Some(value),
             "ProcCmdline" => crash.cmd_line = Some(value),
             "Signal" => crash.signal = value.parse().ok(),
@@ -223,28 +224,28 @@ fn apport(cx: &CollectorContext, file: &File, path: &Path, crash: &mut Crash) ->
 }
 
 /// Parses `Thu Nov 26 10:00:28 2026`, in the host's time zone (asctime(3)).
-fn date(cx: &CollectorContext, text: &str) -> Option<i64> {
+fn date(context: &CollectorContext, text: &str) -> Option<i64> {
     let (_weekday, date) = text.split_once(' ')?;
     match vedette_wire::stamp::head(date.as_bytes()).stamp?.when {
-        When::Local(time) => Some(crate::syslog::parse::to_utc(time, &crate::host::time_zone(cx).1)),
+        When::Local(time) => Some(crate::syslog::parse::to_utc(time, &crate::host::time_zone(context).1)),
         When::Utc(time) => Some(time),
         When::Yearless(_) | When::Impossible => None,
     }
 }
 
 /// `name version` of the Debian package that owns a file.
-pub(super) fn package(cx: &CollectorContext, executable: &str) -> Option<String> {
+pub(super) fn package(context: &CollectorContext, executable: &str) -> Option<String> {
     // /bin links to /usr/bin on most hosts, and dpkg knows one of the two names.
     let other = executable.strip_prefix("/usr").map_or_else(|| format!("/usr{executable}"), str::to_owned);
     const LISTS: &str = "/var/lib/dpkg/info";
-    let (_, lists) = cx.host().and_then(|root| root.entries(Path::new(LISTS))).ok()?;
+    let (_, lists) = context.host().and_then(|root| root.entries(Path::new(LISTS))).ok()?;
     let name = lists.filter_map(Result::ok).find_map(|entry| {
         let name = entry.file_name().to_str().ok()?.strip_suffix(".list")?.to_owned();
-        let text = cx.text(&format!("{LISTS}/{name}.list"))?;
+        let text = context.text(&format!("{LISTS}/{name}.list"))?;
         text.lines().any(|line| line == executable || line == other).then_some(name)
     })?;
     let name = name.split(':').next().unwrap_or(&name);
-    let status = cx.text("/var/lib/dpkg/status")?;
+    let status = context.text("/var/lib/dpkg/status")?;
     let head = format!("Package: {name}");
     let paragraph = status.split("\n\n").find(|paragraph| paragraph.lines().next() == Some(&head))?;
     let version = paragraph.lines().find_map(|line| line.strip_prefix("Version: "))?;

@@ -9,10 +9,10 @@ use crate::{
     BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Wake,
     root::{
         Root,
-        glob::{Expansion, Pattern},
+        glob::{self, Expansion, Pattern},
     },
     settings::Interval,
-    spec::{self, Collector, Plan, Skip, Spec, Watch, collector_settings},
+    spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
 };
 use rustix::fs::Stat;
 use schemars::JsonSchema;
@@ -69,7 +69,7 @@ impl Collector for Definition {
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
     fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {
-        let patterns = spec::patterns(SPEC.id, &settings.paths)?;
+        let patterns = glob::patterns(SPEC.id, &settings.paths)?;
         Ok(Plan::Watch(Box::new(CrashDumps { every: settings.every.0, patterns })))
     }
 }
@@ -77,21 +77,21 @@ impl Collector for Definition {
 pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 /// Marks existing dumps as reported.
-fn skip(settings: &Settings, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+fn skip(settings: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
-    let mut reported = Reported::of(cx);
-    let patterns = spec::patterns(SPEC.id, &settings.paths).map_err(|err| CollectError::Absent(err.message))?;
-    let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
-    let there = formats::candidates(cx, &root, &patterns, &mut Expansion::default());
-    let there = there.into_iter().filter(|(named, _)| named.is_file() && named.stat.st_size > 0);
-    let count = there.filter(|(named, _)| reported.dumps.insert(identity(&named.stat))).count() as u64;
+    let mut reported = Reported::of(context);
+    let patterns = glob::patterns(SPEC.id, &settings.paths).map_err(|err| CollectError::Absent(err.message))?;
+    let root = context.host().map_err(|err| CollectError::read(context.root.display().to_string(), err))?;
+    let dumps = formats::candidates(context, &root, &patterns, &mut Expansion::default());
+    let dumps = dumps.into_iter().filter(|(named, _)| named.is_file() && named.stat.st_size > 0);
+    let count = dumps.filter(|(named, _)| reported.dumps.insert(identity(&named.stat))).count() as u64;
     let mut chunk = Chunk::new(source);
     if count > 0 {
         let positions = Some(Position(reported.count, reported.count + count));
         chunk.dropped.push(Dropped { reason: Reason::Policy, count, positions });
         reported.count += count;
     }
-    reported.passed_over = cx.now();
+    reported.passed_over = context.now();
     chunk.cursor = Some(rmp_serde::to_vec_named(&reported).expect("numbers serialize"));
     outlet.emit(chunk)
 }
@@ -129,39 +129,39 @@ struct Reported {
 }
 
 impl Reported {
-    fn of(cx: &CollectorContext) -> Self {
-        let kept = cx.cursors.iter().find(|(id, _)| id == SOURCE);
-        kept.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok()).unwrap_or_default()
+    fn of(context: &CollectorContext) -> Self {
+        let cursor = context.cursors.iter().find(|(id, _)| id == SOURCE);
+        cursor.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok()).unwrap_or_default()
     }
 }
 
 impl Watch for CrashDumps {
-    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let source = Arc::new(Source { collector: SPEC.id, id: SOURCE.to_owned(), name: None });
-        let mut reported = Reported::of(cx);
-        let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
-        let (mut growing, mut said) = (Growing::default(), String::new());
+        let mut reported = Reported::of(context);
+        let root = context.host().map_err(|err| CollectError::read(context.root.display().to_string(), err))?;
+        let (mut growing, mut noted) = (Growing::default(), String::new());
         loop {
-            let (mut there, mut expansion) = (BTreeSet::new(), Expansion::default());
+            let (mut dumps, mut expansion) = (BTreeSet::new(), Expansion::default());
             let mut troubles = Vec::new();
             growing.begin();
-            for (named, format) in formats::candidates(cx, &root, &self.patterns, &mut expansion) {
+            for (named, format) in formats::candidates(context, &root, &self.patterns, &mut expansion) {
                 // Links are not followed: everybody may be able to write to a directory of dumps.
                 let (path, identity) = (&named.path, identity(&named.stat));
-                there.insert(identity);
+                dumps.insert(identity);
                 if reported.dumps.contains(&identity) || !named.is_file() || named.stat.st_size == 0 {
                     continue;
                 }
-                if cx.once.is_none() && !growing.has_settled(path, &named.stat) {
+                if context.once.is_none() && !growing.has_settled(path, &named.stat) {
                     continue;
                 }
-                match describe(cx, outlet, &root, (path, format), reported.passed_over) {
+                match describe(context, outlet, &root, (path, format), reported.passed_over) {
                     // Stopped: the next start looks at it again.
                     Ok(Some(_)) if outlet.is_stopped() => return Ok(()),
                     Ok(Some(crash)) => {
                         let mut chunk = Chunk::new(Arc::clone(&source));
                         let at = reported.count;
-                        chunk.push(cx.now(), Position(at, at + 1), &Body::from(crash));
+                        chunk.push(context.now(), Position(at, at + 1), &Body::from(crash));
                         reported.count += 1;
                         reported.dumps.insert(identity);
                         chunk.cursor = Some(rmp_serde::to_vec_named(&reported).expect("numbers serialize"));
@@ -177,16 +177,16 @@ impl Watch for CrashDumps {
             }
             troubles.extend(expansion.troubles.iter().map(|(path, err)| format!("{}: {err}", path.display())));
             let now = troubles.join("; ");
-            match (now == said, now.is_empty()) {
+            match (now == noted, now.is_empty()) {
                 (true, _) => {}
                 (false, true) => outlet.recovered(SPEC.id),
                 (false, false) => outlet.report_problem(SPEC.id, &now),
             }
-            said = now;
+            noted = now;
             if reported.dumps.len() > REMEMBERED_MAX {
-                reported.dumps.retain(|identity| there.contains(identity));
+                reported.dumps.retain(|identity| dumps.contains(identity));
             }
-            if cx.once.is_some() {
+            if context.once.is_some() {
                 return Ok(());
             }
             let pause = if growing.now.is_empty() { self.every } else { SETTLED_AFTER };
@@ -227,7 +227,7 @@ impl Growing {
 
 /// Describes a dump; absent if it is none, or is excluded by its time.
 fn describe(
-    cx: &CollectorContext,
+    context: &CollectorContext,
     outlet: &Outlet,
     root: &Root,
     (path, format): (&Path, formats::Format),
@@ -245,10 +245,11 @@ fn describe(
         time: Some(meta.mtime().saturating_mul(1_000_000_000)),
         ..Crash::default()
     };
-    if !formats::read(cx, &file, path, format, &mut crash)? {
+    if !formats::read(context, &file, path, format, &mut crash)? {
         return Ok(None);
     }
-    crash.package = crash.path.as_deref().and_then(|executable| formats::package(cx, executable)).or(crash.package);
+    crash.package =
+        crash.path.as_deref().and_then(|executable| formats::package(context, executable)).or(crash.package);
     if meta.len() <= DIGEST_BYTES_MAX {
         crash.sha256 = digest(outlet, &mut file)?;
     }
@@ -270,6 +271,17 @@ fn digest(outlet: &Outlet, file: &mut File) -> io::Result<Option<String>> {
         }
         hash.update(&block[..got]);
     }
+}
+
+/// Reads the notes of a core, and a core from a file in memory.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    use std::io::Write;
+    elf::read_notes(bytes, &mut Crash::default());
+    let file = rustix::fs::memfd_create("core", rustix::fs::MemfdFlags::CLOEXEC).expect("memory is there");
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes).expect("memory is there");
+    let _ = elf::read(&file, &mut Crash::default());
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@ use proptest::prelude::*;
 use std::process::Command;
 
 #[derive(Default)]
-struct Kept {
+struct MemorySink {
     crashes: Mutex<Vec<Crash>>,
     cursor: Mutex<Vec<(String, Vec<u8>)>>,
 }
 
-impl Sink for Kept {
+impl Sink for MemorySink {
     fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         for (_, body) in chunk.bodies() {
             let Body::Crash(crash) = rmp_serde::from_slice(body).expect("a body") else { panic!("no crash") };
@@ -29,16 +29,16 @@ impl Sink for Kept {
 }
 
 /// One poll below a root, with the previous cursor.
-fn look(root: &Path, paths: &[&str], kept: &Arc<Kept>) -> Vec<Crash> {
-    let cx = CollectorContext {
-        cursors: kept.cursor.lock().clone(),
+fn look(root: &Path, paths: &[&str], sink: &Arc<MemorySink>) -> Vec<Crash> {
+    let context = CollectorContext {
+        cursors: sink.cursor.lock().clone(),
         once: Some(100),
         ..CollectorContext::new(root, Arc::new(|| i64::MAX))
     };
     let patterns = paths.iter().map(|path| Pattern::new(path).expect("a pattern")).collect();
-    let mut outlet = Outlet::new(Arc::clone(kept) as Arc<dyn Sink>, StopSignal::default());
-    CrashDumps { every: Duration::from_secs(10), patterns }.watch(&cx, &mut outlet).expect("looks");
-    std::mem::take(&mut *kept.crashes.lock())
+    let mut outlet = Outlet::new(Arc::clone(sink) as Arc<dyn Sink>, StopSignal::default());
+    CrashDumps { every: Duration::from_secs(10), patterns }.watch(&context, &mut outlet).expect("looks");
+    std::mem::take(&mut *sink.crashes.lock())
 }
 
 fn put(root: &Path, path: &str, bytes: &[u8]) {
@@ -59,8 +59,8 @@ fn a_core_of_this_kernel_tells_process_signal_and_executable() {
     let mut child = Command::new("/bin/bash").args(["-c", script]).current_dir(dir.path()).spawn().expect("runs");
     let pid = child.id();
     child.wait().expect("ends");
-    let kept = Arc::new(Kept::default());
-    let crashes = look(dir.path(), &["/core*"], &kept);
+    let sink = Arc::new(MemorySink::default());
+    let crashes = look(dir.path(), &["/core*"], &sink);
     let [crash] = crashes.as_slice() else { panic!("{crashes:?}") };
     assert_eq!((crash.pid, crash.signal, crash.process.as_deref()), (Some(pid), Some(11), Some("sh")));
     assert!(crash.path.as_deref().is_some_and(|path| path.contains("sh")), "{crash:?}");
@@ -69,10 +69,10 @@ fn a_core_of_this_kernel_tells_process_signal_and_executable() {
     let sum = Command::new("sha256sum").arg(&file).output().expect("runs");
     assert_eq!(crash.sha256.as_deref(), String::from_utf8_lossy(&sum.stdout).split(' ').next());
     assert!(!crash.truncated);
-    assert!(look(dir.path(), &["/core*"], &kept).is_empty(), "each once, also after a restart");
+    assert!(look(dir.path(), &["/core*"], &sink).is_empty(), "each once, also after a restart");
     let bytes = std::fs::read(&file).expect("reads");
     put(dir.path(), "core.cut", &bytes[..bytes.len() / 2]);
-    let cut = look(dir.path(), &["/core*"], &kept);
+    let cut = look(dir.path(), &["/core*"], &sink);
     assert!(cut.len() == 1 && cut[0].truncated, "{cut:?}");
 }
 
@@ -101,8 +101,8 @@ fn dumps_of_each_system_are_found_with_what_it_notes() {
     put(dir.path(), "cores/README", b"no dump either");
     put(dir.path(), "var/lib/dpkg/info/app.list", b"/.\n/usr/bin/app\n");
     put(dir.path(), "var/lib/dpkg/status", b"Package: other\nVersion: 9\n\nPackage: app\nStatus: ok\nVersion: 1.2-3\n");
-    let kept = Arc::new(Kept::default());
-    let mut crashes = look(dir.path(), &["/cores/*"], &kept);
+    let sink = Arc::new(MemorySink::default());
+    let mut crashes = look(dir.path(), &["/cores/*"], &sink);
     crashes.sort_by(|a, b| (&a.format, a.pid).cmp(&(&b.format, b.pid)));
     let [kernel, other, apport, kdump, escaped, systemd] = crashes.as_slice() else { panic!("{crashes:#?}") };
     let (kernel, other) = if kernel.process.as_deref() == Some("kernel") { (kernel, other) } else { (other, kernel) };
@@ -138,7 +138,7 @@ fn cores_are_found_where_an_absolute_core_pattern_puts_them() {
     core[..6].copy_from_slice(b"\x7fELF\x02\x01");
     core[16] = 4;
     put(dir.path(), "cores/core.app.812", &core);
-    assert_eq!(look(dir.path(), &[], &Arc::new(Kept::default())).len(), 1);
+    assert_eq!(look(dir.path(), &[], &Arc::new(MemorySink::default())).len(), 1);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn numbers_that_lie_do_no_harm() {
     put(dir.path(), "core", &head);
     head[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
     put(dir.path(), "core2", &head);
-    let crashes = look(dir.path(), &["/core*"], &Arc::new(Kept::default()));
+    let crashes = look(dir.path(), &["/core*"], &Arc::new(MemorySink::default()));
     assert_eq!(crashes.len(), 2);
     assert!(crashes[0].truncated);
 }

@@ -1,19 +1,30 @@
 //! `host`: facts of the host, at start and every hour.
 
-mod facts;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(windows)]
+mod smbios;
 mod virtualization;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(target_os = "linux")]
+use linux as platform;
+#[cfg(windows)]
+use windows as platform;
 
 use crate::{
     BuildError, CollectError, CollectorClass, CollectorContext, Poll,
     settings::Interval,
-    spec::{Collector, Plan, Spec, collector_settings},
+    spec::{Collector, Plan, Platform, Spec, collector_settings},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use vedette_wire::{Body, record::HostLabel, text};
 
-pub(crate) use facts::{boot_time, time_zone};
+#[cfg(target_os = "linux")]
+pub(crate) use linux::{boot_time, time_zone};
 
 /// Settings of `[collectors.host]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,8 +53,8 @@ impl Collector for Definition {
     const CLASS: CollectorClass = CollectorClass::Inventory;
     const KIND: &'static str = "host";
     const SUMMARY: &'static str = "operating system, machine name, hardware, firmware, virtualisation";
-    const READS: &'static str =
-        "/etc/os-release, /etc/machine-id, /etc/localtime, /proc, /sys/class/dmi/id; serial number and UUID as root";
+    const READS: &'static str = platform::READS;
+    const PLATFORMS: &'static [Platform] = &[Platform::Linux, Platform::Windows];
 
     fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {
         let every = settings.every.0;
@@ -55,27 +66,55 @@ pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 #[derive(Default)]
 struct Host {
-    /// Serial number and UUID exist, but this user cannot read them.
-    refused: bool,
+    /// A permission that some facts need, and its remedy.
+    problem: Option<String>,
 }
 
 impl Poll for Host {
-    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError> {
-        let serial = std::fs::File::open(cx.path("/sys/class/dmi/id/product_serial"));
-        self.refused = serial.is_err_and(|err| err.kind() == std::io::ErrorKind::PermissionDenied);
-        Ok(vec![facts::read(cx).into()])
+    fn poll(&mut self, context: &CollectorContext) -> Result<Vec<Body>, CollectError> {
+        self.problem = platform::problem(context);
+        Ok(vec![platform::read(context).into()])
     }
 
     fn problem(&self) -> Option<String> {
-        let why = "serial number and UUID of the machine cannot be read; give the agent CAP_DAC_READ_SEARCH";
-        self.refused.then(|| why.to_owned())
+        self.problem.clone()
     }
 }
 
 /// The host label of batches.
-pub fn label(cx: &CollectorContext) -> HostLabel {
-    let facts = facts::read(cx);
+pub fn label(context: &CollectorContext) -> HostLabel {
+    let facts = platform::read(context);
     let (hostname, os_name, os_version) = (facts.hostname, facts.os.name, facts.os.version);
+    let os_family = facts.os.family;
     let os_version = os_version.as_deref().map(text::label);
-    HostLabel { hostname: text::label(&hostname), os_name: text::label(&os_name), os_version, ..HostLabel::default() }
+    let (hostname, os_name) = (text::label(&hostname), text::label(&os_name));
+    HostLabel { os_family, hostname, os_name, os_version, ..HostLabel::default() }
+}
+
+/// Id of the machine, which an installation keeps; absent if it has none.
+pub fn machine_id(context: &CollectorContext) -> Option<String> {
+    platform::machine_id(context)
+}
+
+/// Id of the running boot; absent if the platform has none.
+pub fn boot_id(context: &CollectorContext) -> Option<String> {
+    platform::boot_id(context)
+}
+
+/// Strings of the firmware (SMBIOS) by which clouds name themselves; empty where there are none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dmi {
+    /// Vendor of the system.
+    pub vendor: String,
+    /// Product name of the system.
+    pub product: String,
+    /// Version of the firmware.
+    pub bios_version: String,
+    /// Asset tag of the chassis.
+    pub chassis_asset_tag: String,
+}
+
+/// Reads the strings of the firmware.
+pub fn dmi(context: &CollectorContext) -> Dmi {
+    platform::dmi(context)
 }

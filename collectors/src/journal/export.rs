@@ -95,11 +95,11 @@ impl Parser {
         let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
         let start = end + 9;
         if length > VALUE_BYTES_MAX as u64 {
-            let there = rest.get(start..)?;
+            let present = rest.get(start..)?;
             // Keeps the start of the value and skips the rest.
-            let kept = there.get(..VALUE_BYTES_MAX)?;
+            let value = present.get(..VALUE_BYTES_MAX)?;
             self.entry.cut(line);
-            self.entry.set(line, kept);
+            self.entry.set(line, value);
             // The value and the newline after it.
             self.skip = length.saturating_add(1);
             return Some(at + start);
@@ -138,9 +138,9 @@ impl Entry {
             // A field may occur more than once: the first one counts, the others are kept with it.
             match self.fields.get_mut(&*name) {
                 None => drop(self.fields.insert(name.into_owned(), value)),
-                Some(there) => {
-                    there.push('\n');
-                    there.push_str(&value);
+                Some(present) => {
+                    present.push('\n');
+                    present.push_str(&value);
                 }
             }
         }

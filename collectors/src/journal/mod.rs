@@ -7,7 +7,7 @@ mod export;
 
 use crate::{
     BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
-    outlet::{Room, RoomWait},
+    room::{Room, RoomWait},
     root::glob::{Expansion, Pattern},
     spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
 };
@@ -54,8 +54,8 @@ impl Default for Settings {
 const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
 
 /// Files in the first directory that holds a journal; absent if there is none.
-fn files(cx: &CollectorContext) -> Option<Vec<PathBuf>> {
-    let root = cx.host().ok()?;
+fn files(context: &CollectorContext) -> Option<Vec<PathBuf>> {
+    let root = context.host().ok()?;
     DIRECTORIES.iter().find_map(|dir| {
         let pattern = Pattern::new(&format!("{dir}/*/*.journal")).expect("a pattern");
         let named = Expansion::default().expand(&root, &pattern);
@@ -64,8 +64,8 @@ fn files(cx: &CollectorContext) -> Option<Vec<PathBuf>> {
 }
 
 /// Whether this agent can read the journal: it exists, can be opened, and there is a journalctl.
-pub(crate) fn is_readable(cx: &CollectorContext) -> bool {
-    let (Some(files), Ok(root)) = (files(cx), cx.host()) else { return false };
+pub(crate) fn is_readable(context: &CollectorContext) -> bool {
+    let (Some(files), Ok(root)) = (files(context), context.host()) else { return false };
     files.iter().any(|path| root.read(path).is_ok())
         && ["/usr/bin", "/bin", "/usr/local/bin"]
             .iter()
@@ -86,8 +86,8 @@ impl Collector for Definition {
     const READS: &'static str = "/var/log/journal or /run/log/journal, by journalctl; group systemd-journal";
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
-    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
-        if files(cx).is_none() {
+    fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
+        if files(context).is_none() {
             return Ok(Plan::Absent(format!("this host keeps no journal in {} or {}", DIRECTORIES[0], DIRECTORIES[1])));
         }
         Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
@@ -97,18 +97,19 @@ impl Collector for Definition {
 pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 /// Moves to the newest entry; counts the skipped ones by their sequence numbers.
-fn skip(_: &Settings, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-    let newest = match files(cx) {
-        Some(_) => last_cursor(cx)?,
+fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+    let newest = match files(context) {
+        Some(_) => last_cursor(context)?,
         None => None,
     };
     let Some(newest) = newest else {
         // If the journal is not visible, it is read as configured by `start` once it is.
         let mut gone = Chunk::new(source(BEGIN));
-        gone.forget = cx.cursors.iter().map(|(id, _)| id.clone()).collect();
+        gone.forget = context.cursors.iter().map(|(id, _)| id.clone()).collect();
         return outlet.emit(gone);
     };
-    let place = cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
+    let place =
+        context.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
     let (id, newest_seqnum) = place_of_parts(&newest);
     let mut chunk = Chunk::new(source(&format!("journal:{id}")));
     if let Some((known, seqnum)) = place.as_deref().map(place_of_parts)
@@ -118,7 +119,7 @@ fn skip(_: &Settings, cx: &CollectorContext, outlet: &Outlet) -> Result<(), Coll
         let positions = Some(Position(seqnum + 1, newest_seqnum + 1));
         chunk.dropped.push(Dropped { reason: Reason::Policy, count: newest_seqnum - seqnum, positions });
     }
-    chunk.forget = cx.cursors.iter().map(|(id, _)| id.clone()).filter(|id| *id != chunk.source.id).collect();
+    chunk.forget = context.cursors.iter().map(|(id, _)| id.clone()).filter(|id| *id != chunk.source.id).collect();
     chunk.cursor = Some(newest.clone().into_bytes());
     outlet.emit(chunk)
 }
@@ -128,14 +129,14 @@ struct Journal {
 }
 
 impl Watch for Journal {
-    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
+    fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let mut place =
-            cx.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
-        if let Some(again) = place.as_deref().and_then(|place| first_missing(place, &cx.stored)) {
-            place = Some(again);
+            context.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
+        if let Some(missing) = place.as_deref().and_then(|place| first_missing(place, &context.stored)) {
+            place = Some(missing);
         }
-        if place.is_none() && self.start == crate::tail::Start::End && cx.once.is_none() {
-            place = last_cursor(cx)?;
+        if place.is_none() && self.start == crate::tail::Start::End && context.once.is_none() {
+            place = last_cursor(context)?;
             if let Some(cursor) = &place {
                 // A restart before the first entry must not start at a later end.
                 let mut begin = Chunk::new(source(BEGIN));
@@ -144,19 +145,19 @@ impl Watch for Journal {
             }
         }
         let mut arguments: Vec<String> = Vec::new();
-        match (cx.once, &place) {
+        match (context.once, &place) {
             (Some(lines), _) => arguments.push(format!("--lines={lines}")),
             (None, Some(cursor)) => {
                 arguments.extend(["--follow".to_owned(), "--no-tail".to_owned(), format!("--after-cursor={cursor}")]);
             }
             (None, None) => arguments.extend(["--follow".to_owned(), "--no-tail".to_owned()]),
         }
-        let mut child = Running(journalctl(cx, &arguments)?);
-        let earlier = cx.cursors.iter().map(|(id, _)| id.clone()).chain([BEGIN.to_owned()]).collect();
-        let result = follow(cx, outlet, &mut child.0, earlier);
-        if cx.once.is_none() && result.is_ok() && !outlet.is_stopped() {
-            let said = child.last_words();
-            return Err(CollectError::read("the journal", io::Error::other(format!("journalctl ended: {said}"))));
+        let mut child = Running(journalctl(context, &arguments)?);
+        let earlier = context.cursors.iter().map(|(id, _)| id.clone()).chain([BEGIN.to_owned()]).collect();
+        let result = follow(context, outlet, &mut child.0, earlier);
+        if context.once.is_none() && result.is_ok() && !outlet.is_stopped() {
+            let message = child.last_words();
+            return Err(CollectError::read("the journal", io::Error::other(format!("journalctl ended: {message}"))));
         }
         result
     }
@@ -168,11 +169,11 @@ struct Running(Child);
 impl Running {
     fn last_words(&mut self) -> String {
         drop(self.0.kill());
-        let mut said = String::new();
+        let mut message = String::new();
         if let Some(stderr) = &mut self.0.stderr {
-            drop(stderr.take(4096).read_to_string(&mut said));
+            drop(stderr.take(4096).read_to_string(&mut message));
         }
-        said.trim().to_owned()
+        message.trim().to_owned()
     }
 }
 
@@ -187,12 +188,12 @@ fn source(id: &str) -> Arc<Source> {
     Arc::new(Source { collector: SPEC.id, id: id.to_owned(), name: None })
 }
 
-fn journalctl(cx: &CollectorContext, arguments: &[String]) -> Result<Child, CollectError> {
+fn journalctl(context: &CollectorContext, arguments: &[String]) -> Result<Child, CollectError> {
     let mut command = Command::new("journalctl");
     command.args(["--output=export", "--all", "--quiet", "--no-pager"]);
     // Reads the persistent and the volatile journal, whichever exist, and also when one replaces the other.
-    if !cx.is_this_host() {
-        command.arg(format!("--root={}", cx.root.display()));
+    if !context.is_this_host() {
+        command.arg(format!("--root={}", context.root.display()));
     }
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     command.spawn().map_err(|err| match err.kind() {
@@ -206,12 +207,12 @@ fn journalctl(cx: &CollectorContext, arguments: &[String]) -> Result<Child, Coll
 }
 
 /// Cursor of the newest entry; absent in an empty journal.
-fn last_cursor(cx: &CollectorContext) -> Result<Option<String>, CollectError> {
-    let child = journalctl(cx, &["--lines=1".to_owned()])?;
+fn last_cursor(context: &CollectorContext) -> Result<Option<String>, CollectError> {
+    let child = journalctl(context, &["--lines=1".to_owned()])?;
     let output = child.wait_with_output().map_err(|err| CollectError::read("the journal", err))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(CollectError::read("the journal", io::Error::other(said)));
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(CollectError::read("the journal", io::Error::other(message)));
     }
     let mut last = None;
     Parser::default().push(&output.stdout, |entry| last = Some(entry.cursor().to_owned()));
@@ -220,7 +221,7 @@ fn last_cursor(cx: &CollectorContext) -> Result<Option<String>, CollectError> {
 
 /// `earlier` are source ids of former positions: the newest counts, the others are deleted.
 fn follow(
-    cx: &CollectorContext,
+    context: &CollectorContext,
     outlet: &Outlet,
     child: &mut Child,
     mut earlier: Vec<String>,
@@ -255,7 +256,7 @@ fn follow(
         if got == 0 {
             return Ok(());
         }
-        let now = cx.now();
+        let now = context.now();
         let mut chunks: Vec<Chunk> = Vec::new();
         parser.push(&block[..got], |entry| {
             let (id, seqnum) = place_of_parts(entry.cursor());
@@ -272,7 +273,7 @@ fn follow(
             }
             let chunk = chunks.last_mut().expect("pushed above");
             chunk.cursor = Some(entry.cursor().as_bytes().to_vec());
-            if cx.stored.iter().any(|stored| stored.id == id && stored.has(seqnum)) {
+            if context.stored.iter().any(|stored| stored.id == id && stored.has(seqnum)) {
                 return;
             }
             chunk.push(now, Position(seqnum, seqnum + 1), &Body::from(entry.into_body()));
@@ -317,6 +318,20 @@ impl Entry {
     fn cursor(&self) -> &str {
         &self.cursor
     }
+}
+
+/// Parses a stream whole and in two reads, which must give the same entries.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let entries = |parts: &[&[u8]]| {
+        let (mut parser, mut out) = (export::Parser::default(), Vec::new());
+        for part in parts {
+            parser.push(part, |entry| out.push(entry.into_body()));
+        }
+        out
+    };
+    let (one, two) = bytes.split_at(bytes.len() / 2);
+    assert_eq!(entries(&[bytes]), entries(&[one, two]), "entries depend on where a read ends");
 }
 
 #[cfg(test)]

@@ -59,8 +59,8 @@ fn an_entry_of_many_large_values_stays_within_its_limit() {
     }
     bytes.push(b'\n');
     let entry = &parse(&[&bytes])[0];
-    let kept: usize = entry.more.values().map(String::len).sum();
-    assert!(kept < 600 << 10, "{kept}");
+    let total: usize = entry.more.values().map(String::len).sum();
+    assert!(total < 600 << 10, "{total}");
     assert!(entry.more["VEDETTE_CUT"].starts_with("FIELD2 FIELD3"), "{}", entry.more["VEDETTE_CUT"]);
 }
 
@@ -85,8 +85,8 @@ fn after_a_lost_queue_reading_goes_on_at_the_first_hole() {
 #[test]
 fn a_host_without_a_journal_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let cx = CollectorContext::new(dir.path(), Arc::new(|| 1));
-    let Ok(Plan::Absent(why)) = Definition::build(&Settings::default(), &cx) else { panic!("not absent") };
+    let context = CollectorContext::new(dir.path(), Arc::new(|| 1));
+    let Ok(Plan::Absent(why)) = Definition::build(&Settings::default(), &context) else { panic!("not absent") };
     assert!(why.contains("/var/log/journal"), "{why}");
 }
 

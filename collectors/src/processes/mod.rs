@@ -1,23 +1,25 @@
 //! `processes`: a full snapshot at start and every hour; in between, starts, ends and changes.
 //!
-//! Reading all of `/proc/PID` costs ten times as much as `/proc/PID/stat`, so `stat` detects changes: the start time another
-//! process, the memory layout an exec under the same pid, the parent an orphan; the owner of the directory detects a change of
-//! user. Only then the rest is read.
+//! A glance at a process is cheap and detects a change; only then the rest is read. What a glance sees is the platform's.
 
-mod accounts;
-mod read;
-mod stat;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(target_os = "linux")]
+use linux as platform;
+#[cfg(windows)]
+use windows as platform;
 
 use crate::{
     BuildError, CollectError, CollectorClass, CollectorContext, Poll,
     settings::Interval,
-    spec::{self, Collector, Plan, Spec, collector_settings},
+    spec::{self, Collector, Plan, Platform, Spec, collector_settings},
 };
-use accounts::Accounts;
-use read::Reader;
+use platform::{Glance, Host, Reader};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use stat::Stat;
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
@@ -60,12 +62,12 @@ impl Collector for Definition {
     const CLASS: CollectorClass = CollectorClass::Inventory;
     const KIND: &'static str = "process";
     const SUMMARY: &'static str = "running processes: a snapshot, then what started, ended or changed";
-    const READS: &'static str = "/proc, /etc/passwd, /etc/group; executable, working directory and namespaces of other users' processes \
-            with CAP_SYS_PTRACE";
+    const READS: &'static str = platform::READS;
+    const PLATFORMS: &'static [Platform] = &[Platform::Linux, Platform::Windows];
 
-    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
-        if !cx.path("/proc/stat").exists() {
-            return Ok(Plan::Absent("there is no /proc below the host's root".to_owned()));
+    fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
+        if let Some(why) = platform::absent(context) {
+            return Ok(Plan::Absent(why));
         }
         let every = settings.every.0;
         let snapshot_every = spec::interval(SPEC.id, "snapshot_every", settings.snapshot_every)?;
@@ -77,9 +79,7 @@ pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
 /// Known state of a process.
 struct Known {
-    stat: Stat,
-    /// Effective user: owner of `/proc/PID`.
-    owner: u32,
+    glance: Glance,
     /// The last record sent, encoded to save memory.
     sent: Box<[u8]>,
 }
@@ -87,7 +87,7 @@ struct Known {
 #[derive(Default)]
 struct Processes {
     known: HashMap<u32, Known>,
-    accounts: Accounts,
+    host: Host,
     snapshot_every: Duration,
     snapshot_at: Option<Instant>,
     /// Some process could not be inspected.
@@ -95,26 +95,18 @@ struct Processes {
 }
 
 impl Poll for Processes {
-    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError> {
+    fn poll(&mut self, context: &CollectorContext) -> Result<Vec<Body>, CollectError> {
         let full = self.snapshot_at.is_none_or(|at| at.elapsed() >= self.snapshot_every);
-        self.accounts.refresh(cx);
-        if full {
-            self.accounts.forget();
-        }
-        let mut reader = Reader::new(cx, &self.accounts)?;
+        self.host.refresh(context, full);
+        let mut reader = Reader::new(context, &self.host)?;
         // Changes since the last poll are reported with a snapshot, too; there are none before the first.
         let (tell, mut before) = (self.snapshot_at.is_some(), std::mem::take(&mut self.known));
         let (mut out, mut all): (Vec<Process>, Vec<Process>) = Default::default();
-        let entries = std::fs::read_dir(cx.path("/proc")).map_err(|err| CollectError::read("/proc", err))?;
-        for entry in entries.filter_map(Result::ok) {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        for pid in reader.pids()? {
             // A process may end between two reads, which is no error.
-            let Some(dir) = reader.open(pid) else { continue };
-            let Some(stat) = reader.stat(&dir) else { continue };
-            let Ok(meta) = rustix::fs::fstat(&dir) else { continue };
-            let owner = meta.st_uid;
+            let Some((handle, glance)) = reader.glance(pid) else { continue };
             let known = before.remove(&pid).filter(|known| {
-                let same = known.stat.is_same_process(&stat);
+                let same = known.glance.is_same_process(&glance);
                 if !same {
                     out.extend(ended(&known.sent));
                 }
@@ -122,7 +114,7 @@ impl Poll for Processes {
             });
             let change = match known {
                 None => Some(Change::Start),
-                Some(known) if known.stat.looks_the_same(&stat) && known.owner == owner => {
+                Some(known) if known.glance.looks_the_same(&glance) => {
                     if !full {
                         self.known.insert(pid, known);
                         continue;
@@ -131,8 +123,9 @@ impl Poll for Processes {
                 }
                 Some(_) => Some(Change::Change),
             };
-            let Some(process) = reader.process(&dir, pid, &stat, change.unwrap_or(Change::Snapshot)) else { continue };
-            self.known.insert(pid, Known { stat, owner, sent: kept(&process) });
+            let change_or_snapshot = change.unwrap_or(Change::Snapshot);
+            let Some(process) = reader.process(&handle, pid, &glance, change_or_snapshot) else { continue };
+            self.known.insert(pid, Known { glance, sent: remembered(&process) });
             match (full, change.is_some() && tell) {
                 (true, true) => {
                     all.push(Process { change: Change::Snapshot, ..process.clone() });
@@ -146,7 +139,7 @@ impl Poll for Processes {
         self.refused |= reader.was_refused();
         if full {
             self.snapshot_at = Some(Instant::now());
-            let id = format!("{}/{}", reader.boot(), cx.now());
+            let id = format!("{}/{}", reader.boot(), context.now());
             let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
             for process in &mut all {
                 process.snapshot = Some(Snapshot { id: id.clone(), count });
@@ -158,13 +151,7 @@ impl Poll for Processes {
     }
 
     fn problem(&self) -> Option<String> {
-        let todo = match read::may_ptrace() {
-            false => "give the agent CAP_SYS_PTRACE",
-            // ptrace(2): even then, processes with more capabilities or in an outer user namespace cannot be inspected.
-            true => "they have capabilities that the agent lacks",
-        };
-        self.refused
-            .then(|| format!("executable, working directory and namespaces of some processes cannot be read; {todo}"))
+        self.refused.then(platform::problem)
     }
 }
 
@@ -172,7 +159,7 @@ impl Poll for Processes {
 const REMEMBERED_ARGS_BYTES: usize = 1 << 10;
 
 /// The record to send at the end of a process; long command lines are cut to save memory.
-fn kept(process: &Process) -> Box<[u8]> {
+fn remembered(process: &Process) -> Box<[u8]> {
     let mut left = REMEMBERED_ARGS_BYTES;
     let fits = |argument: &&String| {
         left = left.saturating_sub(argument.len());
@@ -180,8 +167,8 @@ fn kept(process: &Process) -> Box<[u8]> {
     };
     let args: Vec<String> = process.args.iter().take_while(fits).cloned().collect();
     let args_cut = process.args_cut || args.len() < process.args.len();
-    let kept = Process { args, args_cut, ..process.clone() };
-    rmp_serde::to_vec_named(&kept).expect("a process has string keys and known lengths").into()
+    let remembered = Process { args, args_cut, ..process.clone() };
+    rmp_serde::to_vec_named(&remembered).expect("a process has string keys and known lengths").into()
 }
 
 /// The last known state, as an end.
@@ -192,5 +179,5 @@ fn ended(sent: &[u8]) -> Option<Process> {
     Some(process)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests;

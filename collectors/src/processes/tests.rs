@@ -7,6 +7,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::Arc,
 };
+use vedette_wire::body::PrincipalId;
 
 fn collector() -> Processes {
     Processes { snapshot_every: Duration::from_secs(3600), ..Processes::default() }
@@ -60,7 +61,7 @@ fn the_snapshot_is_whole_and_this_process_is_in_it() {
     assert_eq!(me.path.as_deref().map(Path::new), std::env::current_exe().ok().as_deref());
     assert_eq!(me.args, std::env::args().collect::<Vec<_>>());
     assert_eq!(me.cwd.as_deref().map(Path::new), std::env::current_dir().ok().as_deref());
-    assert_eq!(me.user.as_ref().map(|user| user.id), Some(rustix::process::getuid().as_raw()));
+    assert_eq!(me.user.as_ref().map(|user| &user.id), Some(&PrincipalId::Number(rustix::process::getuid().as_raw())));
     assert!(!me.kernel);
     let inode = |name: &str| {
         let meta = std::fs::metadata(format!("/proc/self/ns/{name}")).ok();
@@ -193,8 +194,8 @@ fn a_fixture_without_processes_gives_none_and_broken_ones_are_left_out() {
         std::fs::create_dir_all(path.parent().expect("has one")).expect("makes");
         std::fs::write(path, text).expect("writes");
     }
-    let cx = CollectorContext { root: dir.path().to_owned(), ..this_host() };
-    let bodies = collector().poll(&cx).expect("reads");
+    let context = CollectorContext { root: dir.path().to_owned(), ..this_host() };
+    let bodies = collector().poll(&context).expect("reads");
     let [Body::Process(process)] = bodies.as_slice() else { panic!("{bodies:?}") };
     assert_eq!((process.pid, process.name.as_str(), process.ppid), (7, "a) b) (c", 1));
     assert_eq!(process.session, Some(9));

@@ -4,6 +4,7 @@
 //! end, and the creator of a link may lack permission for its target.
 
 use super::{Root, stat_at};
+use crate::BuildError;
 use rustix::fs::FileType;
 use std::{
     ffi::OsStr,
@@ -40,6 +41,12 @@ enum Part {
 
 const MATCHING: glob::MatchOptions =
     glob::MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
+
+/// Parses the setting `paths` of a collector.
+pub(crate) fn patterns(collector: &'static str, paths: &[String]) -> Result<Vec<Pattern>, BuildError> {
+    let wrong = |message: String| BuildError { collector, message: format!("paths: {message}") };
+    paths.iter().map(|path| Pattern::new(path).map_err(wrong)).collect()
+}
 
 impl Pattern {
     /// # Errors

@@ -9,12 +9,13 @@
 
 pub(crate) mod glob;
 
+use crate::CollectorContext;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
     fs::{File, Metadata},
-    io,
+    io::{self, Read},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -277,6 +278,31 @@ impl HostEntry {
 /// Metadata of a directory entry; links are not followed.
 pub(crate) fn stat_at(dir: &OwnedFd, name: &OsStr) -> io::Result<rustix::fs::Stat> {
     Ok(rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Maximum size of a text file: dpkg's status of a large host has some 10 MiB.
+const TEXT_BYTES_MAX: u64 = 64 << 20;
+
+impl CollectorContext {
+    /// The host's root, for opening files beneath it.
+    pub(crate) fn host(&self) -> io::Result<Root> {
+        Root::open(&self.root)
+    }
+
+    /// Reads a small file of the host; absent if it cannot be read or is larger.
+    pub(crate) fn bytes(&self, host_path: &str, bytes_max: u64) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut file = self.host().and_then(|root| root.read(Path::new(host_path))).ok()?.take(bytes_max + 1);
+        file.read_to_end(&mut bytes).ok()?;
+        (bytes.len() as u64 <= bytes_max).then_some(bytes)
+    }
+
+    /// Reads a small text file of the host and trims it; absent if it cannot be read or is empty.
+    pub fn text(&self, host_path: &str) -> Option<String> {
+        let bytes = self.bytes(host_path, TEXT_BYTES_MAX)?;
+        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+        (!text.is_empty()).then_some(text)
+    }
 }
 
 #[cfg(test)]

@@ -57,9 +57,9 @@ impl Collector for Definition {
     const SUMMARY: &'static str = "log-in sessions, and log-ins and log-outs between two polls";
     const READS: &'static str = "/run/systemd/sessions, else /run/utmp";
 
-    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
-        let has_utmp = || UTMP.iter().any(|path| cx.host().is_ok_and(|root| root.find(Path::new(path)).is_ok()));
-        if !cx.path(LOGIND).is_dir() && !has_utmp() {
+    fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
+        let has_utmp = || UTMP.iter().any(|path| context.host().is_ok_and(|root| root.find(Path::new(path)).is_ok()));
+        if !context.path(LOGIND).is_dir() && !has_utmp() {
             return Ok(Plan::Absent(format!("this host has neither {LOGIND} (logind) nor {} (utmp)", UTMP[0])));
         }
         Ok(Plan::Poll(settings.every.0, Box::new(Sessions::default())))
@@ -75,8 +75,8 @@ struct Sessions {
 }
 
 impl Poll for Sessions {
-    fn poll(&mut self, cx: &CollectorContext) -> Result<Vec<Body>, CollectError> {
-        let now = read(cx)?;
+    fn poll(&mut self, context: &CollectorContext) -> Result<Vec<Body>, CollectError> {
+        let now = read(context)?;
         let mut out = Vec::new();
         // Changes are reported with a snapshot, too; there are none before the first poll.
         if self.snapshot_at.is_some() {
@@ -93,7 +93,7 @@ impl Poll for Sessions {
         }
         if self.snapshot_at.is_none_or(|at| at.elapsed() >= SNAPSHOT_EVERY) {
             self.snapshot_at = Some(Instant::now());
-            let snapshot = Snapshot { id: format!("sessions/{}", cx.now()), count: now.len() as u32 };
+            let snapshot = Snapshot { id: format!("sessions/{}", context.now()), count: now.len() as u32 };
             out.extend(now.values().map(|session| Session { snapshot: Some(snapshot.clone()), ..session.clone() }));
         }
         self.known = now;
@@ -102,8 +102,8 @@ impl Poll for Sessions {
 }
 
 /// Sessions by id.
-fn read(cx: &CollectorContext) -> Result<BTreeMap<String, Session>, CollectError> {
-    let dir = cx.path(LOGIND);
+fn read(context: &CollectorContext) -> Result<BTreeMap<String, Session>, CollectError> {
+    let dir = context.path(LOGIND);
     if dir.is_dir() {
         let entries = std::fs::read_dir(&dir).map_err(|err| CollectError::read(LOGIND, err))?;
         return Ok(entries
@@ -118,7 +118,7 @@ fn read(cx: &CollectorContext) -> Result<BTreeMap<String, Session>, CollectError
             .collect());
     }
     for path in UTMP {
-        match read_whole(cx, path) {
+        match read_whole(context, path) {
             Ok(bytes) => return Ok(utmp::sessions(&bytes).map(|session| (session.id.clone(), session)).collect()),
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
             Err(err) => return Err(CollectError::read(path, err)),
@@ -130,9 +130,9 @@ fn read(cx: &CollectorContext) -> Result<BTreeMap<String, Session>, CollectError
 /// Maximum size of utmp(5), which has some hundred records.
 const UTMP_BYTES_MAX: u64 = 16 << 20;
 
-fn read_whole(cx: &CollectorContext, path: &str) -> std::io::Result<Vec<u8>> {
+fn read_whole(context: &CollectorContext, path: &str) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    cx.host()?.read(Path::new(path))?.take(UTMP_BYTES_MAX).read_to_end(&mut bytes)?;
+    context.host()?.read(Path::new(path))?.take(UTMP_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

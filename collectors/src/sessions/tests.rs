@@ -3,12 +3,12 @@
 use super::*;
 use std::sync::Arc;
 
-fn cx(root: &Path) -> CollectorContext {
+fn context(root: &Path) -> CollectorContext {
     CollectorContext::new(root, Arc::new(|| 1))
 }
 
 fn poll(sessions: &mut Sessions, root: &Path) -> Vec<(Change, String)> {
-    let bodies = sessions.poll(&cx(root)).expect("reads");
+    let bodies = sessions.poll(&context(root)).expect("reads");
     bodies
         .into_iter()
         .map(|body| if let Body::Session(session) = body { (session.change, session.user) } else { panic!("{body:?}") })
@@ -66,7 +66,7 @@ fn utmp_is_read_where_there_is_no_logind_and_a_torn_record_is_left_out() {
         let dir = tempfile::tempdir().expect("temp dir");
         std::fs::create_dir_all(dir.path().join("run")).expect("makes");
         std::fs::write(dir.path().join("run/utmp"), &bytes).expect("writes");
-        let read = read(&cx(dir.path())).expect("reads");
+        let read = read(&context(dir.path())).expect("reads");
         let session = read.values().next().expect("one");
         assert_eq!((read.len(), session.user.as_str(), session.remote_host.as_deref()), (1, "eve", Some("192.0.2.9")));
         assert_eq!(session.since, Some(1_700_000_000_000_000_000));
@@ -76,7 +76,9 @@ fn utmp_is_read_where_there_is_no_logind_and_a_torn_record_is_left_out() {
 #[test]
 fn a_host_without_either_says_so() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let Ok(Plan::Absent(why)) = Definition::build(&Settings::default(), &cx(dir.path())) else { panic!("not absent") };
+    let Ok(Plan::Absent(why)) = Definition::build(&Settings::default(), &context(dir.path())) else {
+        panic!("not absent")
+    };
     assert!(why.contains("utmp"), "{why}");
 }
 

@@ -4,7 +4,8 @@ pub(crate) mod parse;
 
 use crate::{
     BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
-    spec::{self, Collector, Plan, Skip, Spec, Watch, collector_settings},
+    root::glob::patterns,
+    spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
     tail::{ChunkBuilder, Line, LineParser, Start, Tailer},
 };
 use jiff::tz::TimeZone;
@@ -63,14 +64,14 @@ impl Collector for Definition {
     const READS: &'static str = "the files of `paths`; group adm, or CAP_DAC_READ_SEARCH";
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
-    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
-        spec::patterns(SPEC.id, &settings.paths)?;
+    fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
+        patterns(SPEC.id, &settings.paths)?;
         // rsyslog takes the content of the default files from the journal, which holds more.
         let default_files = settings.paths == Settings::default().paths;
         if default_files
             && !settings.beside_journal
-            && cx.enabled.contains("journal")
-            && crate::journal::is_readable(cx)
+            && context.enabled.contains("journal")
+            && crate::journal::is_readable(context)
         {
             let why = "the journal collector reads the same entries with more fields; set beside_journal = true, or paths, to \
                        read files as well";
@@ -82,9 +83,9 @@ impl Collector for Definition {
 
 pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 
-fn skip(settings: &Settings, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+fn skip(settings: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
     let parser = Lines { zone: TimeZone::UTC };
-    Tailer::new(SPEC.id, &settings.paths, settings.start, parser).skip(cx, outlet)
+    Tailer::new(SPEC.id, &settings.paths, settings.start, parser).skip(context, outlet)
 }
 
 struct Syslog {
@@ -92,12 +93,12 @@ struct Syslog {
 }
 
 impl Watch for Syslog {
-    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
-        let parser = Lines { zone: crate::host::time_zone(cx).1 };
+    fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
+        let parser = Lines { zone: crate::host::time_zone(context).1 };
         let Settings { paths, start, .. } = &self.settings;
         // Each distribution has some of the default files.
         let is_own = *paths != Settings::default().paths;
-        Tailer::new(SPEC.id, paths, *start, parser).expecting_each(is_own).run(cx, outlet)
+        Tailer::new(SPEC.id, paths, *start, parser).expecting_each(is_own).run(context, outlet)
     }
 }
 
@@ -110,5 +111,17 @@ impl LineParser for Lines {
         let mut found = parse::recognise(line.bytes, parse::Origin::Any, chunks.observed(), &self.zone);
         (found.part, found.unfinished) = (line.part, line.unfinished);
         chunks.syslog(line, found);
+    }
+}
+/// Parses a line, and checks that its fields lie inside.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(raw: &[u8], now: i64) {
+    use vedette_wire::body::Span;
+    for origin in [parse::Origin::Any, parse::Origin::LocalSocket] {
+        let parsed = parse::line(raw, origin, now, &TimeZone::UTC);
+        let fields = [parsed.host, parsed.app, parsed.pid, parsed.message_id, parsed.structured_data, parsed.message];
+        for Span(from, to) in fields.into_iter().flatten() {
+            assert!(from <= to && to as usize <= raw.len(), "a field lies outside of the line");
+        }
     }
 }

@@ -70,8 +70,8 @@ impl Collector for Definition {
     const SUMMARY: &'static str = "syslog datagrams sent to a socket; off by default";
     const READS: &'static str = "the sockets of `datagram` and `udp`; ports below 1024 take CAP_NET_BIND_SERVICE";
 
-    fn build(settings: &Settings, cx: &CollectorContext) -> Result<Plan, BuildError> {
-        if cx.once.is_some() {
+    fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
+        if context.once.is_some() {
             return Ok(Plan::Off);
         }
         let wrong = |message: &str| Err(BuildError { collector: SPEC.id, message: message.to_owned() });
@@ -164,8 +164,8 @@ fn record(datagram: &[u8], sender: &Sender, now: i64, zone: &TimeZone) -> Option
 }
 
 impl Watch for Listener {
-    fn watch(&mut self, cx: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
-        let zone = crate::host::time_zone(cx).1;
+    fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
+        let zone = crate::host::time_zone(context).1;
         let mut open = Vec::new();
         if let Some(path) = &self.settings.datagram {
             let socket = unix(path).map_err(|err| CollectError::read(path.display().to_string(), err))?;
@@ -175,7 +175,7 @@ impl Watch for Listener {
             let socket = udp(address).map_err(|err| CollectError::read(format!("UDP {address}"), err))?;
             open.push(ListenSocket::new(socket, format!("udp:{address}")));
         }
-        let (mut block, mut asked) = (vec![0; DATAGRAM_BYTES_MAX], Instant::now());
+        let (mut block, mut loss_read) = (vec![0; DATAGRAM_BYTES_MAX], Instant::now());
         while !outlet.is_stopped() {
             let failed = |err: io::Error| CollectError::read("a syslog socket", err);
             let mut fds: Vec<PollFd<'_>> =
@@ -186,10 +186,10 @@ impl Watch for Listener {
                 Err(err) => return Err(failed(err.into())),
             }
             for open in &mut open {
-                open.drain(cx, outlet, &zone, &mut block)?;
+                open.drain(context, outlet, &zone, &mut block)?;
             }
-            if asked.elapsed() >= LOSS_EVERY {
-                asked = Instant::now();
+            if loss_read.elapsed() >= LOSS_EVERY {
+                loss_read = Instant::now();
                 for open in &mut open {
                     open.kernel_loss(outlet)?;
                 }
@@ -214,13 +214,13 @@ impl ListenSocket {
     /// Emits all waiting datagrams in chunks.
     fn drain(
         &mut self,
-        cx: &CollectorContext,
+        context: &CollectorContext,
         outlet: &Outlet,
         zone: &TimeZone,
         block: &mut [u8],
     ) -> Result<(), CollectError> {
         loop {
-            let (now, mut chunk) = (cx.now(), Chunk::new(Arc::clone(&self.source)));
+            let (now, mut chunk) = (context.now(), Chunk::new(Arc::clone(&self.source)));
             let mut more = true;
             while chunk.bodies.len() < CHUNK_BYTES {
                 let Ok((length, sender)) = self.socket.receive(block) else {

@@ -16,7 +16,7 @@ impl Sink for Seen {
     }
 }
 
-fn cx() -> CollectorContext {
+fn context() -> CollectorContext {
     CollectorContext::new("/", Arc::new(|| 1_700_000_000_000_000_000))
 }
 
@@ -35,7 +35,7 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
     let settings = Settings { enabled: true, datagram: Some(path.clone()), udp: Some(free) };
     let (seen, stop) = (Arc::new(Seen::default()), StopSignal::default());
     let mut outlet = Outlet::new(Arc::clone(&seen) as Arc<dyn Sink>, stop.clone());
-    let thread = std::thread::spawn(move || Listener { settings }.watch(&cx(), &mut outlet));
+    let thread = std::thread::spawn(move || Listener { settings }.watch(&context(), &mut outlet));
     let until = |count_wanted: usize| {
         let began = Instant::now();
         while count(&seen) < count_wanted {
@@ -102,7 +102,7 @@ fn what_the_kernel_dropped_is_in_the_last_field_of_the_socket_s_line() {
 #[test]
 fn a_listener_without_an_address_is_refused() {
     let refused = |text: &str| match (SPEC.parse)(toml::from_str(text).expect("TOML"))
-        .and_then(|settings| settings.build(&cx()))
+        .and_then(|settings| settings.build(&context()))
     {
         Err(err) => err.to_string(),
         Ok(_) => panic!("{text}"),
@@ -111,5 +111,5 @@ fn a_listener_without_an_address_is_refused() {
     assert!(refused("enabled = true\ndatagram = \"log.sock\"").contains("absolute"));
     let long = format!("enabled = true\ndatagram = \"/{}\"", "x".repeat(107));
     assert!(refused(&long).contains("at most 107 bytes"));
-    assert!(matches!((SPEC.parse)(toml::Table::new()).and_then(|settings| settings.build(&cx())), Ok(Plan::Off)));
+    assert!(matches!((SPEC.parse)(toml::Table::new()).and_then(|settings| settings.build(&context())), Ok(Plan::Off)));
 }

@@ -250,9 +250,9 @@ impl File {
         self.seen_length.set(length);
         // The bytes after an unfinished line must belong to the same line.
         let last = &self.pending[self.pending.len().saturating_sub(BEFORE_BYTES)..];
-        let mut there = vec![0; last.len()];
-        match self.file()?.read_exact_at(&mut there, read - last.len() as u64) {
-            Ok(()) => Ok(there != last),
+        let mut on_disk = vec![0; last.len()];
+        match self.file()?.read_exact_at(&mut on_disk, read - last.len() as u64) {
+            Ok(()) => Ok(on_disk != last),
             Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
             Err(err) => Err(err),
         }
@@ -267,8 +267,8 @@ impl File {
             take(Line { bytes: &rest, whole: &rest, position, part, unfinished: true });
             self.offset = position.1;
             self.parts = 0;
-            let kept = rest.len().saturating_sub(BEFORE_BYTES);
-            self.before.extend_from_slice(&rest[kept..]);
+            let keep_from = rest.len().saturating_sub(BEFORE_BYTES);
+            self.before.extend_from_slice(&rest[keep_from..]);
             self.before.drain(..self.before.len().saturating_sub(BEFORE_BYTES));
         }
     }
@@ -462,11 +462,11 @@ impl File {
         if start == 0 {
             return 0;
         }
-        let kept = start.saturating_sub(BEFORE_BYTES);
+        let keep_from = start.saturating_sub(BEFORE_BYTES);
         if start >= BEFORE_BYTES {
             self.before.clear();
         }
-        self.before.extend_from_slice(&pending[kept..start]);
+        self.before.extend_from_slice(&pending[keep_from..start]);
         let surplus = self.before.len().saturating_sub(BEFORE_BYTES);
         self.before.drain(..surplus);
         self.offset += start as u64;

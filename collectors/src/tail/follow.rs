@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     CollectError,
-    outlet::RoomWait,
+    room::RoomWait,
     root::{
         self,
         glob::{Expansion, Named, Pattern},
@@ -58,7 +58,9 @@ impl<P: LineParser> Tailer<P> {
         watches: &mut Watches,
     ) -> Result<(), CollectError> {
         state.scans += 1;
-        state.scan_began = at.cx.now();
+        state.held_at_most = state.held();
+        state.stems = None;
+        state.scan_began = at.context.now();
         state.troubles.clear();
         let Some((found, expansion)) = self.take_listed(at, state, watches)? else { return Ok(()) };
         for followed in state.files.values_mut() {
@@ -122,7 +124,8 @@ impl<P: LineParser> Tailer<P> {
             if named.is_empty() && self.expects_each && pattern.is_one_path() {
                 state.trouble(Path::new(pattern.text()), "it does not exist; check `paths`");
             }
-            let from_end = !state.scanned.contains(pattern.text()) && self.start == Start::End && at.cx.once.is_none();
+            let from_end =
+                !state.scanned.contains(pattern.text()) && self.start == Start::End && at.context.once.is_none();
             for named in named {
                 let how = Discovery { listed: true, from_end, original: None };
                 if let Some(key) = self.take_in(at, state, &named, how)? {
@@ -225,11 +228,18 @@ impl<P: LineParser> Tailer<P> {
     /// more than needed that were read to their end, so that the search is rare. If there are none, the caller retries after the
     /// next turns.
     pub(super) fn make_room(&self, state: &mut State, is_listed: bool) -> bool {
-        let held = state.files.values().filter(|followed| followed.file.holds_descriptor()).count();
-        let Some(excess) = (held + 1).checked_sub(self.open_max).filter(|excess| *excess > 0) else { return true };
+        // Each file of a scan comes here, and counting passes over all of them.
+        if state.held_at_most < self.open_max {
+            state.held_at_most += 1;
+            return true;
+        }
         if is_listed && state.is_waiting {
             return false;
         }
+        state.held_at_most = 1 + state.held();
+        let Some(excess) = state.held_at_most.checked_sub(self.open_max).filter(|excess| *excess > 0) else {
+            return true;
+        };
         let may_go = |followed: &&mut Followed| {
             let (waits, quiet) = (followed.room.is_waiting(), followed.file.was_quiet());
             let may_be = followed.listed || quiet || is_listed && waits;
@@ -242,6 +252,7 @@ impl<P: LineParser> Tailer<P> {
         let has_room = open.len() >= excess;
         for (number, followed) in open.into_iter().take(excess + self.open_max / 16).enumerate() {
             if number < excess || followed.listed && followed.at_end {
+                state.held_at_most -= usize::from(followed.file.holds_descriptor());
                 followed.file.close();
             }
         }
@@ -289,7 +300,7 @@ impl<P: LineParser> Tailer<P> {
                 let from_end = state.refused.get(path).copied().unwrap_or(how.from_end) && known.is_empty();
                 // This file is older than the skip, and was unknown then: its content is skipped now.
                 passed = known.is_empty() && made(found.meta()) < state.passed_over;
-                File::open(found, if from_end && !passed { found.meta().len() } else { 0 }, at.cx.now())
+                File::open(found, if from_end && !passed { found.meta().len() } else { 0 }, at.context.now())
             }
             Err(err) => Err(err),
         };
@@ -301,7 +312,7 @@ impl<P: LineParser> Tailer<P> {
                 return Ok(None);
             }
         };
-        if let Some(lines) = at.cx.once {
+        if let Some(lines) = at.context.once {
             file.seek_to_last_lines(lines);
         }
         let source = self.source(&file.cursor(name, 0).id(), Some(name));
@@ -328,12 +339,15 @@ impl<P: LineParser> Tailer<P> {
     ) -> Result<bool, CollectError> {
         let (new, length) = (key(found.meta()), found.meta().len());
         let before = |followed: &Followed| followed.scan < state.scans;
-        let originals: Vec<Key> = state
-            .files
-            .iter()
-            .filter(|(_, followed)| before(followed) && rotation::may_be_of(path, &followed.path))
-            .map(|(key, _)| *key)
-            .collect();
+        let stems = state.stems.get_or_insert_with(|| {
+            rotation::Stems::of(state.files.iter().map(|(key, followed)| (followed.path.as_path(), *key)))
+        });
+        let may_be = |key: &Key| {
+            let followed = state.files.get(key);
+            followed.is_some_and(|followed| before(followed) && rotation::may_be_of(path, &followed.path))
+        };
+        let mut originals: Vec<Key> = stems.begins(path).into_iter().filter(may_be).collect();
+        originals.sort_unstable();
         for original in originals {
             // The original may have been truncated since.
             if state.files.get(&original).is_some_and(|followed| followed.file.was_truncated().unwrap_or(false)) {
@@ -434,7 +448,7 @@ impl<P: LineParser> Tailer<P> {
                 self.forget(at, &cursor)?;
             }
         }
-        followed.file.restart(at.cx.now());
+        followed.file.restart(at.context.now());
         let source = self.source(&followed.cursor().id(), Some(&path));
         self.follow(at, state, original, (followed.file, &path, source), (followed.listed, followed.seen))
     }

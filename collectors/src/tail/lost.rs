@@ -22,7 +22,7 @@ const SETTLED_NS: i64 = 2_000_000_000;
 
 fn is_settled(at: &TailContext<'_>, meta: &std::fs::Metadata) -> bool {
     let changed = meta.ctime().saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec());
-    !(0..SETTLED_NS).contains(&at.cx.now().saturating_sub(changed))
+    !(0..SETTLED_NS).contains(&at.context.now().saturating_sub(changed))
 }
 
 /// Target of a link; absent if the path is no link, or does not lead to a log.
@@ -235,14 +235,15 @@ impl<P: LineParser> Tailer<P> {
                 _ => {}
             }
         }
-        let file = match File::open_unpacked(&found, at.cx.now()) {
+        let file = match File::open_unpacked(&found, at.context.now()) {
             Ok(file) => file,
             Err(err) => {
-                let cursor = File::open(&found, 0, at.cx.now()).map(|file| file.cursor(original, 0));
+                let cursor = File::open(&found, 0, at.context.now()).map(|file| file.cursor(original, 0));
                 let why = format!("{} cannot be read: {err}", path.display());
                 return cursor.map_or(Ok(()), |cursor| self.lost(at, &cursor, &why));
             }
         };
+        state.held_at_most += 1;
         let source = self.source(&file.cursor(original, 0).id(), Some(original));
         self.follow(at, state, found_key, (file, original, source), (false, state.scan_began))
     }

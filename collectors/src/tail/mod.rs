@@ -32,7 +32,7 @@ use watches::Watches;
 
 use crate::{
     CollectError, CollectorContext, Outlet, Wake,
-    outlet::RoomWait,
+    room::RoomWait,
     root::{Root, glob::Pattern},
 };
 use std::{
@@ -109,7 +109,7 @@ pub(crate) struct Tailer<P> {
 
 /// Host and outlet.
 struct TailContext<'a> {
-    cx: &'a CollectorContext,
+    context: &'a CollectorContext,
     outlet: &'a Outlet,
     root: Root,
 }
@@ -203,6 +203,10 @@ struct State {
     scanned: BTreeSet<String>,
     /// A file waits for a descriptor.
     is_waiting: bool,
+    /// Files that were followed before this scan, by stem; made when a scan finds a new file.
+    stems: Option<rotation::Stems>,
+    /// Number of descriptors that files hold at most.
+    held_at_most: usize,
     /// Files that cannot be opened, and whether they start at their end.
     refused: BTreeMap<PathBuf, bool>,
     /// Files that cannot be read, by path, as of the last scan.
@@ -213,20 +217,25 @@ struct State {
 }
 
 impl State {
-    fn new(cx: &CollectorContext, patterns: &[Pattern]) -> Self {
-        let kept = |id: &str| cx.cursors.iter().find(|(known, _)| known == id).map(|(_, bytes)| bytes);
+    /// Number of descriptors that files hold.
+    fn held(&self) -> usize {
+        self.files.values().filter(|followed| followed.file.holds_descriptor()).count()
+    }
+
+    fn new(context: &CollectorContext, patterns: &[Pattern]) -> Self {
+        let cursor_of = |id: &str| context.cursors.iter().find(|(known, _)| known == id).map(|(_, bytes)| bytes);
         let scanned: BTreeSet<String> =
-            kept(SCANNED).and_then(|globs| rmp_serde::from_slice(globs).ok()).unwrap_or_default();
+            cursor_of(SCANNED).and_then(|globs| rmp_serde::from_slice(globs).ok()).unwrap_or_default();
         let before: Vec<Pattern> = scanned.iter().filter_map(|glob| Pattern::new(glob).ok()).collect();
         let names = |patterns: &[Pattern], cursor: &Cursor| {
             let path = cursor.host_path();
             patterns.iter().any(|pattern| pattern.matches(&path))
         };
         // Files without a glob are not opened; the queue keeps their cursors.
-        let orphans: BTreeMap<String, Cursor> = cx
+        let orphans: BTreeMap<String, Cursor> = context
             .cursors
             .iter()
-            .filter_map(|(id, bytes)| Cursor::decode(id, bytes, &cx.stored))
+            .filter_map(|(id, bytes)| Cursor::decode(id, bytes, &context.stored))
             .filter(|cursor| names(patterns, cursor))
             .map(|cursor| (cursor.id(), cursor))
             .collect();
@@ -235,7 +244,8 @@ impl State {
         } else {
             orphans.values().filter(|cursor| !names(&before, cursor)).map(Cursor::id).collect()
         };
-        let passed_over = kept(PASSED_OVER).and_then(|time| Some(i64::from_be_bytes(time.as_slice().try_into().ok()?)));
+        let passed_over =
+            cursor_of(PASSED_OVER).and_then(|time| Some(i64::from_be_bytes(time.as_slice().try_into().ok()?)));
         Self {
             names: BTreeMap::new(),
             files: BTreeMap::new(),
@@ -250,6 +260,8 @@ impl State {
             scan_began: 0,
             scanned,
             is_waiting: false,
+            stems: None,
+            held_at_most: 0,
             refused: BTreeMap::new(),
             troubles: BTreeMap::new(),
             reported: String::new(),
@@ -309,22 +321,22 @@ impl<P: LineParser> Tailer<P> {
         Self { expects_each, ..self }
     }
 
-    fn place<'a>(cx: &'a CollectorContext, outlet: &'a Outlet) -> Result<TailContext<'a>, CollectError> {
-        let root = cx.host().map_err(|err| CollectError::read(cx.root.display().to_string(), err))?;
-        Ok(TailContext { cx, outlet, root })
+    fn place<'a>(context: &'a CollectorContext, outlet: &'a Outlet) -> Result<TailContext<'a>, CollectError> {
+        let root = context.host().map_err(|err| CollectError::read(context.root.display().to_string(), err))?;
+        Ok(TailContext { context, outlet, root })
     }
 
     /// Follows files until a stop.
-    pub(crate) fn run(&mut self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-        match self.follow_all(cx, outlet) {
+    pub(crate) fn run(&mut self, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+        match self.follow_all(context, outlet) {
             Err(CollectError::Stopped) if outlet.is_stopped() => Ok(()),
             other => other,
         }
     }
 
-    fn follow_all(&mut self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-        let at = Self::place(cx, outlet)?;
-        let mut state = State::new(cx, &self.patterns);
+    fn follow_all(&mut self, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+        let at = Self::place(context, outlet)?;
+        let mut state = State::new(context, &self.patterns);
         let mut watches = Watches::new(outlet.waker());
         let mut scan_at = Instant::now();
         loop {
@@ -339,7 +351,7 @@ impl<P: LineParser> Tailer<P> {
                 // Releases the memory of a very long line.
                 self.block = Vec::new();
             }
-            if cx.once.is_some() && read != Read::More {
+            if context.once.is_some() && read != Read::More {
                 return Ok(());
             }
             let stops = match read {

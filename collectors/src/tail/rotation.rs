@@ -4,9 +4,10 @@
 //! app.log    →    app.log.1, app.log-20261125, app-20261125.log, app.log.2.gz, archive/app.log.1
 //! ```
 
-use super::{Cursor, unpacked};
+use super::{Cursor, Key, unpacked};
 use crate::root::Root;
 use std::{
+    collections::HashMap,
     ffi::{OsStr, OsString},
     fs::{File, Metadata},
     os::unix::{
@@ -74,6 +75,29 @@ pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
         && path.parent() == original.parent()
         && path.file_name().is_some_and(|name| may_be_named(name, original))
         && !unpacked::is_compressed(path)
+}
+
+/// Files by directory and stem, to find those of which a path may be a rotated form without comparing it with each.
+#[derive(Default)]
+pub(super) struct Stems(HashMap<PathBuf, Vec<Key>>);
+
+impl Stems {
+    /// Indexes files by path.
+    pub(super) fn of<'a>(files: impl Iterator<Item = (&'a Path, Key)>) -> Self {
+        let mut by_stem: HashMap<PathBuf, Vec<Key>> = HashMap::new();
+        for (path, key) in files {
+            by_stem.entry(path.with_file_name(path.file_stem().unwrap_or_default())).or_default().push(key);
+        }
+        Self(by_stem)
+    }
+
+    /// Files whose stem a path begins with.
+    pub(super) fn begins(&self, path: &Path) -> Vec<Key> {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let stems =
+            (1..=name.len()).filter_map(|end| self.0.get(&path.with_file_name(OsStr::from_bytes(&name[..end]))));
+        stems.flatten().copied().collect()
+    }
 }
 
 /// A directory entry.
@@ -190,8 +214,8 @@ pub(super) fn continues(root: &Root, path: &Path, cursor: &Cursor) -> bool {
 /// Whether a file holds only the first bytes of another, by its start and end: it may be a copy, even an unfinished one, which
 /// is empty at first.
 pub(super) fn may_be_copy(copy: &File, original: &File) -> bool {
-    let (Ok(meta), Ok(there)) = (copy.metadata(), original.metadata()) else { return false };
-    if meta.len() > there.len() {
+    let (Ok(meta), Ok(original_meta)) = (copy.metadata(), original.metadata()) else { return false };
+    if meta.len() > original_meta.len() {
         return false;
     }
     let length = meta.len().min(COMPARED_BYTES);

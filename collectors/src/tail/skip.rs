@@ -10,11 +10,15 @@ use vedette_wire::Chunk;
 impl<P: LineParser> Tailer<P> {
     /// Moves the cursors of all files to their ends; counts one dropped record for each, as the number of lines is unknown.
     /// Files that cannot be seen now are forgotten. Once they are back, those created before now start at their end and are counted.
-    pub(crate) fn skip(&mut self, cx: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
-        let at = Self::place(cx, outlet)?;
-        let mut known: BTreeMap<String, Cursor> =
-            cx.cursors.iter().filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[])).map(|c| (c.id(), c)).collect();
-        let (now, mut expansion) = (cx.now(), Expansion::default());
+    pub(crate) fn skip(&mut self, context: &CollectorContext, outlet: &Outlet) -> Result<(), CollectError> {
+        let at = Self::place(context, outlet)?;
+        let mut known: BTreeMap<String, Cursor> = context
+            .cursors
+            .iter()
+            .filter_map(|(id, bytes)| Cursor::decode(id, bytes, &[]))
+            .map(|c| (c.id(), c))
+            .collect();
+        let (now, mut expansion) = (context.now(), Expansion::default());
         for pattern in &self.patterns {
             for named in expansion.expand(&at.root, pattern) {
                 if unpacked::is_compressed(&named.path) {

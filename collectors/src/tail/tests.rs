@@ -14,7 +14,7 @@ use vedette_wire::{Body, Chunk, Position, body::Syslog};
 
 /// Stores emitted chunks, and cursors as the queue does.
 #[derive(Default)]
-struct Kept {
+struct MemorySink {
     lines: Mutex<Vec<(String, Position, String)>>,
     cursors: Mutex<BTreeMap<String, Vec<u8>>>,
     complaints: Mutex<Vec<String>>,
@@ -25,13 +25,13 @@ struct Kept {
     full: Mutex<Option<String>>,
 }
 
-impl Kept {
+impl MemorySink {
     fn dropped(&self) -> Vec<(Reason, u64, Option<Position>)> {
         self.dropped.lock().clone()
     }
 }
 
-impl Sink for Kept {
+impl Sink for MemorySink {
     fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
         for record in chunk.decode().expect("records") {
             let Body::Syslog(line) = record.body else { panic!("not a line") };
@@ -70,14 +70,14 @@ impl LineParser for Raw {
 }
 
 struct Running {
-    kept: Arc<Kept>,
+    sink: Arc<MemorySink>,
     signal: StopSignal,
     thread: Option<std::thread::JoinHandle<Result<(), CollectError>>>,
 }
 
 impl Running {
     fn texts(&self) -> Vec<String> {
-        self.kept.lines.lock().iter().map(|(_, _, text)| text.clone()).collect()
+        self.sink.lines.lock().iter().map(|(_, _, text)| text.clone()).collect()
     }
 
     /// Waits for a number of lines; a watchdog ends a test that would wait for ever.
@@ -89,10 +89,10 @@ impl Running {
         self.texts()
     }
 
-    fn stop(mut self) -> Arc<Kept> {
+    fn stop(mut self) -> Arc<MemorySink> {
         self.signal.stop();
         self.thread.take().expect("runs").join().expect("no panic").expect("no error");
-        Arc::clone(&self.kept)
+        Arc::clone(&self.sink)
     }
 }
 
@@ -104,21 +104,21 @@ fn clock() -> i64 {
     now.as_nanos() as i64 + TICKS.fetch_add(1, Ordering::Relaxed)
 }
 
-fn start(dir: &Path, glob: &str, from: Start, kept: Arc<Kept>) -> Running {
-    start_patient(dir, glob, from, kept, PATIENCE)
+fn start(dir: &Path, glob: &str, from: Start, sink: Arc<MemorySink>) -> Running {
+    start_patient(dir, glob, from, sink, PATIENCE)
 }
 
-fn start_patient(dir: &Path, glob: &str, start: Start, kept: Arc<Kept>, patience: Duration) -> Running {
-    start_with(dir, Tailer { patience, ..Tailer::new("syslog", &[glob.to_owned()], start, Raw) }, kept)
+fn start_patient(dir: &Path, glob: &str, start: Start, sink: Arc<MemorySink>, patience: Duration) -> Running {
+    start_with(dir, Tailer { patience, ..Tailer::new("syslog", &[glob.to_owned()], start, Raw) }, sink)
 }
 
-fn start_with(dir: &Path, mut tailer: Tailer<Raw>, kept: Arc<Kept>) -> Running {
-    let cursors = kept.cursors.lock().clone().into_iter().collect();
-    let cx = CollectorContext { cursors, ..CollectorContext::new(dir, Arc::new(clock)) };
+fn start_with(dir: &Path, mut tailer: Tailer<Raw>, sink: Arc<MemorySink>) -> Running {
+    let cursors = sink.cursors.lock().clone().into_iter().collect();
+    let context = CollectorContext { cursors, ..CollectorContext::new(dir, Arc::new(clock)) };
     let signal = StopSignal::default();
-    let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, signal.clone());
-    let thread = std::thread::spawn(move || tailer.run(&cx, &outlet));
-    Running { kept, signal, thread: Some(thread) }
+    let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, signal.clone());
+    let thread = std::thread::spawn(move || tailer.run(&context, &outlet));
+    Running { sink, signal, thread: Some(thread) }
 }
 
 fn append(path: &Path, text: &str) {
@@ -132,15 +132,15 @@ fn it_starts_at_the_end_and_goes_on_after_a_restart_without_loss_or_repeat() {
     let log = dir.path().join("a.log");
     append(&log, "old 1\nold 2\n");
     let running = start(dir.path(), "/*.log", Start::End, Arc::default());
-    while !running.kept.cursors.lock().contains_key(SCANNED) {
+    while !running.sink.cursors.lock().contains_key(SCANNED) {
         std::thread::sleep(Duration::from_millis(5));
     }
     append(&log, "new 1\nnew 2\nhalf");
     assert_eq!(running.until(2), ["new 1", "new 2"]);
-    let kept = running.stop();
+    let sink = running.stop();
     append(&log, " line\nwhile down\n");
     append(&dir.path().join("b.log"), "a file made while down\n");
-    let running = start(dir.path(), "/*.log", Start::End, kept);
+    let running = start(dir.path(), "/*.log", Start::End, sink);
     let mut texts = running.until(5);
     texts[2..].sort();
     assert_eq!(texts, ["new 1", "new 2", "a file made while down", "half line", "while down"]);
@@ -153,13 +153,13 @@ fn a_glob_that_is_added_later_begins_at_the_end_too() {
     append(&dir.path().join("a.log"), "old a\n");
     append(&dir.path().join("b.txt"), "old b\n");
     let running = start(dir.path(), "/*.log", Start::End, Arc::default());
-    while !running.kept.cursors.lock().contains_key(SCANNED) {
+    while !running.sink.cursors.lock().contains_key(SCANNED) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let kept = running.stop();
-    let scans = kept.cursors.lock()[SCANNED].clone();
-    let running = start(dir.path(), "/*.txt", Start::End, kept);
-    while running.kept.cursors.lock()[SCANNED] == scans {
+    let sink = running.stop();
+    let scans = sink.cursors.lock()[SCANNED].clone();
+    let running = start(dir.path(), "/*.txt", Start::End, sink);
+    while running.sink.cursors.lock()[SCANNED] == scans {
         std::thread::sleep(Duration::from_millis(5));
     }
     append(&dir.path().join("b.txt"), "new b\n");
@@ -174,9 +174,9 @@ fn a_file_whose_device_has_another_number_is_recognised_by_path_inode_and_conten
     append(&log, "1\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(1);
-    let kept = running.stop();
+    let sink = running.stop();
     {
-        let mut cursors = kept.cursors.lock();
+        let mut cursors = sink.cursors.lock();
         let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one file");
         let mut cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
         let id = id.clone();
@@ -185,7 +185,7 @@ fn a_file_whose_device_has_another_number_is_recognised_by_path_inode_and_conten
         cursors.insert(cursor.id(), cursor.encode());
     }
     append(&log, "2\n");
-    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/a.log", Start::Beginning, sink);
     assert_eq!(running.until(2), ["1", "2"]);
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(running.texts(), ["1", "2"]);
@@ -217,11 +217,11 @@ fn a_file_renamed_out_of_the_glob_while_the_agent_is_down_is_read_to_its_end() {
     append(&log, "1\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(1);
-    let kept = running.stop();
+    let sink = running.stop();
     append(&log, "2\n");
     std::fs::rename(&log, dir.path().join("a.log.1")).expect("renames");
     append(&log, "3\n");
-    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/a.log", Start::Beginning, sink);
     let mut texts = running.until(3);
     texts.sort();
     assert_eq!(texts, ["1", "2", "3"]);
@@ -235,14 +235,14 @@ fn a_truncated_file_is_another_source_even_when_it_has_grown_past_the_cursor() {
     append(&log, "first 1\nfirst 2\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(2);
-    let kept = running.stop();
+    let sink = running.stop();
     // copytruncate while stopped; the writer is already past the cursor.
     std::fs::OpenOptions::new().write(true).truncate(true).open(&log).expect("truncates");
     append(&log, "second, longer than the first two lines\n");
-    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/a.log", Start::Beginning, sink);
     assert_eq!(running.until(3)[2], "second, longer than the first two lines");
-    let kept = running.stop();
-    let lines = kept.lines.lock();
+    let sink = running.stop();
+    let lines = sink.lines.lock();
     assert_ne!(lines[0].0, lines[2].0, "the source id changed with the content");
     assert_eq!(lines[2].1, Position(0, 40));
 }
@@ -256,7 +256,7 @@ fn generations_that_came_and_went_while_the_agent_was_down_are_read() {
     append(&path("a.log"), "1\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(1);
-    let kept = running.stop();
+    let sink = running.stop();
     append(&path("a.log"), "2\n");
     std::fs::rename(path("a.log.1"), path("a.log.3")).expect("renames");
     std::fs::rename(path("a.log"), path("a.log.1")).expect("renames");
@@ -265,7 +265,7 @@ fn generations_that_came_and_went_while_the_agent_was_down_are_read() {
     std::fs::rename(path("a.log"), path("a.log.1")).expect("renames");
     append(&path("a.log"), "4\n");
     append(&path("a.log.4.gz"), "compressed\n");
-    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/a.log", Start::Beginning, sink);
     running.until(4);
     std::thread::sleep(Duration::from_millis(200));
     let mut texts = running.texts();
@@ -286,18 +286,18 @@ fn what_was_not_read_before_copytruncate_is_read_from_the_copy_as_the_same_sourc
     append(&log, "first 1\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(1);
-    let kept = running.stop();
+    let sink = running.stop();
     append(&log, "first 2\n");
     copy_and_truncate(&log, &dir.path().join("a.log.1"));
     append(&log, "second 1, of a longer line than all before\n");
-    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/a.log", Start::Beginning, sink);
     running.until(3);
     // Once more, while the copy's source is known.
-    let kept = running.stop();
-    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let sink = running.stop();
+    let running = start(dir.path(), "/a.log", Start::Beginning, sink);
     std::thread::sleep(Duration::from_millis(200));
-    let kept = running.stop();
-    let mut lines = kept.lines.lock().clone();
+    let sink = running.stop();
+    let mut lines = sink.lines.lock().clone();
     lines.sort_by(|a, b| a.2.cmp(&b.2));
     let texts: Vec<&str> = lines.iter().map(|(_, _, text)| text.as_str()).collect();
     assert_eq!(texts, ["first 1", "first 2", "second 1, of a longer line than all before"]);
@@ -327,8 +327,8 @@ fn a_copy_that_the_glob_finds_as_well_is_not_read_twice() {
     let mut texts = running.until(6);
     texts[3..].sort();
     assert_eq!(texts, ["1", "2", "3", "1", "4", "an error"]);
-    let kept = running.stop();
-    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    let sink = running.stop();
+    let running = start(dir.path(), "/*.log", Start::Beginning, sink);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(running.texts().len(), 6, "nor after a restart: {:?}", running.texts());
     running.stop();
@@ -360,8 +360,8 @@ fn positions_tile_the_file() {
     }
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(20_003);
-    let kept = running.stop();
-    let lines = kept.lines.lock();
+    let sink = running.stop();
+    let lines = sink.lines.lock();
     for (_, position, _) in lines.iter() {
         assert_eq!(position.0, expected);
         expected = position.1;
@@ -390,13 +390,13 @@ fn once_gives_the_last_lines_and_ends() {
     for number in 0..300 {
         append(&log, &format!("{number}\n"));
     }
-    let kept = Arc::new(Kept::default());
-    let cx = CollectorContext { once: Some(100), ..CollectorContext::new(dir.path(), Arc::new(|| 1)) };
+    let sink = Arc::new(MemorySink::default());
+    let context = CollectorContext { once: Some(100), ..CollectorContext::new(dir.path(), Arc::new(|| 1)) };
     let (globs, start, patience) = (vec!["/a.log".to_owned()], Start::End, PATIENCE);
     let mut tailer = Tailer { patience, ..Tailer::new("syslog", &globs, start, Raw) };
-    let outlet = Outlet::new(Arc::clone(&kept) as Arc<dyn Sink>, StopSignal::default());
-    tailer.run(&cx, &outlet).expect("ends");
-    let lines = kept.lines.lock();
+    let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, StopSignal::default());
+    tailer.run(&context, &outlet).expect("ends");
+    let lines = sink.lines.lock();
     assert_eq!((lines.len(), lines[0].2.as_str(), lines[99].2.as_str()), (100, "200", "299"));
 }
 
@@ -416,9 +416,9 @@ fn what_is_no_file_is_left_alone() {
 }
 
 /// Waits until this many files have a cursor, besides the record of scanned globs.
-fn files_with_cursors(kept: &Kept, count: usize) {
+fn files_with_cursors(sink: &MemorySink, count: usize) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    let files = || kept.cursors.lock().keys().filter(|id| *id != SCANNED).count();
+    let files = || sink.cursors.lock().keys().filter(|id| *id != SCANNED).count();
     while files() != count {
         assert!(Instant::now() < deadline, "{} files have a cursor, not {count}", files());
         std::thread::sleep(Duration::from_millis(5));
@@ -434,7 +434,7 @@ fn a_rotated_file_that_grows_no_more_is_let_go_with_its_unfinished_line() {
     assert_eq!(running.until(1), ["whole"]);
     std::fs::rename(&log, dir.path().join("gone")).expect("renames");
     assert_eq!(running.until(2), ["whole", "half"]);
-    files_with_cursors(&running.kept, 0);
+    files_with_cursors(&running.sink, 0);
     running.stop();
 }
 
@@ -446,13 +446,13 @@ fn a_file_that_is_gone_after_a_restart_is_looked_for_and_then_forgotten() {
     append(&other, "line\n");
     let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
     running.until(2);
-    let kept = running.stop();
+    let sink = running.stop();
     std::fs::remove_file(&lost).expect("removes");
-    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/*.log", Start::Beginning, sink);
     append(&other, "more\n");
     running.until(3);
-    files_with_cursors(&running.kept, 2);
+    files_with_cursors(&running.sink, 2);
     let running = start_patient(dir.path(), "/*.log", Start::Beginning, running.stop(), Duration::ZERO);
-    files_with_cursors(&running.kept, 1);
+    files_with_cursors(&running.sink, 1);
     running.stop();
 }

@@ -1,7 +1,7 @@
 //! Reads files in turns of limited size, as far as the queue has room.
 
 use super::{CHUNK_BYTES, Followed, Key, LineParser, Read, Reading, State, TURN_BYTES, TURNS_MAX, TailContext, Tailer};
-use crate::{CollectError, outlet::Room};
+use crate::{CollectError, room::Room};
 use std::time::Instant;
 use vedette_wire::{Dropped, Reason};
 
@@ -99,7 +99,7 @@ impl<P: LineParser> Tailer<P> {
         let (mut read, from) = (Read::Nothing, followed.file.offset());
         loop {
             let (parser, chunks, block) = (&mut self.parser, &mut self.chunks, &mut self.block);
-            chunks.begin(&followed.source, at.cx.now());
+            chunks.begin(&followed.source, at.context.now());
             let ended = followed.file.read(block, CHUNK_BYTES, |line| parser.parse(&line, chunks));
             let mut chunk = chunks.end();
             if ended.as_ref().is_ok_and(|ended| *ended != Reading::Truncated) && !followed.file.is_unpacked() {
@@ -119,7 +119,7 @@ impl<P: LineParser> Tailer<P> {
                 Reading::Truncated => return Ok(Read::Truncated),
                 Reading::End if followed.file.is_unpacked() => return Ok(Read::Done),
                 Reading::End if read == Read::Nothing => {
-                    followed.file.now_quiet(fingerprint, at.cx.now());
+                    followed.file.now_quiet(fingerprint, at.context.now());
                     return Ok(read);
                 }
                 Reading::End => return Ok(read),
@@ -135,7 +135,7 @@ impl<P: LineParser> Tailer<P> {
     /// Emits a last line that will get no end.
     pub(super) fn rest(&mut self, at: &TailContext<'_>, followed: &mut Followed) -> Result<(), CollectError> {
         let (parser, chunks) = (&mut self.parser, &mut self.chunks);
-        chunks.begin(&followed.source, at.cx.now());
+        chunks.begin(&followed.source, at.context.now());
         followed.file.take_rest(|line| parser.parse(&line, chunks));
         let chunk = chunks.end();
         if chunk.entries.is_empty() { Ok(()) } else { at.outlet.emit(chunk) }

@@ -67,7 +67,7 @@ impl Watches {
         }
         // Without links, which could lead out of the host's root.
         let Ok(found) = at.root.find(&dir) else { return };
-        match watcher.watch(&at.cx.path(found.path()), RecursiveMode::NonRecursive) {
+        match watcher.watch(&at.context.path(found.path()), RecursiveMode::NonRecursive) {
             Ok(()) => {}
             // Whoever lists the directory reports that it cannot be listed.
             Err(err) => {

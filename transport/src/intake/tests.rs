@@ -39,16 +39,16 @@ fn what_cannot_wait_is_given_up_lowest_class_first_and_counted() {
     }
     intake.offer(pushed("inventory", 10, 10), 0).expect("never waits");
     intake.close();
-    let (mut there, mut lost, mut chunks) = (Vec::new(), Vec::new(), 0);
+    let (mut present, mut lost, mut chunks) = (Vec::new(), Vec::new(), 0);
     while let Next::Chunk(chunk, _) = intake.take(None) {
         chunks += 1;
         let collector = chunk.source.collector;
-        there.extend(chunk.entries.iter().map(|entry| (collector, entry.position.0)));
+        present.extend(chunk.entries.iter().map(|entry| (collector, entry.position.0)));
         lost.extend(chunk.dropped.iter().map(|lost| (collector, lost.reason, lost.count, lost.positions)));
     }
     let positions = |from, to| Some(vedette_wire::Position(from, to));
-    assert_eq!(there.iter().filter(|(collector, _)| *collector == "event").count(), 20, "{there:?}");
-    assert!(there.contains(&("event", 0)) && there.contains(&("event", 19)));
+    assert_eq!(present.iter().filter(|(collector, _)| *collector == "event").count(), 20, "{present:?}");
+    assert!(present.contains(&("event", 0)) && present.contains(&("event", 19)));
     assert_eq!(
         lost,
         [("inventory", Reason::QueueFull, 20, positions(0, 20)), ("event", Reason::QueueFull, 30, positions(20, 50)),]

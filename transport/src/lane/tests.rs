@@ -18,6 +18,7 @@ fn start_with(
         queue: Queue::open(dir, LaneName::Records, Quota::bytes(bytes_max), 7).expect("opens"),
         limits: BatchLimits { bytes_max: 1 << 20, records_max: 10_000, age_max, compression: Compression::Gzip },
         context,
+        codec: watch::channel(None).1,
         intake_bytes_max: 1 << 20,
         in_flight_bytes_max: 1 << 20,
         now: Arc::new(|| 1),
@@ -195,7 +196,7 @@ async fn a_batch_is_closed_before_a_chunk_that_would_make_it_too_large() {
 struct Slow(Mutex<Vec<Vec<String>>>);
 
 impl Post for Slow {
-    fn post(&self, bytes: Vec<u8>) -> std::pin::Pin<Box<dyn Future<Output = crate::Outcome> + Send + '_>> {
+    fn post(&self, _slot: u64, bytes: Vec<u8>) -> std::pin::Pin<Box<dyn Future<Output = crate::Outcome> + Send + '_>> {
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(5)).await;
             let (head, sealed) = frame::parse(&bytes).expect("whole");
@@ -203,7 +204,7 @@ impl Post for Slow {
             let header = codec::decode(&plain).expect("decodes").header;
             let sources = header.sources.into_iter().map(|source| source.id).collect();
             self.0.lock().push(sources);
-            crate::Outcome::Done { duplicate: false, policy_revision: 1, compression: None, lost: None }
+            crate::Outcome::Accepted
         })
     }
 }

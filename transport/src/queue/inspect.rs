@@ -85,11 +85,11 @@ impl Queue {
             let next = self.read(|db| {
                 let table = db.begin_read()?.open_table(QUARANTINE)?;
                 let next = table.range(from..)?.next().transpose()?;
-                Ok(next.map(|(slot, kept)| (slot.value(), kept.value().to_vec())))
+                Ok(next.map(|(slot, stored)| (slot.value(), stored.value().to_vec())))
             })?;
-            let Some((slot, kept)) = next else { return Ok(count) };
+            let Some((slot, stored)) = next else { return Ok(count) };
             count += 1;
-            if !show(open(slot, &kept)) {
+            if !show(open(slot, &stored)) {
                 return Ok(count);
             }
             from = slot + 1;
@@ -102,15 +102,15 @@ impl Queue {
     /// [`QueueError::Storage`].
     pub fn replay(&self, slot: u64) -> Result<bool, QueueError> {
         let done = self.write(Durability::Immediate, |tx, meta| {
-            let Some(kept) = out_of_quarantine(tx, meta, slot)? else { return Ok(None) };
-            if let Some((epoch, seq)) = key(&kept.frame)
-                && let Some(aside) = meta.set_aside_of(epoch)
+            let Some(stored) = out_of_quarantine(tx, meta, slot)? else { return Ok(None) };
+            if let Some((epoch, seq)) = key(&stored.frame)
+                && let Some(set_aside) = meta.set_aside_of(epoch)
             {
-                remove(&mut aside.quarantined, seq);
+                remove(&mut set_aside.quarantined, seq);
             }
-            tx.open_table(BATCHES)?.insert(slot, kept.frame.as_slice())?;
+            tx.open_table(BATCHES)?.insert(slot, stored.frame.as_slice())?;
             meta.batches += 1;
-            meta.bytes += space(kept.frame.len());
+            meta.bytes += space(stored.frame.len());
             Ok(Some(()))
         })?;
         Ok(done.is_some())
@@ -122,9 +122,9 @@ impl Queue {
     /// [`QueueError::Storage`].
     pub fn drop_quarantined(&self, slot: u64) -> Result<bool, QueueError> {
         let done = self.write(Durability::Immediate, |tx, meta| {
-            let there = out_of_quarantine(tx, meta, slot)?.is_some();
-            meta.quarantine.dropped += u64::from(there);
-            Ok(there.then_some(()))
+            let existing = out_of_quarantine(tx, meta, slot)?.is_some();
+            meta.quarantine.dropped += u64::from(existing);
+            Ok(existing.then_some(()))
         })?;
         Ok(done.is_some())
     }
@@ -142,18 +142,18 @@ fn out_of_quarantine(
     slot: u64,
 ) -> Result<Option<QuarantinedBatch>, redb::Error> {
     let mut table = tx.open_table(QUARANTINE)?;
-    let Some(kept) = table.remove(slot)?.map(|kept| kept.value().to_vec()) else { return Ok(None) };
+    let Some(stored) = table.remove(slot)?.map(|stored| stored.value().to_vec()) else { return Ok(None) };
     meta.quarantine.batches = meta.quarantine.batches.saturating_sub(1);
-    meta.quarantine.bytes = meta.quarantine.bytes.saturating_sub(space(kept.len()));
-    Ok(Some(open(slot, &kept)))
+    meta.quarantine.bytes = meta.quarantine.bytes.saturating_sub(space(stored.len()));
+    Ok(Some(open(slot, &stored)))
 }
 
-fn open(slot: u64, kept: &[u8]) -> QuarantinedBatch {
-    let end = kept.iter().position(|byte| *byte == 0).unwrap_or(0);
-    let frame = kept.get(end + 1..).unwrap_or_default().to_vec();
+fn open(slot: u64, stored: &[u8]) -> QuarantinedBatch {
+    let end = stored.iter().position(|byte| *byte == 0).unwrap_or(0);
+    let frame = stored.get(end + 1..).unwrap_or_default().to_vec();
     QuarantinedBatch {
         slot,
-        reason: String::from_utf8_lossy(&kept[..end]).into_owned(),
+        reason: String::from_utf8_lossy(&stored[..end]).into_owned(),
         head: frame::parse(&frame).ok().map(|(head, _)| head),
         frame,
     }

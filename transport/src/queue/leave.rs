@@ -41,7 +41,7 @@ impl Queue {
         self.write(Durability::None, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
             if let Some(key) = key(&frame) {
-                note(meta, key, |aside| &mut aside.purged);
+                note(meta, key, |set_aside| &mut set_aside.purged);
             }
             // A batch that cannot be read is deleted too.
             for source in opened(&frame).map_or(Vec::new(), |(_, header, _)| header.sources) {
@@ -70,21 +70,21 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Storage`].
-    pub fn quarantine(&self, slot: u64, code: &ProblemCode, why: &str) -> Result<(), QueueError> {
-        let mut kept = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
-        kept.push(0);
+    pub fn quarantine(&self, slot: u64, code: &str, why: &str) -> Result<(), QueueError> {
+        let mut entry = serde_json::json!({"code": code, "why": why}).to_string().into_bytes();
+        entry.push(0);
         let most = self.limit() / 10;
         self.write(Durability::Immediate, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
             if let Some(key) = key(&frame) {
-                note(meta, key, |aside| &mut aside.quarantined);
+                note(meta, key, |set_aside| &mut set_aside.quarantined);
             }
-            kept.extend_from_slice(&frame);
+            entry.extend_from_slice(&frame);
             let mut table = tx.open_table(QUARANTINE)?;
-            table.insert(slot, kept.as_slice())?;
+            table.insert(slot, entry.as_slice())?;
             let quarantine = &mut meta.quarantine;
             quarantine.batches += 1;
-            quarantine.bytes += space(kept.len());
+            quarantine.bytes += space(entry.len());
             while quarantine.bytes > most && quarantine.batches > 1 {
                 let Some((_, oldest)) = table.pop_first()? else { break };
                 quarantine.batches -= 1;
@@ -134,8 +134,8 @@ impl Queue {
     /// Repeats [`Queue::take_over`] to the end; returns how many batches went into quarantine.
     pub(super) fn take_all_over(&self) -> Result<u64, QueueError> {
         let mut quarantined = 0;
-        while let Some(aside) = self.take_over()? {
-            quarantined += u64::from(aside);
+        while let Some(set_aside) = self.take_over()? {
+            quarantined += u64::from(set_aside);
         }
         Ok(quarantined)
     }
@@ -160,7 +160,7 @@ impl Queue {
             return Ok(None);
         }
         if !self.is_replaced(&head.key) {
-            self.quarantine(slot, &ProblemCode::Identity, "sealed for another enrollment")?;
+            self.quarantine(slot, &ProblemCode::Identity.to_string(), "sealed for another enrollment")?;
             return Ok(Some(true));
         }
         Ok(self.take_slot_over(slot)?.then_some(false))
@@ -185,12 +185,12 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`]; nothing is changed then.
-    pub(crate) fn reseal(&self, slot: u64) -> Result<(), QueueError> {
+    pub fn reseal(&self, slot: u64) -> Result<(), QueueError> {
         if slot < lock(&self.meta).salvaged_below {
             self.write(Durability::Immediate, |tx, meta| {
                 let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
                 if let Some(key) = key(&frame) {
-                    note(meta, key, |aside| &mut aside.lost);
+                    note(meta, key, |set_aside| &mut set_aside.lost);
                 }
                 Ok(Some(()))
             })?;
@@ -223,7 +223,7 @@ impl Queue {
                 }
                 let shares = shares::take(tx, meta, slot)?;
                 if take(tx, meta, slot)?.is_some() {
-                    note(meta, (head.key.epoch.0, head.key.seq), |aside| &mut aside.lost);
+                    note(meta, (head.key.epoch.0, head.key.seq), |set_aside| &mut set_aside.lost);
                     append(tx, meta, &frame, &shares)?;
                     meta.ledger.add(&counted);
                 }
@@ -245,7 +245,7 @@ impl Queue {
     pub(crate) fn split(&self, slot: u64, why: &str) -> Result<Option<usize>, QueueError> {
         let Some((head, header, records)) = self.open_batch(slot)? else { return Ok(None) };
         let Some(halves) = codec::halve(&records).ok().flatten() else {
-            self.quarantine(slot, &ProblemCode::Size, why)?;
+            self.quarantine(slot, &ProblemCode::Size.to_string(), why)?;
             return Ok(None);
         };
         loop {

@@ -167,8 +167,8 @@ impl Meta {
         if let Some(ledger) = table.get("ledger")? {
             meta.ledger = rmp_serde::from_slice(ledger.value()).map_err(decoded)?;
         }
-        if let Some(aside) = table.get("set_aside")? {
-            meta.set_aside = rmp_serde::from_slice(aside.value()).map_err(decoded)?;
+        if let Some(set_aside) = table.get("set_aside")? {
+            meta.set_aside = rmp_serde::from_slice(set_aside.value()).map_err(decoded)?;
         }
         table.retain(|key, _| key == "format")?;
         table.insert("format", FORMAT.to_le_bytes().as_slice())?;
@@ -193,8 +193,8 @@ pub(super) fn note(
     (epoch, seq): (u64, u64),
     which: impl FnOnce(&mut SetAside) -> &mut Vec<set_aside::SequenceRange>,
 ) {
-    if let Some(aside) = meta.set_aside_of(epoch) {
-        set_aside::add(which(aside), seq);
+    if let Some(set_aside) = meta.set_aside_of(epoch) {
+        set_aside::add(which(set_aside), seq);
     }
 }
 

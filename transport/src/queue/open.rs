@@ -8,7 +8,6 @@ use super::{
 use parking_lot::Mutex;
 use redb::{Database, DatabaseError, ReadableTable};
 use std::{
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::atomic::AtomicU64,
 };
@@ -27,7 +26,7 @@ impl Queue {
         let directory = |source| QueueError::Directory { path: dir.to_owned(), source };
         let writable = || -> std::io::Result<()> {
             // Only the agent may read the queue.
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            vedette_platform::create_private_dir(dir)?;
             probe(dir)
         };
         writable().map_err(directory)?;
@@ -54,7 +53,7 @@ impl Queue {
             // Marks that there was a queue, in case its file disappears.
             std::fs::File::create(&begun).and_then(|file| file.sync_all()).map_err(directory)?;
         }
-        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(directory)?;
+        vedette_platform::sync_dir(dir).map_err(directory)?;
         Ok(loaded)
     }
 

@@ -69,7 +69,7 @@ impl Queue {
     }
 
     /// Whether a batch is of the present epoch.
-    pub(crate) fn is_of_epoch(&self, slot: u64) -> bool {
+    pub fn is_of_epoch(&self, slot: u64) -> bool {
         slot >= lock(&self.meta).epoch_slot
     }
 

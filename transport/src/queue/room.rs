@@ -1,6 +1,7 @@
 //! Room in the queue: limits of the file and of its volume.
 
 use super::{Queue, QueueError};
+use vedette_platform::volume;
 
 /// Limits: bytes of the file, its share of the volume, and a floor of free space.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,8 +37,8 @@ fn batches_of(file: u64) -> u64 {
 impl Queue {
     /// Limit of the file in bytes.
     pub fn limit(&self) -> u64 {
-        let Ok(volume) = rustix::fs::statvfs(self.path()) else { return self.quota.bytes_max };
-        let share = (volume.f_blocks * volume.f_frsize) as f64 * self.quota.volume_share_max;
+        let Ok(volume) = volume(self.path()) else { return self.quota.bytes_max };
+        let share = volume.bytes as f64 * self.quota.volume_share_max;
         self.quota.bytes_max.min(share as u64)
     }
 
@@ -47,38 +48,37 @@ impl Queue {
     }
 
     /// Remaining space for batches: of `capacity`, with `kept` in use.
-    pub(super) fn free(&self, capacity: u64, kept: u64) -> u64 {
-        let free = capacity.saturating_sub(kept);
-        let Ok(volume) = rustix::fs::statvfs(self.path()) else { return free };
-        if volume.f_bavail * volume.f_frsize >= self.quota.free_bytes_min {
+    pub(super) fn free(&self, capacity: u64, quarantined: u64) -> u64 {
+        let free = capacity.saturating_sub(quarantined);
+        let Ok(volume) = volume(self.path()) else { return free };
+        if volume.free_bytes >= self.quota.free_bytes_min {
             return free;
         }
         // Space in the present file counts even on a full volume.
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
-        free.min(batches_of(file).saturating_sub(kept))
+        free.min(batches_of(file).saturating_sub(quarantined))
     }
 
     /// Checks the room for a batch.
-    pub(super) fn room(&self, added: u64, kept: u64) -> Result<(), QueueError> {
+    pub(super) fn room(&self, added: u64, quarantined: u64) -> Result<(), QueueError> {
         let limit = self.limit();
         let room = batches_of(limit);
         if added > batches_of(self.quota.bytes_max) {
             return Err(QueueError::TooLarge { bytes: added, limit: self.quota.bytes_max });
         }
-        if kept + added > room {
+        if quarantined + added > room {
             return Err(QueueError::Full { limit });
         }
         // Uses the same measure: the present file may be filled even on a full volume.
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
-        let Ok(volume) = rustix::fs::statvfs(self.path()) else { return Ok(()) };
+        let Ok(volume) = volume(self.path()) else { return Ok(()) };
         let floor = |free, floor, unit| QueueError::NoFreeSpace { path: self.path().to_owned(), free, floor, unit };
-        let free = volume.f_bavail * volume.f_frsize;
-        if kept + added > batches_of(file) && free < self.quota.free_bytes_min {
-            return Err(floor(free, self.quota.free_bytes_min, "bytes"));
+        if quarantined + added > batches_of(file) && volume.free_bytes < self.quota.free_bytes_min {
+            return Err(floor(volume.free_bytes, self.quota.free_bytes_min, "bytes"));
         }
-        if volume.f_files > 0 && volume.f_favail < self.quota.free_inodes_min {
-            return Err(floor(volume.f_favail, self.quota.free_inodes_min, "inodes"));
+        match volume.free_inodes {
+            Some(free) if free < self.quota.free_inodes_min => Err(floor(free, self.quota.free_inodes_min, "inodes")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }

@@ -12,9 +12,9 @@ use redb::{Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, T
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
+use vedette_platform::read_exact_at;
 use vedette_wire::{
     Epoch, Lane, Predecessor, SetAside,
     frame::{self, HEAD_BYTES, MAGIC},
@@ -154,11 +154,11 @@ impl Queue {
             std::fs::remove_file(path).map_err(failed)?;
         } else {
             // A directory in place of the file belongs to somebody else.
-            let kept = path.with_file_name(format!(
+            let aside = path.with_file_name(format!(
                 "kept-{}",
                 path.file_name().map_or_else(Default::default, |name| name.to_string_lossy())
             ));
-            std::fs::rename(path, kept).map_err(failed)?;
+            std::fs::rename(path, aside).map_err(failed)?;
         }
         Ok(salvaged)
     }
@@ -293,7 +293,7 @@ impl Queue {
             let mut frames = Vec::new();
             for FrameLocation { key, offset, length, .. } in next {
                 let mut bytes = vec![0; length as usize];
-                file.read_exact_at(&mut bytes, offset).map_err(&failed)?;
+                read_exact_at(file, &mut bytes, offset).map_err(&failed)?;
                 // The frame may have been damaged since it was found.
                 let whole = frame::parse(&bytes).ok().map(|(head, _)| head.records);
                 frames.push((key, whole, bytes));
@@ -389,9 +389,9 @@ impl Scan<'_> {
             // A magic may cross the end of the block, except at the end of the file.
             let enough = self.offset + MAGIC.len() as u64 <= end || end == self.length;
             if self.offset < self.base || !enough {
-                let wanted = (self.length - self.offset).min(BLOCK_BYTES as u64) as usize;
-                self.block.resize(wanted, 0);
-                self.file.read_exact_at(&mut self.block, self.offset)?;
+                let length = (self.length - self.offset).min(BLOCK_BYTES as u64) as usize;
+                self.block.resize(length, 0);
+                read_exact_at(self.file, &mut self.block, self.offset)?;
                 self.base = self.offset;
             }
             let from = (self.offset - self.base) as usize;
@@ -412,14 +412,14 @@ impl Scan<'_> {
     /// The frame at this offset; the scan continues after an intact one.
     fn frame_at(&mut self, offset: u64) -> io::Result<Option<Hit>> {
         let mut bytes = vec![0; HEAD_BYTES.min((self.length - offset) as usize)];
-        self.file.read_exact_at(&mut bytes, offset)?;
+        read_exact_at(self.file, &mut bytes, offset)?;
         let Ok((head, length)) = frame::parse_head(&bytes) else { return Ok(None) };
         let whole = HEAD_BYTES as u64 + length as u64;
         if length > FRAME_BYTES_MAX || offset + whole > self.length {
             return Ok(Some(Hit::Damaged(head.records)));
         }
         bytes.resize(HEAD_BYTES + length, 0);
-        self.file.read_exact_at(&mut bytes[HEAD_BYTES..], offset + HEAD_BYTES as u64)?;
+        read_exact_at(self.file, &mut bytes[HEAD_BYTES..], offset + HEAD_BYTES as u64)?;
         Ok(Some(match frame::parse(&bytes) {
             Ok((head, _)) => {
                 self.offset = offset + whole;

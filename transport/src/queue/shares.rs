@@ -146,7 +146,7 @@ impl Queue {
     /// Whether a source may add to the queue: within its share, or within the smaller one that applies while it `waits`.
     pub fn has_room_for(&self, source: &Source, waits: bool) -> bool {
         let held = self.held_by(source);
-        let (batches, kept) = {
+        let (batches, quarantined) = {
             let meta = lock(&self.meta);
             (meta.batches, meta.bytes + meta.quarantine.bytes)
         };
@@ -156,7 +156,7 @@ impl Queue {
         }
         let share = if waits { RESUMED_SHARE } else { SHARE };
         let capacity = self.capacity();
-        let free = self.free(capacity, kept).saturating_sub(ON_ITS_WAY_BYTES.min(capacity / 4));
+        let free = self.free(capacity, quarantined).saturating_sub(ON_ITS_WAY_BYTES.min(capacity / 4));
         held <= share.saturating_mul(free)
     }
 

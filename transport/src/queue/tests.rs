@@ -67,7 +67,7 @@ fn a_delivered_batch_is_gone_and_sequences_go_on_without_holes() {
     queue.delete(1).expect("deletes");
     queue.delete(1).expect("deleting twice is no error");
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(2));
-    queue.quarantine(2, &vedette_wire::ProblemCode::Shape, "no good").expect("moves");
+    queue.quarantine(2, "shape", "no good").expect("moves");
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));
     queue.delete(3).expect("deletes");
     let stats = queue.stats();
@@ -114,12 +114,12 @@ fn quarantine_is_bounded_counted_and_survives_a_restart() {
         let queue = open();
         for seq in 1..=100 {
             commit(&queue, &"noise".repeat(100), "c").expect("commits");
-            queue.quarantine(seq, &vedette_wire::ProblemCode::Shape, "no good").expect("moves");
+            queue.quarantine(seq, "shape", "no good").expect("moves");
         }
     }
-    let kept = open().stats().quarantine;
-    assert!(kept.bytes <= (1 << 20) / 10 && kept.batches > 10, "{kept:?}");
-    assert_eq!(kept.batches + kept.dropped, 100);
+    let quarantined = open().stats().quarantine;
+    assert!(quarantined.bytes <= (1 << 20) / 10 && quarantined.batches > 10, "{quarantined:?}");
+    assert_eq!(quarantined.batches + quarantined.dropped, 100);
 }
 
 #[test]
@@ -380,8 +380,8 @@ fn later_headers_name_what_was_set_aside_also_after_a_restart() {
         }
         queue.delete(1).expect("deletes");
         queue.purge(2).expect("purges");
-        queue.quarantine(3, &vedette_wire::ProblemCode::Shape, "why").expect("moves");
-        queue.quarantine(99, &vedette_wire::ProblemCode::Shape, "there is no such batch").expect("does nothing");
+        queue.quarantine(3, "shape", "why").expect("moves");
+        queue.quarantine(99, "shape", "there is no such batch").expect("does nothing");
     }
     let queue = queue(dir.path());
     commit(&queue, "four", "c").expect("commits");

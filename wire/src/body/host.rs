@@ -2,6 +2,7 @@
 
 use super::{Kind, Observation, RowContext};
 use crate::{
+    OsFamily,
     column::{Column, Value, at, integer, text, time},
     ocsf::{Event, OcsfClass, milliseconds, object},
 };
@@ -15,26 +16,26 @@ use std::collections::BTreeMap;
 pub struct Host {
     /// Operating system.
     pub os: OperatingSystem,
-    /// `uname -n`.
+    /// Host name.
     pub hostname: String,
     /// DNS domain, from `/etc/hosts` or `/etc/resolv.conf`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// `/etc/machine-id`, machine-id(5).
+    /// machine-id(5); `MachineGuid` of Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine_id: Option<String>,
-    /// `/proc/sys/kernel/random/boot_id`.
+    /// Id of the running boot (random(4)); absent on Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<String>,
-    /// Boot time, nanoseconds UTC (`btime` in `/proc/stat`).
+    /// Boot time, nanoseconds UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot_time: Option<i64>,
-    /// IANA time zone.
+    /// IANA time zone; `TimeZoneKeyName` of Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_zone: Option<String>,
     /// Processors.
     pub cpu: Cpu,
-    /// Memory in bytes (`MemTotal`).
+    /// Memory in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     /// Hypervisor, as systemd-detect-virt(1) names it; absent on bare metal.
@@ -85,27 +86,30 @@ pub struct CloudInstance {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OperatingSystem {
-    /// `NAME`.
+    /// Family.
+    #[serde(skip_serializing_if = "OsFamily::is_linux")]
+    pub family: OsFamily,
+    /// `NAME` of os-release(5); `ProductName` of Windows.
     pub name: String,
-    /// `ID`.
+    /// `ID`; absent on Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// `VERSION_ID`.
+    /// `VERSION_ID`; `DisplayVersion` of Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// `BUILD_ID`, on Debian the point release of `/etc/debian_version`.
+    /// `BUILD_ID`, on Debian the point release of `/etc/debian_version`; build and revision of Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build: Option<String>,
     /// `PRETTY_NAME`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pretty_name: Option<String>,
-    /// `VARIANT`.
+    /// `VARIANT`; `EditionID` of Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edition: Option<String>,
-    /// `uname -r`.
+    /// `uname -r`; version of the kernel of Windows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,
-    /// `uname -m`.
+    /// Machine architecture, as `uname -m` names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
 }
@@ -160,14 +164,15 @@ pub struct Hardware {
 
 const COLUMNS: &[Column] = &[
     text("domain", "DNS domain"),
-    text("os_name", "operating system, `NAME` of os-release(5)"),
-    text("os_version", "its version, `VERSION_ID`"),
-    text("os_build", "its build, `BUILD_ID`; on Debian the point release"),
+    text("os_family", "`linux` or `windows`"),
+    text("os_name", "operating system, `NAME` of os-release(5) or `ProductName` of Windows"),
+    text("os_version", "its version, `VERSION_ID` or `DisplayVersion`"),
+    text("os_build", "its build, `BUILD_ID`; on Debian the point release, on Windows build and revision"),
     text("os_pretty_name", "`PRETTY_NAME`"),
-    text("os_edition", "`VARIANT`"),
+    text("os_edition", "`VARIANT` or `EditionID`"),
     text("kernel", "kernel release"),
     text("architecture", "machine architecture"),
-    text("machine_id", "machine-id(5)"),
+    text("machine_id", "machine-id(5) or `MachineGuid`"),
     text("boot_id", "id of the running boot"),
     time("boot_time", "when the machine was booted"),
     text("time_zone", "IANA time zone"),
@@ -214,13 +219,14 @@ impl Observation for Host {
 
     fn render(&self, event: &mut Event) {
         let os = &self.os;
+        let (type_id, os_type) = os.family.ocsf();
         event.set_in(
             "device",
             "os",
             object([
                 ("name", json!(os.name)),
-                ("type_id", json!(200)),
-                ("type", json!("Linux")),
+                ("type_id", json!(type_id)),
+                ("type", json!(os_type)),
                 ("version", json!(os.version)),
                 ("build", json!(os.build)),
                 ("edition", json!(os.edition)),
@@ -273,6 +279,7 @@ impl Observation for Host {
         };
         vec![
             self.domain.as_ref().into(),
+            os.family.name().into(),
             os.name.as_str().into(),
             os.version.as_ref().into(),
             os.build.as_ref().into(),

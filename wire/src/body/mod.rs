@@ -21,7 +21,7 @@ pub use heartbeat::{CollectorHealth, Heartbeat};
 pub use host::{CloudInstance, Cpu, Firmware, Hardware, Host, OperatingSystem};
 pub use journal::Journal;
 pub use lifecycle::{Lifecycle, LifecycleEvent};
-pub use process::{Namespaces, Principal, Process};
+pub use process::{Namespaces, Principal, PrincipalId, Process, ProcessState};
 pub use session::Session;
 pub use snapshot::{Change, Snapshot};
 pub use syslog::{Inferred, Span, Syslog, severity_and_facility};

@@ -7,8 +7,10 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::fmt;
 
-/// A process as `/proc/PID` shows it (proc(5)). Fields that cannot be read are absent.
+/// A process as the operating system shows it: `/proc/PID` (proc(5)), or a snapshot of Windows. Fields that cannot be read are
+/// absent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     /// Why the record was made.
@@ -16,13 +18,13 @@ pub struct Process {
     /// The snapshot that the record belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
-    /// Boot id, pid and start time in clock ticks: unique across reuse of the pid.
+    /// Boot, pid and start time: unique across reuse of the pid.
     pub uid: String,
     /// Process id in the host's namespace.
     pub pid: u32,
     /// Parent's process id; 0 for init and kthreadd.
     pub ppid: u32,
-    /// `comm`.
+    /// `comm` of proc(5), or the name of the executable's file.
     pub name: String,
     /// Executable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,13 +38,13 @@ pub struct Process {
     /// `args` is shorter than the command line.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub args_cut: bool,
-    /// Real user.
+    /// Real user; on Windows the user of the process's token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Principal>,
-    /// Real group.
+    /// Real group; absent on Windows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Principal>,
-    /// Start time, nanoseconds UTC, to one clock tick.
+    /// Start time, nanoseconds UTC, to one clock tick; on Windows to a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<i64>,
     /// Working directory.
@@ -63,18 +65,120 @@ pub struct Process {
     /// Kernel thread.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub kernel: bool,
-    /// State letter of proc(5): `R`, `S`, `D`, `Z`, `T`, `t`, `I`, `X`.
-    pub state: char,
+    /// State; absent where processes have none (Windows: threads have).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<ProcessState>,
+}
+
+/// State of a process, by its letter in proc(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProcessState {
+    /// Running or waiting for a processor.
+    #[serde(rename = "R")]
+    Running,
+    /// In an interruptible wait.
+    #[serde(rename = "S")]
+    Sleeping,
+    /// In an uninterruptible wait.
+    #[serde(rename = "D")]
+    DiskSleep,
+    /// Stopped by a signal.
+    #[serde(rename = "T")]
+    Stopped,
+    /// Stopped by a debugger.
+    #[serde(rename = "t")]
+    Traced,
+    /// Ended, but not waited for.
+    #[serde(rename = "Z")]
+    Zombie,
+    /// An idle kernel thread.
+    #[serde(rename = "I")]
+    Idle,
+    /// About to disappear.
+    #[serde(rename = "X", alias = "x")]
+    Dead,
+    /// Another letter.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ProcessState {
+    /// The state of a letter.
+    pub fn of_letter(letter: char) -> Self {
+        match letter {
+            'R' => Self::Running,
+            'S' => Self::Sleeping,
+            'D' => Self::DiskSleep,
+            'T' => Self::Stopped,
+            't' => Self::Traced,
+            'Z' => Self::Zombie,
+            'I' => Self::Idle,
+            'X' | 'x' => Self::Dead,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Sleeping => "sleeping",
+            Self::DiskSleep => "disk_sleep",
+            Self::Stopped => "stopped",
+            Self::Traced => "traced",
+            Self::Zombie => "zombie",
+            Self::Idle => "idle",
+            Self::Dead => "dead",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// A user or a group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
     /// Id.
-    pub id: u32,
+    pub id: PrincipalId,
     /// Name; absent for an id without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+}
+
+/// Id of a user or a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PrincipalId {
+    /// Number of a user or a group (credentials(7)).
+    Number(u32),
+    /// Security identifier of Windows: `S-1-5-18` (MS-DTYP §2.4.2.1).
+    Sid(String),
+}
+
+impl PrincipalId {
+    /// The number, if it is one.
+    fn number(&self) -> Option<u32> {
+        match self {
+            Self::Number(id) => Some(*id),
+            Self::Sid(_) => None,
+        }
+    }
+
+    /// The security identifier, if it is one.
+    fn sid(&self) -> Option<&str> {
+        match self {
+            Self::Number(_) => None,
+            Self::Sid(sid) => Some(sid),
+        }
+    }
+}
+
+impl fmt::Display for PrincipalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(id) => id.fmt(f),
+            Self::Sid(sid) => sid.fmt(f),
+        }
+    }
 }
 
 /// Inode numbers of a process's namespaces.
@@ -102,18 +206,22 @@ const COLUMNS: &[Column] = &[
     text("process_uid", "id that stays unique when the pid is used again"),
     integer("pid", "process id"),
     integer("ppid", "parent's process id"),
-    text("name", "`comm` of proc(5)"),
+    text("name", "`comm` of proc(5), or the name of the executable's file"),
     text("cmd_line", "command line, arguments joined by spaces"),
     text("args", "command line as a JSON list"),
     boolean("args_cut", "the command line was longer than the 16 KiB that are kept"),
     text("path", "executable"),
     boolean("path_deleted", "the executable's file is gone"),
-    text("user", "real user's name, or its number where it has none"),
-    integer("user_id", "real user id"),
+    text("user", "real user's name, or its id where it has none"),
+    integer("user_id", "real user id; null on Windows"),
+    text("user_sid", "user's security identifier on Windows; otherwise null"),
     text("group_name", "real group's name, or its number where it has none"),
     integer("group_id", "real group id"),
     time("started", "when it started"),
-    text("state", "sleeping, running, disk_sleep, stopped, traced, zombie, idle, dead; `ended` in an end record"),
+    text(
+        "state",
+        "sleeping, running, disk_sleep, stopped, traced, zombie, idle, dead; `ended` in an end record; null on Windows",
+    ),
     text("cwd", "working directory"),
     integer("session_id", "session id"),
     text("cgroup", "control group path"),
@@ -126,21 +234,8 @@ const COLUMNS: &[Column] = &[
 ];
 
 impl Process {
-    fn state_name(&self) -> &'static str {
-        if self.change == Change::End {
-            return "ended";
-        }
-        match self.state {
-            'R' => "running",
-            'S' => "sleeping",
-            'D' => "disk_sleep",
-            'T' => "stopped",
-            't' => "traced",
-            'Z' => "zombie",
-            'I' => "idle",
-            'X' | 'x' => "dead",
-            _ => "unknown",
-        }
+    fn state_name(&self) -> Option<&'static str> {
+        if self.change == Change::End { Some("ended") } else { self.state.map(ProcessState::name) }
     }
 
     fn cmd_line(&self) -> Option<String> {
@@ -150,7 +245,7 @@ impl Process {
     fn to_ocsf(&self) -> serde_json::Value {
         let file = self.path.as_deref().map(|path| {
             object([
-                ("name", json!(path.rsplit('/').next())),
+                ("name", json!(file_name(path))),
                 ("path", json!(path)),
                 ("type_id", json!(1)),
                 ("is_deleted", if self.deleted { json!(true) } else { json!(null) }),
@@ -170,6 +265,12 @@ impl Process {
             ("session", json!(self.session.map(|id| json!({"uid": id.to_string()})))),
         ])
     }
+}
+
+/// Last component of a path of Windows (`C:\…`, `\\host\…`) or of Linux, where a backslash is a letter like others.
+fn file_name(path: &str) -> Option<&str> {
+    let is_windows = path.as_bytes().get(1) == Some(&b':') || path.starts_with("\\\\");
+    path.rsplit(if is_windows { '\\' } else { '/' }).next()
 }
 
 fn principal(who: Option<&Principal>) -> serde_json::Value {
@@ -255,9 +356,10 @@ impl Observation for Process {
             self.path.as_ref().into(),
             self.deleted.into(),
             name_or_number(self.user.as_ref()),
-            self.user.as_ref().map(|user| user.id).into(),
+            self.user.as_ref().and_then(|user| user.id.number()).into(),
+            self.user.as_ref().and_then(|user| user.id.sid()).into(),
             name_or_number(self.group.as_ref()),
-            self.group.as_ref().map(|group| group.id).into(),
+            self.group.as_ref().and_then(|group| group.id.number()).into(),
             at(self.started),
             self.state_name().into(),
             self.cwd.as_ref().into(),

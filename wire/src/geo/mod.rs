@@ -287,8 +287,8 @@ mod tests {
             (Cloud::Gcp, "northamerica-south1"),
             (Cloud::Gcp, ""),
         ] {
-            let said = Geography::of_region(cloud, region).expect_err("is in no table").to_string();
-            assert!(said.contains("set [host] geography"), "{said}");
+            let message = Geography::of_region(cloud, region).expect_err("is in no table").to_string();
+            assert!(message.contains("set [host] geography"), "{message}");
         }
         let mut all: Vec<_> = regions::REGIONS
             .iter()

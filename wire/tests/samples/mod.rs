@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use vedette_wire::{
-    AgentId, Batch, Chunk, Epoch, FORMAT_VERSION, Header, Lane, Ledger, OrganizationId, Position, Reason, Record,
-    Source, SourceRef,
+    AgentId, Batch, Chunk, Epoch, FORMAT_VERSION, Header, Lane, Ledger, OrganizationId, OsFamily, Position, Reason,
+    Record, Source, SourceRef,
     body::*,
     geo::WorkspaceGeo,
     record::{HostLabel, Predecessor},
@@ -22,6 +22,7 @@ fn snapshot(change: Change) -> Option<Snapshot> {
 fn host() -> Host {
     Host {
         os: OperatingSystem {
+            family: OsFamily::Linux,
             name: "Debian GNU/Linux".to_owned(),
             id: some("debian"),
             version: some("12"),
@@ -73,8 +74,8 @@ fn process(change: Change) -> Process {
         deleted: true,
         args: vec!["nginx".to_owned(), "-g".to_owned(), "daemon off;".to_owned()],
         args_cut: false,
-        user: Some(Principal { id: 33, name: some("www-data") }),
-        group: Some(Principal { id: 33, name: None }),
+        user: Some(Principal { id: PrincipalId::Number(33), name: some("www-data") }),
+        group: Some(Principal { id: PrincipalId::Number(33), name: None }),
         started: Some(T0),
         cwd: some("/"),
         session: Some(812),
@@ -82,7 +83,7 @@ fn process(change: Change) -> Process {
         container: some("4f5e6d"),
         namespaces: Namespaces { mnt: Some(1), pid: Some(2), net: Some(3), user: Some(4) },
         kernel: true,
-        state: 'S',
+        state: Some(ProcessState::Sleeping),
     }
 }
 
@@ -307,6 +308,7 @@ pub(crate) fn batch() -> Batch {
             policy_revision: 3,
             agent_version: "0.1.0".to_owned(),
             host: HostLabel {
+                os_family: OsFamily::Linux,
                 hostname: "web1".to_owned(),
                 os_name: "Debian GNU/Linux".to_owned(),
                 os_version: some("12"),

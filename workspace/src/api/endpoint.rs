@@ -114,11 +114,11 @@ impl HttpBody for Timed {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
+        match Pin::new(&mut self.body).poll_frame(context) {
             Poll::Pending => {
-                let expired = self.deadline.as_mut().poll(cx);
+                let expired = self.deadline.as_mut().poll(context);
                 expired.map(|()| Some(Err(axum::Error::new(BodyTimeout))))
             }
             polled => polled,
@@ -171,11 +171,11 @@ impl HttpBody for Lent {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
         self.is_waiting = false;
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let polled = Pin::new(body).poll_frame(cx);
+        let polled = Pin::new(body).poll_frame(context);
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             self.body = None;
         }

@@ -16,21 +16,21 @@ use sha2::{Digest, Sha256};
 use std::{fs::File, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 use vedette_wire::{Body, text::printable};
 
-pub(super) async fn request(wanted: &ArtifactWanted) -> Result<()> {
-    if !wanted.path.starts_with('/') || wanted.path.chars().any(char::is_control) {
+pub(super) async fn request(request: &ArtifactWanted) -> Result<()> {
+    if !request.path.starts_with('/') || request.path.chars().any(char::is_control) {
         bail!("--path must be an absolute path of the host");
     }
-    if wanted.reason.trim().is_empty() {
+    if request.reason.trim().is_empty() {
         bail!("--reason must say why");
     }
-    let control = ControlStore::open(&wanted.dir).await?;
+    let control = ControlStore::open(&request.dir).await?;
     control.require_primary().await?;
-    let organization = control.organization(&wanted.org).await?;
+    let organization = control.organization(&request.org).await?;
     let (now, who) = (now(), who());
-    let expires = now + i64::from(wanted.hours) * 3600 * 1_000_000_000;
-    let change = Change { who: &who, reason: wanted.reason.trim(), now };
-    let signer = control.signer(&wanted.dir).await?;
-    let id = control.request_artifact(&organization, (wanted.agent, &wanted.path, expires), &signer, change).await?;
+    let expires = now + i64::from(request.hours) * 3600 * 1_000_000_000;
+    let change = Change { who: &who, reason: request.reason.trim(), now };
+    let signer = control.signer(&request.dir).await?;
+    let id = control.request_artifact(&organization, (request.agent, &request.path, expires), &signer, change).await?;
     print(format!("{id}\n").as_bytes())
 }
 
@@ -60,14 +60,14 @@ pub(super) async fn list(dir: &Path, org: &str, format: Format) -> Result<()> {
                 out.push_str(&csv_line(&[&row.id, &requested, &row.agent, &row.path, &state, &detail]));
             }
             Format::Table => {
-                let said =
+                let message =
                     row.detail.or_else(|| Some(format!("{} bytes", whole["size"].as_u64()?))).unwrap_or_default();
                 out.push_str(&format!(
                     "{}  {requested}  {:<32}  {state:<9}  {}  {}\n",
                     row.id,
                     row.agent,
                     printable(&row.path),
-                    printable(&said)
+                    printable(&message)
                 ));
             }
         }

@@ -40,18 +40,18 @@ pub(super) fn upgrade_change() -> Change<'static> {
     Change { who: "vedette-workspace", reason: "upgrade", now: now() }
 }
 
-pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
-    if wanted.reason.trim().is_empty() {
+pub(super) async fn set(requested: &PolicyChange) -> Result<()> {
+    if requested.reason.trim().is_empty() {
         bail!("--reason must say why");
     }
-    let control = ControlStore::open(&wanted.dir).await?;
+    let control = ControlStore::open(&requested.dir).await?;
     control.require_primary().await?;
-    let organization = control.organization(&wanted.org).await?;
-    let signer = control.signer(&wanted.dir).await?;
+    let organization = control.organization(&requested.org).await?;
+    let signer = control.signer(&requested.dir).await?;
     control.first_policies(&signer, upgrade_change()).await?;
-    let change = Change { who: &who(), reason: wanted.reason.trim(), now: now() };
+    let change = Change { who: &who(), reason: requested.reason.trim(), now: now() };
     let reported = control.reported_collectors(organization.id).await?;
-    let edit = |policy: &mut Policy| edit(policy, wanted, &reported);
+    let edit = |policy: &mut Policy| edit(policy, requested, &reported);
     let policy = control.set_policy(&organization, &signer, change, edit).await?;
     let off = |(id, of): (&String, &CollectorPolicy)| (of.enabled == Some(false)).then(|| id.clone());
     let off: Vec<String> = policy.collectors.iter().filter_map(off).filter(|_| policy.tier == Tier::Standard).collect();
@@ -67,20 +67,20 @@ pub(super) async fn set(wanted: &PolicyChange) -> Result<()> {
     print(format!("{}\n", policy.revision).as_bytes())
 }
 
-fn edit(policy: &mut Policy, wanted: &PolicyChange, reported: &ReportedCollectors) -> Result<()> {
+fn edit(policy: &mut Policy, change: &PolicyChange, reported: &ReportedCollectors) -> Result<()> {
     let before = policy.clone();
-    policy.tier = wanted.tier.unwrap_or(policy.tier);
-    policy.collect = wanted.collect.map_or(policy.collect, |collect| collect == Switch::On);
-    policy.store = wanted.store.unwrap_or(policy.store);
-    if let Some(limits) = &wanted.artifacts {
+    policy.tier = change.tier.unwrap_or(policy.tier);
+    policy.collect = change.collect.map_or(policy.collect, |collect| collect == Switch::On);
+    policy.store = change.store.unwrap_or(policy.store);
+    if let Some(limits) = &change.artifacts {
         policy.artifacts = artifact_limits(limits, &policy.artifacts)?;
     }
-    if wanted.endpoints == ["default"] {
+    if change.endpoints == ["default"] {
         policy.endpoints.clear();
-    } else if !wanted.endpoints.is_empty() {
-        policy.endpoints = wanted.endpoints.iter().map(|url| endpoint(url)).collect::<Result<_>>()?;
+    } else if !change.endpoints.is_empty() {
+        policy.endpoints = change.endpoints.iter().map(|url| endpoint(url)).collect::<Result<_>>()?;
     }
-    for setting in &wanted.collectors {
+    for setting in &change.collectors {
         let (id, value) =
             setting.split_once('=').with_context(|| format!("--collector {setting}: write ID.KEY=VALUE"))?;
         let (id, key) = id.split_once('.').unwrap_or((id, ""));

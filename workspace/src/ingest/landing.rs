@@ -95,8 +95,8 @@ impl LandingStore {
         match self.store.put_opts(&key, frame.clone(), PutMode::Create.into()).await {
             Ok(_) => Ok(LandOutcome::New),
             Err(object_store::Error::AlreadyExists { .. }) => {
-                let there = self.store.get(&key).await?.bytes().await?;
-                match frame::parse(&there).map(|(head, _)| head.digest == *digest) {
+                let existing = self.store.get(&key).await?.bytes().await?;
+                match frame::parse(&existing).map(|(head, _)| head.digest == *digest) {
                     Ok(true) => Ok(LandOutcome::Duplicate),
                     Ok(false) => Ok(LandOutcome::Conflict),
                     Err(_) => {
@@ -113,7 +113,7 @@ impl LandingStore {
     /// Whether this batch is stored under its key.
     pub(crate) async fn holds(&self, key: &LandingKey, digest: &[u8; 32]) -> Result<bool> {
         match self.store.get_range(&Key::from(key.as_str()), 0..frame::HEAD_BYTES as u64).await {
-            Ok(there) => Ok(frame::parse_head(&there).is_ok_and(|(head, _)| head.digest == *digest)),
+            Ok(existing) => Ok(frame::parse_head(&existing).is_ok_and(|(head, _)| head.digest == *digest)),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(err) => Err(err.into()),
         }

@@ -133,8 +133,8 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], primar
 pub(crate) async fn answers(dir: &Path, primary: &str) -> Result<bool> {
     if primary.starts_with("https://") {
         let client = client(&std::fs::read(dir.join("ca.pem"))?, None)?;
-        let asked = client.get(format!("{primary}/livez")).timeout(ASK_EVERY * 2).send();
-        return Ok(asked.await.is_ok());
+        let request = client.get(format!("{primary}/livez")).timeout(ASK_EVERY * 2).send();
+        return Ok(request.await.is_ok());
     }
     let lock = match std::fs::File::open(Path::new(primary).join("serve.lock")) {
         Ok(lock) => lock,

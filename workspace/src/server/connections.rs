@@ -217,9 +217,13 @@ pub(super) struct Watched<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         let before = into.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
         if into.filled().len() > before {
             self.activity.note();
         }
@@ -228,16 +232,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, from)
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, from)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -259,8 +263,8 @@ mod tests {
             held.push(slots.unknown(address(1)).await.expect("as many come at once as will"));
         }
         let is_told = |slot: &Slot| {
-            let told = Arc::clone(&slot.give_way);
-            async move { tokio::time::timeout(Duration::from_millis(1), told.notified()).await.is_ok() }
+            let notified = Arc::clone(&slot.give_way);
+            async move { tokio::time::timeout(Duration::from_millis(1), notified.notified()).await.is_ok() }
         };
         assert!(!is_told(&held[0]).await);
         tokio::time::sleep(GRACE).await;
@@ -287,12 +291,12 @@ mod tests {
     async fn one_network_or_organization_cannot_take_all_places() {
         let slots = Slots::new(RESERVED + 400);
         let mine = |last: u64| IpAddr::V6(Ipv6Addr::from_bits(0x2001_0db8 << 96 | u128::from(last)));
-        let (other, mut told) = (gives_way(slots.unknown(address(2)).await.expect("a slot")), Vec::new());
+        let (other, mut notified) = (gives_way(slots.unknown(address(2)).await.expect("a slot")), Vec::new());
         for last in 0..150 {
-            told.push(gives_way(slots.unknown(mine(last)).await.expect("a slot, in turn")));
+            notified.push(gives_way(slots.unknown(mine(last)).await.expect("a slot, in turn")));
         }
         assert!(slots.unknown(address(3)).await.is_some(), "though all were taken a moment ago");
-        let given_up = told.iter().filter(|one| one.is_finished()).count();
+        let given_up = notified.iter().filter(|one| one.is_finished()).count();
         assert!(given_up > 50 && !other.is_finished(), "who holds one keeps it: {given_up}");
 
         let first = gives_way(slots.known(peer(1, 1)).await.expect("a slot"));

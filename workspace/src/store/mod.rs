@@ -142,8 +142,8 @@ impl ControlStore {
 
     /// Result of SQLite's `PRAGMA integrity_check`; empty if the control store is intact.
     pub(crate) async fn integrity(&self) -> Result<Vec<String>> {
-        let said: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(20)").fetch_all(&self.pool).await?;
-        Ok(said.into_iter().filter(|line| line != "ok").collect())
+        let message: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(20)").fetch_all(&self.pool).await?;
+        Ok(message.into_iter().filter(|line| line != "ok").collect())
     }
 
     /// Takes or renews a lease until `expires`; false if another holder has it.

@@ -4,6 +4,7 @@ mod requests;
 
 use super::{
     collectors::{Destination, QueueSink},
+    delivery::LaneDelivery,
     parts::Parts,
 };
 use crate::now;
@@ -63,6 +64,7 @@ impl Artifacts {
             let queue = Queue::open(dir, LaneName::Blobs, quota, fastrand::u64(1..))?;
             let owner = (parts.enrollment.organization, parts.enrollment.agent);
             queue.set_owner(owner, &parts.enrollment.replaces, &parts.host, fastrand::u64(1..))?;
+            let delivery = LaneDelivery::new(&parts.client);
             let lane = Lane::start(LaneConfig {
                 queue,
                 limits: BatchLimits { bytes_max: BATCH_BYTES, records_max: 64, ..parts.config.batches.clone() },
@@ -70,8 +72,10 @@ impl Artifacts {
                 intake_bytes_max: BATCH_BYTES,
                 in_flight_bytes_max: 2 * BATCH_BYTES,
                 now: Arc::new(now),
-                post: Some(Arc::clone(&parts.client) as Arc<dyn Post>),
+                codec: delivery.codec(),
+                post: Some(Arc::clone(&delivery) as Arc<dyn Post>),
             })?;
+            delivery.attach(lane.queue());
             let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&parts.statuses), Arc::clone(&parts.events)));
             self.lane = Some(Destination { lane: Arc::new(lane), sink });
         }

@@ -121,7 +121,7 @@ impl ArtifactRequests {
         let before = self.log.answered.values().filter(|at| now.saturating_sub(**at) < HOUR_NS).count();
         let open = self.log.open.values().filter_map(|signed| self.read(signed).ok()).enumerate();
         let new = open.filter(|(_, request)| !self.passed.contains(&request.id));
-        let wanted = new.map(|(at, request)| {
+        let approved = new.map(|(at, request)| {
             let refused = if request.expires <= now {
                 Some("the request has expired".to_owned())
             } else if before + at >= limits.per_hour_max as usize {
@@ -137,9 +137,9 @@ impl ArtifactRequests {
                 refused,
             }
         });
-        let wanted: Vec<ApprovedRequest> = wanted.collect();
-        self.passed.extend(wanted.iter().map(|wanted| wanted.request.clone()));
-        self.requests.add(wanted);
+        let approved: Vec<ApprovedRequest> = approved.collect();
+        self.passed.extend(approved.iter().map(|approved| approved.request.clone()));
+        self.requests.add(approved);
     }
 
     /// Records answered requests, after the answers are durable.
@@ -208,7 +208,7 @@ mod tests {
         let all = vec![sign(&key, &late), sign(&key, &request("2")), sign(&key, &request("3"))];
         assert!(artifacts.take(all.clone(), &limits).expect("keeps"));
         let passed = artifacts.requests().waiting();
-        let why: Vec<&str> = passed.iter().map(|wanted| wanted.refused.as_deref().unwrap_or_default()).collect();
+        let why: Vec<&str> = passed.iter().map(|approved| approved.refused.as_deref().unwrap_or_default()).collect();
         assert!(why[0].contains("expired") && why[1].is_empty() && why[2].contains("2 per hour"), "{why:?}");
         assert!(!artifacts.take(all, &limits).expect("keeps"), "they are known");
         assert_eq!(artifacts.requests().ids().len(), 3, "and told once");

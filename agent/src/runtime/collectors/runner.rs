@@ -26,7 +26,7 @@ pub(crate) const STALL_DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) struct Runner {
     pub(crate) spec: &'static Spec,
     pub(crate) settings: AnySettings,
-    pub(crate) cx: CollectorContext,
+    pub(crate) context: CollectorContext,
     pub(crate) sink: Arc<QueueSink>,
     pub(crate) queue: Arc<Queue>,
     pub(crate) statuses: Arc<CollectorStatuses>,
@@ -99,7 +99,7 @@ impl Runner {
                 return;
             }
             match self.queue.cursors(id).and_then(|cursors| Ok((cursors, self.queue.stored(id)?))) {
-                Ok((cursors, stored)) => (self.cx.cursors, self.cx.stored) = (cursors, stored),
+                Ok((cursors, stored)) => (self.context.cursors, self.context.stored) = (cursors, stored),
                 Err(err) => {
                     tracing::error!(collector = id, error = %err, "cursors cannot be read; the collector stays down");
                     self.statuses.set(id, CollectorState::Failing, Some(err.to_string()));
@@ -123,7 +123,7 @@ impl Runner {
     }
 
     fn round(&mut self) -> RunnerExit {
-        match self.settings.build(&self.cx) {
+        match self.settings.build(&self.context) {
             Err(err) => RunnerExit::Failed(err.to_string()),
             Ok(Plan::Off) => RunnerExit::Absent("switched off".to_owned()),
             Ok(Plan::Absent(why)) => RunnerExit::Absent(why),
@@ -137,7 +137,7 @@ impl Runner {
         let sink: Arc<dyn Sink> = Arc::clone(&self.sink) as Arc<dyn Sink>;
         let mut outlet = Outlet::new(sink, self.stop.clone());
         let watchdog = Watchdog::for_watch(self.spec.id, &self.statuses, self.deadline, outlet.progress());
-        let ended = watch.watch(&self.cx, &mut outlet);
+        let ended = watch.watch(&self.context, &mut outlet);
         drop(watchdog);
         self.exit_of(ended)
     }
@@ -147,7 +147,7 @@ impl Runner {
         let (mut next, mut reported) = (0, None);
         loop {
             let watchdog = Watchdog::for_poll(self.spec.id, &self.statuses, self.deadline);
-            let polled = poll.poll(&self.cx);
+            let polled = poll.poll(&self.context);
             drop(watchdog);
             if self.stop.is_stopped() {
                 return RunnerExit::Stopped;

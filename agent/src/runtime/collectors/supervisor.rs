@@ -39,7 +39,7 @@ pub(in crate::runtime) struct Start {
     pub(in crate::runtime) decided: AnySettings,
     /// Settings to run with.
     pub(in crate::runtime) settings: AnySettings,
-    pub(in crate::runtime) cx: CollectorContext,
+    pub(in crate::runtime) context: CollectorContext,
     pub(in crate::runtime) destination: Destination,
 }
 
@@ -67,12 +67,12 @@ impl Supervisor {
 
     /// Starts a collector's thread.
     pub(in crate::runtime) fn start(&mut self, start: Start) -> Result<()> {
-        let Start { spec, decided, settings, cx, destination } = start;
+        let Start { spec, decided, settings, context, destination } = start;
         let stop = self.stop.child();
         let runner = Runner {
             spec,
             settings,
-            cx,
+            context,
             queue: Arc::clone(destination.lane.queue()),
             sink: destination.sink,
             statuses: Arc::clone(&self.statuses),
@@ -95,7 +95,7 @@ impl Supervisor {
     pub(in crate::runtime) async fn skip(
         &mut self,
         id: &'static str,
-        (settings, cx): (AnySettings, CollectorContext),
+        (settings, context): (AnySettings, CollectorContext),
         sink: Arc<QueueSink>,
     ) -> Result<()> {
         let mut done = match self.skipping.remove(id) {
@@ -105,7 +105,7 @@ impl Supervisor {
                 let stop = self.stop.child();
                 let work = move || {
                     let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, stop);
-                    drop(finished.send(settings.skip(&cx, &outlet).and_then(|()| sink.wait_durable())));
+                    drop(finished.send(settings.skip(&context, &outlet).and_then(|()| sink.wait_durable())));
                 };
                 std::thread::Builder::new().name(format!("skip-{id}")).spawn(work)?;
                 done

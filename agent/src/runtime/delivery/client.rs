@@ -5,20 +5,18 @@ use crate::{
     config::Resolved,
     exit::Exit,
     identity::{Enrollment, IdentityDir},
-    platform::{FileFingerprint, file_fingerprint},
     runtime::policy::PolicyStatus,
 };
 use parking_lot::{Mutex, MutexGuard};
 use std::{
-    future::Future,
-    pin::Pin,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use vedette_collectors::{REGISTRY, Spec};
+use vedette_platform::{FileFingerprint, file_fingerprint};
 use vedette_transport::{
-    HttpPost, Outcome, Post, RequestError,
+    Answer, RequestError, WorkspaceApi,
     tls::{self, ClientSettings, Proxy, Roots},
 };
 use vedette_wire::policy::{Directives, ReportedCollectors};
@@ -56,12 +54,12 @@ pub(in crate::runtime) struct WorkspaceClient {
 /// A renewed certificate.
 #[derive(Clone)]
 struct Trial {
-    post: HttpPost,
+    post: WorkspaceApi,
     certificate: String,
 }
 
 struct State {
-    post: HttpPost,
+    post: WorkspaceApi,
     fingerprints: Fingerprints,
     checked: Instant,
     /// Unusable files, logged once.
@@ -116,13 +114,13 @@ impl WorkspaceClient {
     }
 
     /// The client of the active endpoint.
-    pub(in crate::runtime) fn current(&self) -> HttpPost {
+    pub(in crate::runtime) fn current(&self) -> WorkspaceApi {
         let url = self.endpoints().in_use().url.clone();
         self.client().at(&url)
     }
 
     /// The clients of all endpoints.
-    pub(in crate::runtime) fn all(&self) -> Vec<HttpPost> {
+    pub(in crate::runtime) fn all(&self) -> Vec<WorkspaceApi> {
         let urls = self.endpoints().all().to_vec();
         let client = self.client();
         urls.iter().map(|url| client.at(url)).collect()
@@ -147,7 +145,7 @@ impl WorkspaceClient {
     }
 
     /// The present client.
-    fn client(&self) -> HttpPost {
+    fn client(&self) -> WorkspaceApi {
         let mut state = self.lock();
         if state.checked.elapsed() >= CERTIFICATE_POLL {
             state.checked = Instant::now();
@@ -171,42 +169,39 @@ impl WorkspaceClient {
     }
 }
 
-impl Post for WorkspaceClient {
-    fn post(&self, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+impl WorkspaceClient {
+    /// Delivers the frame of a batch to an endpoint, by fail-over to the other one of a pair.
+    pub(in crate::runtime) async fn deliver(&self, frame: Vec<u8>) -> Answer {
         if self.closed.load(Ordering::Acquire) {
             let why = "the queue is being purged by policy".to_owned();
-            return Box::pin(async { Outcome::Retry { after: Some(Duration::from_secs(1)), why } });
+            return Answer::Retry { after: Some(Duration::from_secs(1)), why };
         }
-        Box::pin(async move {
-            let mut url = self.endpoints().next(RequestKind::Delivery, Instant::now());
-            if self.endpoints().is_probe(&url) {
-                match self.probe(&url, frame.clone()).await {
-                    Some(outcome) => return outcome,
-                    None => url = self.endpoints().in_use().url.clone(),
-                }
+        let mut url = self.endpoints().next(RequestKind::Delivery, Instant::now());
+        if self.endpoints().is_probe(&url) {
+            match self.probe(&url, frame.clone()).await {
+                Some(answer) => return answer,
+                None => url = self.endpoints().in_use().url.clone(),
             }
-            let copy = self.endpoints().rest_max().map(|_| frame.clone());
-            let outcome = self.deliver(&url, frame).await;
-            // Another endpoint became active during this last attempt.
-            let now = self.endpoints().in_use().url.clone();
-            let failed = matches!(outcome, Outcome::Retry { .. } | Outcome::Misdirected { .. });
-            let outcome = match copy.filter(|_| now != url && failed) {
-                Some(frame) => self.deliver(&now, frame).await,
-                None => outcome,
-            };
-            rested(outcome, self.endpoints().rest_max())
-        })
+        }
+        let copy = self.endpoints().rest_max().map(|_| frame.clone());
+        let answer = self.deliver_to(&url, frame).await;
+        // Another endpoint became active during this last attempt.
+        let now = self.endpoints().in_use().url.clone();
+        let failed = matches!(answer, Answer::Retry { .. } | Answer::Misdirected { .. });
+        let answer = match copy.filter(|_| now != url && failed) {
+            Some(frame) => self.deliver_to(&now, frame).await,
+            None => answer,
+        };
+        rested(answer, self.endpoints().rest_max())
     }
 }
 
 /// Limits `Retry-After` of one endpoint to the time after which the other is used.
-fn rested(outcome: Outcome, most: Option<Duration>) -> Outcome {
-    match (outcome, most) {
-        (Outcome::Retry { after: Some(after), why }, Some(most)) => {
-            Outcome::Retry { after: Some(after.min(most)), why }
-        }
-        (Outcome::Misdirected { why }, Some(_)) => Outcome::Retry { after: None, why },
-        (outcome, _) => outcome,
+fn rested(answer: Answer, most: Option<Duration>) -> Answer {
+    match (answer, most) {
+        (Answer::Retry { after: Some(after), why }, Some(most)) => Answer::Retry { after: Some(after.min(most)), why },
+        (Answer::Misdirected { why }, Some(_)) => Answer::Retry { after: None, why },
+        (answer, _) => answer,
     }
 }
 
@@ -220,16 +215,16 @@ impl Drop for Probing<'_> {
 }
 
 impl WorkspaceClient {
-    /// Probes the preferred workspace with a batch, one at a time and with a timeout; returns the outcome if it accepted the
+    /// Probes the preferred workspace with a batch, one at a time and with a timeout; returns the answer if it accepted the
     /// batch.
-    async fn probe(&self, url: &str, frame: Vec<u8>) -> Option<Outcome> {
+    async fn probe(&self, url: &str, frame: Vec<u8>) -> Option<Answer> {
         if self.probing.swap(true, Ordering::AcqRel) {
             return None;
         }
         let _probing = Probing(&self.probing);
-        let (began, answer) = (Instant::now(), tokio::time::timeout(PROBE_TIMEOUT, self.deliver(url, frame)).await);
+        let (began, answer) = (Instant::now(), tokio::time::timeout(PROBE_TIMEOUT, self.deliver_to(url, frame)).await);
         match answer {
-            Ok(outcome @ Outcome::Done { .. }) => Some(outcome),
+            Ok(answer @ Answer::Acknowledged { .. }) => Some(answer),
             Ok(_) => None,
             Err(_) => {
                 self.endpoints().record_failure(RequestKind::Delivery, url, "no answer", (began, Instant::now()));
@@ -239,41 +234,42 @@ impl WorkspaceClient {
     }
 
     /// Delivers to an endpoint and records success or failure.
-    async fn deliver(&self, url: &str, frame: Vec<u8>) -> Outcome {
+    async fn deliver_to(&self, url: &str, frame: Vec<u8>) -> Answer {
         let began = Instant::now();
-        let outcome = self.post_to(url, frame).await;
+        tracing::debug!(url, "delivering");
+        let answer = self.post_to(url, frame).await;
         let (now, mut endpoints) = (Instant::now(), self.endpoints());
-        match &outcome {
-            Outcome::Retry { why, .. } | Outcome::Misdirected { why } => {
+        match &answer {
+            Answer::Retry { why, .. } | Answer::Misdirected { why } => {
                 endpoints.record_failure(RequestKind::Delivery, url, why, (began, now));
             }
-            Outcome::Done { .. }
-            | Outcome::Purge
-            | Outcome::Conflict { .. }
-            | Outcome::TooLarge { .. }
-            | Outcome::Rekey { .. } => endpoints.record_success(RequestKind::Delivery, url, now),
+            Answer::Acknowledged { .. }
+            | Answer::Purge
+            | Answer::Conflict { .. }
+            | Answer::TooLarge { .. }
+            | Answer::Rekey { .. } => endpoints.record_success(RequestKind::Delivery, url, now),
             _ => {}
         }
         drop(endpoints);
-        outcome
+        answer
     }
 
     /// Posts to an endpoint, with the renewed certificate if there is one.
-    async fn post_to(&self, url: &str, frame: Vec<u8>) -> Outcome {
+    async fn post_to(&self, url: &str, frame: Vec<u8>) -> Answer {
         let current = self.client().at(url);
-        let Some(trial) = self.lock_trial().clone() else { return current.post(frame).await };
-        let outcome = trial.post.at(url).post(frame.clone()).await;
-        if matches!(outcome, Outcome::Done { .. }) {
+        let Some(trial) = self.lock_trial().clone() else { return current.put(frame).await };
+        let answer = trial.post.at(url).put(frame.clone()).await;
+        if matches!(answer, Answer::Acknowledged { .. }) {
             self.promote(&trial);
-            return outcome;
+            return answer;
         }
         // Tells whether the certificate is at fault, or the old one fails as well.
-        let outcome = current.post(frame).await;
-        if matches!(outcome, Outcome::Done { .. }) {
+        let answer = current.put(frame).await;
+        if matches!(answer, Answer::Acknowledged { .. }) {
             tracing::error!("the old certificate delivers and the renewed one does not; discarding the renewed one");
             *self.lock_trial() = None;
         }
-        outcome
+        answer
     }
 
     fn lock_trial(&self) -> MutexGuard<'_, Option<Trial>> {
@@ -333,7 +329,7 @@ fn fingerprints(identity: &IdentityDir) -> Fingerprints {
     FILES.map(|name| file_fingerprint(&identity.path(name)))
 }
 
-fn client(identity: &IdentityDir, enrollment: &Enrollment, options: ConnectionOptions) -> Result<HttpPost, Exit> {
+fn client(identity: &IdentityDir, enrollment: &Enrollment, options: ConnectionOptions) -> Result<WorkspaceApi, Exit> {
     client_with(identity, identity.read("cert.pem")?, enrollment, options)
 }
 
@@ -342,7 +338,7 @@ fn client_with(
     certificate: Vec<u8>,
     enrollment: &Enrollment,
     (proxy, roots): ConnectionOptions,
-) -> Result<HttpPost, Exit> {
+) -> Result<WorkspaceApi, Exit> {
     let settings = ClientSettings {
         ca_pem: identity.read("ca.pem")?,
         identity_pem: Some((certificate, identity.secret("key.pem")?)),
@@ -350,7 +346,7 @@ fn client_with(
         roots,
         proxy,
     };
-    Ok(HttpPost::new(tls::client(&settings)?, &enrollment.workspace).through(settings.proxy.as_ref()))
+    Ok(WorkspaceApi::new(tls::client(&settings)?, &enrollment.workspace).through(settings.proxy.as_ref()))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //! Nothing of this machine lands under the old key. The agent keeps collecting to disk, becomes another agent with the old
 //! certificate, and reseals its queue.
 
-use super::WorkspaceClient;
+use super::{LaneDelivery, WorkspaceClient};
 use crate::{
-    config::{Resolved, context},
+    config::{Resolved, collector_context},
     exit::VERSION,
     identity::{Enrollment, IdentityDir, Next, signing_request},
     runtime::policy,
@@ -25,10 +25,10 @@ const PAUSE_MAX: Duration = Duration::from_secs(300);
 pub(in crate::runtime) async fn rekey(
     (identity, enrollment, host): (&IdentityDir, &Enrollment, &HostLabel),
     lane: &Lane,
-    client: &WorkspaceClient,
+    (client, delivery): (&WorkspaceClient, &LaneDelivery),
 ) {
     loop {
-        while !lane.take_rekey() {
+        while !delivery.take_rekey() {
             tokio::time::sleep(REFUSAL_POLL).await;
         }
         tracing::warn!("another machine uses the key of this agent; making a new key");
@@ -105,7 +105,7 @@ async fn attempt(
 /// Adds the hashes of machine id and boot id, by which the workspace recognises clones. machine-id(5) asks not to reveal the id
 /// itself.
 pub(in crate::runtime) fn with_machine(config: &Resolved, label: HostLabel) -> HostLabel {
-    let cx = context(config);
-    let (machine, boot) = (crate::identity::machine(&cx), crate::identity::boot(&cx));
+    let context = collector_context(config);
+    let (machine, boot) = (crate::identity::machine(&context), crate::identity::boot(&context));
     HostLabel { machine, boot, ..label }
 }

@@ -15,7 +15,7 @@ use std::{
 };
 use vedette_collectors::{CollectorClass, Spec};
 use vedette_transport::{
-    Backoff, HttpPost, Lane, Queue,
+    Backoff, Lane, Queue, WorkspaceApi,
     queue::{
         Resume,
         salvage::{self, SalvageError},
@@ -168,14 +168,14 @@ fn together(answers: Vec<Vec<StoredSource>>) -> Vec<StoredSource> {
     for source in answers.into_iter().flatten() {
         match all.entry((source.collector.clone(), source.id.clone())) {
             Entry::Vacant(none) => drop(none.insert(source)),
-            Entry::Occupied(mut there) => {
-                let there = there.get_mut();
-                if source.sealed > there.sealed {
-                    (there.cursor, there.sealed) = (source.cursor, source.sealed);
+            Entry::Occupied(mut held) => {
+                let held = held.get_mut();
+                if source.sealed > held.sealed {
+                    (held.cursor, held.sealed) = (source.cursor, source.sealed);
                 }
-                there.stored.extend(source.stored);
-                there.stored.sort_unstable();
-                there.stored.dedup_by(|next, before| {
+                held.stored.extend(source.stored);
+                held.stored.sort_unstable();
+                held.stored.dedup_by(|next, before| {
                     let touch = next.0 <= before.1;
                     before.1 = if touch { before.1.max(next.1) } else { before.1 };
                     touch
@@ -199,7 +199,7 @@ fn memory_of(source: &StoredSource) -> usize {
 }
 
 /// Fetches all pages.
-async fn fetch(client: &HttpPost) -> Result<Vec<StoredSource>> {
+async fn fetch(client: &WorkspaceApi) -> Result<Vec<StoredSource>> {
     let (mut sources, mut bytes): (Vec<StoredSource>, usize) = (Vec::new(), 0);
     loop {
         let after = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
@@ -269,7 +269,7 @@ mod tests {
             }
         });
         let client = reqwest::Client::builder().no_proxy().build().expect("builds");
-        fetch(&HttpPost::new(client, &base)).await
+        fetch(&WorkspaceApi::new(client, &base)).await
     }
 
     #[tokio::test]

@@ -24,21 +24,21 @@ pub(crate) struct Decision {
 }
 
 /// Decides on each collector, in the order of the plans.
-pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &CollectorContext) -> Vec<Decision> {
+pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], context: &CollectorContext) -> Vec<Decision> {
     // A policy cannot switch artifacts off.
     let of_policy = |id: &str| {
         let artifact = vedette_collectors::find(id).is_some_and(|spec| spec.class == CollectorClass::Artifact);
         policy.collectors.get(id).and_then(|collector| collector.enabled).filter(|_| !artifact)
     };
     // Collectors that configuration and policy leave on, and that would observe something.
-    let wanted: BTreeSet<&'static str> = plans
+    let selected: BTreeSet<&'static str> = plans
         .iter()
         .filter(|plan| plan.settings.enabled() && of_policy(plan.spec.id) != Some(false))
         .map(|plan| plan.spec.id)
         .collect();
     let observes = |plan: &CollectorPlan| {
-        let cx = CollectorContext { enabled: wanted.clone(), ..cx.clone() };
-        wanted.contains(plan.spec.id) && matches!(plan.settings.build(&cx), Ok(Plan::Poll(..) | Plan::Watch(_)))
+        let context = CollectorContext { enabled: selected.clone(), ..context.clone() };
+        selected.contains(plan.spec.id) && matches!(plan.settings.build(&context), Ok(Plan::Poll(..) | Plan::Watch(_)))
     };
     plans
         .iter()
@@ -58,7 +58,7 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], cx: &CollectorCon
                 let why = Some(format!("policy revision {revision} switches collection off"));
                 return Decision { by_policy: true, why, ..off };
             }
-            if wanted.contains(id) {
+            if selected.contains(id) {
                 return Decision { run: true, ..off };
             }
             let missing = required.filter(|(_, ids)| {

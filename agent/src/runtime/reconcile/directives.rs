@@ -1,9 +1,12 @@
 //! The policy poll: a long poll for policy and artifact requests.
 
-use crate::{exit::VERSION, runtime::delivery::WorkspaceClient};
+use crate::{
+    exit::VERSION,
+    runtime::delivery::{LaneDelivery, WorkspaceClient},
+};
 use std::{ops::RangeInclusive, time::Duration};
 use tokio::time::Instant;
-use vedette_transport::{Backoff, Lane};
+use vedette_transport::Backoff;
 use vedette_wire::policy::{Directives, SignedPolicy};
 
 /// First and longest pause between polls while the workspace does not answer.
@@ -34,14 +37,9 @@ impl PollPace {
 
     /// Waits for the pause, or until an acknowledgement names a newer revision. A refused policy is always newer, so it does
     /// not shorten the pause.
-    pub(super) async fn wait(self, lane: &Lane, after: u64) {
-        wait(self.pause, || !self.is_refused && has_newer(lane, after)).await;
+    pub(super) async fn wait(self, delivery: &LaneDelivery, after: u64) {
+        wait(self.pause, || !self.is_refused && delivery.has_newer_policy(after)).await;
     }
-}
-
-/// Whether an acknowledgement named a newer revision.
-fn has_newer(lane: &Lane, after: u64) -> bool {
-    lane.sender().policy_revision.is_some_and(|revision| revision > after)
 }
 
 /// Waits for a pause, or until a condition holds.
@@ -53,7 +51,7 @@ async fn wait(pause: Duration, ends: impl Fn() -> bool) {
 }
 
 /// The next directives. Pauses grow while the workspace does not answer; an acknowledgement with a newer revision ends them.
-pub(super) async fn next(client: &WorkspaceClient, lane: &Lane, after: u64) -> Directives {
+pub(super) async fn next(client: &WorkspaceClient, delivery: &LaneDelivery, after: u64) -> Directives {
     let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
     loop {
         match client.directives(after, VERSION).await {
@@ -67,7 +65,7 @@ pub(super) async fn next(client: &WorkspaceClient, lane: &Lane, after: u64) -> D
                 if !backoff.is_failing() {
                     tracing::debug!(why = format!("{why:#}"), "the policy poll fails");
                 }
-                wait(backoff.pause(), || has_newer(lane, after)).await;
+                wait(backoff.pause(), || delivery.has_newer_policy(after)).await;
             }
         }
     }

@@ -7,7 +7,7 @@
 mod directives;
 
 use crate::{
-    config::{CollectorPlan, OnDisable, ResumeAt, context},
+    config::{CollectorPlan, OnDisable, ResumeAt, collector_context},
     now,
     runtime::{
         artifacts::Artifacts,
@@ -126,8 +126,8 @@ impl Reconciler {
     fn poll(&self) -> Pin<Box<dyn Future<Output = Directives> + Send>> {
         let (parts, pace, after) = (Arc::clone(&self.parts), self.pace, self.store.revision());
         Box::pin(async move {
-            pace.wait(&parts.records.lane, after).await;
-            next(&parts.client, &parts.records.lane, after).await
+            pace.wait(&parts.delivery, after).await;
+            next(&parts.client, &parts.delivery, after).await
         })
     }
 
@@ -188,7 +188,7 @@ impl Reconciler {
             }
             return Ok(());
         };
-        let decisions = decide(&policy, &self.parts.config.collectors, &context(&self.parts.config));
+        let decisions = decide(&policy, &self.parts.config.collectors, &collector_context(&self.parts.config));
         self.record_off(&decisions)?;
         self.stop_leaving(&policy, &decisions).await;
         self.change_batches(&policy).await;
@@ -332,8 +332,8 @@ impl Reconciler {
         // A required collector that is switched off runs with its other settings.
         let settings = decision.settings.switched_on();
         self.switch_on(plan, &settings, enabled, &destination).await?;
-        let cx = self.cx(id, &destination, enabled)?;
-        self.collectors.start(Start { spec: plan.spec, decided: decision.settings, settings, cx, destination })
+        let context = self.context(id, &destination, enabled)?;
+        self.collectors.start(Start { spec: plan.spec, decided: decision.settings, settings, context, destination })
     }
 
     /// Reports once that configuration and policy disagree.
@@ -358,8 +358,8 @@ impl Reconciler {
         let id = plan.spec.id;
         let Some(since) = self.off.get(id).copied() else { return Ok(()) };
         if plan.spec.can_skip && self.parts.config.policy.resume == ResumeAt::End {
-            let cx = self.cx(id, destination, enabled)?;
-            self.collectors.skip(id, (settings.clone(), cx), Arc::clone(&destination.sink)).await?;
+            let context = self.context(id, destination, enabled)?;
+            self.collectors.skip(id, (settings.clone(), context), Arc::clone(&destination.sink)).await?;
         }
         let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
         let message = format!("was switched off by policy for {} s", off.as_secs());
@@ -368,7 +368,12 @@ impl Reconciler {
         self.store_off()
     }
 
-    fn cx(&self, id: &str, destination: &Destination, enabled: &BTreeSet<&'static str>) -> Result<CollectorContext> {
+    fn context(
+        &self,
+        id: &str,
+        destination: &Destination,
+        enabled: &BTreeSet<&'static str>,
+    ) -> Result<CollectorContext> {
         let queue = destination.lane.queue();
         Ok(CollectorContext {
             cursors: queue.cursors(id)?,
@@ -376,7 +381,7 @@ impl Reconciler {
             enabled: enabled.clone(),
             requests: Some(self.artifacts.requests().clone()),
             cloud: self.parts.cloud.clone(),
-            ..context(&self.parts.config)
+            ..collector_context(&self.parts.config)
         })
     }
 }

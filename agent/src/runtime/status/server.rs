@@ -1,7 +1,6 @@
 //! Answers `vedette status` over the status socket.
 
 use super::{Report, StatusSource};
-use crate::platform::{StatusSocket, read_status};
 use std::{
     convert::Infallible,
     io,
@@ -9,6 +8,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::Mutex;
+use vedette_platform::{LocalSocket, read_socket};
 
 /// Poll interval for the socket's file.
 const SOCKET_POLL: Duration = Duration::from_secs(1);
@@ -16,14 +16,14 @@ const SOCKET_POLL: Duration = Duration::from_secs(1);
 /// Answers each connection with a report.
 pub(crate) struct Server {
     state_dir: PathBuf,
-    socket: Mutex<StatusSocket>,
+    socket: Mutex<LocalSocket>,
     source: StatusSource,
 }
 
 impl Server {
     /// Binds the socket in the state directory.
     pub(crate) fn bind(state_dir: &Path, source: StatusSource) -> io::Result<Self> {
-        let socket = Mutex::new(StatusSocket::bind(state_dir)?);
+        let socket = Mutex::new(LocalSocket::bind(state_dir)?);
         Ok(Self { state_dir: state_dir.to_owned(), socket, source })
     }
 
@@ -41,7 +41,7 @@ impl Server {
                 continue;
             }
             if socket.is_gone() {
-                match StatusSocket::bind(&self.state_dir) {
+                match LocalSocket::bind(&self.state_dir) {
                     Ok(other) => {
                         tracing::warn!("the status socket was removed; it is created again");
                         *socket = other;
@@ -55,6 +55,6 @@ impl Server {
 
 /// Asks the agent that uses this state directory; absent if none runs.
 pub(crate) fn ask(state_dir: &Path) -> io::Result<Option<Report>> {
-    let Some(bytes) = read_status(state_dir)? else { return Ok(None) };
+    let Some(bytes) = read_socket(state_dir)? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other)
 }

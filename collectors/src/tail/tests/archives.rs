@@ -29,7 +29,7 @@ fn compress(path: &Path, to: &Path) {
 }
 
 /// Reads the first lines of `a.log`, and stops.
-fn first_run(dir: &Path, lines: std::ops::Range<u64>) -> Arc<Kept> {
+fn first_run(dir: &Path, lines: std::ops::Range<u64>) -> Arc<MemorySink> {
     append(&dir.join("a.log"), &numbered(lines.clone()));
     let running = start(dir, "/*.log", Start::Beginning, Arc::default());
     running.until(lines.end as usize);
@@ -41,16 +41,16 @@ fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archi
     for ending in ["gz", "zst", "bz2"] {
         let dir = tempfile::tempdir().expect("temp dir");
         let log = dir.path().join("a.log");
-        let kept = first_run(dir.path(), 0..1000);
+        let sink = first_run(dir.path(), 0..1000);
         append(&log, &numbered(1000..3000));
         compress(&log, &dir.path().join(format!("a.log.1.{ending}")));
         append(&log, &numbered(3000..3010));
-        let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+        let running = start(dir.path(), "/*.log", Start::Beginning, sink);
         whole(&running, 3010);
-        let sources: BTreeSet<String> = running.kept.lines.lock().iter().map(|(source, _, _)| source.clone()).collect();
+        let sources: BTreeSet<String> = running.sink.lines.lock().iter().map(|(source, _, _)| source.clone()).collect();
         assert_eq!(sources.len(), 2, "the archive goes on as the source that the file was");
         // The archive's cursor is dropped, and is not searched for at the next start.
-        files_with_cursors(&running.kept, 1);
+        files_with_cursors(&running.sink, 1);
         assert_eq!(running.stop().dropped(), []);
     }
 }
@@ -59,7 +59,7 @@ fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archi
 fn several_generations_of_which_the_older_were_compressed_are_read() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (log, name) = (dir.path().join("a.log"), |name: &str| dir.path().join(name));
-    let kept = first_run(dir.path(), 0..100);
+    let sink = first_run(dir.path(), 0..100);
     append(&log, &numbered(100..200));
     compress(&log, &name("a.log.3.gz"));
     append(&log, &numbered(200..300));
@@ -67,7 +67,7 @@ fn several_generations_of_which_the_older_were_compressed_are_read() {
     append(&log, &numbered(300..400));
     fs::rename(&log, name("a.log.1")).expect("renames");
     append(&log, &numbered(400..410));
-    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/*.log", Start::Beginning, sink);
     whole(&running, 410);
     running.stop();
 }
@@ -128,7 +128,7 @@ fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
             fs::create_dir_all(dir.path().join("etc/logrotate.d")).expect("makes");
             fs::write(dir.path().join("etc/logrotate.d/a"), text).expect("writes");
         }
-        let kept = first_run(dir.path(), 0..100);
+        let sink = first_run(dir.path(), 0..100);
         append(&log, &numbered(100..200));
         if to.ends_with(".gz") {
             compress(&log, &old)
@@ -136,7 +136,7 @@ fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
             fs::rename(&log, &old).expect("renames")
         }
         append(&log, &numbered(200..210));
-        let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+        let running = start(dir.path(), "/*.log", Start::Beginning, sink);
         whole(&running, 210);
         assert_eq!(running.stop().dropped(), [], "{to}");
     }
@@ -146,11 +146,11 @@ fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
 fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
-    let kept = first_run(dir.path(), 0..10);
+    let sink = first_run(dir.path(), 0..10);
     let read = fs::metadata(&log).expect("is there").len();
     {
         // More was known than was read.
-        let mut cursors = kept.cursors.lock();
+        let mut cursors = sink.cursors.lock();
         let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one");
         let cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
         let id = id.clone();
@@ -158,9 +158,9 @@ fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
     }
     fs::remove_file(&log).expect("removes");
     append(&log, &numbered(10..12));
-    let running = start_patient(dir.path(), "/*.log", Start::Beginning, kept, Duration::from_millis(1));
+    let running = start_patient(dir.path(), "/*.log", Start::Beginning, sink, Duration::from_millis(1));
     whole(&running, 12);
-    files_with_cursors(&running.kept, 1);
+    files_with_cursors(&running.sink, 1);
     let dropped = running.stop().dropped();
     assert_eq!(dropped, [(Reason::RotatedAway, 1, Some(Position(read, read + 500)))]);
 }
@@ -169,7 +169,7 @@ fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
 fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (log, archive) = (dir.path().join("a.log"), dir.path().join("a.log.1.gz"));
-    let kept = first_run(dir.path(), 0..10);
+    let sink = first_run(dir.path(), 0..10);
     append(&log, &numbered(10..20_000));
     compress(&log, &archive);
     let bytes = fs::read(&archive).expect("reads");
@@ -180,15 +180,15 @@ fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
     std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(half), &mut readable).expect_err("it is cut");
     let readable = readable.iter().filter(|byte| **byte == b'\n').count();
     fs::File::options().append(true).open(&archive).and_then(|file| file.set_modified(modified)).expect("sets");
-    let running = start_patient(dir.path(), "/*.log", Start::Beginning, kept, Duration::from_millis(1));
-    files_with_cursors(&running.kept, 0);
-    let kept = running.stop();
+    let running = start_patient(dir.path(), "/*.log", Start::Beginning, sink, Duration::from_millis(1));
+    files_with_cursors(&running.sink, 0);
+    let sink = running.stop();
     assert_eq!(
-        kept.dropped().iter().map(|(reason, count, _)| (*reason, *count)).collect::<Vec<_>>(),
+        sink.dropped().iter().map(|(reason, count, _)| (*reason, *count)).collect::<Vec<_>>(),
         [(Reason::RotatedAway, 1)]
     );
     assert!(readable > 100);
-    assert_eq!(kept.lines.lock().len(), readable, "what can be read of it is");
+    assert_eq!(sink.lines.lock().len(), readable, "what can be read of it is");
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
         let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
         running.until(100);
         // It is written faster than it is delivered, for a while.
-        *running.kept.full.lock() = Some("/a.log".to_owned());
+        *running.sink.full.lock() = Some("/a.log".to_owned());
         append(&log, &numbered(100..200));
         std::thread::sleep(Duration::from_millis(1500));
         let whole_text = fs::read(&log).expect("reads");
@@ -218,7 +218,7 @@ fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
         }
         fs::File::options().write(true).open(&log).and_then(|file| file.set_len(0)).expect("truncates");
         std::thread::sleep(Duration::from_millis(1500));
-        *running.kept.full.lock() = None;
+        *running.sink.full.lock() = None;
         append(&log, &numbered(200..210));
         whole(&running, 210);
         assert_eq!(running.stop().dropped(), [], "{to}");
@@ -238,7 +238,7 @@ fn generations_behind_a_link_are_read() {
         std::os::unix::fs::symlink("../pods/web/0.log", links.join("web.log")).expect("links");
         let running = start(dir.path(), "/containers/*.log", Start::Beginning, Arc::default());
         running.until(100);
-        let kept = running.stop();
+        let sink = running.stop();
         append(&log, &numbered(100..200));
         let first = pod.join("0.log.20261126-010203");
         if is_compressed {
@@ -249,7 +249,7 @@ fn generations_behind_a_link_are_read() {
         append(&log, &numbered(200..300));
         fs::rename(&log, pod.join("0.log.20261126-020304")).expect("renames");
         append(&log, &numbered(300..310));
-        let running = start(dir.path(), "/containers/*.log", Start::Beginning, kept);
+        let running = start(dir.path(), "/containers/*.log", Start::Beginning, sink);
         whole(&running, 310);
         assert_eq!(running.stop().dropped(), []);
     }

@@ -52,7 +52,7 @@ fn a_file_without_end_does_not_keep_the_others_waiting() {
         assert!(began.elapsed() < Duration::from_secs(20), "{} lines", running.texts().len());
         std::thread::sleep(Duration::from_millis(1));
     }
-    let before = running.kept.lines.lock().iter().position(|(_, _, text)| text == "security");
+    let before = running.sink.lines.lock().iter().position(|(_, _, text)| text == "security");
     assert!(before.is_some_and(|lines| lines < 8 << 10), "{before:?} lines of the flood before it");
     running.until((64 << 10) + 1);
     running.stop();
@@ -63,20 +63,20 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (flood, quiet) = (dir.path().join("flood.log"), dir.path().join("quiet.log"));
     append(&flood, &numbered(0..50));
-    let kept = Arc::new(Kept::default());
+    let sink = Arc::new(MemorySink::default());
     let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
-    let running = start_with(dir.path(), tailer, Arc::clone(&kept));
+    let running = start_with(dir.path(), tailer, Arc::clone(&sink));
     running.until(50);
-    *kept.full.lock() = Some("/flood.log".to_owned());
+    *sink.full.lock() = Some("/flood.log".to_owned());
     append(&flood, &numbered(50..100));
     append(&quiet, &numbered(100..110));
     running.until(60);
     let began = Instant::now();
-    while kept.complaints.lock().is_empty() {
+    while sink.complaints.lock().is_empty() {
         assert!(began.elapsed() < Duration::from_secs(10), "nobody says that it waits");
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(kept.complaints.lock()[0].starts_with("/flood.log waits"));
+    assert!(sink.complaints.lock()[0].starts_with("/flood.log waits"));
     // Meanwhile it is copied and truncated, as in rotation, and written to.
     fs::copy(&flood, dir.path().join("flood.log.1")).expect("copies");
     fs::File::options().write(true).open(&flood).and_then(|file| file.set_len(0)).expect("truncates");
@@ -85,7 +85,7 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
     append(&quiet, &numbered(120..130));
     running.until(70);
     assert_eq!(running.texts().len(), 70);
-    *kept.full.lock() = None;
+    *sink.full.lock() = None;
     whole(&running, 130);
     running.stop();
 }
@@ -95,19 +95,19 @@ fn a_file_that_waits_is_not_let_go_when_it_is_renamed() {
     let dir = tempfile::tempdir().expect("temp dir");
     let flood = dir.path().join("flood.log");
     append(&flood, &numbered(0..50));
-    let kept = Arc::new(Kept::default());
+    let sink = Arc::new(MemorySink::default());
     let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
     let patience = Duration::from_millis(500);
-    let running = start_with(dir.path(), Tailer { patience, ..tailer }, Arc::clone(&kept));
+    let running = start_with(dir.path(), Tailer { patience, ..tailer }, Arc::clone(&sink));
     running.until(50);
-    *kept.full.lock() = Some("/flood.log".to_owned());
+    *sink.full.lock() = Some("/flood.log".to_owned());
     append(&flood, &numbered(50..100));
     std::thread::sleep(Duration::from_millis(1200));
     fs::rename(&flood, dir.path().join("flood.log.1")).expect("renames");
     append(&dir.path().join("other.log"), &numbered(100..101));
     running.until(51);
     std::thread::sleep(Duration::from_millis(2500));
-    *kept.full.lock() = None;
+    *sink.full.lock() = None;
     whole(&running, 101);
     running.stop();
 }
@@ -117,11 +117,11 @@ fn generations_of_a_flood_that_wait_take_no_descriptor_from_others() {
     let dir = tempfile::tempdir().expect("temp dir");
     let flood = dir.path().join("flood.log");
     append(&flood, &numbered(0..10));
-    let kept = Arc::new(Kept::default());
+    let sink = Arc::new(MemorySink::default());
     let tailer = Tailer::new("syslog", &["/*.log".to_owned()], Start::Beginning, Raw);
-    let running = start_with(dir.path(), Tailer { open_max: 4, ..tailer }, Arc::clone(&kept));
+    let running = start_with(dir.path(), Tailer { open_max: 4, ..tailer }, Arc::clone(&sink));
     running.until(10);
-    *kept.full.lock() = Some("/flood.log".to_owned());
+    *sink.full.lock() = Some("/flood.log".to_owned());
     for generation in 1..=6 {
         append(&flood, &numbered(generation * 10..generation * 10 + 10));
         std::thread::sleep(Duration::from_millis(400));
@@ -132,7 +132,7 @@ fn generations_of_a_flood_that_wait_take_no_descriptor_from_others() {
     append(&dir.path().join("quiet.log"), &numbered(70..80));
     running.until(20);
     assert_eq!(running.texts().len(), 20);
-    *kept.full.lock() = None;
+    *sink.full.lock() = None;
     whole(&running, 80);
     assert_eq!(running.stop().dropped(), []);
 }
@@ -157,17 +157,17 @@ fn holes_are_passed_over_and_counted() {
     std::thread::sleep(Duration::from_millis(300));
     file.write_all_at(b"into the hole\n", far + (1 << 20)).expect("writes");
     assert_eq!(running.until(4)[3], "into the hole");
-    let kept = running.stop();
+    let sink = running.stop();
     let holes: Vec<Position> =
-        kept.dropped().into_iter().filter(|(reason, ..)| *reason == Reason::Hole).filter_map(|(.., at)| at).collect();
+        sink.dropped().into_iter().filter(|(reason, ..)| *reason == Reason::Hole).filter_map(|(.., at)| at).collect();
     assert_eq!(holes, [Position(10, far + 100), Position(far + 107, far + (1 << 20))]);
-    tile(&kept);
+    tile(&sink);
 }
 
 /// Records and drops leave no gap and do not overlap.
-fn tile(kept: &Kept) {
-    let mut spans: Vec<Position> = kept.lines.lock().iter().map(|(_, position, _)| *position).collect();
-    spans.extend(kept.dropped().into_iter().filter_map(|(.., positions)| positions));
+fn tile(sink: &MemorySink) {
+    let mut spans: Vec<Position> = sink.lines.lock().iter().map(|(_, position, _)| *position).collect();
+    spans.extend(sink.dropped().into_iter().filter_map(|(.., positions)| positions));
     spans.sort();
     for pair in spans.windows(2) {
         assert_eq!(pair[0].1, pair[1].0, "{spans:?}");
@@ -217,17 +217,17 @@ fn what_no_glob_names_any_more_is_not_read_and_is_counted_when_it_comes_back() {
     append(&dir.path().join("b.txt"), "b\n");
     let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
     running.until(1);
-    let kept = running.stop();
-    let cursor = kept.cursors.lock().len();
+    let sink = running.stop();
+    let cursor = sink.cursors.lock().len();
     append(&log, "private\n");
-    let running = start(dir.path(), "/*.txt", Start::Beginning, kept);
+    let running = start(dir.path(), "/*.txt", Start::Beginning, sink);
     assert_eq!(running.until(2), ["one", "b"]);
     append(&log, "private too\n");
-    let kept = running.stop();
-    assert_eq!(kept.cursors.lock().len(), cursor + 1, "the cursor stays");
-    assert_eq!(kept.lines.lock().len(), 2);
-    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
-    while running.kept.dropped().is_empty() {
+    let sink = running.stop();
+    assert_eq!(sink.cursors.lock().len(), cursor + 1, "the cursor stays");
+    assert_eq!(sink.lines.lock().len(), 2);
+    let running = start(dir.path(), "/*.log", Start::Beginning, sink);
+    while running.sink.dropped().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
     }
     append(&log, "new\n");
@@ -248,12 +248,12 @@ fn a_link_to_another_s_file_is_not_followed_and_said() {
     std::os::unix::fs::lchown(dir.path().join("logs/x.log"), Some(1234), None).expect("chowns");
     let running = config(dir.path(), "/logs/*.log", |tailer| tailer);
     assert_eq!(running.until(1), ["own"]);
-    while running.kept.complaints.lock().is_empty() {
+    while running.sink.complaints.lock().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
     }
-    let kept = running.stop();
-    assert_eq!(kept.lines.lock().len(), 1);
-    let complaints = kept.complaints.lock();
+    let sink = running.stop();
+    assert_eq!(sink.lines.lock().len(), 1);
+    let complaints = sink.complaints.lock();
     assert!(complaints[0].contains("/logs/x.log") && complaints[0].contains("belongs to user 1234"), "{complaints:?}");
 }
 
@@ -271,9 +271,9 @@ fn loops_of_links_and_a_name_that_is_not_utf_8_keep_nothing_from_being_read() {
     let mut texts = running.until(2);
     texts.sort();
     assert_eq!(texts, ["in", "odd"]);
-    let kept = running.stop();
+    let sink = running.stop();
     append(&odd, "more\n");
-    let running = start(dir.path(), "/**/*.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/**/*.log", Start::Beginning, sink);
     assert_eq!(running.until(3)[2], "more");
     running.stop();
 }
@@ -298,7 +298,7 @@ fn paths_that_name_nothing_are_said() {
         ("/nowhere/*.log", false, "no file matches any of `paths`"),
     ] {
         let running = config(dir.path(), glob, |tailer| tailer.expecting_each(expects_each));
-        while running.kept.complaints.lock().is_empty() {
+        while running.sink.complaints.lock().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(running.stop().complaints.lock()[0].contains(expected));

@@ -30,7 +30,7 @@ fn found(path: &Path) -> crate::root::HostEntry {
 
 /// Waits until the tailer has expanded its globs once.
 fn scanned(running: &Running) {
-    while !running.kept.cursors.lock().contains_key(SCANNED) {
+    while !running.sink.cursors.lock().contains_key(SCANNED) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -68,7 +68,7 @@ fn a_reused_inode_is_another_file() {
     append(&log, &numbered(0..50));
     let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
     running.until(50);
-    let kept = running.stop();
+    let sink = running.stop();
     let inode = fs::metadata(&log).expect("is there").ino();
     fs::remove_file(&log).expect("removes");
     let mut others = Vec::new();
@@ -86,7 +86,7 @@ fn a_reused_inode_is_another_file() {
     if !reused {
         append(&log, &numbered(50..150));
     }
-    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/*.log", Start::Beginning, sink);
     whole(&running, 150);
     running.stop();
 }
@@ -105,9 +105,9 @@ fn files_that_begin_with_the_same_4096_bytes_are_two() {
     let mut texts = running.until(4);
     texts.sort();
     assert_eq!(texts[2..], ["of a", "of b"]);
-    let kept = running.stop();
+    let sink = running.stop();
     append(&dir.path().join("b.log"), "more of b\n");
-    let running = start(dir.path(), "/*.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/*.log", Start::Beginning, sink);
     assert_eq!(running.until(5).last().expect("there are some"), "more of b");
     assert_eq!(running.texts().len(), 5);
     running.stop();
@@ -174,14 +174,14 @@ fn a_line_of_a_hundred_megabytes_goes_as_numbered_parts_also_over_a_restart() {
     }
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     running.until(60);
-    let kept = running.stop();
+    let sink = running.stop();
     for _ in 0..40 {
         append(&log, &megabyte);
     }
     append(&log, "the end\nlast\n");
-    let running = start(dir.path(), "/a.log", Start::Beginning, kept);
+    let running = start(dir.path(), "/a.log", Start::Beginning, sink);
     let texts = running.until(103);
-    let parts = running.kept.parts.lock().clone();
+    let parts = running.sink.parts.lock().clone();
     assert_eq!(texts.len(), 103);
     assert_eq!((&texts[0], &texts[101], &texts[102]), (&"first".to_owned(), &"the end".to_owned(), &"last".to_owned()));
     let expected: Vec<Option<u32>> = [None].into_iter().chain((1..=101).map(Some)).chain([None]).collect();
@@ -199,7 +199,7 @@ fn an_unfinished_line_of_a_file_that_is_gone_is_sent_and_flagged() {
     running.until(1);
     fs::remove_file(&log).expect("removes");
     assert_eq!(running.until(2), ["whole", "half a li"]);
-    assert_eq!(*running.kept.unfinished.lock(), [false, true]);
+    assert_eq!(*running.sink.unfinished.lock(), [false, true]);
     running.stop();
 }
 
@@ -245,13 +245,13 @@ fn after_a_lost_queue_only_the_holes_are_read() {
 #[test]
 fn ten_thousand_files_are_followed_and_cost_little_while_nothing_comes() {
     // Each is held open; a process may hold that many if its limit is raised.
-    let wanted = rustix::process::Rlimit { current: Some(12_000), maximum: Some(12_000) };
+    let limit = rustix::process::Rlimit { current: Some(12_000), maximum: Some(12_000) };
     let may = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     if may.maximum.is_some_and(|most| most < 12_000) {
         println!("skipped: no more than {:?} open files are allowed", may.maximum);
         return;
     }
-    let raised = rustix::process::Rlimit { maximum: may.maximum, ..wanted };
+    let raised = rustix::process::Rlimit { maximum: may.maximum, ..limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).expect("may be raised");
     let dir = tempfile::tempdir().expect("temp dir");
     for number in 0..10_000_u64 {
@@ -400,9 +400,9 @@ proptest! {
         for act in &acts {
             match act {
                 Act::Down(meanwhile) => {
-                    let kept = running.stop();
+                    let sink = running.stop();
                     meanwhile.iter().for_each(|act| writer.act(act));
-                    running = start(dir.path(), "/a.log", Start::Beginning, kept);
+                    running = start(dir.path(), "/a.log", Start::Beginning, sink);
                 }
                 // A writer that destroys a file waits until it was read, as far as it can tell.
                 Act::Compress | Act::Replace | Act::CopyTruncate => {
@@ -431,8 +431,8 @@ proptest! {
             std::thread::sleep(Duration::from_millis(10));
         };
         std::thread::sleep(Duration::from_millis(30));
-        let again = numbers(&running.texts());
-        prop_assert!(again.windows(2).all(|pair| pair[0] != pair[1]), "{came:?}");
+        let repeated = numbers(&running.texts());
+        prop_assert!(repeated.windows(2).all(|pair| pair[0] != pair[1]), "{came:?}");
         running.stop();
     }
 }

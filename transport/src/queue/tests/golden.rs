@@ -29,7 +29,7 @@ fn write(dir: &Path) {
         queue.commit(&mut open, header).expect("commits");
     }
     queue.delete(1).expect("deletes");
-    queue.quarantine(2, &vedette_wire::ProblemCode::Shape, "no good").expect("moves");
+    queue.quarantine(2, "shape", "no good").expect("moves");
     queue.purge(3).expect("purges");
 }
 

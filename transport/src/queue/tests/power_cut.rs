@@ -94,8 +94,8 @@ impl StorageBackend for Disk {
         let mut platter = self.lock();
         platter.operation()?;
         let at = offset as usize;
-        let there = platter.seen.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(there);
+        let present = platter.seen.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(present);
         Ok(())
     }
 
@@ -209,7 +209,7 @@ fn step(queue: &Queue, world: &mut World, step: &Step) -> Result<(), QueueError>
         }
         Step::Quarantine => {
             if let Some((slot, _)) = queue.next_after(0)? {
-                queue.quarantine(slot, &vedette_wire::ProblemCode::Shape, "no good")?;
+                queue.quarantine(slot, "shape", "no good")?;
                 queue.replay(slot)?;
             }
         }
@@ -233,8 +233,8 @@ fn finish(queue: &Queue, world: &mut World) {
         queue.delete(slot).expect("deletes");
     }
     queue
-        .quarantined(|kept| {
-            let (key, found) = numbers(&kept.frame);
+        .quarantined(|batch| {
+            let (key, found) = numbers(&batch.frame);
             world.arrived.insert(key, found);
             true
         })

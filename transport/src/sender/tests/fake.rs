@@ -14,12 +14,21 @@ struct Fake {
     plain_bytes_max: usize,
     /// Keys that another agent's batches have.
     taken: Mutex<Vec<u64>>,
+    conflicts: std::sync::atomic::AtomicU64,
+    queue: std::sync::OnceLock<Arc<Queue>>,
     /// Does not answer.
     away: std::sync::atomic::AtomicBool,
 }
 
 impl Fake {
-    fn judge(&self, bytes: &[u8]) -> Outcome {
+    /// As an agent does: another number for a batch whose number is taken.
+    fn reseal(&self, slot: u64) -> Outcome {
+        self.conflicts.fetch_add(1, Relaxed);
+        self.queue.get().expect("attached").reseal(slot).expect("reseals");
+        Outcome::Retry { after: None, why: "the number is taken".to_owned() }
+    }
+
+    fn judge(&self, slot: u64, bytes: &[u8]) -> Outcome {
         let why = || "no".to_owned();
         if self.away.load(Relaxed) {
             return Outcome::Retry { after: None, why: why() };
@@ -30,11 +39,11 @@ impl Fake {
         };
         let plain = codec::decompress(sealed, head.compression, 64 << 20).expect("decompresses");
         if plain.len() > self.plain_bytes_max {
-            return Outcome::TooLarge { why: why() };
+            return Outcome::Split { why: why() };
         }
         let key = (head.key.epoch.0, head.key.seq);
         if head.key.epoch.0 == 7 && self.taken.lock().contains(&key.1) {
-            return Outcome::Conflict { why: why() };
+            return self.reseal(slot);
         }
         let batch = codec::decode(&plain).expect("decodes");
         let text = |body: &Body| match body {
@@ -44,7 +53,7 @@ impl Fake {
         let lines: Vec<String> = batch.records.iter().map(|record| text(&record.body)).collect();
         let before = self.landed.lock().insert(key, (batch.header, lines.clone()));
         assert!(before.is_none_or(|(_, before)| before == lines), "another batch under {key:?}");
-        Outcome::Done { duplicate: false, policy_revision: 1, compression: None, lost: None }
+        Outcome::Accepted
     }
 
     fn lines(&self) -> Vec<String> {
@@ -55,10 +64,10 @@ impl Fake {
 }
 
 impl Post for Fake {
-    fn post(&self, bytes: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+    fn post(&self, slot: u64, bytes: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            self.judge(&bytes)
+            self.judge(slot, &bytes)
         })
     }
 }
@@ -79,6 +88,7 @@ fn lane_to(
             compression: Compression::Zstd,
         },
         context,
+        codec: watch::channel(None).1,
         intake_bytes_max: 8 << 20,
         in_flight_bytes_max: 8 << 20,
         now,
@@ -149,6 +159,7 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     let fake = Arc::new(Fake { plain_bytes_max: 1 << 20, ..Fake::default() });
     fake.taken.lock().extend([2, 3]);
     let lane = lane_to(dir.path(), 2000, Arc::new(|| 1), Arc::clone(&fake));
+    drop(fake.queue.set(Arc::clone(lane.queue())));
     // The ledger restarts with the epoch: landed batches tell the progress.
     let landed = async |count| {
         while fake.lines().len() < count {
@@ -166,7 +177,7 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     drained(&lane).await;
     assert_eq!(fake.lines(), lines, "each once");
     let status = lane.status();
-    assert_eq!((status.sender.conflicts, status.queue.resealed), (2, 2));
+    assert_eq!((fake.conflicts.load(Relaxed), status.queue.resealed), (2, 2));
     let landed = fake.landed.lock();
     let (newest, (header, _)) = landed.iter().rfind(|((epoch, _), _)| *epoch != 7).expect("another epoch");
     assert!(newest.1 >= 2 && header.ledger.0["test"].emitted >= 12, "{header:?}");
@@ -202,8 +213,8 @@ async fn a_clock_that_jumps_a_day_either_way_loses_and_repeats_nothing() {
     let dir = tempfile::tempdir().expect("temp dir");
     let fake = Arc::new(Fake { plain_bytes_max: 1 << 20, ..Fake::default() });
     let clock = Arc::new(std::sync::atomic::AtomicI64::new(10 * 86_400_000_000_000));
-    let told = Arc::clone(&clock);
-    let now = Arc::new(move || told.load(Relaxed));
+    let shared = Arc::clone(&clock);
+    let now = Arc::new(move || shared.load(Relaxed));
     let lane = lane_to(dir.path(), 2000, now, Arc::clone(&fake));
     let mut lines = Vec::new();
     for (round, days) in [0_i64, 1, -2, 1, -9].into_iter().enumerate() {

@@ -180,11 +180,11 @@ async fn of_two_that_go_on_in_turn_the_start_that_was_seen_first_stays() {
         assert!(w.takes(A, (1, 2), NOON + 1_000).await, "both go on");
         assert!(!w.takes(B, (2, 2), at(NOON + 2_000)).await, "{behind} {ahead}");
         assert!(!w.takes(B, (3, 1), at(NOON + 2_001)).await, "in whichever epoch");
-        let mut again = w.header(B, (4, 1), 1);
-        again.resealed = true;
-        assert!(!w.judges(&again).await, "and what it seals again");
-        again.lane = Lane::Blobs;
-        assert!(!w.judges(&again).await, "on either lane");
+        let mut resealed = w.header(B, (4, 1), 1);
+        resealed.resealed = true;
+        assert!(!w.judges(&resealed).await, "and what it seals again");
+        resealed.lane = Lane::Blobs;
+        assert!(!w.judges(&resealed).await, "on either lane");
         assert!(w.may_rekey("m", 1).await && w.takes(A, (1, 3), NOON + 3_000).await);
     }
     // The original met 409, and the clone continues in its epoch.

@@ -104,19 +104,19 @@ pub(super) enum Fate {
 }
 
 /// Fate of the sequences of one gap. The number of records of each is unknown, so the worst fate applies to all.
-pub(super) fn fate(lowest_held: u64, aside: &SetAside, from: u64, to: u64) -> Fate {
-    let all = aside.all();
-    let set_aside = |to: u64| all.iter().map(|ranges| count_in(ranges, from, to)).fold(0, u64::saturating_add);
+pub(super) fn fate(lowest_held: u64, set_aside: &SetAside, from: u64, to: u64) -> Fate {
+    let all = set_aside.all();
+    let count = |to: u64| all.iter().map(|ranges| count_in(ranges, from, to)).fold(0, u64::saturating_add);
     let held_from = lowest_held.clamp(from, to);
-    if set_aside(held_from) < held_from - from {
+    if count(held_from) < held_from - from {
         Fate::Missing
-    } else if set_aside(to) < to - from {
+    } else if count(to) < to - from {
         Fate::Held
-    } else if count_in(&aside.lost, from, to) > 0 {
+    } else if count_in(&set_aside.lost, from, to) > 0 {
         Fate::Lost
-    } else if count_in(&aside.read_again, from, to) > 0 {
+    } else if count_in(&set_aside.read_again, from, to) > 0 {
         Fate::ReadAgain
-    } else if count_in(&aside.quarantined, from, to) > 0 {
+    } else if count_in(&set_aside.quarantined, from, to) > 0 {
         Fate::Quarantined
     } else {
         Fate::Purged
@@ -132,12 +132,12 @@ fn sequences(
     with_cursors: &BTreeSet<(String, String)>,
 ) -> Result<()> {
     let nothing = Run { first: 0, last: 0, since: 0, until: 0, before: String::new(), after: "{}".to_owned() };
-    let (lowest_held, aside) = epoch.held()?;
+    let (lowest_held, set_aside) = epoch.held()?;
     let mut before = &nothing;
     for run in runs {
         let (from, to) = (before.last + 1, run.first);
         if from < to {
-            let fate = fate(lowest_held, &aside, from.cast_unsigned(), to.cast_unsigned());
+            let fate = fate(lowest_held, &set_aside, from.cast_unsigned(), to.cast_unsigned());
             let (was, is): (Counts, Counts) =
                 (serde_json::from_str(&before.after)?, serde_json::from_str(&run.before)?);
             let to_missing = to.min(lowest_held.cast_signed().max(from + 1));

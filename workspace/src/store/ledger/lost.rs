@@ -54,15 +54,15 @@ impl ControlStore {
         .fetch_optional(&mut *tx)
         .await?;
         let Some(epoch) = epoch else { return Ok(None) };
-        let (lowest_held, aside) = epoch.held()?;
+        let (lowest_held, set_aside) = epoch.held()?;
         // If more was set aside than a header names, the oldest ranges are omitted.
-        let full = aside.all().into_iter().filter(|ranges| ranges.len() >= RANGES_MAX);
+        let full = set_aside.all().into_iter().filter(|ranges| ranges.len() >= RANGES_MAX);
         let named_from = full.filter_map(|ranges| Some(ranges.first()?.0)).max().unwrap_or(0);
         let (mut next, mut lost) = (1, None);
         for (first, last) in runs {
             let (from, to) = (next, first.cast_unsigned());
             next = last.cast_unsigned() + 1;
-            if from < to && to > named_from && fate(lowest_held, &aside, from, to) == Fate::Missing {
+            if from < to && to > named_from && fate(lowest_held, &set_aside, from, to) == Fate::Missing {
                 let last = to.min(lowest_held.max(from + 1)) - 1;
                 lost = Some((lost.map_or(from, |(first, _)| first), last));
             }

@@ -220,8 +220,8 @@ async fn what_may_have_landed_at_the_other_of_a_pair_is_not_lost() {
 
 #[test]
 fn one_word_holds_for_all_sequences_of_a_hole() {
-    let aside = SetAside { quarantined: vec![(3, 4)], purged: vec![(5, 5)], ..SetAside::default() };
-    let of = |lowest_held, from, to| fate(lowest_held, &aside, from, to);
+    let set_aside = SetAside { quarantined: vec![(3, 4)], purged: vec![(5, 5)], ..SetAside::default() };
+    let of = |lowest_held, from, to| fate(lowest_held, &set_aside, from, to);
     assert_eq!(of(9, 3, 5), Fate::Quarantined);
     assert_eq!(of(9, 5, 6), Fate::Purged);
     assert_eq!(of(9, 2, 5), Fate::Missing);
@@ -322,9 +322,9 @@ async fn what_was_lost_with_a_damaged_queue_is_counted_and_what_was_salvaged_is_
     assert_eq!((lost.dropped.get("queue_damaged"), lost.in_flight), (Some(&2), 0));
     // The lost batch explains the gap, which closes when the file is read again.
     assert_eq!((lost.missing, lost.repeated, lost.gaps.len()), (0, 0, 0));
-    let mut again = batch(org, 2, 1, 3, &[(30, 40), (40, 50)]);
-    again.header.epoch = EpochId(6);
-    land(&control, &again).await;
+    let mut repeated = batch(org, 2, 1, 3, &[(30, 40), (40, 50)]);
+    repeated.header.epoch = EpochId(6);
+    land(&control, &repeated).await;
     let whole = account().await;
     assert_eq!((whole.stored, whole.missing, whole.repeated), (9, 0, 0));
     assert_eq!(whole.emitted, whole.stored + whole.dropped["queue_damaged"]);
@@ -344,24 +344,24 @@ async fn an_epoch_that_ended_without_its_batches_has_them_missing() {
 #[tokio::test]
 async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_agent_alone() {
     let (_dir, control, org) = control().await;
-    let told = |id: &str, cursor: Option<&str>| vedette_wire::CursorUpdate {
+    let update = |id: &str, cursor: Option<&str>| vedette_wire::CursorUpdate {
         collector: "syslog".to_owned(),
         id: id.to_owned(),
         cursor: cursor.map(|cursor| cursor.as_bytes().to_vec()),
     };
     let mut first = batch(org, 1, 1, 2, &[(0, 10), (20, 30)]);
-    first.header.cursors = (0..700).map(|n| told(&format!("g{n:04}"), Some("there"))).collect();
-    first.header.cursors.push(told("f", Some("c1")));
-    first.header.cursors.push(told("gone", Some("c1")));
+    first.header.cursors = (0..700).map(|n| update(&format!("g{n:04}"), Some("there"))).collect();
+    first.header.cursors.push(update("f", Some("c1")));
+    first.header.cursors.push(update("gone", Some("c1")));
     first.check().expect("it may say so");
     let mut second = batch(org, 2, 1, 3, &[(30, 40)]);
-    second.header.cursors = vec![told("f", Some("c2")), told("gone", None)];
+    second.header.cursors = vec![update("f", Some("c2")), update("gone", None)];
     // The newer one lands first.
     land(&control, &second).await;
     land(&control, &first).await;
     // By size as well: three of these exceed a page.
     let mut large = batch(org, 3, 1, 3, &[]);
-    large.header.cursors = (0..3).map(|n| told(&format!("large{n}"), Some(&"x".repeat(600 << 10)))).collect();
+    large.header.cursors = (0..3).map(|n| update(&format!("large{n}"), Some(&"x".repeat(600 << 10)))).collect();
     land(&control, &large).await;
     let (mut sources, mut after) = (Vec::new(), (String::new(), String::new()));
     loop {
@@ -384,6 +384,7 @@ async fn cursors_and_what_is_stored_are_given_back_page_by_page_and_to_their_age
         control.positions(AgentKey { organization: org, agent: AgentId([8; 16]) }, ("", "")).await.expect("reads");
     assert!(other.sources.is_empty());
     let mut large = batch(org, 3, 1, 3, &[]);
-    large.header.cursors = vec![vedette_wire::CursorUpdate { cursor: Some(vec![0; (1 << 20) + 1]), ..told("f", None) }];
+    large.header.cursors =
+        vec![vedette_wire::CursorUpdate { cursor: Some(vec![0; (1 << 20) + 1]), ..update("f", None) }];
     large.check().expect_err("too large");
 }

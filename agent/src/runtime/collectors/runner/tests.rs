@@ -39,6 +39,7 @@ fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
             compression: Compression::Zstd,
         },
         context: batch_context,
+        codec: tokio::sync::watch::channel(None).1,
         intake_bytes_max: 1 << 20,
         in_flight_bytes_max: 1 << 20,
         now: Arc::new(|| 1),
@@ -97,7 +98,7 @@ fn start(build: Build) -> Running {
     let runner = Runner {
         spec: &SPEC,
         settings: (SPEC.parse)(settings).expect("parses"),
-        cx: CollectorContext::new("/", Arc::new(|| 1)),
+        context: CollectorContext::new("/", Arc::new(|| 1)),
         sink: Arc::new(QueueSink::new(&lane, Arc::clone(&statuses), events)),
         queue: Arc::clone(lane.queue()),
         statuses: Arc::clone(&statuses),
@@ -241,8 +242,8 @@ fn a_poll_that_does_not_come_back_is_shown_as_stuck_and_a_missing_right_is_told_
     GO.lock().take().expect("is set").send(()).expect("it waits");
     assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
     std::thread::sleep(Duration::from_millis(200));
-    let told = running.lane.status().ledger.0.get("agent").map_or(0, |counters| counters.emitted);
-    assert_eq!(told, 1, "once, not at each look");
+    let emitted = running.lane.status().ledger.0.get("agent").map_or(0, |counters| counters.emitted);
+    assert_eq!(emitted, 1, "once, not at each look");
     running.stop();
 }
 

@@ -1,6 +1,8 @@
 use super::*;
+use crate::runtime::delivery::LaneDelivery;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use vedette_transport::{Outcome, Queue, Quota};
 use vedette_wire::{AgentId, BatchKey, Compression, Epoch, Lane, OrganizationId, frame, id::Uuid};
 
 /// Answers requests of the renewed certificate, which a header stands for, with one status and all others with another; counts
@@ -40,7 +42,7 @@ fn posting(dir: &std::path::Path, url: &str) -> WorkspaceClient {
     let client = |headers: &[&'static str]| {
         let headers = headers.iter().map(|name| ((*name).parse().expect("a name"), "1".parse().expect("a value")));
         let client = reqwest::Client::builder().no_proxy().default_headers(headers.collect());
-        HttpPost::new(client.build().expect("builds"), url)
+        WorkspaceApi::new(client.build().expect("builds"), url)
     };
     let fingerprints = fingerprints(&identity);
     WorkspaceClient {
@@ -74,9 +76,9 @@ async fn outcome(renewed: u16, present: u16) -> (bool, bool, String) {
     let dir = tempfile::tempdir().expect("temp dir");
     let (url, seen) = workspace(renewed, present).await;
     let posting = posting(dir.path(), &url);
-    let delivered = matches!(posting.post(a_frame()).await, Outcome::Done { .. });
+    let delivered = matches!(posting.deliver(a_frame()).await, Answer::Acknowledged { .. });
     let trying = posting.is_trying();
-    drop(posting.post(a_frame()).await);
+    drop(posting.deliver(a_frame()).await);
     assert_eq!(*seen.lock(), if present == 200 && renewed != 200 { 1 } else { 2 });
     (delivered, trying, std::fs::read_to_string(dir.path().join("cert.pem")).expect("is there"))
 }
@@ -90,17 +92,60 @@ async fn a_renewed_certificate_that_does_not_deliver_is_given_up_where_the_old_o
 
 #[test]
 fn one_of_a_pair_does_not_have_batches_wait_for_longer_than_it_takes_to_use_the_other() {
-    let asked = |seconds| Outcome::Retry { after: Some(Duration::from_secs(seconds)), why: String::new() };
+    let retry_after = |seconds| Answer::Retry { after: Some(Duration::from_secs(seconds)), why: String::new() };
     let minute = Some(Duration::from_secs(60));
     for (outcome, most, expected) in [
-        (asked(3600), minute, Some(60)),
-        (asked(5), minute, Some(5)),
-        (asked(3600), None, Some(3600)),
-        (Outcome::Misdirected { why: String::new() }, minute, None),
+        (retry_after(3600), minute, Some(60)),
+        (retry_after(5), minute, Some(5)),
+        (retry_after(3600), None, Some(3600)),
+        (Answer::Misdirected { why: String::new() }, minute, None),
     ] {
-        let Outcome::Retry { after, .. } = rested(outcome, most) else { panic!("it is tried again") };
+        let Answer::Retry { after, .. } = rested(outcome, most) else { panic!("it is tried again") };
         assert_eq!(after.map(|after| after.as_secs()), expected);
     }
-    let alone = rested(Outcome::Misdirected { why: String::new() }, None);
-    assert!(matches!(alone, Outcome::Misdirected { .. }));
+    let alone = rested(Answer::Misdirected { why: String::new() }, None);
+    assert!(matches!(alone, Answer::Misdirected { .. }));
+}
+
+/// What a lane must know of an answer is in the outcome; what only a workspace says is taken once, by whoever acts on it.
+#[tokio::test]
+async fn the_lane_gets_an_outcome_and_the_agent_what_the_workspace_says_besides() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let delivery = LaneDelivery::new(&Arc::new(posting(dir.path(), "https://one:1")));
+    let state = tempfile::tempdir().expect("temp dir");
+    let queue = Queue::open(state.path(), Lane::Records, Quota::bytes(64 << 20), 7).expect("opens");
+    delivery.attach(&Arc::new(queue));
+    let codec = delivery.codec();
+    let why = || "no".to_owned();
+    let minute = Some(Duration::from_secs(60));
+    let acknowledged = Answer::Acknowledged {
+        duplicate: false,
+        policy_revision: 9,
+        compression: Some(Compression::Gzip),
+        lost: Some((2, 3)),
+    };
+    for (answer, expected) in [
+        (acknowledged, Outcome::Accepted),
+        (Answer::Retry { after: minute, why: why() }, Outcome::Retry { after: minute, why: why() }),
+        (
+            Answer::Quarantine { code: vedette_wire::ProblemCode::Shape, why: why() },
+            Outcome::Rejected { code: "shape".to_owned(), why: why() },
+        ),
+        (Answer::Purge, Outcome::Forbidden),
+        (Answer::TooLarge { why: why() }, Outcome::Split { why: why() }),
+        (Answer::Damaged { why: why() }, Outcome::Damaged { why: why() }),
+        (Answer::Conflict { why: why() }, Outcome::Retry { after: None, why: why() }),
+        (Answer::Renew { why: why() }, Outcome::Retry { after: minute, why: why() }),
+        (Answer::Identity { why: why() }, Outcome::Retry { after: minute, why: why() }),
+        (Answer::Misdirected { why: why() }, Outcome::Retry { after: minute, why: why() }),
+    ] {
+        assert_eq!(delivery.outcome(1, answer).await, expected);
+    }
+    assert_eq!(*codec.borrow(), Some(Compression::Gzip));
+    assert!(delivery.has_newer_policy(8) && !delivery.has_newer_policy(9));
+    assert_eq!((delivery.take_lost(), delivery.take_lost()), (Some((2, 3)), None));
+    assert!(!delivery.take_rekey());
+    let rekey = delivery.outcome(1, Answer::Rekey { why: why() }).await;
+    assert_eq!(rekey, Outcome::Retry { after: minute, why: why() });
+    assert!(delivery.take_rekey() && !delivery.take_rekey(), "it is demanded once");
 }

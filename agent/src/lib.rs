@@ -1,0 +1,41 @@
+//! The security data collection agent. `main.rs` is its program; only that and fuzzing use this library.
+
+mod cli;
+mod cloud;
+mod commands;
+mod config;
+mod exit;
+mod identity;
+mod runtime;
+
+use vedette_platform as platform;
+
+use std::process::ExitCode;
+
+/// The program `vedette`.
+///
+/// # Panics
+/// Another TLS provider is installed, which nothing does before.
+pub fn main() -> ExitCode {
+    platform::harden();
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
+    match commands::run(cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => exit.report(),
+    }
+}
+
+/// Entry points of fuzz targets.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    /// Loads a configuration from the text of a file.
+    pub fn configuration(text: &str) {
+        let _ = crate::config::load_text(text);
+    }
+}
+
+/// Wall clock, nanoseconds UTC.
+fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

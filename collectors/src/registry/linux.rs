@@ -1,0 +1,16 @@
+//! Collectors of Linux.
+
+use crate::{Spec, addresses, artifacts, crash_dumps, host, journal, processes, sessions, syslog, syslog_listener};
+
+/// All collectors of this platform, in the order of the reference page.
+pub static REGISTRY: &[Spec] = &[
+    host::SPEC,
+    processes::SPEC,
+    addresses::SPEC,
+    sessions::SPEC,
+    syslog::SPEC,
+    syslog_listener::SPEC,
+    journal::SPEC,
+    crash_dumps::SPEC,
+    artifacts::SPEC,
+];

@@ -1,0 +1,6 @@
+//! Collectors of Windows.
+
+use crate::{Spec, addresses, host, processes};
+
+/// All collectors of this platform, in the order of the reference page.
+pub static REGISTRY: &[Spec] = &[host::SPEC, processes::SPEC, addresses::SPEC];

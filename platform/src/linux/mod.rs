@@ -1,0 +1,25 @@
+//! Linux.
+
+mod files;
+mod process;
+mod service;
+mod signals;
+mod socket;
+
+pub use files::{
+    FileFingerprint, FileIdentity, can_write_in, create_private_dir, file_fingerprint, file_identity, lock_dir,
+    make_private, read_exact_at, sync_dir, volume, write_private,
+};
+pub use process::{harden, kill_self, raise_file_limit, resident_bytes};
+pub use service::{ready, run, stopping};
+pub use signals::{StopSignals, ignore_reload};
+pub use socket::{LocalSocket, Reader, read_socket};
+
+/// Locations by the Filesystem Hierarchy Standard.
+pub const LOCATIONS: crate::Locations = crate::Locations {
+    root: "/",
+    config: "/etc/vedette/vedette.toml",
+    bootstrap: "/etc/vedette/bootstrap.toml",
+    identity: "/var/lib/vedette/identity",
+    state: "/var/lib/vedette/state",
+};
