@@ -86,12 +86,14 @@ impl Machine {
         writeln!(file.expect("opens"), "{text}").expect("writes");
     }
 
-    /// Waits until more than `count` batches are in the queue; returns their number.
+    /// Waits until more than `count` lines are durable in the queue's present epoch; returns their number.
     fn queues_more_than(&self, count: u64) -> u64 {
-        eventually("a batch in the queue", || {
+        eventually("a line in the queue", || {
             let output = self.vedette(&["status", "--json"]).output().expect("runs");
             let status: Value = serde_json::from_slice(&output.stdout).ok()?;
-            status["queue"]["batches"].as_u64().filter(|batches| *batches > count)
+            let collectors = status["collectors"].as_array()?;
+            let syslog = collectors.iter().find(|collector| collector["id"] == "syslog")?;
+            syslog["emitted"].as_u64().filter(|emitted| *emitted > count)
         })
     }
 

@@ -14,10 +14,20 @@ const LINES_MAX: usize = 500;
 
 fn sources() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut dirs: Vec<PathBuf> =
-        ["platform", "wire", "collectors", "transport", "agent", "workspace", "lake", "benches", "tests"]
-            .map(|dir| root().join(dir))
-            .into();
+    let mut dirs: Vec<PathBuf> = [
+        "fuzz/fuzz_targets",
+        "platform",
+        "wire",
+        "collectors",
+        "transport",
+        "agent",
+        "workspace",
+        "lake",
+        "benches",
+        "tests",
+    ]
+    .map(|dir| root().join(dir))
+    .into();
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(&dir).expect("lists").filter_map(Result::ok) {
             let path = entry.path();
@@ -166,4 +176,24 @@ fn nothing_is_left_unfinished() {
             assert!(!text.contains(word), "{}: {word}", path.display());
         }
     }
+}
+
+/// The fuzz targets are a workspace of their own, whose lock file must not fall behind.
+#[test]
+fn fuzz_targets_use_the_crates_of_the_programs() {
+    let versions = |path: &str| -> BTreeSet<(String, String)> {
+        let text = fs::read_to_string(root().join(path)).expect("reads");
+        let lock: toml::Table = text.parse().expect("a lock file is TOML");
+        let packages =
+            lock["package"].as_array().expect("a list").iter().filter(|package| package.get("source").is_some());
+        let field = |package: &toml::Value, name: &str| package[name].as_str().expect("text").to_owned();
+        packages.map(|package| (field(package, "name"), field(package, "version"))).collect()
+    };
+    let (ours, fuzz) = (versions("Cargo.lock"), versions("fuzz/Cargo.lock"));
+    let own = ["libfuzzer-sys", "arbitrary"];
+    let others: Vec<_> = fuzz.difference(&ours).filter(|(name, _)| !own.contains(&name.as_str())).collect();
+    assert!(
+        others.is_empty(),
+        "cp Cargo.lock fuzz/Cargo.lock, then cargo metadata --manifest-path fuzz/Cargo.toml: {others:?}"
+    );
 }

@@ -53,14 +53,14 @@ fn cloud(setting: CloudSetting, context: &CollectorContext) -> Option<Cloud> {
 pub(crate) fn instance(place: &HostPlace, context: &CollectorContext) -> Option<CloudInstance> {
     let cloud = cloud(place.cloud, context)?;
     let base = place.metadata_url.clone().unwrap_or_else(|| Url::parse(LINK_LOCAL).expect("is a URL"));
-    let asker = Asker { base, deadline: Instant::now() + PATIENCE };
+    let client = MetadataClient { base, deadline: Instant::now() + PATIENCE };
     let found = match cloud {
-        Cloud::Azure => azure(&asker, &place.cloud_tags),
-        Cloud::Aws => aws(&asker, &place.cloud_tags),
-        Cloud::Gcp => gcp(&asker, &place.cloud_tags),
+        Cloud::Azure => azure(&client, &place.cloud_tags),
+        Cloud::Aws => aws(&client, &place.cloud_tags),
+        Cloud::Gcp => gcp(&client, &place.cloud_tags),
     };
     found
-        .map_err(|err| tracing::warn!(%cloud, error = %err, "the instance metadata service does not answer; its facts are absent"))
+        .map_err(|err| tracing::warn!(%cloud, error = %err, "the instance metadata cannot be read, so its facts are absent; set [host] cloud = \"off\" if this host is in no cloud"))
         .ok()
 }
 
@@ -89,8 +89,8 @@ fn last(path: &str) -> Option<String> {
     path.rsplit('/').next().map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned)
 }
 
-fn azure(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
-    let answer = asker.get("/metadata/instance?api-version=2021-02-01", &[("Metadata", "true")])?;
+fn azure(client: &MetadataClient, tags: &[String]) -> io::Result<CloudInstance> {
+    let answer = client.get("/metadata/instance?api-version=2021-02-01", &[("Metadata", "true")])?;
     let answer: Value = serde_json::from_str(&answer)?;
     let (compute, image) = (&answer["compute"], &answer["compute"]["storageProfile"]["imageReference"]);
     let parts = ["publisher", "offer", "sku", "version"].map(|key| text(&image[key]));
@@ -109,13 +109,14 @@ fn azure(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
     })
 }
 
-fn aws(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
-    let token = asker.ask("PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")])?;
+fn aws(client: &MetadataClient, tags: &[String]) -> io::Result<CloudInstance> {
+    let token = client.ask("PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")])?;
     let with_token = [("X-aws-ec2-metadata-token", token.trim())];
-    let document: Value = serde_json::from_str(&asker.get("/latest/dynamic/instance-identity/document", &with_token)?)?;
+    let document: Value =
+        serde_json::from_str(&client.get("/latest/dynamic/instance-identity/document", &with_token)?)?;
     // Answers 404 if the instance does not expose its tags.
     let tag = |name: &String| {
-        let value = asker.get(&format!("/latest/meta-data/tags/instance/{name}"), &with_token).ok()?;
+        let value = client.get(&format!("/latest/meta-data/tags/instance/{name}"), &with_token).ok()?;
         Some((name.clone(), value))
     };
     Ok(CloudInstance {
@@ -130,9 +131,9 @@ fn aws(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
     })
 }
 
-fn gcp(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
+fn gcp(client: &MetadataClient, tags: &[String]) -> io::Result<CloudInstance> {
     // Queries single values: the whole document includes start-up scripts and their secrets.
-    let get = |path: &str| asker.get(&format!("/computeMetadata/v1/{path}"), &[("Metadata-Flavor", "Google")]);
+    let get = |path: &str| client.get(&format!("/computeMetadata/v1/{path}"), &[("Metadata-Flavor", "Google")]);
     let zone = last(&get("instance/zone")?);
     let attribute = |name: &String| Some((name.clone(), get(&format!("instance/attributes/{name}")).ok()?));
     Ok(CloudInstance {
@@ -148,12 +149,12 @@ fn gcp(asker: &Asker, tags: &[String]) -> io::Result<CloudInstance> {
 }
 
 /// Queries one metadata service within a time limit.
-struct Asker {
+struct MetadataClient {
     base: Url,
     deadline: Instant,
 }
 
-impl Asker {
+impl MetadataClient {
     fn get(&self, path: &str, headers: &[(&str, &str)]) -> io::Result<String> {
         self.ask("GET", path, headers)
     }
@@ -194,7 +195,7 @@ impl Asker {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         match head.split_whitespace().nth(1) {
             Some("200") => Ok(body.to_owned()),
-            status => Err(io::Error::other(format!("{path} was answered with {}", status.unwrap_or("nothing")))),
+            status => Err(io::Error::other(format!("{path}: status {}", status.unwrap_or("nothing")))),
         }
     }
 }

@@ -178,7 +178,7 @@ impl IdentityDir {
     }
 
     /// Stores a new identity and replaces the present one with it. After a crash [`IdentityDir::finish_next`] completes this.
-    pub(crate) fn keep_next(&self, next: &Next) -> Result<()> {
+    pub(crate) fn store_next(&self, next: &Next) -> Result<()> {
         self.write(NEXT, &serde_json::to_vec(next)?)?;
         self.finish_next()
     }

@@ -53,7 +53,7 @@ pub use context::{Clock, CollectorContext};
 pub use error::{BuildError, CollectError};
 pub use host::{Dmi, boot_id, dmi, label as host_label, machine_id};
 pub use outlet::{Outlet, Progress, Sink, StopSignal, Wake, Waker};
-pub use registry::REGISTRY;
+pub use registry::{ELSEWHERE, REGISTRY};
 pub use requests::{ApprovedRequest, Requests};
 pub use spec::{AnySettings, Collector, CollectorSettings, Plan, Platform, Poll, Skip, Spec, Watch};
 

@@ -184,7 +184,11 @@ impl Lake {
     ///
     /// # Errors
     /// [`LakeError`].
-    pub async fn keys_behind(&self, organization: OrganizationId, known: &Versions) -> Result<Vec<String>, LakeError> {
+    pub async fn keys_after_marks(
+        &self,
+        organization: OrganizationId,
+        known: &Versions,
+    ) -> Result<Vec<String>, LakeError> {
         let mut keys = Vec::new();
         for class in OcsfClass::ALL {
             let dir = self.table_dir(organization, class);

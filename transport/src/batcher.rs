@@ -91,11 +91,11 @@ impl BatchBuilder {
     /// Adds a chunk. The caller separates policy revisions.
     #[cfg(test)]
     pub(crate) fn add(&mut self, chunk: Chunk) {
-        self.add_pressed(chunk, None);
+        self.add_compressed(chunk, None);
     }
 
     /// Adds a chunk; `piece` is its only body, compressed. The caller separates policy revisions.
-    pub(crate) fn add_pressed(&mut self, mut chunk: Chunk, piece: Option<Piece>) {
+    pub(crate) fn add_compressed(&mut self, mut chunk: Chunk, piece: Option<Piece>) {
         self.since.get_or_insert_with(Instant::now);
         let collector = chunk.source.collector;
         self.ledger.emit(collector, chunk.count());

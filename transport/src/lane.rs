@@ -258,7 +258,7 @@ impl Batcher {
             }
         };
         open.set_compression(compression);
-        open.add_pressed(chunk, piece);
+        open.add_compressed(chunk, piece);
         open.is_bulk = is_bulk;
         failpoint::reached("batch");
         !open.is_full(&self.limits) || self.commit(open, context)

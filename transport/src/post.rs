@@ -26,6 +26,12 @@ pub enum Outcome {
         /// Reason, for status and log.
         why: String,
     },
+    /// The destination has another batch under this batch's number: begin another epoch, and seal the batch again under a number
+    /// of it.
+    Renumber {
+        /// Reason, for status and log.
+        why: String,
+    },
     /// The batch must not be delivered: delete and count it.
     Forbidden,
     /// The batch differs from what was queued: the queue is damaged.
@@ -37,6 +43,6 @@ pub enum Outcome {
 
 /// A destination: a workspace, or a fake on a paused clock.
 pub trait Post: Send + Sync + 'static {
-    /// Posts the frame of a slot. What else the destination says goes its own way, and may name the slot.
+    /// Posts the frame of a batch in a slot of the queue. What else the destination says goes its own way.
     fn post(&self, slot: u64, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>>;
 }

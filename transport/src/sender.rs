@@ -1,7 +1,7 @@
 //! The sender: takes batches from the queue in order, posts several at a time, and acts on the answers.
 //!
 //! There is no retry limit: a batch is tried until it is landed, in quarantine or purged. After a failure the endpoint rests,
-//! with full jitter and for at least `Retry-After`, and is then probed with one batch, as with a circuit breaker. The number in
+//! with full jitter and for at least `Retry-After`, and is then last_posted with one batch, as with a circuit breaker. The number in
 //! flight adapts to the endpoint's latency (`sender::window`).
 
 mod window;
@@ -25,7 +25,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// Upper bound for `Retry-After`: a proxy may say a year.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// One of this many posted batches is the oldest of all; the others are the oldest that are not bulk.
-const OLDEST_EACH: u64 = 4;
+const OLDEST_EVERY: u64 = 4;
 /// Pause after a failure of the queue or of posting itself.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -69,8 +69,8 @@ struct Work {
     in_flight: BTreeSet<u64>,
     /// Bytes in flight.
     bytes: usize,
-    /// Last slot posted while the endpoint fails.
-    probed: u64,
+    /// Slot of the last posted batch. Probes continue after it.
+    last_posted: u64,
     /// Number of posted batches.
     posted: u64,
     /// Consecutive failures.
@@ -89,7 +89,7 @@ impl Sender {
             posting: JoinSet::new(),
             in_flight: BTreeSet::new(),
             bytes: 0,
-            probed: 0,
+            last_posted: 0,
             posted: 0,
             backoff: Backoff::new(BACKOFF_BASE, BACKOFF_MAX),
             rests_until: None,
@@ -119,9 +119,9 @@ impl Sender {
             let left = self.in_flight_bytes_max.saturating_sub(work.bytes);
             let bytes_max = if work.posting.is_empty() { usize::MAX } else { left };
             // Probes take turns, so that a batch that always fails does not block the others.
-            let after = if work.backoff.is_failing() { work.probed } else { 0 };
+            let after = if work.backoff.is_failing() { work.last_posted } else { 0 };
             // Other batches pass bulk ones, which still get their turn.
-            let quiet_first = !work.backoff.is_failing() && !work.posted.is_multiple_of(OLDEST_EACH);
+            let quiet_first = !work.backoff.is_failing() && !work.posted.is_multiple_of(OLDEST_EVERY);
             let (queue, except) = (Arc::clone(&self.queue), work.in_flight.clone());
             let next = move || {
                 if quiet_first
@@ -136,7 +136,7 @@ impl Sender {
             };
             let found = tokio::task::spawn_blocking(next).await.expect("reading does not panic")?;
             let NextBatch::Batch(slot, frame) = found else { return Ok(()) };
-            work.probed = slot;
+            work.last_posted = slot;
             work.posted += 1;
             work.in_flight.insert(slot);
             let (post, bytes) = (Arc::clone(post), frame.len());
@@ -184,7 +184,7 @@ impl Sender {
         }
     }
 
-    /// Does with a batch in the queue what its outcome asks for.
+    /// Applies an outcome to its batch in the queue.
     async fn apply(&self, work: &mut Work, slot: u64, outcome: Outcome) -> Result<(), QueueError> {
         let queue = Arc::clone(&self.queue);
         match outcome {
@@ -205,9 +205,17 @@ impl Sender {
                 self.update(|status| status.purged += 1);
                 blocking(move || queue.purge(slot)).await
             }
+            Outcome::Renumber { why } => {
+                tracing::error!(
+                    slot,
+                    error = why,
+                    "another batch has landed under this key; is this agent's identity in use on another machine?"
+                );
+                blocking(move || queue.reseal(slot)).await
+            }
             Outcome::Split { why } => self.split(slot, why).await,
             Outcome::Damaged { why } => {
-                queue.found_damaged(&why);
+                queue.report_damage(&why);
                 self.failed(work, None, PAUSE, &why);
                 Ok(())
             }

@@ -49,7 +49,7 @@ pub struct Proxy {
     /// `http://host:port` or `http://user:password@host:port`.
     pub url: String,
     /// Hosts to reach directly, as in `NO_PROXY`: comma-separated names, domains, addresses and networks.
-    pub not_for: String,
+    pub no_proxy: String,
 }
 
 impl Proxy {
@@ -107,9 +107,9 @@ pub fn client(settings: &ClientSettings) -> Result<reqwest::Client, TlsError> {
         .no_proxy();
     let mut builder = limit_unacknowledged(builder);
     if let Some(proxy) = &settings.proxy {
-        let not_for = reqwest::NoProxy::from_string(&proxy.not_for);
+        let no_proxy = reqwest::NoProxy::from_string(&proxy.no_proxy);
         let proxy = reqwest::Proxy::all(&proxy.url).map_err(|err| TlsError::Proxy(err.to_string()))?;
-        builder = builder.proxy(proxy.no_proxy(not_for));
+        builder = builder.proxy(proxy.no_proxy(no_proxy));
     }
     builder.build().map_err(|err| TlsError::Client(root_cause(&err)))
 }

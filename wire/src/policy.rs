@@ -7,7 +7,7 @@ use crate::{AgentId, OrganizationId};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-/// Tier: what the policy may switch off.
+/// Tier: what an organization pays for. The variants state what its policy may switch off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {
@@ -177,7 +177,7 @@ impl Policy {
             .values()
             .any(|collector| collector.every_seconds.is_some_and(|every| !(1..=86_400).contains(&every)))
         {
-            return Err("a collector looks at least once a day, and not more than once a second".to_owned());
+            return Err("a collector's interval must be 1 s to 1 d".to_owned());
         }
         if self.endpoints.len() > ENDPOINTS_MAX {
             return Err(format!("a policy names {ENDPOINTS_MAX} endpoints at the most"));

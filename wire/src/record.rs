@@ -93,7 +93,7 @@ pub struct CursorUpdate {
 /// The head of a batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Header {
-    /// Format version ([`crate::FORMAT_VERSION`]).
+    /// Format version ([`crate::format_version`]).
     pub version: u16,
     /// Organization; the workspace compares it with the certificate.
     pub organization: OrganizationId,
@@ -144,7 +144,7 @@ impl Header {
     /// An empty header before any epoch; the sealer fills in the rest.
     pub fn new(organization: OrganizationId, agent: AgentId, lane: Lane, geo: WorkspaceGeo) -> Self {
         Self {
-            version: crate::FORMAT_VERSION,
+            version: crate::format_version(OsFamily::Linux),
             organization,
             agent,
             lane,

@@ -7,7 +7,7 @@ mod samples;
 use serde_json::json;
 use std::{collections::BTreeSet, path::Path};
 use vedette_wire::{
-    Batch, Body, Compression, HostLabel, OsFamily, Packer, Position, Record,
+    Batch, Body, Compression, FORMAT_VERSION, HostLabel, OsFamily, Packer, Position, Record,
     body::{Change, KINDS, Principal, PrincipalId, Process, ProcessState, RowContext},
     codec::{self, DecodeError},
     column::{ColumnType, Value},
@@ -298,11 +298,18 @@ fn a_record_of_windows_says_so_and_one_of_an_older_agent_is_of_linux() {
         "user": {"id": 0, "name": "root"}});
     let old: Process = rmp_serde::from_slice(&rmp_serde::to_vec_named(&old).expect("encodes")).expect("decodes");
     assert_eq!(
-        (old.state, old.user.map(|user| user.id)),
+        (old.state, old.user.clone().map(|user| user.id)),
         (Some(ProcessState::DiskSleep), Some(PrincipalId::Number(0)))
     );
     let label: HostLabel = serde_json::from_value(json!({"hostname": "a", "os_name": "b"})).expect("decodes");
     assert_eq!(label.os_family, OsFamily::Linux);
+    // An older workspace reads what it can: batches of Linux, with states of one letter.
+    assert_eq!([OsFamily::Linux, OsFamily::Windows].map(vedette_wire::format_version), [2, FORMAT_VERSION]);
+    let parked =
+        rmp_serde::to_vec_named(&Process { state: Some(ProcessState::Unknown), ..old.clone() }).expect("encodes");
+    let of_an_older_release: serde_json::Value = rmp_serde::from_slice(&parked).expect("decodes");
+    assert_eq!(of_an_older_release["state"], "?");
+    assert_eq!(ProcessState::of_letter('P'), ProcessState::Unknown);
 }
 
 fn process_of(body: &Body) -> &Process {

@@ -23,7 +23,7 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
         }
     }
     if !report.collectors.iter().any(|collector| collector.state == "running") {
-        out.push("no collector runs".to_owned());
+        out.push("no collector runs; see `vedette status`".to_owned());
     }
     if let Some(why) = &report.queue.waiting {
         out.push(format!("sources wait: {why}"));

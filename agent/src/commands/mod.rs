@@ -39,13 +39,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             };
             tokio_runtime()?.block_on(enroll::enroll(&config, &options))
         }
-        Command::Run { config } => {
-            let config = load(config)?;
-            start_log(&config);
-            let is_json = config.log_json;
-            let done = platform::run(move || service(config));
-            done.map_err(|exit| if is_json { exit.logged() } else { exit })
-        }
+        Command::Run { config } => platform::run(move || service(load(config)?)),
         Command::Once { config, set, collectors, format } => {
             let config = config::load(&Sources::of_process(config, set))?;
             start_log(&config);
@@ -101,14 +95,24 @@ fn check(config: ConfigArguments) -> Result<(), Exit> {
 
 /// Collects and ships until the stop.
 fn service(config: Resolved) -> Result<(), Exit> {
+    start_log(&config);
+    let is_json = config.log_json;
     let runtime = tokio_runtime()?;
     let done = runtime.block_on(async {
-        bootstrap::bootstrap(&config).await?;
+        let mut stop = platform::StopSignals::new()?;
+        tokio::select! {
+            enrolled = bootstrap::bootstrap(&config) => enrolled?,
+            signal = stop.wait() => {
+                tracing::info!(signal, "stopped before this host was enrolled");
+                return Ok(());
+            }
+        }
+        drop(stop);
         runtime::run(config).await
     });
     // Leaves collectors that hang in the kernel.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-    done
+    done.map_err(|exit: Exit| if is_json { exit.logged() } else { exit })
 }
 
 fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {

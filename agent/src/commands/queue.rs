@@ -25,7 +25,7 @@ pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit
     match command {
         QueueCommand::Status { json, .. } => show_status(config, json),
         QueueCommand::Verify { json, .. } => verify(&open(config)?, json),
-        QueueCommand::Salvage { .. } => go_through_broken(config),
+        QueueCommand::Salvage { .. } => salvage_damaged(config),
         QueueCommand::Export { to, records, .. } => export(&open(config)?, &to, records),
         QueueCommand::Quarantine(QuarantineCommand::List { json, .. }) => list(&open(config)?, json),
         QueueCommand::Quarantine(QuarantineCommand::Show { slot, .. }) => show(&open(config)?, slot),
@@ -119,7 +119,7 @@ fn verify(queue: &Queue, json: bool) -> Result<(), Exit> {
     if whole { Ok(()) } else { Err(Exit::Failure(anyhow::anyhow!("the queue is damaged"))) }
 }
 
-fn go_through_broken(config: &Resolved) -> Result<(), Exit> {
+fn salvage_damaged(config: &Resolved) -> Result<(), Exit> {
     let paths = salvage::broken(&config.state_dir, Lane::Records);
     if paths.is_empty() {
         return print(b"there is no damaged queue\n");

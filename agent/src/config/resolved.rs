@@ -95,8 +95,8 @@ pub(crate) struct Resolved {
     pub(crate) digest: String,
 }
 
-/// Whether an entry of `no_proxy` is valid: `*`, an address, a network, a name, or a domain with or without a leading dot.
-fn is_exempt(one: &str) -> bool {
+/// Whether a text is an entry of `no_proxy`: `*`, an address, a network, a name, or a domain with or without a leading dot.
+fn is_no_proxy_entry(one: &str) -> bool {
     use std::net::IpAddr;
     let is_network = |(address, bits): (&str, &str)| match (address.parse(), bits.parse::<u8>()) {
         (Ok(IpAddr::V4(_)), Ok(bits)) => bits <= 32,
@@ -151,7 +151,7 @@ impl Checker<'_> {
             }
         }
         let exempt = workspace.no_proxy.iter().flat_map(|all| all.split(',')).map(str::trim);
-        for one in exempt.filter(|one| !one.is_empty() && !is_exempt(one)) {
+        for one in exempt.filter(|one| !one.is_empty() && !is_no_proxy_entry(one)) {
             self.wrong("workspace.no_proxy", &format!("{one:?} is no name, domain, address or network"));
         }
     }
@@ -200,13 +200,13 @@ impl Resolved {
             return Err(check.problems);
         }
         let Config { workspace, identity, state, host, limits, log, metrics, policy, .. } = config;
-        let not_for = workspace.no_proxy.unwrap_or_default();
+        let no_proxy = workspace.no_proxy.unwrap_or_default();
         Ok(Self {
             workspace_url,
             workspace_ca: workspace.ca,
             roots: workspace.roots,
             workspace_geo,
-            proxy: workspace.proxy.map(|url| Proxy { url, not_for }),
+            proxy: workspace.proxy.map(|url| Proxy { url, no_proxy }),
             fail_over: (workspace.fail_over_after.0, workspace.fail_back_after.0),
             identity_dir: identity.dir,
             bootstrap: identity.bootstrap,

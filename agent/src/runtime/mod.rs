@@ -178,7 +178,6 @@ fn start_lane(
         codec: delivery.codec(),
         post: Some(Arc::clone(delivery) as Arc<dyn Post>),
     })?;
-    delivery.attach(lane.queue());
     Ok((lane, context_sender, host))
 }
 

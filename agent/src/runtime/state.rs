@@ -68,7 +68,9 @@ impl StateWatch {
 
     async fn end(&self) -> Option<RunEnd> {
         let lane = &self.parts.records.lane;
-        let lost = self.parts.delivery.take_lost().filter(|_| *self.resumed.borrow());
+        // A loss of an earlier epoch is read again already.
+        let lost = self.parts.delivery.take_lost().filter(|(slot, _)| lane.queue().is_of_epoch(*slot));
+        let lost = lost.map(|(_, range)| range).filter(|_| *self.resumed.borrow());
         if let Some(lost) = lost.filter(|_| self.last_reread.is_none_or(|at| at.elapsed() >= REREAD_EVERY)) {
             let queue = Arc::clone(lane.queue());
             match tokio::task::spawn_blocking(move || queue.read_again(lost)).await.expect("the queue does not panic") {

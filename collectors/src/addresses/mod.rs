@@ -59,7 +59,7 @@ impl Collector for Definition {
     const ID: &'static str = "addresses";
     const CLASS: CollectorClass = CollectorClass::Inventory;
     const KIND: &'static str = "address";
-    const SUMMARY: &'static str = "network interfaces and their addresses, on change at once";
+    const SUMMARY: &'static str = "network interfaces and their addresses; changes at once, on Windows within 5 s";
     const READS: &'static str = platform::READS;
     const PLATFORMS: &'static [Platform] = &[Platform::Linux, Platform::Windows];
 

@@ -52,13 +52,15 @@ impl Interfaces {
 
     /// All addresses with their interfaces, and all interfaces without one.
     pub(super) fn addresses(&self, _context: &CollectorContext) -> io::Result<Vec<Address>> {
-        let buffer = adapters()?;
-        let mut out = Vec::new();
+        let (buffer, mut out) = (adapters()?, Vec::new());
+        if buffer.is_empty() {
+            return Ok(out);
+        }
         // SAFETY: the buffer holds the list that the call wrote, is aligned for it, and outlives this loop.
         #[expect(unsafe_code, reason = "the call answers with a linked list in a buffer")]
         unsafe {
             let mut next = buffer.as_ptr().cast::<IP_ADAPTER_ADDRESSES_LH>();
-            while let Some(adapter) = next.as_ref().filter(|_| !buffer.is_empty()) {
+            while let Some(adapter) = next.as_ref() {
                 append(adapter, &mut out);
                 next = adapter.Next;
             }

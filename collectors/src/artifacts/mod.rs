@@ -116,7 +116,7 @@ impl Watch for Artifacts {
         loop {
             for approved in self.requests.waiting() {
                 let sent = context.cursors.iter().find(|(id, _)| *id == approved.request);
-                let sent: Option<Sending> = sent.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok());
+                let sent: Option<SentPart> = sent.and_then(|(_, bytes)| rmp_serde::from_slice(bytes).ok());
                 self.answer(context, outlet, &approved, sent.as_ref())?;
                 if outlet.is_stopped() {
                     return Ok(());
@@ -140,7 +140,7 @@ impl Artifacts {
         context: &CollectorContext,
         outlet: &Outlet,
         approved: &ApprovedRequest,
-        sent: Option<&Sending>,
+        sent: Option<&SentPart>,
     ) -> Result<(), CollectError> {
         let source =
             Arc::new(Source { collector: SPEC.id, id: approved.request.clone(), name: Some(approved.path.clone()) });
@@ -208,7 +208,7 @@ impl Artifacts {
         approved: &ApprovedRequest,
         source: &Arc<Source>,
         (mut file, real_path): (File, String),
-        sent: Option<&Sending>,
+        sent: Option<&SentPart>,
     ) -> Result<Result<(), Refusal>, CollectError> {
         // An error of the file must not block other requests.
         let failed = |err: io::Error| Ok(Err(format!("it cannot be read: {err}")));
@@ -261,7 +261,7 @@ impl Artifacts {
             if last {
                 chunk.forget.push(approved.request.clone());
             } else {
-                let sending = Sending { offset: end, fingerprint: fingerprint(&before) };
+                let sending = SentPart { offset: end, fingerprint: fingerprint(&before) };
                 chunk.cursor = Some(rmp_serde::to_vec_named(&sending).expect("numbers serialize"));
             }
             outlet.emit(chunk)?;
@@ -281,7 +281,7 @@ fn fingerprint(meta: &std::fs::Metadata) -> FileFingerprint {
 
 /// How much of a file is durable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Sending {
+struct SentPart {
     offset: u64,
     #[serde(rename = "stamp")]
     fingerprint: FileFingerprint,

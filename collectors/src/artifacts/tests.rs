@@ -49,7 +49,7 @@ fn answered(
     context: &CollectorContext,
     settings: &Settings,
     approved: &ApprovedRequest,
-    durable: Option<&Sending>,
+    durable: Option<&SentPart>,
 ) -> (Vec<Artifact>, Vec<Position>) {
     let sent = Arc::new(Sent::default());
     let outlet = Outlet::new(Arc::clone(&sent) as Arc<dyn Sink>, StopSignal::default());
@@ -93,7 +93,7 @@ fn after_a_restart_the_rest_is_sent_and_the_digest_is_of_the_whole() {
     let (_dir, context, settings) = host();
     let (all, _) = answered(&context, &settings, &approved("/usr/bin/tool"), None);
     let meta = fs::metadata(context.path("/usr/bin/tool")).expect("is there");
-    let sent = Sending { offset: PIECE_BYTES as u64, fingerprint: fingerprint(&meta) };
+    let sent = SentPart { offset: PIECE_BYTES as u64, fingerprint: fingerprint(&meta) };
     let (rest, positions) = answered(&context, &settings, &approved("/usr/bin/tool"), Some(&sent));
     let position =
         |piece: &Artifact| (piece.offset, piece.data.len(), piece.whole.as_ref().map(|whole| whole.sha256.clone()));

@@ -43,7 +43,7 @@ pub(super) fn dmi(context: &CollectorContext) -> Dmi {
 
 pub(super) fn read(context: &CollectorContext) -> Host {
     let stat = context.text("/proc/stat").unwrap_or_default();
-    let dmi = |name: &str| context.text(&format!("/sys/class/dmi/id/{name}")).filter(|text| !is_filler(text));
+    let dmi = |name: &str| context.text(&format!("/sys/class/dmi/id/{name}")).filter(|text| !super::is_filler(text));
     let hostname = hostname(context).unwrap_or_default();
     let cpuinfo = context.text("/proc/cpuinfo").unwrap_or_default();
     Host {
@@ -76,11 +76,6 @@ fn hostname(context: &CollectorContext) -> Option<String> {
     let name = if context.is_this_host() { kernel().or_else(file) } else { file().or_else(kernel) };
     // RFC 1035 §2.3.4
     name.filter(|name| name.len() <= 255 && !name.contains(char::is_control))
-}
-
-/// Placeholders that vendors write.
-fn is_filler(text: &str) -> bool {
-    ["To Be Filled By O.E.M.", "Not Specified", "System Product Name", "Default string", "None"].contains(&text)
 }
 
 fn operating_system(context: &CollectorContext) -> OperatingSystem {

@@ -81,6 +81,11 @@ impl Poll for Host {
     }
 }
 
+/// Placeholders that vendors write.
+fn is_filler(text: &str) -> bool {
+    ["To Be Filled By O.E.M.", "Not Specified", "System Product Name", "Default string", "None"].contains(&text)
+}
+
 /// The host label of batches.
 pub fn label(context: &CollectorContext) -> HostLabel {
     let facts = platform::read(context);

@@ -36,6 +36,11 @@ fn present(text: String) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// A text of the firmware that is no placeholder.
+fn fact(text: String) -> Option<String> {
+    present(text).filter(|text| !super::is_filler(text))
+}
+
 /// `MachineGuid`, which the installation of Windows makes.
 pub(super) fn machine_id(_context: &CollectorContext) -> Option<String> {
     text(r"SOFTWARE\Microsoft\Cryptography", "MachineGuid")
@@ -84,15 +89,15 @@ pub(super) fn read(context: &CollectorContext) -> Host {
         virtualization: virtualization::by_dmi(&named).map(str::to_owned),
         container: None,
         firmware: Firmware {
-            vendor: present(smbios.bios_vendor),
-            version: present(smbios.bios_version),
-            date: present(smbios.bios_date),
+            vendor: fact(smbios.bios_vendor),
+            version: fact(smbios.bios_version),
+            date: fact(smbios.bios_date),
         },
         hardware: Hardware {
-            vendor: present(smbios.vendor),
-            product: present(smbios.product),
-            serial: present(smbios.serial),
-            uuid: present(smbios.uuid),
+            vendor: fact(smbios.vendor),
+            product: fact(smbios.product),
+            serial: fact(smbios.serial),
+            uuid: fact(smbios.uuid),
         },
         cloud: context.cloud.as_deref().cloned().map(Box::new),
     }

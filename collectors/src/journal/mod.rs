@@ -109,10 +109,10 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
         return outlet.emit(gone);
     };
     let place =
-        context.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
-    let (id, newest_seqnum) = place_of_parts(&newest);
+        context.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(seqnum_of);
+    let (id, newest_seqnum) = cursor_parts(&newest);
     let mut chunk = Chunk::new(source(&format!("journal:{id}")));
-    if let Some((known, seqnum)) = place.as_deref().map(place_of_parts)
+    if let Some((known, seqnum)) = place.as_deref().map(cursor_parts)
         && known == id
         && newest_seqnum > seqnum
     {
@@ -131,7 +131,7 @@ struct Journal {
 impl Watch for Journal {
     fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
         let mut place =
-            context.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(place_of);
+            context.cursors.iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).max_by_key(seqnum_of);
         if let Some(missing) = place.as_deref().and_then(|place| first_missing(place, &context.stored)) {
             place = Some(missing);
         }
@@ -259,7 +259,7 @@ fn follow(
         let now = context.now();
         let mut chunks: Vec<Chunk> = Vec::new();
         parser.push(&block[..got], |entry| {
-            let (id, seqnum) = place_of_parts(entry.cursor());
+            let (id, seqnum) = cursor_parts(entry.cursor());
             let id = format!("journal:{id}");
             if current.as_ref().is_none_or(|source| source.id != id) {
                 earlier.extend(current.take().map(|source| source.id.clone()));
@@ -296,22 +296,22 @@ fn readable(stdout: &ChildStdout) -> io::Result<bool> {
 /// Cursor of the last entry before the first one that the workspace lacks: id and sequence number suffice
 /// (sd_journal_seek_cursor(3)). Absent if reading continues at the cursor itself.
 fn first_missing(place: &str, stored: &[Stored]) -> Option<String> {
-    let (id, _) = place_of_parts(place);
+    let (id, _) = cursor_parts(place);
     let stored = stored.iter().find(|stored| stored.id == format!("journal:{id}") && !stored.begun)?;
     let hole = stored.first_missing(None)?;
     Some(format!("s={id};i={:x}", hole.saturating_sub(1)))
 }
 
 /// Sequence number id and sequence number of a cursor.
-fn place_of_parts(cursor: &str) -> (&str, u64) {
+fn cursor_parts(cursor: &str) -> (&str, u64) {
     let part = |key: &str| cursor.split(';').find_map(|part| part.strip_prefix(key));
     let seqnum = part("i=").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
     (part("s=").unwrap_or("unknown"), seqnum)
 }
 
 #[expect(clippy::ptr_arg, reason = "a key function for an iterator of String")]
-fn place_of(cursor: &String) -> u64 {
-    place_of_parts(cursor).1
+fn seqnum_of(cursor: &String) -> u64 {
+    cursor_parts(cursor).1
 }
 
 impl Entry {

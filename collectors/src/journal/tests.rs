@@ -66,8 +66,8 @@ fn an_entry_of_many_large_values_stays_within_its_limit() {
 
 #[test]
 fn the_place_of_a_cursor_is_its_sequence_number() {
-    assert_eq!(place_of_parts("s=ab;i=4ece7;b=cd"), ("ab", 0x4ece7));
-    assert_eq!(place_of_parts("nonsense"), ("unknown", 0));
+    assert_eq!(cursor_parts("s=ab;i=4ece7;b=cd"), ("ab", 0x4ece7));
+    assert_eq!(cursor_parts("nonsense"), ("unknown", 0));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Processes of Windows, by `NtQuerySystemInformation` and the memory of each process, through sysinfo. Details that cannot be
+//! Processes of Windows, by a Toolhelp snapshot and the memory of each process, through sysinfo. Details that cannot be
 //! read are absent.
 //!
 //! The image, the command line and the user of a process do not change, so a pid and its start time are all that a glance sees.
@@ -12,7 +12,7 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 use vedette_wire::body::{Change, Namespaces, Principal, PrincipalId, Process};
 
 pub(super) const READS: &str =
-    "NtQuerySystemInformation; command line, executable and user of other users' processes with SeDebugPrivilege";
+    "a Toolhelp snapshot; command line, executable and user of other users' processes as LocalSystem";
 
 /// Maximum size of the arguments of a process.
 const ARGS_BYTES_MAX: usize = 16 << 10;
@@ -24,15 +24,13 @@ pub(super) fn absent(_context: &CollectorContext) -> Option<String> {
 
 /// The permission that some processes need, and the agent lacks.
 pub(super) fn problem() -> String {
-    "executable, command line and user of some processes cannot be read; run the agent as LocalSystem, or grant it \
-     SeDebugPrivilege"
-        .to_owned()
+    "executable, command line and user of some processes cannot be read; run the agent as LocalSystem".to_owned()
 }
 
 /// What stays between polls.
 #[derive(Default)]
 pub(super) struct Host {
-    /// Absent before the first poll, and where Windows does not list processes.
+    /// Absent before the first poll, and if Windows does not list processes.
     system: Option<System>,
     accounts: Accounts,
     problem: Option<String>,
@@ -42,17 +40,17 @@ impl Host {
     /// Lists processes; with `full`, discards names of accounts.
     pub(super) fn refresh(&mut self, _context: &CollectorContext, full: bool) {
         let unset = UpdateKind::OnlyIfNotSet;
-        let kind =
-            ProcessRefreshKind::nothing().with_cmd(unset).with_exe(unset).with_cwd(UpdateKind::Always).with_user(unset);
-        if self.system.is_none() {
-            match System::new() {
-                Ok(system) => self.system = Some(system),
-                Err(err) => self.problem = Some(err.to_string()),
-            }
-        }
-        if let Some(system) = &mut self.system {
-            system.refresh_processes_specifics(ProcessesToUpdate::All, true, kind);
-        }
+        let kind = ProcessRefreshKind::nothing().with_cmd(unset).with_exe(unset).with_cwd(unset).with_user(unset);
+        // A list that was kept would show the former process of a reused pid, and hold a handle of each process.
+        let listed = System::new().map(|mut system| {
+            let count = system.refresh_processes_specifics(ProcessesToUpdate::All, true, kind);
+            (system, count)
+        });
+        (self.system, self.problem) = match listed {
+            Ok((_, 0)) => (None, Some("Windows lists none".to_owned())),
+            Ok((system, _)) => (Some(system), None),
+            Err(err) => (None, Some(err.to_string())),
+        };
         if full {
             self.accounts.forget();
         }
@@ -83,7 +81,6 @@ impl Glance {
 pub(super) struct Reader<'a> {
     system: &'a System,
     accounts: &'a Accounts,
-    boot: String,
     refused: bool,
 }
 
@@ -94,13 +91,12 @@ impl<'a> Reader<'a> {
             CollectError::read("processes", std::io::Error::other(why))
         };
         let system = host.system.as_ref().ok_or_else(failed)?;
-        let boot = format!("{:x}", System::boot_time().unwrap_or_default());
-        Ok(Self { system, accounts: &host.accounts, boot, refused: false })
+        Ok(Self { system, accounts: &host.accounts, refused: false })
     }
 
-    /// Boot time.
+    /// Prefix of ids of snapshots. The boot time is none: Windows computes it anew each time, to a second.
     pub(super) fn boot(&self) -> &str {
-        &self.boot
+        "windows"
     }
 
     /// Whether some process could not be inspected.
@@ -134,18 +130,18 @@ impl<'a> Reader<'a> {
         Some(Process {
             change,
             snapshot: None,
-            uid: format!("{}/{pid}/{}", self.boot, glance.started),
+            uid: format!("{pid}/{}", glance.started),
             pid,
             ppid: glance.ppid,
             name: text(process.name()),
-            path: process.exe().map(|path| text(path.as_os_str())),
+            path: process.exe().and_then(|path| present(path.as_os_str())),
             deleted: false,
             args,
             args_cut,
             user,
             group: None,
             started: started.and_then(|seconds| seconds.checked_mul(1_000_000_000)),
-            cwd: process.cwd().map(|path| text(path.as_os_str())),
+            cwd: process.cwd().and_then(|path| present(path.as_os_str())),
             session: process.session_id().map(Pid::as_u32),
             cgroup: None,
             container: None,
@@ -156,15 +152,24 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A text that is not empty.
+fn present(of: &OsStr) -> Option<String> {
+    (!of.is_empty()).then(|| text(of))
+}
+
 fn text(text: &OsStr) -> String {
     text.to_string_lossy().into_owned()
 }
 
-/// Arguments within the limit, and whether some were left out.
+/// Arguments within the limit, and whether they were cut.
 fn arguments(all: impl Iterator<Item = String>) -> (Vec<String>, bool) {
     let (mut out, mut left) = (Vec::new(), ARGS_BYTES_MAX);
-    for argument in all {
-        let Some(rest) = left.checked_sub(argument.len()) else { return (out, true) };
+    for mut argument in all {
+        let Some(rest) = left.checked_sub(argument.len()) else {
+            argument.truncate(argument.floor_char_boundary(left));
+            out.push(argument);
+            return (out, true);
+        };
         left = rest;
         out.push(argument);
     }
@@ -192,9 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn arguments_over_the_limit_are_left_out() {
+    fn arguments_are_cut_at_the_limit() {
         let long = || "x".repeat(ARGS_BYTES_MAX / 2);
         assert_eq!(arguments([long(), long()].into_iter()), (vec![long(), long()], false));
-        assert_eq!(arguments([long(), long(), "y".to_owned()].into_iter()), (vec![long(), long()], true));
+        assert_eq!(
+            arguments([long(), long(), "y".to_owned()].into_iter()),
+            (vec![long(), long(), String::new()], true)
+        );
+        let (cut, is_cut) = arguments(["powershell".to_owned(), "é".repeat(ARGS_BYTES_MAX)].into_iter());
+        assert!(is_cut && cut[1].len() > ARGS_BYTES_MAX - 16 && cut[1].chars().all(|letter| letter == 'é'));
     }
 }

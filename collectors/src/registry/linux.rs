@@ -14,3 +14,6 @@ pub static REGISTRY: &[Spec] = &[
     crash_dumps::SPEC,
     artifacts::SPEC,
 ];
+
+/// Ids of collectors that run on other platforms alone.
+pub static ELSEWHERE: &[&str] = &[];

@@ -6,9 +6,9 @@ mod linux;
 mod windows;
 
 #[cfg(target_os = "linux")]
-pub use linux::REGISTRY;
+pub use linux::{ELSEWHERE, REGISTRY};
 #[cfg(windows)]
-pub use windows::REGISTRY;
+pub use windows::{ELSEWHERE, REGISTRY};
 
 #[cfg(test)]
 mod tests {
@@ -31,6 +31,11 @@ mod tests {
         assert!(both.contains(&"host"), "{both:?}");
         for (id, list) in both.iter().flat_map(|id| lists.map(|list| (id, list))) {
             assert!(list.contains(&format!("{id}::SPEC")), "{id} is missing in a list");
+        }
+        let there = if cfg!(windows) { lists[0] } else { lists[1] };
+        for spec in REGISTRY {
+            let named = format!("\"{}\"", spec.id);
+            assert_eq!(there.contains(&named), spec.platforms.len() == 1, "{} in the other list's ELSEWHERE", spec.id);
         }
     }
 }

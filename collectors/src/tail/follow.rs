@@ -58,11 +58,11 @@ impl<P: LineParser> Tailer<P> {
         watches: &mut Watches,
     ) -> Result<(), CollectError> {
         state.scans += 1;
-        state.held_at_most = state.held();
+        state.descriptors_upper_bound = state.held();
         state.stems = None;
         state.scan_began = at.context.now();
         state.troubles.clear();
-        let Some((found, expansion)) = self.take_listed(at, state, watches)? else { return Ok(()) };
+        let Some((found, expansion)) = self.add_matches(at, state, watches)? else { return Ok(()) };
         for followed in state.files.values_mut() {
             followed.listed = followed.seen == state.scan_began;
         }
@@ -89,7 +89,7 @@ impl<P: LineParser> Tailer<P> {
         }
         // After the search: the file of a cursor is no new generation. It may still be waiting for its archive.
         if state.orphans.is_empty() || state.since.elapsed() > self.patience {
-            self.take_archives(at, state)?;
+            self.add_archives(at, state)?;
         }
         let seen = state.scan_began;
         state.names.extend(found.into_iter().map(|(path, key)| (path, Name { key, seen })));
@@ -110,7 +110,7 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Follows the matches of the globs; absent on a stop.
-    fn take_listed(
+    fn add_matches(
         &mut self,
         at: &TailContext<'_>,
         state: &mut State,
@@ -128,7 +128,7 @@ impl<P: LineParser> Tailer<P> {
                 !state.scanned.contains(pattern.text()) && self.start == Start::End && at.context.once.is_none();
             for named in named {
                 let how = Discovery { listed: true, from_end, original: None };
-                if let Some(key) = self.take_in(at, state, &named, how)? {
+                if let Some(key) = self.add_match(at, state, &named, how)? {
                     found.insert(named.path, key);
                 } else if self.expects_each && pattern.is_one_path() {
                     let why = if unpacked::is_compressed(&named.path) {
@@ -158,7 +158,7 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Follows a match of a glob.
-    pub(super) fn take_in(
+    pub(super) fn add_match(
         &mut self,
         at: &TailContext<'_>,
         state: &mut State,
@@ -187,7 +187,7 @@ impl<P: LineParser> Tailer<P> {
         if unpacked::is_compressed(found.path()) {
             return Ok(None);
         }
-        self.take_in_found(at, state, (&named.path, &found), how)
+        self.add_opened(at, state, (&named.path, &found), how)
     }
 
     /// Whether the file is already followed; reopens a closed one that has changed.
@@ -211,7 +211,7 @@ impl<P: LineParser> Tailer<P> {
                 return true;
             }
             let Some(followed) = state.files.get_mut(&key) else { return false };
-            (followed.had_turn, followed.at_end) = (false, false);
+            (followed.was_read, followed.at_end) = (false, false);
             let reopened = at.root.log(&path).and_then(|found| followed.file.reopen(&found, key));
             if !reopened.is_ok_and(|reopened| reopened) {
                 // Renamed since it was listed.
@@ -229,15 +229,15 @@ impl<P: LineParser> Tailer<P> {
     /// next turns.
     pub(super) fn make_room(&self, state: &mut State, is_listed: bool) -> bool {
         // Each file of a scan comes here, and counting passes over all of them.
-        if state.held_at_most < self.open_max {
-            state.held_at_most += 1;
+        if state.descriptors_upper_bound < self.open_max {
+            state.descriptors_upper_bound += 1;
             return true;
         }
         if is_listed && state.is_waiting {
             return false;
         }
-        state.held_at_most = 1 + state.held();
-        let Some(excess) = state.held_at_most.checked_sub(self.open_max).filter(|excess| *excess > 0) else {
+        state.descriptors_upper_bound = 1 + state.held();
+        let Some(excess) = state.descriptors_upper_bound.checked_sub(self.open_max).filter(|excess| *excess > 0) else {
             return true;
         };
         let may_go = |followed: &&mut Followed| {
@@ -245,14 +245,14 @@ impl<P: LineParser> Tailer<P> {
             let may_be = followed.listed || quiet || is_listed && waits;
             // What is deleted cannot be opened again.
             let may_return = followed.listed || quiet || !followed.file.is_deleted();
-            followed.had_turn && followed.file.is_open() && may_be && may_return
+            followed.was_read && followed.file.is_open() && may_be && may_return
         };
         let mut open: Vec<&mut Followed> = state.files.values_mut().filter(may_go).collect();
         open.sort_by_key(|followed| (!followed.listed, !followed.file.was_quiet(), followed.grew));
         let has_room = open.len() >= excess;
         for (number, followed) in open.into_iter().take(excess + self.open_max / 16).enumerate() {
             if number < excess || followed.listed && followed.at_end {
-                state.held_at_most -= usize::from(followed.file.holds_descriptor());
+                state.descriptors_upper_bound -= usize::from(followed.file.holds_descriptor());
                 followed.file.close();
             }
         }
@@ -260,7 +260,7 @@ impl<P: LineParser> Tailer<P> {
         has_room
     }
 
-    fn take_in_found(
+    fn add_opened(
         &mut self,
         at: &TailContext<'_>,
         state: &mut State,
@@ -390,7 +390,7 @@ impl<P: LineParser> Tailer<P> {
             grew,
             seen,
             scan,
-            had_turn: false,
+            was_read: false,
             at_end: false,
             room: RoomWait::default(),
             trouble: None,

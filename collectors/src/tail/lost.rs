@@ -195,14 +195,14 @@ impl<P: LineParser> Tailer<P> {
                 && let Ok(stat) = at.root.stat(path.parent().unwrap_or(Path::new("/")), name)
             {
                 let how = Discovery { listed: false, from_end: false, original: Some(original) };
-                self.take_in(at, state, &Named { path, stat }, how)?;
+                self.add_match(at, state, &Named { path, stat }, how)?;
             }
         }
         Ok(())
     }
 
     /// Adds archives that existed at the start, once they are complete.
-    pub(super) fn take_archives(&mut self, at: &TailContext<'_>, state: &mut State) -> Result<(), CollectError> {
+    pub(super) fn add_archives(&mut self, at: &TailContext<'_>, state: &mut State) -> Result<(), CollectError> {
         for (path, original) in std::mem::take(&mut state.archives) {
             match at.root.log(&path) {
                 Ok(found) if !is_settled(at, found.meta()) => drop(state.archives.insert(path, original)),
@@ -243,7 +243,7 @@ impl<P: LineParser> Tailer<P> {
                 return cursor.map_or(Ok(()), |cursor| self.lost(at, &cursor, &why));
             }
         };
-        state.held_at_most += 1;
+        state.descriptors_upper_bound += 1;
         let source = self.source(&file.cursor(original, 0).id(), Some(original));
         self.follow(at, state, found_key, (file, original, source), (false, state.scan_began))
     }

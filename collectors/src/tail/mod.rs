@@ -129,7 +129,7 @@ struct Followed {
     /// Number of the scan that found it.
     scan: u64,
     /// It was read since it was opened.
-    had_turn: bool,
+    was_read: bool,
     /// Its last turn reached the end.
     at_end: bool,
     /// Wait for room in the queue.
@@ -206,7 +206,7 @@ struct State {
     /// Files that were followed before this scan, by stem; made when a scan finds a new file.
     stems: Option<rotation::Stems>,
     /// Number of descriptors that files hold at most.
-    held_at_most: usize,
+    descriptors_upper_bound: usize,
     /// Files that cannot be opened, and whether they start at their end.
     refused: BTreeMap<PathBuf, bool>,
     /// Files that cannot be read, by path, as of the last scan.
@@ -261,7 +261,7 @@ impl State {
             scanned,
             is_waiting: false,
             stems: None,
-            held_at_most: 0,
+            descriptors_upper_bound: 0,
             refused: BTreeMap::new(),
             troubles: BTreeMap::new(),
             reported: String::new(),

@@ -57,7 +57,7 @@ impl<P: LineParser> Tailer<P> {
     fn read_one(&mut self, at: &TailContext<'_>, state: &mut State, key: Key) -> Result<Read, CollectError> {
         let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
         let read = self.turn(at, followed);
-        followed.had_turn = true;
+        followed.was_read = true;
         followed.at_end = matches!(read, Ok(Read::Grew | Read::Nothing)) && !followed.room.is_waiting();
         match read {
             Ok(read) => {

@@ -69,7 +69,7 @@ impl Watches {
         let Ok(found) = at.root.find(&dir) else { return };
         match watcher.watch(&at.context.path(found.path()), RecursiveMode::NonRecursive) {
             Ok(()) => {}
-            // Whoever lists the directory reports that it cannot be listed.
+            // The scan reports a directory that cannot be listed. This warning is about missing events.
             Err(err) => {
                 let dir = dir.display();
                 tracing::warn!(path = %dir, error = %err, "no file events for this directory; polling its files every second");

@@ -25,7 +25,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Passes a path to the socket that fits into `sun_path` (unix(7), 108 bytes with its NUL), however deep the directory is.
-fn at_socket<T>(dir: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+fn with_socket_path<T>(dir: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
     let open = std::fs::File::open(dir)?;
     let path = dir.join(NAME);
     if path.as_os_str().len() < 108 {
@@ -50,7 +50,7 @@ impl LocalSocket {
     /// # Errors
     /// Those of unlink(2), bind(2) and chmod(2).
     pub fn bind(dir: &Path) -> io::Result<Self> {
-        let listener = at_socket(dir, |path| {
+        let listener = with_socket_path(dir, |path| {
             match std::fs::remove_file(path) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
                 _ => {}
@@ -93,7 +93,7 @@ impl Reader {
 /// # Errors
 /// Those of connect(2) and read(2).
 pub fn read_socket(dir: &Path) -> io::Result<Option<Vec<u8>>> {
-    let mut socket = match at_socket(dir, |path| BlockingStream::connect(path)) {
+    let mut socket = match with_socket_path(dir, |path| BlockingStream::connect(path)) {
         Ok(socket) => socket,
         Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             return Ok(None);

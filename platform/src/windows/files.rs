@@ -13,12 +13,16 @@ use std::{
         io::{AsRawHandle, OwnedHandle},
     },
     path::Path,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 use windows_sys::Win32::Storage::FileSystem::{
     CreateDirectoryW, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_DELETE_ON_CLOSE, FILE_FLAG_OPEN_REPARSE_POINT,
     FILE_ID_INFO, FileIdInfo, GetDiskFreeSpaceExW, GetFileInformationByHandleEx,
 };
+
+/// Time for which a rename is tried again, and pause between two attempts.
+const RENAME_PATIENCE: Duration = Duration::from_secs(2);
+const RENAME_PAUSE: Duration = Duration::from_millis(50);
 
 /// Volume and file id of a file (`FILE_ID_INFO`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,13 +71,14 @@ pub fn can_write_in(dir: &Path) -> io::Result<()> {
     options.map(drop)
 }
 
-/// Creates a directory for this user, administrators and the system only.
+/// Creates a directory for this user, administrators and the system only; gives them an existing one.
 ///
 /// # Errors
 /// Those of `CreateDirectory`.
 pub fn create_private_dir(dir: &Path) -> io::Result<()> {
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent)?;
+    // Missing directories above it are private as well: ProgramData lets all users create files in what it holds.
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+        create_private_dir(parent)?;
     }
     let descriptor = Descriptor::for_this_user(PRIVATE_TREE)?;
     let (path, attributes) = (wide(dir.as_os_str()), descriptor.attributes());
@@ -82,7 +87,7 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     let done = unsafe { CreateDirectoryW(path.as_ptr(), &raw const attributes) };
     let error = io::Error::last_os_error();
     match done {
-        0 if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        0 if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => descriptor.apply(dir),
         0 => Err(error),
         _ => Ok(()),
     }
@@ -98,7 +103,16 @@ pub fn write_private(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);
-    fs::rename(&part, dir.join(name))
+    let began = Instant::now();
+    loop {
+        match fs::rename(&part, dir.join(name)) {
+            // A scanner or an indexer may hold the file for a moment.
+            Err(err) if err.kind() == io::ErrorKind::PermissionDenied && began.elapsed() < RENAME_PATIENCE => {
+                std::thread::sleep(RENAME_PAUSE);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Makes the names in a directory durable: NTFS journals them, and has no call for it.
@@ -143,7 +157,8 @@ pub fn read_exact_at(file: &fs::File, mut buffer: &mut [u8], mut offset: u64) ->
 /// # Errors
 /// Those of `GetDiskFreeSpaceEx`.
 pub fn volume(path: &Path) -> io::Result<Volume> {
-    let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let path = std::path::absolute(path)?;
+    let dir = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(&path) };
     let dir = wide(dir.as_os_str());
     let (mut free_bytes, mut bytes) = (0, 0);
     // SAFETY: the path ends with NUL, and the numbers live until the call returns.
@@ -152,7 +167,8 @@ pub fn volume(path: &Path) -> io::Result<Volume> {
     if done == 0 { Err(io::Error::last_os_error()) } else { Ok(Volume { bytes, free_bytes, free_inodes: None }) }
 }
 
-/// Gives a directory and all files in it to this user, administrators and the system only.
+/// Gives a directory, and what inherits its rights, to this user, administrators and the system only. Rights that a file in it has
+/// of its own, and the owner, stay.
 ///
 /// # Errors
 /// Those of `SetNamedSecurityInfo`.

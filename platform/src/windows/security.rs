@@ -24,7 +24,7 @@ use windows_sys::Win32::{
 
 /// Full access to a directory and what is in it, for system, administrators and `{user}`; nothing is inherited from above.
 pub(super) const PRIVATE_TREE: &str = "D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;FA;;;{user})";
-/// Full access to an object without children, for the same.
+/// Full access to an object without children, for the same accounts.
 pub(super) const PRIVATE_OBJECT: &str = "D:P(A;;GA;;;SY)(A;;GA;;;BA)(A;;GA;;;{user})";
 
 /// Memory of the local heap, which the system allocated.

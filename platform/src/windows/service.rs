@@ -54,6 +54,7 @@ define_windows_service!(ffi_main, main);
 fn main(_arguments: Vec<OsString>) {
     let handler = |control| match control {
         ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
+            stopping();
             stop().send_replace(true);
             ServiceControlHandlerResult::NoError
         }
@@ -62,7 +63,8 @@ fn main(_arguments: Vec<OsString>) {
     };
     match service_control_handler::register(NAME, handler) {
         Ok(handle) => drop(HANDLE.set(handle)),
-        Err(err) => tracing::error!(error = %err, "the service control manager refuses the service"),
+        // The manager ends the process.
+        Err(err) => return tracing::error!(error = %err, "the service control manager refuses the service"),
     }
     report(ServiceState::StartPending, 0);
     let work = SERVICE.lock().take();
@@ -74,7 +76,7 @@ fn main(_arguments: Vec<OsString>) {
 fn report(state: ServiceState, exit_code: u32) {
     let Some(handle) = HANDLE.get() else { return };
     let controls_accepted = match state {
-        ServiceState::Running => {
+        ServiceState::Running | ServiceState::StartPending => {
             ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN | ServiceControlAccept::PRESHUTDOWN
         }
         _ => ServiceControlAccept::empty(),
@@ -85,11 +87,11 @@ fn report(state: ServiceState, exit_code: u32) {
         controls_accepted,
         exit_code: if exit_code == 0 { ServiceExitCode::NO_ERROR } else { ServiceExitCode::ServiceSpecific(exit_code) },
         checkpoint: 0,
-        wait_hint: if controls_accepted.is_empty() { STOP_TIME } else { Duration::ZERO },
+        wait_hint: if state == ServiceState::Running { Duration::ZERO } else { STOP_TIME },
         process_id: None,
     };
     if let Err(err) = handle.set_service_status(status) {
-        tracing::warn!(error = %err, "the service control manager does not take the state");
+        tracing::warn!(error = %err, "the service control manager refuses the service's state");
     }
 }
 

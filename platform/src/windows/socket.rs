@@ -1,4 +1,5 @@
-//! The local socket: a named pipe, named by its directory, whose rights decide who may connect.
+//! The local socket: a named pipe, whose rights decide who may connect. Its name is random and stands in a file of the private
+//! directory, so that nobody else can take the name before, or be taken for the agent.
 //!
 //! A closed pipe drops what the reader has not read. A report therefore has its length before it (4 bytes, little-endian), and
 //! the writer waits until the reader closes the pipe.
@@ -7,7 +8,8 @@ use super::security::{Descriptor, PRIVATE_OBJECT};
 use std::{
     fs::File,
     io::{self, Read},
-    path::Path,
+    os::windows::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -16,7 +18,7 @@ use tokio::{
     net::windows::named_pipe::{NamedPipeServer, ServerOptions},
     sync::Mutex,
 };
-use windows_sys::Win32::Foundation::ERROR_PIPE_BUSY;
+use windows_sys::Win32::{Foundation::ERROR_PIPE_BUSY, Storage::FileSystem::SECURITY_IDENTIFICATION};
 
 /// Time limit for a reader.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,15 +28,28 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Maximum size of a report.
 const REPORT_BYTES_MAX: u32 = 64 << 20;
 
-/// Name of the pipe of a directory: names are one flat space, so it has the path's hash (FNV-1a).
-fn name(dir: &Path) -> String {
-    let dir = dir.to_string_lossy().to_lowercase();
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    format!(r"\\.\pipe\vedette-{:016x}", dir.bytes().fold(0xcbf2_9ce4_8422_2325, step))
+/// File with the name of the pipe.
+const NAME_FILE: &str = "agent.pipe";
+
+/// A random name.
+fn new_name() -> String {
+    // Each state is keyed with random numbers of the system.
+    let random = || std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+    format!(r"\\.\pipe\vedette-{:016x}{:016x}", random(), random())
+}
+
+/// Name of the pipe of a directory; absent if there never was one.
+fn name(dir: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(dir.join(NAME_FILE)) {
+        Ok(name) => Ok(Some(name)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    }
 }
 
 /// A listening socket that writes a report to whoever connects.
 pub struct LocalSocket {
+    dir: PathBuf,
     name: String,
     /// The instance that the next reader connects to.
     next: Mutex<NamedPipeServer>,
@@ -56,16 +71,17 @@ impl LocalSocket {
     /// Creates the pipe of a directory.
     ///
     /// # Errors
-    /// Those of `CreateNamedPipe`; the pipe exists if another process made it.
+    /// Those of `CreateNamedPipe`, and those of [`super::write_private`].
     pub fn bind(dir: &Path) -> io::Result<Self> {
-        let name = name(dir);
+        let name = new_name();
         let next = Mutex::new(instance(&name, true)?);
-        Ok(Self { name, next })
+        super::write_private(dir, NAME_FILE, name.as_bytes())?;
+        Ok(Self { dir: dir.to_owned(), name, next })
     }
 
-    /// Whether the pipe's name was removed, which nobody can do.
+    /// Whether the file with the pipe's name was removed or replaced.
     pub fn is_gone(&self) -> bool {
-        false
+        !name(&self.dir).is_ok_and(|name| name.as_ref() == Some(&self.name))
     }
 
     /// Waits for a reader.
@@ -108,7 +124,8 @@ impl Reader {
 /// # Errors
 /// Those of `CreateFile` and `ReadFile`; `TimedOut` if no report comes.
 pub fn read_socket(dir: &Path) -> io::Result<Option<Vec<u8>>> {
-    let Some(pipe) = connect(&name(dir))? else { return Ok(None) };
+    let Some(name) = name(dir)? else { return Ok(None) };
+    let Some(pipe) = connect(&name)? else { return Ok(None) };
     // A blocking read of a pipe has no time limit.
     let (sender, answer) = mpsc::sync_channel(1);
     std::thread::spawn(move || sender.send(report(pipe)));
@@ -118,7 +135,8 @@ pub fn read_socket(dir: &Path) -> io::Result<Option<Vec<u8>>> {
 fn connect(name: &str) -> io::Result<Option<File>> {
     let began = Instant::now();
     loop {
-        match File::options().read(true).write(true).open(name) {
+        // The server may see who connects, but not act as it.
+        match File::options().read(true).write(true).security_qos_flags(SECURITY_IDENTIFICATION).open(name) {
             Ok(pipe) => return Ok(Some(pipe)),
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(err) if err.raw_os_error() == Some(ERROR_PIPE_BUSY.cast_signed()) && began.elapsed() < READ_TIMEOUT => {

@@ -57,7 +57,7 @@ impl Queue {
         let counted = verified.batches + verified.damaged.len() as u64;
         if (counted, bytes) != (meta.batches, meta.bytes) {
             verified.disagreements.push(format!(
-                "it holds {counted} batches of {bytes} bytes and says {} of {}",
+                "the queue holds {counted} batches of {bytes} bytes, but counts {} of {}",
                 meta.batches, meta.bytes
             ));
         }

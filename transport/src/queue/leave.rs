@@ -117,7 +117,7 @@ impl Queue {
 
     /// Reseals salvaged batches of an agent that this one replaces. They lie in the order of their epochs, among this agent's
     /// own.
-    pub(super) fn take_salvaged_over(&self) -> Result<(), QueueError> {
+    pub(super) fn adopt_salvaged(&self) -> Result<(), QueueError> {
         if lock(&self.replaced).0.is_empty() {
             return Ok(());
         }
@@ -125,16 +125,16 @@ impl Queue {
         while let Some((next, bytes)) = self.next_after(slot)?.filter(|(next, _)| *next < below) {
             slot = next;
             if frame::parse_head(&bytes).is_ok_and(|(head, _)| self.is_replaced(&head.key)) {
-                self.take_slot_over(slot)?;
+                self.adopt(slot)?;
             }
         }
         Ok(())
     }
 
-    /// Repeats [`Queue::take_over`] to the end; returns how many batches went into quarantine.
-    pub(super) fn take_all_over(&self) -> Result<u64, QueueError> {
+    /// Repeats [`Queue::adopt_first`] to the end; returns how many batches went into quarantine.
+    pub(super) fn adopt_all(&self) -> Result<u64, QueueError> {
         let mut quarantined = 0;
-        while let Some(set_aside) = self.take_over()? {
+        while let Some(set_aside) = self.adopt_first()? {
             quarantined += u64::from(set_aside);
         }
         Ok(quarantined)
@@ -152,7 +152,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`].
-    pub(super) fn take_over(&self) -> Result<Option<bool>, QueueError> {
+    pub(super) fn adopt_first(&self) -> Result<Option<bool>, QueueError> {
         let Some(owner) = lock(&self.meta).owner else { return Ok(None) };
         let Some((slot, bytes)) = self.next_after(0)? else { return Ok(None) };
         let Ok((head, _)) = frame::parse_head(&bytes) else { return Ok(None) };
@@ -163,11 +163,11 @@ impl Queue {
             self.quarantine(slot, &ProblemCode::Identity.to_string(), "sealed for another enrollment")?;
             return Ok(Some(true));
         }
-        Ok(self.take_slot_over(slot)?.then_some(false))
+        Ok(self.adopt(slot)?.then_some(false))
     }
 
     /// False if the batch cannot be read.
-    fn take_slot_over(&self, slot: u64) -> Result<bool, QueueError> {
+    fn adopt(&self, slot: u64) -> Result<bool, QueueError> {
         let Some(owner) = lock(&self.meta).owner else { return Ok(false) };
         let Some((head, mut header, records)) = self.open_batch(slot)? else { return Ok(false) };
         header.agent = owner.1;
@@ -185,7 +185,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`]; nothing is changed then.
-    pub fn reseal(&self, slot: u64) -> Result<(), QueueError> {
+    pub(crate) fn reseal(&self, slot: u64) -> Result<(), QueueError> {
         if slot < lock(&self.meta).salvaged_below {
             self.write(Durability::Immediate, |tx, meta| {
                 let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
@@ -294,7 +294,7 @@ impl Queue {
         }
         let opened = opened(&bytes);
         if opened.is_none() {
-            self.found_damaged("a batch cannot be read back");
+            self.report_damage("a batch cannot be read back");
         }
         Ok(opened)
     }

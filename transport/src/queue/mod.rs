@@ -301,7 +301,7 @@ impl Queue {
     }
 
     /// Reports that a frame from the queue differs from what was stored.
-    pub(crate) fn found_damaged(&self, why: &str) {
+    pub(crate) fn report_damage(&self, why: &str) {
         self.store.damaged(why);
     }
 

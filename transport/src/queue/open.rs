@@ -129,7 +129,7 @@ impl Queue {
     ) -> Result<u64, QueueError> {
         *lock(&self.replaced) = (replaced.to_vec(), host.clone());
         self.begin(owner, random)?;
-        self.take_all_over()
+        self.adopt_all()
     }
 
     pub(super) fn begin(&self, owner: Owner, random: u64) -> Result<(), QueueError> {

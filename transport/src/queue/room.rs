@@ -47,33 +47,33 @@ impl Queue {
         batches_of(self.limit())
     }
 
-    /// Remaining space for batches: of `capacity`, with `kept` in use.
-    pub(super) fn free(&self, capacity: u64, quarantined: u64) -> u64 {
-        let free = capacity.saturating_sub(quarantined);
+    /// Remaining space for batches: of `capacity`, with `used` bytes in use.
+    pub(super) fn free(&self, capacity: u64, used: u64) -> u64 {
+        let free = capacity.saturating_sub(used);
         let Ok(volume) = volume(self.path()) else { return free };
         if volume.free_bytes >= self.quota.free_bytes_min {
             return free;
         }
         // Space in the present file counts even on a full volume.
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
-        free.min(batches_of(file).saturating_sub(quarantined))
+        free.min(batches_of(file).saturating_sub(used))
     }
 
     /// Checks the room for a batch.
-    pub(super) fn room(&self, added: u64, quarantined: u64) -> Result<(), QueueError> {
+    pub(super) fn room(&self, added: u64, used: u64) -> Result<(), QueueError> {
         let limit = self.limit();
         let room = batches_of(limit);
         if added > batches_of(self.quota.bytes_max) {
             return Err(QueueError::TooLarge { bytes: added, limit: self.quota.bytes_max });
         }
-        if quarantined + added > room {
+        if used + added > room {
             return Err(QueueError::Full { limit });
         }
-        // Uses the same measure: the present file may be filled even on a full volume.
+        // The present file may be filled even on a full volume, as in `free`.
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
         let Ok(volume) = volume(self.path()) else { return Ok(()) };
         let floor = |free, floor, unit| QueueError::NoFreeSpace { path: self.path().to_owned(), free, floor, unit };
-        if quarantined + added > batches_of(file) && volume.free_bytes < self.quota.free_bytes_min {
+        if used + added > batches_of(file) && volume.free_bytes < self.quota.free_bytes_min {
             return Err(floor(volume.free_bytes, self.quota.free_bytes_min, "bytes"));
         }
         match volume.free_inodes {

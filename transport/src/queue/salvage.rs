@@ -144,7 +144,7 @@ impl Queue {
             let scanned = path.file_name().map(|name| name.to_string_lossy().into_owned());
             if lock(&self.meta).scanned != scanned {
                 self.scan(&file, whole.len(), &mut salvaged, &mut wait, failed)?;
-                self.note_lost()?;
+                self.record_lost_sequences()?;
                 self.write(Durability::Immediate, |_, meta| {
                     meta.scanned.clone_from(&scanned);
                     Ok(Some(()))
@@ -221,7 +221,7 @@ impl Queue {
     }
 
     /// Records which sequences of the last epoch were not found, for later headers.
-    fn note_lost(&self) -> Result<(), QueueError> {
+    fn record_lost_sequences(&self) -> Result<(), QueueError> {
         let newest = self.read(|db| {
             let table = db.begin_read()?.open_table(SALVAGE)?;
             let mut newest: Option<(i64, u64)> = None;
@@ -310,7 +310,7 @@ impl Queue {
                 }
             }
             self.write(Durability::Immediate, |tx, meta| copy(tx, meta, &frames))?;
-            self.take_salvaged_over()?;
+            self.adopt_salvaged()?;
             for (_, records, _) in &frames {
                 match records {
                     Some(records) => {

@@ -26,7 +26,7 @@ const SHARES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("shares");
 /// A source may hold this many times the free space.
 const SHARE: u64 = 3;
 /// A source that waited continues when it holds at most this many times the free space, not at each delivery.
-const RESUMED_SHARE: u64 = 1;
+const RESUMED_SHARE_FACTOR: u64 = 1;
 /// A source is bulk when it holds this much, or a sixteenth of the queue: more than is in transit while deliveries keep up.
 const BULK_BYTES: u64 = 8 << 20;
 
@@ -146,7 +146,7 @@ impl Queue {
     /// Whether a source may add to the queue: within its share, or within the smaller one that applies while it `waits`.
     pub fn has_room_for(&self, source: &Source, waits: bool) -> bool {
         let held = self.held_by(source);
-        let (batches, quarantined) = {
+        let (batches, used) = {
             let meta = lock(&self.meta);
             (meta.batches, meta.bytes + meta.quarantine.bytes)
         };
@@ -154,9 +154,9 @@ impl Queue {
         if held == 0 || batches == 0 {
             return true;
         }
-        let share = if waits { RESUMED_SHARE } else { SHARE };
+        let share = if waits { RESUMED_SHARE_FACTOR } else { SHARE };
         let capacity = self.capacity();
-        let free = self.free(capacity, quarantined).saturating_sub(ON_ITS_WAY_BYTES.min(capacity / 4));
+        let free = self.free(capacity, used).saturating_sub(ON_ITS_WAY_BYTES.min(capacity / 4));
         held <= share.saturating_mul(free)
     }
 

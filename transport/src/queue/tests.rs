@@ -142,7 +142,7 @@ fn batches_of_an_agent_that_this_machine_was_before_are_sealed_again_in_its_new_
     // Killed after one of three was resealed: the next start does the others.
     *crate::queue::lock(&queue.replaced) = (vec![owner.1], host.clone());
     queue.begin(now, 6).expect("writes");
-    assert_eq!(queue.take_over().expect("writes"), Some(false));
+    assert_eq!(queue.adopt_first().expect("writes"), Some(false));
     drop(queue);
     let queue = open();
     for random in [7, 8] {
@@ -324,7 +324,7 @@ fn a_batch_is_full_where_its_frame_would_need_a_larger_page() {
         if open.is_full_for(&chunk, piece.as_ref(), &limits) {
             break;
         }
-        open.add_pressed(*chunk, piece);
+        open.add_compressed(*chunk, piece);
     }
     let header = open.header(&context(), queue.lane(), 77);
     queue.commit(&mut open, header).expect("commits");
@@ -354,7 +354,7 @@ fn a_large_chunk_is_compressed_when_it_is_handed_over_and_reads_back_like_anothe
             assert!(open.is_full_for(&chunk, piece.as_ref(), &limits(large.len())));
             assert!(!open.is_full_for(&chunk, piece.as_ref(), &limits(2 * large.len())));
         }
-        open.add_pressed(*chunk, piece);
+        open.add_compressed(*chunk, piece);
     }
     assert_eq!((pieces, intake.bytes()), (1, 0));
     let header = open.header(&context(), queue.lane(), 77);

@@ -77,6 +77,7 @@ const VERSION_PAUSE: Duration = Duration::from_secs(60);
 ///
 /// `retry_after` is the header's value as a duration.
 pub(super) fn of_status(status: u16, problem: Option<Problem>, retry_after: Option<Duration>) -> Answer {
+    let is_explained = problem.is_some();
     let code = problem.as_ref().map_or_else(|| ProblemCode::Unknown(String::new()), |problem| problem.code.clone());
     let why = match problem {
         Some(Problem { title, detail: Some(detail), .. }) => format!("{status} {title}: {detail}"),
@@ -93,6 +94,8 @@ pub(super) fn of_status(status: u16, problem: Option<Problem>, retry_after: Opti
         // An upgrade of the workspace will make it accept this version.
         400 if code == ProblemCode::Version => Answer::Retry { after: Some(retry_after.unwrap_or(VERSION_PAUSE)), why },
         300..=399 | 421 => Answer::Misdirected { why },
+        // A proxy or another server says so, not a workspace.
+        400..=499 if !is_explained && status != 408 && status != 429 => Answer::Misdirected { why },
         400..=499 if status != 408 && status != 429 => Answer::Quarantine { code, why },
         _ => Answer::Retry { after: retry_after, why },
     }
@@ -148,5 +151,16 @@ mod tests {
     fn the_workspace_decides_how_long_to_wait() {
         let after = Some(Duration::from_secs(7));
         assert!(matches!(of_status(429, None, after), Answer::Retry { after: found, .. } if found == after));
+    }
+
+    /// An ingress that answers 404 must not empty the queue into quarantine.
+    #[test]
+    fn what_no_workspace_says_is_no_verdict_on_a_batch() {
+        for status in [400, 404, 405, 415, 422] {
+            assert!(matches!(of_status(status, None, None), Answer::Misdirected { .. }), "{status}");
+        }
+        assert!(matches!(of_status(429, None, None), Answer::Retry { .. }));
+        assert!(matches!(of_status(413, None, None), Answer::TooLarge { .. }), "a proxy may have a limit of its own");
+        assert!(matches!(of_status(401, None, None), Answer::Renew { .. }));
     }
 }

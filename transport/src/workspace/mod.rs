@@ -97,7 +97,7 @@ impl WorkspaceApi {
 
     /// Names the client's proxy in connection errors.
     pub fn through(self, proxy: Option<&Proxy>) -> Self {
-        let named = proxy.filter(|proxy| proxy.not_for.is_empty()).and_then(Proxy::authority);
+        let named = proxy.filter(|proxy| proxy.no_proxy.is_empty()).and_then(Proxy::authority);
         Self { proxy: named.map(Arc::from), ..self }
     }
 

@@ -66,7 +66,7 @@ pub struct WholeFile {
 
 const COLUMNS: &[Column] = &[
     text("request", "id of the request"),
-    text("path", "path that was asked for"),
+    text("path", "requested path"),
     integer("offset", "where the piece begins in the file"),
     integer("length", "bytes of the piece"),
     text("refused", "why the host does not send it"),

@@ -97,8 +97,8 @@ pub enum ProcessState {
     /// About to disappear.
     #[serde(rename = "X", alias = "x")]
     Dead,
-    /// Another letter.
-    #[serde(other)]
+    /// Another letter; `?` is one that releases before this type decode as well.
+    #[serde(rename = "?", other)]
     Unknown,
 }
 
@@ -213,7 +213,7 @@ const COLUMNS: &[Column] = &[
     text("path", "executable"),
     boolean("path_deleted", "the executable's file is gone"),
     text("user", "real user's name, or its id where it has none"),
-    integer("user_id", "real user id; null on Windows"),
+    integer("user_id", "real user id; `unknown`; null on Windows"),
     text("user_sid", "user's security identifier on Windows; otherwise null"),
     text("group_name", "real group's name, or its number where it has none"),
     integer("group_id", "real group id"),

@@ -198,7 +198,7 @@ impl Geography {
 
 /// Where content is stored: a host's content in the workspace geography of the host, an organization's content centrally by the
 /// location of the organization.
-pub fn kept_in(content: Content, host: Geography, organization: Geography) -> WorkspaceGeo {
+pub fn storage_geo(content: Content, host: Geography, organization: Geography) -> WorkspaceGeo {
     match (content, organization.central()) {
         (Content::OfHost, _) => host.workspace(),
         (Content::OfOrganization, Central::UnitedStates) => WorkspaceGeo::UnitedStates,
@@ -306,7 +306,7 @@ mod tests {
         use Geography::{Australia, Brazil, Canada, Europe, India, Japan, UnitedKingdom, UnitedStates};
         for host in Geography::ALL {
             for organization in Geography::ALL {
-                assert_eq!(kept_in(Content::OfHost, host, organization), host.workspace());
+                assert_eq!(storage_geo(Content::OfHost, host, organization), host.workspace());
             }
             for (organization, central) in [
                 (UnitedStates, WorkspaceGeo::UnitedStates),
@@ -319,7 +319,7 @@ mod tests {
                 (India, WorkspaceGeo::UnitedStates),
                 (Australia, WorkspaceGeo::UnitedStates),
             ] {
-                assert_eq!(kept_in(Content::OfOrganization, host, organization), central);
+                assert_eq!(storage_geo(Content::OfOrganization, host, organization), central);
             }
         }
     }

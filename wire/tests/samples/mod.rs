@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use vedette_wire::{
-    AgentId, Batch, Chunk, Epoch, FORMAT_VERSION, Header, Lane, Ledger, OrganizationId, OsFamily, Position, Reason,
-    Record, Source, SourceRef,
+    AgentId, Batch, Chunk, Epoch, Header, Lane, Ledger, OrganizationId, OsFamily, Position, Reason, Record, Source,
+    SourceRef,
     body::*,
     geo::WorkspaceGeo,
     record::{HostLabel, Predecessor},
@@ -297,7 +297,7 @@ pub(crate) fn batch() -> Batch {
         .collect();
     Batch {
         header: Header {
-            version: FORMAT_VERSION,
+            version: vedette_wire::format_version(OsFamily::Linux),
             organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
             agent: AgentId([7; 16]),
             lane: Lane::Records,

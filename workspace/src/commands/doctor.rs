@@ -26,15 +26,15 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     let (mut batches, mut rebuild_count, mut retried, mut files_without_checksums) = (0, 0, 0, 0);
     for id in control.organization_ids().await? {
         let organization = control.organization_of(id).await?;
-        let LandingReport { count, unreadable, set_aside } = landed(&control, &landing, &organization).await?;
+        let LandingReport { count, unreadable, not_in_tables } = landed(&control, &landing, &organization).await?;
         batches += count;
         let (tables, without_checksums) = tables(&dir, &control, &organization).await?;
         files_without_checksums += without_checksums;
         if rebuild && tables.is_empty() {
-            retried += control.retry_unreadable(id).await?;
-        } else if set_aside > 0 {
-            let what = "landed batches are set moved_to and in no table; `doctor --rebuild` tries them again";
-            problems.push(format!("{}: {set_aside} {what}", organization.name));
+            retried += control.retry_failed(id).await?;
+        } else if not_in_tables > 0 {
+            let what = "landed batches are in no table, since an earlier attempt to write them failed; `doctor --rebuild` tries them again";
+            problems.push(format!("{}: {not_in_tables} {what}", organization.name));
         }
         if rebuild && !tables.is_empty() {
             if !unreadable.is_empty() {
@@ -58,7 +58,7 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     }
     let mut out: String = problems.iter().map(|line| format!("{}\n", vedette_wire::text::printable(line))).collect();
     if retried > 0 {
-        out.push_str(&format!("{retried} batches that were set moved_to will be tried again by `serve`\n"));
+        out.push_str(&format!("`serve` tries {retried} batches again that are in no table\n"));
     }
     if rebuild_count > 0 {
         out.push_str(&format!(
@@ -85,7 +85,7 @@ struct LandingReport {
     /// Unreadable batches, with reasons.
     unreadable: Vec<String>,
     /// Readable batches that could not be written to the tables.
-    set_aside: u64,
+    not_in_tables: u64,
 }
 
 async fn landed(control: &ControlStore, landing: &LandingStore, organization: &Organization) -> Result<LandingReport> {
@@ -97,7 +97,7 @@ async fn landed(control: &ControlStore, landing: &LandingStore, organization: &O
         for (key, state) in page {
             found.count += 1;
             match landing.read(&key).await {
-                Ok(_) => found.set_aside += u64::from(state == BatchState::Unreadable),
+                Ok(_) => found.not_in_tables += u64::from(state == BatchState::Unreadable),
                 Err(err) if err.is_gone() => found.unreadable.push(format!("{key}: missing")),
                 Err(err @ ReadError::Damaged(_)) => {
                     found.unreadable.push(format!("{key}: {:#}", anyhow::Error::new(err)))

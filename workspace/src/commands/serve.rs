@@ -101,7 +101,6 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Serves metrics in the background.
 /// Writes the address where others wait for it. Renamed, so that they see a whole address or none.
 fn write_address(path: &Path, address: SocketAddr) -> std::io::Result<()> {
     let part = path.with_extension("part");
@@ -109,6 +108,7 @@ fn write_address(path: &Path, address: SocketAddr) -> std::io::Result<()> {
     std::fs::rename(&part, path)
 }
 
+/// Serves metrics in the background.
 async fn serve_metrics(address: SocketAddr, router: axum::Router) -> Result<()> {
     anyhow::ensure!(
         address.ip().is_loopback(),

@@ -69,7 +69,7 @@ impl Ingest {
         if header.records == 0 {
             return Ok(());
         }
-        let mut why = Some(format!("there never was a policy revision {}", header.policy_revision));
+        let mut why = Some(format!("policy revision {} does not exist", header.policy_revision));
         for policy in policies {
             if why.is_some() {
                 why = self.forbidden(batch, policy, in_force).await?;
@@ -106,12 +106,12 @@ impl Ingest {
         let late = off.filter(|issued| now().saturating_sub(*issued) > LATE_NS);
         Ok(match (late, header.lane) {
             (None, _) => None,
-            // Artifacts are never late.
+            // An artifact may arrive at any time. Any other record in the lane `blobs` is late.
             (Some(_), Lane::Blobs) => {
                 collected.map(|kind| format!("a {kind} of policy revision {revision} comes too late"))
             }
             (Some(_), Lane::Records) => {
-                Some(format!("policy revision {revision} was followed by switching off too long ago"))
+                Some(format!("a policy after revision {revision} switched collection off more than 24 hours ago"))
             }
         })
     }

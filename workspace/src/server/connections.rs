@@ -33,13 +33,13 @@ const OF_AGENT_MAX: usize = 128;
 /// Minimum age of a connection before it is closed for another.
 const GRACE: Duration = Duration::from_secs(3);
 /// Maximum wait for the slot of a connection that was told to close.
-const GIVE_UP: Duration = Duration::from_millis(100);
+const EVICTION_WAIT: Duration = Duration::from_millis(100);
 /// Descriptors reserved for the stores.
 const RESERVED: u64 = 256;
 /// Maximum number of connections, however many descriptors there are.
 const CONNECTIONS_MAX: usize = 10_000;
 /// Connections without a certificate get this fraction of the slots.
-const UNKNOWN_SHARE: usize = 4;
+const UNKNOWN_DIVISOR: usize = 4;
 
 /// Raises the limit of open files to the hard limit (getrlimit(2)); returns it.
 pub(crate) fn raise_file_limit() -> u64 {
@@ -75,8 +75,8 @@ impl Slots {
         let all = usize::try_from(file_limit.saturating_sub(RESERVED)).unwrap_or(CONNECTIONS_MAX);
         let all = all.clamp(64, CONNECTIONS_MAX);
         Self {
-            unknown: Arc::new(Semaphore::new(all / UNKNOWN_SHARE)),
-            known: Arc::new(Semaphore::new(all - all / UNKNOWN_SHARE)),
+            unknown: Arc::new(Semaphore::new(all / UNKNOWN_DIVISOR)),
+            known: Arc::new(Semaphore::new(all - all / UNKNOWN_DIVISOR)),
             addresses: Holders::default(),
             agents: Holders::default(),
         }
@@ -89,7 +89,7 @@ impl Slots {
             self.addresses.evict(|network| *network);
         }
         let held = self.addresses.hold(network(address), OF_ADDRESS_MAX, &give_way);
-        let permit = tokio::time::timeout(GIVE_UP, Arc::clone(&self.unknown).acquire_owned()).await.ok()?.ok()?;
+        let permit = tokio::time::timeout(EVICTION_WAIT, Arc::clone(&self.unknown).acquire_owned()).await.ok()?.ok()?;
         Some(Slot { _permit: permit, held, give_way })
     }
 
@@ -100,7 +100,7 @@ impl Slots {
             self.agents.evict(|peer| peer.organization);
         }
         let held = self.agents.hold(peer, OF_AGENT_MAX, &give_way);
-        let permit = tokio::time::timeout(GIVE_UP, Arc::clone(&self.known).acquire_owned()).await.ok()?.ok()?;
+        let permit = tokio::time::timeout(EVICTION_WAIT, Arc::clone(&self.known).acquire_owned()).await.ok()?.ok()?;
         Some(Slot { _permit: permit, held, give_way })
     }
 }

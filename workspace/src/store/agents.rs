@@ -133,7 +133,7 @@ impl ControlStore {
     }
 
     /// Revokes an agent that the other workspace of the pair revoked at `time`; false if it is already revoked.
-    pub(super) async fn revoke_late(&self, key: AgentKey, time: i64, now: i64) -> Result<bool> {
+    pub(super) async fn revoke_as_of(&self, key: AgentKey, time: i64, now: i64) -> Result<bool> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let change = Change { who: "", reason: "revoked at the other workspace of the pair", now };
         let is_new = revoke(&mut tx, key, time, change).await?;

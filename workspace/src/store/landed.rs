@@ -197,7 +197,7 @@ impl ControlStore {
     }
 
     /// Makes unreadable batches pending again; returns their number.
-    pub(crate) async fn retry_unreadable(&self, organization: OrganizationId) -> Result<u64> {
+    pub(crate) async fn retry_failed(&self, organization: OrganizationId) -> Result<u64> {
         let done = sqlx::query("UPDATE landed SET state = ? WHERE organization = ? AND state = ?")
             .bind(BatchState::Pending)
             .bind(organization.to_string())

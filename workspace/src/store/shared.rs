@@ -175,7 +175,7 @@ impl ControlStore {
         for (organization, agent, when) in revoked {
             let key = AgentKey { organization: *organization, agent: *agent };
             let is_late = now.saturating_sub(*when) > LATE_NS;
-            if self.revoke_late(key, *when, now).await? && is_late {
+            if self.revoke_as_of(key, *when, now).await? && is_late {
                 tracing::error!(%agent, "a revoked agent was admitted here; the other workspace of the pair knows of its revocation");
                 let why = "this agent was revoked long ago, and was admitted here until the other workspace of the pair reported it: this workspace was \
                            restored from an older backup, or apart from its pair";

@@ -28,7 +28,7 @@ pub(crate) async fn foreign_batches(
 ) -> Result<Option<String>> {
     let lake = Lake::new(dir.join("tables"));
     let known = versions(control.pending(organization, 0).await?.versions);
-    for key in lake.keys_behind(organization, &known).await.unwrap_or_default() {
+    for key in lake.keys_after_marks(organization, &known).await.unwrap_or_default() {
         if !control.is_recorded(&key).await? {
             return Ok(Some(format!(
                 "the tables hold batches that the control store lacks, for example {key}: they are of another backup; restore the matching tables, or run `vedette-workspace doctor --rebuild`"

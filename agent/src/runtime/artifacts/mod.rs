@@ -75,7 +75,6 @@ impl Artifacts {
                 codec: delivery.codec(),
                 post: Some(Arc::clone(&delivery) as Arc<dyn Post>),
             })?;
-            delivery.attach(lane.queue());
             let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&parts.statuses), Arc::clone(&parts.events)));
             self.lane = Some(Destination { lane: Arc::new(lane), sink });
         }

@@ -56,7 +56,10 @@ impl Runner {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             if !thread.is_finished() {
-                tracing::warn!(collector = thread.thread().name(), "collector did not stop in time; abandoned");
+                tracing::warn!(
+                    collector = thread.thread().name(),
+                    "the collector does not stop in time; leaving its thread behind"
+                );
             }
         }
     }

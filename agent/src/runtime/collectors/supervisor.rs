@@ -115,7 +115,7 @@ impl Supervisor {
             Ok(skipped) => Ok(skipped.context("skipping panicked")??),
             Err(_) => {
                 self.skipping.insert(id, done);
-                anyhow::bail!("still skipping what was written while it was off");
+                anyhow::bail!("a collector still skips what was written while it was off; trying again");
             }
         }
     }

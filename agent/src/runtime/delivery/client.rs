@@ -192,12 +192,12 @@ impl WorkspaceClient {
             Some(frame) => self.deliver_to(&now, frame).await,
             None => answer,
         };
-        rested(answer, self.endpoints().rest_max())
+        limit_retry_after(answer, self.endpoints().rest_max())
     }
 }
 
 /// Limits `Retry-After` of one endpoint to the time after which the other is used.
-fn rested(answer: Answer, most: Option<Duration>) -> Answer {
+fn limit_retry_after(answer: Answer, most: Option<Duration>) -> Answer {
     match (answer, most) {
         (Answer::Retry { after: Some(after), why }, Some(most)) => Answer::Retry { after: Some(after.min(most)), why },
         (Answer::Misdirected { why }, Some(_)) => Answer::Retry { after: None, why },
@@ -285,7 +285,7 @@ impl WorkspaceClient {
     }
 
     /// Whether a renewed certificate has not delivered yet.
-    pub(in crate::runtime) fn is_trying(&self) -> bool {
+    pub(in crate::runtime) fn has_trial(&self) -> bool {
         self.lock_trial().is_some()
     }
 

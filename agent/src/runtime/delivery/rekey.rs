@@ -97,7 +97,7 @@ async fn attempt(
     next.replaces.clone_from(&enrollment.replaces);
     next.replaces.push(enrollment.agent);
     let agent = next.agent;
-    identity.keep_next(&Next { key: key.serialize_pem(), certificate, enrollment: next })?;
+    identity.store_next(&Next { key: key.serialize_pem(), certificate, enrollment: next })?;
     tracing::warn!(old_agent = %enrollment.agent, new_agent = %agent, "re-keyed: this machine has a new agent id");
     Ok(true)
 }

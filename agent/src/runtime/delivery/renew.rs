@@ -33,7 +33,7 @@ pub(in crate::runtime) async fn renew(
             client.prove(VERSION).await;
         }
         let wait = match due_in(identity) {
-            Ok(due) if client.is_trying() || !due.is_zero() => due.clamp(PAUSE_MIN, EXPIRY_POLL),
+            Ok(due) if client.has_trial() || !due.is_zero() => due.clamp(PAUSE_MIN, EXPIRY_POLL),
             Ok(_) => match attempt(identity, client).await {
                 Ok(()) => {
                     backoff.reset();

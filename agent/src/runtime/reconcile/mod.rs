@@ -97,7 +97,7 @@ impl Reconciler {
     /// Runs collectors by the policy in force, and by each that replaces it.
     async fn run(&mut self, mut resumed: watch::Receiver<bool>) -> Infallible {
         // Requests from before the start.
-        self.take_requests(Vec::new()).await;
+        self.accept_requests(Vec::new()).await;
         // The poll continues while other events are handled; a new one would restart its pauses.
         let mut polling = self.poll();
         loop {
@@ -115,7 +115,7 @@ impl Reconciler {
                     self.follow(directives).await;
                     polling = self.poll();
                 }
-                () = tokio::time::sleep(RETRY_EVERY), if self.artifacts.is_open() => drop(self.take_requests(Vec::new()).await),
+                () = tokio::time::sleep(RETRY_EVERY), if self.artifacts.is_open() => drop(self.accept_requests(Vec::new()).await),
                 _ = resumed.changed() => {}
                 () = tokio::time::sleep(RETRY_EVERY), if !is_applied => {}
             }
@@ -140,12 +140,12 @@ impl Reconciler {
         if directives.bring_policy {
             bring_policy(&self.parts.client, self.store.signed()).await;
         }
-        let is_new = self.take_requests(directives.artifacts).await || self.store.revision() != known;
+        let is_new = self.accept_requests(directives.artifacts).await || self.store.revision() != known;
         self.pace.answered(is_new);
     }
 
     /// Adds artifact requests, records answered ones, and wakes the collector.
-    async fn take_requests(&mut self, signed: Vec<SignedRequest>) -> bool {
+    async fn accept_requests(&mut self, signed: Vec<SignedRequest>) -> bool {
         let Some(policy) = self.store.policy() else { return false };
         match self.artifacts.take(signed, &policy.artifacts).await {
             Ok(is_new) => {
@@ -251,7 +251,7 @@ impl Reconciler {
             }
             self.store.set_emission_off(true);
             if revision != policy.revision || has_host {
-                self.settle_queue().await;
+                self.flush_or_purge_queue().await;
             }
         }
         let host = if policy.collect { self.parts.host.clone() } else { HostLabel::default() };
@@ -270,7 +270,7 @@ impl Reconciler {
     }
 
     /// Waits until everything is durable, and purges the queue if so configured.
-    async fn settle_queue(&self) {
+    async fn flush_or_purge_queue(&self) {
         let purges = self.parts.config.policy.on_disable == OnDisable::Purge;
         self.parts.client.close(purges);
         if purges {

@@ -21,8 +21,8 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time limit for a request and its answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of requests at once; more of them wait.
-const AT_ONCE: usize = 32;
+/// Maximum number of connections; further ones wait.
+const CONNECTIONS_MAX: usize = 32;
 /// Pause after a failed accept: most likely out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause before the address is tried again.
@@ -35,7 +35,7 @@ pub(crate) async fn serve(address: SocketAddr, source: StatusSource) -> Infallib
         match TcpListener::bind(address).await {
             Ok(listener) => break listener,
             Err(err) if !is_reported => {
-                tracing::error!(%address, error = %err, "metrics.listen: cannot listen, and tries again every 10 s; choose a free port");
+                tracing::error!(%address, error = %err, "cannot listen on metrics.listen; trying again every 10 s; choose a free port if another program has this one");
                 is_reported = true;
             }
             Err(_) => {}
@@ -47,7 +47,7 @@ pub(crate) async fn serve(address: SocketAddr, source: StatusSource) -> Infallib
     let mut open = JoinSet::new();
     loop {
         while open.try_join_next().is_some() {}
-        if open.len() >= AT_ONCE {
+        if open.len() >= CONNECTIONS_MAX {
             open.join_next().await;
         }
         let Ok((socket, _)) = listener.accept().await else {

@@ -233,11 +233,11 @@ fn a_second_damage_does_not_overwrite_what_the_first_left() {
     let dir = tempfile::tempdir().expect("temp dir");
     filled(dir.path(), 3);
     harm(dir.path(), |bytes| bytes[..512].fill(0));
-    opened(dir.path(), 1 << 30, 43).found_damaged("once more, before anything was salvaged");
+    opened(dir.path(), 1 << 30, 43).report_damage("once more, before anything was salvaged");
     assert_eq!(broken(dir.path(), Lane::Records).len(), 2);
     opened(dir.path(), 1 << 30, 44);
     let looked_at = Queue::inspect(dir.path(), Lane::Records, Quota::bytes(1 << 30)).expect("opens");
-    looked_at.found_damaged("by somebody who looks");
+    looked_at.report_damage("by somebody who looks");
     assert!(looked_at.is_damaged() && dir.path().join("records.redb").exists(), "it is left where it is");
 }
 
@@ -407,7 +407,7 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
 }
 
 #[test]
-fn what_was_purged_is_not_read_reopen() {
+fn what_was_purged_is_not_read_again() {
     let dir = tempfile::tempdir().expect("temp dir");
     let queue = queue(dir.path());
     let mut open = BatchBuilder::default();

@@ -15,20 +15,12 @@ struct Fake {
     /// Keys that another agent's batches have.
     taken: Mutex<Vec<u64>>,
     conflicts: std::sync::atomic::AtomicU64,
-    queue: std::sync::OnceLock<Arc<Queue>>,
     /// Does not answer.
     away: std::sync::atomic::AtomicBool,
 }
 
 impl Fake {
-    /// As an agent does: another number for a batch whose number is taken.
-    fn reseal(&self, slot: u64) -> Outcome {
-        self.conflicts.fetch_add(1, Relaxed);
-        self.queue.get().expect("attached").reseal(slot).expect("reseals");
-        Outcome::Retry { after: None, why: "the number is taken".to_owned() }
-    }
-
-    fn judge(&self, slot: u64, bytes: &[u8]) -> Outcome {
+    fn judge(&self, bytes: &[u8]) -> Outcome {
         let why = || "no".to_owned();
         if self.away.load(Relaxed) {
             return Outcome::Retry { after: None, why: why() };
@@ -43,7 +35,8 @@ impl Fake {
         }
         let key = (head.key.epoch.0, head.key.seq);
         if head.key.epoch.0 == 7 && self.taken.lock().contains(&key.1) {
-            return self.reseal(slot);
+            self.conflicts.fetch_add(1, Relaxed);
+            return Outcome::Renumber { why: why() };
         }
         let batch = codec::decode(&plain).expect("decodes");
         let text = |body: &Body| match body {
@@ -64,10 +57,10 @@ impl Fake {
 }
 
 impl Post for Fake {
-    fn post(&self, slot: u64, bytes: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+    fn post(&self, _slot: u64, bytes: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            self.judge(slot, &bytes)
+            self.judge(&bytes)
         })
     }
 }
@@ -159,7 +152,6 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     let fake = Arc::new(Fake { plain_bytes_max: 1 << 20, ..Fake::default() });
     fake.taken.lock().extend([2, 3]);
     let lane = lane_to(dir.path(), 2000, Arc::new(|| 1), Arc::clone(&fake));
-    drop(fake.queue.set(Arc::clone(lane.queue())));
     // The ledger restarts with the epoch: landed batches tell the progress.
     let landed = async |count| {
         while fake.lines().len() < count {

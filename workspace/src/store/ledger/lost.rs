@@ -92,7 +92,7 @@ impl ControlStore {
         for organization in self.organization_ids().await? {
             let id = organization.to_string();
             if self.is_one_of_two(&id).await? {
-                self.keep_gap_alerts(&id, BTreeSet::new(), now).await?;
+                self.replace_gap_alerts(&id, BTreeSet::new(), now).await?;
                 continue;
             }
             let agents: Vec<String> = sqlx::query_scalar(
@@ -113,13 +113,18 @@ impl ControlStore {
                     gaps.extend(stays.map(|gap| (account.agent.clone(), alert_text(&account.collector, gap))));
                 }
             }
-            self.keep_gap_alerts(&id, gaps, now).await?;
+            self.replace_gap_alerts(&id, gaps, now).await?;
         }
         Ok(())
     }
 
     /// Raises alerts for these gaps of an organization (agent and text), and withdraws all others.
-    async fn keep_gap_alerts(&self, organization: &str, mut gaps: BTreeSet<(String, String)>, now: i64) -> Result<()> {
+    async fn replace_gap_alerts(
+        &self,
+        organization: &str,
+        mut gaps: BTreeSet<(String, String)>,
+        now: i64,
+    ) -> Result<()> {
         let raised: Vec<(String, String)> =
             sqlx::query_as("SELECT agent, detail FROM alerts WHERE organization = ? AND kind = 'gap'")
                 .bind(organization)

@@ -2,7 +2,7 @@ use super::*;
 use crate::runtime::delivery::LaneDelivery;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use vedette_transport::{Outcome, Queue, Quota};
+use vedette_transport::Outcome;
 use vedette_wire::{AgentId, BatchKey, Compression, Epoch, Lane, OrganizationId, frame, id::Uuid};
 
 /// Answers requests of the renewed certificate, which a header stands for, with one status and all others with another; counts
@@ -77,7 +77,7 @@ async fn outcome(renewed: u16, present: u16) -> (bool, bool, String) {
     let (url, seen) = workspace(renewed, present).await;
     let posting = posting(dir.path(), &url);
     let delivered = matches!(posting.deliver(a_frame()).await, Answer::Acknowledged { .. });
-    let trying = posting.is_trying();
+    let trying = posting.has_trial();
     drop(posting.deliver(a_frame()).await);
     assert_eq!(*seen.lock(), if present == 200 && renewed != 200 { 1 } else { 2 });
     (delivered, trying, std::fs::read_to_string(dir.path().join("cert.pem")).expect("is there"))
@@ -100,10 +100,10 @@ fn one_of_a_pair_does_not_have_batches_wait_for_longer_than_it_takes_to_use_the_
         (retry_after(3600), None, Some(3600)),
         (Answer::Misdirected { why: String::new() }, minute, None),
     ] {
-        let Answer::Retry { after, .. } = rested(outcome, most) else { panic!("it is tried again") };
+        let Answer::Retry { after, .. } = limit_retry_after(outcome, most) else { panic!("it is tried again") };
         assert_eq!(after.map(|after| after.as_secs()), expected);
     }
-    let alone = rested(Answer::Misdirected { why: String::new() }, None);
+    let alone = limit_retry_after(Answer::Misdirected { why: String::new() }, None);
     assert!(matches!(alone, Answer::Misdirected { .. }));
 }
 
@@ -112,9 +112,6 @@ fn one_of_a_pair_does_not_have_batches_wait_for_longer_than_it_takes_to_use_the_
 async fn the_lane_gets_an_outcome_and_the_agent_what_the_workspace_says_besides() {
     let dir = tempfile::tempdir().expect("temp dir");
     let delivery = LaneDelivery::new(&Arc::new(posting(dir.path(), "https://one:1")));
-    let state = tempfile::tempdir().expect("temp dir");
-    let queue = Queue::open(state.path(), Lane::Records, Quota::bytes(64 << 20), 7).expect("opens");
-    delivery.attach(&Arc::new(queue));
     let codec = delivery.codec();
     let why = || "no".to_owned();
     let minute = Some(Duration::from_secs(60));
@@ -134,18 +131,22 @@ async fn the_lane_gets_an_outcome_and_the_agent_what_the_workspace_says_besides(
         (Answer::Purge, Outcome::Forbidden),
         (Answer::TooLarge { why: why() }, Outcome::Split { why: why() }),
         (Answer::Damaged { why: why() }, Outcome::Damaged { why: why() }),
-        (Answer::Conflict { why: why() }, Outcome::Retry { after: None, why: why() }),
-        (Answer::Renew { why: why() }, Outcome::Retry { after: minute, why: why() }),
-        (Answer::Identity { why: why() }, Outcome::Retry { after: minute, why: why() }),
-        (Answer::Misdirected { why: why() }, Outcome::Retry { after: minute, why: why() }),
+        (Answer::Conflict { why: why() }, Outcome::Renumber { why: why() }),
     ] {
-        assert_eq!(delivery.outcome(1, answer).await, expected);
+        assert_eq!(delivery.outcome(5, answer), expected);
+    }
+    let half = Duration::from_secs(30);
+    for answer in [Answer::Renew { why: why() }, Answer::Identity { why: why() }, Answer::Misdirected { why: why() }] {
+        let Outcome::Retry { after: Some(after), .. } = delivery.outcome(1, answer) else {
+            panic!("it is tried again")
+        };
+        assert!((half..=2 * half).contains(&after), "{after:?}");
     }
     assert_eq!(*codec.borrow(), Some(Compression::Gzip));
     assert!(delivery.has_newer_policy(8) && !delivery.has_newer_policy(9));
-    assert_eq!((delivery.take_lost(), delivery.take_lost()), (Some((2, 3)), None));
+    assert_eq!((delivery.take_lost(), delivery.take_lost()), (Some((5, (2, 3))), None));
     assert!(!delivery.take_rekey());
-    let rekey = delivery.outcome(1, Answer::Rekey { why: why() }).await;
-    assert_eq!(rekey, Outcome::Retry { after: minute, why: why() });
+    let rekey = delivery.outcome(1, Answer::Rekey { why: why() });
+    assert!(matches!(rekey, Outcome::Retry { after: Some(_), .. }));
     assert!(delivery.take_rekey() && !delivery.take_rekey(), "it is demanded once");
 }
