@@ -25,8 +25,8 @@ fn new_certificates_of_both_are_taken_and_half_written_ones_are_not() {
     let (url, ca, token) = (world.url(), world.path("workspace/ca.pem"), world.token("again"));
     let ca = ca.display().to_string();
     let token = token.display().to_string();
-    let again = world.vedette(&["enroll", "--again", "--workspace", &url, "--ca", &ca, "--token-file", &token]);
-    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let enrolled = world.vedette(&["enroll", "--again", "--workspace", &url, "--ca", &ca, "--token-file", &token]);
+    assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
     assert_ne!(fs::read(world.path("identity/cert.pem")).expect("reads"), before);
     std::thread::sleep(std::time::Duration::from_millis(1200));
     world.append("a.log", &line(3));

@@ -296,6 +296,55 @@ fn a_layer_of_the_workspace_uses_those_below_it() {
     }
 }
 
+/// Attributes inside functions that ask for the operating system.
+#[derive(Default)]
+struct Conditions {
+    depth: usize,
+    found: usize,
+}
+
+impl Visit<'_> for Conditions {
+    fn visit_block(&mut self, block: &syn::Block) {
+        self.depth += 1;
+        syn::visit::visit_block(self, block);
+        self.depth -= 1;
+    }
+
+    fn visit_attribute(&mut self, attribute: &syn::Attribute) {
+        let asks = |list: &syn::MetaList| {
+            let condition = list.tokens.to_string();
+            ["windows", "unix", "target_os"].iter().any(|name| condition.contains(name))
+        };
+        let is_condition = attribute.path().is_ident("cfg") || attribute.path().is_ident("cfg_attr");
+        let asks = matches!(&attribute.meta, syn::Meta::List(list) if asks(list));
+        self.found += usize::from(self.depth > 0 && is_condition && asks);
+    }
+}
+
+fn conditions(text: &str) -> usize {
+    let mut conditions = Conditions::default();
+    conditions.visit_file(&syn::parse_file(text).expect("parses"));
+    conditions.found
+}
+
+#[test]
+fn no_function_asks_for_the_operating_system() {
+    let inside = "fn f() { #[cfg(windows)] let x = 1; match 1 { #[cfg(not(target_os = \"linux\"))] _ => {} } }";
+    assert_eq!((conditions(inside), conditions("#[cfg(windows)] fn f() {}")), (2, 0), "the check finds them");
+    let mut dirs: Vec<_> = CRATES.map(|(package, _)| root().join(package).join("src")).into();
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).expect("lists").filter_map(Result::ok) {
+            let path = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("reads");
+                assert_eq!(conditions(&text), 0, "{}", path.display());
+            }
+        }
+    }
+}
+
 #[test]
 fn a_circle_is_found() {
     let arrows = |pairs: &[(&str, &str)]| {

@@ -65,6 +65,13 @@ fn all_off(world: &World, agent: u32) -> Vec<String> {
     names.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).map(|path| path.display().to_string()).collect()
 }
 
+/// Counts of what has landed: lifecycle events with the last time, lines, heartbeats, processes.
+fn landed(world: &World) -> (String, u64, u64, u64) {
+    let sql = "SELECT count(*) AS n, max(time) AS t FROM application_lifecycle";
+    let lifecycle = world.workspace(&["query", "--log", "error", "--org", ORG, "--format", "json", sql]);
+    (lifecycle, world.count("syslog"), world.count("heartbeats"), world.count("processes"))
+}
+
 #[test]
 fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never_collected() {
     let (mut world, mut agent) = collecting("free", "");
@@ -78,19 +85,6 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(!held.iter().any(|path| path.starts_with(&log) || path.contains("inotify")), "{held:?}");
     // Nothing more lands, not even a heartbeat, a start or a stop; the policy poll shows that the agent lives.
-    let landed = |world: &World| {
-        let files = world.workspace(&[
-            "query",
-            "--log",
-            "error",
-            "--org",
-            ORG,
-            "--format",
-            "json",
-            "SELECT count(*) AS n, max(time) AS t FROM application_lifecycle",
-        ]);
-        (files, world.count("syslog"), world.count("heartbeats"), world.count("processes"))
-    };
     eventually("what was queued to be sent", || (world.status()["queue"]["batches"] == 0).then_some(()));
     let before = landed(&world);
     world.append("a.log", "while it was off\n");
@@ -135,10 +129,10 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
         (account["dropped"]["policy"] == 2).then_some(account)
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
-    let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
+    let events = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
     assert!(
-        told[0]["message"].as_str().is_some_and(|message| message.starts_with("was switched off by policy for")),
-        "{told:?}"
+        events[0]["message"].as_str().is_some_and(|message| message.starts_with("was switched off by policy for")),
+        "{events:?}"
     );
     agent.terminate();
 }
@@ -200,8 +194,8 @@ fn the_standard_tier_switches_nothing_off() {
     assert_eq!(state(&world, "processes"), "running");
     let why = world.last_error("processes").unwrap_or_default();
     assert!(why.contains("running processes"), "{why}");
-    let told = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'processes'");
-    assert_eq!(told.len(), 1, "{told:?}");
+    let events = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'processes'");
+    assert_eq!(events.len(), 1, "{events:?}");
     // On the free tier the host's configuration applies.
     let revision = set(&world, &["--tier", "free"]);
     in_force(&world, revision);

@@ -2,7 +2,7 @@
 
 use crate::support::{ORG, World, eventually, refusal};
 use serde_json::Value;
-use std::fs;
+use std::{fs, net::TcpListener};
 
 /// The bootstrap file, its companions, and the configuration that names them.
 fn files(world: &World, bootstrap: &str) {
@@ -93,4 +93,33 @@ fn a_bootstrap_file_that_is_wrong_says_so_and_stays() {
     files(&world, &good);
     assert!(refusal(&world.vedette(&["run"]), 1).contains("the token is unknown"));
     assert!(world.path("bootstrap.toml").exists());
+}
+
+/// A signal is acted on, whatever the agent does before it collects: while it enrolls, and while a metadata service keeps it
+/// waiting. `terminate` expects the end, with code 0.
+#[test]
+fn a_stop_before_the_agent_collects_ends_it() {
+    let mut world = World::new();
+    files(&world, &bootstrap(&world, ""));
+    let address = world.address();
+    world.serve = None;
+    let mut agent = world.run();
+    let log = |text: &str| fs::read_to_string(world.path("agent.log")).ok()?.contains(text).then_some(());
+    eventually("an attempt", || log("not enrolled yet"));
+    agent.terminate();
+    log("stopped before this host was enrolled").expect("is in the log");
+    assert!(world.path("bootstrap.toml").exists(), "the next start enrolls");
+
+    world.serve(&address);
+    let mut agent = world.run();
+    eventually("the agent", || world.vedette(&["status"]).status.success().then_some(()));
+    agent.terminate();
+    let service = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("cloud = \"azure\"\nmetadata_url = \"http://{}\"", service.local_addr().expect("is bound"));
+    let config = fs::read_to_string(world.path("vedette.toml")).expect("reads");
+    fs::write(world.path("vedette.toml"), config.replace("cloud = \"off\"", &url)).expect("writes");
+    let mut agent = world.run();
+    let held = service.accept().expect("the agent asks");
+    agent.terminate();
+    drop(held);
 }

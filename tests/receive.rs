@@ -287,8 +287,8 @@ async fn what_the_policy_forbids_is_refused_with_an_alert_and_judged_by_the_revi
         .expect("is raised");
     assert_eq!((&once["times"], &once["agent"]), (&1.into(), &peer.header.agent.to_string().into()));
     let host = format!("policy revision {off} forbids what the header says of the host");
-    let again = alerts.iter().find(|alert| alert["detail"] == host).expect("is raised");
-    assert_eq!(again["times"], 4, "one line for what happens again");
+    let repeated = alerts.iter().find(|alert| alert["detail"] == host).expect("is raised");
+    assert_eq!(repeated["times"], 4, "one line for what happens again");
     assert!(alerts.len() >= 4, "{alerts:?}");
 }
 
@@ -320,10 +320,10 @@ async fn a_revoked_agent_is_refused_at_once_and_its_key_does_not_enroll_again() 
     assert_eq!(agents["state"], "revoked");
     refusal(&world.workspace_output(&["agent", "revoke", &agent, "--reason", "again"]), 1);
     let token = world.token("another");
-    let again = ["enroll", "--again", "--workspace", &world.url(), "--ca"].map(str::to_owned);
+    let command = ["enroll", "--again", "--workspace", &world.url(), "--ca"].map(str::to_owned);
     let files = [world.path("workspace/ca.pem"), token].map(|path| path.display().to_string());
-    let again: Vec<&str> =
-        again.iter().chain([&files[0]]).map(String::as_str).chain(["--token-file", &files[1]]).collect();
-    let message = refusal(&world.vedette(&again), 1);
+    let command: Vec<&str> =
+        command.iter().chain([&files[0]]).map(String::as_str).chain(["--token-file", &files[1]]).collect();
+    let message = refusal(&world.vedette(&command), 1);
     assert!(message.contains("this agent's key was revoked"), "{message}");
 }

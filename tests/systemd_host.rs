@@ -129,7 +129,6 @@ const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\n
     [collectors.sessions]\nevery = \"1s\"\n[collectors.crash_dumps]\nevery = \"1s\"\n";
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one story, whose steps build on each other")]
 fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let core_pattern = || fs::read_to_string("/proc/sys/kernel/core_pattern").expect("reads");
     let before = core_pattern();
@@ -151,6 +150,20 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
         rows.iter().any(|row| row["user"] == "alice" && row["session_source"] == "logind").then_some(())
     });
 
+    the_journal_arrives_once(&host);
+    a_dump_arrives(&host);
+    a_new_address_arrives(&host);
+    host.must("systemctl stop alice");
+    eventually("the log-out", || {
+        let rows =
+            host.query("SELECT login.\"user\" FROM authentication AS login WHERE kind = 'session' AND activity_id = 2");
+        rows.iter().any(|row| row["user"] == "alice").then_some(())
+    });
+    drop(host);
+    assert_eq!(core_pattern(), before, "the machine is as it was");
+}
+
+fn the_journal_arrives_once(host: &Host) {
     // Written and queried repeatedly, with restarts of the agent: each once.
     for round in 0..3 {
         host.must(&format!("for n in 1 2 3 4 5; do logger -t probe round {round} line $n; done"));
@@ -181,7 +194,9 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let status = host.must("/opt/vedette status --config /var/lib/vedette/vedette.toml");
     let message = status.lines().find(|line| line.starts_with("syslog")).expect("has a line");
     assert!(message.contains("absent") && message.contains("journal collector"), "{message}");
+}
 
+fn a_dump_arrives(host: &Host) {
     // The machine has its own core_pattern, so systemd-coredump is called as the kernel would, on a live process.
     host.must(
         "sleep 1000 >/dev/null 2>&1 & pid=$!; head -c 100000 /dev/zero | /lib/systemd/systemd-coredump $pid 0 0 11 $(date +%s) \
@@ -195,7 +210,9 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
     let file = crash["file"].as_str().expect("text");
     let sum = host.must(&format!("sha256sum '{file}'"));
     assert_eq!(crash["sha256"].as_str(), sum.split(' ').next());
+}
 
+fn a_new_address_arrives(host: &Host) {
     // The kernel reports a change at once; the next full poll is an hour away.
     host.must("ip addr add 198.51.100.7/24 dev lo");
     eventually("the new address", || {
@@ -207,13 +224,4 @@ fn sessions_journal_and_coredumps_of_a_booted_host_arrive() {
         );
         Some(())
     });
-
-    host.must("systemctl stop alice");
-    eventually("the log-out", || {
-        let rows =
-            host.query("SELECT login.\"user\" FROM authentication AS login WHERE kind = 'session' AND activity_id = 2");
-        rows.iter().any(|row| row["user"] == "alice").then_some(())
-    });
-    drop(host);
-    assert_eq!(core_pattern(), before, "the machine is as it was");
 }

@@ -16,11 +16,29 @@ use vedette_wire::{
 const ROUNDS: u64 = 120;
 
 #[tokio::test(flavor = "multi_thread")]
-#[expect(clippy::too_many_lines, reason = "one story, whose steps build on each other")]
 async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_other() {
     let world = World::new();
     world.workspace(&["org", "add", "other", "--tier", "free"]);
     world.enroll();
+    let peers = two_agents_of_one_key(&world);
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let landed = rounds(&peers, &mut random).await;
+    for (who, landed) in landed.iter().enumerate() {
+        sees_its_own_alone(&world, &peers, who, landed);
+    }
+    what_else_can_be_asked(&world, &peers).await;
+    // Revoked in both, since it is the same stolen key.
+    world.workspace(&["agent", "revoke", &peers[0].1.header.agent.to_string(), "--reason", "a copy"]);
+    for (_, peer) in &peers {
+        let answer = peer.put("records/0000000000000007/99", peer.sealed("x", |header| header.seq = 99)).await;
+        assert_eq!(answer.code(), (403, "identity"));
+    }
+}
+
+/// Agents of two organizations with the same key.
+fn two_agents_of_one_key(world: &World) -> [(&'static str, Peer); 2] {
     // The other organization's agent has a copy of the key.
     fs::create_dir(world.path("identity-other")).expect("makes");
     fs::copy(world.path("identity/key.pem"), world.path("identity-other/key.pem")).expect("copies");
@@ -35,11 +53,11 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
     let peers = [(ORG, world.peer("identity")), ("other", world.peer("identity-other"))];
     assert_eq!(peers[0].1.header.agent, peers[1].1.header.agent, "the same id");
     assert_ne!(peers[0].1.header.organization, peers[1].1.header.organization);
+    peers
+}
 
-    let seed = fastrand::u64(..);
-    println!("seed {seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    // What each has landed, by sequence.
+/// Random actions; returns what each has landed, by sequence.
+async fn rounds(peers: &[(&str, Peer); 2], random: &mut fastrand::Rng) -> [BTreeMap<u64, String>; 2] {
     let mut landed: [BTreeMap<u64, String>; 2] = Default::default();
     for round in 0..ROUNDS {
         let (who, seq) = (random.usize(..2), random.u64(1..40));
@@ -75,55 +93,46 @@ async fn two_organizations_whose_agents_collide_in_everything_do_not_see_each_ot
             }
         }
     }
-    for (who, (name, peer)) in peers.iter().enumerate() {
-        let query = |sql: &str| -> Vec<Value> {
-            let answer = world.workspace(&["query", "--log", "error", "--org", name, "--format", "json", sql]);
-            answer.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
-        };
-        let rows = query("SELECT message, seq, organization FROM syslog ORDER BY seq");
-        let found: BTreeMap<u64, String> = rows
-            .iter()
-            .map(|row| (row["seq"].as_u64().expect("a number"), row["message"].as_str().expect("text").to_owned()))
-            .collect();
-        assert_eq!(found, landed[who], "{name}");
-        assert_eq!(rows.len(), landed[who].len(), "each once");
-        assert!(rows.iter().all(|row| row["organization"] == peer.header.organization.to_string()), "tagged");
-        let account = world.workspace(&["ledger", "--org", name, "--format", "json"]);
-        let account: Vec<Value> = account.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
-        let stored: u64 =
-            account.iter().filter(|a| a["collector"] == "syslog").filter_map(|a| a["stored"].as_u64()).sum();
-        assert_eq!(stored, landed[who].len() as u64, "{name}: {account:?}");
-        let agents = world.workspace(&["agents", "--org", name, "--format", "json"]);
-        assert_eq!(agents.lines().count(), 1);
-        // By name, by path, or through the catalogue: nothing of the other can be named.
-        let theirs = peers[1 - who].1.header.organization;
-        for sql in [
-            format!("SELECT * FROM \"{theirs}\".syslog"),
-            format!("SELECT * FROM '{}/tables/{theirs}/base_event'", world.path("workspace").display()),
-            format!(
-                "CREATE EXTERNAL TABLE x STORED AS PARQUET LOCATION '{}'",
-                world.path("workspace/tables").display()
-            ),
-        ] {
-            refusal(&world.workspace_output(&["query", "--log", "error", "--org", name, &sql]), 1);
-        }
-        let schema = query(
-            "SELECT DISTINCT table_schema FROM information_schema.tables WHERE table_schema <> 'information_schema'",
-        );
-        assert!(schema.len() <= 1, "{schema:?}");
+    landed
+}
+
+/// Whether one organization has what it landed, each once, and can name nothing of the other.
+fn sees_its_own_alone(world: &World, peers: &[(&str, Peer); 2], who: usize, landed: &BTreeMap<u64, String>) {
+    let (name, peer) = &peers[who];
+    let query = |sql: &str| -> Vec<Value> {
+        let answer = world.workspace(&["query", "--log", "error", "--org", name, "--format", "json", sql]);
+        answer.lines().map(|line| serde_json::from_str(line).expect("an object")).collect()
+    };
+    let rows = query("SELECT message, seq, organization FROM syslog ORDER BY seq");
+    let found: BTreeMap<u64, String> = rows
+        .iter()
+        .map(|row| (row["seq"].as_u64().expect("a number"), row["message"].as_str().expect("text").to_owned()))
+        .collect();
+    assert_eq!(&found, landed, "{name}");
+    assert_eq!(rows.len(), landed.len(), "each once");
+    assert!(rows.iter().all(|row| row["organization"] == peer.header.organization.to_string()), "tagged");
+    let account = world.workspace(&["ledger", "--org", name, "--format", "json"]);
+    let account: Vec<Value> = account.lines().map(|line| serde_json::from_str(line).expect("an object")).collect();
+    let stored: u64 = account.iter().filter(|a| a["collector"] == "syslog").filter_map(|a| a["stored"].as_u64()).sum();
+    assert_eq!(stored, landed.len() as u64, "{name}: {account:?}");
+    let agents = world.workspace(&["agents", "--org", name, "--format", "json"]);
+    assert_eq!(agents.lines().count(), 1);
+    // By name, by path, or through the catalogue: nothing of the other can be named.
+    let theirs = peers[1 - who].1.header.organization;
+    for sql in [
+        format!("SELECT * FROM \"{theirs}\".syslog"),
+        format!("SELECT * FROM '{}/tables/{theirs}/base_event'", world.path("workspace").display()),
+        format!("CREATE EXTERNAL TABLE x STORED AS PARQUET LOCATION '{}'", world.path("workspace/tables").display()),
+    ] {
+        refusal(&world.workspace_output(&["query", "--log", "error", "--org", name, &sql]), 1);
     }
-    what_else_can_be_asked(&world, &peers).await;
-    // Revoked in both, since it is the same stolen key.
-    world.workspace(&["agent", "revoke", &peers[0].1.header.agent.to_string(), "--reason", "a copy"]);
-    for (_, peer) in &peers {
-        let answer = peer.put("records/0000000000000007/99", peer.sealed("x", |header| header.seq = 99)).await;
-        assert_eq!(answer.code(), (403, "identity"));
-    }
+    let schema =
+        query("SELECT DISTINCT table_schema FROM information_schema.tables WHERE table_schema <> 'information_schema'");
+    assert!(schema.len() <= 1, "{schema:?}");
 }
 
 /// Positions, policy, renewal, artifacts and alerts.
 async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
-    let agent = peers[0].1.header.agent.to_string();
     // The same source of the same agent: each gets its own cursor.
     for (name, peer) in peers {
         let update =
@@ -137,6 +146,22 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
         let cursors: Vec<&[u8]> = page.sources.iter().map(|source| source.cursor.as_slice()).collect();
         assert_eq!((status, cursors), (200, vec![name.as_bytes()]));
     }
+    let (id, off) = directives_are_ones_own(world, peers).await;
+    a_forged_piece_has_no_effect(world, peers, id).await;
+    // What one organization's policy refuses is an alert of that organization only.
+    let late = peers[1].1.sealed("late", |header| (header.seq, header.policy_revision) = (60, off));
+    assert_eq!(peers[1].1.put("records/0000000000000007/60", late).await.code(), (422, "policy"));
+    let of_policy = |org: &str| {
+        let alerts = world.workspace(&["alerts", "--org", org, "--format", "json"]);
+        alerts.lines().filter(|line| line.contains("\"policy\"")).count()
+    };
+    assert_eq!((of_policy(ORG), of_policy("other")), (0, 1));
+}
+
+/// One switches collection off, and a file is requested of the other's agent: each gets its own directives and certificate. Returns
+/// the request's id and the revision.
+async fn directives_are_ones_own(world: &World, peers: &[(&str, Peer); 2]) -> (String, u64) {
+    let agent = peers[0].1.header.agent.to_string();
     // One switches collection off, and requests a file from its agent.
     let off = world.workspace(&["policy", "set", "--org", "other", "--collect", "off", "--reason", "a test"]);
     let off: u64 = off.trim().parse().expect("a revision");
@@ -168,13 +193,16 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
         let named = certificate.subject().iter_organization().next().and_then(|name| name.as_str().ok());
         assert_eq!((status, named), (200, Some(peer.header.organization.to_string().as_str())), "{name}");
     }
-    let listed = |org: &str| world.workspace(&["artifact", "list", "--org", org, "--format", "json"]);
-    assert_eq!((listed(ORG).lines().count(), listed("other").lines().count()), (1, 0));
+    assert_eq!((listed(world, ORG).lines().count(), listed(world, "other").lines().count()), (1, 0));
     let to = world.path("got").display().to_string();
     refusal(&world.workspace_output(&["artifact", "get", "--org", "other", "--id", &id, "--to", &to]), 1);
+    (id, off)
+}
+
+async fn a_forged_piece_has_no_effect(world: &World, peers: &[(&str, Peer); 2], id: String) {
     // The other answers a request that was not its own: without effect.
     let piece = Artifact {
-        request: id.clone(),
+        request: id,
         path: "/etc/os-release".to_owned(),
         offset: 0,
         data: b"forged".to_vec(),
@@ -184,15 +212,11 @@ async fn what_else_can_be_asked(world: &World, peers: &[(&str, Peer); 2]) {
     let forged =
         peers[1].1.sealed_with(piece.into(), |header| (header.lane, header.policy_revision) = (Lane::Blobs, 1));
     assert_eq!(peers[1].1.put("blobs/0000000000000007/1", forged).await.status, 200);
-    assert!(listed(ORG).contains("\"requested\""), "{}", listed(ORG));
-    // What one organization's policy refuses is an alert of that organization only.
-    let late = peers[1].1.sealed("late", |header| (header.seq, header.policy_revision) = (60, off));
-    assert_eq!(peers[1].1.put("records/0000000000000007/60", late).await.code(), (422, "policy"));
-    let of_policy = |org: &str| {
-        let alerts = world.workspace(&["alerts", "--org", org, "--format", "json"]);
-        alerts.lines().filter(|line| line.contains("\"policy\"")).count()
-    };
-    assert_eq!((of_policy(ORG), of_policy("other")), (0, 1));
+    assert!(listed(world, ORG).contains("\"requested\""), "{}", listed(world, ORG));
+}
+
+fn listed(world: &World, org: &str) -> String {
+    world.workspace(&["artifact", "list", "--org", org, "--format", "json"])
 }
 
 fn signing_request(world: &World) -> String {

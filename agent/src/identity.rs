@@ -109,7 +109,8 @@ impl IdentityDir {
 
     /// Creates the directory for the agent's user only.
     pub(crate) fn create(&self) -> Result<()> {
-        let created = platform::create_private_dir(&self.0);
+        // A key must not be written where others can read it, whoever made the directory.
+        let created = platform::create_private_dir(&self.0).and_then(|()| platform::make_private(&self.0));
         created.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
     }
 

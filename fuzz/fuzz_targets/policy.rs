@@ -10,7 +10,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
     if let Ok(policy) = serde_json::from_str::<Policy>(text) {
         let _ = policy.check();
         policy.allows("syslog");
-        let again = serde_json::to_string(&policy).expect("serializes");
-        assert_eq!(serde_json::from_str::<Policy>(&again).expect("is one"), policy);
+        let written = serde_json::to_string(&policy).expect("serializes");
+        assert_eq!(serde_json::from_str::<Policy>(&written).expect("is one"), policy);
     }
 });

@@ -146,7 +146,7 @@ pub(crate) fn rows(
     let mut columns_of: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
     for landed in batches {
         let day = landed.day.as_str();
-        for (index, record) in landed.kept() {
+        for (index, record) in landed.stored_records() {
             if record.body.class() != class {
                 continue;
             }

@@ -53,7 +53,7 @@ pub struct LandedBatch {
 
 impl LandedBatch {
     /// Records that the store level keeps, with their index in the batch.
-    fn kept(&self) -> impl Iterator<Item = (usize, &Record)> {
+    fn stored_records(&self) -> impl Iterator<Item = (usize, &Record)> {
         self.batch.records.iter().enumerate().filter(|(_, record)| self.store.keeps(&record.body))
     }
 }
@@ -146,7 +146,7 @@ impl Lake {
     ) -> Result<Versions, LakeError> {
         let mut versions = known.clone();
         for class in OcsfClass::ALL {
-            let holds = |landed: &&LandedBatch| landed.kept().any(|(_, record)| record.body.class() == class);
+            let holds = |landed: &&LandedBatch| landed.stored_records().any(|(_, record)| record.body.class() == class);
             let selected: Vec<&LandedBatch> = batches.iter().filter(holds).collect();
             if selected.is_empty() {
                 continue;

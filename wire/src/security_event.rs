@@ -237,7 +237,7 @@ mod tests {
     use serde_json::json;
 
     /// Which levels keep it, lowest first.
-    fn kept(body: impl Into<Body>) -> [bool; 4] {
+    fn levels(body: impl Into<Body>) -> [bool; 4] {
         let body = body.into();
         [Store::None, Store::Minimal, Store::Common, Store::All].map(|store| store.keeps(&body))
     }
@@ -272,7 +272,7 @@ mod tests {
             ("passwd", None, "pam_unix(passwd:chauthtok): password changed for eve", MINIMAL),
             ("anything", Some(10), "what nobody knows", ALL),
         ] {
-            assert_eq!(kept(entry(identifier, facility, text)), expected, "{identifier}: {text}");
+            assert_eq!(levels(entry(identifier, facility, text)), expected, "{identifier}: {text}");
         }
         let raw = b"<86>1 - web1 useradd - - - new user: name=eve";
         let line = Syslog {
@@ -281,7 +281,7 @@ mod tests {
             message: Some(crate::body::Span(27, 45)),
             ..Syslog::default()
         };
-        assert_eq!((line.text(line.app).as_deref(), kept(line.clone())), (Some("useradd"), MINIMAL));
+        assert_eq!((line.text(line.app).as_deref(), levels(line.clone())), (Some("useradd"), MINIMAL));
     }
 
     #[test]
@@ -299,10 +299,10 @@ mod tests {
             ("change", MINIMAL, NEVER_FILTERED),
             ("end", COMMON, COMMON),
         ] {
-            assert_eq!(kept(body("process", change, process.clone())), of_process, "{change}");
-            assert_eq!(kept(body("session", change, session.clone())), of_session, "{change}");
+            assert_eq!(levels(body("process", change, process.clone())), of_process, "{change}");
+            assert_eq!(levels(body("session", change, session.clone())), of_session, "{change}");
         }
-        assert_eq!(kept(Heartbeat::default()), NEVER_FILTERED);
+        assert_eq!(levels(Heartbeat::default()), NEVER_FILTERED);
     }
 
     #[test]

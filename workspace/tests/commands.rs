@@ -29,8 +29,8 @@ fn a_workspace_is_made_once_and_its_keys_are_private() {
     let temp = tempfile::tempdir().expect("temp dir");
     let dir = temp.path().join("ws");
     stdout(&run(&["init", "--geo", "europe"], &dir));
-    let again = refusal(&run(&["init", "--geo", "europe"], &dir));
-    assert!(again.contains("already"), "{again}");
+    let message = refusal(&run(&["init", "--geo", "europe"], &dir));
+    assert!(message.contains("already"), "{message}");
     for name in ["ca.key", "server.key"] {
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(dir.join(name)).expect("is there"));
         assert_eq!(mode & 0o777, 0o600, "{name}");

@@ -107,8 +107,7 @@ fn service(config: Resolved) -> Result<(), Exit> {
                 return Ok(());
             }
         }
-        drop(stop);
-        runtime::run(config).await
+        runtime::run(config, stop).await
     });
     // Leaves collectors that hang in the kernel.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));

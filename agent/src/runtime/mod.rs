@@ -42,13 +42,17 @@ const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 /// Maximum wait for room for the stop event.
 const STOP_RECORD_GRACE: Duration = Duration::from_millis(500);
 
+/// Signals that stop the agent, for all its runs: one that arrives between two runs, or before the first, is not lost.
+type SharedSignals = Arc<tokio::sync::Mutex<platform::StopSignals>>;
+
 /// Collects and ships until a signal stops the agent.
-pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
+pub(crate) async fn run(config: Resolved, signals: platform::StopSignals) -> Result<(), Exit> {
     platform::raise_file_limit();
     platform::ignore_reload()?;
     let (config, mut last_reread) = (Arc::new(config), None);
+    let signals: SharedSignals = Arc::new(signals.into());
     loop {
-        match run_once(&config, &mut last_reread).await? {
+        match run_once(&config, &signals, &mut last_reread).await? {
             RunEnd::Signal(_) => return Ok(()),
             RunEnd::Restart(reason) => tracing::warn!(%reason, "the agent restarts its tasks"),
             RunEnd::Fatal(why) => return Err(anyhow::anyhow!("{why}; see the log, and report this").into()),
@@ -57,7 +61,11 @@ pub(crate) async fn run(config: Resolved) -> Result<(), Exit> {
 }
 
 /// `last_reread` is when sources were last read again because the workspace lost batches.
-async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> Result<RunEnd, Exit> {
+async fn run_once(
+    config: &Arc<Resolved>,
+    signals: &SharedSignals,
+    last_reread: &mut Option<Instant>,
+) -> Result<RunEnd, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let enrollment = identity.enrolled(config)?;
     let cloud = check_geography(config, &enrollment).await?;
@@ -75,7 +83,7 @@ async fn run_once(config: &Arc<Resolved>, last_reread: &mut Option<Instant>) -> 
             async move { match status::serve_metrics(address, source).await {} }
         });
     }
-    spawn(&mut tasks, &parts, reconciler, source, *last_reread)?;
+    spawn(&mut tasks, &parts, reconciler, source, (signals, *last_reread))?;
     let enrollment = &parts.enrollment;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
         workspace = enrollment.workspace, "collecting");
@@ -195,12 +203,12 @@ fn spawn(
     parts: &Arc<Parts>,
     reconciler: Reconciler,
     source: StatusSource,
-    last_reread: Option<Instant>,
+    (signals, last_reread): (&SharedSignals, Option<Instant>),
 ) -> Result<(), Exit> {
     let state_dir = &parts.config.state_dir;
     let server = status::Server::bind(state_dir, source.clone())
         .with_context(|| format!("cannot open the status socket in {}", state_dir.display()))?;
-    let (server, signals) = (Arc::new(server), Arc::new(tokio::sync::Mutex::new(platform::StopSignals::new()?)));
+    let (server, signals) = (Arc::new(server), Arc::clone(signals));
     let resumed = Arc::new(watch::Sender::new(false));
     let state = Arc::new(StateWatch::new(Arc::clone(parts), source.clone(), resumed.subscribe(), last_reread));
     tasks.supervise("signals", move || {

@@ -114,7 +114,7 @@ impl<'a> Reader<'a> {
     }
 
     /// First part of the boot id.
-    pub(super) fn boot(&self) -> &str {
+    pub(super) fn snapshot_prefix(&self) -> &str {
         &self.boot
     }
 

@@ -139,7 +139,7 @@ impl Poll for Processes {
         self.refused |= reader.was_refused();
         if full {
             self.snapshot_at = Some(Instant::now());
-            let id = format!("{}/{}", reader.boot(), context.now());
+            let id = format!("{}/{}", reader.snapshot_prefix(), context.now());
             let count = u32::try_from(all.len()).unwrap_or(u32::MAX);
             for process in &mut all {
                 process.snapshot = Some(Snapshot { id: id.clone(), count });

@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Prefix of ids of snapshots. The boot time is none: Windows computes it anew each time, to a second.
-    pub(super) fn boot(&self) -> &str {
+    pub(super) fn snapshot_prefix(&self) -> &str {
         "windows"
     }
 

@@ -32,10 +32,10 @@ mod tests {
         for (id, list) in both.iter().flat_map(|id| lists.map(|list| (id, list))) {
             assert!(list.contains(&format!("{id}::SPEC")), "{id} is missing in a list");
         }
-        let there = if cfg!(windows) { lists[0] } else { lists[1] };
+        let other = if cfg!(windows) { lists[0] } else { lists[1] };
         for spec in REGISTRY {
             let named = format!("\"{}\"", spec.id);
-            assert_eq!(there.contains(&named), spec.platforms.len() == 1, "{} in the other list's ELSEWHERE", spec.id);
+            assert_eq!(other.contains(&named), spec.platforms.len() == 1, "{} in the other list's ELSEWHERE", spec.id);
         }
     }
 }

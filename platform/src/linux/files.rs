@@ -38,7 +38,7 @@ pub fn can_write_in(dir: &Path) -> io::Result<()> {
     Ok(access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
-/// Creates a directory for this user only.
+/// Creates a directory for this user only; leaves an existing one as it is.
 ///
 /// # Errors
 /// Those of mkdir(2).

@@ -71,7 +71,7 @@ pub fn can_write_in(dir: &Path) -> io::Result<()> {
     options.map(drop)
 }
 
-/// Creates a directory for this user, administrators and the system only; gives them an existing one.
+/// Creates a directory for this user, administrators and the system only; leaves an existing one as it is.
 ///
 /// # Errors
 /// Those of `CreateDirectory`.
@@ -87,7 +87,7 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     let done = unsafe { CreateDirectoryW(path.as_ptr(), &raw const attributes) };
     let error = io::Error::last_os_error();
     match done {
-        0 if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => descriptor.apply(dir),
+        0 if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
         0 => Err(error),
         _ => Ok(()),
     }

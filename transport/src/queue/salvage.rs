@@ -154,11 +154,11 @@ impl Queue {
             std::fs::remove_file(path).map_err(failed)?;
         } else {
             // A directory in place of the file belongs to somebody else.
-            let aside = path.with_file_name(format!(
+            let moved_to = path.with_file_name(format!(
                 "kept-{}",
                 path.file_name().map_or_else(Default::default, |name| name.to_string_lossy())
             ));
-            std::fs::rename(path, aside).map_err(failed)?;
+            std::fs::rename(path, moved_to).map_err(failed)?;
         }
         Ok(salvaged)
     }

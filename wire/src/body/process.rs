@@ -18,7 +18,7 @@ pub struct Process {
     /// The snapshot that the record belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<Snapshot>,
-    /// Boot, pid and start time: unique across reuse of the pid.
+    /// Pid and start time, on Linux with the boot: unique across reuse of the pid.
     pub uid: String,
     /// Process id in the host's namespace.
     pub pid: u32,

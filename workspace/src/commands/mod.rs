@@ -52,7 +52,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         Command::Policy(Policy::Show { org, dir, history }) => policy::show(&dir, &org, history).await,
         Command::Policy(Policy::Set(change)) => policy::set(&change).await,
         Command::Agent(AgentCommand::Revoke { agent, dir, reason }) => policy::revoke(&dir, agent, &reason).await,
-        Command::Artifact(ArtifactCommand::Request(change)) => artifact::request(&change).await,
+        Command::Artifact(ArtifactCommand::Request(request)) => artifact::request(&request).await,
         Command::Artifact(ArtifactCommand::List(of)) => artifact::list(&of.dir, &of.org, of.format).await,
         Command::Artifact(ArtifactCommand::Get { org, dir, id, to }) => artifact::get(&dir, &org, &id, &to).await,
         Command::Alerts(of) => policy::alerts(&of.dir, &of.org, of.format).await,

@@ -242,6 +242,41 @@ fn after_a_lost_queue_only_the_holes_are_read() {
     assert_eq!(read(&[], false, &mut cursor), ["l6"], "nothing is stored: where the cursor stands");
 }
 
+/// The index finds at least what a comparison with each file finds.
+#[test]
+fn an_index_of_stems_finds_every_file_that_a_path_may_be_a_rotated_form_of() {
+    use crate::tail::rotation::{Stems, may_be_of};
+    let paths = [
+        "/l/app.log",
+        "/l/app.log.1",
+        "/l/app-20261125.log",
+        "/l/app.log-20261125",
+        "/l/app",
+        "/l/app.1",
+        "/l/.hidden",
+        "/l/.hidden.1",
+        "/l/a.b.c",
+        "/l/a.b.c.2",
+        "/l/a.b-2026-11-25.c",
+        "/m/app.log",
+        "/l/é.log",
+        "/l/é.log.1",
+        "/l/x",
+        "/l/x.1",
+    ];
+    let files = || paths.iter().zip(1..).map(|(path, number)| (Path::new(path), (0, number)));
+    let stems = Stems::of(files());
+    let mut pairs = 0;
+    for path in paths.map(Path::new) {
+        let begins = stems.begins(path);
+        for (original, key) in files().filter(|(original, _)| may_be_of(path, original)) {
+            assert!(begins.contains(&key), "{} of {}", path.display(), original.display());
+            pairs += 1;
+        }
+    }
+    assert!(pairs >= 6, "{pairs}");
+}
+
 #[test]
 fn ten_thousand_files_are_followed_and_cost_little_while_nothing_comes() {
     // Each is held open; a process may hold that many if its limit is raised.

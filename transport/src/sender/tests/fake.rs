@@ -178,6 +178,30 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     assert_eq!(before.set_aside.lost, [(2, 3)]);
 }
 
+/// A conflict is no failure of the endpoint: a backlog of them costs a post each, not a backoff each.
+#[tokio::test(start_paused = true)]
+async fn a_backlog_of_conflicts_is_resealed_without_pauses() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let fake = Arc::new(Fake { plain_bytes_max: 1 << 20, ..Fake::default() });
+    fake.taken.lock().extend(1..=1000);
+    fake.away.store(true, Relaxed);
+    let lane = lane_to(dir.path(), 2000, Arc::new(|| 1), Arc::clone(&fake));
+    let lines = put_lines(&lane, 0..500);
+    committed(&lane, 500).await;
+    let batches = lane.status().queue.batches;
+    assert!(batches > 40, "{batches}");
+    fake.away.store(false, Relaxed);
+    lane.try_again();
+    let began = Instant::now();
+    while fake.lines().len() < lines.len() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The rest before the first post is over at once; each post takes 20 ms.
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?} for {batches} conflicts", began.elapsed());
+    assert_eq!((fake.lines(), fake.conflicts.load(Relaxed)), (lines, batches));
+    assert_eq!(lane.status().sender.last_error, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn three_days_without_the_workspace_lose_nothing_while_lines_go_on() {
     let dir = tempfile::tempdir().expect("temp dir");
