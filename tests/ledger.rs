@@ -44,7 +44,7 @@ struct Cursor {
 /// Moves the cursor of the only file by a number of lines.
 fn move_cursor(world: &World, by: i64) {
     let quota = Quota::bytes(1 << 30);
-    let queue = Queue::open(&world.path("state"), vedette_wire::Lane::Records, quota, 1).expect("opens");
+    let queue = Queue::open(&world.path("state"), vedette_wire::LaneName::Records, quota, 1).expect("opens");
     let file = std::fs::read(world.path("log/a.log")).expect("is there");
     let mut moved = None;
     for (id, bytes) in queue.cursors("syslog").expect("reads") {

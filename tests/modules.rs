@@ -10,14 +10,16 @@ use std::{
 use syn::{Item, UseTree, visit::Visit};
 
 /// Crates, by directory and root file.
-const CRATES: [(&str, &str); 7] = [
+const CRATES: [(&str, &str); 9] = [
     ("platform", "lib.rs"),
     ("wire", "lib.rs"),
+    ("journal", "lib.rs"),
     ("collectors", "lib.rs"),
     ("transport", "lib.rs"),
     ("agent", "lib.rs"),
     ("workspace", "main.rs"),
     ("lake", "lib.rs"),
+    ("packaging", "main.rs"),
 ];
 
 /// Path of a module from the root of its crate.

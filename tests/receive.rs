@@ -7,7 +7,7 @@ use std::{fs, process::Command};
 use vedette_benches::peer::{Peer, client};
 use vedette_transport::tls::{self, ClientSettings};
 use vedette_wire::{
-    AgentId, Compression, Header, Lane, OrganizationId, Position, Problem, ProblemCode, body::Body, codec, frame,
+    AgentId, Compression, Header, LaneName, OrganizationId, Position, Problem, ProblemCode, body::Body, codec, frame,
     geo::WorkspaceGeo, record::HostLabel,
 };
 
@@ -24,7 +24,7 @@ async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
     let repeat = peer.put(FIRST, peer.sealed("one", |_| ())).await;
     assert_eq!((repeat.status, repeat.body["duplicate"].as_bool()), (200, Some(true)), "{repeat:?}");
     assert_eq!(peer.put(FIRST, peer.sealed("other", |_| ())).await.code(), (409, "conflict"));
-    let blob = peer.put("blobs/0000000000000007/1", peer.sealed("blob", |header| header.lane = Lane::Blobs)).await;
+    let blob = peer.put("blobs/0000000000000007/1", peer.sealed("blob", |header| header.lane = LaneName::Blobs)).await;
     assert_eq!(blob.status, 200, "{blob:?}");
 
     let second = |change: fn(&mut Header)| {
@@ -41,7 +41,7 @@ async fn a_batch_lands_once_and_what_is_wrong_is_refused_with_its_code() {
         (second(|header| header.version = 9), (400, "version")),
         (second(|header| header.records = 5), (422, "shape")),
         (second(|header| header.seq = 3), (422, "key")),
-        (second(|header| header.lane = Lane::Blobs), (422, "key")),
+        (second(|header| header.lane = LaneName::Blobs), (422, "key")),
         (b"no zstd".to_vec(), (422, "shape")),
         (vec![0; 17 << 20], (413, "size")),
         // 200 MB of zeros compress to 7 kB.

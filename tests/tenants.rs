@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs};
 use vedette_benches::peer::Peer;
 use vedette_wire::{
-    CursorUpdate, Header, Lane, Policy,
+    CursorUpdate, Header, LaneName, Policy,
     body::Artifact,
     policy::{ArtifactRequest, Directives},
     reply::Positions,
@@ -210,7 +210,7 @@ async fn a_forged_piece_has_no_effect(world: &World, peers: &[(&str, Peer); 2], 
         whole: None,
     };
     let forged =
-        peers[1].1.sealed_with(piece.into(), |header| (header.lane, header.policy_revision) = (Lane::Blobs, 1));
+        peers[1].1.sealed_with(piece.into(), |header| (header.lane, header.policy_revision) = (LaneName::Blobs, 1));
     assert_eq!(peers[1].1.put("blobs/0000000000000007/1", forged).await.status, 200);
     assert!(listed(world, ORG).contains("\"requested\""), "{}", listed(world, ORG));
 }

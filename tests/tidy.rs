@@ -18,12 +18,14 @@ fn sources() -> Vec<PathBuf> {
         "fuzz/fuzz_targets",
         "platform",
         "wire",
+        "journal",
         "collectors",
         "transport",
         "agent",
         "workspace",
         "lake",
         "benches",
+        "packaging",
         "tests",
     ]
     .map(|dir| root().join(dir))
@@ -68,7 +70,9 @@ fn the_arrows_of_the_architecture_hold() {
         ("vedette-benches", &["vedette-wire", "vedette-transport"][..]),
         ("vedette-platform", &[][..]),
         ("vedette-wire", &[][..]),
-        ("vedette-collectors", &["vedette-wire"][..]),
+        ("vedette-journal", &[][..]),
+        ("vedette-packaging", &[][..]),
+        ("vedette-collectors", &["vedette-journal", "vedette-wire"][..]),
         ("vedette-transport", &["vedette-platform", "vedette-wire"][..]),
         ("vedette-lake", &["vedette-wire"][..]),
         ("vedette-workspace", &["vedette-wire", "vedette-lake"][..]),
@@ -82,8 +86,9 @@ fn the_arrows_of_the_architecture_hold() {
         }
     }
     // Collectors have no network, wire has neither I/O nor async, and only lake knows its engines.
-    let forbidden: [(&str, &[&str]); 6] = [
+    let forbidden: [(&str, &[&str]); 7] = [
         ("vedette-platform", &["reqwest", "rustls", "redb", "sysinfo"]),
+        ("vedette-journal", &["tokio", "tracing", "rustix", "libc"]),
         ("vedette-wire", &["tokio", "reqwest", "tracing", "redb"]),
         ("vedette-collectors", &["reqwest", "rustls", "tokio", "redb", "hyper"]),
         ("vedette-transport", &["sysinfo", "notify"]),

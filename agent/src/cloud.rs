@@ -19,7 +19,7 @@ use url::Url;
 use vedette_collectors::{CollectorContext, Dmi};
 use vedette_wire::{
     body::CloudInstance,
-    geo::{Cloud, Geography, UnknownPlace},
+    geo::{Cloud, HostGeo, UnknownPlace},
 };
 
 /// Address of the metadata service (RFC 3927).
@@ -68,16 +68,13 @@ pub(crate) fn instance(place: &HostPlace, context: &CollectorContext) -> Option<
 ///
 /// # Errors
 /// The region is not listed. It is never guessed.
-pub(crate) fn geography(
-    place: &HostPlace,
-    instance: Option<&CloudInstance>,
-) -> Result<Option<Geography>, UnknownPlace> {
+pub(crate) fn geography(place: &HostPlace, instance: Option<&CloudInstance>) -> Result<Option<HostGeo>, UnknownPlace> {
     if place.geography.is_some() {
         return Ok(place.geography);
     }
     let cloud = |name: &str| [Cloud::Azure, Cloud::Aws, Cloud::Gcp].into_iter().find(|cloud| cloud.name() == name);
     let region = instance.and_then(|instance| Some((cloud(&instance.cloud)?, instance.region.clone()?)));
-    region.map(|(cloud, region)| Geography::of_region(cloud, &region)).transpose()
+    region.map(|(cloud, region)| HostGeo::of_region(cloud, &region)).transpose()
 }
 
 fn text(value: &Value) -> Option<String> {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::{fs, net::TcpStream, path::Path, sync::Arc, time::Duration};
 use vedette_transport::tls::{self, ClientSettings};
 use vedette_wire::{
-    Compression, Epoch, Header, Lane, Position, SourceRef,
+    Compression, Epoch, Header, LaneName, Position, SourceRef,
     body::{Body, Syslog},
     codec, frame,
     geo::WorkspaceGeo,
@@ -79,7 +79,7 @@ impl Peer {
             ..Header::new(
                 id("organization").parse().expect("an organization"),
                 id("agent").parse().expect("an agent"),
-                Lane::Records,
+                LaneName::Records,
                 WorkspaceGeo::Europe,
             )
         };

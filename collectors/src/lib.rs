@@ -75,7 +75,7 @@ pub mod fuzzing {
         syslog::fuzz(raw, now);
     }
 
-    /// Parses a stream in the Journal Export Format, in two reads.
+    /// Reads a journal file.
     pub fn journal(bytes: &[u8]) {
         journal::fuzz(bytes);
     }

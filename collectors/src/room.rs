@@ -33,6 +33,11 @@ impl RoomWait {
         if since.elapsed() < REPORTED_AFTER { Room::Full } else { Room::LongFull }
     }
 
+    /// Whether the source waits for so long that it is reported.
+    pub(crate) fn is_long(&self) -> bool {
+        self.0.is_some_and(|since| since.elapsed() >= REPORTED_AFTER)
+    }
+
     /// Whether the source waits.
     pub(crate) fn is_waiting(&self) -> bool {
         self.0.is_some()

@@ -34,7 +34,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
-use vedette_wire::{Batch, OrganizationId, Record, ocsf::OcsfClass, policy::Store};
+use vedette_wire::{Batch, OrganizationId, Record, ocsf::OcsfClass, policy::StoreLevel};
 
 /// A landed batch.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ pub struct LandedBatch {
     /// Time of landing, nanoseconds UTC.
     pub landed: i64,
     /// Store level of the batch's policy, which decides on security events.
-    pub store: Store,
+    pub store: StoreLevel,
     /// Content.
     pub batch: Batch,
 }

@@ -15,7 +15,7 @@ use futures::{
 };
 use std::sync::Arc;
 use tokio::{sync::mpsc, task::JoinHandle};
-use vedette_wire::{Batch, ocsf::OcsfClass, policy::Store};
+use vedette_wire::{Batch, ocsf::OcsfClass, policy::StoreLevel};
 
 /// Maximum number of partitions; each decodes one batch at a time.
 const PARTITIONS_MAX: usize = 4;
@@ -33,7 +33,7 @@ pub struct PendingBatch {
     /// Time of landing, nanoseconds UTC.
     pub landed: i64,
     /// Store level of the batch's policy.
-    pub store: Store,
+    pub store: StoreLevel,
 }
 
 /// Why a landed batch cannot be read now.

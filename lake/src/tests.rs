@@ -4,7 +4,7 @@ use super::*;
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use std::{path::PathBuf, time::Duration};
 use vedette_wire::{
-    AgentId, Body, Epoch, Header, Lane, Position, Record, SourceRef,
+    AgentId, Body, Epoch, Header, LaneName, Position, Record, SourceRef,
     body::{Change, LifecycleEvent, Syslog},
     geo::WorkspaceGeo,
 };
@@ -42,10 +42,10 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> LandedBa
         }],
         records: records.len() as u32,
         lowest_held: 1,
-        ..Header::new(organization, AgentId([2; 16]), Lane::Records, WorkspaceGeo::Europe)
+        ..Header::new(organization, AgentId([2; 16]), LaneName::Records, WorkspaceGeo::Europe)
     };
     let (key, day) = (format!("key-{seq}"), "2026-11-23".to_owned());
-    LandedBatch { key, day, landed: T0, store: Store::All, batch: Batch { header, records } }
+    LandedBatch { key, day, landed: T0, store: StoreLevel::All, batch: Batch { header, records } }
 }
 
 fn line(text: &str) -> Body {
@@ -284,7 +284,7 @@ async fn a_tier_leaves_security_events_out_whether_they_are_materialised_or_not(
     let closed =
         Syslog { raw: login.as_bytes().to_vec(), app: Some(vedette_wire::body::Span(0, 4)), ..Syslog::default() };
     let mut batch = landed(org, 1, vec![line("one"), closed.into(), line("two"), session(Change::End)]);
-    batch.store = Store::Minimal;
+    batch.store = StoreLevel::Minimal;
     let rows = "SELECT message || ' ' || index FROM syslog";
     let pending = std::slice::from_ref(&batch);
     assert_eq!(ask(&lake, org, rows, pending, &Versions::new()).await, ["one 0", "two 2"]);

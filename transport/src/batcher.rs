@@ -10,7 +10,7 @@ use vedette_wire::{
     chunk::Entry,
     geo::WorkspaceGeo,
     record::HostLabel,
-    seal::{Piece, Sealer},
+    seal::{CompressedBody, Sealer},
 };
 
 /// Maximum size of a batch's sealed records, unless one chunk is larger. With a header of a few sources and redb's overhead it
@@ -94,8 +94,8 @@ impl BatchBuilder {
         self.add_compressed(chunk, None);
     }
 
-    /// Adds a chunk; `piece` is its only body, compressed. The caller separates policy revisions.
-    pub(crate) fn add_compressed(&mut self, mut chunk: Chunk, piece: Option<Piece>) {
+    /// Adds a chunk; `compressed` is its only body. The caller separates policy revisions.
+    pub(crate) fn add_compressed(&mut self, mut chunk: Chunk, compressed: Option<CompressedBody>) {
         self.since.get_or_insert_with(Instant::now);
         let collector = chunk.source.collector;
         self.ledger.emit(collector, chunk.count());
@@ -117,11 +117,11 @@ impl BatchBuilder {
                 }
             }
         }
-        if let (Some(piece), [entry]) = (piece, chunk.entries.as_slice()) {
+        if let (Some(compressed), [entry]) = (compressed, chunk.entries.as_slice()) {
             let (entry, at) = (*entry, self.source(&chunk.source));
             *self.counts.entry(collector).or_default() += u64::from(entry.count);
-            let bytes = piece.plain_bytes();
-            self.sealer.append_piece(at, entry.observed, entry.position, piece);
+            let bytes = compressed.plain_bytes();
+            self.sealer.append_compressed(at, entry.observed, entry.position, compressed);
             self.took(at, entry, bytes);
             chunk.entries.clear();
         }
@@ -177,9 +177,9 @@ impl BatchBuilder {
     }
 
     /// Whether a chunk must go into the next batch.
-    pub(crate) fn is_full_for(&self, chunk: &Chunk, piece: Option<&Piece>, limits: &BatchLimits) -> bool {
-        let plain = piece.map_or(chunk.bodies.len(), Piece::plain_bytes);
-        let sealed = piece.map_or(chunk.bodies.len(), Piece::sealed_bytes);
+    pub(crate) fn is_full_for(&self, chunk: &Chunk, compressed: Option<&CompressedBody>, limits: &BatchLimits) -> bool {
+        let plain = compressed.map_or(chunk.bodies.len(), CompressedBody::plain_bytes);
+        let sealed = compressed.map_or(chunk.bodies.len(), CompressedBody::sealed_bytes);
         self.count > 0
             && (self.sealer.plain_bytes() + plain > limits.bytes_max
                 || self.sealer.sealed_bytes() + sealed > SEALED_BYTES_MAX)
@@ -226,7 +226,7 @@ impl BatchBuilder {
     }
 
     /// The header of the batch. The caller adds the sequence and other facts of the queue.
-    pub(crate) fn header(&self, context: &BatchContext, lane: vedette_wire::Lane, sealed: i64) -> Header {
+    pub(crate) fn header(&self, context: &BatchContext, lane: vedette_wire::LaneName, sealed: i64) -> Header {
         Header {
             sealed,
             policy_revision: context.policy_revision,

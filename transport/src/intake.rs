@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use vedette_wire::{Chunk, Compression, Ledger, Reason, seal::Piece};
+use vedette_wire::{Chunk, Compression, Ledger, Reason, seal::CompressedBody};
 
 /// The transport has stopped. The last chunks are not durable, and their source is not notified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,14 +25,14 @@ const ROOM_POLL: Duration = Duration::from_millis(250);
 struct Waiting {
     chunk: Chunk,
     /// The body, compressed.
-    piece: Option<Piece>,
+    compressed: Option<CompressedBody>,
     /// Rank of a push source's chunk.
     rank: Option<u8>,
 }
 
 impl Waiting {
     fn weight(&self) -> usize {
-        self.chunk.weight() + self.piece.as_ref().map_or(0, Piece::sealed_bytes)
+        self.chunk.weight() + self.compressed.as_ref().map_or(0, CompressedBody::sealed_bytes)
     }
 }
 
@@ -67,7 +67,7 @@ pub struct Intake(Arc<Shared>);
 #[derive(Debug)]
 pub(crate) enum Next {
     /// A chunk, with its only body compressed if it is large.
-    Chunk(Box<Chunk>, Option<Piece>),
+    Chunk(Box<Chunk>, Option<CompressedBody>),
     /// Nothing arrived before the deadline.
     Nothing,
     /// Everything before this must be made durable now.
@@ -101,14 +101,14 @@ impl Intake {
     pub fn put_unless(&self, mut chunk: Chunk, stopped: impl Fn() -> bool) -> Result<(), Stopped> {
         // Compresses on the source's thread, while the bytes are in its core's cache and without the lock.
         let compression = self.lock().compression;
-        let piece = match chunk.entries.as_slice() {
-            [_] => Piece::of(&chunk.bodies, compression),
+        let compressed = match chunk.entries.as_slice() {
+            [_] => CompressedBody::of(&chunk.bodies, compression),
             _ => None,
         };
-        if piece.is_some() {
+        if compressed.is_some() {
             chunk.bodies = Vec::new();
         }
-        let waiting = Waiting { chunk, piece, rank: None };
+        let waiting = Waiting { chunk, compressed, rank: None };
         let weight = waiting.weight();
         let mut state = self.lock();
         while !state.closed && !stopped() && state.bytes > 0 && state.bytes + weight > self.0.bytes_max {
@@ -180,7 +180,7 @@ impl Intake {
         }
         state.bytes += chunk.weight();
         state.put += 1;
-        state.chunks.push_back(Waiting { chunk, piece: None, rank: Some(rank) });
+        state.chunks.push_back(Waiting { chunk, compressed: None, rank: Some(rank) });
         self.0.changed.notify_all();
         Ok(())
     }
@@ -254,7 +254,7 @@ impl Intake {
                 if state.bytes <= self.0.bytes_max / 2 {
                     self.0.changed.notify_all();
                 }
-                return Next::Chunk(Box::new(waiting.chunk), waiting.piece);
+                return Next::Chunk(Box::new(waiting.chunk), waiting.compressed);
             }
             if state.closed {
                 return Next::Closed;

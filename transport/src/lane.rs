@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, watch};
-use vedette_wire::{Chunk, Compression, Ledger, seal::Piece};
+use vedette_wire::{Chunk, Compression, Ledger, seal::CompressedBody};
 
 /// Retry interval for a full queue or a failing disk.
 const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
@@ -213,7 +213,7 @@ impl Batcher {
                 context = self.context.borrow_and_update().clone();
             }
             let goes_on = match next {
-                Next::Chunk(chunk, piece) => self.add(&mut open_batches, &context, *chunk, piece),
+                Next::Chunk(chunk, compressed) => self.add(&mut open_batches, &context, *chunk, compressed),
                 Next::Nothing => true,
                 Next::Flush => self.commit_all(&mut open_batches, &context),
                 Next::Closed => {
@@ -237,7 +237,7 @@ impl Batcher {
         open_batches: &mut OpenBatches,
         context: &BatchContext,
         chunk: Chunk,
-        piece: Option<Piece>,
+        compressed: Option<CompressedBody>,
     ) -> bool {
         failpoint::reached("read");
         let compression = self.learn();
@@ -250,7 +250,7 @@ impl Batcher {
             let is_bulk = open_batches.bulk.holds(&chunk.source)
                 || !open_batches.quiet.holds(&chunk.source) && self.queue.is_bulk(&chunk.source);
             let open = if is_bulk { &mut open_batches.bulk } else { &mut open_batches.quiet };
-            if open.is_empty() || !open.is_full_for(&chunk, piece.as_ref(), &self.limits) {
+            if open.is_empty() || !open.is_full_for(&chunk, compressed.as_ref(), &self.limits) {
                 break (open, is_bulk);
             }
             if !self.commit(open, context) {
@@ -258,7 +258,7 @@ impl Batcher {
             }
         };
         open.set_compression(compression);
-        open.add_compressed(chunk, piece);
+        open.add_compressed(chunk, compressed);
         open.is_bulk = is_bulk;
         failpoint::reached("batch");
         !open.is_full(&self.limits) || self.commit(open, context)

@@ -24,7 +24,7 @@
 //!     policy_revision: 1,
 //! };
 //! let lane = Lane::start(LaneConfig {
-//!     queue: Queue::open(dir.path(), vedette_wire::Lane::Records, Quota::bytes(64 << 20), 42)?,
+//!     queue: Queue::open(dir.path(), vedette_wire::LaneName::Records, Quota::bytes(64 << 20), 42)?,
 //!     limits: BatchLimits {
 //!         bytes_max: 1 << 20,
 //!         records_max: 10_000,

@@ -21,7 +21,7 @@
 
 pub use crate::digest::sha256;
 
-use crate::{AgentId, BatchKey, Compression, Epoch, Lane, OrganizationId};
+use crate::{AgentId, BatchKey, Compression, Epoch, LaneName, OrganizationId};
 
 /// Length of the frame's head in bytes.
 pub const HEAD_BYTES: usize = 112;
@@ -128,7 +128,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<(FrameHead, usize), FrameError> {
     if sha256(&head[..104])[..8] != head[104..112] {
         return Err(FrameError::DamagedHead);
     }
-    let lane = Lane::from_number(head[6]).ok_or(FrameError::NotAFrame)?;
+    let lane = LaneName::from_number(head[6]).ok_or(FrameError::NotAFrame)?;
     let compression = match head[7] {
         0 => Compression::Zstd,
         1 => Compression::Gzip,

@@ -97,46 +97,46 @@ impl FromStr for Epoch {
 /// A queue with its own sender, so that records never wait for an artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Lane {
+pub enum LaneName {
     /// Batches of records.
     Records,
     /// Pieces of artifacts.
     Blobs,
 }
 
-impl Lane {
+impl LaneName {
     /// Name in paths, keys and file names.
     pub fn name(self) -> &'static str {
         match self {
-            Lane::Records => "records",
-            Lane::Blobs => "blobs",
+            LaneName::Records => "records",
+            LaneName::Blobs => "blobs",
         }
     }
 
     pub(crate) fn number(self) -> u8 {
         match self {
-            Lane::Records => 0,
-            Lane::Blobs => 1,
+            LaneName::Records => 0,
+            LaneName::Blobs => 1,
         }
     }
 
     pub(crate) fn from_number(number: u8) -> Option<Self> {
-        [Lane::Records, Lane::Blobs].into_iter().find(|lane| lane.number() == number)
+        [LaneName::Records, LaneName::Blobs].into_iter().find(|lane| lane.number() == number)
     }
 }
 
-impl fmt::Display for Lane {
+impl fmt::Display for LaneName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl FromStr for Lane {
+impl FromStr for LaneName {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         match text {
-            "records" => Ok(Lane::Records),
-            "blobs" => Ok(Lane::Blobs),
+            "records" => Ok(LaneName::Records),
+            "blobs" => Ok(LaneName::Blobs),
             _ => refuse(text, "a lane (records or blobs)"),
         }
     }
@@ -149,8 +149,8 @@ pub struct BatchKey {
     pub organization: OrganizationId,
     /// Agent that sealed it.
     pub agent: AgentId,
-    /// Lane it travels on.
-    pub lane: Lane,
+    /// LaneName it travels on.
+    pub lane: LaneName,
     /// Epoch that it was committed in.
     pub epoch: Epoch,
     /// Sequence in (lane, epoch), from 1, without gaps.

@@ -5,7 +5,7 @@
 //! kind of body has one file under [`body`]: its struct, its OCSF 1.8.0 rendering, its columns.
 //!
 //! ```
-//! use vedette_wire::{AgentId, Compression, Header, Lane, OrganizationId, codec, geo::WorkspaceGeo, seal::Sealer};
+//! use vedette_wire::{AgentId, Compression, Header, LaneName, OrganizationId, codec, geo::WorkspaceGeo, seal::Sealer};
 //! use vedette_wire::{Body, Position, SourceRef, body::Syslog, codec::append_body};
 //!
 //! let organization: OrganizationId = "019ac0de-0000-7000-8000-000000000001".parse()?;
@@ -16,7 +16,7 @@
 //!     reached: 6,
 //!     skipped: Vec::new(),
 //! };
-//! let header = Header::new(organization, AgentId([7; 16]), Lane::Records, WorkspaceGeo::Europe);
+//! let header = Header::new(organization, AgentId([7; 16]), LaneName::Records, WorkspaceGeo::Europe);
 //! let header = Header { epoch: vedette_wire::Epoch(1), seq: 1, records: 1, sources: vec![source], ..header };
 //!
 //! let mut body = Vec::new();
@@ -58,7 +58,7 @@ pub mod text;
 pub use body::Body;
 pub use chunk::{Chunk, Dropped, Source, Stored};
 pub use codec::Compression;
-pub use id::{AgentId, BatchKey, Epoch, Lane, OrganizationId};
+pub use id::{AgentId, BatchKey, Epoch, LaneName, OrganizationId};
 pub use ledger::{Ledger, Reason};
 pub use lines::Packer;
 pub use os::OsFamily;

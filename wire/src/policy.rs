@@ -20,7 +20,7 @@ pub enum Tier {
 /// Store level: which security events the workspace keeps ([`crate::security_event`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Store {
+pub enum StoreLevel {
     /// None.
     None,
     /// Events that indicate a breach or an important change.
@@ -60,8 +60,8 @@ macro_rules! names {
     };
 }
 names!(Tier, "free, standard", Tier::Free => "free", Tier::Standard => "standard");
-names!(Store, "none, minimal, common, all",
-    Store::None => "none", Store::Minimal => "minimal", Store::Common => "common", Store::All => "all");
+names!(StoreLevel, "none, minimal, common, all",
+    StoreLevel::None => "none", StoreLevel::Minimal => "minimal", StoreLevel::Common => "common", StoreLevel::All => "all");
 
 /// Limits of artifact requests. A policy cannot switch artifacts off; a host's configuration may narrow the limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ pub struct Policy {
     /// Whether collectors of the classes inventory, event and crash run.
     pub collect: bool,
     /// Store level.
-    pub store: Store,
+    pub store: StoreLevel,
     /// Limits of artifact requests.
     #[serde(default)]
     pub artifacts: ArtifactLimits,
@@ -135,7 +135,7 @@ impl Policy {
             issued,
             tier,
             collect: true,
-            store: Store::All,
+            store: StoreLevel::All,
             artifacts: ArtifactLimits::default(),
             endpoints: Vec::new(),
             collectors: BTreeMap::new(),

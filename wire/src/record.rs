@@ -1,7 +1,7 @@
 //! Records, and the batches that carry them.
 
 use crate::{
-    AgentId, BatchKey, Body, Epoch, Lane, Ledger, OrganizationId, OsFamily, Position, SetAside, geo::WorkspaceGeo,
+    AgentId, BatchKey, Body, Epoch, LaneName, Ledger, OrganizationId, OsFamily, Position, SetAside, geo::WorkspaceGeo,
 };
 use serde::{Deserialize, Serialize};
 
@@ -99,8 +99,8 @@ pub struct Header {
     pub organization: OrganizationId,
     /// Agent; the workspace compares it with the certificate.
     pub agent: AgentId,
-    /// Lane of the batch.
-    pub lane: Lane,
+    /// LaneName of the batch.
+    pub lane: LaneName,
     /// Epoch of the queue.
     pub epoch: Epoch,
     /// Sequence in (lane, epoch), from 1, without gaps.
@@ -142,7 +142,7 @@ pub struct Header {
 
 impl Header {
     /// An empty header before any epoch; the sealer fills in the rest.
-    pub fn new(organization: OrganizationId, agent: AgentId, lane: Lane, geo: WorkspaceGeo) -> Self {
+    pub fn new(organization: OrganizationId, agent: AgentId, lane: LaneName, geo: WorkspaceGeo) -> Self {
         Self {
             version: crate::format_version(OsFamily::Linux),
             organization,

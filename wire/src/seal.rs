@@ -1,6 +1,6 @@
 //! Sealing: records are compressed as they arrive; the header is compressed last and placed first.
 //!
-//! Each piece is a zstd frame or a gzip member; both formats allow concatenation (RFC 8878 §3.1, RFC 1952 §2.2).
+//! Each part is a zstd frame or a gzip member; both formats allow concatenation (RFC 8878 §3.1, RFC 1952 §2.2).
 
 use crate::{
     Header, Position,
@@ -10,7 +10,7 @@ use std::{cell::RefCell, io};
 use zstd::zstd_safe::{CParameter, ParamSwitch};
 
 /// Small records are compressed together at this size; a larger body is compressed alone.
-const PIECE_BYTES: usize = 128 << 10;
+const FRAME_BYTES: usize = 128 << 10;
 
 /// The same as zlib's level 6.
 const GZIP_LEVEL: libdeflater::CompressionLvl = match libdeflater::CompressionLvl::new(6) {
@@ -20,16 +20,16 @@ const GZIP_LEVEL: libdeflater::CompressionLvl = match libdeflater::CompressionLv
 
 /// A large body, compressed by the thread that made it while it is in that core's cache, before its batch is known.
 #[derive(Debug)]
-pub struct Piece {
+pub struct CompressedBody {
     compression: Compression,
     sealed: Vec<u8>,
     plain_bytes: usize,
 }
 
-impl Piece {
+impl CompressedBody {
     /// Compresses an encoded body; absent if the body is small or the compressor fails (out of memory).
     pub fn of(body: &[u8], compression: Compression) -> Option<Self> {
-        let sealed = (body.len() >= PIECE_BYTES).then(|| compress(body, compression).ok()).flatten()?;
+        let sealed = (body.len() >= FRAME_BYTES).then(|| compress(body, compression).ok()).flatten()?;
         Some(Self { compression, sealed, plain_bytes: body.len() })
     }
 
@@ -82,7 +82,7 @@ impl Sealer {
         let before = self.waiting.len();
         append_record(source, observed, position, body, &mut self.waiting);
         self.plain_bytes += self.waiting.len() - before;
-        if self.waiting.len() >= PIECE_BYTES {
+        if self.waiting.len() >= FRAME_BYTES {
             // On lack of memory the records stay uncompressed until the batch is sealed.
             drop(self.flush());
         }
@@ -91,17 +91,17 @@ impl Sealer {
     /// Appends a record with a compressed body.
     ///
     /// # Panics
-    /// If memory runs out while a piece of another codec is decompressed.
-    pub fn append_piece(&mut self, source: u32, observed: i64, position: Position, piece: Piece) {
+    /// If memory runs out while a body of another codec is decompressed.
+    pub fn append_compressed(&mut self, source: u32, observed: i64, position: Position, compressed: CompressedBody) {
         let before = self.waiting.len();
         append_record(source, observed, position, &[], &mut self.waiting);
-        self.plain_bytes += self.waiting.len() - before + piece.plain_bytes;
+        self.plain_bytes += self.waiting.len() - before + compressed.plain_bytes;
         // The workspace has requested another codec since.
-        if piece.compression == self.compression && self.flush().is_ok() {
-            self.sealed.push(piece.sealed);
+        if compressed.compression == self.compression && self.flush().is_ok() {
+            self.sealed.push(compressed.sealed);
         } else {
-            let body = codec::decompress(&piece.sealed, piece.compression, piece.plain_bytes);
-            self.waiting.extend_from_slice(&body.expect("a piece is read back"));
+            let body = codec::decompress(&compressed.sealed, compressed.compression, compressed.plain_bytes);
+            self.waiting.extend_from_slice(&body.expect("a compressed body is read back"));
         }
     }
 
@@ -123,8 +123,8 @@ impl Sealer {
         let mut out = Vec::with_capacity(zeros + head.len() + self.sealed.iter().map(Vec::len).sum::<usize>());
         out.resize(zeros, 0);
         out.extend_from_slice(&head);
-        for piece in &self.sealed {
-            out.extend_from_slice(piece);
+        for compressed in &self.sealed {
+            out.extend_from_slice(compressed);
         }
         Ok(out)
     }
@@ -200,7 +200,7 @@ fn grow(block: &mut Vec<u8>, length: usize) {
 /// Maximum size of a thread's output buffer.
 const BLOCK_BYTES_MAX: usize = 512 << 10;
 
-/// Compressors of a thread. A context has up to a megabyte, too much to allocate for each piece; and output is far smaller than
+/// Compressors of a thread. A context has up to a megabyte, too much to allocate for each part; and output is far smaller than
 /// its buffer, which would fragment the heap.
 #[derive(Default)]
 struct Compressors {
@@ -233,25 +233,25 @@ fn level_1() -> io::Result<zstd::bulk::Compressor<'static>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AgentId, Lane, OrganizationId, geo::WorkspaceGeo};
+    use crate::{AgentId, LaneName, OrganizationId, geo::WorkspaceGeo};
 
     #[test]
     fn pieces_are_read_back_as_one() {
         let organization = OrganizationId::from_uuid(uuid::Uuid::nil());
-        let header = Header::new(organization, AgentId([7; 16]), Lane::Records, WorkspaceGeo::Europe);
+        let header = Header::new(organization, AgentId([7; 16]), LaneName::Records, WorkspaceGeo::Europe);
         let codecs = [Compression::Zstd, Compression::Gzip];
         let (mut sealer, mut expected) = (Sealer::default(), Vec::new());
         for (compression, of_pieces) in codecs.into_iter().flat_map(|codec| codecs.map(|other| (codec, other))) {
             sealer.clear();
             sealer.set_compression(compression);
             expected.clear();
-            let sizes = [10, PIECE_BYTES - 1, 3, PIECE_BYTES, 2 * PIECE_BYTES, 0, PIECE_BYTES / 2, 7];
+            let sizes = [10, FRAME_BYTES - 1, 3, FRAME_BYTES, 2 * FRAME_BYTES, 0, FRAME_BYTES / 2, 7];
             for (at, size) in (0..).zip(sizes) {
                 let (body, position) = (vec![at as u8; size], Position(at, at + 1));
-                match Piece::of(&body, of_pieces) {
-                    Some(piece) => {
-                        assert_eq!((piece.plain_bytes(), size >= PIECE_BYTES), (size, true));
-                        sealer.append_piece(1, 2, position, piece);
+                match CompressedBody::of(&body, of_pieces) {
+                    Some(compressed) => {
+                        assert_eq!((compressed.plain_bytes(), size >= FRAME_BYTES), (size, true));
+                        sealer.append_compressed(1, 2, position, compressed);
                     }
                     None => sealer.append(1, 2, position, &body),
                 }

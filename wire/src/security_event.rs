@@ -1,4 +1,4 @@
-//! Which records are security events, and which store level ([`Store`]) keeps them.
+//! Which records are security events, and which store level ([`StoreLevel`]) keeps them.
 //!
 //! The levels are Microsoft's for Windows security events. An event on Linux counts as its Windows equivalent. Every level
 //! keeps records that are no security events (inventory, crash dumps, other log lines).
@@ -6,7 +6,7 @@
 use crate::{
     Body,
     body::{Change, login},
-    policy::Store,
+    policy::StoreLevel,
 };
 use std::{borrow::Cow, ops::RangeInclusive};
 
@@ -148,14 +148,14 @@ const PROGRAMS: [&str; 25] = [
     "chfn",
 ];
 
-impl Store {
+impl StoreLevel {
     /// Whether the workspace keeps a record at this level.
     pub fn keeps(self, body: &Body) -> bool {
         let lists = match self {
-            Store::All => return true,
-            Store::None => &[],
-            Store::Minimal => MINIMAL,
-            Store::Common => COMMON,
+            StoreLevel::All => return true,
+            StoreLevel::None => &[],
+            StoreLevel::Minimal => MINIMAL,
+            StoreLevel::Common => COMMON,
         };
         let holds = |id: u16| lists.iter().any(|ids| ids.contains(&id));
         of(body).is_none_or(|event| event.is_some_and(holds))
@@ -239,7 +239,7 @@ mod tests {
     /// Which levels keep it, lowest first.
     fn levels(body: impl Into<Body>) -> [bool; 4] {
         let body = body.into();
-        [Store::None, Store::Minimal, Store::Common, Store::All].map(|store| store.keeps(&body))
+        [StoreLevel::None, StoreLevel::Minimal, StoreLevel::Common, StoreLevel::All].map(|store| store.keeps(&body))
     }
 
     const NEVER_FILTERED: [bool; 4] = [true; 4];

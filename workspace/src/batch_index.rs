@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use vedette_wire::{
     Batch, CursorUpdate, Header, Position, SourceRef,
-    policy::Store,
+    policy::StoreLevel,
     set_aside::RANGES_MAX,
     text::{LABEL_BYTES_MAX, is_printable},
 };
@@ -73,7 +73,7 @@ pub(crate) struct BatchIndex {
     pub(crate) header: Header,
     pub(crate) runs: Vec<PositionRun>,
     /// Store level of the batch's policy.
-    pub(crate) store: Store,
+    pub(crate) store: StoreLevel,
     /// Records that the store level leaves out, by collector.
     pub(crate) left_out: BTreeMap<String, u64>,
 }
@@ -109,7 +109,7 @@ impl BatchIndex {
                 skipped: Some((Position(*from, *to), *count)),
             }));
         }
-        Self { header, runs, store: Store::All, left_out: BTreeMap::new() }
+        Self { header, runs, store: StoreLevel::All, left_out: BTreeMap::new() }
     }
 
     /// Whether the batch has too many runs to merge while others wait for the control store.
@@ -192,7 +192,7 @@ impl BatchIndex {
     }
 
     /// Builds an index of a landed batch with the store level of its policy.
-    pub(crate) fn of(Batch { header, records }: Batch, store: Store) -> Self {
+    pub(crate) fn of(Batch { header, records }: Batch, store: StoreLevel) -> Self {
         let mut index = Self::new(header, records.iter().map(|record| (record.source, record.position)));
         let mut left_out: BTreeMap<u32, u64> = BTreeMap::new();
         for record in records.iter().filter(|record| !store.keeps(&record.body)) {
@@ -203,7 +203,7 @@ impl BatchIndex {
     }
 
     /// Records the store level, and the number of records that it leaves out, by source.
-    pub(crate) fn leave_out(&mut self, store: Store, left_out: BTreeMap<u32, u64>) {
+    pub(crate) fn leave_out(&mut self, store: StoreLevel, left_out: BTreeMap<u32, u64>) {
         self.store = store;
         for (source, count) in left_out {
             let source = self.header.sources.get(source as usize);
@@ -225,7 +225,7 @@ impl BatchIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vedette_wire::{AgentId, Epoch, Lane, OrganizationId, Reason, geo::WorkspaceGeo};
+    use vedette_wire::{AgentId, Epoch, LaneName, OrganizationId, Reason, geo::WorkspaceGeo};
 
     fn index(positions: &[(u64, u64)]) -> BatchIndex {
         let header = Header {
@@ -237,7 +237,7 @@ mod tests {
             ..Header::new(
                 OrganizationId::from_uuid(uuid::Uuid::nil()),
                 AgentId([7; 16]),
-                Lane::Records,
+                LaneName::Records,
                 WorkspaceGeo::Europe,
             )
         };

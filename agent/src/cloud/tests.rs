@@ -68,7 +68,7 @@ fn azure_is_asked_once_with_its_header() {
             tags: BTreeMap::from([("team".to_owned(), "blue".to_owned())]),
         }
     );
-    assert_eq!(geography(&place, Some(&instance)), Ok(Some(Geography::UnitedKingdom)));
+    assert_eq!(geography(&place, Some(&instance)), Ok(Some(HostGeo::UnitedKingdom)));
     assert_eq!(queried.lock().len(), 1);
 }
 
@@ -95,7 +95,7 @@ fn aws_is_asked_with_a_token_and_for_allowed_tags_alone() {
     let instance = instance(&place, &context).expect("answers");
     assert_eq!((instance.region.as_deref(), instance.account.as_deref()), (Some("sa-east-1"), Some("42")));
     assert_eq!(instance.tags.get("team").map(String::as_str), Some("blue"));
-    assert_eq!(geography(&place, Some(&instance)), Ok(Some(Geography::Brazil)));
+    assert_eq!(geography(&place, Some(&instance)), Ok(Some(HostGeo::Brazil)));
     assert_eq!(queried.lock().len(), 3);
 }
 
@@ -122,7 +122,7 @@ fn google_is_asked_value_by_value_since_the_whole_document_holds_scripts() {
     );
     assert_eq!(instance.instance_type.as_deref(), Some("e2-small"));
     assert!(instance.tags.is_empty());
-    assert_eq!(geography(&place, Some(&instance)), Ok(Some(Geography::Europe)));
+    assert_eq!(geography(&place, Some(&instance)), Ok(Some(HostGeo::Europe)));
     assert!(!queried.lock().iter().any(|head| head.contains("recursive")));
 }
 
@@ -165,7 +165,7 @@ fn a_service_that_says_nothing_costs_a_second_and_what_is_stated_comes_first() {
     };
     let unknown = geography(&place(CloudSetting::Aws, None), Some(&region("me-south-1"))).expect_err("is in no table");
     assert!(unknown.to_string().contains("set [host] geography"), "{unknown}");
-    let stated = HostPlace { geography: Some(Geography::Europe), ..place(CloudSetting::Aws, None) };
-    assert_eq!(geography(&stated, Some(&region("me-south-1"))), Ok(Some(Geography::Europe)));
+    let stated = HostPlace { geography: Some(HostGeo::Europe), ..place(CloudSetting::Aws, None) };
+    assert_eq!(geography(&stated, Some(&region("me-south-1"))), Ok(Some(HostGeo::Europe)));
     assert_eq!(geography(&place(CloudSetting::Off, None), None), Ok(None));
 }

@@ -17,7 +17,7 @@ use vedette_transport::{
 };
 use vedette_wire::{
     AgentId, Problem,
-    geo::{Geography, WorkspaceGeo},
+    geo::{HostGeo, WorkspaceGeo},
     reply::{EnrollReply, EnrollRequest},
 };
 
@@ -152,7 +152,7 @@ fn expected_geo(config: &Resolved, bootstrap: Option<WorkspaceGeo>) -> Result<Op
     let stated = bootstrap.or(config.workspace_geo);
     let instance = cloud::instance(&config.place, &collector_context(config));
     let host = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
-    match (host.map(Geography::workspace), stated) {
+    match (host.map(HostGeo::workspace), stated) {
         (Some(belongs), Some(stated)) if belongs != stated => Err(Exit::config(format!(
             "workspace.geo: the configuration says {stated}, and data of this host belongs to {belongs}"
         ))),

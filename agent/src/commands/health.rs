@@ -18,8 +18,8 @@ fn reasons(report: &Report, stalled_after: Duration) -> Vec<String> {
         if matches!(collector.state.as_str(), "failing" | "stuck") {
             let why = collector.last_error.as_deref().unwrap_or("unknown reason");
             out.push(format!("collector {} is {}: {why}", collector.id, collector.state));
-        } else if let Some(trouble) = &collector.trouble {
-            out.push(format!("collector {}: {trouble}", collector.id));
+        } else if let Some(problem) = &collector.problem {
+            out.push(format!("collector {}: {problem}", collector.id));
         }
     }
     if !report.collectors.iter().any(|collector| collector.state == "running") {

@@ -19,7 +19,7 @@ use vedette_transport::{
     Queue, QueueError,
     queue::{PLAIN_BYTES_MAX, salvage},
 };
-use vedette_wire::{Lane, codec, frame};
+use vedette_wire::{LaneName, codec, frame};
 
 pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit> {
     match command {
@@ -40,7 +40,7 @@ pub(super) fn queue(config: &Resolved, command: QueueCommand) -> Result<(), Exit
 
 /// Opens the queue, unless an agent has it open.
 fn open(config: &Resolved) -> Result<Queue, Exit> {
-    Queue::inspect(&config.state_dir, Lane::Records, config.quota).map_err(|err| match err {
+    Queue::inspect(&config.state_dir, LaneName::Records, config.quota).map_err(|err| match err {
         QueueError::InUse { .. } => Exit::Failure(anyhow::anyhow!(
             "an agent is using the queue in {}; use `vedette status` or `vedette queue status`, or stop the agent first",
             config.state_dir.display()
@@ -54,7 +54,7 @@ fn open(config: &Resolved) -> Result<Queue, Exit> {
 }
 
 fn broken(config: &Resolved) -> Vec<String> {
-    salvage::broken(&config.state_dir, Lane::Records).iter().map(|path| path.display().to_string()).collect()
+    salvage::broken(&config.state_dir, LaneName::Records).iter().map(|path| path.display().to_string()).collect()
 }
 
 fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
@@ -120,16 +120,18 @@ fn verify(queue: &Queue, json: bool) -> Result<(), Exit> {
 }
 
 fn salvage_damaged(config: &Resolved) -> Result<(), Exit> {
-    let paths = salvage::broken(&config.state_dir, Lane::Records);
+    let paths = salvage::broken(&config.state_dir, LaneName::Records);
     if paths.is_empty() {
         return print(b"there is no damaged queue\n");
     }
     // Creates a missing queue, as the agent does.
     let queue =
-        Queue::open(&config.state_dir, Lane::Records, config.quota, fastrand::u64(1..)).map_err(|err| match err {
-            QueueError::InUse { .. } => anyhow::anyhow!("an agent is running, and salvages by itself"),
-            other => anyhow::Error::new(other),
-        })?;
+        Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(
+            |err| match err {
+                QueueError::InUse { .. } => anyhow::anyhow!("an agent is running, and salvages by itself"),
+                other => anyhow::Error::new(other),
+            },
+        )?;
     for path in paths {
         let found = queue.salvage(&path, |full| !full).map_err(|err| match err {
             salvage::SalvageError::Stopped => {

@@ -9,14 +9,14 @@ use vedette_transport::{
     BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX,
     tls::{Proxy, Roots},
 };
-use vedette_wire::geo::{Geography, UnknownGeo, UnknownPlace, WorkspaceGeo};
+use vedette_wire::geo::{HostGeo, UnknownGeo, UnknownPlace, WorkspaceGeo};
 
 /// Origin of each key: `file:line`, or the name of a variable.
 pub(super) type Origins = BTreeMap<String, String>;
 
 /// A collector and its settings.
 #[derive(Debug, Clone)]
-pub(crate) struct CollectorPlan {
+pub(crate) struct ConfiguredCollector {
     pub(crate) spec: &'static Spec,
     pub(crate) settings: AnySettings,
 }
@@ -62,7 +62,7 @@ impl Memory {
 #[derive(Debug, Clone)]
 pub(crate) struct HostPlace {
     pub(crate) cloud: CloudSetting,
-    pub(crate) geography: Option<Geography>,
+    pub(crate) geography: Option<HostGeo>,
     pub(crate) metadata_url: Option<Url>,
     pub(crate) cloud_tags: Vec<String>,
 }
@@ -90,7 +90,7 @@ pub(crate) struct Resolved {
     /// Loopback address for metrics.
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) policy: PolicySection,
-    pub(crate) collectors: Vec<CollectorPlan>,
+    pub(crate) collectors: Vec<ConfiguredCollector>,
     /// SHA-256 of the written configuration, hex; identifies it.
     pub(crate) digest: String,
 }
@@ -277,7 +277,7 @@ fn workspace(workspace: &Workspace, check: &mut Checker<'_>) -> (Option<Url>, Op
 }
 
 fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, check: &mut Checker<'_>) -> HostPlace {
-    let geography: Option<Geography> = host.geography.as_deref().and_then(|geography| {
+    let geography: Option<HostGeo> = host.geography.as_deref().and_then(|geography| {
         geography.parse().map_err(|err: UnknownPlace| check.wrong("host.geography", &err.to_string())).ok()
     });
     let metadata_url = host.metadata_url.as_deref().and_then(|url| {
@@ -333,11 +333,11 @@ fn collectors(
     written: &BTreeMap<String, toml::Table>,
     root: &std::path::Path,
     check: &mut Checker<'_>,
-) -> Vec<CollectorPlan> {
+) -> Vec<ConfiguredCollector> {
     let mut plans = Vec::new();
     for spec in REGISTRY {
         match (spec.parse)(written.get(spec.id).cloned().unwrap_or_default()) {
-            Ok(settings) => plans.push(CollectorPlan { spec, settings }),
+            Ok(settings) => plans.push(ConfiguredCollector { spec, settings }),
             Err(err) => check.wrong(&format!("collectors.{}", spec.id), &err.message),
         }
     }

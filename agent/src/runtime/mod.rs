@@ -19,7 +19,7 @@ use crate::{
     now, platform,
 };
 use anyhow::Context;
-use collectors::{CollectorStatuses, Destination, QueueSink};
+use collectors::{CollectorStatuses, LaneSink, QueueSink};
 use delivery::{LaneDelivery, WorkspaceClient, rekey, renew, resume};
 use events::AgentEvents;
 use parts::Parts;
@@ -35,7 +35,7 @@ use tasks::{RestartReason, RunEnd, Tasks};
 use tokio::sync::watch;
 use vedette_collectors::StopSignal;
 use vedette_transport::{BatchContext, Lane, LaneConfig, Post, Queue, QueueError};
-use vedette_wire::{HostLabel, Lane as LaneName, body::CloudInstance, body::LifecycleEvent};
+use vedette_wire::{HostLabel, LaneName, body::CloudInstance, body::LifecycleEvent};
 
 /// What remains of the 5 s for a stop after collectors and batcher have ended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
@@ -135,7 +135,7 @@ fn compose(
         cloud: cloud.map(Arc::new),
         client,
         delivery,
-        records: Destination { lane: Arc::new(lane), sink },
+        records: LaneSink { lane: Arc::new(lane), sink },
         events,
         statuses,
         stop: StopSignal::default(),

@@ -1,7 +1,7 @@
 //! Parts of a running agent that its tasks share.
 
 use super::{
-    collectors::{CollectorStatuses, Destination},
+    collectors::{CollectorStatuses, LaneSink},
     delivery::{LaneDelivery, WorkspaceClient},
     events::AgentEvents,
 };
@@ -25,7 +25,7 @@ pub(super) struct Parts {
     /// The workspace as the destination of lane `records`.
     pub(super) delivery: Arc<LaneDelivery>,
     /// Lane `records`.
-    pub(super) records: Destination,
+    pub(super) records: LaneSink,
     pub(super) events: Arc<AgentEvents>,
     pub(super) statuses: Arc<CollectorStatuses>,
     /// Stops all collectors.

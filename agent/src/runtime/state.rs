@@ -73,7 +73,8 @@ impl StateWatch {
         let lost = lost.map(|(_, range)| range).filter(|_| *self.resumed.borrow());
         if let Some(lost) = lost.filter(|_| self.last_reread.is_none_or(|at| at.elapsed() >= REREAD_EVERY)) {
             let queue = Arc::clone(lane.queue());
-            match tokio::task::spawn_blocking(move || queue.read_again(lost)).await.expect("the queue does not panic") {
+            match tokio::task::spawn_blocking(move || queue.record_lost(lost)).await.expect("the queue does not panic")
+            {
                 Ok(()) => return Some(RunEnd::Restart(RestartReason::BatchesLost)),
                 Err(err) => tracing::error!(error = %err, "the queue cannot be updated; trying again"),
             }

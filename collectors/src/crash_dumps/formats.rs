@@ -40,7 +40,7 @@ impl Format {
     }
 }
 
-/// Files that may be dumps. Directories that cannot be listed are among the expansion's troubles.
+/// Files that may be dumps. Directories that cannot be listed are among the expansion's problems.
 pub(super) fn candidates(
     context: &CollectorContext,
     root: &Root,

@@ -105,7 +105,7 @@ struct CrashDumps {
 type Identity = (u64, u64, u64, i64);
 
 /// Creation time of a dump, if the file system records it (statx(2)), or else its modification time.
-fn begun(meta: &std::fs::Metadata) -> i64 {
+fn created(meta: &std::fs::Metadata) -> i64 {
     let made = meta.created().ok().and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
     let made = made.and_then(|made| i64::try_from(made.as_nanos()).ok());
     made.unwrap_or_else(|| meta.mtime().saturating_mul(1_000_000_000))
@@ -143,7 +143,7 @@ impl Watch for CrashDumps {
         let (mut growing, mut noted) = (Growing::default(), String::new());
         loop {
             let (mut dumps, mut expansion) = (BTreeSet::new(), Expansion::default());
-            let mut troubles = Vec::new();
+            let mut problems = Vec::new();
             growing.begin();
             for (named, format) in formats::candidates(context, &root, &self.patterns, &mut expansion) {
                 // Links are not followed: everybody may be able to write to a directory of dumps.
@@ -169,14 +169,14 @@ impl Watch for CrashDumps {
                     }
                     // No dump, or excluded by policy: not looked at again.
                     Ok(None) => drop(reported.dumps.insert(identity)),
-                    Err(err) => troubles.push(CollectError::read(path.display().to_string(), err).to_string()),
+                    Err(err) => problems.push(CollectError::read(path.display().to_string(), err).to_string()),
                 }
                 if outlet.is_stopped() {
                     return Ok(());
                 }
             }
-            troubles.extend(expansion.troubles.iter().map(|(path, err)| format!("{}: {err}", path.display())));
-            let now = troubles.join("; ");
+            problems.extend(expansion.problems.iter().map(|(path, err)| format!("{}: {err}", path.display())));
+            let now = problems.join("; ");
             match (now == noted, now.is_empty()) {
                 (true, _) => {}
                 (false, true) => outlet.recovered(SPEC.id),
@@ -235,7 +235,7 @@ fn describe(
 ) -> io::Result<Option<Crash>> {
     let mut file = root.log(path)?.read()?;
     let meta = file.metadata()?;
-    if begun(&meta) < passed_over {
+    if created(&meta) < passed_over {
         return Ok(None);
     }
     let mut crash = Crash {

@@ -1,85 +1,372 @@
+#![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
+
+#[allow(dead_code, unreachable_pub, reason = "it is another crate's tests' too")]
+#[path = "../../../journal/tests/support/writer.rs"]
+mod writer;
+
 use super::*;
-use proptest::prelude::*;
-use vedette_wire::body::Journal as Body5;
+use crate::{Sink, StopSignal};
+use parking_lot::Mutex;
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+use vedette_wire::{Source, Stored, body::Journal as Record};
+use writer::{Codec, Layout, Written, write};
 
-fn parse(pieces: &[&[u8]]) -> Vec<Body5> {
-    let (mut parser, mut out) = (Parser::default(), Vec::new());
-    for piece in pieces {
-        parser.push(piece, |entry| out.push(entry.into_body()));
-    }
-    out
+const LAYOUT: Layout = Layout { is_compact: true, codec: Codec::Zstd, first_array: 4 };
+const MACHINE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const OTHER: &str = "cccccccccccccccccccccccccccccccc";
+/// The sequence that the writer writes.
+const SEQUENCE: &str = "journal:5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e";
+
+/// Stores emitted records, and cursors as the queue does.
+#[derive(Default)]
+struct MemorySink {
+    records: Mutex<Vec<(String, Position, Record)>>,
+    cursors: Mutex<BTreeMap<String, Vec<u8>>>,
+    dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
+    problems: Mutex<Vec<String>>,
+    /// Id of a source without room.
+    full: Mutex<Option<String>>,
 }
 
-const EXPORT: &[u8] = b"__CURSOR=s=ab;i=1f;b=cd;m=1;t=2;x=3\n__REALTIME_TIMESTAMP=1795404079123456\nPRIORITY=6\n\
-    _UID=1000\n_COMM=sudo\n_TRANSPORT=syslog\nSYSLOG_FACILITY=10\nMESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\n\
-    CODE_LINE=7\n\n__CURSOR=s=ab;i=20;b=cd;m=1;t=2;x=3\nMESSAGE=a=b\n\n";
+impl Sink for MemorySink {
+    fn put(&self, chunk: Chunk, _: &StopSignal) -> Result<(), CollectError> {
+        for record in chunk.decode().expect("records") {
+            let Body::Journal(body) = record.body else { panic!("no entry") };
+            self.records.lock().push((chunk.source.id.clone(), record.position, body));
+        }
+        let dropped = chunk.dropped.iter().map(|dropped| (dropped.reason, dropped.count, dropped.positions));
+        self.dropped.lock().extend(dropped);
+        let mut cursors = self.cursors.lock();
+        for id in &chunk.forget {
+            cursors.remove(id);
+        }
+        if let Some(cursor) = chunk.cursor {
+            cursors.insert(chunk.source.id.clone(), cursor);
+        }
+        Ok(())
+    }
+
+    fn has_room(&self, source: &Source, _: bool) -> bool {
+        self.full.lock().as_deref().is_none_or(|full| source.id != full)
+    }
+
+    fn report_problem(&self, _: &'static str, message: String) {
+        self.problems.lock().push(message);
+    }
+}
+
+/// A host with journals, and an agent whose queue holds what was emitted.
+struct Host {
+    dir: tempfile::TempDir,
+    sink: Arc<MemorySink>,
+    start: crate::tail::Start,
+    stored: Vec<Stored>,
+}
+
+impl Host {
+    fn new(start: crate::tail::Start) -> Self {
+        let dir = tempfile::tempdir().expect("temp dir");
+        fs::create_dir_all(dir.path().join("etc")).expect("creates");
+        fs::write(dir.path().join("etc/machine-id"), format!("{MACHINE}\n")).expect("writes");
+        Self { dir, sink: Arc::default(), start, stored: Vec::new() }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    /// Writes a file of the persistent journal, in place as journald does; `change` is made to it.
+    fn put(&self, path: &str, numbers: impl IntoIterator<Item = u64>, change: impl FnOnce(&mut writer::Journal)) {
+        let entries = numbers.into_iter().map(|seqnum| Written {
+            seqnum,
+            at: seqnum,
+            fields: vec![format!("MESSAGE=message {seqnum}").into_bytes(), b"_UID=1000".to_vec()],
+        });
+        let mut journal = write(LAYOUT, &entries.collect::<Vec<_>>());
+        journal.bytes[16] = 1;
+        change(&mut journal);
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("creates");
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).expect("opens");
+        file.write_all_at(&journal.bytes, 0).expect("writes");
+    }
+
+    fn context(&self) -> CollectorContext {
+        let cursors = self.sink.cursors.lock().clone().into_iter().collect();
+        let stored = self.stored.clone();
+        CollectorContext { cursors, stored, ..CollectorContext::new(self.dir.path(), Arc::new(|| 1)) }
+    }
+
+    /// Runs an agent; `between` is called after each pass but the last.
+    fn run(&self, between: &[&dyn Fn()]) {
+        let (context, outlet) = (self.context(), self.outlet());
+        let root = context.host().expect("a root");
+        let mut reading = Reading::new(&context, &outlet);
+        if reading.cursors.is_first_start() && self.start == crate::tail::Start::End {
+            reading.begin_at_end(&root).expect("emits");
+        }
+        reading.pass(&root).expect("reads");
+        for change in between {
+            change();
+            reading.pass(&root).expect("reads");
+        }
+    }
+
+    fn outlet(&self) -> Outlet {
+        Outlet::new(Arc::clone(&self.sink) as Arc<dyn Sink>, StopSignal::default())
+    }
+
+    /// Numbers of the emitted entries, which are their positions too.
+    fn numbers(&self) -> Vec<u64> {
+        let records = self.sink.records.lock();
+        let number = |(_, position, record): &(String, Position, Record)| {
+            assert_eq!(record.message, format!("message {}", position.0));
+            position.0
+        };
+        records.iter().map(number).collect()
+    }
+
+    fn cursor(&self, id: &str) -> Option<String> {
+        self.sink.cursors.lock().get(id).map(|cursor| String::from_utf8_lossy(cursor).into_owned())
+    }
+}
+
+fn system(machine: &str) -> String {
+    format!("var/log/journal/{machine}/system.journal")
+}
+
+fn is(journal: &mut writer::Journal, sequence: u8) {
+    journal.bytes[72..88].copy_from_slice(&[sequence; 16]);
+}
 
 #[test]
-fn text_and_binary_fields_are_read_however_the_bytes_come() {
-    let whole = parse(&[EXPORT]);
-    assert_eq!(whole.len(), 2);
-    assert_eq!((whole[0].message.as_str(), whole[0].uid, whole[0].facility), ("two\nlines", Some(1000), Some(10)));
-    assert_eq!(whole[0].time, 1_795_404_079_123_456_000);
-    assert_eq!(whole[0].more.keys().collect::<Vec<_>>(), ["CODE_LINE"]);
-    assert_eq!(whole[1].message, "a=b");
-    for cut in 0..EXPORT.len() {
-        assert_eq!(parse(&[&EXPORT[..cut], &EXPORT[cut..]]), whole, "cut at {cut}");
-    }
-}
-
-/// An entry with a large value, in pieces as from a pipe.
-fn with_large(field: &[u8], value: impl Iterator<Item = u8>) -> Vec<Body5> {
-    let mut bytes = b"__CURSOR=s=ab;i=1;b=c\nMESSAGE=before\n".to_vec();
-    bytes.extend_from_slice(field);
-    bytes.extend(value);
-    bytes.extend_from_slice(b"\n_PID=7\n\n__CURSOR=s=ab;i=2;b=c\nMESSAGE=after\n\n");
-    let pieces: Vec<&[u8]> = bytes.chunks(70_000).collect();
-    parse(&pieces)
-}
-
-#[test]
-fn a_value_that_is_too_large_is_cut_and_noted_and_the_next_entry_is_read() {
-    let large = 5_u64 << 20;
-    let binary = [b"COREDUMP\n".as_slice(), &large.to_le_bytes()].concat();
-    for field in [binary.as_slice(), b"COREDUMP="] {
-        let entries = with_large(field, std::iter::repeat_n(b'x', large as usize));
-        let messages: Vec<&str> = entries.iter().map(|entry| entry.message.as_str()).collect();
-        assert_eq!(messages, ["before", "after"]);
-        assert_eq!((entries[0].pid, entries[0].more["VEDETTE_CUT"].as_str()), (Some(7), "COREDUMP"));
-        assert_eq!(entries[0].more["COREDUMP"].len(), 256 << 10);
-        assert!(!entries[1].more.contains_key("VEDETTE_CUT"));
-    }
+fn fields_become_columns_and_the_rest_is_kept() {
+    let fields = [
+        "MESSAGE=two\nlines",
+        "PRIORITY=6",
+        "SYSLOG_FACILITY=10",
+        "_UID=1000",
+        "_COMM=sudo",
+        "_TRANSPORT=syslog",
+        "CODE_LINE=7",
+        "TWICE=1",
+        "TWICE=2",
+        "_BOOT_ID=other",
+    ];
+    let entry = Written { seqnum: 31, at: 5, fields: fields.map(|field| field.as_bytes().to_vec()).to_vec() };
+    let mut file = JournalFile::open(write(LAYOUT, &[entry]).bytes).expect("a journal");
+    let head = file.peek().expect("an entry");
+    let record = entry::body(&Entry { fields: file.fields(&head), head });
+    assert_eq!((record.message.as_str(), record.uid, record.facility), ("two\nlines", Some(1000), Some(10)));
+    assert_eq!(record.time, 1_795_404_079_000_005_000);
+    assert_eq!(record.boot_id.as_deref(), Some("b0".repeat(16).as_str()), "the entry's own");
+    let more: Vec<(&str, &str)> = record.more.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(more, [("CODE_LINE", "7"), ("TWICE", "1\n2")]);
+    assert!(record.cursor.starts_with("s=5e5e") && record.cursor.contains(";i=1f;b=b0b0"), "{}", record.cursor);
 }
 
 #[test]
 fn an_entry_of_many_large_values_stays_within_its_limit() {
-    let mut bytes = b"__CURSOR=s=ab;i=1;b=c\n".to_vec();
-    for number in 0..20 {
-        bytes.extend_from_slice(format!("FIELD{number}={}\n", "x".repeat(200_000)).as_bytes());
-    }
-    bytes.push(b'\n');
-    let entry = &parse(&[&bytes])[0];
-    let total: usize = entry.more.values().map(String::len).sum();
+    let fields = (0..20).map(|number| format!("FIELD{number:02}={}", "x".repeat(200_000)).into_bytes()).collect();
+    let mut file = JournalFile::open(write(LAYOUT, &[Written { seqnum: 1, at: 1, fields }]).bytes).expect("a journal");
+    let head = file.peek().expect("an entry");
+    let record = entry::body(&Entry { fields: file.fields(&head), head });
+    let total: usize = record.more.values().map(String::len).sum();
     assert!(total < 600 << 10, "{total}");
-    assert!(entry.more["VEDETTE_CUT"].starts_with("FIELD2 FIELD3"), "{}", entry.more["VEDETTE_CUT"]);
+    assert!(record.more["VEDETTE_CUT"].starts_with("FIELD02 FIELD03"), "{}", record.more["VEDETTE_CUT"]);
 }
 
 #[test]
-fn the_place_of_a_cursor_is_its_sequence_number() {
-    assert_eq!(cursor_parts("s=ab;i=4ece7;b=cd"), ("ab", 0x4ece7));
-    assert_eq!(cursor_parts("nonsense"), ("unknown", 0));
+fn it_starts_at_the_end_and_continues_after_a_restart_without_loss_or_repeat() {
+    let host = Host::new(crate::tail::Start::End);
+    host.put(&system(MACHINE), 1..=5, |_| {});
+    host.run(&[]);
+    assert!(host.numbers().is_empty());
+    // The restart comes before the first entry.
+    assert!(host.cursor(BEGIN).is_some_and(|cursor| cursor.contains(";i=5;")));
+    host.put(&system(MACHINE), 1..=8, |_| {});
+    host.run(&[&|| host.put(&system(MACHINE), 1..=9, |_| {})]);
+    host.put(&system(MACHINE), 1..=11, |_| {});
+    host.run(&[]);
+    assert_eq!(host.numbers(), [6, 7, 8, 9, 10, 11]);
+    let cursors = host.sink.cursors.lock();
+    assert_eq!(cursors.keys().collect::<Vec<_>>(), [SEQUENCE], "the start position is forgotten");
+    assert!(String::from_utf8_lossy(&cursors[SEQUENCE]).starts_with("s=5e5e"), "as journalctl writes it");
 }
 
 #[test]
-fn after_a_lost_queue_reading_goes_on_at_the_first_hole() {
-    let stored = |begun| Stored { id: "journal:ab".to_owned(), ranges: vec![(10, 20), (30, 40)], begun, floor: 0 };
-    assert_eq!(first_missing("s=ab;i=27;b=cd", &[stored(false)]).as_deref(), Some("s=ab;i=13"), "behind 19");
-    assert_eq!(first_missing("s=ab;i=27;b=cd", &[stored(true)]), None, "it was gone on with since");
-    assert_eq!(first_missing("s=other;i=27", &[stored(false)]), None);
-    assert_eq!(
-        [9, 10, 19, 20, 30, 39, 40].map(|at| stored(false).has(at)),
-        [false, true, true, false, true, true, false]
-    );
+fn a_cursor_of_an_agent_that_ran_journalctl_is_continued() {
+    let host = Host::new(crate::tail::Start::End);
+    host.put(&system(MACHINE), 1..=9, |_| {});
+    let text = format!("s={};i=4;b={};m=4;t=660e9165b69c4;x=1c", "5e".repeat(16), "b0".repeat(16));
+    host.sink.cursors.lock().insert(SEQUENCE.to_owned(), text.into_bytes());
+    host.run(&[]);
+    assert_eq!(host.numbers(), [5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn a_file_rotated_and_vacuumed_while_it_is_read_is_read_to_its_end() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    let archived = host.path(&format!("var/log/journal/{MACHINE}/system@1.journal"));
+    host.put(&system(MACHINE), 1..=5, |_| {});
+    host.run(&[
+        // Written, rotated and deleted between two passes.
+        &|| {
+            host.put(&system(MACHINE), 1..=8, |journal| journal.bytes[16] = 2);
+            fs::rename(host.path(&system(MACHINE)), &archived).expect("renames");
+            host.put(&system(MACHINE), 9..=10, |_| {});
+            fs::remove_file(&archived).expect("removes");
+        },
+        &|| host.put(&system(MACHINE), 9..=12, |_| {}),
+    ]);
+    assert_eq!(host.numbers(), (1..=12).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_file_that_is_closed_and_written_again_continues() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    let user = format!("var/log/journal/{MACHINE}/user-1000.journal");
+    host.put(&user, [1, 3], |journal| journal.bytes[16] = 0);
+    host.put(&system(MACHINE), [2, 4], |_| {});
+    host.run(&[
+        &|| {},
+        &|| {
+            host.put(&user, [1, 3, 5], |_| {});
+            let later = std::time::SystemTime::now() + Duration::from_secs(5);
+            let file = fs::File::options().write(true).open(host.path(&user)).expect("opens");
+            file.set_modified(later).expect("sets");
+        },
+        &|| {},
+    ]);
+    assert_eq!(host.numbers(), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn the_volatile_journal_and_its_copy_on_the_disk_are_read_once() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    let volatile = format!("run/log/journal/{MACHINE}/system.journal");
+    host.put(&volatile, 1..=5, |_| {});
+    host.run(&[&|| {
+        host.put(&volatile, 1..=7, |journal| journal.bytes[16] = 2);
+        host.put(&system(MACHINE), 1..=9, |journal| is(journal, 0x77));
+        fs::remove_file(host.path(&volatile)).expect("removes");
+    }]);
+    assert_eq!(host.numbers(), (1..=9).collect::<Vec<_>>());
+    host.run(&[]);
+    assert_eq!(host.numbers().len(), 9, "nor after a restart");
+}
+
+#[test]
+fn what_appears_while_the_agent_runs_is_read_whole_though_the_clock_was_set_back() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 50..=52, |_| {});
+    host.run(&[&|| {
+        // After an unclean stop journald begins another sequence; here in another boot, before the first by the clock.
+        host.put(&format!("var/log/journal/{MACHINE}/other.journal"), 3..=4, |journal| {
+            is(journal, 0x77);
+            for entry in journal.entries.clone() {
+                journal.bytes[entry + 40..entry + 56].copy_from_slice(&[0xb1; 16]);
+            }
+        });
+        // A container shares the boot, and was written before the host's newest entry.
+        host.put(&system(OTHER), 5..=6, |journal| is(journal, 0x78));
+    }]);
+    assert_eq!(host.numbers(), [50, 51, 52, 3, 4, 5, 6]);
+}
+
+#[test]
+fn journals_of_containers_and_namespaces_are_read_and_an_older_agent_does_not_see_their_cursors() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 1..=2, |_| {});
+    host.put(&system(OTHER), 3..=4, |journal| is(journal, 0x77));
+    host.put(&system(&format!("{MACHINE}.web")), 5..=6, |journal| is(journal, 0x78));
+    host.put("var/log/journal/remote/remote-h2.journal", 7..=8, |journal| is(journal, 0x79));
+    host.run(&[]);
+    assert_eq!(host.numbers(), [1, 2, 3, 4, 5, 6], "what other hosts sent is not of this one");
+    let own = host.cursor(SEQUENCE).expect("it has one");
+    assert!(own.starts_with("s=5e"), "{own}");
+    for sequence in ["77", "78"] {
+        let cursor = host.cursor(&format!("journal:{}", sequence.repeat(16))).expect("it has one");
+        assert!(cursor.starts_with("S=7"), "{cursor}");
+    }
+    host.put(&system(OTHER), 3..=9, |journal| is(journal, 0x77));
+    host.run(&[]);
+    assert_eq!(host.numbers(), [1, 2, 3, 4, 5, 6, 5, 6, 7, 8, 9]);
+}
+
+#[test]
+fn a_sequence_without_room_waits_and_others_continue() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 1..=2, |_| {});
+    host.put(&system(OTHER), 3..=4, |journal| is(journal, 0x77));
+    *host.sink.full.lock() = Some(SEQUENCE.to_owned());
+    host.run(&[&|| *host.sink.full.lock() = None]);
+    assert_eq!(host.numbers(), [3, 4, 1, 2]);
+}
+
+#[test]
+fn damaged_entries_are_counted_and_their_file_is_named() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 1..=9, |journal| journal.bytes[journal.entries[4]] = 0);
+    host.run(&[]);
+    assert_eq!(host.numbers(), [1, 2, 3, 4, 6, 7, 8, 9]);
+    assert_eq!(*host.sink.dropped.lock(), [(Reason::Unparseable, 1, None)]);
+    let problems = host.sink.problems.lock();
+    assert!(problems[0].contains("/system.journal is damaged"), "{problems:?}");
+}
+
+#[test]
+fn what_is_no_journal_is_named_and_the_rest_is_read() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 1..=2, |_| {});
+    fs::write(host.path(&format!("var/log/journal/{MACHINE}/torn.journal")), "LPKSHHRH").expect("writes");
+    host.run(&[]);
+    assert_eq!(host.numbers(), [1, 2]);
+    assert!(host.sink.problems.lock()[0].contains("torn.journal: it is not a journal file"));
+}
+
+#[test]
+fn after_a_lost_queue_reading_continues_at_the_first_hole() {
+    let mut host = Host::new(crate::tail::Start::End);
+    host.put(&system(MACHINE), 1..=9, |_| {});
+    let text = format!("s={};i=8;b={};m=8;t=660e9165b69c8;x=38", "5e".repeat(16), "b0".repeat(16));
+    host.sink.cursors.lock().insert(SEQUENCE.to_owned(), text.into_bytes());
+    host.stored = vec![Stored { id: SEQUENCE.to_owned(), ranges: vec![(1, 4), (6, 8)], begun: false, floor: 0 }];
+    host.run(&[]);
+    assert_eq!(host.numbers(), [4, 5, 8, 9]);
+    host.sink.records.lock().clear();
+    host.stored[0].begun = true;
+    host.run(&[]);
+    assert!(host.numbers().is_empty(), "it was continued since");
+}
+
+#[test]
+fn skipping_counts_what_is_passed_and_moves_every_sequence() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 1..=2, |_| {});
+    host.run(&[]);
+    host.put(&system(MACHINE), 1..=7, |_| {});
+    host.put(&system(OTHER), 3..=4, |journal| is(journal, 0x77));
+    skip(&Settings::default(), &host.context(), &host.outlet()).expect("skips");
+    assert_eq!(*host.sink.dropped.lock(), [(Reason::Policy, 5, Some(Position(3, 8)))]);
+    host.put(&system(MACHINE), 1..=8, |_| {});
+    host.put(&system(OTHER), 3..=5, |journal| is(journal, 0x77));
+    host.run(&[]);
+    assert_eq!(host.numbers(), [1, 2, 5, 8]);
+}
+
+#[test]
+fn once_gives_the_last_entries_of_all_files() {
+    let host = Host::new(crate::tail::Start::End);
+    host.put(&system(MACHINE), [1, 3, 5], |_| {});
+    host.put(&format!("var/log/journal/{MACHINE}/user-1.journal"), [2, 4, 6], |_| {});
+    let context = CollectorContext { once: Some(3), ..host.context() };
+    Journal { start: crate::tail::Start::End }.watch(&context, &mut host.outlet()).expect("reads");
+    assert_eq!(host.numbers(), [4, 5, 6]);
 }
 
 #[test]
@@ -88,11 +375,5 @@ fn a_host_without_a_journal_says_so() {
     let context = CollectorContext::new(dir.path(), Arc::new(|| 1));
     let Ok(Plan::Absent(why)) = Definition::build(&Settings::default(), &context) else { panic!("not absent") };
     assert!(why.contains("/var/log/journal"), "{why}");
-}
-
-proptest! {
-    #[test]
-    fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        parse(&[&bytes]);
-    }
+    assert!(!is_readable(&context) && files::directory(Path::new("/var/log/journal/remote/a.journal")).is_none());
 }

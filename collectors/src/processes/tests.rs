@@ -3,6 +3,7 @@
 use super::*;
 use std::{
     collections::BTreeMap,
+    io::{Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -32,16 +33,29 @@ fn of(processes: &[Process], pid: u32) -> Vec<&Process> {
 struct Sleeper(Child);
 
 impl Sleeper {
-    /// A shell that runs `script` after a line on standard input.
+    /// A shell that runs `script` after a line on standard input; it waits for that when this returns.
     fn new(script: &str) -> Self {
-        let script = format!("read line; {script}");
-        Self(Command::new("/bin/sh").args(["-c", &script]).stdin(Stdio::piped()).spawn().expect("sh runs"))
+        let script = format!("echo ready; read line; {script}");
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = shell.spawn().expect("sh runs");
+        let mut ready = [0; 6];
+        child.stdout.as_mut().expect("piped").read_exact(&mut ready).expect("it says so");
+        Self(child)
+    }
+
+    fn command_line(&self) -> Vec<u8> {
+        std::fs::read(format!("/proc/{}/cmdline", self.0.id())).expect("it runs")
     }
 
     fn go(&mut self) {
-        use std::io::Write;
+        let before = self.command_line();
         self.0.stdin.as_mut().expect("piped").write_all(b"\n").expect("it reads");
-        std::thread::sleep(Duration::from_millis(300));
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while self.command_line() == before {
+            assert!(std::time::Instant::now() < deadline, "it does not call execve(2)");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 }
 

@@ -117,7 +117,7 @@ pub(crate) struct Expansion {
     entries: usize,
     since: Instant,
     /// Paths that could not be listed, with errors; a missing path is no error.
-    pub(crate) troubles: Vec<(PathBuf, io::Error)>,
+    pub(crate) problems: Vec<(PathBuf, io::Error)>,
 }
 
 /// A path that a pattern matches: a file, a link, or another non-directory.
@@ -147,7 +147,7 @@ impl Default for Expansion {
 impl Expansion {
     /// An expansion with a limit of entries.
     pub(crate) fn with_bound(entries: usize) -> Self {
-        Self { entries, since: Instant::now(), troubles: Vec::new() }
+        Self { entries, since: Instant::now(), problems: Vec::new() }
     }
 
     /// Paths that a pattern matches, sorted by name.
@@ -158,7 +158,7 @@ impl Expansion {
                 "it takes more than {ENTRIES_MAX} entries or {} s to look through; the rest is skipped; name fewer directories",
                 TIME_MAX.as_secs()
             );
-            self.troubles.push((PathBuf::from(pattern.text()), io::Error::new(io::ErrorKind::InvalidInput, why)));
+            self.problems.push((PathBuf::from(pattern.text()), io::Error::new(io::ErrorKind::InvalidInput, why)));
         }
         out.sort_by(|a, b| a.path.cmp(&b.path));
         out.dedup_by(|a, b| a.path == b.path);
@@ -177,14 +177,14 @@ impl Expansion {
         }
         if dir.components().count() > DEPTH_MAX {
             let why = format!("more than {DEPTH_MAX} directories deep; skipped");
-            self.troubles.push((dir.to_owned(), io::Error::new(io::ErrorKind::InvalidInput, why)));
+            self.problems.push((dir.to_owned(), io::Error::new(io::ErrorKind::InvalidInput, why)));
             return Some(());
         }
         let (handle, entries) = match root.entries(dir) {
             Ok(opened) => opened,
             Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Some(()),
             Err(err) => {
-                self.troubles.push((dir.to_owned(), err));
+                self.problems.push((dir.to_owned(), err));
                 return Some(());
             }
         };
@@ -229,7 +229,7 @@ impl Expansion {
             }
             Ok(_) => {}
             Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-            Err(err) => self.troubles.push((dir.join(name), err)),
+            Err(err) => self.problems.push((dir.join(name), err)),
         }
         Some(())
     }

@@ -38,8 +38,8 @@ impl Host {
     fn expand(&self, pattern: &str) -> (Vec<String>, Vec<String>) {
         let mut expansion = Expansion::default();
         let named = expansion.expand(&self.root, &Pattern::new(pattern).expect("a pattern"));
-        let troubles = expansion.troubles.iter().map(|(path, err)| format!("{}: {err}", path.display())).collect();
-        (named.iter().map(|named| named.path.to_string_lossy().into_owned()).collect(), troubles)
+        let problems = expansion.problems.iter().map(|(path, err)| format!("{}: {err}", path.display())).collect();
+        (named.iter().map(|named| named.path.to_string_lossy().into_owned()).collect(), problems)
     }
 }
 
@@ -177,8 +177,8 @@ fn patterns_name_what_they_say_and_descend_no_links() {
     host.link("../deep", "/var/log/app/deep/again");
     host.link("a.log", "/var/log/link.log");
     let named = |pattern: &str| {
-        let (named, troubles) = host.expand(pattern);
-        assert!(troubles.is_empty(), "{pattern}: {troubles:?}");
+        let (named, problems) = host.expand(pattern);
+        assert!(problems.is_empty(), "{pattern}: {problems:?}");
         named
     };
     assert_eq!(named("/var/log/*.log"), ["/var/log/a.log", "/var/log/link.log"]);
@@ -214,21 +214,21 @@ fn a_name_that_is_not_utf_8_is_found() {
 #[test]
 fn what_cannot_be_listed_is_said() {
     if rustix::process::getuid().is_root() {
-        // Root can list anything: an untrusted link to a directory is a trouble all the same.
+        // Root can list anything: an untrusted link to a directory is a problem all the same.
         let host = Host::new();
         host.put("/etc/a.log", "x");
         host.link("/etc", "/home/eve/dir");
         std::os::unix::fs::lchown(host.at("/home/eve/dir"), Some(1234), None).expect("chowns");
-        let (named, troubles) = host.expand("/home/eve/dir/*.log");
-        assert!(named.is_empty() && troubles[0].contains("belongs to user 1234"), "{troubles:?}");
+        let (named, problems) = host.expand("/home/eve/dir/*.log");
+        assert!(named.is_empty() && problems[0].contains("belongs to user 1234"), "{problems:?}");
         return;
     }
     let host = Host::new();
     host.put("/closed/a.log", "x");
     std::fs::set_permissions(host.at("/closed"), std::fs::Permissions::from_mode(0o000)).expect("sets");
-    let (named, troubles) = host.expand("/closed/*.log");
+    let (named, problems) = host.expand("/closed/*.log");
     std::fs::set_permissions(host.at("/closed"), std::fs::Permissions::from_mode(0o700)).expect("sets");
-    assert!(named.is_empty() && troubles[0].contains("denied"), "{troubles:?}");
+    assert!(named.is_empty() && problems[0].contains("denied"), "{problems:?}");
 }
 
 #[test]
@@ -236,8 +236,8 @@ fn an_expansion_has_a_bound() {
     let host = Host::new();
     let deep = format!("/deep{}", "/d".repeat(200));
     host.put(&format!("{deep}/a.log"), "x");
-    let (named, troubles) = host.expand("/deep/**/a.log");
-    assert!(named.is_empty() && troubles[0].contains("directories deep"), "{troubles:?}");
+    let (named, problems) = host.expand("/deep/**/a.log");
+    assert!(named.is_empty() && problems[0].contains("directories deep"), "{problems:?}");
     for number in 0..300 {
         host.put(&format!("/d/{number}"), "");
     }
@@ -246,5 +246,5 @@ fn an_expansion_has_a_bound() {
     assert_eq!(expansion.expand(&host.root, &pattern).len(), 300);
     let mut expansion = Expansion::with_bound(100);
     assert!(expansion.expand(&host.root, &pattern).len() < 100);
-    assert!(expansion.troubles[0].1.to_string().contains("name fewer directories"), "{:?}", expansion.troubles);
+    assert!(expansion.problems[0].1.to_string().contains("name fewer directories"), "{:?}", expansion.problems);
 }

@@ -1,7 +1,7 @@
 //! Chooses the files to follow: matches of the globs, renamed files, and rotated ones.
 
 use super::{
-    Cursor, Discovery, File, Followed, Key, LineParser, Name, SCANNED, Start, State, TailContext, Tailer, file,
+    Cursor, DeviceInode, Discovery, File, Followed, LineParser, Name, SCANNED, Start, State, TailContext, Tailer, file,
     passed_over,
     rotation::{self, key},
     unpacked,
@@ -35,7 +35,7 @@ fn leads_nowhere(err: &io::Error) -> bool {
 }
 
 /// Matches of the globs by host path, and errors.
-type Listed = (BTreeMap<PathBuf, Key>, Expansion);
+type Listed = (BTreeMap<PathBuf, DeviceInode>, Expansion);
 
 /// Fingerprint of a directory entry.
 fn fingerprint(stat: &rustix::fs::Stat) -> file::FileFingerprint {
@@ -61,22 +61,22 @@ impl<P: LineParser> Tailer<P> {
         state.descriptors_upper_bound = state.held();
         state.stems = None;
         state.scan_began = at.context.now();
-        state.troubles.clear();
+        state.problems.clear();
         let Some((found, expansion)) = self.add_matches(at, state, watches)? else { return Ok(()) };
         for followed in state.files.values_mut() {
             followed.listed = followed.seen == state.scan_began;
         }
         // Only existing names are kept, since anyone may create any number.
-        let troubles = &state.troubles;
-        state.refused.retain(|path, _| troubles.contains_key(&path.display().to_string()));
-        for (path, err) in &expansion.troubles {
-            state.trouble(path, &err.to_string());
+        let problems = &state.problems;
+        state.refused.retain(|path, _| problems.contains_key(&path.display().to_string()));
+        for (path, err) in &expansion.problems {
+            state.add_problem(path, &err.to_string());
         }
         // Files may appear in an existing directory; elsewhere the path is wrong, or the host logs to another place.
         let may_come = |pattern: &Pattern| !pattern.is_one_path() && at.root.find(&pattern.base()).is_ok();
-        let is_nothing = found.is_empty() && state.troubles.is_empty() && state.files.is_empty();
+        let is_nothing = found.is_empty() && state.problems.is_empty() && state.files.is_empty();
         if is_nothing && !self.patterns.is_empty() && !self.patterns.iter().any(may_come) {
-            state.troubles.insert(String::new(), "no file matches any of `paths`".to_owned());
+            state.problems.insert(String::new(), "no file matches any of `paths`".to_owned());
         }
         self.find_closed(state);
         // Names that now belong to another file or to none: rotated files may be unknown since.
@@ -116,13 +116,13 @@ impl<P: LineParser> Tailer<P> {
         state: &mut State,
         watches: &mut Watches,
     ) -> Result<Option<Listed>, CollectError> {
-        let mut found: BTreeMap<PathBuf, Key> = BTreeMap::new();
+        let mut found: BTreeMap<PathBuf, DeviceInode> = BTreeMap::new();
         let mut expansion = Expansion::default();
         for pattern in self.patterns.clone() {
             watches.add(at, &pattern);
             let named = expansion.expand(&at.root, &pattern);
             if named.is_empty() && self.expects_each && pattern.is_one_path() {
-                state.trouble(Path::new(pattern.text()), "it does not exist; check `paths`");
+                state.add_problem(Path::new(pattern.text()), "it does not exist; check `paths`");
             }
             let from_end =
                 !state.scanned.contains(pattern.text()) && self.start == Start::End && at.context.once.is_none();
@@ -136,7 +136,7 @@ impl<P: LineParser> Tailer<P> {
                     } else {
                         "it is no regular file, or a link that leads to none"
                     };
-                    state.trouble(&named.path, why);
+                    state.add_problem(&named.path, why);
                 }
                 if at.outlet.is_stopped() {
                     return Ok(None);
@@ -149,7 +149,7 @@ impl<P: LineParser> Tailer<P> {
     /// Treats a missing closed file as renamed or deleted: it is searched for like one of an earlier run.
     fn find_closed(&self, state: &mut State) {
         let is_gone = |followed: &Followed| !followed.listed && !followed.file.holds_descriptor();
-        let gone: Vec<Key> =
+        let gone: Vec<DeviceInode> =
             state.files.iter().filter(|(_, followed)| is_gone(followed)).map(|(key, _)| *key).collect();
         for followed in gone.into_iter().filter_map(|key| state.files.remove(&key)) {
             let cursor = followed.cursor();
@@ -164,7 +164,7 @@ impl<P: LineParser> Tailer<P> {
         state: &mut State,
         named: &Named,
         how: Discovery<'_>,
-    ) -> Result<Option<Key>, CollectError> {
+    ) -> Result<Option<DeviceInode>, CollectError> {
         if !named.is_link() {
             if !named.is_file() || unpacked::is_compressed(&named.path) {
                 return Ok(None);
@@ -180,7 +180,7 @@ impl<P: LineParser> Tailer<P> {
             Err(err) if leads_nowhere(&err) => return Ok(None),
             Err(err) => {
                 state.refused.entry(named.path.clone()).or_insert(how.from_end);
-                state.trouble(&named.path, &CollectError::read(named.path.display().to_string(), err).to_string());
+                state.add_problem(&named.path, &CollectError::read(named.path.display().to_string(), err).to_string());
                 return Ok(None);
             }
         };
@@ -195,7 +195,7 @@ impl<P: LineParser> Tailer<P> {
         &self,
         at: &TailContext<'_>,
         state: &mut State,
-        key: Key,
+        key: DeviceInode,
         how: Discovery<'_>,
         fingerprint: &file::FileFingerprint,
     ) -> bool {
@@ -266,7 +266,7 @@ impl<P: LineParser> Tailer<P> {
         state: &mut State,
         (path, found): (&Path, &root::HostEntry),
         how: Discovery<'_>,
-    ) -> Result<Option<Key>, CollectError> {
+    ) -> Result<Option<DeviceInode>, CollectError> {
         let key = key(found.meta());
         if self.is_followed(at, state, key, how, &file::fingerprint(found.meta())) {
             return Ok(Some(key));
@@ -308,7 +308,7 @@ impl<P: LineParser> Tailer<P> {
             Ok(file) => file,
             Err(err) => {
                 state.refused.entry(path.to_owned()).or_insert(how.from_end);
-                state.trouble(path, &CollectError::read(path.display().to_string(), err).to_string());
+                state.add_problem(path, &CollectError::read(path.display().to_string(), err).to_string());
                 return Ok(None);
             }
         };
@@ -342,11 +342,11 @@ impl<P: LineParser> Tailer<P> {
         let stems = state.stems.get_or_insert_with(|| {
             rotation::Stems::of(state.files.iter().map(|(key, followed)| (followed.path.as_path(), *key)))
         });
-        let may_be = |key: &Key| {
+        let may_be = |key: &DeviceInode| {
             let followed = state.files.get(key);
             followed.is_some_and(|followed| before(followed) && rotation::may_be_of(path, &followed.path))
         };
-        let mut originals: Vec<Key> = stems.begins(path).into_iter().filter(may_be).collect();
+        let mut originals: Vec<DeviceInode> = stems.begins(path).into_iter().filter(may_be).collect();
         originals.sort_unstable();
         for original in originals {
             // The original may have been truncated since.
@@ -377,7 +377,7 @@ impl<P: LineParser> Tailer<P> {
         &self,
         at: &TailContext<'_>,
         state: &mut State,
-        key: Key,
+        key: DeviceInode,
         (file, path, source): (File, &Path, Arc<Source>),
         (listed, seen): (bool, i64),
     ) -> Result<(), CollectError> {
@@ -393,7 +393,7 @@ impl<P: LineParser> Tailer<P> {
             was_read: false,
             at_end: false,
             room: RoomWait::default(),
-            trouble: None,
+            problem: None,
         };
         let mut first = Chunk::new(Arc::clone(&followed.source));
         // The start must be durable too: a restart must not start at a later end.
@@ -409,7 +409,7 @@ impl<P: LineParser> Tailer<P> {
         &mut self,
         at: &TailContext<'_>,
         state: &mut State,
-        original: Key,
+        original: DeviceInode,
     ) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&original) else { return Ok(()) };
         let (cursor, path) = (followed.cursor(), followed.path.clone());
@@ -465,9 +465,9 @@ pub(super) fn resume(found: &root::HostEntry, known: &[Cursor]) -> io::Result<Op
 }
 
 impl State {
-    pub(super) fn trouble(&mut self, path: &Path, why: &str) {
+    pub(super) fn add_problem(&mut self, path: &Path, why: &str) {
         let path = path.display().to_string();
         let text = if why.contains(&path) { why.to_owned() } else { format!("{path}: {why}") };
-        self.troubles.insert(path, text);
+        self.problems.insert(path, text);
     }
 }

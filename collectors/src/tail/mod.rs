@@ -62,8 +62,8 @@ const TURNS_MAX: Duration = Duration::from_millis(500);
 /// Descriptors left to others, and the minimum and maximum for a tailer.
 const OPEN_RESERVE: u64 = 128;
 const OPEN_RANGE: std::ops::RangeInclusive<u64> = 16..=8192;
-/// Maximum number of troubles named in status; the rest is counted.
-const TROUBLES_NAMED: usize = 5;
+/// Maximum number of problems named in status; the rest is counted.
+const PROBLEMS_NAMED: usize = 5;
 /// Source id of the record of globs scanned in the last run.
 const SCANNED: &str = "scanned";
 /// Source id of a time, nanoseconds UTC: files created before it start at their end.
@@ -135,7 +135,7 @@ struct Followed {
     /// Wait for room in the queue.
     room: RoomWait,
     /// Why it cannot be read.
-    trouble: Option<String>,
+    problem: Option<String>,
 }
 
 impl Followed {
@@ -158,7 +158,7 @@ enum Read {
 }
 
 /// Device and inode.
-type Key = (u64, u64);
+type DeviceInode = (u64, u64);
 
 /// How a file was discovered.
 #[derive(Clone, Copy)]
@@ -174,22 +174,22 @@ struct Discovery<'a> {
 /// The file of a name, and the start of the last scan that found it, nanoseconds UTC.
 #[derive(Clone, Copy)]
 struct Name {
-    key: Key,
+    key: DeviceInode,
     seen: i64,
 }
 
 struct State {
     /// By host path.
     names: BTreeMap<PathBuf, Name>,
-    files: BTreeMap<Key, Followed>,
+    files: BTreeMap<DeviceInode, Followed>,
     /// Cursors without a file, by source id.
     orphans: BTreeMap<String, Cursor>,
     /// Sources that no glob named in the last run: what was written meanwhile is not collected.
     returning: BTreeSet<String>,
     /// Possible copies: length, and since when it is the same.
-    suspects: BTreeMap<Key, (u64, Instant)>,
+    suspects: BTreeMap<DeviceInode, (u64, Instant)>,
     /// Archives compared with a source, by length.
-    tried: BTreeSet<(String, Key, u64)>,
+    tried: BTreeSet<(String, DeviceInode, u64)>,
     /// Archives that existed at the start and may hold unseen generations, with their original names.
     archives: BTreeMap<PathBuf, PathBuf>,
     /// `olddir` directories of logrotate; read on demand.
@@ -210,7 +210,7 @@ struct State {
     /// Files that cannot be opened, and whether they start at their end.
     refused: BTreeMap<PathBuf, bool>,
     /// Files that cannot be read, by path, as of the last scan.
-    troubles: BTreeMap<String, String>,
+    problems: BTreeMap<String, String>,
     /// The last report of them.
     reported: String,
     since: Instant,
@@ -263,19 +263,19 @@ impl State {
             stems: None,
             descriptors_upper_bound: 0,
             refused: BTreeMap::new(),
-            troubles: BTreeMap::new(),
+            problems: BTreeMap::new(),
             reported: String::new(),
             since: Instant::now(),
         }
     }
 
-    /// Reports changed troubles.
+    /// Reports changed problems.
     fn report(&mut self, collector: &'static str, outlet: &Outlet) {
-        let of_files = self.files.values().filter_map(|followed| followed.trouble.as_ref());
-        let all: Vec<&String> = self.troubles.values().chain(of_files).collect();
-        let mut text: Vec<&str> = all.iter().take(TROUBLES_NAMED).map(|trouble| trouble.as_str()).collect();
-        let more = format!("and {} more", all.len().saturating_sub(TROUBLES_NAMED));
-        if all.len() > TROUBLES_NAMED {
+        let of_files = self.files.values().filter_map(|followed| followed.problem.as_ref());
+        let all: Vec<&String> = self.problems.values().chain(of_files).collect();
+        let mut text: Vec<&str> = all.iter().take(PROBLEMS_NAMED).map(|problem| problem.as_str()).collect();
+        let more = format!("and {} more", all.len().saturating_sub(PROBLEMS_NAMED));
+        if all.len() > PROBLEMS_NAMED {
             text.push(&more);
         }
         let text = text.join("; ");

@@ -4,7 +4,7 @@
 //! app.log    →    app.log.1, app.log-20261125, app-20261125.log, app.log.2.gz, archive/app.log.1
 //! ```
 
-use super::{Cursor, Key, unpacked};
+use super::{Cursor, DeviceInode, unpacked};
 use crate::root::Root;
 use std::{
     collections::HashMap,
@@ -79,12 +79,12 @@ pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
 
 /// Files by directory and stem, to find those of which a path may be a rotated form without comparing it with each.
 #[derive(Default)]
-pub(super) struct Stems(HashMap<PathBuf, Vec<Key>>);
+pub(super) struct Stems(HashMap<PathBuf, Vec<DeviceInode>>);
 
 impl Stems {
     /// Indexes files by path.
-    pub(super) fn of<'a>(files: impl Iterator<Item = (&'a Path, Key)>) -> Self {
-        let mut by_stem: HashMap<PathBuf, Vec<Key>> = HashMap::new();
+    pub(super) fn of<'a>(files: impl Iterator<Item = (&'a Path, DeviceInode)>) -> Self {
+        let mut by_stem: HashMap<PathBuf, Vec<DeviceInode>> = HashMap::new();
         for (path, key) in files {
             by_stem.entry(path.with_file_name(path.file_stem().unwrap_or_default())).or_default().push(key);
         }
@@ -92,7 +92,7 @@ impl Stems {
     }
 
     /// Files whose stem a path begins with.
-    pub(super) fn begins(&self, path: &Path) -> Vec<Key> {
+    pub(super) fn begins(&self, path: &Path) -> Vec<DeviceInode> {
         let name = path.file_name().unwrap_or_default().as_bytes();
         let stems =
             (1..=name.len()).filter_map(|end| self.0.get(&path.with_file_name(OsStr::from_bytes(&name[..end]))));

@@ -1,6 +1,8 @@
 //! Reads files in turns of limited size, as far as the queue has room.
 
-use super::{CHUNK_BYTES, Followed, Key, LineParser, Read, Reading, State, TURN_BYTES, TURNS_MAX, TailContext, Tailer};
+use super::{
+    CHUNK_BYTES, DeviceInode, Followed, LineParser, Read, Reading, State, TURN_BYTES, TURNS_MAX, TailContext, Tailer,
+};
 use crate::{CollectError, room::Room};
 use std::time::Instant;
 use vedette_wire::{Dropped, Reason};
@@ -8,8 +10,8 @@ use vedette_wire::{Dropped, Reason};
 impl<P: LineParser> Tailer<P> {
     /// Gives each file a turn; returns whether there was anything, and whether there is more.
     pub(super) fn read_all(&mut self, at: &TailContext<'_>, state: &mut State) -> Result<Read, CollectError> {
-        let open = |(key, followed): (&Key, &Followed)| followed.file.holds_descriptor().then_some(*key);
-        let mut turns: Vec<Key> = state.files.iter().filter_map(open).collect();
+        let open = |(key, followed): (&DeviceInode, &Followed)| followed.file.holds_descriptor().then_some(*key);
+        let mut turns: Vec<DeviceInode> = state.files.iter().filter_map(open).collect();
         let (mut any, began) = (false, Instant::now());
         loop {
             let mut more = Vec::new();
@@ -38,7 +40,7 @@ impl<P: LineParser> Tailer<P> {
             let is_read = followed.file.is_open() && !followed.room.is_waiting();
             !followed.listed && is_read && followed.grew.elapsed() > self.patience
         };
-        let over: Vec<Key> =
+        let over: Vec<DeviceInode> =
             state.files.iter().filter(|(_, followed)| is_over(followed)).map(|(key, _)| *key).collect();
         for key in over {
             self.let_go(at, state, key)?;
@@ -47,21 +49,21 @@ impl<P: LineParser> Tailer<P> {
     }
 
     /// Drops a file that will not grow, after emitting its unfinished line.
-    fn let_go(&mut self, at: &TailContext<'_>, state: &mut State, key: Key) -> Result<(), CollectError> {
+    fn let_go(&mut self, at: &TailContext<'_>, state: &mut State, key: DeviceInode) -> Result<(), CollectError> {
         let Some(mut followed) = state.files.remove(&key) else { return Ok(()) };
         self.rest(at, &mut followed)?;
         self.forget(at, &followed.cursor())
     }
 
     /// A turn of one file.
-    fn read_one(&mut self, at: &TailContext<'_>, state: &mut State, key: Key) -> Result<Read, CollectError> {
+    fn read_one(&mut self, at: &TailContext<'_>, state: &mut State, key: DeviceInode) -> Result<Read, CollectError> {
         let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
         let read = self.turn(at, followed);
         followed.was_read = true;
         followed.at_end = matches!(read, Ok(Read::Grew | Read::Nothing)) && !followed.room.is_waiting();
         match read {
             Ok(read) => {
-                followed.trouble = None;
+                followed.problem = None;
                 Ok(read)
             }
             Err(CollectError::Stopped) => Err(CollectError::Stopped),
@@ -72,7 +74,7 @@ impl<P: LineParser> Tailer<P> {
                 Ok(Read::Grew)
             }
             Err(err) => {
-                followed.trouble = Some(err.to_string());
+                followed.problem = Some(err.to_string());
                 Ok(Read::Nothing)
             }
         }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::Quota;
 use crate::queue::tests_support::{chunk, context};
-use vedette_wire::{Compression, Lane as LaneName, codec, frame};
+use vedette_wire::{Compression, LaneName, codec, frame};
 
 fn start(dir: &std::path::Path, age_max: Duration, bytes_max: u64) -> (Lane, watch::Sender<BatchContext>) {
     start_with(dir, age_max, bytes_max, None)

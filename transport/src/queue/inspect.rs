@@ -3,7 +3,7 @@
 use super::{BATCHES, Meta, QUARANTINE, Queue, QueueError, leave::key, lock, space};
 use redb::{Durability, ReadableDatabase};
 use vedette_wire::{
-    Lane,
+    LaneName,
     frame::{self, FrameHead},
     set_aside::SequenceRange,
 };
@@ -129,8 +129,8 @@ impl Queue {
         Ok(done.is_some())
     }
 
-    /// Lane, next sequence and previous epoch, for `vedette queue status`.
-    pub fn position(&self) -> (Lane, u64, Option<vedette_wire::Predecessor>) {
+    /// LaneName, next sequence and previous epoch, for `vedette queue status`.
+    pub fn position(&self) -> (LaneName, u64, Option<vedette_wire::Predecessor>) {
         let meta = lock(&self.meta);
         (self.lane, meta.next_seq, meta.predecessor.clone())
     }

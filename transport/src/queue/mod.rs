@@ -46,7 +46,7 @@ use std::{
     sync::atomic::AtomicU64,
 };
 use store::Store;
-use vedette_wire::{AgentId, Epoch, HostLabel, Lane, Ledger, OrganizationId, frame};
+use vedette_wire::{AgentId, Epoch, HostLabel, LaneName, Ledger, OrganizationId, frame};
 
 const BATCHES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("batches");
 const QUARANTINE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("quarantine");
@@ -55,6 +55,8 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 /// Version of the tables. An older one is migrated, a newer one refused.
 const FORMAT: u64 = 2;
+/// File beside the queue with its format, for package scripts: they refuse a downgrade to a release that cannot read it.
+const FORMAT_FILE: &str = "queue-format";
 
 /// Errors of the queue, with remedies.
 #[derive(Debug, thiserror::Error)]
@@ -185,7 +187,7 @@ pub(crate) type Cursors = BTreeMap<(String, String), Option<Vec<u8>>>;
 #[derive(Debug)]
 pub struct Queue {
     store: Store,
-    lane: Lane,
+    lane: LaneName,
     quota: Quota,
     /// The queue's state as of the last transaction.
     meta: Mutex<Meta>,
@@ -206,8 +208,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Queue {
-    /// Lane of the queue.
-    pub fn lane(&self) -> Lane {
+    /// LaneName of the queue.
+    pub fn lane(&self) -> LaneName {
         self.lane
     }
 

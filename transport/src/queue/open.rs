@@ -1,8 +1,8 @@
 //! Opening the queue, without reading its batches. A database that cannot be read is moved aside.
 
 use super::{
-    BATCHES, CURSORS, Cursors, FORMAT, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume, lock,
-    positions, salvage, shares,
+    BATCHES, CURSORS, Cursors, FORMAT, FORMAT_FILE, META, Meta, Owner, QUARANTINE, Queue, QueueError, Quota, Resume,
+    lock, positions, salvage, shares,
     store::{Opener, Store, catch_panic},
 };
 use parking_lot::Mutex;
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::AtomicU64,
 };
-use vedette_wire::{AgentId, HostLabel, Lane};
+use vedette_wire::{AgentId, HostLabel, LaneName};
 
 impl Queue {
     /// Opens or creates the queue of a lane in `dir`. `random` becomes the epoch of a new one.
@@ -21,7 +21,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::InUse`], [`QueueError::Newer`] and [`QueueError::Directory`] state the remedy.
-    pub fn open(dir: &Path, lane: Lane, quota: Quota, random: u64) -> Result<Self, QueueError> {
+    pub fn open(dir: &Path, lane: LaneName, quota: Quota, random: u64) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         let directory = |source| QueueError::Directory { path: dir.to_owned(), source };
         let writable = || -> std::io::Result<()> {
@@ -53,7 +53,12 @@ impl Queue {
             // Marks that there was a queue, in case its file disappears.
             std::fs::File::create(&begun).and_then(|file| file.sync_all()).map_err(directory)?;
         }
-        vedette_platform::sync_dir(dir).map_err(directory)?;
+        let format = format!("{FORMAT}\n");
+        if std::fs::read_to_string(dir.join(FORMAT_FILE)).is_ok_and(|present| present == format) {
+            vedette_platform::sync_dir(dir).map_err(directory)?;
+        } else {
+            vedette_platform::write_private(dir, FORMAT_FILE, format.as_bytes()).map_err(directory)?;
+        }
         Ok(loaded)
     }
 
@@ -61,7 +66,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Absent`], [`QueueError::InUse`], [`QueueError::Storage`].
-    pub fn inspect(dir: &Path, lane: Lane, quota: Quota) -> Result<Self, QueueError> {
+    pub fn inspect(dir: &Path, lane: LaneName, quota: Quota) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         if !path.is_file() {
             return Err(QueueError::Absent { path });
@@ -75,7 +80,7 @@ impl Queue {
         opener: Opener,
         path: &Path,
         moves: bool,
-        lane: Lane,
+        lane: LaneName,
         (quota, random, resume): (Quota, u64, Resume),
     ) -> Result<Self, QueueError> {
         let failed = |source: redb::Error| QueueError::Storage { path: path.to_owned(), source: Box::new(source) };

@@ -38,7 +38,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError::Storage`]; nothing is recorded then.
-    pub fn read_again(&self, lost: (u64, u64)) -> Result<(), QueueError> {
+    pub fn record_lost(&self, lost: (u64, u64)) -> Result<(), QueueError> {
         self.write(Durability::Immediate, |_, meta| {
             if !(1 <= lost.0 && lost.0 <= lost.1 && lost.1 < meta.next_seq) {
                 // The sequence was never sent.

@@ -16,7 +16,7 @@ use std::{
 };
 use vedette_platform::read_exact_at;
 use vedette_wire::{
-    Epoch, Lane, Predecessor, SetAside,
+    Epoch, LaneName, Predecessor, SetAside,
     frame::{self, HEAD_BYTES, MAGIC},
     set_aside,
 };
@@ -75,7 +75,7 @@ pub(super) fn damaged_name(path: &Path) -> PathBuf {
 }
 
 /// Damaged databases that are not salvaged yet.
-pub fn broken(dir: &Path, lane: Lane) -> Vec<PathBuf> {
+pub fn broken(dir: &Path, lane: LaneName) -> Vec<PathBuf> {
     let prefix = format!("{lane}.redb.broken-");
     let entries = std::fs::read_dir(dir).into_iter().flatten();
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));

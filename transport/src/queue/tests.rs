@@ -26,7 +26,7 @@ fn commit(queue: &Queue, text: &str, cursor: &str) -> Result<(), QueueError> {
 }
 
 fn opened(dir: &Path, bytes_max: u64, random: u64) -> Queue {
-    Queue::open(dir, Lane::Records, Quota::bytes(bytes_max), random).expect("opens")
+    Queue::open(dir, LaneName::Records, Quota::bytes(bytes_max), random).expect("opens")
 }
 
 fn queue(dir: &Path) -> Queue {
@@ -233,7 +233,7 @@ fn batches_of_an_earlier_enrollment_do_not_stand_before_those_of_this_one() {
 fn a_second_agent_is_told_that_the_queue_is_in_use() {
     let dir = tempfile::tempdir().expect("temp dir");
     let _first = queue(dir.path());
-    let second = Queue::open(dir.path(), Lane::Records, Quota::bytes(1 << 30), 43);
+    let second = Queue::open(dir.path(), LaneName::Records, Quota::bytes(1 << 30), 43);
     assert!(matches!(second, Err(QueueError::InUse { .. })), "{second:?}");
 }
 
@@ -243,7 +243,7 @@ fn a_damaged_queue_is_moved_aside_and_a_new_epoch_begins() {
     commit(&queue(dir.path()), "one", "c").expect("commits");
     std::fs::write(dir.path().join("records.redb"), vec![0xa5; 100_000]).expect("writes");
     let queue = opened(dir.path(), 1 << 30, 43);
-    assert_eq!(salvage::broken(dir.path(), Lane::Records).len(), 1);
+    assert_eq!(salvage::broken(dir.path(), LaneName::Records).len(), 1);
     assert_eq!(queue.epoch(), Epoch(43));
     commit(&queue, "two", "c").expect("commits");
 }
@@ -254,7 +254,7 @@ fn a_state_directory_that_cannot_be_made_is_named() {
     let file = dir.path().join("file");
     std::fs::write(&file, "").expect("writes");
     let refused =
-        Queue::open(&file.join("state"), Lane::Records, Quota::bytes(1 << 30), 43).expect_err("it is below a file");
+        Queue::open(&file.join("state"), LaneName::Records, Quota::bytes(1 << 30), 43).expect_err("it is below a file");
     assert!(matches!(&refused, QueueError::Directory { .. }), "{refused}");
     assert!(refused.to_string().contains("state"), "{refused}");
 }
@@ -264,6 +264,8 @@ fn a_newer_format_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().expect("temp dir");
     {
         let queue = queue(dir.path());
+        let stated = std::fs::read_to_string(dir.path().join("queue-format")).expect("it is beside the queue");
+        assert_eq!(stated, format!("{FORMAT}\n"));
         let newer = (FORMAT + 1).to_le_bytes();
         let write = |tx: &redb::WriteTransaction, _: &mut Meta| {
             tx.open_table(META)?.insert("format", newer.as_slice())?;
@@ -271,7 +273,7 @@ fn a_newer_format_is_refused_and_left_alone() {
         };
         queue.write(Durability::Immediate, write).expect("writes");
     }
-    let refused = Queue::open(dir.path(), Lane::Records, Quota::bytes(1 << 30), 43).expect_err("newer");
+    let refused = Queue::open(dir.path(), LaneName::Records, Quota::bytes(1 << 30), 43).expect_err("newer");
     assert!(matches!(refused, QueueError::Newer { .. }), "{refused}");
     assert!(dir.path().join("records.redb").exists());
 }
@@ -320,11 +322,11 @@ fn a_batch_is_full_where_its_frame_would_need_a_larger_page() {
         let text: String = (0..300_000).map(|_| random.alphanumeric()).collect();
         intake.put(chunk_of(&text, at, "c")).expect("open");
         at += text.len() as u64;
-        let Next::Chunk(chunk, piece) = intake.take(None) else { panic!("it is in") };
-        if open.is_full_for(&chunk, piece.as_ref(), &limits) {
+        let Next::Chunk(chunk, compressed) = intake.take(None) else { panic!("it is in") };
+        if open.is_full_for(&chunk, compressed.as_ref(), &limits) {
             break;
         }
-        open.add_compressed(*chunk, piece);
+        open.add_compressed(*chunk, compressed);
     }
     let header = open.header(&context(), queue.lane(), 77);
     queue.commit(&mut open, header).expect("commits");
@@ -340,9 +342,9 @@ fn a_large_chunk_is_compressed_when_it_is_handed_over_and_reads_back_like_anothe
     for text in texts {
         intake.put(chunk_of(text, at, "c")).expect("open");
         at += text.len() as u64;
-        let Next::Chunk(chunk, piece) = intake.take(None) else { panic!("it is in") };
-        assert_eq!(piece.is_some(), chunk.bodies.is_empty());
-        pieces += usize::from(piece.is_some());
+        let Next::Chunk(chunk, compressed) = intake.take(None) else { panic!("it is in") };
+        assert_eq!(compressed.is_some(), chunk.bodies.is_empty());
+        pieces += usize::from(compressed.is_some());
         // The batch fits neither whole nor in two halves.
         let limits = |bytes_max| BatchLimits {
             bytes_max,
@@ -350,11 +352,11 @@ fn a_large_chunk_is_compressed_when_it_is_handed_over_and_reads_back_like_anothe
             age_max: Duration::MAX,
             compression: Compression::Zstd,
         };
-        if piece.is_some() {
-            assert!(open.is_full_for(&chunk, piece.as_ref(), &limits(large.len())));
-            assert!(!open.is_full_for(&chunk, piece.as_ref(), &limits(2 * large.len())));
+        if compressed.is_some() {
+            assert!(open.is_full_for(&chunk, compressed.as_ref(), &limits(large.len())));
+            assert!(!open.is_full_for(&chunk, compressed.as_ref(), &limits(2 * large.len())));
         }
-        open.add_compressed(*chunk, piece);
+        open.add_compressed(*chunk, compressed);
     }
     assert_eq!((pieces, intake.bytes()), (1, 0));
     let header = open.header(&context(), queue.lane(), 77);

@@ -39,6 +39,6 @@ impl super::Queue {
     pub(crate) fn in_memory(opener: super::store::Opener, random: u64) -> Self {
         let nowhere = std::path::Path::new("/nonexistent/records.redb");
         let first = (super::Quota::bytes(1 << 30), random, super::Resume::First);
-        Self::load(opener, nowhere, false, vedette_wire::Lane::Records, first).expect("opens")
+        Self::load(opener, nowhere, false, vedette_wire::LaneName::Records, first).expect("opens")
     }
 }

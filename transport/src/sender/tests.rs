@@ -9,7 +9,7 @@ use crate::{
 use parking_lot::Mutex;
 use std::{collections::VecDeque, future::Future, pin::Pin, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
-use vedette_wire::{Compression, Lane as LaneName, frame};
+use vedette_wire::{Compression, LaneName, frame};
 
 /// Answers from a script, then with `Done`; records the time, sequence and compression of each post.
 #[derive(Default)]

@@ -314,7 +314,7 @@ mod tests {
         let key = vedette_wire::BatchKey {
             organization: crate::queue::tests_support::context().organization,
             agent: vedette_wire::AgentId([7; 16]),
-            lane: vedette_wire::Lane::Records,
+            lane: vedette_wire::LaneName::Records,
             epoch: vedette_wire::Epoch(1),
             seq: 1,
         };

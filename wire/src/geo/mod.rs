@@ -61,7 +61,7 @@ impl FromStr for WorkspaceGeo {
 /// Geography of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Geography {
+pub enum HostGeo {
     /// United States.
     UnitedStates,
     /// Brazil.
@@ -121,7 +121,7 @@ pub enum UnknownPlace {
         "{0:?} is not a geography; use united-states, brazil, canada, europe, united-kingdom, asia-pacific, japan, india or \
          australia"
     )]
-    Geography(String),
+    HostGeo(String),
     /// Unlisted region.
     #[error(
         "region {region:?} of {cloud} is in no geography that is known; set [host] geography to the one whose workspace is to \
@@ -135,42 +135,42 @@ pub enum UnknownPlace {
     },
 }
 
-impl Geography {
+impl HostGeo {
     /// All host geographies.
-    pub const ALL: [Geography; 9] = [
-        Geography::UnitedStates,
-        Geography::Brazil,
-        Geography::Canada,
-        Geography::Europe,
-        Geography::UnitedKingdom,
-        Geography::AsiaPacific,
-        Geography::Japan,
-        Geography::India,
-        Geography::Australia,
+    pub const ALL: [HostGeo; 9] = [
+        HostGeo::UnitedStates,
+        HostGeo::Brazil,
+        HostGeo::Canada,
+        HostGeo::Europe,
+        HostGeo::UnitedKingdom,
+        HostGeo::AsiaPacific,
+        HostGeo::Japan,
+        HostGeo::India,
+        HostGeo::Australia,
     ];
 
     /// Name in configuration.
     pub fn name(self) -> &'static str {
         match self {
-            Geography::UnitedStates => "united-states",
-            Geography::Brazil => "brazil",
-            Geography::Canada => "canada",
-            Geography::Europe => "europe",
-            Geography::UnitedKingdom => "united-kingdom",
-            Geography::AsiaPacific => "asia-pacific",
-            Geography::Japan => "japan",
-            Geography::India => "india",
-            Geography::Australia => "australia",
+            HostGeo::UnitedStates => "united-states",
+            HostGeo::Brazil => "brazil",
+            HostGeo::Canada => "canada",
+            HostGeo::Europe => "europe",
+            HostGeo::UnitedKingdom => "united-kingdom",
+            HostGeo::AsiaPacific => "asia-pacific",
+            HostGeo::Japan => "japan",
+            HostGeo::India => "india",
+            HostGeo::Australia => "australia",
         }
     }
 
     /// Workspace geography for hosts in this geography.
     pub fn workspace(self) -> WorkspaceGeo {
         match self {
-            Geography::UnitedStates | Geography::Brazil | Geography::Canada => WorkspaceGeo::UnitedStates,
-            Geography::Europe | Geography::UnitedKingdom => WorkspaceGeo::Europe,
-            Geography::AsiaPacific | Geography::Japan | Geography::India => WorkspaceGeo::AsiaPacific,
-            Geography::Australia => WorkspaceGeo::Australia,
+            HostGeo::UnitedStates | HostGeo::Brazil | HostGeo::Canada => WorkspaceGeo::UnitedStates,
+            HostGeo::Europe | HostGeo::UnitedKingdom => WorkspaceGeo::Europe,
+            HostGeo::AsiaPacific | HostGeo::Japan | HostGeo::India => WorkspaceGeo::AsiaPacific,
+            HostGeo::Australia => WorkspaceGeo::Australia,
         }
     }
 
@@ -178,7 +178,7 @@ impl Geography {
     /// "according to customer's location": every organization outside Europe uses the United States.
     pub fn central(self) -> Central {
         match self {
-            Geography::Europe | Geography::UnitedKingdom => Central::Europe,
+            HostGeo::Europe | HostGeo::UnitedKingdom => Central::Europe,
             _ => Central::UnitedStates,
         }
     }
@@ -198,7 +198,7 @@ impl Geography {
 
 /// Where content is stored: a host's content in the workspace geography of the host, an organization's content centrally by the
 /// location of the organization.
-pub fn storage_geo(content: Content, host: Geography, organization: Geography) -> WorkspaceGeo {
+pub fn storage_geo(content: Content, host: HostGeo, organization: HostGeo) -> WorkspaceGeo {
     match (content, organization.central()) {
         (Content::OfHost, _) => host.workspace(),
         (Content::OfOrganization, Central::UnitedStates) => WorkspaceGeo::UnitedStates,
@@ -206,19 +206,19 @@ pub fn storage_geo(content: Content, host: Geography, organization: Geography) -
     }
 }
 
-impl fmt::Display for Geography {
+impl fmt::Display for HostGeo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl FromStr for Geography {
+impl FromStr for HostGeo {
     type Err = UnknownPlace;
     fn from_str(text: &str) -> Result<Self, UnknownPlace> {
         Self::ALL
             .into_iter()
             .find(|geography| geography.name() == text)
-            .ok_or_else(|| UnknownPlace::Geography(text.to_owned()))
+            .ok_or_else(|| UnknownPlace::HostGeo(text.to_owned()))
     }
 }
 
@@ -247,10 +247,10 @@ mod tests {
     #[test]
     fn each_geography_has_the_workspace_of_the_table() {
         for (hosts, workspace) in [
-            (vec![Geography::UnitedStates, Geography::Brazil, Geography::Canada], WorkspaceGeo::UnitedStates),
-            (vec![Geography::Europe, Geography::UnitedKingdom], WorkspaceGeo::Europe),
-            (vec![Geography::AsiaPacific, Geography::Japan, Geography::India], WorkspaceGeo::AsiaPacific),
-            (vec![Geography::Australia], WorkspaceGeo::Australia),
+            (vec![HostGeo::UnitedStates, HostGeo::Brazil, HostGeo::Canada], WorkspaceGeo::UnitedStates),
+            (vec![HostGeo::Europe, HostGeo::UnitedKingdom], WorkspaceGeo::Europe),
+            (vec![HostGeo::AsiaPacific, HostGeo::Japan, HostGeo::India], WorkspaceGeo::AsiaPacific),
+            (vec![HostGeo::Australia], WorkspaceGeo::Australia),
         ] {
             for host in hosts {
                 assert_eq!(host.workspace(), workspace, "{host}");
@@ -262,22 +262,22 @@ mod tests {
     #[test]
     fn a_region_is_where_its_vendor_says_and_an_unknown_one_is_not_guessed() {
         for (cloud, region, geography) in [
-            (Cloud::Azure, "eastus2", Geography::UnitedStates),
-            (Cloud::Azure, "BrazilSouth", Geography::Brazil),
-            (Cloud::Azure, "uksouth", Geography::UnitedKingdom),
-            (Cloud::Azure, "koreacentral", Geography::AsiaPacific),
-            (Cloud::Azure, "centralindia", Geography::India),
-            (Cloud::Aws, "eu-west-1", Geography::Europe),
-            (Cloud::Aws, "eu-west-2", Geography::UnitedKingdom),
-            (Cloud::Aws, "ca-west-1", Geography::Canada),
-            (Cloud::Aws, "ap-southeast-2", Geography::Australia),
-            (Cloud::Aws, "ap-southeast-3", Geography::AsiaPacific),
-            (Cloud::Aws, "ap-northeast-3", Geography::Japan),
-            (Cloud::Gcp, "europe-west2", Geography::UnitedKingdom),
-            (Cloud::Gcp, "europe-west10", Geography::Europe),
-            (Cloud::Gcp, "australia-southeast2", Geography::Australia),
+            (Cloud::Azure, "eastus2", HostGeo::UnitedStates),
+            (Cloud::Azure, "BrazilSouth", HostGeo::Brazil),
+            (Cloud::Azure, "uksouth", HostGeo::UnitedKingdom),
+            (Cloud::Azure, "koreacentral", HostGeo::AsiaPacific),
+            (Cloud::Azure, "centralindia", HostGeo::India),
+            (Cloud::Aws, "eu-west-1", HostGeo::Europe),
+            (Cloud::Aws, "eu-west-2", HostGeo::UnitedKingdom),
+            (Cloud::Aws, "ca-west-1", HostGeo::Canada),
+            (Cloud::Aws, "ap-southeast-2", HostGeo::Australia),
+            (Cloud::Aws, "ap-southeast-3", HostGeo::AsiaPacific),
+            (Cloud::Aws, "ap-northeast-3", HostGeo::Japan),
+            (Cloud::Gcp, "europe-west2", HostGeo::UnitedKingdom),
+            (Cloud::Gcp, "europe-west10", HostGeo::Europe),
+            (Cloud::Gcp, "australia-southeast2", HostGeo::Australia),
         ] {
-            assert_eq!(Geography::of_region(cloud, region), Ok(geography), "{region}");
+            assert_eq!(HostGeo::of_region(cloud, region), Ok(geography), "{region}");
         }
         for (cloud, region) in [
             (Cloud::Azure, "southafricanorth"),
@@ -287,7 +287,7 @@ mod tests {
             (Cloud::Gcp, "northamerica-south1"),
             (Cloud::Gcp, ""),
         ] {
-            let message = Geography::of_region(cloud, region).expect_err("is in no table").to_string();
+            let message = HostGeo::of_region(cloud, region).expect_err("is in no table").to_string();
             assert!(message.contains("set [host] geography"), "{message}");
         }
         let mut all: Vec<_> = regions::REGIONS
@@ -303,9 +303,9 @@ mod tests {
     /// Alerts stay with the host; central content follows the organization's location.
     #[test]
     fn what_is_of_a_host_stays_in_its_geography_and_what_is_of_an_organization_is_central() {
-        use Geography::{Australia, Brazil, Canada, Europe, India, Japan, UnitedKingdom, UnitedStates};
-        for host in Geography::ALL {
-            for organization in Geography::ALL {
+        use HostGeo::{Australia, Brazil, Canada, Europe, India, Japan, UnitedKingdom, UnitedStates};
+        for host in HostGeo::ALL {
+            for organization in HostGeo::ALL {
                 assert_eq!(storage_geo(Content::OfHost, host, organization), host.workspace());
             }
             for (organization, central) in [
@@ -314,7 +314,7 @@ mod tests {
                 (Canada, WorkspaceGeo::UnitedStates),
                 (Europe, WorkspaceGeo::Europe),
                 (UnitedKingdom, WorkspaceGeo::Europe),
-                (Geography::AsiaPacific, WorkspaceGeo::UnitedStates),
+                (HostGeo::AsiaPacific, WorkspaceGeo::UnitedStates),
                 (Japan, WorkspaceGeo::UnitedStates),
                 (India, WorkspaceGeo::UnitedStates),
                 (Australia, WorkspaceGeo::UnitedStates),

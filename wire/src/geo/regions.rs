@@ -6,13 +6,13 @@
 //! table does not name (in Africa, the Middle East, Mexico, Chile, New Zealand, China) are left out: the operator states their
 //! geography. Korea counts as Asia Pacific, as in the data security text.
 
-use super::{Cloud, Geography};
+use super::{Cloud, HostGeo};
 
 /// Cloud, geography, regions.
-pub(super) const REGIONS: &[(Cloud, Geography, &[&str])] = &[
+pub(super) const REGIONS: &[(Cloud, HostGeo, &[&str])] = &[
     (
         Cloud::Azure,
-        Geography::UnitedStates,
+        HostGeo::UnitedStates,
         &[
             "centralus",
             "eastus",
@@ -30,11 +30,11 @@ pub(super) const REGIONS: &[(Cloud, Geography, &[&str])] = &[
             "usgovvirginia",
         ],
     ),
-    (Cloud::Azure, Geography::Brazil, &["brazilsouth", "brazilsoutheast"]),
-    (Cloud::Azure, Geography::Canada, &["canadacentral", "canadaeast"]),
+    (Cloud::Azure, HostGeo::Brazil, &["brazilsouth", "brazilsoutheast"]),
+    (Cloud::Azure, HostGeo::Canada, &["canadacentral", "canadaeast"]),
     (
         Cloud::Azure,
-        Geography::Europe,
+        HostGeo::Europe,
         &[
             "austriaeast",
             "belgiumcentral",
@@ -56,35 +56,35 @@ pub(super) const REGIONS: &[(Cloud, Geography, &[&str])] = &[
             "westeurope",
         ],
     ),
-    (Cloud::Azure, Geography::UnitedKingdom, &["uksouth", "ukwest"]),
+    (Cloud::Azure, HostGeo::UnitedKingdom, &["uksouth", "ukwest"]),
     (
         Cloud::Azure,
-        Geography::AsiaPacific,
+        HostGeo::AsiaPacific,
         &["eastasia", "indonesiacentral", "koreacentral", "koreasouth", "malaysiawest", "southeastasia"],
     ),
-    (Cloud::Azure, Geography::Japan, &["japaneast", "japanwest"]),
-    (Cloud::Azure, Geography::India, &["centralindia", "jioindiacentral", "jioindiawest", "southindia", "westindia"]),
+    (Cloud::Azure, HostGeo::Japan, &["japaneast", "japanwest"]),
+    (Cloud::Azure, HostGeo::India, &["centralindia", "jioindiacentral", "jioindiawest", "southindia", "westindia"]),
     (
         Cloud::Azure,
-        Geography::Australia,
+        HostGeo::Australia,
         &["australiacentral", "australiacentral2", "australiaeast", "australiasoutheast"],
     ),
     (
         Cloud::Aws,
-        Geography::UnitedStates,
+        HostGeo::UnitedStates,
         &["us-east-1", "us-east-2", "us-gov-east-1", "us-gov-west-1", "us-west-1", "us-west-2"],
     ),
-    (Cloud::Aws, Geography::Brazil, &["sa-east-1"]),
-    (Cloud::Aws, Geography::Canada, &["ca-central-1", "ca-west-1"]),
+    (Cloud::Aws, HostGeo::Brazil, &["sa-east-1"]),
+    (Cloud::Aws, HostGeo::Canada, &["ca-central-1", "ca-west-1"]),
     (
         Cloud::Aws,
-        Geography::Europe,
+        HostGeo::Europe,
         &["eu-central-1", "eu-central-2", "eu-north-1", "eu-south-1", "eu-south-2", "eu-west-1", "eu-west-3"],
     ),
-    (Cloud::Aws, Geography::UnitedKingdom, &["eu-west-2"]),
+    (Cloud::Aws, HostGeo::UnitedKingdom, &["eu-west-2"]),
     (
         Cloud::Aws,
-        Geography::AsiaPacific,
+        HostGeo::AsiaPacific,
         &[
             "ap-east-1",
             "ap-east-2",
@@ -95,12 +95,12 @@ pub(super) const REGIONS: &[(Cloud, Geography, &[&str])] = &[
             "ap-southeast-7",
         ],
     ),
-    (Cloud::Aws, Geography::Japan, &["ap-northeast-1", "ap-northeast-3"]),
-    (Cloud::Aws, Geography::India, &["ap-south-1", "ap-south-2"]),
-    (Cloud::Aws, Geography::Australia, &["ap-southeast-2", "ap-southeast-4"]),
+    (Cloud::Aws, HostGeo::Japan, &["ap-northeast-1", "ap-northeast-3"]),
+    (Cloud::Aws, HostGeo::India, &["ap-south-1", "ap-south-2"]),
+    (Cloud::Aws, HostGeo::Australia, &["ap-southeast-2", "ap-southeast-4"]),
     (
         Cloud::Gcp,
-        Geography::UnitedStates,
+        HostGeo::UnitedStates,
         &[
             "us-central1",
             "us-east1",
@@ -113,11 +113,11 @@ pub(super) const REGIONS: &[(Cloud, Geography, &[&str])] = &[
             "us-west4",
         ],
     ),
-    (Cloud::Gcp, Geography::Brazil, &["southamerica-east1"]),
-    (Cloud::Gcp, Geography::Canada, &["northamerica-northeast1", "northamerica-northeast2"]),
+    (Cloud::Gcp, HostGeo::Brazil, &["southamerica-east1"]),
+    (Cloud::Gcp, HostGeo::Canada, &["northamerica-northeast1", "northamerica-northeast2"]),
     (
         Cloud::Gcp,
-        Geography::Europe,
+        HostGeo::Europe,
         &[
             "europe-central2",
             "europe-north1",
@@ -133,13 +133,13 @@ pub(super) const REGIONS: &[(Cloud, Geography, &[&str])] = &[
             "europe-west9",
         ],
     ),
-    (Cloud::Gcp, Geography::UnitedKingdom, &["europe-west2"]),
+    (Cloud::Gcp, HostGeo::UnitedKingdom, &["europe-west2"]),
     (
         Cloud::Gcp,
-        Geography::AsiaPacific,
+        HostGeo::AsiaPacific,
         &["asia-east1", "asia-east2", "asia-northeast3", "asia-southeast1", "asia-southeast2"],
     ),
-    (Cloud::Gcp, Geography::Japan, &["asia-northeast1", "asia-northeast2"]),
-    (Cloud::Gcp, Geography::India, &["asia-south1", "asia-south2"]),
-    (Cloud::Gcp, Geography::Australia, &["australia-southeast1", "australia-southeast2"]),
+    (Cloud::Gcp, HostGeo::Japan, &["asia-northeast1", "asia-northeast2"]),
+    (Cloud::Gcp, HostGeo::India, &["asia-south1", "asia-south2"]),
+    (Cloud::Gcp, HostGeo::Australia, &["australia-southeast1", "australia-southeast2"]),
 ];

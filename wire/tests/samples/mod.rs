@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use vedette_wire::{
-    AgentId, Batch, Chunk, Epoch, Header, Lane, Ledger, OrganizationId, OsFamily, Position, Reason, Record, Source,
+    AgentId, Batch, Chunk, Epoch, Header, LaneName, Ledger, OrganizationId, OsFamily, Position, Reason, Record, Source,
     SourceRef,
     body::*,
     geo::WorkspaceGeo,
@@ -300,7 +300,7 @@ pub(crate) fn batch() -> Batch {
             version: vedette_wire::format_version(OsFamily::Linux),
             organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
             agent: AgentId([7; 16]),
-            lane: Lane::Records,
+            lane: LaneName::Records,
             epoch: Epoch(0xfeed_0000_0000_0001),
             seq: 1,
             sealed: T0,

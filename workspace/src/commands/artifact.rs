@@ -8,7 +8,7 @@ use super::{
 use crate::{
     clock::{now, rfc3339},
     ingest::LandingStore,
-    store::{Change, ControlStore, Piece},
+    store::{Change, CompressedBody, ControlStore},
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -103,7 +103,13 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
     print(json_line(&whole).as_bytes())
 }
 
-async fn write(landing: &LandingStore, pieces: &[Piece], id: &str, whole: &Value, file: &mut File) -> Result<()> {
+async fn write(
+    landing: &LandingStore,
+    pieces: &[CompressedBody],
+    id: &str,
+    whole: &Value,
+    file: &mut File,
+) -> Result<()> {
     let (mut digest, mut at, mut batch) = (Sha256::new(), 0, None);
     let size = whole["size"].as_i64().unwrap_or(i64::MAX);
     // Pieces beyond the end are of the file before it changed and was sent again.

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use vedette_wire::{
     AgentId, Compression,
     geo::WorkspaceGeo,
-    policy::{Store, Tier},
+    policy::{StoreLevel, Tier},
 };
 
 /// Receives, segregates, stores and serves data of Vedette agents.
@@ -255,7 +255,7 @@ pub(crate) struct PolicyChange {
     pub(crate) collect: Option<Switch>,
     /// Security events in the tables: none, minimal, common or all.
     #[arg(long)]
-    pub(crate) store: Option<Store>,
+    pub(crate) store: Option<StoreLevel>,
     /// Limits of artifact requests, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default` for no limits
     /// except the host's own.
     #[arg(long)]

@@ -19,7 +19,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use vedette_wire::policy::Store;
+use vedette_wire::policy::StoreLevel;
 
 /// Addresses of `serve`.
 pub(super) struct Listen<'a> {
@@ -228,7 +228,7 @@ async fn reconcile(control: &ControlStore, landing: &LandingStore) -> Result<()>
             Ok((batch, _)) => {
                 let (organization, revision) = (batch.header.organization, batch.header.policy_revision);
                 let policy = control.policy(organization, revision).await?;
-                let index = BatchIndex::of(batch, policy.map_or(Store::All, |(policy, _)| policy.store));
+                let index = BatchIndex::of(batch, policy.map_or(StoreLevel::All, |(policy, _)| policy.store));
                 let checked = index.check();
                 checked
                     .inspect_err(|wrong| {

@@ -5,10 +5,10 @@ use crate::{clock::now, store::AgentKey};
 use anyhow::Result;
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
-use vedette_wire::{Header, HostLabel, Lane, OrganizationId, Policy, policy::Store};
+use vedette_wire::{Header, HostLabel, LaneName, OrganizationId, Policy, policy::StoreLevel};
 
 /// Maximum delay of batches that were observed before collection was switched off, nanoseconds.
-const LATE_NS: i64 = 24 * 3600 * 1_000_000_000;
+const POLICY_GRACE_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// Maximum number of cached policies.
 const CACHED_MAX: usize = 1000;
 
@@ -17,8 +17,8 @@ const CACHED_MAX: usize = 1000;
 pub(super) struct PolicyCache(Mutex<HashMap<(OrganizationId, u64), Arc<Policy>>>);
 
 /// Store level of a batch under these policies.
-pub(super) fn store_level(policies: &[Arc<Policy>]) -> Store {
-    policies.iter().map(|policy| policy.store).min().unwrap_or(Store::All)
+pub(super) fn store_level(policies: &[Arc<Policy>]) -> StoreLevel {
+    policies.iter().map(|policy| policy.store).min().unwrap_or(StoreLevel::All)
 }
 
 impl Ingest {
@@ -103,14 +103,14 @@ impl Ingest {
         }
         // Its own policy allows it; a later one may have forbidden it long ago.
         let off = self.control.switched_off_after(header.organization, revision).await?;
-        let late = off.filter(|issued| now().saturating_sub(*issued) > LATE_NS);
+        let late = off.filter(|issued| now().saturating_sub(*issued) > POLICY_GRACE_NS);
         Ok(match (late, header.lane) {
             (None, _) => None,
             // An artifact may arrive at any time. Any other record in the lane `blobs` is late.
-            (Some(_), Lane::Blobs) => {
+            (Some(_), LaneName::Blobs) => {
                 collected.map(|kind| format!("a {kind} of policy revision {revision} comes too late"))
             }
-            (Some(_), Lane::Records) => {
+            (Some(_), LaneName::Records) => {
                 Some(format!("a policy after revision {revision} switched collection off more than 24 hours ago"))
             }
         })

@@ -8,11 +8,11 @@ use crate::{
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use vedette_wire::{
-    Body, Compression, Header, Lane,
+    Body, Compression, Header, LaneName,
     codec::{self, Scanned},
     frame::{self, FrameHead},
     geo::WorkspaceGeo,
-    policy::Store,
+    policy::StoreLevel,
 };
 
 /// A batch with its decoded header.
@@ -71,10 +71,10 @@ pub(super) fn open(delivery: Delivery, geo: WorkspaceGeo) -> Result<Opened, Inge
 
 impl Opened {
     /// Decodes all records, so that an acknowledged batch can be read back, and builds the frame to land.
-    pub(super) fn scan(self, store: Store) -> Result<Checked, IngestError> {
+    pub(super) fn scan(self, store: StoreLevel) -> Result<Checked, IngestError> {
         let Self { header, plain, records_at, body, compression, digest } = self;
         let (mut contents, mut positions) = (Contents::default(), Vec::new());
-        let is_blobs = header.lane == Lane::Blobs;
+        let is_blobs = header.lane == LaneName::Blobs;
         codec::scan(&header, &plain[records_at..], |record| {
             positions.push((record.source, record.position));
             contents.add(record, is_blobs, store);
@@ -98,12 +98,12 @@ impl Opened {
 }
 
 impl Contents {
-    fn add(&mut self, record: Scanned<'_>, is_blobs: bool, store: Store) {
+    fn add(&mut self, record: Scanned<'_>, is_blobs: bool, store: StoreLevel) {
         let (source, kind) = (record.source, record.kind().name);
         if self.collected.is_none() && !matches!(kind, "heartbeat" | "artifact") {
             self.collected = Some(kind);
         }
-        if store == Store::All && !is_blobs {
+        if store == StoreLevel::All && !is_blobs {
             return;
         }
         let body = record.into_body();

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
-use vedette_wire::{Epoch, Header, HostLabel, Lane};
+use vedette_wire::{Epoch, Header, HostLabel, LaneName};
 
 /// Number of remembered origins, and for how long.
 const ORIGINS_MAX: usize = 100_000;
@@ -16,7 +16,7 @@ const ORIGIN_LIFE: Duration = Duration::from_secs(120);
 
 /// Last accepted origin, by agent and lane.
 #[derive(Default)]
-pub(super) struct Origins(Mutex<HashMap<(AgentKey, Lane), Origin>>);
+pub(super) struct Origins(Mutex<HashMap<(AgentKey, LaneName), Origin>>);
 
 /// Origin of an accepted batch, and when it was judged.
 struct Origin {
@@ -48,7 +48,7 @@ impl Origins {
 
     fn forget(&self, header: &Header) {
         let mut origins = self.0.lock();
-        for lane in [Lane::Records, Lane::Blobs] {
+        for lane in [LaneName::Records, LaneName::Blobs] {
             origins.remove(&(agent(header), lane));
         }
     }

@@ -26,7 +26,7 @@ use clones::Origins;
 use landing::LandOutcome;
 use std::{num::NonZeroU32, sync::Arc};
 use vedette_wire::{
-    Compression, Epoch, Lane, OrganizationId,
+    Compression, Epoch, LaneName, OrganizationId,
     geo::WorkspaceGeo,
     reply::{Ack, ReceiveLimits},
 };
@@ -63,7 +63,7 @@ pub(crate) struct Delivery {
     /// Stated SHA-256 of the body.
     pub(crate) digest: Option<[u8; 32]>,
     /// Stated lane, epoch and sequence.
-    pub(crate) key: (Lane, Epoch, u64),
+    pub(crate) key: (LaneName, Epoch, u64),
 }
 
 /// Checks, lands and records batches.

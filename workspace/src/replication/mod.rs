@@ -195,7 +195,7 @@ impl Follower {
     /// Synchronises once; false if this workspace is no secondary any more.
     async fn step(&mut self) -> Result<bool> {
         let Some(primary) = self.control.primary().await? else { return Ok(false) };
-        let present = (self.control.revocations().await?, self.control.refused_starts().await?);
+        let present = (self.control.revocations().await?, self.control.refused_boots().await?);
         let (revoked, refused) = if present == self.sent { Default::default() } else { present.clone() };
         let ahead = self.ahead.clone();
         let body = if primary.starts_with("https://") {
@@ -211,7 +211,7 @@ impl Follower {
             let primary = &primary.1;
             primary.accept_revocations(&revoked, now()).await?;
             primary.accept_policies(&Signer::load(&self.dir)?, &ahead, now()).await?;
-            primary.accept_refused_starts(&refused, now()).await?;
+            primary.accept_refused_boots(&refused, now()).await?;
             let (body, digest) = answer(primary).await?;
             (digest != self.have).then_some(body)
         };

@@ -31,7 +31,7 @@ pub(crate) struct ArtifactRow {
 
 /// A piece of an artifact, and the batch that holds it.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub(crate) struct Piece {
+pub(crate) struct CompressedBody {
     pub(crate) start: i64,
     pub(crate) length: i64,
     pub(crate) key: String,
@@ -206,7 +206,7 @@ impl ControlStore {
     }
 
     /// Pieces of an artifact of this organization, in order.
-    pub(crate) async fn pieces(&self, organization: OrganizationId, id: &str) -> Result<Vec<Piece>> {
+    pub(crate) async fn pieces(&self, organization: OrganizationId, id: &str) -> Result<Vec<CompressedBody>> {
         let rows = sqlx::query_as(
             "SELECT p.start, p.length, p.key FROM artifact_pieces p JOIN artifacts a ON a.id = p.artifact
              WHERE a.organization = ? AND a.id = ? ORDER BY p.start",

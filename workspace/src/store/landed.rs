@@ -5,7 +5,7 @@ use crate::batch_index::BatchIndex;
 use anyhow::Result;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
-use vedette_wire::{OrganizationId, policy::Store};
+use vedette_wire::{OrganizationId, policy::StoreLevel};
 
 /// State of a landed batch, column `state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::Type)]
@@ -27,7 +27,7 @@ pub(crate) struct PendingBatch {
     pub(crate) landed: i64,
     pub(crate) bytes: i64,
     #[sqlx(try_from = "String")]
-    pub(crate) store: Store,
+    pub(crate) store: StoreLevel,
 }
 
 /// Pending batches, oldest first, and the table versions that hold the others.
@@ -97,7 +97,7 @@ impl ControlStore {
         now: i64,
     ) -> Result<bool> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        let store = index.map_or(Store::All, |index| index.store);
+        let store = index.map_or(StoreLevel::All, |index| index.store);
         let new = insert(&mut tx, key, organization, day, (bytes, store), now).await?;
         if let Some(index) = index.filter(|_| new) {
             ledger::merge(&mut tx, index, now).await?;
@@ -214,7 +214,7 @@ async fn insert(
     key: &str,
     organization: &str,
     day: &str,
-    (bytes, store): (u64, Store),
+    (bytes, store): (u64, StoreLevel),
     now: i64,
 ) -> Result<bool> {
     let done = sqlx::query(

@@ -13,7 +13,7 @@ use vedette_wire::{
 };
 
 /// An unknown revocation older than this was known here before a restore, nanoseconds.
-const LATE_NS: i64 = 60_000_000_000;
+const REVOCATION_DELAY_NS: i64 = 60_000_000_000;
 
 /// The shared state, as of one moment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -174,7 +174,7 @@ impl ControlStore {
     pub(crate) async fn accept_revocations(&self, revoked: &[Revocation], now: i64) -> Result<()> {
         for (organization, agent, when) in revoked {
             let key = AgentKey { organization: *organization, agent: *agent };
-            let is_late = now.saturating_sub(*when) > LATE_NS;
+            let is_late = now.saturating_sub(*when) > REVOCATION_DELAY_NS;
             if self.revoke_as_of(key, *when, now).await? && is_late {
                 tracing::error!(%agent, "a revoked agent was admitted here; the other workspace of the pair knows of its revocation");
                 let why = "this agent was revoked long ago, and was admitted here until the other workspace of the pair reported it: this workspace was \

@@ -236,7 +236,7 @@ impl Materialiser {
     }
 
     /// Writes batches to the tables and marks them. If they cannot be written together, each is tried alone; a batch that
-    /// cannot be written at all is set aside.
+    /// cannot be written at all is marked unreadable.
     async fn write(
         &self,
         organization: OrganizationId,
@@ -269,7 +269,7 @@ impl Materialiser {
         tracing::debug!(%organization, batches = keys.len(), "materialised");
         self.metrics.materialised(organization, keys.len() as u64);
         for (key, why) in &unreadable {
-            tracing::error!(key, why, "a landed batch cannot be written into the tables; it is set aside");
+            tracing::error!(key, why, "a landed batch cannot be written into the tables; it is marked unreadable");
             if let Some(LandingKey { agent, .. }) = LandingKey::parse(key) {
                 let why = format!("a batch is in no table: {why}: {key}");
                 let agent = AgentKey { organization, agent };

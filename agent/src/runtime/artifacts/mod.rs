@@ -3,7 +3,7 @@
 mod requests;
 
 use super::{
-    collectors::{Destination, QueueSink},
+    collectors::{LaneSink, QueueSink},
     delivery::LaneDelivery,
     parts::Parts,
 };
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use vedette_collectors::Requests;
 use vedette_transport::{BatchContext, BatchLimits, Lane, LaneConfig, Post, Queue, Quota};
 use vedette_wire::{
-    Lane as LaneName,
+    LaneName,
     policy::{ArtifactLimits, SignedRequest},
 };
 
@@ -28,7 +28,7 @@ const CACHE_BYTES: usize = 1 << 20;
 pub(super) struct Artifacts {
     parts: Arc<Parts>,
     requests: ArtifactRequests,
-    lane: Option<Destination>,
+    lane: Option<LaneSink>,
 }
 
 impl Artifacts {
@@ -56,7 +56,7 @@ impl Artifacts {
     }
 
     /// The lane; absent until there is something for it.
-    pub(super) fn destination(&mut self, context: &watch::Sender<BatchContext>) -> Result<Option<Destination>> {
+    pub(super) fn destination(&mut self, context: &watch::Sender<BatchContext>) -> Result<Option<LaneSink>> {
         let parts = &self.parts;
         let dir = &parts.config.state_dir;
         if self.lane.is_none() && (self.requests.is_open() || dir.join("blobs.redb").exists()) {
@@ -76,14 +76,14 @@ impl Artifacts {
                 post: Some(Arc::clone(&delivery) as Arc<dyn Post>),
             })?;
             let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&parts.statuses), Arc::clone(&parts.events)));
-            self.lane = Some(Destination { lane: Arc::new(lane), sink });
+            self.lane = Some(LaneSink { lane: Arc::new(lane), sink });
         }
         Ok(self.lane.clone())
     }
 
     /// Closes the lane. Remaining artifacts are sent after the next start.
     pub(super) async fn close(self) {
-        if let Some(Destination { lane, sink }) = self.lane {
+        if let Some(LaneSink { lane, sink }) = self.lane {
             drop(sink);
             match Arc::try_unwrap(lane) {
                 Ok(lane) => lane.stop(Duration::ZERO).await,

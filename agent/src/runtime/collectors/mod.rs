@@ -6,6 +6,6 @@ mod status;
 mod supervisor;
 
 pub(crate) use runner::chunks_of;
-pub(super) use sink::{Destination, QueueSink};
+pub(super) use sink::{LaneSink, QueueSink};
 pub(super) use status::{CollectorState, CollectorStatuses};
 pub(super) use supervisor::{Start, Supervisor};

@@ -7,9 +7,9 @@ use vedette_collectors::{CollectError, CollectorClass, Sink, StopSignal};
 use vedette_transport::{Intake, Lane, Queue};
 use vedette_wire::{Chunk, Reason, Source, body::LifecycleEvent};
 
-/// Where collectors deliver: a lane, and their sink into it.
+/// A lane, and the sink of its collectors.
 #[derive(Clone)]
-pub(in crate::runtime) struct Destination {
+pub(in crate::runtime) struct LaneSink {
     pub(in crate::runtime) lane: Arc<Lane>,
     pub(in crate::runtime) sink: Arc<QueueSink>,
 }

@@ -45,7 +45,7 @@ pub(crate) struct CollectorStatus {
     /// Why it does not run, or its last problem.
     pub(crate) why: Option<String>,
     /// The problem concerns a source that it should observe, not a missing permission that only reduces its output.
-    pub(crate) is_trouble: bool,
+    pub(crate) is_problem: bool,
     /// Why it counts as hanging.
     pub(crate) stuck: Option<String>,
     /// A conflict between configuration and policy.
@@ -68,7 +68,7 @@ impl CollectorStatuses {
                 class,
                 state: CollectorState::Starting,
                 why: None,
-                is_trouble: false,
+                is_problem: false,
                 stuck: None,
                 note: None,
             },
@@ -91,7 +91,7 @@ impl CollectorStatuses {
         line.state = state;
         line.why = why;
         line.stuck = None;
-        line.is_trouble = false;
+        line.is_problem = false;
         changed
     }
 
@@ -106,7 +106,7 @@ impl CollectorStatuses {
     pub(crate) fn report_problem(&self, id: &str, why: String) {
         if let Some(line) = self.lock().get_mut(id) {
             line.why = Some(why);
-            line.is_trouble = true;
+            line.is_problem = true;
         }
     }
 
@@ -114,7 +114,7 @@ impl CollectorStatuses {
     pub(crate) fn recovered(&self, id: &str) {
         if let Some(line) = self.lock().get_mut(id) {
             line.why = None;
-            line.is_trouble = false;
+            line.is_problem = false;
         }
     }
 

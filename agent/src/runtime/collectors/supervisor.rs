@@ -1,7 +1,7 @@
 //! Starts and stops collectors, each on its own thread.
 
 use super::{
-    CollectorStatuses, Destination, QueueSink,
+    CollectorStatuses, LaneSink, QueueSink,
     runner::{Runner, STALL_DEADLINE},
 };
 use anyhow::{Context, Result};
@@ -40,7 +40,7 @@ pub(in crate::runtime) struct Start {
     /// Settings to run with.
     pub(in crate::runtime) settings: AnySettings,
     pub(in crate::runtime) context: CollectorContext,
-    pub(in crate::runtime) destination: Destination,
+    pub(in crate::runtime) destination: LaneSink,
 }
 
 impl Supervisor {

@@ -21,7 +21,7 @@ use vedette_transport::{
         salvage::{self, SalvageError},
     },
 };
-use vedette_wire::{Lane as LaneName, body::LifecycleEvent, reply::StoredSource};
+use vedette_wire::{LaneName, body::LifecycleEvent, reply::StoredSource};
 
 /// Maximum wait for the workspace if nothing indicates an earlier queue.
 const FIRST_PATIENCE: Duration = Duration::from_secs(10);

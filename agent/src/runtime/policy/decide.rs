@@ -3,7 +3,7 @@
 //! Two sources decide: the organization's signed policy and the host's configuration. Either can switch a collector
 //! off. On the standard tier neither can if a required group would have no collector left.
 
-use crate::config::CollectorPlan;
+use crate::config::ConfiguredCollector;
 use std::{collections::BTreeSet, time::Duration};
 use vedette_collectors::{AnySettings, CollectorClass, CollectorContext, Plan};
 use vedette_wire::policy::{Policy, REQUIRED, Tier};
@@ -24,7 +24,7 @@ pub(crate) struct Decision {
 }
 
 /// Decides on each collector, in the order of the plans.
-pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], context: &CollectorContext) -> Vec<Decision> {
+pub(crate) fn decide(policy: &Policy, plans: &[ConfiguredCollector], context: &CollectorContext) -> Vec<Decision> {
     // A policy cannot switch artifacts off.
     let of_policy = |id: &str| {
         let artifact = vedette_collectors::find(id).is_some_and(|spec| spec.class == CollectorClass::Artifact);
@@ -36,7 +36,7 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], context: &Collect
         .filter(|plan| plan.settings.enabled() && of_policy(plan.spec.id) != Some(false))
         .map(|plan| plan.spec.id)
         .collect();
-    let observes = |plan: &CollectorPlan| {
+    let observes = |plan: &ConfiguredCollector| {
         let context = CollectorContext { enabled: selected.clone(), ..context.clone() };
         selected.contains(plan.spec.id) && matches!(plan.settings.build(&context), Ok(Plan::Poll(..) | Plan::Watch(_)))
     };
@@ -84,7 +84,7 @@ pub(crate) fn decide(policy: &Policy, plans: &[CollectorPlan], context: &Collect
 }
 
 /// The host's settings of a collector, with those of the policy.
-fn settings(policy: &Policy, plan: &CollectorPlan) -> AnySettings {
+fn settings(policy: &Policy, plan: &ConfiguredCollector) -> AnySettings {
     let every = policy.collectors.get(plan.spec.id).and_then(|collector| collector.every_seconds);
     every.map_or_else(|| plan.settings.clone(), |seconds| plan.settings.with_every(Duration::from_secs(seconds.into())))
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::CollectorPlan;
+use crate::config::ConfiguredCollector;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use vedette_collectors::{CollectorClass, CollectorContext, REGISTRY, Spec};
 use vedette_wire::{
@@ -7,14 +7,14 @@ use vedette_wire::{
     policy::{CollectorPolicy, Policy, Tier},
 };
 
-fn plans(off: &[&str]) -> Vec<CollectorPlan> {
+fn plans(off: &[&str]) -> Vec<ConfiguredCollector> {
     let plan = |spec: &'static Spec| {
         let mut settings = toml::Table::new();
         if spec.class != CollectorClass::Artifact {
             let enabled = !off.contains(&spec.id) && spec.id != "syslog_listener";
             settings.insert("enabled".to_owned(), enabled.into());
         }
-        CollectorPlan { spec, settings: (spec.parse)(settings).expect("are settings") }
+        ConfiguredCollector { spec, settings: (spec.parse)(settings).expect("are settings") }
     };
     REGISTRY.iter().map(plan).collect()
 }

@@ -7,11 +7,11 @@
 mod directives;
 
 use crate::{
-    config::{CollectorPlan, OnDisable, ResumeAt, collector_context},
+    config::{ConfiguredCollector, OnDisable, ResumeAt, collector_context},
     now,
     runtime::{
         artifacts::Artifacts,
-        collectors::{CollectorState, Destination, Start, Supervisor},
+        collectors::{CollectorState, LaneSink, Start, Supervisor},
         delivery::resume,
         parts::Parts,
         policy::{Decision, PolicyStore, decide},
@@ -30,7 +30,7 @@ use tokio::sync::watch;
 use vedette_collectors::{AnySettings, CollectorClass, CollectorContext};
 use vedette_transport::BatchContext;
 use vedette_wire::{
-    HostLabel, Lane as LaneName,
+    HostLabel, LaneName,
     body::LifecycleEvent,
     policy::{Directives, Policy, SignedPolicy, SignedRequest},
 };
@@ -300,7 +300,7 @@ impl Reconciler {
     /// Applies a decision to one collector.
     async fn reconcile(
         &mut self,
-        plan: &CollectorPlan,
+        plan: &ConfiguredCollector,
         decision: Decision,
         enabled: &BTreeSet<&'static str>,
         is_resumed: bool,
@@ -350,10 +350,10 @@ impl Reconciler {
     /// Skips what was written while a policy had switched a collector off.
     async fn switch_on(
         &mut self,
-        plan: &CollectorPlan,
+        plan: &ConfiguredCollector,
         settings: &AnySettings,
         enabled: &BTreeSet<&'static str>,
-        destination: &Destination,
+        destination: &LaneSink,
     ) -> Result<()> {
         let id = plan.spec.id;
         let Some(since) = self.off.get(id).copied() else { return Ok(()) };
@@ -368,12 +368,7 @@ impl Reconciler {
         self.store_off()
     }
 
-    fn context(
-        &self,
-        id: &str,
-        destination: &Destination,
-        enabled: &BTreeSet<&'static str>,
-    ) -> Result<CollectorContext> {
+    fn context(&self, id: &str, destination: &LaneSink, enabled: &BTreeSet<&'static str>) -> Result<CollectorContext> {
         let queue = destination.lane.queue();
         Ok(CollectorContext {
             cursors: queue.cursors(id)?,

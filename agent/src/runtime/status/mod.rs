@@ -55,7 +55,7 @@ pub(crate) struct Collector {
     pub(crate) last_error: Option<String>,
     /// Sources that it cannot read, watch or bind.
     #[serde(default)]
-    pub(crate) trouble: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 impl Collector {
@@ -136,7 +136,7 @@ impl StatusSource {
         let (parts, lane) = (&self.parts, self.parts.records.lane.status());
         let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
         let collectors = parts.statuses.lines().into_iter().map(|(id, line)| {
-            let trouble = line.why.clone().filter(|_| line.is_trouble);
+            let problem = line.why.clone().filter(|_| line.is_problem);
             let problems: Vec<String> = line.note.into_iter().chain(line.stuck).chain(line.why).collect();
             Collector {
                 id: id.to_owned(),
@@ -146,7 +146,7 @@ impl StatusSource {
                 dropped: counters(id).dropped_total(),
                 dropped_by_reason: counters(id).dropped,
                 last_error: (!problems.is_empty()).then(|| problems.join("; ")),
-                trouble,
+                problem,
             }
         });
         let in_use = parts.client.endpoints().in_use().clone();

@@ -57,7 +57,7 @@ fn signed(number: u64) -> i64 {
 
 fn collectors(registry: &mut Registry, report: &Report) {
     let (emitted, dropped) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
-    let (states, troubles) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let (states, problems) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
     for collector in &report.collectors {
         let label = || ("collector", metric_label(&collector.id));
         emitted.get_or_create(&vec![label()]).inc_by(collector.emitted);
@@ -65,12 +65,12 @@ fn collectors(registry: &mut Registry, report: &Report) {
             dropped.get_or_create(&vec![label(), ("reason", reason.name().to_owned())]).inc_by(*count);
         }
         states.get_or_create(&vec![label(), ("state", metric_label(&collector.state))]).set(1);
-        troubles.get_or_create(&vec![label()]).set(i64::from(collector.trouble.is_some()));
+        problems.get_or_create(&vec![label()]).set(i64::from(collector.problem.is_some()));
     }
     registry.register("emitted_records", "Records that collectors emitted since the queue was created", emitted);
     registry.register("dropped_records", "Records that were dropped, by reason", dropped);
     registry.register("collector_state", "1 for the state of each collector", states);
-    registry.register("collector_trouble", "1 if a source of the collector cannot be read, watched or bound", troubles);
+    registry.register("collector_problem", "1 if a source of the collector cannot be read, watched or bound", problems);
 }
 
 fn delivery(registry: &mut Registry, report: &Report) {
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn a_report_is_text_that_no_label_can_break() {
         let collector = json!({"id": "syslog", "class": "event", "state": "running", "emitted": 7, "dropped": 3,
-            "dropped_by_reason": {"source_overrun": 2, "oversize": 1}, "last_error": null, "trouble": "x"});
+            "dropped_by_reason": {"source_overrun": 2, "oversize": 1}, "last_error": null, "problem": "x"});
         let report = json!({"version": "0\"\n evil 1", "agent": "a", "organization": "o", "organization_name": "acme",
             "workspace": "w", "endpoint": "https://w:1", "policy_revision": 1, "rss_bytes": 4096, "collectors": [collector],
             "policy": {"revision": 5, "tier": "free", "collect": true, "problem": null},
@@ -132,7 +132,7 @@ mod tests {
             "vedette_emitted_records_total{collector=\"syslog\"} 7",
             "vedette_dropped_records_total{collector=\"syslog\",reason=\"oversize\"} 1",
             "vedette_collector_state{collector=\"syslog\",state=\"running\"} 1",
-            "vedette_collector_trouble{collector=\"syslog\"} 1",
+            "vedette_collector_problem{collector=\"syslog\"} 1",
             "vedette_policy_revision 5",
             "vedette_queue_bytes 65536",
             "vedette_queue_batches 2",

@@ -3,10 +3,10 @@ use crate::{
     queue::{Queue, QueueError, Quota, tests_support::context},
 };
 use std::{path::Path, sync::Arc};
-use vedette_wire::{Body, Chunk, Lane, Position, Source, body::Syslog};
+use vedette_wire::{Body, Chunk, LaneName, Position, Source, body::Syslog};
 
 fn queue(dir: &Path) -> Queue {
-    Queue::open(dir, Lane::Records, Quota::bytes(64 << 20), 42).expect("opens")
+    Queue::open(dir, LaneName::Records, Quota::bytes(64 << 20), 42).expect("opens")
 }
 
 fn source(id: &str) -> Arc<Source> {

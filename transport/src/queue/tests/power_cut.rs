@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use proptest::prelude::*;
 use redb::{Database, StorageBackend};
 use std::{collections::BTreeMap, io, path::Path, sync::Arc};
-use vedette_wire::{Body, Lane, codec, frame};
+use vedette_wire::{Body, LaneName, codec, frame};
 
 /// A disk writes a sector whole or not at all.
 const SECTOR: usize = 512;
@@ -153,7 +153,7 @@ fn open(disk: &Disk) -> Result<Queue, QueueError> {
     let disk = disk.clone();
     let opener = move || Database::builder().set_cache_size(1 << 20).create_with_backend(disk.clone());
     let nowhere = Path::new("/nonexistent/records.redb");
-    Queue::load(Box::new(opener), nowhere, false, Lane::Records, (Quota::bytes(1 << 30), 9, Resume::Cursors))
+    Queue::load(Box::new(opener), nowhere, false, LaneName::Records, (Quota::bytes(1 << 30), 9, Resume::Cursors))
 }
 
 fn cursor(queue: &Queue) -> Result<u64, QueueError> {

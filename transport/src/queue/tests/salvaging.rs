@@ -69,7 +69,7 @@ fn what_is_whole_is_found_sent_under_its_own_key_and_the_rest_is_named() {
     let queue = opened(dir.path(), 1 << 30, 43);
     assert_eq!((queue.epoch(), queue.resume()), (Epoch(43), Resume::Lost));
     commit(&queue, "new", "c").expect("it takes batches before anything is salvaged");
-    let path = broken(dir.path(), Lane::Records).pop().expect("it was moved");
+    let path = broken(dir.path(), LaneName::Records).pop().expect("it was moved");
     let found = queue.salvage(&path, |_| true).expect("goes through");
     assert_eq!((found.batches, found.records, found.foreign), (38, 38, 0));
     assert!(found.damaged >= 2, "{found:?}");
@@ -94,7 +94,7 @@ fn salvage_goes_on_after_a_restart_and_waits_for_room() {
     let path = {
         // There is room for a part.
         let queue = opened(dir.path(), 400 << 10, 43);
-        let path = broken(dir.path(), Lane::Records).pop().expect("it was moved");
+        let path = broken(dir.path(), LaneName::Records).pop().expect("it was moved");
         let stopped = queue.salvage(&path, |full| !full);
         assert!(matches!(stopped, Err(SalvageError::Stopped)), "{stopped:?}");
         assert!(path.exists());
@@ -120,9 +120,9 @@ fn a_flip_in_a_cursor_is_not_believed() {
             bytes[at + 3] ^= 1;
         }
     });
-    let refused = Queue::open(dir.path(), Lane::Records, Quota::bytes(1 << 30), 43).expect("a new one");
+    let refused = Queue::open(dir.path(), LaneName::Records, Quota::bytes(1 << 30), 43).expect("a new one");
     assert_eq!((refused.epoch(), refused.resume()), (Epoch(43), Resume::Lost));
-    assert_eq!(broken(dir.path(), Lane::Records).len(), 1);
+    assert_eq!(broken(dir.path(), LaneName::Records).len(), 1);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn another_enrollment_begins_another_epoch() {
 #[test]
 fn the_smaller_of_cap_and_share_holds_and_a_floor_stays_free() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let open = |quota| Queue::open(dir.path(), Lane::Records, quota, 42).expect("opens");
+    let open = |quota| Queue::open(dir.path(), LaneName::Records, quota, 42).expect("opens");
     let share = Quota { volume_share_max: 1e-12, ..Quota::bytes(1 << 30) };
     let refused = commit(&open(share), "x", "c").expect_err("no share");
     assert!(matches!(refused, QueueError::Full { limit } if limit < 1 << 20), "{refused}");
@@ -234,9 +234,9 @@ fn a_second_damage_does_not_overwrite_what_the_first_left() {
     filled(dir.path(), 3);
     harm(dir.path(), |bytes| bytes[..512].fill(0));
     opened(dir.path(), 1 << 30, 43).report_damage("once more, before anything was salvaged");
-    assert_eq!(broken(dir.path(), Lane::Records).len(), 2);
+    assert_eq!(broken(dir.path(), LaneName::Records).len(), 2);
     opened(dir.path(), 1 << 30, 44);
-    let looked_at = Queue::inspect(dir.path(), Lane::Records, Quota::bytes(1 << 30)).expect("opens");
+    let looked_at = Queue::inspect(dir.path(), LaneName::Records, Quota::bytes(1 << 30)).expect("opens");
     looked_at.report_damage("by somebody who looks");
     assert!(looked_at.is_damaged() && dir.path().join("records.redb").exists(), "it is left where it is");
 }
@@ -298,7 +298,7 @@ fn what_is_found_of_an_agent_that_this_machine_was_before_is_sealed_again_and_of
         let new = opened(dir.path(), 1 << 30, 43);
         let now = vedette_wire::AgentId([9; 16]);
         assert_eq!(new.set_owner((context().organization, now), &replaced, &context().host, 50).expect("writes"), 0);
-        let path = broken(dir.path(), Lane::Records).remove(0);
+        let path = broken(dir.path(), LaneName::Records).remove(0);
         let found = new.salvage(&path, |_| true).expect("goes through");
         assert_eq!((found.batches, found.foreign), (found_batches, 3 - found_batches));
         assert_eq!(new.stats().batches, found_batches);
@@ -327,7 +327,7 @@ fn what_an_agent_that_this_machine_was_before_left_is_sealed_again_among_this_on
         harm(dir.path(), |bytes| bytes[..512].fill(0));
         let new = opened(dir.path(), 1 << 30, 44);
         new.set_owner((context().organization, now), &[before], &context().host, 50).expect("writes");
-        for path in broken(dir.path(), Lane::Records) {
+        for path in broken(dir.path(), LaneName::Records) {
             new.salvage(&path, |_| true).expect("goes through");
         }
         let mut slot = 0;
@@ -349,11 +349,11 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
             commit(&queue, "line", "here").expect("commits");
         }
         for never in [(0, 3), (5, 4), (4, 10)] {
-            queue.read_again(never).expect("notes nothing");
+            queue.record_lost(never).expect("notes nothing");
         }
         assert_eq!(queue.resume(), Resume::First);
-        queue.read_again((3, 5)).expect("notes");
-        queue.read_again((4, 9)).expect("notes");
+        queue.record_lost((3, 5)).expect("notes");
+        queue.record_lost((4, 9)).expect("notes");
     }
     let queue = opened(dir.path(), 1 << 30, 43);
     assert_eq!(queue.resume(), Resume::Reread);
@@ -392,7 +392,7 @@ fn sources_are_read_again_behind_what_is_queued_in_another_epoch() {
     over.add(chunk);
     let header = over.header(&context(), queue.lane(), 1);
     queue.commit(&mut over, header).expect("commits");
-    queue.read_again((1, 1)).expect("notes");
+    queue.record_lost((1, 1)).expect("notes");
     queue.resume_at(vec![source("file", &[(0, 10), (35, 40)]), source("forgotten", &[(0, 4)])]).expect("kept");
     let cursors = queue.cursors("test").expect("reads");
     assert!(cursors.contains(&("file".to_owned(), b"behind".to_vec())), "its own cursor stays: {cursors:?}");
@@ -416,7 +416,7 @@ fn what_was_purged_is_not_read_again() {
     queue.commit(&mut open, header).expect("commits");
     let (slot, _) = queue.next_after(0).expect("reads").expect("is there");
     queue.purge(slot).expect("purges");
-    queue.read_again((1, 1)).expect("notes");
+    queue.record_lost((1, 1)).expect("notes");
     let source = StoredSource {
         collector: "test".to_owned(),
         id: "file".to_owned(),

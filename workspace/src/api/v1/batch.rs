@@ -16,7 +16,7 @@ use axum::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use std::sync::Arc;
-use vedette_wire::{Compression, Epoch, Lane, ProblemCode, reply::Ack};
+use vedette_wire::{Compression, Epoch, LaneName, ProblemCode, reply::Ack};
 
 pub(in crate::api) async fn put(
     agent: AuthenticatedAgent,
@@ -46,8 +46,8 @@ pub(in crate::api) async fn put(
     Ok(Json(landing.await.context("landing a batch ended unexpectedly")??))
 }
 
-fn batch_key(lane: &str, epoch: &str, seq: &str) -> Option<(Lane, Epoch, u64)> {
-    let key: (Lane, Epoch, u64) = (lane.parse().ok()?, epoch.parse().ok()?, seq.parse().ok()?);
+fn batch_key(lane: &str, epoch: &str, seq: &str) -> Option<(LaneName, Epoch, u64)> {
+    let key: (LaneName, Epoch, u64) = (lane.parse().ok()?, epoch.parse().ok()?, seq.parse().ok()?);
     // A batch has one path.
     (key.1.to_string() == epoch && key.2.to_string() == seq).then_some(key)
 }

@@ -24,7 +24,7 @@ pub(in crate::api) async fn exchange(
     if !request.policies.is_empty() {
         control.accept_policies(&Signer::load(&api.dir)?, &request.policies, now()).await?;
     }
-    control.accept_refused_starts(&request.refused, now()).await?;
+    control.accept_refused_boots(&request.refused, now()).await?;
     let (body, digest) = replication::answer(control).await?;
     Ok(if digest == request.have { StatusCode::NO_CONTENT.into_response() } else { body.into_response() })
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::store::tests::add;
-use vedette_wire::{Epoch, Lane, geo::WorkspaceGeo};
+use vedette_wire::{Epoch, LaneName, geo::WorkspaceGeo};
 
 struct World {
     _dir: tempfile::TempDir,
@@ -32,7 +32,7 @@ impl World {
     fn header(&self, (machine, boot): (&str, &str), (epoch, seq): (u64, u64), sealed: i64) -> Header {
         let text = |id: &str| (!id.is_empty()).then(|| id.to_owned());
         let host = HostLabel { hostname: "h".into(), machine: text(machine), boot: text(boot), ..HostLabel::default() };
-        let header = Header::new(self.organization, AGENT, Lane::Records, WorkspaceGeo::Europe);
+        let header = Header::new(self.organization, AGENT, LaneName::Records, WorkspaceGeo::Europe);
         Header { epoch: Epoch(epoch), seq, sealed, host, ..header }
     }
 
@@ -82,7 +82,7 @@ async fn another_machine_id_is_refused_and_may_make_another_key() {
     assert!(!w.may_rekey("m", 1).await);
     // In the same boot, as of two containers on one kernel: not the other's fault. And without an id.
     for other in [("n", "x"), ("n", "a"), ("", "a"), ("", "x"), ("n", "")] {
-        for lane in [Lane::Records, Lane::Blobs] {
+        for lane in [LaneName::Records, LaneName::Blobs] {
             let mut header = w.header(other, (2, 1), 20);
             header.lane = lane;
             assert!(!w.judges(&header).await, "{other:?}");
@@ -172,7 +172,7 @@ async fn a_disk_that_is_set_back_is_no_clone_as_long_as_it_goes_on_alone() {
 }
 
 #[tokio::test]
-async fn of_two_that_go_on_in_turn_the_start_that_was_seen_first_stays() {
+async fn of_two_that_go_on_in_turn_the_boot_that_was_seen_first_stays() {
     for (behind, ahead) in [(0, 0), (10_000, 0), (0, i64::MAX / 2)] {
         let w = World::new().await;
         let at = |sealed| sealed + ahead - behind;
@@ -183,7 +183,7 @@ async fn of_two_that_go_on_in_turn_the_start_that_was_seen_first_stays() {
         let mut resealed = w.header(B, (4, 1), 1);
         resealed.resealed = true;
         assert!(!w.judges(&resealed).await, "and what it seals again");
-        resealed.lane = Lane::Blobs;
+        resealed.lane = LaneName::Blobs;
         assert!(!w.judges(&resealed).await, "on either lane");
         assert!(w.may_rekey("m", 1).await && w.takes(A, (1, 3), NOON + 3_000).await);
     }
@@ -217,7 +217,7 @@ async fn what_is_remembered_is_bounded_and_floods_do_not_drive_the_original_out(
         w.takes(("n", &number.to_string()), (3, number + 1), 2).await;
         w.takes(B, (number + 10, 1), 2).await;
     }
-    for table in ["starts", "incarnations"] {
+    for table in ["boots", "incarnations"] {
         let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
         let count: i64 = sqlx::query_scalar(sql).fetch_one(&w.control.pool).await.expect("counts");
         assert!(count <= REMEMBERED_MAX + 1, "{table}: {count}");

@@ -4,8 +4,8 @@ use super::{
 };
 use crate::store::{AgentKey, ControlStore, tests::add};
 use vedette_wire::{
-    AgentId, Batch, Epoch as EpochId, Header, Lane, OrganizationId, Position, Record, SourceRef, body::Syslog,
-    geo::WorkspaceGeo, policy::Store,
+    AgentId, Batch, Epoch as EpochId, Header, LaneName, OrganizationId, Position, Record, SourceRef, body::Syslog,
+    geo::WorkspaceGeo, policy::StoreLevel,
 };
 
 const AGENT: AgentId = AgentId([7; 16]);
@@ -42,7 +42,7 @@ fn batch(
         records: positions.len() as u32,
         ledger,
         lowest_held,
-        ..Header::new(organization, AGENT, Lane::Records, WorkspaceGeo::Europe)
+        ..Header::new(organization, AGENT, LaneName::Records, WorkspaceGeo::Europe)
     };
     let record = |&(from, to): &(u64, u64)| Record {
         source: 0,
@@ -50,7 +50,7 @@ fn batch(
         position: Position(from, to),
         body: Syslog::default().into(),
     };
-    BatchIndex::of(Batch { header, records: positions.iter().map(record).collect() }, Store::All)
+    BatchIndex::of(Batch { header, records: positions.iter().map(record).collect() }, StoreLevel::All)
 }
 
 async fn land(control: &ControlStore, index: &BatchIndex) {
@@ -282,7 +282,7 @@ async fn positions_whose_records_were_dropped_are_no_hole() {
         header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 3);
         header.sources[0].skipped = skipped;
         let record = Record { source: 0, observed: 1, position: Position(40, 50), body: Syslog::default().into() };
-        BatchIndex::of(Batch { header, records: vec![record] }, Store::All)
+        BatchIndex::of(Batch { header, records: vec![record] }, StoreLevel::All)
     };
     land(&control, &with(vec![(10, 40, 3)])).await;
     assert_eq!(books(&control, org).await, ((6, 2, 0, 0, 0), vec![]));

@@ -31,7 +31,7 @@ fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
         policy_revision: 1,
     });
     Lane::start(LaneConfig {
-        queue: Queue::open(dir, vedette_wire::Lane::Records, Quota::bytes(queue_bytes_max), 7).expect("opens"),
+        queue: Queue::open(dir, vedette_wire::LaneName::Records, Quota::bytes(queue_bytes_max), 7).expect("opens"),
         limits: BatchLimits {
             bytes_max: 1 << 20,
             records_max: 1000,
@@ -209,7 +209,7 @@ fn a_watch_that_was_stuck_still_says_what_it_cannot_do() {
     assert!(why.contains("no progress"), "{why}");
     GO.lock().take().expect("is set").send(()).expect("it waits");
     assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
-    assert!(running.statuses.lines()[0].1.is_trouble);
+    assert!(running.statuses.lines()[0].1.is_problem);
     running.stop();
 }
 

@@ -3,7 +3,7 @@ use crate::runtime::delivery::LaneDelivery;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use vedette_transport::Outcome;
-use vedette_wire::{AgentId, BatchKey, Compression, Epoch, Lane, OrganizationId, frame, id::Uuid};
+use vedette_wire::{AgentId, BatchKey, Compression, Epoch, LaneName, OrganizationId, frame, id::Uuid};
 
 /// Answers requests of the renewed certificate, which a header stands for, with one status and all others with another; counts
 /// the former.
@@ -62,7 +62,7 @@ fn a_frame() -> Vec<u8> {
     let key = BatchKey {
         organization: OrganizationId(Uuid::nil()),
         agent: AgentId([1; 16]),
-        lane: Lane::Records,
+        lane: LaneName::Records,
         epoch: Epoch(1),
         seq: 1,
     };

@@ -1,0 +1,91 @@
+//! Cursors, as journalctl and sd_journal_get_cursor(3) write them.
+
+use crate::{EntryHead, Id};
+use std::{cmp::Ordering, fmt};
+
+/// The place of an entry: `s=ID;i=HEX;b=ID;m=HEX;t=HEX;x=HEX`. Parts may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// Sequence: its id and the number in it.
+    pub seqnum: Option<(Id, u64)>,
+    /// Boot, and microseconds since it.
+    pub monotonic: Option<(Id, u64)>,
+    /// Microseconds UTC.
+    pub realtime: Option<u64>,
+    /// Hash of the entry's fields.
+    pub xor_hash: Option<u64>,
+}
+
+impl Cursor {
+    /// Parses a cursor; unknown parts are ignored, as sd_journal_seek_cursor(3) does. Absent if no part is valid.
+    pub fn parse(text: &str) -> Option<Self> {
+        let part = |key: &str| text.split(';').find_map(|part| part.strip_prefix(key));
+        let id = |key: &str| part(key).and_then(|text| text.parse::<Id>().ok());
+        let number = |key: &str| part(key).and_then(|text| u64::from_str_radix(text, 16).ok());
+        let cursor = Self {
+            seqnum: id("s=").zip(number("i=")),
+            monotonic: id("b=").zip(number("m=")),
+            realtime: number("t="),
+            xor_hash: number("x="),
+        };
+        (cursor != Self::default()).then_some(cursor)
+    }
+
+    /// The cursor of an entry.
+    pub(crate) fn of(head: &EntryHead) -> Self {
+        Self {
+            seqnum: Some((head.seqnum_id, head.seqnum)),
+            monotonic: Some((head.boot_id, head.monotonic)),
+            realtime: Some(head.realtime),
+            xor_hash: Some(head.xor_hash),
+        }
+    }
+
+    /// Order of an entry and this place, by the rules of sd_journal_next(3): by number within a sequence, by monotonic time
+    /// within a boot, and otherwise by the clock and by content. Absent if the place says nothing of the entry.
+    pub(crate) fn order_of(&self, head: &EntryHead) -> Option<Ordering> {
+        let is_same = self.seqnum.is_some_and(|(id, _)| id == head.seqnum_id)
+            || self.monotonic.is_some_and(|(boot, _)| boot == head.boot_id);
+        (is_same || self.realtime.is_some()).then(|| self.compare(head))
+    }
+
+    fn compare(&self, head: &EntryHead) -> Ordering {
+        if let Some((id, seqnum)) = self.seqnum
+            && id == head.seqnum_id
+            && head.seqnum != seqnum
+        {
+            return head.seqnum.cmp(&seqnum);
+        }
+        if let Some((boot, monotonic)) = self.monotonic
+            && boot == head.boot_id
+            && head.monotonic != monotonic
+        {
+            return head.monotonic.cmp(&monotonic);
+        }
+        if let Some(realtime) = self.realtime
+            && head.realtime != realtime
+        {
+            return head.realtime.cmp(&realtime);
+        }
+        self.xor_hash.map_or(Ordering::Equal, |hash| head.xor_hash.cmp(&hash))
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        if let Some((id, seqnum)) = self.seqnum {
+            write!(f, "s={id};i={seqnum:x}")?;
+            separator = ";";
+        }
+        if let Some((boot, monotonic)) = self.monotonic {
+            write!(f, "{separator}b={boot};m={monotonic:x}")?;
+            separator = ";";
+        }
+        if let Some(realtime) = self.realtime {
+            write!(f, "{separator}t={realtime:x}")?;
+            separator = ";";
+        }
+        self.xor_hash.map_or(Ok(()), |hash| write!(f, "{separator}x={hash:x}"))
+    }
+}

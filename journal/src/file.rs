@@ -1,0 +1,415 @@
+//! One journal file: its entries in order.
+
+use crate::{
+    Cursor, Field, Header, Id,
+    data::{self, PLAIN_BYTES_MAX},
+    format::{ARRAY_BYTES, ENTRY_BYTES, HEADER_BYTES, HeaderError, OBJECT_BYTES, id_at, object, u32_at, u64_at},
+    pages::{Pages, ReadAt, read_full},
+};
+use std::{cmp::Ordering, collections::HashMap, io, ops::Range, sync::Arc};
+
+/// Maximum number of entry arrays; each is about twice as large as the one before.
+const ARRAYS_MAX: usize = 4096;
+/// Maximum number of fields of an entry; journald allows 1024.
+const FIELDS_MAX: u64 = 4096;
+/// Maximum size of cached fields in bytes, and of one of them.
+const CACHE_BYTES_MAX: usize = 256 << 10;
+const CACHED_BYTES_MAX: usize = 512;
+/// Fields that fewer entries have are not cached.
+const CACHED_USES_MIN: u64 = 3;
+
+/// Number of consecutive damaged entries that a search skips.
+const DAMAGED_MAX: usize = 100;
+
+/// Why a file cannot be read as a journal.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be read at all.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its header is not that of a journal, or of a later release.
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+}
+
+/// What could not be read, since the file was last asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Number of entries that were skipped.
+    pub entries: u64,
+    /// Number of fields that are missing from entries.
+    pub fields: u64,
+    /// The first of it: what, and at which offset.
+    pub first: Option<String>,
+}
+
+/// An entry without its fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryHead {
+    /// Id of the sequence.
+    pub seqnum_id: Id,
+    /// Number in the sequence.
+    pub seqnum: u64,
+    /// Microseconds UTC.
+    pub realtime: u64,
+    /// Microseconds since the boot.
+    pub monotonic: u64,
+    /// Id of the boot.
+    pub boot_id: Id,
+    /// Hash of all fields, the same in copies of the entry.
+    pub xor_hash: u64,
+    offset: u64,
+    size: u64,
+}
+
+impl EntryHead {
+    /// Place of the entry.
+    pub fn cursor(&self) -> Cursor {
+        Cursor::of(self)
+    }
+}
+
+/// An object's type, flags and size, which lies within the file.
+struct ObjectHead {
+    flags: u8,
+    size: u64,
+}
+
+/// An entry array of the main chain.
+#[derive(Debug, Clone, Copy)]
+struct EntryArray {
+    offset: u64,
+    /// Number of items that it has room for.
+    capacity: u64,
+    next: u64,
+}
+
+/// A journal file, open at an entry.
+pub struct JournalFile<S> {
+    source: S,
+    size: u64,
+    header: Header,
+    pages: Pages,
+    arrays: Vec<EntryArray>,
+    /// Index of the next entry.
+    next: u64,
+    /// Entries before this index are visible.
+    visible: u64,
+    head: Option<EntryHead>,
+    /// The last visible entry, once it was looked for.
+    last: Option<Option<EntryHead>>,
+    fields: HashMap<u64, Arc<Field>>,
+    cached_bytes: usize,
+    damage: Damage,
+}
+
+impl<S: ReadAt> JournalFile<S> {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(source: S) -> Result<Self, OpenError> {
+        let header = read_header(&source)?;
+        let size = source.size()?;
+        let visible = entries(&header, size);
+        Ok(Self {
+            source,
+            size,
+            header,
+            pages: Pages::default(),
+            arrays: Vec::new(),
+            next: 0,
+            visible,
+            head: None,
+            last: None,
+            fields: HashMap::new(),
+            cached_bytes: 0,
+            damage: Damage::default(),
+        })
+    }
+
+    /// The header, as of the last [`JournalFile::refresh`].
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The file itself.
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// Number of entries that are not read yet, damaged ones included.
+    pub fn remaining(&self) -> u64 {
+        self.visible.saturating_sub(self.next) + u64::from(self.head.is_some())
+    }
+
+    /// What could not be read since the last call.
+    pub fn take_damage(&mut self) -> Damage {
+        std::mem::take(&mut self.damage)
+    }
+
+    /// Reads the header again. Entries that it counts are complete: journald raises the count last.
+    ///
+    /// # Errors
+    /// [`OpenError`]; what was visible before stays readable.
+    pub fn refresh(&mut self) -> Result<(), OpenError> {
+        let header = read_header(&self.source)?;
+        if header == self.header {
+            return Ok(());
+        }
+        self.size = self.source.size()?;
+        self.pages.clear();
+        // The last array may have got a successor.
+        self.arrays.pop();
+        // A count that falls is damage, or another file under the same descriptor; entries are not read twice.
+        self.visible = entries(&header, self.size).max(self.visible);
+        self.last = None;
+        self.header = header;
+        Ok(())
+    }
+
+    /// Frees buffers; they are filled again when they are needed.
+    pub fn release(&mut self) {
+        self.pages.clear();
+        self.fields = HashMap::new();
+        self.cached_bytes = 0;
+    }
+
+    /// Moves to the first entry behind a place. Entries that the place says nothing of count as behind it.
+    pub fn seek_after(&mut self, place: &Cursor) {
+        self.head = None;
+        let is_behind = |head: &EntryHead| place.order_of(head).is_none_or(Ordering::is_gt);
+        let (mut low, mut high) = (0, self.visible);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.first_good(middle..high) {
+                Some((_, head)) if is_behind(&head) => high = middle,
+                Some((index, _)) => low = index + 1,
+                None => high = middle,
+            }
+        }
+        self.next = low;
+    }
+
+    /// The first of some entries that is not damaged, if it is near.
+    fn first_good(&mut self, range: Range<u64>) -> Option<(u64, EntryHead)> {
+        for index in range.take(DAMAGED_MAX) {
+            match self.read_head(index) {
+                Ok(head) => return Some((index, head)),
+                Err(EntryError::Entry(_)) => {}
+                Err(EntryError::Chain(_)) => break,
+            }
+        }
+        None
+    }
+
+    /// Moves so that at most `count` entries follow.
+    pub fn seek_last(&mut self, count: u64) {
+        self.head = None;
+        self.next = self.visible.saturating_sub(count);
+    }
+
+    /// The next entry, without its fields; absent at the end. Skips damaged entries.
+    pub fn peek(&mut self) -> Option<EntryHead> {
+        while self.head.is_none() && self.next < self.visible {
+            match self.read_head(self.next) {
+                Ok(head) => self.head = Some(head),
+                Err(EntryError::Entry(why)) => self.note(1, 0, &why),
+                Err(EntryError::Chain(why)) => {
+                    // Without its array no later entry can be found either.
+                    let lost = self.visible - self.next;
+                    self.note(lost, 0, &why);
+                    self.next = self.visible;
+                    break;
+                }
+            }
+            self.next += 1;
+        }
+        self.head
+    }
+
+    /// The last visible entry; absent if there is none that can be read.
+    pub fn last(&mut self) -> Option<EntryHead> {
+        if self.last.is_none() {
+            let first = self.visible.saturating_sub(DAMAGED_MAX as u64);
+            self.last = Some((first..self.visible).rev().find_map(|index| self.read_head(index).ok()));
+        }
+        self.last.flatten()
+    }
+
+    /// Index of the next entry; see [`JournalFile::seek_index`].
+    pub fn index(&self) -> u64 {
+        self.next - u64::from(self.head.is_some())
+    }
+
+    /// Moves to an index of [`JournalFile::index`], also of an earlier opening of the same file.
+    pub fn seek_index(&mut self, index: u64) {
+        self.head = None;
+        self.next = index;
+    }
+
+    /// Moves behind the next entry.
+    pub fn advance(&mut self) {
+        self.head = None;
+    }
+
+    /// Reads the fields of an entry, in its order. Fields that cannot be read are missing, and counted.
+    pub fn fields(&mut self, head: &EntryHead) -> Vec<Arc<Field>> {
+        let item_bytes = if self.header.is_compact { 4 } else { 16 };
+        let count = (head.size - ENTRY_BYTES) / item_bytes;
+        let mut fields = Vec::with_capacity(count.min(64) as usize);
+        let mut item = [0; 16];
+        let item = &mut item[..item_bytes as usize];
+        for index in 0..count.min(FIELDS_MAX) {
+            let read = self.read(head.offset + ENTRY_BYTES + index * item_bytes, item);
+            let field = read.map_err(|err| err.to_string()).and_then(|()| {
+                let offset = if item.len() == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
+                self.field(offset).map_err(|why| format!("field at {offset:#x}: {why}"))
+            });
+            match field {
+                Ok(field) => fields.push(field),
+                Err(why) => self.note(0, 1, &why),
+            }
+        }
+        if count > FIELDS_MAX {
+            self.note(0, count - FIELDS_MAX, &"an entry has too many fields");
+        }
+        fields
+    }
+
+    fn note(&mut self, entries: u64, fields: u64, why: &dyn std::fmt::Display) {
+        self.damage.entries += entries;
+        self.damage.fields += fields;
+        if self.damage.first.is_none() {
+            self.damage.first = Some(why.to_string());
+        }
+    }
+
+    fn read(&mut self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.pages.read(&self.source, offset, out)
+    }
+
+    /// Reads an object's header.
+    fn object(&mut self, offset: u64, kind: u8, size_min: u64) -> Result<ObjectHead, String> {
+        if offset < self.header.header_size || !offset.is_multiple_of(8) {
+            return Err(format!("no object can be at {offset:#x}"));
+        }
+        let mut head = [0; OBJECT_BYTES as usize];
+        self.read(offset, &mut head).map_err(|err| err.to_string())?;
+        let size = u64_at(&head, 8);
+        if head[0] != kind {
+            return Err(format!("the object at {offset:#x} is of type {} instead of {kind}", head[0]));
+        }
+        if size < size_min || offset.checked_add(size).is_none_or(|end| end > self.size) {
+            return Err(format!("the object at {offset:#x} has an impossible size of {size}"));
+        }
+        Ok(ObjectHead { flags: head[1], size })
+    }
+
+    fn field(&mut self, offset: u64) -> Result<Arc<Field>, String> {
+        if let Some(field) = self.fields.get(&offset) {
+            return Ok(Arc::clone(field));
+        }
+        let payload_at = if self.header.is_compact { 72 } else { 64 };
+        let head = self.object(offset, object::DATA, payload_at + 1)?;
+        let place = (offset + payload_at, head.size - payload_at);
+        let field = if head.flags == 0 && place.1 <= PLAIN_BYTES_MAX {
+            let mut payload = vec![0; place.1 as usize];
+            self.read(place.0, &mut payload).map_err(|err| err.to_string())?;
+            data::plain(payload).ok_or_else(|| "it is no field".to_owned())?
+        } else {
+            data::decode(&self.source, place, head.flags).map_err(|err| err.to_string())?
+        };
+        let field = Arc::new(field);
+        let mut uses = [0; 8];
+        self.read(offset + 56, &mut uses).map_err(|err| err.to_string())?;
+        if u64::from_le_bytes(uses) >= CACHED_USES_MIN && field.bytes() <= CACHED_BYTES_MAX {
+            if self.cached_bytes >= CACHE_BYTES_MAX {
+                self.fields.clear();
+                self.cached_bytes = 0;
+            }
+            self.cached_bytes += field.bytes() + 64;
+            self.fields.insert(offset, Arc::clone(&field));
+        }
+        Ok(field)
+    }
+
+    /// Reads the entry with an index.
+    fn read_head(&mut self, index: u64) -> Result<EntryHead, EntryError> {
+        let item_bytes = if self.header.is_compact { 4 } else { 8 };
+        let place = self.place_of(index, item_bytes).map_err(EntryError::Chain)?;
+        let mut item = [0; 8];
+        self.read(place, &mut item[..item_bytes as usize]).map_err(|err| EntryError::Entry(err.to_string()))?;
+        let offset = u64::from_le_bytes(item);
+        let object = self.object(offset, object::ENTRY, ENTRY_BYTES).map_err(EntryError::Entry)?;
+        let mut bytes = [0; ENTRY_BYTES as usize];
+        self.read(offset, &mut bytes).map_err(|err| EntryError::Entry(err.to_string()))?;
+        let head = EntryHead {
+            seqnum_id: self.header.seqnum_id,
+            seqnum: u64_at(&bytes, 16),
+            realtime: u64_at(&bytes, 24),
+            monotonic: u64_at(&bytes, 32),
+            boot_id: id_at(&bytes, 40),
+            xor_hash: u64_at(&bytes, 56),
+            offset,
+            size: object.size,
+        };
+        // As journald checks: journal_file_check_object().
+        if head.seqnum == 0 || head.realtime == 0 || head.realtime >= 1 << 55 || head.monotonic >= 1 << 55 {
+            return Err(EntryError::Entry(format!("the entry at {offset:#x} has an impossible number or time")));
+        }
+        Ok(head)
+    }
+
+    /// Offset of the array item of an entry.
+    fn place_of(&mut self, index: u64, item_bytes: u64) -> Result<u64, String> {
+        let (mut first, mut at) = (0, 0);
+        loop {
+            if at == self.arrays.len() {
+                let array = self.next_array(item_bytes)?;
+                self.arrays.push(array);
+            }
+            let array = self.arrays[at];
+            if index - first < array.capacity {
+                return Ok(array.offset + ARRAY_BYTES + (index - first) * item_bytes);
+            }
+            first += array.capacity;
+            at += 1;
+        }
+    }
+
+    /// Reads the array behind those that are known.
+    fn next_array(&mut self, item_bytes: u64) -> Result<EntryArray, String> {
+        let last = self.arrays.last().copied();
+        let offset = last.map_or(self.header.entry_array_offset, |last| last.next);
+        if offset == 0 {
+            return Err("the chain of entry arrays ends before its last entry".to_owned());
+        }
+        if last.is_some_and(|last| offset <= last.offset) || self.arrays.len() == ARRAYS_MAX {
+            return Err(format!("the chain of entry arrays is not in order at {offset:#x}"));
+        }
+        let head = self.object(offset, object::ENTRY_ARRAY, ARRAY_BYTES + item_bytes)?;
+        let mut next = [0; 8];
+        self.read(offset + OBJECT_BYTES, &mut next).map_err(|err| err.to_string())?;
+        Ok(EntryArray { offset, capacity: (head.size - ARRAY_BYTES) / item_bytes, next: u64::from_le_bytes(next) })
+    }
+}
+
+/// Why an entry cannot be read.
+enum EntryError {
+    /// Only this one.
+    Entry(String),
+    /// Nor those behind it.
+    Chain(String),
+}
+
+/// Number of entries, as far as a file of this size can have them.
+fn entries(header: &Header, size: u64) -> u64 {
+    header.n_entries.min(size / ENTRY_BYTES)
+}
+
+fn read_header(source: &impl ReadAt) -> Result<Header, OpenError> {
+    let mut bytes = [0; HEADER_BYTES];
+    let length = read_full(source, 0, &mut bytes)?;
+    Ok(Header::parse(&bytes[..length])?)
+}

@@ -1,0 +1,123 @@
+//! deb(5), by dpkg-deb(1).
+
+use crate::{
+    Release,
+    manifest::{Package, StoredFormat},
+    run,
+    tree::Tree,
+};
+use anyhow::Result;
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+
+pub(crate) fn build(package: &Package, release: &Release, tree: &Tree) -> Result<PathBuf> {
+    let control = tree.root.join("DEBIAN");
+    fs::create_dir(&control)?;
+    let put = |name: &str, text: String, mode: u32| -> Result<()> {
+        fs::write(control.join(name), text)?;
+        Ok(fs::set_permissions(control.join(name), fs::Permissions::from_mode(mode))?)
+    };
+    put("control", control_file(package, release, tree)?, 0o644)?;
+    let conffiles = tree.files.iter().filter(|file| file.conffile).map(|file| format!("{}\n", file.path));
+    put("conffiles", conffiles.collect(), 0o644)?;
+    put("md5sums", sums(tree)?, 0o644)?;
+    let preinst = (!package.formats.is_empty()).then(|| ("preinst", preinst(package)));
+    for (name, script) in preinst.into_iter().chain([
+        ("postinst", POSTINST.to_owned()),
+        ("prerm", PRERM.to_owned()),
+        ("postrm", POSTRM.to_owned()),
+    ]) {
+        let script = script.replace("@NAME@", &package.name).replace("@UNIT@", &package.unit);
+        put(name, script.replace("@STATE@", &package.state.join(" ")), 0o755)?;
+    }
+    let path = release.out.join(format!("{}_{}_{}.deb", package.name, release.version, release.arch.debian()));
+    let mut dpkg = Command::new("dpkg-deb");
+    dpkg.env("SOURCE_DATE_EPOCH", &release.epoch);
+    run::run(dpkg.args(["--build", "--root-owner-group", "-Zxz"]).arg(&tree.root).arg(&path))?;
+    fs::remove_dir_all(control)?;
+    Ok(path)
+}
+
+fn control_file(package: &Package, release: &Release, tree: &Tree) -> Result<String> {
+    let mut bytes = 0;
+    for file in &tree.files {
+        bytes += fs::metadata(tree.root.join(file.path.trim_start_matches('/')))?.len();
+    }
+    let description = package.description.trim().lines().map(|line| format!(" {line}\n")).collect::<String>();
+    Ok(format!(
+        "Package: {}\nVersion: {}\nArchitecture: {}\nMaintainer: The Vedette project <packages@vedette.example>\n\
+         Installed-Size: {}\nDepends: {}\nSection: admin\nPriority: optional\n\
+         Homepage: https://github.com/vedette-project/vedette\nDescription: {}\n{description}",
+        package.name,
+        release.version,
+        release.arch.debian(),
+        bytes.div_ceil(1024),
+        // The oldest C library that the programs are linked against.
+        [&["libc6 (>= 2.17)".to_owned()][..], &package.deb_depends].concat().join(", "),
+        package.summary,
+    ))
+}
+
+fn sums(tree: &Tree) -> Result<String> {
+    let mut sums = Command::new("md5sum");
+    sums.current_dir(&tree.root);
+    for file in tree.files.iter().filter(|file| !file.conffile) {
+        sums.arg(file.path.trim_start_matches('/'));
+    }
+    run::run(&mut sums)
+}
+
+/// Refuses a downgrade that could not read what is stored.
+fn preinst(package: &Package) -> String {
+    let checks = package.formats.iter().map(|StoredFormat { path, newest }| {
+        format!(
+            "if [ \"$1\" = upgrade ] && [ -e {path} ] && [ \"$(cat {path})\" -gt {newest} ]; then\n\
+             \x20 echo \"@NAME@: {path} is of a newer release, which this one cannot read; keep the newer release, or deliver\" >&2\n\
+             \x20 echo \"what is queued and move the directory away\" >&2\n  exit 1\nfi\n"
+        )
+    });
+    format!("#!/bin/sh\nset -e\n{}", checks.collect::<String>())
+}
+
+const POSTINST: &str = r#"#!/bin/sh
+set -e
+case "$1" in
+  configure | abort-upgrade | abort-deconfigure | abort-remove) ;;
+  *) exit 0 ;;
+esac
+systemd-sysusers @NAME@.conf
+systemd-tmpfiles --create @NAME@.conf
+# Enables the unit at the first installation, and leaves the administrator's choice after that.
+deb-systemd-helper unmask @UNIT@ >/dev/null || true
+if deb-systemd-helper --quiet was-enabled @UNIT@; then
+  deb-systemd-helper enable @UNIT@ >/dev/null || true
+else
+  deb-systemd-helper update-state @UNIT@ >/dev/null || true
+fi
+if [ -d /run/systemd/system ]; then
+  systemctl --system daemon-reload >/dev/null || true
+  # An upgrade restarts a service that runs. An installation starts it; the unit's conditions say whether there is anything to do.
+  if [ -n "$2" ]; then action=try-restart; else action=start; fi
+  deb-systemd-invoke "$action" @UNIT@ >/dev/null || true
+fi
+"#;
+
+const PRERM: &str = r#"#!/bin/sh
+set -e
+if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
+  deb-systemd-invoke stop @UNIT@ >/dev/null || true
+fi
+"#;
+
+const POSTRM: &str = r#"#!/bin/sh
+set -e
+if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
+  systemctl --system daemon-reload >/dev/null || true
+fi
+if [ "$1" = purge ]; then
+  if command -v deb-systemd-helper >/dev/null; then
+    deb-systemd-helper purge @UNIT@ >/dev/null || true
+  fi
+  # State and configuration; the user stays, as its files elsewhere would belong to nobody.
+  rm -rf @STATE@
+fi
+"#;

@@ -1,0 +1,136 @@
+//! Builds the packages: `cargo run -p vedette-packaging -- all`.
+//!
+//! `manifest.toml` is the only list of files. dpkg-deb(1), rpmbuild(8) and tar(1) make the formats; this program compiles,
+//! collects a tree, and writes what they need.
+
+#![expect(clippy::print_stdout, reason = "the paths of the packages are its answer")]
+#![expect(clippy::disallowed_methods, reason = "what it writes can be made again")]
+
+mod compile;
+mod deb;
+mod manifest;
+mod rpm;
+mod run;
+mod tarball;
+mod tree;
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+use manifest::{Manifest, Package};
+use std::path::{Path, PathBuf};
+use tree::Tree;
+
+/// Builds packages of the agent and of the workspace.
+#[derive(Debug, Parser)]
+#[command(name = "vedette-packaging")]
+struct Arguments {
+    /// Format of the packages.
+    format: Format,
+    /// Processor architecture.
+    #[arg(long, default_value = "x86_64")]
+    arch: Arch,
+    /// Output directory.
+    #[arg(long, default_value = "target/packages")]
+    out: PathBuf,
+    /// Packages to build [default: all].
+    #[arg(long = "package", value_name = "NAME")]
+    packages: Vec<String>,
+    /// Cargo profile: `dist` is what is shipped, `dev` is quick to build and only for tests on this machine.
+    #[arg(long, default_value = "dist")]
+    profile: Profile,
+    /// Version of the packages [default: that of the workspace].
+    #[arg(long)]
+    version: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Deb,
+    Rpm,
+    Tar,
+    All,
+}
+
+/// A processor architecture by Rust's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Arch {
+    #[value(name = "x86_64")]
+    X86_64,
+    #[value(name = "aarch64")]
+    Aarch64,
+}
+
+impl Arch {
+    /// Rust's and rpm's name.
+    fn name(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "x86_64",
+            Arch::Aarch64 => "aarch64",
+        }
+    }
+
+    /// Debian's name.
+    fn debian(self) -> &'static str {
+        match self {
+            Arch::X86_64 => "amd64",
+            Arch::Aarch64 => "arm64",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Profile {
+    Dist,
+    Dev,
+}
+
+/// What all packages of a run share.
+struct Release {
+    version: String,
+    arch: Arch,
+    /// Time of the last commit, seconds UTC: the time of every file in a package.
+    epoch: String,
+    /// Root of the repository.
+    root: PathBuf,
+    out: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    std::fs::create_dir_all(&arguments.out)?;
+    let release = Release {
+        version: arguments.version.unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+        arch: arguments.arch,
+        epoch: run::output("git", ["-C", &root.display().to_string(), "log", "-1", "--format=%ct"])?.trim().to_owned(),
+        root,
+        out: arguments.out.canonicalize()?,
+    };
+    let manifest = Manifest::load(&release.root)?;
+    let selected = |package: &&Package| arguments.packages.is_empty() || arguments.packages.contains(&package.name);
+    let packages: Vec<&Package> = manifest.packages.iter().filter(selected).collect();
+    if packages.is_empty() {
+        bail!("the manifest has no package named {}", arguments.packages.join(", "));
+    }
+    for package in packages {
+        let program = compile::program(package, &release, arguments.profile)?;
+        let scratch = release.out.join(format!(".{}-{}", package.name, release.arch.name()));
+        let tree = Tree::build(package, &release, &program, &scratch)?;
+        let wants = |format| arguments.format == format || arguments.format == Format::All;
+        let mut made = Vec::new();
+        if wants(Format::Deb) {
+            made.push(deb::build(package, &release, &tree)?);
+        }
+        if wants(Format::Rpm) {
+            made.push(rpm::build(package, &release, &tree)?);
+        }
+        if wants(Format::Tar) {
+            made.push(tarball::build(package, &release, &tree)?);
+        }
+        std::fs::remove_dir_all(&scratch)?;
+        for path in made {
+            println!("{}\t{} bytes", path.display(), std::fs::metadata(&path)?.len());
+        }
+    }
+    Ok(())
+}
