@@ -20,6 +20,7 @@ mod metrics;
 mod modules;
 mod moves;
 mod namespaces;
+mod packages;
 mod pair;
 mod policy;
 mod provisioning;

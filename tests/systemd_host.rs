@@ -102,7 +102,8 @@ impl Host {
 
     pub(crate) fn must(&self, script: &str) -> String {
         let output = self.run(script);
-        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        let said = [output.stdout.clone(), output.stderr].concat();
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&said));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 

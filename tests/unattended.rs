@@ -2,13 +2,11 @@
 //! install the files; the service enrolls at its first start and collects.
 
 use crate::{
+    packages,
     support::{eventually, root},
     systemd_host::Host,
 };
 use std::{fs, path::Path};
-
-const CONFIG: &str = "[identity]\ndir = \"/var/lib/vedette/identity\"\n[state]\ndir = \"/var/lib/vedette/state\"\n\
-    [host]\ncloud = \"off\"\n";
 
 /// A code block of the page, by its first line.
 fn block(begins: &str) -> String {
@@ -18,19 +16,22 @@ fn block(begins: &str) -> String {
     block[..block.find("```").expect("it ends")].to_owned()
 }
 
-/// A host with a workspace, the agent's binary and its unit, as a package would install them.
+/// A host with a workspace, and the agent's package installed.
 fn host(prepare: impl FnOnce(&Path)) -> Option<Host> {
+    packages::packages()?;
     Host::boot_named("host-provisioning", |root| {
-        fs::write(root.join("etc/systemd/system/vedette.service"), block("[Unit]")).expect("writes");
-        fs::create_dir_all(root.join("etc/vedette")).expect("makes");
+        packages::copy_to(root);
+        let conf = root.join("etc/vedette/conf.d");
+        fs::create_dir_all(&conf).expect("makes");
+        fs::write(conf.join("10-test.toml"), "[host]\ncloud = \"off\"\n").expect("writes");
         let made = [
-            "init --geo europe --dir /var/lib/ws",
-            "org add acme --tier free --dir /var/lib/ws",
-            "token new --org acme --uses 2 --dir /var/lib/ws > /var/lib/token",
+            "dpkg -i /root/packages/vedette_0.1.0_amd64.deb",
+            "/opt/vedette-workspace init --geo europe --dir /var/lib/ws",
+            "/opt/vedette-workspace org add acme --tier free --dir /var/lib/ws",
+            "/opt/vedette-workspace token new --org acme --uses 2 --dir /var/lib/ws > /var/lib/token",
         ];
         for command in made {
-            let chrooted = format!("/opt/vedette-workspace {command}");
-            let done = std::process::Command::new("chroot").arg(root).args(["sh", "-c", &chrooted]).output();
+            let done = std::process::Command::new("chroot").arg(root).args(["sh", "-c", command]).output();
             let done = done.expect("chroot runs");
             assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
         }
@@ -48,7 +49,7 @@ fn enrolled(host: &Host) {
         listed.contains("\"active\"").then_some(())
     });
     eventually("a heartbeat", || (!host.query("SELECT hostname FROM heartbeats").is_empty()).then_some(()));
-    let left = host.must("ls /etc/vedette");
+    let left = host.must("find /etc/vedette");
     assert!(!left.contains("token") && !left.contains("bootstrap.toml"), "{left}");
 }
 
@@ -67,7 +68,6 @@ fn user_data_of_cloud_init_enrolls_a_host_at_its_first_boot() {
         fs::write(seed.join("meta-data"), "instance-id: i-1\nlocal-hostname: web1\n").expect("writes");
         // A minimal Debian has no locales to set.
         fs::write(root.join("etc/cloud/cloud.cfg.d/90-test.cfg"), "locale: false\n").expect("writes");
-        fs::write(root.join("etc/vedette/vedette.toml"), CONFIG).expect("writes");
     }) else {
         return;
     };
@@ -90,7 +90,6 @@ fn the_tasks_of_ansible_enroll_a_host() {
         let copy = |from: &str, to: &str| fs::copy(root.join(from), play.join("files").join(to)).expect("copies");
         copy("var/lib/ws/ca.pem", "ca.pem");
         copy("var/lib/token", "token");
-        fs::write(play.join("files/vedette.toml"), CONFIG).expect("writes");
         let bootstrap = block("workspace = ").replace(ADDRESS, "https://localhost:8443");
         fs::write(play.join("files/bootstrap.toml"), bootstrap).expect("writes");
     }) else {

@@ -52,6 +52,11 @@ impl Exit {
         ExitCode::from(code)
     }
 
+    /// The reasons, one per problem.
+    pub(crate) fn reasons(self) -> Vec<String> {
+        self.parts().0
+    }
+
     fn parts(self) -> (Vec<String>, u8) {
         match self {
             Exit::Failure(error) => (vec![format!("{error:#}")], 1),

@@ -6,6 +6,7 @@ mod commands;
 mod config;
 mod exit;
 mod identity;
+mod log;
 mod runtime;
 
 use vedette_platform as platform;

@@ -38,16 +38,17 @@ fn target_dir(release: &Release) -> Result<PathBuf> {
     Ok(metadata["target_directory"].as_str().context("cargo metadata names the target directory")?.into())
 }
 
-/// The program as tests use it, stripped.
+/// The program as tests use it, stripped: the one beside this program.
 fn dev(package: &Package, release: &Release) -> Result<PathBuf> {
     if std::env::consts::ARCH != release.arch.name() {
         bail!("profile dev is of this machine's architecture alone");
     }
-    // All members at once: their features are those of the tests, and nothing is compiled again.
-    run::run(Command::new("cargo").current_dir(&release.root).args(["build", "--workspace", "--locked"]))?;
-    let target = target_dir(release)?;
-    let stripped = target.join("debug").join(format!("{}.stripped", package.program));
-    run::run(Command::new("strip").arg("-o").arg(&stripped).arg(target.join("debug").join(&package.program)))?;
+    let built = std::env::current_exe()?.with_file_name(&package.program);
+    if !built.exists() {
+        bail!("{} is not built; run cargo build --workspace", built.display());
+    }
+    let stripped = release.out.join(format!(".{}.stripped", package.program));
+    run::run(Command::new("strip").arg("-o").arg(&stripped).arg(&built))?;
     Ok(stripped)
 }
 

@@ -20,19 +20,21 @@ pub(crate) fn build(package: &Package, release: &Release, tree: &Tree) -> Result
     let conffiles = tree.files.iter().filter(|file| file.conffile).map(|file| format!("{}\n", file.path));
     put("conffiles", conffiles.collect(), 0o644)?;
     put("md5sums", sums(tree)?, 0o644)?;
-    let preinst = (!package.formats.is_empty()).then(|| ("preinst", preinst(package)));
-    for (name, script) in preinst.into_iter().chain([
+    for (name, script) in [
+        ("preinst", preinst(package)),
         ("postinst", POSTINST.to_owned()),
         ("prerm", PRERM.to_owned()),
         ("postrm", POSTRM.to_owned()),
-    ]) {
+    ] {
         let script = script.replace("@NAME@", &package.name).replace("@UNIT@", &package.unit);
         put(name, script.replace("@STATE@", &package.state.join(" ")), 0o755)?;
     }
     let path = release.out.join(format!("{}_{}_{}.deb", package.name, release.version, release.arch.debian()));
     let mut dpkg = Command::new("dpkg-deb");
     dpkg.env("SOURCE_DATE_EPOCH", &release.epoch);
-    run::run(dpkg.args(["--build", "--root-owner-group", "-Zxz"]).arg(&tree.root).arg(&path))?;
+    // Packages of tests are built quickly.
+    let compression: &[&str] = if release.is_shipped { &["-Zxz"] } else { &["-Zgzip", "-z1"] };
+    run::run(dpkg.args(["--build", "--root-owner-group"]).args(compression).arg(&tree.root).arg(&path))?;
     fs::remove_dir_all(control)?;
     Ok(path)
 }
@@ -75,8 +77,16 @@ fn preinst(package: &Package) -> String {
              \x20 echo \"what is queued and move the directory away\" >&2\n  exit 1\nfi\n"
         )
     });
-    format!("#!/bin/sh\nset -e\n{}", checks.collect::<String>())
+    format!("{PREINST}{}", checks.collect::<String>())
 }
+
+const PREINST: &str = r#"#!/bin/sh
+set -e
+# For postinst, which cannot tell an installation over the configuration of a removed package from an upgrade.
+if [ "$1" = install ]; then
+  touch /run/@NAME@.installed || true
+fi
+"#;
 
 const POSTINST: &str = r#"#!/bin/sh
 set -e
@@ -85,7 +95,8 @@ case "$1" in
   *) exit 0 ;;
 esac
 systemd-sysusers @NAME@.conf
-systemd-tmpfiles --create @NAME@.conf
+# In an image that is being built there may be no /proc; the boot makes the directories then.
+systemd-tmpfiles --create @NAME@.conf || true
 # Enables the unit at the first installation, and leaves the administrator's choice after that.
 deb-systemd-helper unmask @UNIT@ >/dev/null || true
 if deb-systemd-helper --quiet was-enabled @UNIT@; then
@@ -96,9 +107,10 @@ fi
 if [ -d /run/systemd/system ]; then
   systemctl --system daemon-reload >/dev/null || true
   # An upgrade restarts a service that runs. An installation starts it; the unit's conditions say whether there is anything to do.
-  if [ -n "$2" ]; then action=try-restart; else action=start; fi
+  if [ -e /run/@NAME@.installed ]; then action=start; else action=try-restart; fi
   deb-systemd-invoke "$action" @UNIT@ >/dev/null || true
 fi
+rm -f /run/@NAME@.installed
 "#;
 
 const PRERM: &str = r#"#!/bin/sh

@@ -93,6 +93,8 @@ struct Release {
     /// Root of the repository.
     root: PathBuf,
     out: PathBuf,
+    /// Built as it is shipped, rather than for a test.
+    is_shipped: bool,
 }
 
 fn main() -> Result<()> {
@@ -105,6 +107,7 @@ fn main() -> Result<()> {
         epoch: run::output("git", ["-C", &root.display().to_string(), "log", "-1", "--format=%ct"])?.trim().to_owned(),
         root,
         out: arguments.out.canonicalize()?,
+        is_shipped: arguments.profile == Profile::Dist,
     };
     let manifest = Manifest::load(&release.root)?;
     let selected = |package: &&Package| arguments.packages.is_empty() || arguments.packages.contains(&package.name);

@@ -23,11 +23,12 @@ pub(crate) fn build(package: &Package, release: &Release, tree: &Tree) -> Result
         ("use_source_date_epoch_as_buildtime", "1".to_owned()),
         ("clamp_mtime_to_source_date_epoch", "1".to_owned()),
         // Read by rpm 4.11 and later.
-        ("_binary_payload", "w6.xzdio".to_owned()),
+        ("_binary_payload", if release.is_shipped { "w6.xzdio" } else { "w1.gzdio" }.to_owned()),
         ("_binary_filedigest_algorithm", "8".to_owned()),
         // The programs are stripped and linked as they are.
         ("__os_install_post", "%{nil}".to_owned()),
         ("debug_package", "%{nil}".to_owned()),
+        ("_build_id_links", "none".to_owned()),
     ] {
         rpmbuild.arg("--define").arg(format!("{name} {value}"));
     }

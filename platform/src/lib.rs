@@ -42,4 +42,6 @@ pub struct Locations {
     pub identity: &'static str,
     /// Directory of the state.
     pub state: &'static str,
+    /// Directory of the local socket.
+    pub socket: &'static str,
 }

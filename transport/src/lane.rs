@@ -10,7 +10,10 @@ use crate::{
 };
 use parking_lot::Mutex;
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -53,6 +56,19 @@ pub struct LaneStatus {
     pub waiting: Option<String>,
 }
 
+/// Steps of a lane's batcher and sender; they grow while there is work, unless something hangs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps of the batcher.
+    pub batcher: u64,
+    /// Steps of the sender.
+    pub sender: u64,
+    /// Chunks wait for the batcher.
+    pub has_intake: bool,
+    /// Batches wait for the sender.
+    pub has_batches: bool,
+}
+
 /// A running lane.
 #[derive(Debug)]
 pub struct Lane {
@@ -60,6 +76,7 @@ pub struct Lane {
     queue: Arc<Queue>,
     status: Arc<Mutex<SenderStatus>>,
     waiting: Arc<Mutex<Option<String>>>,
+    batcher_steps: Arc<AtomicU64>,
     committed: Arc<Notify>,
     retry_now: Arc<Notify>,
     batcher: Option<JoinHandle<()>>,
@@ -80,7 +97,7 @@ impl Lane {
         let (committed, retry_now) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let status = Arc::new(Mutex::new(SenderStatus::default()));
         let (stop, stopped) = watch::channel(false);
-        let waiting = Arc::default();
+        let (waiting, batcher_steps) = (Arc::default(), Arc::default());
         let batcher = Batcher {
             intake: intake.clone(),
             queue: Arc::clone(&queue),
@@ -91,6 +108,7 @@ impl Lane {
             committed: Arc::clone(&committed),
             sender: Arc::clone(&status),
             waiting: Arc::clone(&waiting),
+            steps: Arc::clone(&batcher_steps),
         };
         let batcher =
             std::thread::Builder::new().name(format!("queue-{}", queue.lane())).spawn(move || batcher.run())?;
@@ -103,7 +121,8 @@ impl Lane {
             stop: stopped,
         };
         let sender = post.map(|post| tokio::spawn(sender.run(post)));
-        Ok(Self { intake, queue, status, waiting, committed, retry_now, batcher: Some(batcher), sender, stop })
+        let batcher = Some(batcher);
+        Ok(Self { intake, queue, status, waiting, batcher_steps, committed, retry_now, batcher, sender, stop })
     }
 
     /// The intake for collectors.
@@ -136,6 +155,16 @@ impl Lane {
         let mut ledger = self.queue.ledger();
         ledger.add(&self.intake.given_up());
         LaneStatus { queue: self.queue.stats(), sender: self.sender(), ledger, waiting: self.waiting.lock().clone() }
+    }
+
+    /// How far batcher and sender have come.
+    pub fn progress(&self) -> Progress {
+        Progress {
+            batcher: self.batcher_steps.load(Ordering::Relaxed),
+            sender: self.status.lock().steps,
+            has_intake: self.intake.bytes() > 0,
+            has_batches: self.queue.stats().batches > 0,
+        }
     }
 
     /// Whether the batcher or the sender ended by itself. That is a defect, and stops queueing or sending.
@@ -197,6 +226,7 @@ struct Batcher {
     committed: Arc<Notify>,
     sender: Arc<Mutex<SenderStatus>>,
     waiting: Arc<Mutex<Option<String>>>,
+    steps: Arc<AtomicU64>,
 }
 
 impl Batcher {
@@ -204,6 +234,7 @@ impl Batcher {
         let mut open_batches = OpenBatches::default();
         let mut context = self.context.borrow_and_update().clone();
         loop {
+            self.steps.fetch_add(1, Ordering::Relaxed);
             let next = self.intake.take(open_batches.deadline(&self.limits));
             if self.context.has_changed().unwrap_or(false) {
                 // A batch holds one revision: the open batches are sealed with the old one.
@@ -298,6 +329,7 @@ impl Batcher {
         }
         let mut is_reported = false;
         loop {
+            self.steps.fetch_add(1, Ordering::Relaxed);
             let header = open.header(context, self.queue.lane(), (self.now)());
             let records = header.records;
             match self.queue.commit(open, header) {

@@ -64,7 +64,7 @@ pub mod workspace;
 pub use backoff::Backoff;
 pub use batcher::{BatchContext, BatchLimits, SEALED_BYTES_MAX};
 pub use intake::{Intake, Stopped};
-pub use lane::{Lane, LaneConfig, LaneStatus};
+pub use lane::{Lane, LaneConfig, LaneStatus, Progress};
 pub use post::{Outcome, Post};
 pub use queue::{CACHE_BYTES, Queue, QueueError, Quota};
 pub use workspace::{Answer, RequestError, WorkspaceApi};

@@ -22,6 +22,8 @@ use window::Window;
 const BACKOFF_BASE: Duration = Duration::from_millis(500);
 /// Upper bound of any backoff.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// Longest time between two steps while an endpoint rests.
+const STEP_MAX: Duration = Duration::from_secs(30);
 /// Upper bound for `Retry-After`: a proxy may say a year.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// One of this many posted batches is the oldest of all; the others are the oldest that are not bulk.
@@ -46,6 +48,8 @@ pub struct SenderStatus {
     pub batch_bytes_max: Option<usize>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
+    /// Number of steps since the start: it grows while the sender works, and while an endpoint rests.
+    pub steps: u64,
 }
 
 /// The sender of a [`crate::Lane`].
@@ -96,17 +100,18 @@ impl Sender {
             window: Window::default(),
         };
         loop {
+            self.status.lock().steps += 1;
             if let Err(err) = self.fill(&mut work, &post).await {
                 self.failed(&mut work, None, PAUSE, &err.to_string());
             }
-            let rest = work.rests_until;
+            let step = work.rests_until.map(|until| until.min(Instant::now() + STEP_MAX));
             tokio::select! {
                 () = stopped(&mut stop) => return,
                 Some(done) = work.posting.join_next() => self.settle(&mut work, done).await,
                 () = self.committed.notified() => {}
                 () = self.retry_now.notified() => work.rests_until = None,
-                () = async { tokio::time::sleep_until(rest.expect("checked below")).await }, if rest.is_some() => {
-                    work.rests_until = None;
+                () = async { tokio::time::sleep_until(step.expect("checked below")).await }, if step.is_some() => {
+                    work.rests_until = work.rests_until.filter(|until| *until > Instant::now());
                 }
             }
         }

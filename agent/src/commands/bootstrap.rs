@@ -2,13 +2,20 @@
 //!
 //! ```toml
 //! workspace = "https://workspace.example.net:8443"
-//! ca = "/etc/vedette/ca.pem"    # optional if [workspace] roots is "platform"
-//! token_file = "/etc/vedette/token"
+//! ca = "ca.pem"    # optional if [workspace] roots is "platform"
+//! token_file = "token"
 //! geo = "europe"    # optional
 //! ```
+//!
+//! A relative path is beside this file, or else among the service's credentials.
 
 use super::enroll::{self, EnrollOptions, Unreachable};
-use crate::{config::Resolved, exit::Exit, identity::IdentityDir, platform};
+use crate::{
+    config::{self, Resolved},
+    exit::Exit,
+    identity::IdentityDir,
+    platform,
+};
 use serde::Deserialize;
 use std::{
     io,
@@ -37,7 +44,21 @@ fn read(config: &Resolved) -> Result<Option<Bootstrap>, Exit> {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(err) => return Err(Exit::config(format!("{}: cannot be read: {err}", path.display()))),
     };
-    toml::from_str(&text).map(Some).map_err(|err| Exit::config(format!("{}: {err}", path.display())))
+    let bootstrap: Bootstrap =
+        toml::from_str(&text).map_err(|err| Exit::config(format!("{}: {err}", path.display())))?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    Ok(Some(Bootstrap {
+        ca: bootstrap.ca.map(|ca| found(dir, &ca)),
+        token_file: found(dir, &bootstrap.token_file),
+        ..bootstrap
+    }))
+}
+
+/// A path of the bootstrap file: beside it, or else a credential of the service.
+fn found(dir: &Path, path: &Path) -> PathBuf {
+    let beside = dir.join(path);
+    let credential = config::credentials_dir().map(|dir| dir.join(path));
+    credential.filter(|credential| !beside.exists() && credential.exists()).unwrap_or(beside)
 }
 
 /// Checks the bootstrap file, if there is one and this host is not enrolled.

@@ -12,15 +12,15 @@ use crate::{
     config::{self, Resolved, Sources, collector_context},
     exit::{Exit, VERSION},
     identity::IdentityDir,
-    platform,
+    log, platform,
     runtime::{
-        self,
+        self, Reload,
         policy::{PolicyStore, decide},
     },
 };
 use clap::CommandFactory;
 use std::{
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::Path,
 };
 
@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
     match arguments.command {
         Command::Enroll { config, workspace, ca, token_file, again } => {
             let config = load(config)?;
-            start_log(&config);
+            log::start(&config);
             let options = enroll::EnrollOptions {
                 workspace: &workspace,
                 ca: ca.as_deref(),
@@ -39,10 +39,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             };
             tokio_runtime()?.block_on(enroll::enroll(&config, &options))
         }
-        Command::Run { config } => platform::run(move || service(load(config)?)),
+        Command::Run { config } => platform::run(move || service(config)),
         Command::Once { config, set, collectors, format } => {
             let config = config::load(&Sources::of_process(config, set))?;
-            start_log(&config);
+            log::start(&config);
             once::once(&config, &collectors, format)
         }
         Command::Check { config } => check(config),
@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Health { config, stalled_after } => health::health(&load(config)?, stalled_after.0),
         Command::Queue(mut command) => {
             let config = load(command.config().clone())?;
-            start_log(&config);
+            log::start(&config);
             queue::queue(&config, command)
         }
         Command::Version { json: false } => print(format!("vedette {}\n", VERSION).as_bytes()),
@@ -94,12 +94,14 @@ fn check(config: ConfigArguments) -> Result<(), Exit> {
 }
 
 /// Collects and ships until the stop.
-fn service(config: Resolved) -> Result<(), Exit> {
-    start_log(&config);
+fn service(arguments: ConfigArguments) -> Result<(), Exit> {
+    let config = load(arguments.clone())?;
+    log::start(&config);
     let is_json = config.log_json;
     let runtime = tokio_runtime()?;
     let done = runtime.block_on(async {
         let mut stop = platform::StopSignals::new()?;
+        let reload = Reload::new(Box::new(move || load(arguments.clone())))?;
         tokio::select! {
             enrolled = bootstrap::bootstrap(&config) => enrolled?,
             signal = stop.wait() => {
@@ -107,7 +109,7 @@ fn service(config: Resolved) -> Result<(), Exit> {
                 return Ok(());
             }
         }
-        runtime::run(config, stop).await
+        runtime::run(config, stop, reload).await
     });
     // Leaves collectors that hang in the kernel.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
@@ -158,29 +160,6 @@ fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
 /// A single-threaded runtime: only network waits use it. Disk work has its own threads.
 fn tokio_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()
-}
-
-fn start_log(config: &Resolved) {
-    let log = tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_max_level(config.log_level)
-        .with_target(false)
-        // A log that cannot be written (a full disk, a closed pipe) is no reason to stop.
-        .log_internal_errors(false)
-        .with_ansi(io::stderr().is_terminal() && !config::no_color());
-    if config.log_json {
-        log.json().init();
-    } else {
-        log.init();
-    }
-    std::panic::set_hook(Box::new(|panic| {
-        let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        let reason = panic.payload_as_str().unwrap_or("unknown");
-        tracing::error!(at, reason, "a panic; what it interrupts is reported next");
-    }));
-    if let Some(variable) = config::proxy_variable().filter(|_| config.proxy.is_none()) {
-        tracing::warn!("{variable} is ignored; set [workspace] proxy if the workspace is reached through a proxy");
-    }
 }
 
 /// Writes to standard output; a closed reader (`| head`) is no error.

@@ -58,8 +58,8 @@ fn broken(config: &Resolved) -> Vec<String> {
 }
 
 fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
-    let running = status::ask(&config.state_dir)
-        .with_context(|| format!("cannot ask the agent in {}", config.state_dir.display()))?;
+    let running = status::ask(&config.socket_dir)
+        .with_context(|| format!("cannot ask the agent in {}", config.socket_dir.display()))?;
     let mut value = match &running {
         Some(report) => json!({"running": true, "file_bytes": report.queue.bytes, "batches": report.queue.batches,
             "oldest_unsent_seconds": report.queue.oldest_unsent_seconds, "waiting": report.queue.waiting,

@@ -13,8 +13,8 @@ use vedette_wire::text::printable;
 
 /// Queries the running agent.
 pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
-    let report = status::ask(&config.state_dir).map_err(|err| {
-        let dir = config.state_dir.display();
+    let report = status::ask(&config.socket_dir).map_err(|err| {
+        let dir = config.socket_dir.display();
         match err.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!("the agent in {dir} does not answer within 5 s"),
             ErrorKind::PermissionDenied => {
@@ -23,7 +23,7 @@ pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
             _ => anyhow!("cannot ask the agent in {dir}: {err}"),
         }
     })?;
-    let not_running = || format!("no agent runs with state directory {}", config.state_dir.display());
+    let not_running = || format!("no agent runs with its socket in {}", config.socket_dir.display());
     report.ok_or_else(|| Exit::NotRunning(not_running()))
 }
 

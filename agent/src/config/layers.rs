@@ -36,6 +36,12 @@ impl Sources {
     }
 }
 
+/// Directory of the service's credentials (systemd.exec(5), `LoadCredential=`); absent outside of such a service.
+#[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
+pub(crate) fn credentials_dir() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
 /// Whether `NO_COLOR` is set and not empty (<https://no-color.org>).
 #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
 pub(crate) fn no_color() -> bool {

@@ -6,7 +6,7 @@ mod resolved;
 
 #[cfg(fuzzing)]
 pub(crate) use layers::load_text;
-pub(crate) use layers::{Sources, load, no_color, proxy_variable};
+pub(crate) use layers::{Sources, credentials_dir, load, no_color, proxy_variable};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
 pub(crate) use resolved::{
     BASELINE_BYTES, ConfiguredCollector, HostPlace, Memory, Resolved, collector_context,
@@ -82,8 +82,11 @@ pub(crate) struct Identity {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct State {
-    /// Directory of the queue and of the status socket.
+    /// Directory of the queue.
     pub(crate) dir: PathBuf,
+    /// Directory of the status socket. By default `/run/vedette` if `dir` is the default, and `dir` otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) socket_dir: Option<PathBuf>,
 }
 
 /// The observed host.
@@ -211,7 +214,7 @@ impl Default for Identity {
 
 impl Default for State {
     fn default() -> Self {
-        Self { dir: LOCATIONS.state.into() }
+        Self { dir: LOCATIONS.state.into(), socket_dir: None }
     }
 }
 

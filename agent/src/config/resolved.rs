@@ -1,8 +1,14 @@
 //! The resolved configuration: values that are consistent and ready to use.
 
 use super::{CloudSetting, Config, Host, Log, PolicySection, Workspace};
+use crate::platform::LOCATIONS;
 use sha2::{Digest, Sha256};
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use url::Url;
 use vedette_collectors::{AnySettings, CollectorContext, REGISTRY, Spec, settings::Bytes};
 use vedette_transport::{
@@ -80,6 +86,7 @@ pub(crate) struct Resolved {
     pub(crate) identity_dir: PathBuf,
     pub(crate) bootstrap: PathBuf,
     pub(crate) state_dir: PathBuf,
+    pub(crate) socket_dir: PathBuf,
     pub(crate) root: PathBuf,
     pub(crate) place: HostPlace,
     pub(crate) batches: BatchLimits,
@@ -93,6 +100,8 @@ pub(crate) struct Resolved {
     pub(crate) collectors: Vec<ConfiguredCollector>,
     /// SHA-256 of the written configuration, hex; identifies it.
     pub(crate) digest: String,
+    /// The same without `[log]`.
+    pub(crate) digest_without_log: String,
 }
 
 /// Whether a text is an entry of `no_proxy`: `*`, an address, a network, a name, or a domain with or without a leading dot.
@@ -185,7 +194,9 @@ impl Resolved {
     /// One line per problem.
     pub(super) fn from_config(config: Config, origins: &Origins) -> Result<Self, Vec<String>> {
         let mut check = Checker { origins, problems: Vec::new() };
-        let digest = hex::encode(Sha256::digest(toml::to_string(&config).unwrap_or_default()));
+        let digest_of = |config: &Config| hex::encode(Sha256::digest(toml::to_string(config).unwrap_or_default()));
+        let digest = digest_of(&config);
+        let digest_without_log = digest_of(&Config { log: Log::default(), ..config.clone() });
         let (workspace_url, workspace_geo) = workspace(&config.workspace, &mut check);
         let place = host_place(&config.host, workspace_geo, &mut check);
         check.proxy(&config.workspace);
@@ -210,6 +221,10 @@ impl Resolved {
             fail_over: (workspace.fail_over_after.0, workspace.fail_back_after.0),
             identity_dir: identity.dir,
             bootstrap: identity.bootstrap,
+            socket_dir: state.socket_dir.unwrap_or_else(|| match state.dir.as_path() {
+                dir if dir == Path::new(LOCATIONS.state) => LOCATIONS.socket.into(),
+                dir => dir.to_owned(),
+            }),
             state_dir: state.dir,
             root: host.root,
             place,
@@ -222,6 +237,7 @@ impl Resolved {
             policy,
             collectors,
             digest,
+            digest_without_log,
         })
     }
 

@@ -7,9 +7,13 @@ pub(crate) mod events;
 mod parts;
 pub(crate) mod policy;
 mod reconcile;
+mod reload;
 mod state;
 pub(crate) mod status;
 mod tasks;
+mod watchdog;
+
+pub(crate) use reload::Reload;
 
 use crate::{
     cloud,
@@ -46,15 +50,34 @@ const STOP_RECORD_GRACE: Duration = Duration::from_millis(500);
 type SharedSignals = Arc<tokio::sync::Mutex<platform::StopSignals>>;
 
 /// Collects and ships until a signal stops the agent.
-pub(crate) async fn run(config: Resolved, signals: platform::StopSignals) -> Result<(), Exit> {
+pub(crate) async fn run(config: Resolved, signals: platform::StopSignals, reload: Reload) -> Result<(), Exit> {
     platform::raise_file_limit();
-    platform::ignore_reload()?;
-    let (config, mut last_reread) = (Arc::new(config), None);
-    let signals: SharedSignals = Arc::new(signals.into());
+    let (mut config, mut last_reread) = (Arc::new(config), None);
+    let (signals, reload): (SharedSignals, _) = (Arc::new(signals.into()), Arc::new(reload));
+    // The configuration before a reload, until the new one has worked.
+    let mut before: Option<Arc<Resolved>> = None;
     loop {
-        match run_once(&config, &signals, &mut last_reread).await? {
+        let end = match run_once(&config, (&signals, &reload), &mut last_reread).await {
+            Ok(end) => end,
+            Err(exit) => {
+                let Some(before) = before.take() else { return Err(exit) };
+                for reason in exit.reasons() {
+                    tracing::error!("{reason}");
+                }
+                tracing::error!("the agent cannot run with the new configuration; it continues with the one before");
+                config = before;
+                continue;
+            }
+        };
+        before = None;
+        match end {
             RunEnd::Signal(_) => return Ok(()),
-            RunEnd::Restart(reason) => tracing::warn!(%reason, "the agent restarts its tasks"),
+            RunEnd::Restart(reason) => {
+                tracing::warn!(%reason, "the agent restarts its tasks");
+                if let Some(next) = reload.take() {
+                    before = Some(std::mem::replace(&mut config, next));
+                }
+            }
             RunEnd::Fatal(why) => return Err(anyhow::anyhow!("{why}; see the log, and report this").into()),
         }
     }
@@ -63,7 +86,7 @@ pub(crate) async fn run(config: Resolved, signals: platform::StopSignals) -> Res
 /// `last_reread` is when sources were last read again because the workspace lost batches.
 async fn run_once(
     config: &Arc<Resolved>,
-    signals: &SharedSignals,
+    (signals, reload): (&SharedSignals, &Arc<Reload>),
     last_reread: &mut Option<Instant>,
 ) -> Result<RunEnd, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
@@ -83,6 +106,11 @@ async fn run_once(
             async move { match status::serve_metrics(address, source).await {} }
         });
     }
+    let (of, reload) = (Arc::clone(&parts), Arc::clone(reload));
+    tasks.supervise("reload", move || {
+        let (parts, reload) = (Arc::clone(&of), Arc::clone(&reload));
+        async move { reload.changed(&parts).await }
+    });
     spawn(&mut tasks, &parts, reconciler, source, (signals, *last_reread))?;
     let enrollment = &parts.enrollment;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
@@ -205,9 +233,10 @@ fn spawn(
     source: StatusSource,
     (signals, last_reread): (&SharedSignals, Option<Instant>),
 ) -> Result<(), Exit> {
-    let state_dir = &parts.config.state_dir;
-    let server = status::Server::bind(state_dir, source.clone())
-        .with_context(|| format!("cannot open the status socket in {}", state_dir.display()))?;
+    let socket_dir = &parts.config.socket_dir;
+    let server = status::Server::bind(socket_dir, source.clone()).with_context(|| {
+        format!("cannot open the status socket in {}; check [state] socket_dir", socket_dir.display())
+    })?;
     let (server, signals) = (Arc::new(server), Arc::clone(signals));
     let resumed = Arc::new(watch::Sender::new(false));
     let state = Arc::new(StateWatch::new(Arc::clone(parts), source.clone(), resumed.subscribe(), last_reread));
@@ -227,6 +256,11 @@ fn spawn(
     tasks.supervise("heartbeat", move || {
         let (events, source) = (Arc::clone(&of.events), source.clone());
         async move { match events.beat(|| source.heartbeat()).await {} }
+    });
+    let of = Arc::clone(parts);
+    tasks.supervise("watchdog", move || {
+        let parts = Arc::clone(&of);
+        async move { match watchdog::feed(&parts).await {} }
     });
     let of = Arc::clone(parts);
     tasks.supervise("renewal", move || {

@@ -34,6 +34,8 @@ pub(super) enum RestartReason {
     StateRemoved,
     /// The workspace lost acknowledged batches: sources are read again.
     BatchesLost,
+    /// The configuration has changed.
+    Reloaded,
 }
 
 impl fmt::Display for RunEnd {
@@ -53,6 +55,7 @@ impl fmt::Display for RestartReason {
             RestartReason::Rekeyed => "another key",
             RestartReason::StateRemoved => "the queue's file was removed or replaced",
             RestartReason::BatchesLost => "the workspace lost acknowledged batches",
+            RestartReason::Reloaded => "the configuration has changed",
         })
     }
 }

@@ -11,15 +11,16 @@ pub use files::{
     make_private, read_exact_at, sync_dir, volume, write_private,
 };
 pub use process::{harden, kill_self, raise_file_limit, resident_bytes};
-pub use service::{ready, run, stopping};
-pub use signals::{StopSignals, ignore_reload};
+pub use service::{feed_watchdog, ready, run, stopping, watchdog};
+pub use signals::{ReloadSignals, StopSignals};
 pub use socket::{LocalSocket, Reader, read_socket};
 
 /// Locations by the Filesystem Hierarchy Standard.
 pub const LOCATIONS: crate::Locations = crate::Locations {
     root: "/",
     config: "/etc/vedette/vedette.toml",
-    bootstrap: "/etc/vedette/bootstrap.toml",
+    bootstrap: "/etc/vedette/bootstrap/bootstrap.toml",
     identity: "/var/lib/vedette/identity",
     state: "/var/lib/vedette/state",
+    socket: "/run/vedette",
 };

@@ -1,6 +1,7 @@
 //! Service control: sd_notify(3), for units with `Type=notify`. It does nothing where nothing listens.
 
 use sd_notify::{NotifyState, notify};
+use std::time::Duration;
 
 /// Runs a service; here it is a process like others.
 ///
@@ -18,4 +19,14 @@ pub fn ready() {
 /// Reports that the service is about to end.
 pub fn stopping() {
     drop(notify(&[NotifyState::Stopping]));
+}
+
+/// Interval at which the supervisor expects signs of life (`WatchdogSec`, sd_watchdog_enabled(3)); absent if it expects none.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// Gives the supervisor a sign of life.
+pub fn feed_watchdog() {
+    drop(notify(&[NotifyState::Watchdog]));
 }

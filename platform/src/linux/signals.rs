@@ -27,16 +27,22 @@ impl StopSignals {
     }
 }
 
-/// Logs SIGHUP; without a handler it would end the agent.
-///
-/// # Errors
-/// Those of sigaction(2).
-pub fn ignore_reload() -> io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            tracing::warn!("SIGHUP is ignored; restart the agent to read its configuration again");
+/// Signals that ask for a reload of the configuration.
+pub struct ReloadSignals(Signal);
+
+impl ReloadSignals {
+    /// Handles SIGHUP from now on; without a handler it ends the agent.
+    ///
+    /// # Errors
+    /// Those of sigaction(2).
+    pub fn new() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Waits for one.
+    pub async fn wait(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending().await
         }
-    });
-    Ok(())
+    }
 }

@@ -50,13 +50,14 @@ impl LocalSocket {
     /// # Errors
     /// Those of unlink(2), bind(2) and chmod(2).
     pub fn bind(dir: &Path) -> io::Result<Self> {
+        super::files::create_private_dir(dir)?;
         let listener = with_socket_path(dir, |path| {
             match std::fs::remove_file(path) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
                 _ => {}
             }
             let listener = UnixListener::bind(path)?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(0o660))?;
             Ok(listener)
         })?;
         Ok(Self { dir: dir.to_owned(), listener })

@@ -12,8 +12,8 @@ pub use files::{
     make_private, read_exact_at, sync_dir, volume, write_private,
 };
 pub use process::{harden, kill_self, raise_file_limit, resident_bytes};
-pub use service::{ready, run, stopping};
-pub use signals::{StopSignals, ignore_reload};
+pub use service::{feed_watchdog, ready, run, stopping, watchdog};
+pub use signals::{ReloadSignals, StopSignals};
 pub use socket::{LocalSocket, Reader, read_socket};
 
 /// Locations below `%ProgramData%`, which is here wherever Windows was installed on its default drive.
@@ -23,6 +23,7 @@ pub const LOCATIONS: crate::Locations = crate::Locations {
     bootstrap: r"C:\ProgramData\Vedette\bootstrap.toml",
     identity: r"C:\ProgramData\Vedette\identity",
     state: r"C:\ProgramData\Vedette\state",
+    socket: r"C:\ProgramData\Vedette\state",
 };
 
 /// A path or text as the Windows API takes it: UTF-16 that ends with NUL.

@@ -105,6 +105,14 @@ pub fn stopping() {
     report(ServiceState::StopPending, 0);
 }
 
+/// Interval at which the supervisor expects signs of life: the service control manager expects none.
+pub fn watchdog() -> Option<Duration> {
+    None
+}
+
+/// Nothing to do.
+pub fn feed_watchdog() {}
+
 /// Waits until the manager stops the service; for ever in a console.
 pub(super) async fn stopped() {
     // The sender is static.

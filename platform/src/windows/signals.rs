@@ -35,10 +35,20 @@ impl StopSignals {
     }
 }
 
-/// Nothing to do: there is no event for it.
-///
-/// # Errors
-/// None.
-pub fn ignore_reload() -> io::Result<()> {
-    Ok(())
+/// Signals that ask for a reload of the configuration: there are none.
+pub struct ReloadSignals(());
+
+impl ReloadSignals {
+    /// Nothing to do.
+    ///
+    /// # Errors
+    /// None.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(()))
+    }
+
+    /// Waits for ever.
+    pub async fn wait(&mut self) {
+        std::future::pending().await
+    }
 }

@@ -1,0 +1,71 @@
+//! Reading the configuration again, on SIGHUP.
+
+use super::{
+    parts::Parts,
+    tasks::{RestartReason, RunEnd},
+};
+use crate::{config::Resolved, exit::Exit, log, platform};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use vedette_wire::body::LifecycleEvent;
+
+/// Loads the configuration from the sources that the process began with.
+pub(crate) type Load = Box<dyn Fn() -> Result<Resolved, Exit> + Send + Sync>;
+
+/// The signals, and a configuration that the next run is to use. It outlasts runs, so that no signal is lost between two.
+pub(crate) struct Reload {
+    signals: tokio::sync::Mutex<platform::ReloadSignals>,
+    load: Load,
+    next: Mutex<Option<Resolved>>,
+}
+
+impl Reload {
+    /// Handles signals from now on.
+    ///
+    /// # Errors
+    /// The system refuses the handler.
+    pub(crate) fn new(load: Load) -> std::io::Result<Self> {
+        let signals = tokio::sync::Mutex::new(platform::ReloadSignals::new()?);
+        Ok(Self { signals, load, next: Mutex::new(None) })
+    }
+
+    /// The configuration of the next run, if there is another one.
+    pub(super) fn take(&self) -> Option<Arc<Resolved>> {
+        self.next.lock().take().map(Arc::new)
+    }
+
+    /// Waits for a configuration that needs another run. One that is wrong is reported, and the present one stays. A change of
+    /// the log's level alone takes effect at once.
+    pub(super) async fn changed(&self, parts: &Parts) -> RunEnd {
+        let (mut signals, mut digest) = (self.signals.lock().await, parts.config.digest.clone());
+        loop {
+            signals.wait().await;
+            let next = match (self.load)() {
+                Ok(next) => next,
+                Err(exit) => {
+                    for reason in exit.reasons() {
+                        tracing::error!("{reason}");
+                    }
+                    tracing::error!("the configuration is wrong; the agent keeps the present one");
+                    continue;
+                }
+            };
+            if next.digest == digest {
+                tracing::info!("the configuration has not changed");
+                continue;
+            }
+            if next.log_json != parts.config.log_json {
+                tracing::warn!("log.format takes effect when the agent is restarted");
+            }
+            log::set_level(next.log_level);
+            if next.digest_without_log != parts.config.digest_without_log {
+                *self.next.lock() = Some(next);
+                return RunEnd::Restart(RestartReason::Reloaded);
+            }
+            tracing::info!(level = %next.log_level, "the level of the log has changed");
+            let message = format!("log level {}", next.log_level);
+            parts.events.lifecycle(LifecycleEvent::Configuration, message, None, Some(next.digest.clone()));
+            digest = next.digest;
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The packages, as their formats' own tools see them.
+
+#![expect(clippy::print_stdout, reason = "a skipped test says why")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("it starts");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(output.status.success(), "{command:?}: {text}");
+    text
+}
+
+fn is_installed(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+    let found = found.is_ok_and(|output| output.status.success());
+    if !found {
+        println!("skipped: {program} is not installed");
+    }
+    found
+}
+
+/// Packages of the agent in all formats; absent where the tools are not installed.
+fn packages() -> Option<&'static Path> {
+    static PACKAGES: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        let has_tools = ["dpkg-deb", "rpmbuild", "strip"].into_iter().all(is_installed);
+        has_tools.then(|| build(Path::new(env!("CARGO_TARGET_TMPDIR")).join("formats")))
+    };
+    PACKAGES.get_or_init(build).as_deref()
+}
+
+fn build(out: PathBuf) -> PathBuf {
+    run(Command::new(env!("CARGO_BIN_EXE_vedette-packaging"))
+        .args(["all", "--profile", "dev", "--package", "vedette", "--out"])
+        .arg(&out));
+    out
+}
+
+fn file(dir: &Path, extension: &str) -> PathBuf {
+    let mut files = std::fs::read_dir(dir).expect("lists").map(|entry| entry.expect("an entry").path());
+    files.find(|path| path.to_string_lossy().ends_with(extension)).expect("it is built")
+}
+
+#[test]
+fn the_same_files_are_in_every_format() {
+    let Some(dir) = packages() else { return };
+    let normal = |text: String| {
+        let lines = text.lines().map(|line| line.trim_start_matches('.').trim_start_matches('/').to_owned());
+        // Directories of the system are in deb and tar alone.
+        let mut files: Vec<String> = lines.filter(|line| !line.is_empty() && !line.ends_with('/')).collect();
+        files.sort();
+        files
+    };
+    let tar = normal(run(Command::new("tar").arg("-tf").arg(file(dir, ".tar.gz"))));
+    let contents = run(Command::new("dpkg-deb").arg("-c").arg(file(dir, ".deb")));
+    let paths = contents.lines().filter_map(|line| line.split_whitespace().nth(5)).collect::<Vec<_>>().join("\n");
+    assert_eq!(normal(paths), tar);
+    let rpm = normal(run(Command::new("rpm").args(["-qlp"]).arg(file(dir, ".rpm"))));
+    let own_directories = ["etc/vedette", "usr/share/doc/vedette"];
+    assert_eq!(rpm.into_iter().filter(|path| !own_directories.contains(&path.as_str())).collect::<Vec<_>>(), tar);
+    for needed in [
+        "usr/bin/vedette",
+        "etc/vedette/vedette.toml",
+        "usr/share/man/man1/vedette.1.gz",
+        "usr/share/doc/vedette/sbom.cdx.json",
+    ] {
+        assert!(tar.iter().any(|path| path == needed), "{needed}");
+    }
+}
+
+#[test]
+fn two_builds_give_the_same_bytes() {
+    let Some(dir) = packages() else { return };
+    let again = build(Path::new(env!("CARGO_TARGET_TMPDIR")).join("formats-again"));
+    for extension in [".deb", ".rpm", ".tar.gz"] {
+        let bytes = |dir| std::fs::read(file(dir, extension)).expect("reads");
+        assert!(bytes(dir) == bytes(&again), "{extension} differs");
+    }
+}
+
+#[test]
+fn lintian_and_rpmlint_find_no_fault() {
+    let Some(dir) = packages() else { return };
+    if is_installed("lintian") {
+        let text =
+            run(Command::new("lintian").args(["--allow-root", "--fail-on", "error,warning"]).arg(file(dir, ".deb")));
+        assert!(!text.contains("W: ") && !text.contains("E: "), "{text}");
+    }
+    if is_installed("rpmlint") {
+        let output = Command::new("rpmlint").arg(file(dir, ".rpm")).output().expect("starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // Tests do not sign. Debian's rpmlint asks for bzip2 and knows no SPDX names.
+        let known = ["no-signature", "invalid-license", "manpage-not-compressed", "no-manual-page-for-binary"];
+        let faults: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains(" E: ") || line.contains(" W: "))
+            .filter(|line| !known.iter().any(|known| line.contains(known)))
+            .collect();
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+}
+
+#[test]
+fn scripts_are_clean() {
+    let Some(dir) = packages() else { return };
+    if !is_installed("shellcheck") {
+        return;
+    }
+    let control = dir.join("control");
+    run(Command::new("dpkg-deb").arg("-e").arg(file(dir, ".deb")).arg(&control));
+    for script in ["preinst", "postinst", "prerm", "postrm"] {
+        run(Command::new("shellcheck").arg(control.join(script)));
+    }
+    run(Command::new("shellcheck").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools")));
+}
+
+#[test]
+fn the_sbom_lists_what_the_program_is_built_of() {
+    let Some(dir) = packages() else { return };
+    let mut tar = Command::new("tar");
+    let text = run(tar.arg("-xOf").arg(file(dir, ".tar.gz")).arg("./usr/share/doc/vedette/sbom.cdx.json"));
+    let bill: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((bill["bomFormat"].as_str(), bill["specVersion"].as_str()), (Some("CycloneDX"), Some("1.5")));
+    let components = bill["components"].as_array().expect("a list");
+    let names: Vec<&str> = components.iter().filter_map(|component| component["name"].as_str()).collect();
+    for needed in ["tokio", "rustls", "vedette-wire", "redb"] {
+        assert!(names.contains(&needed), "{needed}");
+    }
+    assert!(!names.contains(&"proptest") && !names.contains(&"datafusion"), "of tests, of another program");
+}

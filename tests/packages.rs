@@ -1,0 +1,240 @@
+//! The Debian packages on a booted Debian 12: installation, enrollment, the sandbox, reload, upgrade, removal.
+//!
+//! The packages are those of this build: `vedette-packaging deb --profile dev`.
+
+use crate::{
+    support::{VEDETTE, eventually},
+    systemd_host::Host,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+/// A directory with packages of the agent, in two versions, and of the workspace; absent where they cannot be built.
+pub(crate) fn packages() -> Option<&'static Path> {
+    static PACKAGES: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PACKAGES.get_or_init(build).as_deref()
+}
+
+fn build() -> Option<PathBuf> {
+    let has_tools = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
+    if let Some(missing) = ["dpkg-deb", "strip"].iter().find(|tool| !has_tools(tool)) {
+        println!("skipped: {missing} is not installed");
+        return None;
+    }
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
+    for (package, version) in [("vedette", "0.0.9"), ("vedette", "0.1.0"), ("vedette-workspace", "0.1.0")] {
+        let done = Command::new(Path::new(VEDETTE).with_file_name("vedette-packaging"))
+            .args(["deb", "--profile", "dev", "--package", package, "--version", version, "--out"])
+            .arg(&out)
+            .output()
+            .expect("cargo test --workspace has built it");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    Some(out)
+}
+
+/// Copies the packages into the root file system of a host.
+pub(crate) fn copy_to(root: &Path) {
+    let to = root.join("root/packages");
+    fs::create_dir_all(&to).expect("makes");
+    for entry in fs::read_dir(packages().expect("they were built")).expect("lists").filter_map(Result::ok) {
+        if entry.path().extension().is_some_and(|extension| extension == "deb") {
+            fs::copy(entry.path(), to.join(entry.file_name())).expect("copies");
+        }
+    }
+}
+
+fn install(package: &str, version: &str) -> String {
+    format!("dpkg -i /root/packages/{package}_{version}_amd64.deb 2>&1")
+}
+
+/// A property of the agent's unit.
+fn property(host: &Host, name: &str) -> String {
+    host.must(&format!("systemctl show vedette --property={name} --value")).trim().to_owned()
+}
+
+#[test]
+fn a_host_installs_enrolls_reloads_upgrades_and_removes() {
+    if packages().is_none() {
+        return;
+    }
+    let Some(host) = Host::boot_named("host-bookworm", copy_to) else { return };
+    a_workspace_is_installed(&host);
+    an_agent_is_installed_and_enrolls(&host);
+    every_collector_works_in_the_sandbox(&host);
+    a_reload_applies_what_changed_and_keeps_what_works(&host);
+    a_hang_is_ended_by_the_watchdog(&host);
+    an_upgrade_loses_nothing(&host);
+    what_is_removed_keeps_its_state_until_it_is_purged(&host);
+}
+
+fn workspace(command: &str) -> String {
+    format!("runuser -u vedette-workspace -- vedette-workspace {command} --dir /var/lib/vedette-workspace")
+}
+
+/// Rows of an answer of the packaged workspace.
+fn query(host: &Host, sql: &str) -> Vec<serde_json::Value> {
+    let answer = host.must(&workspace(&format!("query --log error --org acme --format json \"{sql}\"")));
+    answer.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn a_workspace_is_installed(host: &Host) {
+    host.must(&install("vedette-workspace", "0.1.0"));
+    host.must(&workspace("init --geo europe"));
+    host.must(&workspace("org add acme --tier free"));
+    host.must("systemctl start vedette-workspace");
+    host.must("systemctl is-active vedette-workspace");
+    let exposure = host.must("systemd-analyze security --no-pager --threshold=15 vedette-workspace.service | tail -1");
+    assert!(exposure.contains("Overall exposure"), "{exposure}");
+}
+
+fn an_agent_is_installed_and_enrolls(host: &Host) {
+    host.must(&install("vedette", "0.0.9"));
+    assert_eq!(host.must("systemctl is-enabled vedette").trim(), "enabled");
+    assert_eq!(property(host, "ActiveState"), "inactive", "there is nothing to do yet");
+    let token = workspace("token new --org acme");
+    host.must(&format!("(umask 077; {token} > /etc/vedette/bootstrap/token)"));
+    host.must("cp /var/lib/vedette-workspace/ca.pem /etc/vedette/bootstrap/");
+    host.must(
+        "printf 'workspace = \"https://127.0.0.1:8443\"\\nca = \"ca.pem\"\\ntoken_file = \"token\"\\n' \
+         > /etc/vedette/bootstrap/bootstrap.toml",
+    );
+    host.must("systemctl start vedette");
+    eventually("the enrollment", || {
+        host.must(&workspace("agents --org acme --format json")).contains("\"active\"").then_some(())
+    });
+    let left = host.must("ls /etc/vedette/bootstrap");
+    assert!(!left.contains("token") && !left.contains("bootstrap.toml"), "{left}");
+    let exposure = host.must("systemd-analyze security --no-pager --threshold=30 vedette.service | tail -1");
+    assert!(exposure.contains("Overall exposure"), "{exposure}");
+}
+
+fn every_collector_works_in_the_sandbox(host: &Host) {
+    let pid = property(host, "MainPID");
+    assert_eq!(
+        host.must(&format!("stat -c %U /proc/{pid}/cmdline; ps -o user= -p {pid}")).lines().last(),
+        Some("vedette")
+    );
+    host.must("logger -t probe 'through rsyslog and the journal'");
+    // A file that root alone can read, and a process of root: both need a capability.
+    eventually("every collector", || {
+        let report = host.must("vedette status --format json");
+        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        report["collectors"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .all(|one| {
+                let (state, error) = (one["state"].as_str().unwrap_or_default(), &one["last_error"]);
+                matches!(state, "running" | "disabled" | "waiting") && (error.is_null() || state == "disabled")
+                    || one["id"] == "syslog" && state == "absent"
+            })
+            .then_some(())
+    });
+    eventually("the journal", || {
+        let found = query(host, "SELECT count(*) AS n FROM journal WHERE app = 'probe'");
+        (found[0]["n"].as_u64() > Some(0)).then_some(())
+    });
+    eventually("processes of root", || {
+        let found = query(host, "SELECT path FROM processes WHERE pid = '1'");
+        found.iter().any(|row| row["path"].as_str().is_some_and(|path| path.contains("systemd"))).then_some(())
+    });
+    // Members of the group may read the status, others may not.
+    let socket = host.must("stat -c '%a %U:%G' /run/vedette /run/vedette/agent.sock");
+    assert_eq!(socket.lines().collect::<Vec<_>>(), ["750 vedette:vedette", "660 vedette:vedette"]);
+}
+
+fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
+    let pid = property(host, "MainPID");
+    let logged = |text: &str| {
+        let found = host.must(&format!("journalctl -u vedette --no-pager -o cat | grep -c -- '{text}' || true"));
+        found.trim() != "0"
+    };
+    host.must(
+        "mkdir -p /etc/vedette/conf.d && printf '[log]\\nlevel = \"debug\"\\n' > /etc/vedette/conf.d/10-log.toml",
+    );
+    host.must("systemctl reload vedette");
+    eventually("the new level", || logged("the level of the log has changed").then_some(()));
+    host.must("printf '[collectors.sessions]\\nenabled = false\\n' > /etc/vedette/conf.d/20-sessions.toml");
+    host.must("systemctl reload vedette");
+    // The command would refuse the wrong configuration; the socket is in its default place.
+    let state = |host: &Host| {
+        let report: serde_json::Value =
+            serde_json::from_str(&host.must("vedette status --config /dev/null --format json || echo null"))
+                .expect("JSON");
+        let collectors = report["collectors"].as_array().cloned().unwrap_or_default();
+        collectors.into_iter().find(|one| one["id"] == "sessions").map(|one| one["state"].to_string())
+    };
+    eventually("the collector to be off", || (state(host).as_deref() == Some("\"disabled\"")).then_some(()));
+    host.must("printf '[collectors.sessions]\\nenabled = maybe\\n' > /etc/vedette/conf.d/20-sessions.toml");
+    host.must("systemctl reload vedette");
+    eventually("the refusal", || logged("the configuration is wrong; the agent keeps the present one").then_some(()));
+    assert_eq!(state(host).as_deref(), Some("\"disabled\""), "what was in force stays");
+    // A state directory that cannot be used is found when it is tried.
+    host.must("printf '[state]\\ndir = \"/proc/state\"\\n' > /etc/vedette/conf.d/20-sessions.toml");
+    host.must("systemctl reload vedette");
+    eventually("the return", || logged("it continues with the one before").then_some(()));
+    host.must("rm /etc/vedette/conf.d/20-sessions.toml && systemctl reload vedette");
+    eventually("the collector to be on", || (state(host).as_deref() == Some("\"running\"")).then_some(()));
+    assert_eq!(property(host, "MainPID"), pid, "the process stayed");
+}
+
+fn a_hang_is_ended_by_the_watchdog(host: &Host) {
+    assert_eq!(property(host, "WatchdogUSec"), "1min");
+    host.must("mkdir -p /run/systemd/system/vedette.service.d");
+    host.must("printf '[Service]\\nWatchdogSec=2\\n' > /run/systemd/system/vedette.service.d/test.conf");
+    host.must("systemctl daemon-reload && systemctl restart vedette");
+    let pid = property(host, "MainPID");
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert_eq!(property(host, "MainPID"), pid, "it is fed");
+    host.must(&format!("kill -STOP {pid}"));
+    eventually("another process", || {
+        let now = property(host, "MainPID");
+        (now != pid && now != "0" && property(host, "ActiveState") == "active").then_some(())
+    });
+    host.must("rm -r /run/systemd/system/vedette.service.d && systemctl daemon-reload");
+}
+
+fn an_upgrade_loses_nothing(host: &Host) {
+    let agent = |host: &Host| host.must("vedette status --format json | grep -o '\"agent\":\"[^\"]*\"'");
+    let (before, pid) = (agent(host), property(host, "MainPID"));
+    host.must("printf '\\n# ours\\n' >> /etc/vedette/vedette.toml");
+    host.must(&install("vedette", "0.1.0"));
+    eventually("the restart", || (property(host, "ActiveState") == "active").then_some(()));
+    assert_ne!(property(host, "MainPID"), pid);
+    eventually("the same agent", || {
+        (host.must("vedette status --format json || true").contains(before.trim().split('"').nth(3).expect("an id")))
+            .then_some(())
+    });
+    assert!(host.must("cat /etc/vedette/vedette.toml").contains("# ours"), "the administrator's file stays");
+    // A second installation changes nothing.
+    host.must(&install("vedette", "0.1.0"));
+    host.must("systemctl is-active vedette");
+    eventually("everything to arrive", || {
+        let ledger = host.must(&workspace("ledger --org acme --format json"));
+        let rows: Vec<serde_json::Value> =
+            ledger.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let whole = |row: &serde_json::Value| row["missing"] == 0 && row["repeated"] == 0;
+        (!rows.is_empty() && rows.iter().all(whole)).then_some(())
+    });
+    // A queue of a later format is not given to an earlier release.
+    host.must("echo 3 > /var/lib/vedette/state/queue-format");
+    let refused = host.must(&format!("{} && exit 1; true", install("vedette", "0.0.9")));
+    assert!(refused.contains("is of a newer release"), "{refused}");
+    assert_eq!(host.must("dpkg-query -W -f '${Version}' vedette"), "0.1.0");
+    host.must("echo 2 > /var/lib/vedette/state/queue-format; systemctl start vedette");
+}
+
+fn what_is_removed_keeps_its_state_until_it_is_purged(host: &Host) {
+    host.must("dpkg --remove vedette 2>&1");
+    host.must(
+        "test -e /var/lib/vedette/identity/key.pem && test -e /etc/vedette/vedette.toml && ! test -e /usr/bin/vedette",
+    );
+    host.must(&format!("{} && systemctl is-active vedette", install("vedette", "0.1.0")));
+    host.must("dpkg --purge vedette 2>&1");
+    host.must("! test -e /var/lib/vedette && ! test -e /etc/vedette/vedette.toml && ! systemctl is-active vedette");
+}
