@@ -3,10 +3,11 @@
 //! The packages are those of this build: `vedette-packaging deb --profile dev`.
 
 use crate::{
-    support::{VEDETTE, eventually},
-    systemd_host::Host,
+    support::{VEDETTE, eventually, root},
+    systemd_host::{Host, RootFileSystem},
 };
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -20,15 +21,21 @@ pub(crate) fn packages() -> Option<&'static Path> {
 }
 
 fn build() -> Option<PathBuf> {
-    let has_tools = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
-    if let Some(missing) = ["dpkg-deb", "strip"].iter().find(|tool| !has_tools(tool)) {
+    let has_tool = |tool: &&str| Command::new(tool).arg("--version").output().is_ok();
+    if let Some(missing) = ["dpkg-deb", "rpmbuild", "strip"].iter().find(|tool| !has_tool(tool)) {
         println!("skipped: {missing} is not installed");
         return None;
     }
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
-    for (package, version) in [("vedette", "0.0.9"), ("vedette", "0.1.0"), ("vedette-workspace", "0.1.0")] {
+    let wanted = [
+        ("deb", "vedette", "0.0.9"),
+        ("deb", "vedette", "0.1.0"),
+        ("rpm", "vedette", "0.1.0"),
+        ("deb", "vedette-workspace", "0.1.0"),
+    ];
+    for (format, package, version) in wanted {
         let done = Command::new(Path::new(VEDETTE).with_file_name("vedette-packaging"))
-            .args(["deb", "--profile", "dev", "--package", package, "--version", version, "--out"])
+            .args([format, "--profile", "dev", "--package", package, "--version", version, "--out"])
             .arg(&out)
             .output()
             .expect("cargo test --workspace has built it");
@@ -50,6 +57,22 @@ pub(crate) fn copy_to(root: &Path) {
 
 fn install(package: &str, version: &str) -> String {
     format!("dpkg -i /root/packages/{package}_{version}_amd64.deb 2>&1")
+}
+
+/// The packaged unit grants what the collectors that are on by default need, and nothing else.
+#[test]
+fn the_unit_grants_what_the_collectors_need() {
+    let page = fs::read_to_string(root().join("docs/collectors.md")).expect("reads");
+    let off_by_default = ["syslog_listener"];
+    let rows = page.lines().skip_while(|line| *line != "## Permissions").filter(|line| line.starts_with("| `"));
+    let rows = rows.filter(|row| !off_by_default.iter().any(|id| row.starts_with(&format!("| `{id}`"))));
+    let needed = rows.map(|row| row.split('|').nth(2).expect("a cell").trim().to_owned());
+    let needed: BTreeSet<String> = needed.map(|cell| cell.rsplit(" or ").next().expect("one").to_owned()).collect();
+    let unit = fs::read_to_string(root().join("packaging/vedette/vedette.service")).expect("reads");
+    for key in ["AmbientCapabilities", "CapabilityBoundingSet"] {
+        let granted = unit.lines().find_map(|line| line.strip_prefix(&format!("{key}="))).expect("it is set");
+        assert_eq!(granted.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), needed, "{key}");
+    }
 }
 
 /// A property of the agent's unit.
@@ -143,6 +166,18 @@ fn every_collector_works_in_the_sandbox(host: &Host) {
         let found = query(host, "SELECT path FROM processes WHERE pid = '1'");
         found.iter().any(|row| row["path"].as_str().is_some_and(|path| path.contains("systemd"))).then_some(())
     });
+    assert!(host.must("vedette check").ends_with(": ok\n"), "the agent has all permissions");
+    // Narrowed to logs.
+    host.must("mkdir -p /run/systemd/system/vedette.service.d");
+    host.must(
+        "printf '[Service]\\nAmbientCapabilities=\\nCapabilityBoundingSet=\\n' \
+         > /run/systemd/system/vedette.service.d/test.conf",
+    );
+    host.must("systemctl daemon-reload && systemctl restart vedette");
+    let checked = host.must("vedette check");
+    assert!(checked.contains("collector processes: the agent lacks CAP_SYS_PTRACE: executable"), "{checked}");
+    assert!(!checked.contains("collector journal"), "a group suffices: {checked}");
+    host.must("rm -r /run/systemd/system/vedette.service.d && systemctl daemon-reload && systemctl restart vedette");
     // Members of the group may read the status, others may not.
     let socket = host.must("stat -c '%a %U:%G' /run/vedette /run/vedette/agent.sock");
     assert_eq!(socket.lines().collect::<Vec<_>>(), ["750 vedette:vedette", "660 vedette:vedette"]);
@@ -237,4 +272,39 @@ fn what_is_removed_keeps_its_state_until_it_is_purged(host: &Host) {
     host.must(&format!("{} && systemctl is-active vedette", install("vedette", "0.1.0")));
     host.must("dpkg --purge vedette 2>&1");
     host.must("! test -e /var/lib/vedette && ! test -e /etc/vedette/vedette.toml && ! systemctl is-active vedette");
+}
+
+#[test]
+fn the_rpm_is_installed_and_removed_with_its_scriptlets() {
+    let Some(packages) = packages() else { return };
+    let Some(files) = RootFileSystem::mount("host-bookworm") else { return };
+    let root = files.root();
+    let rpm = |arguments: &[&str]| {
+        // Debian's rpm asks for --force-debian where it manages no packages; the dependency on systemd is dpkg's here.
+        let mut rpm = Command::new("rpm");
+        rpm.arg("--root").arg(&root).args(["--force-debian", "--nodeps"]).args(arguments);
+        let done = rpm.output().expect("rpm runs");
+        (done.status.success(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+    };
+    let package = packages.join("vedette-0.1.0-1.x86_64.rpm").display().to_string();
+    let (done, message) = rpm(&["-i", &package]);
+    assert!(done && !message.contains("warning"), "{message}");
+    let passwd = || fs::read_to_string(root.join("etc/passwd")).expect("reads");
+    assert!(passwd().contains("vedette:"), "sysusers made the user");
+    let enabled = root.join("etc/systemd/system/multi-user.target.wants/vedette.service");
+    assert!(enabled.symlink_metadata().is_ok() && root.join("usr/bin/vedette").exists());
+    // The administrator's file stays, and state too.
+    fs::write(root.join("etc/vedette/vedette.toml"), "# ours\n").expect("writes");
+    fs::create_dir_all(root.join("var/lib/vedette/state")).expect("makes");
+    fs::write(root.join("var/lib/vedette/state/queue-format"), "3\n").expect("writes");
+    let (done, message) = rpm(&["-U", "--force", &package]);
+    assert!(!done && message.contains("is of a newer release"), "{message}");
+    fs::write(root.join("var/lib/vedette/state/queue-format"), "2\n").expect("writes");
+    let (done, message) = rpm(&["-U", "--force", &package]);
+    assert!(done, "{message}");
+    assert_eq!(fs::read_to_string(root.join("etc/vedette/vedette.toml")).expect("reads"), "# ours\n");
+    let (done, message) = rpm(&["-e", "vedette"]);
+    assert!(done, "{message}");
+    assert!(enabled.symlink_metadata().is_err() && !root.join("usr/bin/vedette").exists());
+    assert!(root.join("var/lib/vedette/state").exists() && passwd().contains("vedette:"));
 }

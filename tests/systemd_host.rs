@@ -17,17 +17,14 @@ fn root_file_system(name: &str) -> Option<PathBuf> {
     dir.join(".complete").exists().then_some(dir)
 }
 
-/// A booted host; stopped when dropped.
-pub(crate) struct Host {
+/// A root file system that can be changed; unmounted when dropped.
+pub(crate) struct RootFileSystem {
     dir: tempfile::TempDir,
-    nspawn: Child,
-    /// Process id of its systemd on this machine.
-    init: String,
 }
 
-impl Host {
-    /// Boots a host with additions to its root; absent, with a message, where that is impossible.
-    pub(crate) fn boot_named(name: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
+impl RootFileSystem {
+    /// Mounts one; absent, with a message, where that is impossible.
+    pub(crate) fn mount(name: &str) -> Option<Self> {
         if rustix::process::getuid().as_raw() != 0 {
             println!("skipped: booting a host needs root");
             return None;
@@ -36,33 +33,60 @@ impl Host {
             println!("skipped: there is no root file system to boot; .ci/run prepares one");
             return None;
         };
-        Some(Self::boot(&base, prepare))
-    }
-
-    fn boot(base: &Path, prepare: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().expect("temp dir");
         for name in ["upper", "work", "root"] {
             fs::create_dir(dir.path().join(name)).expect("makes");
         }
         let path = |name: &str| dir.path().join(name).display().to_string();
         let options = format!("lowerdir={},upperdir={},workdir={}", base.display(), path("upper"), path("work"));
-        let root = path("root");
-        let mounted = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, &root]).status();
+        let mounted = Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options, &path("root")]).status();
         assert!(mounted.is_ok_and(|status| status.success()), "the overlay can be mounted");
-        let opt = Path::new(&root).join("opt");
+        Some(Self { dir })
+    }
+
+    /// Its directory on this machine.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+}
+
+impl Drop for RootFileSystem {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.root()).status());
+    }
+}
+
+/// A booted host; stopped when dropped.
+pub(crate) struct Host {
+    files: RootFileSystem,
+    nspawn: Child,
+    /// Process id of its systemd on this machine.
+    init: String,
+}
+
+impl Host {
+    /// Boots a host with additions to its root; absent, with a message, where that is impossible.
+    pub(crate) fn boot_named(name: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
+        Some(Self::boot(RootFileSystem::mount(name)?, prepare))
+    }
+
+    fn boot(files: RootFileSystem, prepare: impl FnOnce(&Path)) -> Self {
+        let root = files.root();
+        let opt = root.join("opt");
         for binary in [Path::new(VEDETTE), workspace_binary()] {
             fs::copy(binary, opt.join(binary.file_name().expect("has a name"))).expect("copies");
         }
         // kernel.core_pattern is the machine's, not the container's, so the host must not set it at boot.
-        let sysctl = Path::new(&root).join("etc/sysctl.d/50-coredump.conf");
+        let sysctl = root.join("etc/sysctl.d/50-coredump.conf");
         fs::create_dir_all(sysctl.parent().expect("has one")).expect("makes");
         std::os::unix::fs::symlink("/dev/null", sysctl).expect("links");
-        prepare(Path::new(&root));
+        prepare(&root);
         let boot = format!(
             "mount -t tmpfs tmpfs /run; exec systemd-nspawn --quiet --register=no --keep-unit -D {root} \
-             --machine=vedette-test --private-network -b"
+             --machine=vedette-test --private-network -b",
+            root = root.display()
         );
-        let console = fs::File::create(dir.path().join("console")).expect("makes");
+        let console = fs::File::create(files.dir.path().join("console")).expect("makes");
         let nspawn = Command::new("unshare")
             .args(["-m", "sh", "-c", &boot])
             .stdin(Stdio::null())
@@ -70,7 +94,7 @@ impl Host {
             .stderr(console)
             .spawn()
             .expect("unshare runs");
-        let mut host = Self { dir, nspawn, init: String::new() };
+        let mut host = Self { files, nspawn, init: String::new() };
         // The shell's `mount` is a child for a moment as well.
         host.init = eventually("the host's init", || {
             let is_init = |pid: &String| {
@@ -122,7 +146,6 @@ impl Drop for Host {
         }
         drop(self.nspawn.kill());
         drop(self.nspawn.wait());
-        drop(Command::new("umount").args(["-l", &self.dir.path().join("root").display().to_string()]).status());
     }
 }
 

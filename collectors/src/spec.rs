@@ -1,6 +1,6 @@
 //! The description of a collector in the registry, and its two shapes.
 
-use crate::{BuildError, CollectError, CollectorClass, CollectorContext, Outlet, settings::Interval};
+use crate::{BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Permission, settings::Interval};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -115,8 +115,10 @@ pub trait Collector: 'static {
     const KIND: &'static str;
     /// One-line description.
     const SUMMARY: &'static str;
-    /// Files and interfaces that it reads, and permissions that it needs.
+    /// Files and interfaces that it reads.
     const READS: &'static str;
+    /// Permissions that it needs beyond those of any user.
+    const PERMISSIONS: &'static [Permission] = &[];
     /// Platforms that it runs on.
     const PLATFORMS: &'static [Platform] = &[Platform::Linux];
     /// Skips what the sources hold now; absent if they hold nothing to read later.
@@ -142,8 +144,10 @@ pub struct Spec {
     pub kind: &'static str,
     /// One-line description.
     pub summary: &'static str,
-    /// Files and interfaces that it reads, and permissions that it needs.
+    /// Files and interfaces that it reads.
     pub reads: &'static str,
+    /// Permissions that it needs beyond those of any user.
+    pub permissions: &'static [Permission],
     /// Platforms that it runs on.
     pub platforms: &'static [Platform],
     /// Checks a table of settings; errors keep their place.
@@ -167,6 +171,7 @@ impl Spec {
             kind: C::KIND,
             summary: C::SUMMARY,
             reads: C::READS,
+            permissions: C::PERMISSIONS,
             platforms: C::PLATFORMS,
             check: |table| C::Settings::deserialize(table).map(drop),
             schema: || schemars::schema_for!(C::Settings),

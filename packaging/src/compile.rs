@@ -11,7 +11,9 @@ use std::{
 };
 
 /// Maximum size of a shipped program in bytes.
-const PROGRAM_BYTES_MAX: u64 = 16 << 20;
+const PROGRAM_BYTES_MAX: usize = 16 << 20;
+/// Variable of the crash points, which only builds of tests have.
+const CRASH_POINT: &[u8] = b"VEDETTE_FAILPOINT";
 /// The oldest C library that shipped programs run with.
 const GLIBC: &str = "2.17";
 
@@ -24,9 +26,12 @@ pub(crate) fn program(package: &Package, release: &Release, profile: Profile) ->
         Profile::Dev => dev(package, release),
         Profile::Dist => {
             let path = dist(package, release)?;
-            let bytes = fs::metadata(&path)?.len();
-            if package.name == "vedette" && bytes > PROGRAM_BYTES_MAX {
-                bail!("{} has {bytes} bytes, more than {PROGRAM_BYTES_MAX}", path.display());
+            let program = fs::read(&path)?;
+            if package.name == "vedette" && program.len() > PROGRAM_BYTES_MAX {
+                bail!("{} has {} bytes, more than {PROGRAM_BYTES_MAX}", path.display(), program.len());
+            }
+            if program.windows(CRASH_POINT.len()).any(|window| window == CRASH_POINT) {
+                bail!("{} has the crash points of the tests", path.display());
             }
             Ok(path)
         }

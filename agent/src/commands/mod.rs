@@ -90,7 +90,27 @@ fn check(config: ConfigArguments) -> Result<(), Exit> {
     if !conflicts.is_empty() {
         return Err(Exit::Config(conflicts.into_iter().map(|conflict| format!("{path}: {conflict}")).collect()));
     }
-    print(format!("{path}: ok\n").as_bytes())
+    print(format!("{path}: ok\n{}", missing_permissions(&config)).as_bytes())
+}
+
+/// Permissions that the running agent lacks, or this process if none runs: one line for each.
+fn missing_permissions(config: &Resolved) -> String {
+    let running = runtime::status::ask(&config.socket_dir).ok().flatten();
+    let (who, missing): (_, Vec<(String, Vec<String>)>) = match running {
+        Some(report) => {
+            let collectors = report.collectors.into_iter().filter(|collector| collector.state != "disabled");
+            ("the agent", collectors.map(|collector| (collector.id, collector.missing_permissions)).collect())
+        }
+        None => {
+            let enabled = config.collectors.iter().filter(|collector| collector.settings.enabled());
+            let missing = |spec: &vedette_collectors::Spec| runtime::status::missing_permissions(spec);
+            ("this user", enabled.map(|collector| (collector.spec.id.to_owned(), missing(collector.spec))).collect())
+        }
+    };
+    let lines = missing.into_iter().flat_map(|(id, missing)| {
+        missing.into_iter().map(move |permission| format!("collector {id}: {who} lacks {permission}\n"))
+    });
+    lines.collect()
 }
 
 /// Collects and ships until the stop.

@@ -87,7 +87,9 @@ fn table(report: &Report) -> String {
     for collector in &report.collectors {
         let dropped = collector.dropped_by_reason.iter();
         let dropped = dropped.map(|(reason, count)| format!("dropped {count}: {}", reason.name()));
-        let why: Vec<String> = dropped.chain(collector.last_error.clone()).collect();
+        let is_on = collector.state != "disabled";
+        let missing = collector.missing_permissions.iter().filter(|_| is_on).map(|missing| format!("lacks {missing}"));
+        let why: Vec<String> = dropped.chain(collector.last_error.clone()).chain(missing).collect();
         let _ = writeln!(
             out,
             "{:<14} {:<10} {:<9} {:>10} {:>8}  {}",

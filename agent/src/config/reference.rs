@@ -98,5 +98,13 @@ pub(crate) fn collectors_page() -> String {
         let platforms = spec.platforms.iter().map(|platform| platform.name()).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "| `{}` | {class} | {platforms} | {} | {} |", spec.id, spec.summary, spec.reads);
     }
+    out.push_str(
+        "\n## Permissions\n\nThe packaged unit grants what the collectors need that are on by default; a drop-in narrows it \
+         (operations.md). `vedette check` and `vedette status` name what is missing.\n\n\
+         | collector | needs | without it are lost |\n|---|---|---|\n",
+    );
+    for (spec, permission) in REGISTRY.iter().flat_map(|spec| spec.permissions.iter().map(move |one| (spec, one))) {
+        let _ = writeln!(out, "| `{}` | {} | {} |", spec.id, permission.names(), permission.lost);
+    }
     out
 }

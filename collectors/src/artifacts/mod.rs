@@ -6,7 +6,8 @@
 //! sent.
 
 use crate::{
-    ApprovedRequest, BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Requests, Wake,
+    ApprovedRequest, BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Permission, Requests, Right,
+    Wake,
     settings::Bytes,
     spec::{Collector, CollectorSettings, Plan, Spec, Watch},
 };
@@ -85,7 +86,11 @@ impl Collector for Definition {
     const KIND: &'static str = "artifact";
     const SUMMARY: &'static str =
         "files that the organization requests, if `allow` permits; policy cannot switch it off";
-    const READS: &'static str = "requested files on the list `allow`; CAP_DAC_READ_SEARCH";
+    const READS: &'static str = "requested files on the list `allow`";
+    const PERMISSIONS: &'static [Permission] = &[Permission {
+        any_of: &[Right::Capability("CAP_DAC_READ_SEARCH")],
+        lost: "requested files that others cannot read",
+    }];
 
     fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
         let wrong = |message: String| BuildError { collector: SPEC.id, message };

@@ -6,7 +6,7 @@ mod elf;
 mod formats;
 
 use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Wake,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Permission, Right, Wake,
     root::{
         Root,
         glob::{self, Expansion, Pattern},
@@ -65,7 +65,9 @@ impl Collector for Definition {
     const CLASS: CollectorClass = CollectorClass::Crash;
     const KIND: &'static str = "crash";
     const SUMMARY: &'static str = "crash dumps: process, executable, signal, time, size, SHA-256, package";
-    const READS: &'static str = "/var/lib/systemd/coredump, /var/crash, `paths`, /var/lib/dpkg; CAP_DAC_READ_SEARCH";
+    const READS: &'static str = "/var/lib/systemd/coredump, /var/crash, `paths`, /var/lib/dpkg";
+    const PERMISSIONS: &'static [Permission] =
+        &[Permission { any_of: &[Right::Capability("CAP_DAC_READ_SEARCH")], lost: "dumps of other users' processes" }];
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
     fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {

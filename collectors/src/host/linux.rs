@@ -1,7 +1,7 @@
 //! Facts of a Linux host. Facts that cannot be read are absent.
 
 use super::{Dmi, virtualization};
-use crate::CollectorContext;
+use crate::{CollectorContext, Permission, Right};
 use jiff::tz::TimeZone;
 use std::collections::BTreeMap;
 use vedette_wire::{
@@ -9,8 +9,11 @@ use vedette_wire::{
     body::{Cpu, Firmware, Hardware, Host, OperatingSystem},
 };
 
-pub(super) const READS: &str =
-    "/etc/os-release, /etc/machine-id, /etc/localtime, /proc, /sys/class/dmi/id; serial number and UUID as root";
+pub(super) const READS: &str = "/etc/os-release, /etc/machine-id, /etc/localtime, /proc, /sys/class/dmi/id";
+pub(super) const PERMISSIONS: &[Permission] = &[Permission {
+    any_of: &[Right::Capability("CAP_DAC_READ_SEARCH")],
+    lost: "serial number and UUID of the machine",
+}];
 
 /// The permission that some facts need, if the agent lacks it.
 pub(super) fn problem(context: &CollectorContext) -> Option<String> {

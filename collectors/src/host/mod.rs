@@ -14,7 +14,7 @@ use linux as platform;
 use windows as platform;
 
 use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Poll,
+    BuildError, CollectError, CollectorClass, CollectorContext, Permission, Poll,
     settings::Interval,
     spec::{Collector, Plan, Platform, Spec, collector_settings},
 };
@@ -54,6 +54,7 @@ impl Collector for Definition {
     const KIND: &'static str = "host";
     const SUMMARY: &'static str = "operating system, machine name, hardware, firmware, virtualisation";
     const READS: &'static str = platform::READS;
+    const PERMISSIONS: &'static [Permission] = platform::PERMISSIONS;
     const PLATFORMS: &'static [Platform] = &[Platform::Linux, Platform::Windows];
 
     fn build(settings: &Settings, _cx: &CollectorContext) -> Result<Plan, BuildError> {

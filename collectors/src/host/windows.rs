@@ -1,7 +1,7 @@
 //! Facts of a Windows host, from the registry and the firmware. Facts that cannot be read are absent.
 
 use super::{Dmi, smbios::Smbios, virtualization};
-use crate::CollectorContext;
+use crate::{CollectorContext, Permission};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use vedette_wire::{
     OsFamily,
@@ -11,6 +11,7 @@ use windows_registry::{Key, LOCAL_MACHINE};
 use windows_sys::Win32::System::SystemInformation::{GetSystemFirmwareTable, RSMB};
 
 pub(super) const READS: &str = "the registry, SMBIOS";
+pub(super) const PERMISSIONS: &[Permission] = &[];
 
 const CURRENT_VERSION: &str = r"SOFTWARE\Microsoft\Windows NT\CurrentVersion";
 const TCPIP: &str = r"SYSTEM\CurrentControlSet\Services\Tcpip\Parameters";

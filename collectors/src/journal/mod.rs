@@ -8,7 +8,7 @@ mod entry;
 mod files;
 
 use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Permission, Right,
     room::{Room, RoomWait},
     root::Root,
     spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
@@ -67,7 +67,11 @@ impl Collector for Definition {
     const KIND: &'static str = "journal";
     const SUMMARY: &'static str = "entries of the systemd journal with their trusted fields";
     const READS: &'static str = "the files in /var/log/journal and /run/log/journal, of this machine, of its containers and of \
-                                 namespaces; group systemd-journal";
+                                 namespaces";
+    const PERMISSIONS: &'static [Permission] = &[Permission {
+        any_of: &[Right::Group("systemd-journal"), Right::Capability("CAP_DAC_READ_SEARCH")],
+        lost: "entries of the system and of other users",
+    }];
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
     fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {

@@ -7,7 +7,7 @@
 mod accounts;
 mod stat;
 
-use crate::{CollectError, CollectorContext};
+use crate::{CollectError, CollectorContext, Permission, Right};
 use accounts::Accounts;
 use rustix::{
     fs::{Mode, OFlags, openat, readlinkat},
@@ -17,8 +17,11 @@ use stat::Stat;
 use std::os::fd::OwnedFd;
 use vedette_wire::body::{Change, Namespaces, Process, ProcessState};
 
-pub(super) const READS: &str = "/proc, /etc/passwd, /etc/group; executable, working directory and namespaces of other users' processes \
-     with CAP_SYS_PTRACE";
+pub(super) const READS: &str = "/proc, /etc/passwd, /etc/group";
+pub(super) const PERMISSIONS: &[Permission] = &[Permission {
+    any_of: &[Right::Capability("CAP_SYS_PTRACE")],
+    lost: "executable, working directory and namespaces of other users' processes",
+}];
 
 /// Why there are no processes to observe.
 pub(super) fn absent(context: &CollectorContext) -> Option<String> {

@@ -13,7 +13,7 @@ use linux as platform;
 use windows as platform;
 
 use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Poll,
+    BuildError, CollectError, CollectorClass, CollectorContext, Permission, Poll,
     settings::Interval,
     spec::{self, Collector, Plan, Platform, Spec, collector_settings},
 };
@@ -63,6 +63,7 @@ impl Collector for Definition {
     const KIND: &'static str = "process";
     const SUMMARY: &'static str = "running processes: a snapshot, then what started, ended or changed";
     const READS: &'static str = platform::READS;
+    const PERMISSIONS: &'static [Permission] = platform::PERMISSIONS;
     const PLATFORMS: &'static [Platform] = &[Platform::Linux, Platform::Windows];
 
     fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {

@@ -5,7 +5,7 @@
 
 mod accounts;
 
-use crate::{CollectError, CollectorContext};
+use crate::{CollectError, CollectorContext, Permission};
 use accounts::Accounts;
 use std::ffi::OsStr;
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};

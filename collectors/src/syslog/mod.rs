@@ -3,7 +3,7 @@
 pub(crate) mod parse;
 
 use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Permission, Right,
     root::glob::patterns,
     spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
     tail::{ChunkBuilder, Line, LineParser, Start, Tailer},
@@ -61,7 +61,11 @@ impl Collector for Definition {
     const CLASS: CollectorClass = CollectorClass::Event;
     const KIND: &'static str = "syslog";
     const SUMMARY: &'static str = "lines of the system's log files";
-    const READS: &'static str = "the files of `paths`; group adm, or CAP_DAC_READ_SEARCH";
+    const READS: &'static str = "the files of `paths`";
+    const PERMISSIONS: &'static [Permission] = &[Permission {
+        any_of: &[Right::Group("adm"), Right::Capability("CAP_DAC_READ_SEARCH")],
+        lost: "the log files that Debian and Ubuntu give to that group, and on others all of them",
+    }];
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
     fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {

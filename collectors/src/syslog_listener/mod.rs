@@ -7,7 +7,7 @@
 //! at most one batch.
 
 use crate::{
-    BuildError, CollectError, CollectorClass, CollectorContext, Outlet,
+    BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Permission, Right,
     spec::{Collector, Plan, Spec, Watch, collector_settings},
     syslog::parse::{self, Origin},
 };
@@ -68,7 +68,9 @@ impl Collector for Definition {
     const CLASS: CollectorClass = CollectorClass::Event;
     const KIND: &'static str = "syslog";
     const SUMMARY: &'static str = "syslog datagrams sent to a socket; off by default";
-    const READS: &'static str = "the sockets of `datagram` and `udp`; ports below 1024 take CAP_NET_BIND_SERVICE";
+    const READS: &'static str = "the sockets of `datagram` and `udp`";
+    const PERMISSIONS: &'static [Permission] =
+        &[Permission { any_of: &[Right::Capability("CAP_NET_BIND_SERVICE")], lost: "ports below 1024" }];
 
     fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
         if context.once.is_some() {

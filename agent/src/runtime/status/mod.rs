@@ -56,6 +56,9 @@ pub(crate) struct Collector {
     /// Sources that it cannot read, watch or bind.
     #[serde(default)]
     pub(crate) problem: Option<String>,
+    /// Permissions that the agent lacks for it, and what is lost.
+    #[serde(default)]
+    pub(crate) missing_permissions: Vec<String>,
 }
 
 impl Collector {
@@ -120,6 +123,12 @@ impl PolicyState {
     }
 }
 
+/// Permissions that this process lacks for a collector, and what is lost.
+pub(crate) fn missing_permissions(spec: &vedette_collectors::Spec) -> Vec<String> {
+    let missing = vedette_collectors::missing_permissions(spec).into_iter();
+    missing.map(|permission| format!("{}: {}", permission.names(), permission.lost)).collect()
+}
+
 /// What a report is built from.
 #[derive(Clone)]
 pub(crate) struct StatusSource {
@@ -147,6 +156,7 @@ impl StatusSource {
                 dropped_by_reason: counters(id).dropped,
                 last_error: (!problems.is_empty()).then(|| problems.join("; ")),
                 problem,
+                missing_permissions: vedette_collectors::find(id).map(missing_permissions).unwrap_or_default(),
             }
         });
         let in_use = parts.client.endpoints().in_use().clone();

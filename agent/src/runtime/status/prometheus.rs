@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn a_report_is_text_that_no_label_can_break() {
         let collector = json!({"id": "syslog", "class": "event", "state": "running", "emitted": 7, "dropped": 3,
-            "dropped_by_reason": {"source_overrun": 2, "oversize": 1}, "last_error": null, "problem": "x"});
+            "dropped_by_reason": {"source_overrun": 2, "oversize": 1}, "last_error": null, "problem": "x", "missing_permissions": []});
         let report = json!({"version": "0\"\n evil 1", "agent": "a", "organization": "o", "organization_name": "acme",
             "workspace": "w", "endpoint": "https://w:1", "policy_revision": 1, "rss_bytes": 4096, "collectors": [collector],
             "policy": {"revision": 5, "tier": "free", "collect": true, "problem": null},
