@@ -58,7 +58,7 @@ impl Drop for RootFileSystem {
 
 /// A booted host; stopped when dropped.
 pub(crate) struct Host {
-    files: RootFileSystem,
+    _files: RootFileSystem,
     nspawn: Child,
     /// Process id of its systemd on this machine.
     init: String,
@@ -94,7 +94,7 @@ impl Host {
             .stderr(console)
             .spawn()
             .expect("unshare runs");
-        let mut host = Self { files, nspawn, init: String::new() };
+        let mut host = Self { _files: files, nspawn, init: String::new() };
         // The shell's `mount` is a child for a moment as well.
         host.init = eventually("the host's init", || {
             let is_init = |pid: &String| {

@@ -1,7 +1,33 @@
 //! Cursors, as journalctl and sd_journal_get_cursor(3) write them.
 
-use crate::{EntryHead, Id};
+use crate::Id;
 use std::{cmp::Ordering, fmt};
+
+/// An entry without its fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EntryHead {
+    /// Id of the sequence.
+    pub seqnum_id: Id,
+    /// Number in the sequence.
+    pub seqnum: u64,
+    /// Microseconds UTC.
+    pub realtime: u64,
+    /// Microseconds since the boot.
+    pub monotonic: u64,
+    /// Id of the boot.
+    pub boot_id: Id,
+    /// Hash of all fields, the same in copies of the entry.
+    pub xor_hash: u64,
+    pub(crate) offset: u64,
+    pub(crate) size: u64,
+}
+
+impl EntryHead {
+    /// Place of the entry.
+    pub fn cursor(&self) -> Cursor {
+        Cursor::of(self)
+    }
+}
 
 /// The place of an entry: `s=ID;i=HEX;b=ID;m=HEX;t=HEX;x=HEX`. Parts may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

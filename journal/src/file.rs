@@ -1,7 +1,7 @@
 //! One journal file: its entries in order.
 
 use crate::{
-    Cursor, Field, Header, Id,
+    Cursor, EntryHead, Field, Header,
     data::{self, PLAIN_BYTES_MAX},
     format::{ARRAY_BYTES, ENTRY_BYTES, HEADER_BYTES, HeaderError, OBJECT_BYTES, id_at, object, u32_at, u64_at},
     pages::{Pages, ReadAt, read_full},
@@ -41,32 +41,6 @@ pub struct Damage {
     pub fields: u64,
     /// The first of it: what, and at which offset.
     pub first: Option<String>,
-}
-
-/// An entry without its fields.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EntryHead {
-    /// Id of the sequence.
-    pub seqnum_id: Id,
-    /// Number in the sequence.
-    pub seqnum: u64,
-    /// Microseconds UTC.
-    pub realtime: u64,
-    /// Microseconds since the boot.
-    pub monotonic: u64,
-    /// Id of the boot.
-    pub boot_id: Id,
-    /// Hash of all fields, the same in copies of the entry.
-    pub xor_hash: u64,
-    offset: u64,
-    size: u64,
-}
-
-impl EntryHead {
-    /// Place of the entry.
-    pub fn cursor(&self) -> Cursor {
-        Cursor::of(self)
-    }
 }
 
 /// An object's type, flags and size, which lies within the file.

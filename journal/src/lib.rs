@@ -27,9 +27,9 @@ mod format;
 mod pages;
 mod reader;
 
-pub use cursor::Cursor;
+pub use cursor::{Cursor, EntryHead};
 pub use data::{Field, VALUE_BYTES_MAX};
-pub use file::{Damage, EntryHead, JournalFile, OpenError};
+pub use file::{Damage, JournalFile, OpenError};
 pub use format::{Header, Id, State};
 pub use pages::ReadAt;
 pub use reader::{Entry, Reader};

@@ -10,8 +10,6 @@ use linux as platform;
 #[cfg(windows)]
 use windows as platform;
 
-use crate::Spec;
-
 /// A right of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Right {
@@ -46,7 +44,7 @@ impl Permission {
     }
 }
 
-/// Permissions of a collector that this process lacks.
-pub fn missing(spec: &Spec) -> Vec<&'static Permission> {
-    spec.permissions.iter().filter(|permission| !permission.any_of.iter().any(platform::has)).collect()
+/// Permissions that this process lacks.
+pub fn missing(permissions: &'static [Permission]) -> Vec<&'static Permission> {
+    permissions.iter().filter(|permission| !permission.any_of.iter().any(platform::has)).collect()
 }

@@ -125,7 +125,7 @@ impl PolicyState {
 
 /// Permissions that this process lacks for a collector, and what is lost.
 pub(crate) fn missing_permissions(spec: &vedette_collectors::Spec) -> Vec<String> {
-    let missing = vedette_collectors::missing_permissions(spec).into_iter();
+    let missing = vedette_collectors::missing_permissions(spec.permissions).into_iter();
     missing.map(|permission| format!("{}: {}", permission.names(), permission.lost)).collect()
 }
 
