@@ -126,7 +126,16 @@ fn an_agent_is_installed_and_enrolls(host: &Host) {
         "printf 'workspace = \"https://127.0.0.1:8443\"\\nca = \"ca.pem\"\\ntoken_file = \"token\"\\n' \
          > /etc/vedette/bootstrap/bootstrap.toml",
     );
-    host.must("systemctl start vedette");
+    // The workspace does not answer at first, and the supervisor waits.
+    host.must("systemctl stop vedette-workspace");
+    host.must("mkdir -p /run/systemd/system/vedette.service.d");
+    host.must("printf '[Service]\\nWatchdogSec=2\\n' > /run/systemd/system/vedette.service.d/test.conf");
+    host.must("systemctl daemon-reload && systemctl start vedette");
+    let pid = property(host, "MainPID");
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert_eq!((property(host, "MainPID"), property(host, "ActiveState")), (pid, "active".to_owned()));
+    host.must("rm -r /run/systemd/system/vedette.service.d && systemctl daemon-reload");
+    host.must("systemctl start vedette-workspace");
     eventually("the enrollment", || {
         host.must(&workspace("agents --org acme --format json")).contains("\"active\"").then_some(())
     });
@@ -166,7 +175,11 @@ fn every_collector_works_in_the_sandbox(host: &Host) {
         let found = query(host, "SELECT path FROM processes WHERE pid = '1'");
         found.iter().any(|row| row["path"].as_str().is_some_and(|path| path.contains("systemd"))).then_some(())
     });
+    host.must("vedette status");
     assert!(host.must("vedette check").ends_with(": ok\n"), "the agent has all permissions");
+    // Root must not write where the agent's user has to.
+    let refused = host.must("vedette queue verify 2>&1 && exit 1; true");
+    assert!(refused.contains("runuser -u vedette"), "{refused}");
     // Narrowed to logs.
     host.must("mkdir -p /run/systemd/system/vedette.service.d");
     host.must(
@@ -180,7 +193,7 @@ fn every_collector_works_in_the_sandbox(host: &Host) {
     host.must("rm -r /run/systemd/system/vedette.service.d && systemctl daemon-reload && systemctl restart vedette");
     // Members of the group may read the status, others may not.
     let socket = host.must("stat -c '%a %U:%G' /run/vedette /run/vedette/agent.sock");
-    assert_eq!(socket.lines().collect::<Vec<_>>(), ["750 vedette:vedette", "660 vedette:vedette"]);
+    assert_eq!(socket.lines().collect::<Vec<_>>(), ["755 vedette:vedette", "660 vedette:vedette"]);
 }
 
 fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
@@ -209,10 +222,15 @@ fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
     host.must("systemctl reload vedette");
     eventually("the refusal", || logged("the configuration is wrong; the agent keeps the present one").then_some(()));
     assert_eq!(state(host).as_deref(), Some("\"disabled\""), "what was in force stays");
-    // A state directory that cannot be used is found when it is tried.
-    host.must("printf '[state]\\ndir = \"/proc/state\"\\n' > /etc/vedette/conf.d/20-sessions.toml");
-    host.must("systemctl reload vedette");
-    eventually("the return", || logged("it continues with the one before").then_some(()));
+    // What cannot be used is found when it is tried: before the queue is open, and behind that.
+    for setting in ["dir = \\\"/proc/state\\\"", "socket_dir = \\\"/proc/socket\\\""] {
+        let returns = || host.must("journalctl -u vedette -o cat | grep -c 'it continues with the one before' || true");
+        let before = returns();
+        host.must(&format!("printf \"[state]\\n{setting}\\n\" > /etc/vedette/conf.d/20-sessions.toml"));
+        host.must("systemctl reload vedette");
+        eventually("the return", || (returns() != before).then_some(()));
+        eventually("what was in force", || (state(host).as_deref() == Some("\"disabled\"")).then_some(()));
+    }
     host.must("rm /etc/vedette/conf.d/20-sessions.toml && systemctl reload vedette");
     eventually("the collector to be on", || (state(host).as_deref() == Some("\"running\"")).then_some(()));
     assert_eq!(property(host, "MainPID"), pid, "the process stayed");
@@ -238,7 +256,14 @@ fn an_upgrade_loses_nothing(host: &Host) {
     let agent = |host: &Host| host.must("vedette status --format json | grep -o '\"agent\":\"[^\"]*\"'");
     let (before, pid) = (agent(host), property(host, "MainPID"));
     host.must("printf '\\n# ours\\n' >> /etc/vedette/vedette.toml");
+    // What waits in the queue goes with it.
+    host.must("systemctl stop vedette-workspace && logger -t upgrade 'while nobody receives'");
+    eventually("a record in the queue", || {
+        let report: serde_json::Value = serde_json::from_str(&host.must("vedette status --format json")).expect("JSON");
+        (report["queue"]["batches"].as_u64() > Some(0)).then_some(())
+    });
     host.must(&install("vedette", "0.1.0"));
+    host.must("systemctl start vedette-workspace");
     eventually("the restart", || (property(host, "ActiveState") == "active").then_some(()));
     assert_ne!(property(host, "MainPID"), pid);
     eventually("the same agent", || {
@@ -256,12 +281,20 @@ fn an_upgrade_loses_nothing(host: &Host) {
         let whole = |row: &serde_json::Value| row["missing"] == 0 && row["repeated"] == 0;
         (!rows.is_empty() && rows.iter().all(whole)).then_some(())
     });
-    // A queue of a later format is not given to an earlier release.
-    host.must("echo 3 > /var/lib/vedette/state/queue-format");
-    let refused = host.must(&format!("{} && exit 1; true", install("vedette", "0.0.9")));
-    assert!(refused.contains("is of a newer release"), "{refused}");
-    assert_eq!(host.must("dpkg-query -W -f '${Version}' vedette"), "0.1.0");
-    host.must("echo 2 > /var/lib/vedette/state/queue-format; systemctl start vedette");
+    let arrived = || query(host, "SELECT count(*) AS n FROM journal WHERE app = 'upgrade'")[0]["n"].as_u64();
+    eventually("the record", || (arrived() == Some(1)).then_some(()));
+    // A queue of a later format is not given to an earlier release, also by way of a removal.
+    let format = "/var/lib/vedette/state/queue-format";
+    host.must(&format!("echo 3 > {format}"));
+    for removal in ["true", "dpkg --remove vedette"] {
+        let refused = host.must(&format!("{removal}; {} && exit 1; true", install("vedette", "0.0.9")));
+        assert!(refused.contains("is of a newer release"), "{refused}");
+    }
+    // What the agent's user can write there neither hangs an installation nor shows another file.
+    host.must(&format!("rm {format}; runuser -u vedette -- mkfifo {format}"));
+    host.must(&install("vedette", "0.1.0"));
+    assert_eq!(host.must("dpkg-query -W -f '${Version} ${Status}' vedette"), "0.1.0 install ok installed");
+    host.must(&format!("systemctl stop vedette; rm {format}; systemctl start vedette"));
 }
 
 fn what_is_removed_keeps_its_state_until_it_is_purged(host: &Host) {

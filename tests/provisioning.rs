@@ -91,7 +91,12 @@ fn a_bootstrap_file_that_is_wrong_says_so_and_stays() {
     }
     fs::write(&token, "vdt_00").expect("writes");
     files(&world, &good);
-    assert!(refusal(&world.vedette(&["run"]), 1).contains("the token is unknown"));
+    // 78: systemd does not start it again.
+    assert!(refusal(&world.vedette(&["run"]), 78).contains("the token is unknown"));
+    fs::remove_file(&token).expect("removes");
+    for command in ["run", "check"] {
+        assert!(refusal(&world.vedette(&[command]), 78).contains("token"), "{command}");
+    }
     assert!(world.path("bootstrap.toml").exists());
 }
 

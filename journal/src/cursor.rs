@@ -67,6 +67,11 @@ impl Cursor {
         }
     }
 
+    /// Whether an entry is behind this place, or the place says nothing of it.
+    pub fn is_before(&self, head: &EntryHead) -> bool {
+        self.order_of(head).is_none_or(Ordering::is_gt)
+    }
+
     /// Order of an entry and this place, by the rules of sd_journal_next(3): by number within a sequence, by monotonic time
     /// within a boot, and otherwise by the clock and by content. Absent if the place says nothing of the entry.
     pub(crate) fn order_of(&self, head: &EntryHead) -> Option<Ordering> {

@@ -6,7 +6,7 @@ use crate::{
     format::{ARRAY_BYTES, ENTRY_BYTES, HEADER_BYTES, HeaderError, OBJECT_BYTES, id_at, object, u32_at, u64_at},
     pages::{Pages, ReadAt, read_full},
 };
-use std::{cmp::Ordering, collections::HashMap, io, ops::Range, sync::Arc};
+use std::{collections::HashMap, io, ops::Range, sync::Arc};
 
 /// Maximum number of entry arrays; each is about twice as large as the one before.
 const ARRAYS_MAX: usize = 4096;
@@ -20,6 +20,10 @@ const CACHED_USES_MIN: u64 = 3;
 
 /// Number of consecutive damaged entries that a search skips.
 const DAMAGED_MAX: usize = 100;
+/// Number of consecutive damaged entries after which the rest of a file is given up.
+const CONSECUTIVE_MAX: u64 = 10_000;
+/// Maximum size of an entry's fields; the rest is missing.
+const ENTRY_FIELDS_MAX: usize = 1 << 20;
 
 /// Why a file cannot be read as a journal.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +74,8 @@ pub struct JournalFile<S> {
     /// Entries before this index are visible.
     visible: u64,
     head: Option<EntryHead>,
+    /// Entries up to this number were read before.
+    skip_to: Option<u64>,
     /// The last visible entry, once it was looked for.
     last: Option<Option<EntryHead>>,
     fields: HashMap<u64, Arc<Field>>,
@@ -95,6 +101,7 @@ impl<S: ReadAt> JournalFile<S> {
             next: 0,
             visible,
             head: None,
+            skip_to: None,
             last: None,
             fields: HashMap::new(),
             cached_bytes: 0,
@@ -151,8 +158,25 @@ impl<S: ReadAt> JournalFile<S> {
 
     /// Moves to the first entry behind a place. Entries that the place says nothing of count as behind it.
     pub fn seek_after(&mut self, place: &Cursor) {
-        self.head = None;
-        let is_behind = |head: &EntryHead| place.order_of(head).is_none_or(Ordering::is_gt);
+        self.seek(|head| place.is_before(head));
+        if let Some((id, number)) = place.seqnum
+            && id == self.header.seqnum_id
+        {
+            if number >= self.header.tail_seqnum && self.header.tail_seqnum > 0 && self.peek_number() != Some(number) {
+                self.next = self.visible;
+            }
+            self.skip_to = Some(number).filter(|_| self.peek_number() != Some(number));
+        }
+    }
+
+    /// Number of the next entry, if it can be read.
+    fn peek_number(&mut self) -> Option<u64> {
+        (self.next < self.visible).then(|| self.read_head(self.next).ok()).flatten().map(|head| head.seqnum)
+    }
+
+    /// Moves to the first entry for which `is_behind` is true; it is true for all entries after that one.
+    pub fn seek(&mut self, is_behind: impl Fn(&EntryHead) -> bool) {
+        (self.head, self.skip_to) = (None, None);
         let (mut low, mut high) = (0, self.visible);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -179,25 +203,34 @@ impl<S: ReadAt> JournalFile<S> {
 
     /// Moves so that at most `count` entries follow.
     pub fn seek_last(&mut self, count: u64) {
-        self.head = None;
+        (self.head, self.skip_to) = (None, None);
         self.next = self.visible.saturating_sub(count);
     }
 
     /// The next entry, without its fields; absent at the end. Skips damaged entries.
     pub fn peek(&mut self) -> Option<EntryHead> {
+        let mut consecutive = 0;
         while self.head.is_none() && self.next < self.visible {
-            match self.read_head(self.next) {
-                Ok(head) => self.head = Some(head),
-                Err(EntryError::Entry(why)) => self.note(1, 0, &why),
-                Err(EntryError::Chain(why)) => {
-                    // Without its array no later entry can be found either.
-                    let lost = self.visible - self.next;
-                    self.note(lost, 0, &why);
-                    self.next = self.visible;
+            // Without its array no later entry can be found either, and so many bad ones are no entries.
+            let (why, lost) = match self.read_head(self.next) {
+                Ok(head) if self.skip_to.is_some_and(|number| head.seqnum <= number) => {
+                    self.next += 1;
+                    continue;
+                }
+                Ok(head) => {
+                    (self.head, self.skip_to) = (Some(head), None);
+                    self.next += 1;
                     break;
                 }
+                Err(EntryError::Entry(why)) if consecutive < CONSECUTIVE_MAX => (why, 1),
+                Err(EntryError::Entry(why) | EntryError::Chain(why)) => (why, self.visible - self.next),
+            };
+            consecutive += 1;
+            self.next += lost;
+            // What is bad before the place of a search was counted when it was read.
+            if self.skip_to.is_none() {
+                self.note(lost, 0, &why);
             }
-            self.next += 1;
         }
         self.head
     }
@@ -211,6 +244,12 @@ impl<S: ReadAt> JournalFile<S> {
         self.last.flatten()
     }
 
+    /// The entry before the next one, if it can be read.
+    pub fn before(&mut self) -> Option<EntryHead> {
+        let index = self.index().checked_sub(1)?;
+        self.read_head(index).ok()
+    }
+
     /// Index of the next entry; see [`JournalFile::seek_index`].
     pub fn index(&self) -> u64 {
         self.next - u64::from(self.head.is_some())
@@ -218,7 +257,7 @@ impl<S: ReadAt> JournalFile<S> {
 
     /// Moves to an index of [`JournalFile::index`], also of an earlier opening of the same file.
     pub fn seek_index(&mut self, index: u64) {
-        self.head = None;
+        (self.head, self.skip_to) = (None, None);
         self.next = index;
     }
 
@@ -232,16 +271,24 @@ impl<S: ReadAt> JournalFile<S> {
         let item_bytes = if self.header.is_compact { 4 } else { 16 };
         let count = (head.size - ENTRY_BYTES) / item_bytes;
         let mut fields = Vec::with_capacity(count.min(64) as usize);
+        let (mut offsets, mut bytes) = (Vec::with_capacity(count.min(64) as usize), 0);
         let mut item = [0; 16];
         let item = &mut item[..item_bytes as usize];
         for index in 0..count.min(FIELDS_MAX) {
             let read = self.read(head.offset + ENTRY_BYTES + index * item_bytes, item);
             let field = read.map_err(|err| err.to_string()).and_then(|()| {
                 let offset = if item.len() == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
+                if offsets.contains(&offset) || bytes > ENTRY_FIELDS_MAX {
+                    return Err(format!("field at {offset:#x}: it is there twice, or the entry is too large"));
+                }
+                offsets.push(offset);
                 self.field(offset).map_err(|why| format!("field at {offset:#x}: {why}"))
             });
             match field {
-                Ok(field) => fields.push(field),
+                Ok(field) => {
+                    bytes += field.bytes();
+                    fields.push(field);
+                }
                 Err(why) => self.note(0, 1, &why),
             }
         }
@@ -328,9 +375,14 @@ impl<S: ReadAt> JournalFile<S> {
             offset,
             size: object.size,
         };
-        // As journald checks: journal_file_check_object().
-        if head.seqnum == 0 || head.realtime == 0 || head.realtime >= 1 << 55 || head.monotonic >= 1 << 55 {
-            return Err(EntryError::Entry(format!("the entry at {offset:#x} has an impossible number or time")));
+        // As journald checks: journal_file_check_object(). journald raises the header's last number before it links an entry.
+        let (first, last) = (self.header.head_seqnum, self.header.tail_seqnum);
+        let is_within = first == 0 || last < first || (first..=last).contains(&head.seqnum);
+        if head.seqnum == 0 || head.seqnum == u64::MAX || !is_within {
+            return Err(EntryError::Entry(format!("the entry at {offset:#x} has an impossible number")));
+        }
+        if head.realtime == 0 || head.realtime >= 1 << 55 || head.monotonic >= 1 << 55 {
+            return Err(EntryError::Entry(format!("the entry at {offset:#x} has an impossible time")));
         }
         Ok(head)
     }
@@ -377,9 +429,13 @@ enum EntryError {
     Chain(String),
 }
 
-/// Number of entries, as far as a file of this size can have them.
+/// Number of entries, as far as a file of this size and with these numbers can have them.
 fn entries(header: &Header, size: u64) -> u64 {
-    header.n_entries.min(size / ENTRY_BYTES)
+    let numbers = match header.tail_seqnum.checked_sub(header.head_seqnum) {
+        Some(numbers) if header.head_seqnum > 0 => numbers.saturating_add(1),
+        _ => u64::MAX,
+    };
+    header.n_entries.min(size / ENTRY_BYTES).min(numbers)
 }
 
 fn read_header(source: &impl ReadAt) -> Result<Header, OpenError> {

@@ -56,9 +56,24 @@ impl<K, S: ReadAt> Reader<K, S> {
 
     /// Removes files.
     pub fn retain(&mut self, mut keep: impl FnMut(&K, &mut JournalFile<S>) -> bool) {
-        self.files.retain_mut(|(key, file)| keep(key, file));
-        self.last = self.last.map(|(head, _)| (head, usize::MAX));
-        self.warm.clear();
+        let (mut at, mut kept) = (0, Vec::new());
+        self.files.retain_mut(|(key, file)| {
+            let keeps = keep(key, file);
+            if keeps {
+                kept.push(at);
+            }
+            at += 1;
+            keeps
+        });
+        // A file's index is its place among those that stay.
+        let moved = |index: usize| kept.iter().position(|kept| *kept == index);
+        self.last = self.last.map(|(head, index)| (head, moved(index).unwrap_or(usize::MAX)));
+        self.warm = self.warm.iter().filter_map(|index| moved(*index)).collect();
+    }
+
+    /// The key of the file that the last entry was in.
+    pub fn last_key(&self) -> Option<&K> {
+        self.last.and_then(|(_, index)| self.files.get(index)).map(|(key, _)| key)
     }
 
     /// Begins a pass: what is visible now bounds it. The caller lists directories behind it, and adds new files.
@@ -71,7 +86,8 @@ impl<K, S: ReadAt> Reader<K, S> {
             if let Err(err) = file.refresh() {
                 errors.push((&*key, err));
             }
-            let last = file.last().map_or(0, |head| head.seqnum);
+            // Of a damaged end the header says what was written.
+            let last = file.last().map_or(file.header().tail_seqnum, |head| head.seqnum);
             let limit = self.limits.entry(file.header().seqnum_id).or_default();
             *limit = last.max(*limit);
         }
@@ -85,9 +101,12 @@ impl<K, S: ReadAt> Reader<K, S> {
 
     /// Looks at all files again, so that every entry up to the end of the pass is visible.
     pub fn extend_pass(&mut self) {
-        for (_, file) in &mut self.files {
+        for (index, (_, file)) in self.files.iter_mut().enumerate() {
             // An error was reported at the begin, or will be at the next.
             drop(file.refresh());
+            if !self.warm.contains(&index) {
+                file.release();
+            }
         }
     }
 
@@ -140,5 +159,5 @@ fn order(one: &EntryHead, other: &EntryHead) -> Ordering {
 /// disk, and gives them other numbers then.
 fn is_copy(one: &EntryHead, other: &EntryHead) -> bool {
     let content = |head: &EntryHead| (head.boot_id, head.monotonic, head.realtime, head.xor_hash);
-    content(one) == content(other) && (one.seqnum_id != other.seqnum_id || one.seqnum == other.seqnum)
+    content(one) == content(other)
 }

@@ -186,6 +186,86 @@ fn a_file_that_grows_is_read_to_its_new_end_and_no_entry_before_the_others_of_it
     assert_eq!(pass(&mut reader), [4]);
     assert!(reader.begin_pass().is_empty());
     assert_eq!(pass(&mut reader), [5, 6]);
+    // Into an entry array that did not exist when the file was opened.
+    put("system", &[1, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]);
+    assert!(reader.begin_pass().is_empty());
+    assert_eq!(pass(&mut reader), (7..=17).collect::<Vec<_>>());
+}
+
+/// Reads a file beside a good one of the same sequence, which has entry 1000: numbers, and damage.
+fn read_beside(bytes: Vec<u8>, place: Option<&Cursor>) -> (Vec<u64>, u64) {
+    let mut reader = Reader::default();
+    for bytes in [bytes, write(COMPACT, &entries([1000])).bytes] {
+        let mut file = JournalFile::open(bytes).expect("opens");
+        if let Some(place) = place {
+            file.seek_after(place);
+        }
+        reader.add((), file);
+    }
+    assert!(reader.begin_pass().is_empty());
+    reader.extend_pass();
+    let numbers = std::iter::from_fn(|| reader.next_entry()).map(|entry| entry.head.seqnum).collect();
+    (numbers, reader.files().map(|(_, file)| file.take_damage().entries).sum())
+}
+
+#[test]
+fn damage_at_the_end_hides_nothing_before_it_and_is_counted_once() {
+    let Journal { bytes, entries: offsets, arrays } = write(COMPACT, &entries(1..=500));
+    let mut broken = bytes.clone();
+    broken[arrays[5]] = 0;
+    let (numbers, damage) = read_beside(broken.clone(), None);
+    assert_eq!((numbers.len(), damage), (124 + 1, 376), "arrays of 4, 8, …, 64 entries come before it");
+    let cut = read_beside(bytes[..bytes.len() * 6 / 10].to_vec(), None);
+    assert!(cut.0.len() > 200 && cut.0.last() == Some(&1000) && cut.1 > 100, "{} {}", cut.0.len(), cut.1);
+    let mut zeroed = bytes.clone();
+    offsets[380..].iter().for_each(|offset| zeroed[*offset] = 0);
+    assert_eq!(read_beside(zeroed, None), ((1..=380).chain([1000]).collect(), 120));
+    // What was read long ago is not counted at each start.
+    let place = Cursor::parse(&format!("s={};i=3e7", "5e".repeat(16))).expect("a cursor");
+    assert_eq!(read_beside(broken, Some(&place)), (vec![1000], 0));
+}
+
+#[test]
+fn an_entry_behind_damage_is_not_read_again() {
+    let Journal { mut bytes, entries: offsets, .. } = write(COMPACT, &entries(1..=900));
+    offsets[450..600].iter().for_each(|offset| bytes[*offset] = 0);
+    let place = Cursor::parse(&format!("s={};i={:x}", "5e".repeat(16), 850)).expect("a cursor");
+    assert_eq!(read_beside(bytes, Some(&place)), ((851..=900).chain([1000]).collect(), 0));
+}
+
+#[test]
+fn an_impossible_number_is_damage() {
+    for (index, number) in [(6, 7 + (1_u64 << 40)), (499, u64::MAX), (499, 500 + (1 << 40))] {
+        let Journal { mut bytes, entries: offsets, .. } = write(COMPACT, &entries(1..=500));
+        bytes[offsets[index] + 16..offsets[index] + 24].copy_from_slice(&number.to_le_bytes());
+        let (numbers, damage) = read_beside(bytes, None);
+        assert_eq!((numbers.len(), numbers.last(), damage), (500, Some(&1000), 1));
+    }
+}
+
+#[test]
+fn an_entry_that_names_one_large_field_often_has_it_once() {
+    let large = [b"A=".as_slice(), &vec![b'x'; 200_000]].concat();
+    let fields = (0..200).map(|number| if number == 0 { large.clone() } else { format!("B{number}=1").into_bytes() });
+    let Journal { mut bytes, entries: offsets, .. } =
+        write(COMPACT, &[Written { seqnum: 1, at: 1, fields: fields.collect() }]);
+    let item = bytes[offsets[0] + 64..offsets[0] + 68].to_vec();
+    for number in 1..200 {
+        bytes[offsets[0] + 64 + 4 * number..offsets[0] + 68 + 4 * number].copy_from_slice(&item);
+    }
+    let mut file = JournalFile::open(bytes).expect("opens");
+    let head = file.peek().expect("an entry");
+    assert_eq!((file.fields(&head).len(), file.take_damage().fields), (1, 199));
+}
+
+#[test]
+fn many_large_fields_are_cut_off() {
+    let fields = (0..50).map(|number| [format!("A{number}=").as_bytes(), &vec![b'x'; 100_000]].concat()).collect();
+    let mut file = JournalFile::open(write(COMPACT, &[Written { seqnum: 1, at: 1, fields }]).bytes).expect("opens");
+    let head = file.peek().expect("an entry");
+    let bytes: usize = file.fields(&head).iter().map(|field| field.value().len()).sum();
+    assert!(bytes <= (1 << 20) + 100_000, "{bytes}");
+    assert!(file.take_damage().fields > 30);
 }
 
 #[test]

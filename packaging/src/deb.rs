@@ -70,15 +70,32 @@ fn sums(tree: &Tree) -> Result<String> {
 
 /// Refuses a downgrade that could not read what is stored.
 fn preinst(package: &Package) -> String {
-    let checks = package.formats.iter().map(|StoredFormat { path, newest }| {
-        format!(
-            "if [ \"$1\" = upgrade ] && [ -e {path} ] && [ \"$(cat {path})\" -gt {newest} ]; then\n\
-             \x20 echo \"@NAME@: {path} is of a newer release, which this one cannot read; keep the newer release, or deliver\" >&2\n\
-             \x20 echo \"what is queued and move the directory away\" >&2\n  exit 1\nfi\n"
-        )
-    });
-    format!("{PREINST}{}", checks.collect::<String>())
+    format!("{PREINST}{}", downgrade_checks(&package.formats, &package.name))
 }
+
+/// Shell code that exits with an error if a file names a newer format. Its directory belongs to the service's user, so it is read as
+/// that user, and what is no small number is ignored: whoever can write there can delete the state anyway.
+pub(crate) fn downgrade_checks(formats: &[StoredFormat], user: &str) -> String {
+    let checks = formats.iter().map(|StoredFormat { path, newest }| {
+        CHECK.replace("@PATH@", path).replace("@NEWEST@", &newest.to_string()).replace("@USER@", user)
+    });
+    checks.collect()
+}
+
+const CHECK: &str = r#"format=
+if getent passwd @USER@ >/dev/null; then
+  format=$(runuser -u @USER@ -- timeout 5 head -c 8 @PATH@ 2>/dev/null || true)
+fi
+case "$format" in
+  '' | *[!0-9]*) ;;
+  *)
+    if [ "$format" -gt @NEWEST@ ]; then
+      echo "@NAME@: @PATH@ is of a newer release, which this one cannot read; keep the newer release" >&2
+      exit 1
+    fi
+    ;;
+esac
+"#;
 
 const PREINST: &str = r#"#!/bin/sh
 set -e
@@ -104,10 +121,10 @@ if deb-systemd-helper --quiet was-enabled @UNIT@; then
 else
   deb-systemd-helper update-state @UNIT@ >/dev/null || true
 fi
-if [ -d /run/systemd/system ]; then
+if [ "$1" != abort-upgrade ] && [ -d /run/systemd/system ]; then
   systemctl --system daemon-reload >/dev/null || true
   # An upgrade restarts a service that runs. An installation starts it; the unit's conditions say whether there is anything to do.
-  if [ -e /run/@NAME@.installed ]; then action=start; else action=try-restart; fi
+  if [ -e /run/@NAME@.installed ] || [ "$1" = abort-remove ]; then action=start; else action=try-restart; fi
   deb-systemd-invoke "$action" @UNIT@ >/dev/null || true
 fi
 rm -f /run/@NAME@.installed
@@ -129,7 +146,10 @@ if [ "$1" = purge ]; then
   if command -v deb-systemd-helper >/dev/null; then
     deb-systemd-helper purge @UNIT@ >/dev/null || true
   fi
-  # State and configuration; the user stays, as its files elsewhere would belong to nobody.
-  rm -rf @STATE@
+  # State and configuration; the user stays, as its files elsewhere would belong to nobody. A mount point stays, empty.
+  for dir in @STATE@; do
+    [ ! -d "$dir" ] || find "$dir" -xdev -depth -mindepth 1 -delete
+    rmdir "$dir" 2>/dev/null || true
+  done
 fi
 "#;

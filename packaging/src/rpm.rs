@@ -1,11 +1,6 @@
 //! rpm, by rpmbuild(8).
 
-use crate::{
-    Release,
-    manifest::{Package, StoredFormat},
-    run,
-    tree::Tree,
-};
+use crate::{Release, deb::downgrade_checks, manifest::Package, run, tree::Tree};
 use anyhow::{Context, Result};
 use std::{fs, path::PathBuf, process::Command};
 
@@ -64,7 +59,7 @@ fn spec_file(package: &Package, release: &Release, tree: &Tree) -> Result<String
     });
     let date = run::output("date", ["-u", "+%a %b %d %Y", "-d", &format!("@{}", release.epoch)])?;
     let scripts = SCRIPTS
-        .replace("@FORMATS@", &formats(&package.formats))
+        .replace("@FORMATS@", &downgrade_checks(&package.formats, &package.name))
         .replace("@NAME@", &package.name)
         .replace("@UNIT@", &package.unit);
     Ok(format!(
@@ -86,18 +81,6 @@ fn spec_file(package: &Package, release: &Release, tree: &Tree) -> Result<String
     ))
 }
 
-/// Refuses a downgrade that could not read what is stored.
-fn formats(formats: &[StoredFormat]) -> String {
-    let checks = formats.iter().map(|StoredFormat { path, newest }| {
-        format!(
-            "if [ \"$1\" -gt 1 ] && [ -e {path} ] && [ \"$(cat {path})\" -gt {newest} ]; then\n\
-             \x20 echo \"@NAME@: {path} is of a newer release, which this one cannot read; keep the newer release\" >&2\n\
-             \x20 exit 1\nfi\n"
-        )
-    });
-    checks.collect()
-}
-
 /// The first argument is the number of installed versions when the scriptlet ends: 1 at an installation, 0 at a removal.
 const SCRIPTS: &str = r#"%pre
 @FORMATS@exit 0
@@ -106,11 +89,12 @@ const SCRIPTS: &str = r#"%pre
 systemd-sysusers @NAME@.conf || :
 systemd-tmpfiles --create @NAME@.conf || :
 if [ "$1" -eq 1 ]; then
-  systemctl --no-reload enable @UNIT@ >/dev/null 2>&1 || :
+  # Enabled by the package's preset, unless the administrator's says otherwise.
+  systemctl --no-reload preset @UNIT@ >/dev/null 2>&1 || :
 fi
 if [ -d /run/systemd/system ]; then
   systemctl daemon-reload >/dev/null 2>&1 || :
-  if [ "$1" -eq 1 ]; then
+  if [ "$1" -eq 1 ] && systemctl --quiet is-enabled @UNIT@ 2>/dev/null; then
     systemctl start @UNIT@ >/dev/null 2>&1 || :
   fi
 fi

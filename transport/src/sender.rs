@@ -48,7 +48,7 @@ pub struct SenderStatus {
     pub batch_bytes_max: Option<usize>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,
-    /// Number of steps since the start: it grows while the sender works, and while an endpoint rests.
+    /// Number of steps since the start: posts, their ends, and half minutes in which an endpoint rests.
     pub steps: u64,
 }
 
@@ -100,21 +100,29 @@ impl Sender {
             window: Window::default(),
         };
         loop {
-            self.status.lock().steps += 1;
             if let Err(err) = self.fill(&mut work, &post).await {
                 self.failed(&mut work, None, PAUSE, &err.to_string());
             }
             let step = work.rests_until.map(|until| until.min(Instant::now() + STEP_MAX));
             tokio::select! {
                 () = stopped(&mut stop) => return,
-                Some(done) = work.posting.join_next() => self.settle(&mut work, done).await,
+                Some(done) = work.posting.join_next() => {
+                    self.step();
+                    self.settle(&mut work, done).await;
+                }
                 () = self.committed.notified() => {}
                 () = self.retry_now.notified() => work.rests_until = None,
                 () = async { tokio::time::sleep_until(step.expect("checked below")).await }, if step.is_some() => {
+                    self.step();
                     work.rests_until = work.rests_until.filter(|until| *until > Instant::now());
                 }
             }
         }
+    }
+
+    /// Counts a step: a post, its end, or a part of a rest.
+    fn step(&self) {
+        self.status.lock().steps += 1;
     }
 
     /// Posts as many batches as may be in flight: a single one as a probe after a failure.
@@ -143,6 +151,7 @@ impl Sender {
             let NextBatch::Batch(slot, frame) = found else { return Ok(()) };
             work.last_posted = slot;
             work.posted += 1;
+            self.step();
             work.in_flight.insert(slot);
             let (post, bytes) = (Arc::clone(post), frame.len());
             work.bytes += bytes;

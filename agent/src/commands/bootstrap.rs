@@ -61,10 +61,26 @@ fn found(dir: &Path, path: &Path) -> PathBuf {
     credential.filter(|credential| !beside.exists() && credential.exists()).unwrap_or(beside)
 }
 
+/// Names the files of the bootstrap that do not exist.
+fn missing(config: &Resolved, bootstrap: &Bootstrap) -> Result<(), Exit> {
+    let files = [("token_file", Some(&bootstrap.token_file)), ("ca", bootstrap.ca.as_ref())];
+    let missing = files.into_iter().filter_map(|(key, path)| Some((key, path.filter(|path| !path.exists())?)));
+    let at = config.bootstrap.display();
+    let problems: Vec<String> = missing
+        .map(|(key, path)| {
+            format!("{at}: {key}: {} does not exist, unless it is a credential of the service", path.display())
+        })
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(Exit::Config(problems)) }
+}
+
 /// Checks the bootstrap file, if there is one and this host is not enrolled.
 pub(super) fn check(config: &Resolved) -> Result<(), Exit> {
     match IdentityDir::new(&config.identity_dir).enrollment() {
-        Ok(None) => read(config).map(drop),
+        Ok(None) => match read(config)? {
+            Some(bootstrap) => missing(config, &bootstrap),
+            None => Ok(()),
+        },
         _ => Ok(()),
     }
 }
@@ -89,15 +105,16 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
         let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
         let options = EnrollOptions { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
         let mut pause = *PAUSE.start();
+        // The supervisor must not mistake a workspace that does not answer for a start that hangs.
+        platform::ready();
         loop {
             match enroll::enroll(config, &options).await {
                 Ok(()) => break,
                 Err(Exit::Failure(err)) if err.is::<Unreachable>() => {
                     tracing::warn!(error = format!("{err:#}"), "not enrolled yet; trying again");
-                    // The supervisor must not mistake this for a start that hangs.
-                    platform::ready();
                 }
-                Err(exit) => return Err(exit),
+                // A restart does not help: the supervisor is not to try for ever.
+                Err(exit) => return Err(Exit::Config(exit.reasons())),
             }
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(*PAUSE.end());

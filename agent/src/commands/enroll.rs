@@ -205,7 +205,11 @@ async fn ask(
     }
     match serde_json::from_slice::<Problem>(&body) {
         Ok(problem) => bail!("the workspace refused: {}", problem.title),
-        Err(_) => bail!("{url} answered {status}, but not as a workspace; check --workspace"),
+        // A proxy or a load balancer, perhaps for a moment.
+        Err(_) => {
+            let why = format!("{url} answered {status}, but not as a workspace; check --workspace");
+            Err(Unreachable { why, is_sent: true }.into())
+        }
     }
 }
 

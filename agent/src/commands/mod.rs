@@ -30,6 +30,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Enroll { config, workspace, ca, token_file, again } => {
             let config = load(config)?;
             log::start(&config);
+            refuse_foreign(&config.identity_dir)?;
             let options = enroll::EnrollOptions {
                 workspace: &workspace,
                 ca: ca.as_deref(),
@@ -53,6 +54,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Queue(mut command) => {
             let config = load(command.config().clone())?;
             log::start(&config);
+            refuse_foreign(&config.state_dir)?;
             queue::queue(&config, command)
         }
         Command::Version { json: false } => print(format!("vedette {}\n", VERSION).as_bytes()),
@@ -113,20 +115,39 @@ fn missing_permissions(config: &Resolved) -> String {
     lines.collect()
 }
 
+/// Refuses to write as root where another user's service must be able to.
+fn refuse_foreign(dir: &Path) -> Result<(), Exit> {
+    let Some(owner) = platform::foreign_owner(dir) else { return Ok(()) };
+    Err(Exit::Usage(format!(
+        "{} belongs to user {owner}, who could not use what root writes there; run this as that user: runuser -u {owner} -- vedette …",
+        dir.display()
+    )))
+}
+
 /// Collects and ships until the stop.
 fn service(arguments: ConfigArguments) -> Result<(), Exit> {
-    let config = load(arguments.clone())?;
+    let mut config = load(arguments.clone())?;
     log::start(&config);
+    for dir in [&config.identity_dir, &config.state_dir] {
+        refuse_foreign(dir)?;
+    }
     let is_json = config.log_json;
     let runtime = tokio_runtime()?;
     let done = runtime.block_on(async {
         let mut stop = platform::StopSignals::new()?;
         let reload = Reload::new(Box::new(move || load(arguments.clone())))?;
-        tokio::select! {
-            enrolled = bootstrap::bootstrap(&config) => enrolled?,
-            signal = stop.wait() => {
-                tracing::info!(signal, "stopped before this host was enrolled");
-                return Ok(());
+        loop {
+            tokio::select! {
+                enrolled = bootstrap::bootstrap(&config) => {
+                    enrolled?;
+                    break;
+                }
+                signal = stop.wait() => {
+                    tracing::info!(signal, "stopped before this host was enrolled");
+                    return Ok(());
+                }
+                next = reload.next() => config = next,
+                () = feed_watchdog() => {}
             }
         }
         runtime::run(config, stop, reload).await
@@ -134,6 +155,15 @@ fn service(arguments: ConfigArguments) -> Result<(), Exit> {
     // Leaves collectors that hang in the kernel.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     done.map_err(|exit: Exit| if is_json { exit.logged() } else { exit })
+}
+
+/// Gives the supervisor signs of life while the agent waits for its enrollment.
+async fn feed_watchdog() {
+    let Some(interval) = platform::watchdog() else { return std::future::pending().await };
+    loop {
+        platform::feed_watchdog();
+        tokio::time::sleep(interval / 3).await;
+    }
 }
 
 fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {

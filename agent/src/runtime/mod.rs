@@ -20,7 +20,7 @@ use crate::{
     config::{BASELINE_BYTES, Memory, Resolved, collector_context},
     exit::{Exit, VERSION},
     identity::{Enrollment, IdentityDir},
-    now, platform,
+    log, now, platform,
 };
 use anyhow::Context;
 use collectors::{CollectorStatuses, LaneSink, QueueSink};
@@ -57,6 +57,7 @@ pub(crate) async fn run(config: Resolved, signals: platform::StopSignals, reload
     // The configuration before a reload, until the new one has worked.
     let mut before: Option<Arc<Resolved>> = None;
     loop {
+        log::set_level(config.log_level);
         let end = match run_once(&config, (&signals, &reload), &mut last_reread).await {
             Ok(end) => end,
             Err(exit) => {
@@ -111,7 +112,11 @@ async fn run_once(
         let (parts, reload) = (Arc::clone(&of), Arc::clone(&reload));
         async move { reload.changed(&parts).await }
     });
-    spawn(&mut tasks, &parts, reconciler, source, (signals, *last_reread))?;
+    if let Err(exit) = spawn(&mut tasks, &parts, reconciler, source, (signals, *last_reread)) {
+        // The next run opens the same queue.
+        stop(parts, tasks, &RunEnd::Restart(RestartReason::Reloaded)).await;
+        return Err(exit);
+    }
     let enrollment = &parts.enrollment;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
         workspace = enrollment.workspace, "collecting");

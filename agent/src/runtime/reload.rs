@@ -34,22 +34,29 @@ impl Reload {
         self.next.lock().take().map(Arc::new)
     }
 
-    /// Waits for a configuration that needs another run. One that is wrong is reported, and the present one stays. A change of
-    /// the log's level alone takes effect at once.
-    pub(super) async fn changed(&self, parts: &Parts) -> RunEnd {
-        let (mut signals, mut digest) = (self.signals.lock().await, parts.config.digest.clone());
+    /// Waits for a signal and a configuration that is right; one that is wrong is reported.
+    pub(crate) async fn next(&self) -> Resolved {
+        let mut signals = self.signals.lock().await;
         loop {
             signals.wait().await;
-            let next = match (self.load)() {
-                Ok(next) => next,
+            match (self.load)() {
+                Ok(next) => return next,
                 Err(exit) => {
                     for reason in exit.reasons() {
                         tracing::error!("{reason}");
                     }
                     tracing::error!("the configuration is wrong; the agent keeps the present one");
-                    continue;
                 }
-            };
+            }
+        }
+    }
+
+    /// Waits for a configuration that needs another run. One that is wrong is reported, and the present one stays. A change of
+    /// the log's level alone takes effect at once.
+    pub(super) async fn changed(&self, parts: &Parts) -> RunEnd {
+        let mut digest = parts.config.digest.clone();
+        loop {
+            let next = self.next().await;
             if next.digest == digest {
                 tracing::info!("the configuration has not changed");
                 continue;
@@ -57,11 +64,11 @@ impl Reload {
             if next.log_json != parts.config.log_json {
                 tracing::warn!("log.format takes effect when the agent is restarted");
             }
-            log::set_level(next.log_level);
             if next.digest_without_log != parts.config.digest_without_log {
                 *self.next.lock() = Some(next);
                 return RunEnd::Restart(RestartReason::Reloaded);
             }
+            log::set_level(next.log_level);
             tracing::info!(level = %next.log_level, "the level of the log has changed");
             let message = format!("log level {}", next.log_level);
             parts.events.lifecycle(LifecycleEvent::Configuration, message, None, Some(next.digest.clone()));

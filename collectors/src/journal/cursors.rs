@@ -11,7 +11,7 @@ use std::{
     fs::File,
     sync::Arc,
 };
-use vedette_journal::{Cursor, Id, JournalFile};
+use vedette_journal::{Cursor, EntryHead, Id, JournalFile};
 use vedette_wire::{Source, Stored};
 
 /// Source id of the start position before the first entry.
@@ -57,6 +57,11 @@ impl Sequence {
         self.stored.as_ref().is_some_and(|stored| stored.has(seqnum))
     }
 
+    /// Whether it is of this machine, without a namespace.
+    pub(super) fn is_own(&self) -> bool {
+        self.is_own
+    }
+
     /// A cursor as it is stored.
     pub(super) fn encode(&self, cursor: &Cursor) -> Vec<u8> {
         let text = cursor.to_string();
@@ -76,6 +81,32 @@ pub(super) fn first_missing(id: Id, stored: &Stored) -> Option<Cursor> {
     Some(Cursor { seqnum: Some((id, hole.saturating_sub(1))), ..Cursor::default() })
 }
 
+/// Whether an entry is behind a place of another sequence or of an earlier numbering. Entries of the present boot are behind
+/// every place of an earlier one, whatever the clock said then.
+fn is_behind(place: &Cursor, head: &EntryHead, boot: Option<Id>) -> bool {
+    let is_of_earlier_boot = place.monotonic.is_some_and(|(of, _)| Some(of) != boot);
+    (is_of_earlier_boot && Some(head.boot_id) == boot) || place.is_before(head)
+}
+
+/// Whether a sequence begins again below the entry that was read last: after a power cut, journald 252 and 253 continue from the
+/// last number on the disk, which may be less than what was read. `file` is behind that number.
+fn is_rewound(file: &mut JournalFile<File>, last: &Cursor, present: Option<Id>) -> bool {
+    let (Some(realtime), Some((boot, _))) = (last.realtime, last.monotonic) else { return false };
+    // An entry of the same number that compares as later is another one.
+    let is_same_number = |head: &EntryHead| last.seqnum == Some((head.seqnum_id, head.seqnum));
+    if file.peek().is_some_and(|head| is_same_number(&head)) {
+        return true;
+    }
+    match file.before() {
+        Some(head) if is_same_number(&head) => head.boot_id != boot || last.xor_hash != Some(head.xor_hash),
+        // What ends before the number, and is of the present boot.
+        Some(head) => {
+            file.peek().is_none() && head.boot_id != boot && Some(head.boot_id) == present && head.realtime > realtime
+        }
+        None => false,
+    }
+}
+
 /// The sequences, and where those without a cursor begin.
 pub(super) struct Cursors {
     sequences: BTreeMap<Id, Sequence>,
@@ -84,17 +115,21 @@ pub(super) struct Cursors {
     /// Source ids with a stored cursor.
     ids: BTreeSet<String>,
     own_machine: Option<Id>,
+    /// Id of the present boot.
+    boot: Option<Id>,
     stored: Vec<Stored>,
 }
 
 impl Cursors {
     pub(super) fn of(context: &CollectorContext) -> Self {
         let machine = context.text("/etc/machine-id");
+        let boot = context.text("/proc/sys/kernel/random/boot_id").map(|boot| boot.trim().replace('-', ""));
         let mut cursors = Self {
             sequences: BTreeMap::new(),
             newest: None,
             ids: BTreeSet::new(),
             own_machine: machine.and_then(|machine| machine.trim().parse().ok()),
+            boot: boot.and_then(|boot| boot.parse().ok()),
             stored: context.stored.clone(),
         };
         for (id, bytes) in &context.cursors {
@@ -103,15 +138,25 @@ impl Cursors {
             if cursors.newest.is_none_or(|newest| cursor.realtime >= newest.realtime) {
                 cursors.newest = Some(cursor);
             }
-            if let Some((sequence, _)) = cursor.seqnum
+            if let Some((number, _)) = cursor.seqnum
                 && id != BEGIN
             {
-                let sequence = cursors.sequence(sequence);
-                let hole = sequence.stored.as_ref().and_then(|stored| first_missing(cursor.seqnum?.0, stored));
-                sequence.last = hole.or(Some(cursor));
+                let own = source(id);
+                let stored = context.stored.iter().find(|stored| stored.id == *id).cloned();
+                let hole = stored.as_ref().and_then(|stored| first_missing(number, stored));
+                let sequence = cursors.sequence(number);
+                // A rewound sequence has two, of which the newer counts.
+                if sequence.last.is_none_or(|last| cursor.realtime >= last.realtime) {
+                    (sequence.source, sequence.stored, sequence.last) = (own, stored, hole.or(Some(cursor)));
+                }
             }
         }
         cursors
+    }
+
+    /// The number of a start position, if it is of this sequence.
+    pub(super) fn begin_of(&self, id: Id) -> Option<u64> {
+        self.newest.and_then(|newest| newest.seqnum).filter(|(of, _)| *of == id).map(|(_, number)| number)
     }
 
     /// Whether nothing was ever read.
@@ -159,19 +204,34 @@ impl Cursors {
     /// A sequence without a cursor is new, or was read by an agent that kept one cursor for all, or is a copy: journald moves
     /// the volatile journal to the disk. At a start, it continues behind the newest entry that was read, by boot or by the
     /// clock. Later, what appears is new, and only entries of the same boot that its directory had already are copies.
-    pub(super) fn seek(&self, file: &mut JournalFile<File>, begin: Begin) {
-        let Some(sequence) = self.sequences.get(&file.header().seqnum_id) else { return };
-        let beside = self.sequences.values().filter(|other| other.directory == sequence.directory);
+    pub(super) fn seek(&mut self, file: &mut JournalFile<File>, begin: Begin) {
+        let (id, boot) = (file.header().seqnum_id, self.boot);
+        let directory = self.sequences.get(&id).and_then(|sequence| sequence.directory.clone());
+        let beside = self.sequences.values().filter(|other| other.directory == directory);
         let beside = beside.filter_map(|other| other.last).max_by_key(|last| last.realtime);
+        let newest = self.newest;
+        let sequence = self.sequence(id);
         match (sequence.last, begin) {
-            (Some(last), _) => file.seek_after(&last),
+            (Some(last), _) if last.seqnum.is_some() => {
+                file.seek_after(&last);
+                if is_rewound(file, &last, boot) {
+                    // By boot and clock. The numbers come twice, so they are another source's.
+                    let place = Cursor { seqnum: None, ..last };
+                    file.seek(|head| is_behind(&place, head, boot));
+                    if let Some(first) = file.peek() {
+                        sequence.source = source(&format!("journal:{id}:{}", first.boot_id));
+                        (sequence.stored, sequence.last) = (None, Some(place));
+                    }
+                }
+            }
+            (Some(place), _) => file.seek(|head| is_behind(&place, head, boot)),
             (None, Begin::New) => {
-                if let Some(Cursor { monotonic, .. }) = beside.or(self.newest.filter(|_| sequence.is_own)) {
+                if let Some(Cursor { monotonic, .. }) = beside.or(newest.filter(|_| sequence.is_own)) {
                     file.seek_after(&Cursor { monotonic, ..Cursor::default() });
                 }
             }
-            (None, begin) => match (beside.or(self.newest), begin) {
-                (Some(place), _) => file.seek_after(&place),
+            (None, begin) => match (beside.or(newest), begin) {
+                (Some(place), _) => file.seek(|head| is_behind(&place, head, boot)),
                 (None, Begin::End) => file.seek_last(0),
                 (None, Begin::Last(count)) => file.seek_last(count),
                 (None, Begin::First | Begin::New) => {}
@@ -182,9 +242,10 @@ impl Cursors {
     /// Stored cursors that a cursor of this sequence replaces: those of sequences of which no file is left.
     pub(super) fn replaced_by(&mut self, id: Id, present: &BTreeSet<Id>) -> Vec<String> {
         let own = self.sequence(id).source.id.clone();
-        let is_present = |known: &str| present.iter().any(|id| known == format!("journal:{id}"));
+        let current = self.sequences.iter().filter(|(id, _)| present.contains(id));
+        let current: BTreeSet<&str> = current.map(|(_, sequence)| sequence.source.id.as_str()).collect();
         let replaced: Vec<String> =
-            self.ids.iter().filter(|known| **known != own && !is_present(known)).cloned().collect();
+            self.ids.iter().filter(|known| **known != own && !current.contains(known.as_str())).cloned().collect();
         self.ids.retain(|known| !replaced.contains(known));
         self.ids.insert(own);
         replaced

@@ -11,10 +11,13 @@ use std::{
     io,
     path::{Path, PathBuf},
 };
-use vedette_journal::{Damage, Id, JournalFile, OpenError, Reader, State};
+use vedette_journal::{Damage, EntryHead, Id, JournalFile, OpenError, Reader, State};
 
 /// Directories of journals: persistent, volatile.
 pub(super) const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
+
+/// Maximum number of deleted files that are held for their unread entries: they take space that journald has given back.
+const GONE_MAX: usize = 4;
 
 /// Device and inode.
 type DeviceInode = (u64, u64);
@@ -47,24 +50,32 @@ pub(super) struct OpenFile {
     is_gone: bool,
 }
 
-/// Lists the journal files of a host. A directory of journals is named by a machine id, with or without the name of a namespace
-/// (systemd-journald.service(8)); others hold journals of other hosts.
-pub(super) fn list(root: &Root) -> Vec<Named> {
-    let mut out = Vec::new();
-    for dir in DIRECTORIES {
-        for name in ["*.journal", "*.journal~"] {
-            let pattern = Pattern::new(&format!("{dir}/*/{name}")).expect("a pattern");
-            out.extend(Expansion::default().expand(root, &pattern).into_iter().filter_map(|named| {
-                let stat = named.stat;
-                (named.is_file() && directory(&named.path).is_some()).then_some(Named {
-                    path: named.path,
-                    identity: (stat.st_dev, stat.st_ino),
-                    state: (stat.st_size, stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or_default()),
-                })
-            }));
-        }
+impl OpenFile {
+    /// Machine and namespace of the file, and whether it is of the volatile journal.
+    pub(super) fn directory(&self) -> (Directory, bool) {
+        (directory(&self.path).unwrap_or_default(), self.path.starts_with(DIRECTORIES[1]))
     }
-    out
+}
+
+/// Lists the journal files of a host. A directory of journals is named by a machine id, with or without the name of a namespace
+/// (systemd-journald.service(8)); others hold journals of other hosts. Directories that cannot be listed are returned as well.
+pub(super) fn list(root: &Root) -> (Vec<Named>, Vec<(PathBuf, io::Error)>) {
+    let (mut out, mut expansion) = (Vec::new(), Expansion::default());
+    for dir in DIRECTORIES {
+        let pattern = Pattern::new(&format!("{dir}/*/*.journal*")).expect("a pattern");
+        out.extend(expansion.expand(root, &pattern).into_iter().filter_map(|named| {
+            let stat = named.stat;
+            let is_journal = named.path.extension().is_some_and(|name| name == "journal" || name == "journal~");
+            // journald is about to write an empty one.
+            let is_one = is_journal && named.is_file() && stat.st_size > 0 && directory(&named.path).is_some();
+            is_one.then_some(Named {
+                path: named.path,
+                identity: (stat.st_dev, stat.st_ino),
+                state: (stat.st_size, stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or_default()),
+            })
+        }));
+    }
+    (out, expansion.problems)
 }
 
 /// Machine id and namespace in the directory of a journal file; absent if it is the directory of something else.
@@ -74,17 +85,31 @@ pub(super) fn directory(path: &Path) -> Option<Directory> {
     Some((id.parse().ok()?, namespace.map(str::to_owned)))
 }
 
+/// Why a file or directory cannot be read, with the remedy.
+fn advised(err: &OpenError) -> String {
+    match err {
+        OpenError::Io(err) if err.kind() == io::ErrorKind::PermissionDenied => {
+            format!("{err}; add the agent's user to group systemd-journal")
+        }
+        err => err.to_string(),
+    }
+}
+
 /// The files, and the positions in them.
 pub(super) struct Files {
     pub(super) reader: Reader<OpenFile, File>,
     open: BTreeSet<DeviceInode>,
     finished: BTreeMap<DeviceInode, Finished>,
+    /// The newest entry of the files that were passed over at a first start.
+    pub(super) newest: Option<EntryHead>,
     /// Files that cannot be read, with the reason.
     refused: BTreeMap<PathBuf, String>,
     /// Open files whose header cannot be read any more.
     unreadable: BTreeMap<PathBuf, String>,
-    /// Files that have damage, with the first of it.
-    damaged: BTreeMap<PathBuf, String>,
+    /// Files that have damage, with their paths and the first of it.
+    damaged: BTreeMap<DeviceInode, (PathBuf, String)>,
+    /// Numbers of entries of deleted files that were given up, by sequence.
+    lost: Vec<(Id, u64)>,
 }
 
 impl Files {
@@ -93,9 +118,11 @@ impl Files {
             reader: Reader::default(),
             open: BTreeSet::new(),
             finished: BTreeMap::new(),
+            newest: None,
             refused: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             damaged: BTreeMap::new(),
+            lost: Vec::new(),
         }
     }
 
@@ -107,27 +134,37 @@ impl Files {
 
     /// Opens new and changed files at their positions, and closes those that are read to their end. True if it opened any.
     pub(super) fn update(&mut self, root: &Root, cursors: &mut Cursors, begin: Begin) -> bool {
-        let named = list(root);
+        let (named, unlisted) = list(root);
         let present: BTreeMap<DeviceInode, &Named> = named.iter().map(|named| (named.identity, named)).collect();
         self.close_finished(&present);
         self.finished.retain(|identity, _| present.contains_key(identity));
         self.refused = std::mem::take(&mut self.unreadable);
-        self.damaged.retain(|path, _| named.iter().any(|named| named.path == *path));
-        let mut has_opened = false;
+        self.refused.extend(unlisted.into_iter().map(|(path, err)| (path, advised(&err.into()))));
+        self.damaged.retain(|identity, _| present.contains_key(identity));
+        let (mut opened, mut has_opened) = (Vec::new(), false);
         for named in &named {
             let unchanged = self.finished.get(&named.identity).is_some_and(|finished| finished.state == named.state);
             if unchanged || self.open.contains(&named.identity) {
                 continue;
             }
-            if let Err(err) = self.open(root, named, cursors, begin).inspect(|()| has_opened = true) {
-                let advice = match &err {
-                    OpenError::Io(err) if err.kind() == io::ErrorKind::PermissionDenied => {
-                        "; add the agent's user to group systemd-journal"
-                    }
-                    _ => "",
-                };
-                self.refused.insert(named.path.clone(), format!("{err}{advice}"));
+            let open = || JournalFile::open(root.read(&named.path)?);
+            match open() {
+                Ok(file) => opened.push((named, file)),
+                // It was vacuumed meanwhile.
+                Err(OpenError::Io(err)) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(err) => drop(self.refused.insert(named.path.clone(), advised(&err))),
             }
+        }
+        // The number of a sequence is set with its first entry. A file's place depends on what its directory holds besides.
+        for (key, file) in self.reader.files() {
+            cursors.note(file.header().seqnum_id, directory(&key.path).unwrap_or_default());
+        }
+        for (named, file) in &opened {
+            cursors.note(file.header().seqnum_id, directory(&named.path).unwrap_or_default());
+        }
+        for (named, file) in opened {
+            self.add(named, file, cursors, begin);
+            has_opened = true;
         }
         has_opened
     }
@@ -138,17 +175,28 @@ impl Files {
         open.chain(self.finished.values().map(|finished| finished.sequence)).collect()
     }
 
-    fn open(&mut self, root: &Root, named: &Named, cursors: &mut Cursors, begin: Begin) -> Result<(), OpenError> {
-        let mut file = JournalFile::open(root.read(&named.path)?)?;
-        cursors.note(file.header().seqnum_id, directory(&named.path).unwrap_or_default());
+    /// Adds an open file at its position.
+    fn add(&mut self, named: &Named, mut file: JournalFile<File>, cursors: &mut Cursors, begin: Begin) {
         match self.finished.remove(&named.identity) {
             Some(finished) if finished.file_id == file.header().file_id => file.seek_index(finished.index),
             _ => cursors.seek(&mut file, begin),
         }
+        if begin == Begin::End && cursors.sequence(file.header().seqnum_id).is_own() {
+            self.newest = self.newest.into_iter().chain(file.last()).max_by_key(|head| head.realtime);
+        }
+        let is_idle = file.remaining() == 0 && file.header().state != State::Online;
+        if is_idle {
+            let (file_id, sequence) = (file.header().file_id, file.header().seqnum_id);
+            let finished = Finished { file_id, sequence, state: named.state, index: file.index() };
+            self.finished.insert(named.identity, finished);
+            return;
+        }
+        // The search has filled buffers; the passes need the last entry.
+        file.last();
+        file.release();
         let key = OpenFile { path: named.path.clone(), identity: named.identity, state: named.state, is_gone: false };
         self.open.insert(named.identity);
         self.reader.add(key, file);
-        Ok(())
     }
 
     /// Closes files that are read to their end, unless journald writes them now. A deleted file is closed then too.
@@ -160,7 +208,19 @@ impl Files {
                 None => key.is_gone = true,
             }
         }
+        // The oldest ones come first: numbers of a sequence grow.
+        let gone = self.reader.files().filter(|(key, file)| key.is_gone && file.remaining() > 0);
+        let mut gone: Vec<(u64, DeviceInode)> =
+            gone.map(|(key, file)| (file.header().tail_seqnum, key.identity)).collect();
+        gone.sort_unstable();
+        let given_up: Vec<DeviceInode> = gone.iter().rev().skip(GONE_MAX).map(|(_, identity)| *identity).collect();
+        let lost = &mut self.lost;
         self.reader.retain(|key, file| {
+            if given_up.contains(&key.identity) {
+                open.remove(&key.identity);
+                lost.push((file.header().seqnum_id, file.remaining()));
+                return false;
+            }
             // journald renames a file that was not closed in order, and does not write it any more.
             let is_left = key.is_gone || key.path.extension().is_none_or(|extension| extension != "journal");
             let is_written = file.header().state == State::Online && !is_left;
@@ -175,6 +235,11 @@ impl Files {
         });
     }
 
+    /// Numbers of entries that were given up since the last call, by sequence.
+    pub(super) fn take_lost(&mut self) -> Vec<(Id, u64)> {
+        std::mem::take(&mut self.lost)
+    }
+
     /// Damage since the last call, by sequence; what status shows changes with it.
     pub(super) fn take_damage(&mut self) -> Vec<(Id, Damage)> {
         let mut out = Vec::new();
@@ -184,7 +249,7 @@ impl Files {
                 continue;
             }
             let what = damage.first.clone().unwrap_or_default();
-            self.damaged.entry(key.path.clone()).or_insert(what);
+            self.damaged.entry(key.identity).or_insert((key.path.clone(), what));
             out.push((file.header().seqnum_id, damage));
         }
         out
@@ -193,7 +258,7 @@ impl Files {
     /// What cannot be read; absent if everything can.
     pub(super) fn problem(&self) -> Option<String> {
         let refused = self.refused.iter().map(|(path, why)| format!("cannot read {}: {why}", path.display()));
-        let damaged = self.damaged.iter();
+        let damaged = self.damaged.values();
         let damaged =
             damaged.map(|(path, what)| format!("{} is damaged: {what}; what is whole is read", path.display()));
         let mut all = refused.chain(damaged);

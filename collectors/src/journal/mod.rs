@@ -13,8 +13,8 @@ use crate::{
     root::Root,
     spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
 };
-use cursors::{BEGIN, Begin, Cursors, source};
-use files::{DIRECTORIES, Files};
+use cursors::{BEGIN, Begin, Cursors, Directory, source};
+use files::{DIRECTORIES, Files, OpenFile};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -52,7 +52,7 @@ impl Default for Settings {
 
 /// Whether this agent can read the journal: it exists, and a file of it can be opened.
 pub(crate) fn is_readable(context: &CollectorContext) -> bool {
-    context.host().is_ok_and(|root| files::list(&root).iter().any(|named| root.read(&named.path).is_ok()))
+    context.host().is_ok_and(|root| files::list(&root).0.iter().any(|named| root.read(&named.path).is_ok()))
 }
 
 collector_settings!(Settings);
@@ -75,7 +75,9 @@ impl Collector for Definition {
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
     fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {
-        if context.host().map_or(true, |root| files::list(&root).is_empty()) {
+        let is_absent =
+            |root: Root| matches!(files::list(&root), (files, unlisted) if files.is_empty() && unlisted.is_empty());
+        if context.host().map_or(true, is_absent) {
             return Ok(Plan::Absent(format!("this host keeps no journal in {} or {}", DIRECTORIES[0], DIRECTORIES[1])));
         }
         Ok(Plan::Watch(Box::new(Journal { start: settings.start })))
@@ -89,7 +91,8 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
     let root = context.host().map_err(|err| CollectError::read("the host's root", err))?;
     let mut cursors = Cursors::of(context);
     let mut newest: BTreeMap<Id, Cursor> = BTreeMap::new();
-    for named in files::list(&root) {
+    let (named, unlisted) = files::list(&root);
+    for named in named {
         let Ok(mut file) = root.read(&named.path).map_err(drop).and_then(|file| JournalFile::open(file).map_err(drop))
         else {
             continue;
@@ -101,7 +104,10 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
             *cursor = last.cursor();
         }
     }
-    let ids: BTreeSet<String> = newest.keys().map(|id| format!("journal:{id}")).collect();
+    if let (true, Some((path, err))) = (newest.is_empty(), unlisted.into_iter().next()) {
+        return Err(CollectError::read(path.display().to_string(), err));
+    }
+    let ids: BTreeSet<String> = newest.keys().map(|id| cursors.sequence(*id).source.id.clone()).collect();
     // Without a visible journal, it is read as configured by `start` once it is.
     let mut forget: Vec<String> =
         context.cursors.iter().map(|(id, _)| id.clone()).filter(|id| !ids.contains(id)).collect();
@@ -109,9 +115,10 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
         return outlet.emit(Chunk { forget, ..Chunk::new(source(BEGIN)) });
     }
     for (id, cursor) in newest {
+        let begin = cursors.begin_of(id);
         let sequence = cursors.sequence(id);
         let mut chunk = Chunk { forget: std::mem::take(&mut forget), ..Chunk::new(sequence.source.clone()) };
-        let last = sequence.last.and_then(|last| last.seqnum).map(|(_, seqnum)| seqnum);
+        let last = sequence.last.and_then(|last| last.seqnum).map(|(_, seqnum)| seqnum).or(begin);
         if let (Some(last), Some((_, newest))) = (last, cursor.seqnum)
             && newest > last
         {
@@ -161,6 +168,8 @@ struct Reading<'a> {
     reported: Option<String>,
     /// The files that were there at the start are open.
     is_started: bool,
+    /// Boot, monotonic time and hash of the last entry of the volatile journal, by directory.
+    volatile: BTreeMap<Directory, (Id, u64, u64)>,
 }
 
 impl<'a> Reading<'a> {
@@ -174,6 +183,7 @@ impl<'a> Reading<'a> {
             waits: BTreeMap::new(),
             reported: None,
             is_started: false,
+            volatile: BTreeMap::new(),
         }
     }
 
@@ -181,8 +191,7 @@ impl<'a> Reading<'a> {
     fn begin_at_end(&mut self, root: &Root) -> Result<(), CollectError> {
         self.files.update(root, &mut self.cursors, Begin::End);
         self.is_started = true;
-        let last = self.files.reader.files().filter_map(|(_, file)| file.last()).max_by_key(|head| head.realtime);
-        let Some(newest) = last.map(|head| head.cursor()) else { return Ok(()) };
+        let Some(newest) = self.files.newest.map(|head| head.cursor()) else { return Ok(()) };
         self.cursors.begin_behind(newest);
         let mut begin = Chunk::new(source(BEGIN));
         begin.cursor = Some(newest.to_string().into_bytes());
@@ -207,7 +216,8 @@ impl<'a> Reading<'a> {
             let (mut chunks, mut bytes) = (Vec::new(), 0);
             while bytes < BLOCK_BYTES {
                 let Some(entry) = self.files.reader.next_entry() else { break };
-                bytes += self.add(&mut chunks, &entry);
+                let is_copy = self.is_moved_copy(&entry);
+                bytes += self.add(&mut chunks, &entry, is_copy);
             }
             self.add_damage(&mut chunks);
             if chunks.is_empty() {
@@ -233,8 +243,22 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Adds an entry to the last chunk, or to another one for another sequence; the size of its fields.
-    fn add(&mut self, chunks: &mut Vec<Chunk>, entry: &Entry) -> usize {
+    /// Whether an entry was read from the volatile journal before journald moved it to the disk, where it has another number.
+    fn is_moved_copy(&mut self, entry: &Entry) -> bool {
+        let Some((directory, is_volatile)) = self.files.reader.last_key().map(OpenFile::directory) else {
+            return false;
+        };
+        let place = (entry.head.boot_id, entry.head.monotonic, entry.head.xor_hash);
+        if is_volatile {
+            self.volatile.insert(directory, place);
+            return false;
+        }
+        let Some((boot, monotonic, hash)) = self.volatile.get(&directory) else { return false };
+        place.0 == *boot && (place.1 < *monotonic || (place.1 == *monotonic && place.2 == *hash))
+    }
+
+    /// Adds an entry to the last chunk, or to another one for another sequence; of a copy only the cursor. The size of its fields.
+    fn add(&mut self, chunks: &mut Vec<Chunk>, entry: &Entry, is_copy: bool) -> usize {
         let (id, seqnum) = (entry.head.seqnum_id, entry.head.seqnum);
         let source = Arc::clone(&self.cursors.sequence(id).source);
         if chunks.last().is_none_or(|chunk| !Arc::ptr_eq(&chunk.source, &source)) {
@@ -243,13 +267,13 @@ impl<'a> Reading<'a> {
         }
         let chunk = chunks.last_mut().expect("pushed above");
         chunk.cursor = Some(self.cursors.advance(id, entry.cursor()));
-        if !self.cursors.sequence(id).has(seqnum) {
+        if !is_copy && !self.cursors.sequence(id).has(seqnum) {
             chunk.push(self.context.now(), Position(seqnum, seqnum + 1), &Body::from(entry::body(entry)));
         }
         entry.fields.iter().map(|field| field.name().len() + field.value().len()).sum::<usize>() + 64
     }
 
-    /// Counts entries that cannot be read. Their numbers are unknown.
+    /// Counts entries that cannot be read, or are given up. Their numbers are unknown.
     fn add_damage(&mut self, chunks: &mut Vec<Chunk>) {
         for (id, damage) in self.files.take_damage() {
             if damage.entries > 0 {
@@ -257,6 +281,11 @@ impl<'a> Reading<'a> {
                 chunk.dropped.push(Dropped { reason: Reason::Unparseable, count: damage.entries, positions: None });
                 chunks.push(chunk);
             }
+        }
+        for (id, count) in self.files.take_lost() {
+            let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
+            chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count, positions: None });
+            chunks.push(chunk);
         }
     }
 
@@ -288,7 +317,7 @@ impl<'a> Reading<'a> {
         }
         let mut chunks = Vec::new();
         for entry in &last {
-            self.add(&mut chunks, entry);
+            self.add(&mut chunks, entry, false);
         }
         if let (true, Some(problem)) = (last.is_empty(), self.files.problem()) {
             return Err(CollectError::read("the journal", std::io::Error::other(problem)));

@@ -260,6 +260,56 @@ fn the_volatile_journal_and_its_copy_on_the_disk_are_read_once() {
     assert_eq!(host.numbers().len(), 9, "nor after a restart");
 }
 
+/// Numbers of moved entries begin behind those of the persistent journal (systemd 253 and earlier: in its sequence; later: in
+/// the volatile one's).
+#[test]
+fn what_is_moved_to_the_disk_under_higher_numbers_is_read_once() {
+    for sequence in [0x77, 0x5e] {
+        let host = Host::new(crate::tail::Start::Beginning);
+        let volatile = format!("run/log/journal/{MACHINE}/system.journal");
+        let archived = format!("var/log/journal/{MACHINE}/system@1.journal");
+        if sequence == 0x77 {
+            host.put(&archived, 1..=2, |journal| is(journal, 0x77));
+        }
+        host.put(&volatile, 3..=7, |_| {});
+        let moved = |journal: &mut writer::Journal| {
+            is(journal, sequence);
+            // The same entries: times and hashes of 3 to 7 under the numbers 103 to 107.
+            for entry in journal.entries.clone() {
+                let number = u64::from_le_bytes(journal.bytes[entry + 16..entry + 24].try_into().expect("eight bytes"));
+                let old = number - 100;
+                for (at, value) in [(24, 1_795_404_079_000_000 + old), (32, old), (56, old * 7)] {
+                    journal.bytes[entry + at..entry + at + 8].copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        };
+        host.run(&[&|| {
+            host.put(&system(MACHINE), 103..=110, moved);
+            fs::remove_file(host.path(&volatile)).expect("removes");
+        }]);
+        let before: &[u64] = if sequence == 0x77 { &[1, 2] } else { &[] };
+        assert_eq!(host.numbers(), [before, &[3, 4, 5, 6, 7, 108, 109, 110]].concat());
+        host.run(&[]);
+        assert_eq!(host.numbers().len(), before.len() + 8, "nor after a restart");
+    }
+}
+
+#[test]
+fn deleted_files_that_are_not_read_are_given_up_and_counted() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    *host.sink.full.lock() = Some(SEQUENCE.to_owned());
+    let names: Vec<String> =
+        (1..=7_u64).map(|number| format!("var/log/journal/{MACHINE}/system@{number}.journal")).collect();
+    for (number, name) in (1..).zip(&names) {
+        host.put(name, number * 10..=number * 10 + 1, |journal| journal.bytes[16] = 2);
+    }
+    host.run(&[&|| names.iter().for_each(|name| fs::remove_file(host.path(name)).expect("removes")), &|| {
+        *host.sink.full.lock() = None
+    }]);
+    assert_eq!(host.numbers(), [40, 41, 50, 51, 60, 61, 70, 71], "the four newest are held");
+    assert_eq!(*host.sink.dropped.lock(), [(Reason::RotatedAway, 2, None); 3]);
+}
+
 #[test]
 fn what_appears_while_the_agent_runs_is_read_whole_though_the_clock_was_set_back() {
     let host = Host::new(crate::tail::Start::Beginning);
@@ -276,6 +326,74 @@ fn what_appears_while_the_agent_runs_is_read_whole_though_the_clock_was_set_back
         host.put(&system(OTHER), 5..=6, |journal| is(journal, 0x78));
     }]);
     assert_eq!(host.numbers(), [50, 51, 52, 3, 4, 5, 6]);
+}
+
+/// Gives entries from an index on another boot, and moves their clock by microseconds.
+fn of_boot(journal: &mut writer::Journal, from: usize, boot: u8, clock: i64) {
+    for entry in journal.entries[from..].to_vec() {
+        journal.bytes[entry + 40..entry + 56].copy_from_slice(&[boot; 16]);
+        let time = u64::from_le_bytes(journal.bytes[entry + 24..entry + 32].try_into().expect("eight bytes"));
+        journal.bytes[entry + 24..entry + 32].copy_from_slice(&time.saturating_add_signed(clock).to_le_bytes());
+    }
+}
+
+#[test]
+fn numbers_that_a_power_cut_gave_back_are_read_again_as_another_source() {
+    // journald 252 continues from the last number on the disk, which may be less than what was read.
+    for (end, number_nine) in [(8, None), (12, Some(9))] {
+        let host = Host::new(crate::tail::Start::Beginning);
+        host.put(&system(MACHINE), 1..=9, |_| {});
+        host.run(&[]);
+        let boot = "b1b1b1b1-b1b1-b1b1-b1b1-b1b1b1b1b1b1\n";
+        fs::create_dir_all(host.path("proc/sys/kernel/random")).expect("creates");
+        fs::write(host.path("proc/sys/kernel/random/boot_id"), boot).expect("writes");
+        host.put(&system(MACHINE), 1..=end, |journal| of_boot(journal, 5, 0xb1, 1_000_000));
+        host.run(&[]);
+        let again: Vec<u64> = (6..=end).collect();
+        assert_eq!(host.numbers()[9..], again, "{number_nine:?}");
+        let sources: BTreeSet<String> = host.sink.records.lock()[9..].iter().map(|(id, ..)| id.clone()).collect();
+        let other = format!("{SEQUENCE}:{}", "b1".repeat(16));
+        assert_eq!(sources, BTreeSet::from([other.clone()]), "their positions are no repetition");
+        assert_eq!(host.sink.cursors.lock().keys().collect::<Vec<_>>(), [&other]);
+        host.put(&system(MACHINE), 1..=end + 1, |journal| of_boot(journal, 5, 0xb1, 1_000_000));
+        host.run(&[]);
+        assert_eq!(host.numbers().last(), Some(&(end + 1)));
+        assert_eq!(host.numbers().len(), 9 + again.len() + 1, "nor is anything repeated after another restart");
+    }
+}
+
+#[test]
+fn a_boot_with_its_clock_behind_is_read_from_its_begin() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 50..=52, |_| {});
+    host.run(&[]);
+    // The volatile journal of the next boot is another sequence.
+    fs::create_dir_all(host.path("proc/sys/kernel/random")).expect("creates");
+    let boot = "b1b1b1b1-b1b1-b1b1-b1b1-b1b1b1b1b1b1\n";
+    fs::write(host.path("proc/sys/kernel/random/boot_id"), boot).expect("writes");
+    host.put(&format!("run/log/journal/{MACHINE}/system.journal"), 1..=3, |journal| {
+        is(journal, 0x77);
+        of_boot(journal, 0, 0xb1, -60_000_000);
+    });
+    host.run(&[]);
+    assert_eq!(host.numbers(), [50, 51, 52, 1, 2, 3]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_listed_is_named_and_no_cursor_is_forgotten() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 1..=2, |_| {});
+    host.run(&[]);
+    // A link that its owner cannot be trusted with stands for a directory without permission, which root never lacks.
+    let dir = host.path("var/log/journal");
+    fs::rename(&dir, host.path("moved")).expect("renames");
+    std::os::unix::fs::symlink("/moved", &dir).expect("links");
+    std::os::unix::fs::lchown(&dir, Some(1234), Some(1234)).expect("chowns");
+    assert!(Definition::build(&Settings::default(), &host.context()).is_ok_and(|plan| matches!(plan, Plan::Watch(_))));
+    skip(&Settings::default(), &host.context(), &host.outlet()).expect_err("it cannot know");
+    host.run(&[]);
+    assert!(host.sink.problems.lock()[0].contains("/var/log/journal"), "{:?}", host.sink.problems.lock());
+    assert!(host.cursor(SEQUENCE).is_some());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 use vedette_wire::body::{Change, Namespaces, Principal, PrincipalId, Process};
 
+pub(super) const PERMISSIONS: &[Permission] = &[];
 pub(super) const READS: &str =
     "a Toolhelp snapshot; command line, executable and user of other users' processes as LocalSystem";
 

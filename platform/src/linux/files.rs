@@ -38,6 +38,17 @@ pub fn can_write_in(dir: &Path) -> io::Result<()> {
     Ok(access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
+/// Name or number of the user that a directory, or one above it, belongs to, if this process is root and that is someone else:
+/// files that root makes there are out of that user's reach, and that user can lead root elsewhere by a link.
+pub fn foreign_owner(dir: &Path) -> Option<String> {
+    let mut metas = dir.ancestors().filter_map(|dir| fs::symlink_metadata(dir).ok());
+    let meta = metas.find(|meta| meta.uid() != 0).filter(|_| rustix::process::geteuid().is_root())?;
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let is_owner = |line: &&str| line.split(':').nth(2).and_then(|uid| uid.parse().ok()) == Some(meta.uid());
+    let name = users.lines().find(is_owner).and_then(|line| line.split(':').next());
+    Some(name.map_or_else(|| meta.uid().to_string(), str::to_owned))
+}
+
 /// Creates a directory for this user only; leaves an existing one as it is.
 ///
 /// # Errors
@@ -52,7 +63,12 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
 /// Those of open(2), write(2), fsync(2) and rename(2).
 pub fn write_private(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let part = dir.join(format!(".{name}.part"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    // One that a crash left, or a link that someone put there.
+    match fs::remove_file(&part) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&part, dir.join(name))?;

@@ -71,6 +71,11 @@ pub fn can_write_in(dir: &Path) -> io::Result<()> {
     options.map(drop)
 }
 
+/// Nothing: who makes a file here gives it the rights of the directory.
+pub fn foreign_owner(_: &Path) -> Option<String> {
+    None
+}
+
 /// Creates a directory for this user, administrators and the system only; leaves an existing one as it is.
 ///
 /// # Errors

@@ -54,7 +54,9 @@ impl Queue {
             std::fs::File::create(&begun).and_then(|file| file.sync_all()).map_err(directory)?;
         }
         let format = format!("{FORMAT}\n");
-        if std::fs::read_to_string(dir.join(FORMAT_FILE)).is_ok_and(|present| present == format) {
+        let stated = dir.join(FORMAT_FILE);
+        let is_file = std::fs::symlink_metadata(&stated).is_ok_and(|meta| meta.is_file());
+        if is_file && std::fs::read_to_string(&stated).is_ok_and(|present| present == format) {
             vedette_platform::sync_dir(dir).map_err(directory)?;
         } else {
             vedette_platform::write_private(dir, FORMAT_FILE, format.as_bytes()).map_err(directory)?;
