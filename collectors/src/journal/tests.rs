@@ -330,7 +330,8 @@ fn what_appears_while_the_agent_runs_is_read_whole_though_the_clock_was_set_back
 
 /// Gives entries from an index on another boot, and moves their clock by microseconds.
 fn of_boot(journal: &mut writer::Journal, from: usize, boot: u8, clock: i64) {
-    for entry in journal.entries[from..].to_vec() {
+    for entry in journal.entries.iter().skip(from) {
+        let entry = *entry;
         journal.bytes[entry + 40..entry + 56].copy_from_slice(&[boot; 16]);
         let time = u64::from_le_bytes(journal.bytes[entry + 24..entry + 32].try_into().expect("eight bytes"));
         journal.bytes[entry + 24..entry + 32].copy_from_slice(&time.saturating_add_signed(clock).to_le_bytes());
