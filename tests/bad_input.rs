@@ -186,7 +186,7 @@ fn a_second_agent_and_a_missing_one_are_told_apart() {
 }
 
 #[test]
-fn a_hangup_is_said_and_ends_neither_program() {
+fn a_hangup_ends_neither_program() {
     let mut world = World::new();
     world.enroll();
     let mut agent = world.run();
@@ -195,9 +195,11 @@ fn a_hangup_is_said_and_ends_neither_program() {
     for id in [agent.id(), serving] {
         assert!(Command::new("kill").args(["-HUP", &id.to_string()]).status().is_ok_and(|status| status.success()));
     }
-    let message = |log: String| log.contains("SIGHUP is ignored").then_some(());
-    eventually("the agent's word", || message(agent_log(&world)));
-    eventually("the workspace's word", || message(fs::read_to_string(world.path("workspace.log")).ok()?));
+    let has = |log: String, text: &str| log.contains(text).then_some(());
+    eventually("the agent's word", || has(agent_log(&world), "the configuration has not changed"));
+    eventually("the workspace's word", || {
+        has(fs::read_to_string(world.path("workspace.log")).ok()?, "SIGHUP is ignored")
+    });
     world.append("a.log", "a line behind it\n");
     eventually("the line", || (world.count("syslog") == 1).then_some(()));
     agent.terminate();
