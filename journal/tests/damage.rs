@@ -220,6 +220,11 @@ fn damage_at_the_end_hides_nothing_before_it_and_is_counted_once() {
     let mut zeroed = bytes.clone();
     offsets[380..].iter().for_each(|offset| zeroed[*offset] = 0);
     assert_eq!(read_beside(zeroed, None), ((1..=380).chain([1000]).collect(), 120));
+    // Alone, it has no other file whose numbers bound a pass.
+    let mut reader = Reader::default();
+    reader.add((), JournalFile::open(broken.clone()).expect("opens"));
+    assert!(reader.begin_pass().is_empty());
+    assert_eq!(std::iter::from_fn(|| reader.next_entry()).count(), 124);
     // What was read long ago is not counted at each start.
     let place = Cursor::parse(&format!("s={};i=3e7", "5e".repeat(16))).expect("a cursor");
     assert_eq!(read_beside(broken, Some(&place)), (vec![1000], 0));
