@@ -242,6 +242,24 @@ fn an_agent_whose_state_directory_is_removed_begins_again_and_no_second_one_is_l
 }
 
 #[test]
+fn a_level_of_the_log_that_was_reloaded_outlasts_a_restart_of_the_tasks() {
+    let world = World::new();
+    world.enroll();
+    let agent = world.run();
+    eventually("the agent's start", || world.vedette(&["status"]).status.success().then_some(()));
+    fs::create_dir(world.path("conf.d")).expect("makes");
+    fs::write(world.path("conf.d/10-log.toml"), "[log]\nlevel = \"debug\"\n").expect("writes");
+    assert!(Command::new("kill").args(["-HUP", &agent.id().to_string()]).status().is_ok_and(|status| status.success()));
+    eventually("the level", || agent_log(&world).contains("the level of the log has changed").then_some(()));
+    fs::remove_dir_all(world.path("state")).expect("removes");
+    let restarted = "the agent restarts its tasks";
+    eventually("debug messages behind the restart", || {
+        let log = agent_log(&world);
+        log.split_once(restarted).filter(|(_, behind)| behind.contains("DEBUG")).map(drop)
+    });
+}
+
+#[test]
 fn paths_that_are_no_logs_are_named() {
     let world = World::new();
     let dir = world.path("odd");

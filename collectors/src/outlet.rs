@@ -235,3 +235,14 @@ impl Outlet {
         self.signal.is_stopped()
     }
 }
+
+/// Stores the cursors of a chunk in a test's list, as the queue does.
+#[cfg(test)]
+pub(crate) fn store_cursors(cursors: &mut std::collections::BTreeMap<String, Vec<u8>>, chunk: &Chunk) {
+    for id in &chunk.forget {
+        cursors.remove(id);
+    }
+    if let Some(cursor) = &chunk.cursor {
+        cursors.insert(chunk.source.id.clone(), cursor.clone());
+    }
+}

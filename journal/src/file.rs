@@ -10,14 +10,13 @@ use std::{collections::HashMap, io, ops::Range, sync::Arc};
 
 /// Maximum number of entry arrays; each is about twice as large as the one before.
 const ARRAYS_MAX: usize = 4096;
-/// Maximum number of fields of an entry; journald allows 1024.
-const FIELDS_MAX: u64 = 4096;
+/// Maximum number of fields of an entry, as journald has it.
+const FIELDS_MAX: u64 = 1024;
 /// Maximum size of cached fields in bytes, and of one of them.
 const CACHE_BYTES_MAX: usize = 256 << 10;
 const CACHED_BYTES_MAX: usize = 512;
 /// Fields that fewer entries have are not cached.
 const CACHED_USES_MIN: u64 = 3;
-
 /// Number of consecutive damaged entries that a search skips.
 const DAMAGED_MAX: usize = 100;
 /// Number of consecutive damaged entries after which the rest of a file is given up.
@@ -76,6 +75,8 @@ pub struct JournalFile<S> {
     head: Option<EntryHead>,
     /// Entries up to this number were read before.
     skip_to: Option<u64>,
+    /// Number of the last entry since the last move; numbers grow within a file.
+    number: u64,
     /// The last visible entry, once it was looked for.
     last: Option<Option<EntryHead>>,
     fields: HashMap<u64, Arc<Field>>,
@@ -102,6 +103,7 @@ impl<S: ReadAt> JournalFile<S> {
             visible,
             head: None,
             skip_to: None,
+            number: 0,
             last: None,
             fields: HashMap::new(),
             cached_bytes: 0,
@@ -112,11 +114,6 @@ impl<S: ReadAt> JournalFile<S> {
     /// The header, as of the last [`JournalFile::refresh`].
     pub fn header(&self) -> &Header {
         &self.header
-    }
-
-    /// The file itself.
-    pub fn source(&self) -> &S {
-        &self.source
     }
 
     /// Number of entries that are not read yet, damaged ones included.
@@ -176,7 +173,7 @@ impl<S: ReadAt> JournalFile<S> {
 
     /// Moves to the first entry for which `is_behind` is true; it is true for all entries after that one.
     pub fn seek(&mut self, is_behind: impl Fn(&EntryHead) -> bool) {
-        (self.head, self.skip_to) = (None, None);
+        (self.head, self.skip_to, self.number) = (None, None, 0);
         let (mut low, mut high) = (0, self.visible);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -203,7 +200,7 @@ impl<S: ReadAt> JournalFile<S> {
 
     /// Moves so that at most `count` entries follow.
     pub fn seek_last(&mut self, count: u64) {
-        (self.head, self.skip_to) = (None, None);
+        (self.head, self.skip_to, self.number) = (None, None, 0);
         self.next = self.visible.saturating_sub(count);
     }
 
@@ -212,7 +209,7 @@ impl<S: ReadAt> JournalFile<S> {
         let mut consecutive = 0;
         while self.head.is_none() && self.next < self.visible {
             // Without its array no later entry can be found either, and so many bad ones are no entries.
-            let (why, lost) = match self.read_head(self.next) {
+            let (why, lost) = match self.read_head(self.next).and_then(|head| self.in_order(head)) {
                 Ok(head) if self.skip_to.is_some_and(|number| head.seqnum <= number) => {
                     self.next += 1;
                     continue;
@@ -233,6 +230,15 @@ impl<S: ReadAt> JournalFile<S> {
             }
         }
         self.head
+    }
+
+    /// Checks that an entry's number is higher than that of the one before: one entry cannot stand for many.
+    fn in_order(&mut self, head: EntryHead) -> Result<EntryHead, EntryError> {
+        if head.seqnum <= self.number {
+            return Err(EntryError::Entry(format!("the entry at {:#x} is not in order", head.offset)));
+        }
+        self.number = head.seqnum;
+        Ok(head)
     }
 
     /// The last visible entry; absent if there is none that can be read.
@@ -257,7 +263,7 @@ impl<S: ReadAt> JournalFile<S> {
 
     /// Moves to an index of [`JournalFile::index`], also of an earlier opening of the same file.
     pub fn seek_index(&mut self, index: u64) {
-        (self.head, self.skip_to) = (None, None);
+        (self.head, self.skip_to, self.number) = (None, None, 0);
         self.next = index;
     }
 

@@ -77,8 +77,6 @@ pub struct Header {
     pub state: State,
     /// Random id of the file.
     pub file_id: Id,
-    /// Id of the machine that writes it.
-    pub machine_id: Id,
     /// Id of the sequence that the file's entries are numbered in; files of one journald share it.
     pub seqnum_id: Id,
     /// Number of entries.
@@ -87,8 +85,6 @@ pub struct Header {
     pub head_seqnum: u64,
     /// Sequence number of the last entry, or of one that is being written.
     pub tail_seqnum: u64,
-    /// Time of the last entry, microseconds UTC.
-    pub tail_realtime: u64,
     pub(crate) is_compact: bool,
     pub(crate) header_size: u64,
     pub(crate) entry_array_offset: u64,
@@ -149,12 +145,10 @@ impl Header {
         Ok(Self {
             state,
             file_id: id_at(bytes, 24),
-            machine_id: id_at(bytes, 40),
             seqnum_id: id_at(bytes, 72),
             n_entries: u64_at(bytes, 152),
             tail_seqnum: u64_at(bytes, 160),
             head_seqnum: u64_at(bytes, 168),
-            tail_realtime: u64_at(bytes, 192),
             is_compact: flags & incompatible::COMPACT != 0,
             header_size,
             entry_array_offset: u64_at(bytes, 176),

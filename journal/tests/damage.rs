@@ -249,6 +249,20 @@ fn an_impossible_number_is_damage() {
 }
 
 #[test]
+fn one_entry_does_not_stand_for_many() {
+    let Journal { mut bytes, entries: offsets, arrays } = write(COMPACT, &entries(1..=500));
+    // All items of the largest array name one entry.
+    let array = arrays[6] + 24;
+    for item in 0..200 {
+        bytes[array + 4 * item..array + 4 * item + 4].copy_from_slice(&(offsets[300] as u32).to_le_bytes());
+    }
+    let (numbers, damage) = read_beside(bytes, None);
+    let mut sorted = numbers.clone();
+    sorted.dedup();
+    assert_eq!((sorted, damage), (numbers, 199));
+}
+
+#[test]
 fn an_entry_that_names_one_large_field_often_has_it_once() {
     let large = [b"A=".as_slice(), &vec![b'x'; 200_000]].concat();
     let fields = (0..200).map(|number| if number == 0 { large.clone() } else { format!("B{number}=1").into_bytes() });

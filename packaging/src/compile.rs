@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -38,11 +38,6 @@ pub(crate) fn program(package: &Package, release: &Release, profile: Profile) ->
     }
 }
 
-fn target_dir(release: &Release) -> Result<PathBuf> {
-    let metadata = metadata(release)?;
-    Ok(metadata["target_directory"].as_str().context("cargo metadata names the target directory")?.into())
-}
-
 /// The program as tests use it, stripped: the one beside this program.
 fn dev(package: &Package, release: &Release) -> Result<PathBuf> {
     if std::env::consts::ARCH != release.arch.name() {
@@ -60,13 +55,14 @@ fn dev(package: &Package, release: &Release) -> Result<PathBuf> {
 /// The program as it is shipped: linked by zig against an old C library, with the list of its crates inside.
 fn dist(package: &Package, release: &Release) -> Result<PathBuf> {
     let triple = triple(release.arch);
-    let target = target_dir(release)?;
+    let metadata = metadata(release)?;
+    let target = PathBuf::from(metadata["target_directory"].as_str().context("cargo metadata names the directory")?);
     let mut cargo = Command::new("cargo");
     cargo.current_dir(&release.root).args(["auditable", "zigbuild", "--locked", "--profile", "dist"]);
     cargo.args(["--package", &package.cargo, "--target", &format!("{triple}.{GLIBC}")]);
     // The same bytes wherever the repository and the registry are.
-    let cargo_home = cargo_home()?;
-    let places = [(&release.root, "/vedette"), (&target, "/target"), (&cargo_home, "/cargo")];
+    let registry = registry(&metadata)?;
+    let places = [(&release.root, "/vedette"), (&target, "/target"), (&registry, "/registry")];
     let flags = places.map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
     cargo.env("RUSTFLAGS", flags.join(" "));
     let prefixes = places.map(|(from, to)| format!("-ffile-prefix-map={}={to}", from.display()));
@@ -85,10 +81,13 @@ fn triple(arch: Arch) -> &'static str {
     }
 }
 
-fn cargo_home() -> Result<PathBuf> {
-    // The registry's sources are below it: the manifest of any crate of the registry says where.
-    let home = std::env::home_dir().context("this user has no home directory")?;
-    Ok(home.join(".cargo"))
+/// Directory of the registry's crates, which the manifest of any of them names.
+fn registry(metadata: &Value) -> Result<PathBuf> {
+    let packages = metadata["packages"].as_array().into_iter().flatten();
+    let of_registry = packages.filter(|package| !package["source"].is_null());
+    let manifest = of_registry.filter_map(|package| package["manifest_path"].as_str()).next();
+    let dir = manifest.and_then(|manifest| Path::new(manifest).ancestors().nth(2));
+    Ok(dir.context("no crate is of the registry")?.to_owned())
 }
 
 /// `CFLAGS` of `.cargo/config.toml`, which the environment's replace.

@@ -8,7 +8,7 @@ mod queue;
 mod status;
 
 use crate::{
-    cli::{Arguments, Command, ConfigArguments, Page, StatusFormat},
+    cli::{Arguments, Command, ConfigArguments, Page, QueueCommand, StatusFormat},
     config::{self, Resolved, Sources, collector_context},
     exit::{Exit, VERSION},
     identity::IdentityDir,
@@ -54,7 +54,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
         Command::Queue(mut command) => {
             let config = load(command.config().clone())?;
             log::start(&config);
-            refuse_foreign(&config.state_dir)?;
+            if !matches!(command, QueueCommand::Status { .. }) {
+                refuse_foreign(&config.state_dir)?;
+            }
             queue::queue(&config, command)
         }
         Command::Version { json: false } => print(format!("vedette {}\n", VERSION).as_bytes()),

@@ -72,7 +72,9 @@ impl Reload {
             tracing::info!(level = %next.log_level, "the level of the log has changed");
             let message = format!("log level {}", next.log_level);
             parts.events.lifecycle(LifecycleEvent::Configuration, message, None, Some(next.digest.clone()));
-            digest = next.digest;
+            digest.clone_from(&next.digest);
+            // For the next run, whatever begins it.
+            *self.next.lock() = Some(next);
         }
     }
 }

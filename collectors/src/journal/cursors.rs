@@ -1,7 +1,7 @@
 //! Positions in the sequences of the host's journals.
 //!
 //! Each sequence of journald has its own cursor, under the source id `journal:ID`, in journalctl's format: an agent before the
-//! native reader hands the newest of them to `journalctl --after-cursor`. It reads the journal of this machine alone, so
+//! native reader hands the one with the highest number to `journalctl --after-cursor`. It reads the journal of this machine alone, so
 //! cursors of other machines and of namespaces have their first keys in upper case, which that agent ignores.
 
 use super::SPEC;
@@ -45,7 +45,7 @@ pub(super) struct Sequence {
     /// Directory of its files, once one was found.
     directory: Option<Directory>,
     /// Of this machine, without a namespace.
-    is_own: bool,
+    pub(super) is_own: bool,
 }
 
 /// Machine id and namespace.
@@ -55,11 +55,6 @@ impl Sequence {
     /// Whether the workspace has an entry already.
     pub(super) fn has(&self, seqnum: u64) -> bool {
         self.stored.as_ref().is_some_and(|stored| stored.has(seqnum))
-    }
-
-    /// Whether it is of this machine, without a namespace.
-    pub(super) fn is_own(&self) -> bool {
-        self.is_own
     }
 
     /// A cursor as it is stored.
@@ -76,7 +71,7 @@ fn decode(bytes: &[u8]) -> Option<Cursor> {
 }
 
 /// The last entry that the workspace has before the first one that it lacks; absent if reading continues at the cursor.
-pub(super) fn first_missing(id: Id, stored: &Stored) -> Option<Cursor> {
+fn first_missing(id: Id, stored: &Stored) -> Option<Cursor> {
     let hole = Some(stored).filter(|stored| !stored.begun)?.first_missing(None)?;
     Some(Cursor { seqnum: Some((id, hole.saturating_sub(1))), ..Cursor::default() })
 }
@@ -178,10 +173,13 @@ impl Cursors {
     }
 
     /// Notes the directory of a file: its machine, and its namespace.
-    pub(super) fn note(&mut self, sequence: Id, directory: Directory) {
+    pub(super) fn note(&mut self, sequence: Id, directory: &Directory) {
         let is_own = directory.1.is_none() && self.own_machine.is_none_or(|own| own == directory.0);
         let sequence = self.sequence(sequence);
-        (sequence.is_own, sequence.directory) = (is_own, Some(directory));
+        sequence.is_own = is_own;
+        if sequence.directory.as_ref() != Some(directory) {
+            sequence.directory = Some(directory.clone());
+        }
     }
 
     /// The state of a sequence.

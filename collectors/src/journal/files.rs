@@ -2,7 +2,7 @@
 
 use super::cursors::{Begin, Cursors, Directory};
 use crate::root::{
-    Root,
+    DeviceInode, Root,
     glob::{Expansion, Pattern},
 };
 use std::{
@@ -18,9 +18,6 @@ pub(super) const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal
 
 /// Maximum number of deleted files that are held for their unread entries: they take space that journald has given back.
 const GONE_MAX: usize = 4;
-
-/// Device and inode.
-type DeviceInode = (u64, u64);
 
 /// A journal file on disk.
 #[derive(Debug, Clone)]
@@ -46,15 +43,11 @@ pub(super) struct OpenFile {
     path: PathBuf,
     identity: DeviceInode,
     state: (i64, i64, i64),
+    pub(super) directory: Directory,
+    /// It is of the volatile journal.
+    pub(super) is_volatile: bool,
     /// Its directory entry is gone; what it holds is read to the end.
     is_gone: bool,
-}
-
-impl OpenFile {
-    /// Machine and namespace of the file, and whether it is of the volatile journal.
-    pub(super) fn directory(&self) -> (Directory, bool) {
-        (directory(&self.path).unwrap_or_default(), self.path.starts_with(DIRECTORIES[1]))
-    }
 }
 
 /// Lists the journal files of a host. A directory of journals is named by a machine id, with or without the name of a namespace
@@ -98,7 +91,6 @@ fn advised(err: &OpenError) -> String {
 /// The files, and the positions in them.
 pub(super) struct Files {
     pub(super) reader: Reader<OpenFile, File>,
-    open: BTreeSet<DeviceInode>,
     finished: BTreeMap<DeviceInode, Finished>,
     /// The newest entry of the files that were passed over at a first start.
     pub(super) newest: Option<EntryHead>,
@@ -116,7 +108,6 @@ impl Files {
     pub(super) fn new() -> Self {
         Self {
             reader: Reader::default(),
-            open: BTreeSet::new(),
             finished: BTreeMap::new(),
             newest: None,
             refused: BTreeMap::new(),
@@ -141,15 +132,16 @@ impl Files {
         self.refused = std::mem::take(&mut self.unreadable);
         self.refused.extend(unlisted.into_iter().map(|(path, err)| (path, advised(&err.into()))));
         self.damaged.retain(|identity, _| present.contains_key(identity));
-        let (mut opened, mut has_opened) = (Vec::new(), false);
+        let open: BTreeSet<DeviceInode> = self.reader.files().map(|(key, _)| key.identity).collect();
+        let mut opened = Vec::new();
         for named in &named {
             let unchanged = self.finished.get(&named.identity).is_some_and(|finished| finished.state == named.state);
-            if unchanged || self.open.contains(&named.identity) {
+            if unchanged || open.contains(&named.identity) {
                 continue;
             }
             let open = || JournalFile::open(root.read(&named.path)?);
             match open() {
-                Ok(file) => opened.push((named, file)),
+                Ok(file) => opened.push((named, directory(&named.path).unwrap_or_default(), file)),
                 // It was vacuumed meanwhile.
                 Err(OpenError::Io(err)) if err.kind() == io::ErrorKind::NotFound => {}
                 Err(err) => drop(self.refused.insert(named.path.clone(), advised(&err))),
@@ -157,14 +149,14 @@ impl Files {
         }
         // The number of a sequence is set with its first entry. A file's place depends on what its directory holds besides.
         for (key, file) in self.reader.files() {
-            cursors.note(file.header().seqnum_id, directory(&key.path).unwrap_or_default());
+            cursors.note(file.header().seqnum_id, &key.directory);
         }
-        for (named, file) in &opened {
-            cursors.note(file.header().seqnum_id, directory(&named.path).unwrap_or_default());
+        for (_, directory, file) in &opened {
+            cursors.note(file.header().seqnum_id, directory);
         }
-        for (named, file) in opened {
-            self.add(named, file, cursors, begin);
-            has_opened = true;
+        let has_opened = !opened.is_empty();
+        for (named, directory, file) in opened {
+            self.add((named, directory), file, cursors, begin);
         }
         has_opened
     }
@@ -176,12 +168,18 @@ impl Files {
     }
 
     /// Adds an open file at its position.
-    fn add(&mut self, named: &Named, mut file: JournalFile<File>, cursors: &mut Cursors, begin: Begin) {
+    fn add(
+        &mut self,
+        (named, directory): (&Named, Directory),
+        mut file: JournalFile<File>,
+        cursors: &mut Cursors,
+        begin: Begin,
+    ) {
         match self.finished.remove(&named.identity) {
             Some(finished) if finished.file_id == file.header().file_id => file.seek_index(finished.index),
             _ => cursors.seek(&mut file, begin),
         }
-        if begin == Begin::End && cursors.sequence(file.header().seqnum_id).is_own() {
+        if begin == Begin::End && cursors.sequence(file.header().seqnum_id).is_own {
             self.newest = self.newest.into_iter().chain(file.last()).max_by_key(|head| head.realtime);
         }
         let is_idle = file.remaining() == 0 && file.header().state != State::Online;
@@ -194,14 +192,19 @@ impl Files {
         // The search has filled buffers; the passes need the last entry.
         file.last();
         file.release();
-        let key = OpenFile { path: named.path.clone(), identity: named.identity, state: named.state, is_gone: false };
-        self.open.insert(named.identity);
+        let key = OpenFile {
+            path: named.path.clone(),
+            identity: named.identity,
+            state: named.state,
+            directory,
+            is_volatile: named.path.starts_with(DIRECTORIES[1]),
+            is_gone: false,
+        };
         self.reader.add(key, file);
     }
 
     /// Closes files that are read to their end, unless journald writes them now. A deleted file is closed then too.
     fn close_finished(&mut self, present: &BTreeMap<DeviceInode, &Named>) {
-        let (open, finished) = (&mut self.open, &mut self.finished);
         for (key, _) in self.reader.files() {
             match present.get(&key.identity) {
                 Some(named) => (key.path, key.is_gone) = (named.path.clone(), false),
@@ -214,10 +217,9 @@ impl Files {
             gone.map(|(key, file)| (file.header().tail_seqnum, key.identity)).collect();
         gone.sort_unstable();
         let given_up: Vec<DeviceInode> = gone.iter().rev().skip(GONE_MAX).map(|(_, identity)| *identity).collect();
-        let lost = &mut self.lost;
+        let (lost, finished) = (&mut self.lost, &mut self.finished);
         self.reader.retain(|key, file| {
             if given_up.contains(&key.identity) {
-                open.remove(&key.identity);
                 lost.push((file.header().seqnum_id, file.remaining()));
                 return false;
             }
@@ -227,7 +229,6 @@ impl Files {
             if file.remaining() > 0 || is_written {
                 return true;
             }
-            open.remove(&key.identity);
             // If the file has changed since it was opened, it is opened once more.
             let (file_id, sequence) = (file.header().file_id, file.header().seqnum_id);
             finished.insert(key.identity, Finished { file_id, sequence, state: key.state, index: file.index() });

@@ -98,7 +98,7 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
             continue;
         };
         let Some(last) = file.last() else { continue };
-        cursors.note(last.seqnum_id, files::directory(&named.path).unwrap_or_default());
+        cursors.note(last.seqnum_id, &files::directory(&named.path).unwrap_or_default());
         let cursor = newest.entry(last.seqnum_id).or_insert(last.cursor());
         if cursor.seqnum < last.cursor().seqnum {
             *cursor = last.cursor();
@@ -245,15 +245,16 @@ impl<'a> Reading<'a> {
 
     /// Whether an entry was read from the volatile journal before journald moved it to the disk, where it has another number.
     fn is_moved_copy(&mut self, entry: &Entry) -> bool {
-        let Some((directory, is_volatile)) = self.files.reader.last_key().map(OpenFile::directory) else {
-            return false;
-        };
+        let Some(OpenFile { directory, is_volatile, .. }) = self.files.reader.last_key() else { return false };
         let place = (entry.head.boot_id, entry.head.monotonic, entry.head.xor_hash);
-        if is_volatile {
-            self.volatile.insert(directory, place);
+        if *is_volatile {
+            match self.volatile.get_mut(directory) {
+                Some(known) => *known = place,
+                None => drop(self.volatile.insert(directory.clone(), place)),
+            }
             return false;
         }
-        let Some((boot, monotonic, hash)) = self.volatile.get(&directory) else { return false };
+        let Some((boot, monotonic, hash)) = self.volatile.get(directory) else { return false };
         place.0 == *boot && (place.1 < *monotonic || (place.1 == *monotonic && place.2 == *hash))
     }
 

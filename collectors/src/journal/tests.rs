@@ -5,7 +5,7 @@
 mod writer;
 
 use super::*;
-use crate::{Sink, StopSignal};
+use crate::{Sink, StopSignal, outlet::store_cursors};
 use parking_lot::Mutex;
 use std::{
     fs,
@@ -40,13 +40,7 @@ impl Sink for MemorySink {
         }
         let dropped = chunk.dropped.iter().map(|dropped| (dropped.reason, dropped.count, dropped.positions));
         self.dropped.lock().extend(dropped);
-        let mut cursors = self.cursors.lock();
-        for id in &chunk.forget {
-            cursors.remove(id);
-        }
-        if let Some(cursor) = chunk.cursor {
-            cursors.insert(chunk.source.id.clone(), cursor);
-        }
+        store_cursors(&mut self.cursors.lock(), &chunk);
         Ok(())
     }
 

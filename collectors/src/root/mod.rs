@@ -42,6 +42,9 @@ const KERNEL_FILE_SYSTEMS: [i64; 11] = [
     0x1cd1,
 ];
 
+/// Device and inode of a file.
+pub(crate) type DeviceInode = (u64, u64);
+
 /// Root of a host's file system.
 #[derive(Debug)]
 pub(crate) struct Root {

@@ -33,7 +33,7 @@ use watches::Watches;
 use crate::{
     CollectError, CollectorContext, Outlet, Wake,
     room::RoomWait,
-    root::{Root, glob::Pattern},
+    root::{DeviceInode, Root, glob::Pattern},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -156,9 +156,6 @@ enum Read {
     /// An archive was read to its end.
     Done,
 }
-
-/// Device and inode.
-type DeviceInode = (u64, u64);
 
 /// How a file was discovered.
 #[derive(Clone, Copy)]
