@@ -14,7 +14,10 @@ use crate::{
 use jiff::tz::TimeZone;
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType,
+        recvmsg,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -285,13 +288,15 @@ fn unix(path: &Path) -> io::Result<UnixDatagram> {
         // Writers must reach the socket, whatever the agent's umask is.
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
     }
-    let socket = UnixDatagram::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-    socket.set_nonblocking(true)?;
-    // Anyone can write here, so the kernel names the sender of each datagram.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    // Anyone can write here, so the kernel names the sender of each datagram: from the first one on, as senders find the socket
+    // once it is bound.
     rustix::net::sockopt::set_socket_passcred(&socket, true)?;
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER_BYTES);
-    Ok(socket)
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(socket.into())
 }
 
 fn udp(address: SocketAddr) -> io::Result<Socket> {
