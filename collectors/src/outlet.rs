@@ -237,7 +237,7 @@ impl Outlet {
 }
 
 /// Stores the cursors of a chunk in a test's list, as the queue does.
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 pub(crate) fn store_cursors(cursors: &mut std::collections::BTreeMap<String, Vec<u8>>, chunk: &Chunk) {
     for id in &chunk.forget {
         cursors.remove(id);
