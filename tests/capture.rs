@@ -111,7 +111,7 @@ fn with_collection_off_nothing_but_the_bare_heartbeat_leaves_the_host() {
             let known = [":authority", ":method", ":path", ":scheme", "accept", "user-agent", COLLECTORS_HEADER];
             assert!(names.iter().all(|name| known.contains(name)), "{request}");
             // What the release has, whatever the host and its configuration are; the capture separates values by commas.
-            let collectors = "addresses;every,artifacts,crash_dumps;every,host;every,journal,processes;every,sessions;every,syslog,syslog_listener";
+            let collectors = "addresses;every,artifacts,container_logs,crash_dumps;every,host;every,journal,processes;every,sessions;every,syslog,syslog_listener";
             assert!(fields[3].contains("vedette/") && fields[3].contains(collectors), "{request}");
         }
         // No body, and nothing except HTTP/2 within TLS.

@@ -33,6 +33,8 @@ mod spec;
 #[cfg(target_os = "linux")]
 mod artifacts;
 #[cfg(target_os = "linux")]
+mod container_logs;
+#[cfg(target_os = "linux")]
 mod crash_dumps;
 #[cfg(target_os = "linux")]
 mod journal;
@@ -67,14 +69,15 @@ pub fn find(id: &str) -> Option<&'static Spec> {
 /// Entry points of fuzz targets.
 #[cfg(all(fuzzing, target_os = "linux"))]
 pub mod fuzzing {
-    use crate::{crash_dumps, journal, syslog};
+    use crate::{container_logs, crash_dumps, journal, syslog};
 
-    /// Parses a log line.
+    /// Parses a log line, as of the system and as of a container.
     ///
     /// # Panics
     /// A field lies outside of the line.
     pub fn line(raw: &[u8], now: i64) {
         syslog::fuzz(raw, now);
+        container_logs::fuzz(raw);
     }
 
     /// Reads a journal file.

@@ -192,6 +192,7 @@ fn of(body: &Body) -> Option<Option<u16>> {
         | Body::Heartbeat(_)
         | Body::Lifecycle(_)
         | Body::Artifact(_)
+        | Body::ContainerLog(_)
         | Body::Unknown(_) => None,
     }
 }

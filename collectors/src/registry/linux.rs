@@ -1,6 +1,9 @@
 //! Collectors of Linux.
 
-use crate::{Spec, addresses, artifacts, crash_dumps, host, journal, processes, sessions, syslog, syslog_listener};
+use crate::{
+    Spec, addresses, artifacts, container_logs, crash_dumps, host, journal, processes, sessions, syslog,
+    syslog_listener,
+};
 
 /// All collectors of this platform, in the order of the reference page.
 pub static REGISTRY: &[Spec] = &[
@@ -11,6 +14,7 @@ pub static REGISTRY: &[Spec] = &[
     syslog::SPEC,
     syslog_listener::SPEC,
     journal::SPEC,
+    container_logs::SPEC,
     crash_dumps::SPEC,
     artifacts::SPEC,
 ];

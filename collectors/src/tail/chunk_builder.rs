@@ -24,6 +24,11 @@ impl ChunkBuilder {
         self.observed
     }
 
+    /// Name of the source: its path on the host.
+    pub(crate) fn source_name(&self) -> &str {
+        self.chunk.as_ref().and_then(|chunk| chunk.source.name.as_deref()).unwrap_or_default()
+    }
+
     /// Adds a syslog line; `found` has its fields without the bytes. Whole lines are packed.
     pub(crate) fn syslog(&mut self, line: &Line<'_>, found: Syslog) {
         if !self.packer.goes_on_at(line.position.0) {

@@ -3,6 +3,7 @@
 use super::{
     cursor::{BEFORE_BYTES, Cursor, text_and_bytes},
     input::{Input, Next, ZEROS_MIN, Zeros},
+    lines::{LINE_BYTES_MAX, Line, LineSink, cut},
     rotation::GRANULARITY_NS,
     unpacked::Unpacked,
 };
@@ -18,9 +19,6 @@ use vedette_wire::{Position, Stored};
 
 /// Block size.
 pub(super) const BLOCK_BYTES: usize = 256 << 10;
-/// Longer lines are emitted in parts.
-pub(crate) const LINE_BYTES_MAX: usize = 1 << 20;
-
 /// Why reading ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reading {
@@ -36,21 +34,6 @@ pub(crate) enum Reading {
 
 /// Length, and times of modification and of change, seconds and nanoseconds.
 pub(crate) type FileFingerprint = (u64, i64, i64, i64, i64);
-
-/// A line.
-#[derive(Debug)]
-pub(crate) struct Line<'a> {
-    /// Content without `\n` or `\r\n`.
-    pub(crate) bytes: &'a [u8],
-    /// Content as in the file.
-    pub(crate) whole: &'a [u8],
-    /// Position in the file, including the line end.
-    pub(crate) position: Position,
-    /// Number of the part, from 1, of a long line.
-    pub(crate) part: Option<u32>,
-    /// The file is gone, and the line has no end.
-    pub(crate) unfinished: bool,
-}
 
 /// A file and its reading position.
 #[derive(Debug)]
@@ -259,18 +242,46 @@ impl File {
     }
 
     /// Emits the unfinished last line, which will get no end.
-    pub(crate) fn take_rest(&mut self, take: impl FnOnce(Line<'_>)) {
+    pub(crate) fn take_rest(&mut self, sink: &mut impl LineSink) {
         let rest = std::mem::take(&mut self.pending);
         if !rest.is_empty() {
             let position = Position(self.offset, self.offset + rest.len() as u64);
             let part = (self.parts > 0).then_some(self.parts + 1);
-            take(Line { bytes: &rest, whole: &rest, position, part, unfinished: true });
-            self.offset = position.1;
+            sink.take(Line { bytes: &rest, whole: &rest, position, part, unfinished: true });
+            self.advance(&rest);
             self.parts = 0;
-            let keep_from = rest.len().saturating_sub(BEFORE_BYTES);
-            self.before.extend_from_slice(&rest[keep_from..]);
-            self.before.drain(..self.before.len().saturating_sub(BEFORE_BYTES));
         }
+    }
+
+    /// Emits the whole lines of a record that has no end yet.
+    pub(crate) fn take_open_record(&mut self, sink: &mut impl LineSink) {
+        let Some(last) = memchr::memrchr(b'\n', &self.pending) else { return };
+        let rest = self.pending.split_off(last + 1);
+        let lines = std::mem::replace(&mut self.pending, rest);
+        let position = Position(self.offset, self.offset + lines.len() as u64);
+        sink.take(Line { bytes: &lines[..last], whole: &lines, position, part: None, unfinished: false });
+        self.advance(&lines);
+    }
+
+    /// Whether whole lines wait for the end of their record, and the file did not change for a while, in nanoseconds.
+    pub(crate) fn waits_for_record(&self, now: i64, wait: i64) -> bool {
+        let changed = |(_, seconds, nanoseconds, _, _): FileFingerprint| {
+            seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+        };
+        self.quiet.is_some_and(|quiet| now.saturating_sub(changed(quiet)) > wait)
+            && memchr::memchr(b'\n', &self.pending).is_some()
+    }
+
+    /// Passes over bytes that were taken.
+    fn advance(&mut self, taken: &[u8]) {
+        let keep_from = taken.len().saturating_sub(BEFORE_BYTES);
+        if taken.len() >= BEFORE_BYTES {
+            self.before.clear();
+        }
+        self.before.extend_from_slice(&taken[keep_from..]);
+        let surplus = self.before.len().saturating_sub(BEFORE_BYTES);
+        self.before.drain(..surplus);
+        self.offset += taken.len() as u64;
     }
 
     /// Whether known bytes are unread.
@@ -345,7 +356,7 @@ impl File {
         }
     }
 
-    /// Reads up to about `bytes_max` and passes whole lines to `take`.
+    /// Reads up to about `bytes_max` and passes whole lines to `sink`.
     ///
     /// The cursor advances over whole lines only. Lines longer than [`LINE_BYTES_MAX`] are emitted in parts of that length.
     /// Holes are skipped, and so are NUL bytes that fill at least a page in place of a line.
@@ -356,7 +367,7 @@ impl File {
         &mut self,
         block: &mut Vec<u8>,
         bytes_max: usize,
-        mut take: impl FnMut(Line<'_>),
+        sink: &mut impl LineSink,
     ) -> io::Result<Reading> {
         let mut used_bytes = 0;
         loop {
@@ -365,7 +376,7 @@ impl File {
                 Next::Data(room) => room,
                 // The missing bytes reveal a truncation.
                 _ if self.was_truncated()? => return Ok(Reading::Truncated),
-                Next::Hole(data) => return self.pass_over(data, &mut take),
+                Next::Hole(data) => return self.pass_over(data, sink),
                 Next::Nothing => return Ok(Reading::End),
             };
             // The buffer only grows, so no read has to zero it.
@@ -377,13 +388,13 @@ impl File {
             if had == 0 && block[..got].starts_with(&[0]) {
                 match self.input.zeros(self.offset)? {
                     Zeros::Until(text) if text - self.offset >= ZEROS_MIN as u64 => {
-                        return self.pass_over(text, &mut take);
+                        return self.pass_over(text, sink);
                     }
                     Zeros::Until(_) => {}
                     Zeros::ToTheEnd => return Ok(Reading::End),
                 }
             }
-            let used = self.cut_lines(&block[..had + got], had, &mut take);
+            let used = self.cut_lines(&block[..had + got], had, sink);
             used_bytes += used;
             // An idle file keeps no memory.
             self.pending = block[used..had + got].to_vec();
@@ -406,11 +417,11 @@ impl File {
     }
 
     /// Continues at an offset; emits an unfinished line before it.
-    fn pass_over(&mut self, data: u64, take: impl FnMut(Line<'_>)) -> io::Result<Reading> {
+    fn pass_over(&mut self, data: u64, sink: &mut impl LineSink) -> io::Result<Reading> {
         // File systems have holes of whole blocks; NUL bytes around a hole belong to it.
         let text = self.pending.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         self.pending.truncate(text);
-        self.take_rest(take);
+        self.take_rest(sink);
         let to = match self.input.zeros(data)? {
             Zeros::Until(text) => text,
             Zeros::ToTheEnd => data,
@@ -428,48 +439,15 @@ impl File {
     }
 
     /// Splits the bytes into lines; the first `searched` bytes have no line end. Returns the number of bytes used.
-    fn cut_lines(&mut self, pending: &[u8], searched: usize, take: &mut impl FnMut(Line<'_>)) -> usize {
-        let (mut start, mut parts) = (0, self.parts);
-        let (offset, stored) = (self.offset, &self.stored);
-        let mut give = |from: usize, to: usize, next: usize, part: Option<u32>| {
-            let bytes = &pending[from..to];
-            let bytes = if next > to { bytes.strip_suffix(b"\r").unwrap_or(bytes) } else { bytes };
-            let position = Position(offset + from as u64, offset + next as u64);
-            if stored.as_ref().is_none_or(|stored| !stored.has(position.0)) {
-                take(Line { bytes, whole: &pending[from..next], position, part, unfinished: false });
-            }
-        };
-        let give_parts = |start: &mut usize, parts: &mut u32, to: usize, give: &mut dyn FnMut(_, _, _, _)| {
-            while to - *start >= LINE_BYTES_MAX {
-                *parts += 1;
-                give(*start, *start + LINE_BYTES_MAX, *start + LINE_BYTES_MAX, Some(*parts));
-                *start += LINE_BYTES_MAX;
-            }
-        };
-        for end in memchr::memchr_iter(b'\n', &pending[searched..]) {
-            let end = searched + end;
-            // A line exactly as long as a part is whole.
-            if parts > 0 || end - start > LINE_BYTES_MAX {
-                give_parts(&mut start, &mut parts, end, &mut give);
-            }
-            give(start, end, end + 1, (parts > 0).then_some(parts + 1));
-            (start, parts) = (end + 1, 0);
-        }
-        if pending.len() - start > LINE_BYTES_MAX {
-            give_parts(&mut start, &mut parts, pending.len(), &mut give);
-        }
+    fn cut_lines(&mut self, pending: &[u8], searched: usize, sink: &mut impl LineSink) -> usize {
+        let stored = &self.stored;
+        let is_stored = |position| stored.as_ref().is_some_and(|stored| stored.has(position));
+        let (start, parts) = cut(pending, searched, (self.offset, self.parts), is_stored, sink);
         self.parts = parts;
         if start == 0 {
             return 0;
         }
-        let keep_from = start.saturating_sub(BEFORE_BYTES);
-        if start >= BEFORE_BYTES {
-            self.before.clear();
-        }
-        self.before.extend_from_slice(&pending[keep_from..start]);
-        let surplus = self.before.len().saturating_sub(BEFORE_BYTES);
-        self.before.drain(..surplus);
-        self.offset += start as u64;
+        self.advance(&pending[..start]);
         start
     }
 }

@@ -17,6 +17,7 @@ mod cursor;
 mod file;
 mod follow;
 mod input;
+mod lines;
 mod logrotate;
 mod lost;
 mod rotation;
@@ -27,7 +28,8 @@ mod watches;
 
 pub(crate) use chunk_builder::ChunkBuilder;
 pub(crate) use cursor::Cursor;
-pub(crate) use file::{File, Line, Reading};
+pub(crate) use file::{File, Reading};
+pub(crate) use lines::{Line, LineSink};
 use watches::Watches;
 
 use crate::{
@@ -71,8 +73,36 @@ const PASSED_OVER: &str = "passed-over";
 
 /// Converts lines to bodies.
 pub(crate) trait LineParser: Send {
+    /// Whether a record may take several lines; see [`LineSink`].
+    const JOINS: bool = false;
+    /// Time for which a file must not change before lines without the end of their record are emitted, nanoseconds.
+    const JOIN_NS: i64 = 0;
+
     /// Parses a line.
     fn parse(&mut self, line: &Line<'_>, chunks: &mut ChunkBuilder);
+
+    /// Whether a record ends with a line; see [`LineSink::ends_record`].
+    fn ends_record(&mut self, _line: &[u8], _is_first: bool) -> bool {
+        true
+    }
+}
+
+/// Parses the lines of a file into a chunk.
+struct Parsing<'a, P> {
+    parser: &'a mut P,
+    chunks: &'a mut ChunkBuilder,
+}
+
+impl<P: LineParser> LineSink for Parsing<'_, P> {
+    const JOINS: bool = P::JOINS;
+
+    fn take(&mut self, line: Line<'_>) {
+        self.parser.parse(&line, self.chunks);
+    }
+
+    fn ends_record(&mut self, line: &[u8], is_first: bool) -> bool {
+        self.parser.ends_record(line, is_first)
+    }
 }
 
 /// Where to start in a file that is seen for the first time ever.

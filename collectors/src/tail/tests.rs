@@ -2,7 +2,7 @@ mod archives;
 mod hostile;
 mod rotation;
 
-use super::*;
+use super::{lines::LINE_BYTES_MAX, *};
 use crate::{Sink, StopSignal, outlet::store_cursors};
 use parking_lot::Mutex;
 use std::{
@@ -368,12 +368,12 @@ fn positions_tile_the_file() {
 fn a_line_beyond_the_limit_goes_as_parts_and_memory_stays_bounded() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
-    append(&log, &"x".repeat(5 * file::LINE_BYTES_MAX / 2));
+    append(&log, &"x".repeat(5 * LINE_BYTES_MAX / 2));
     append(&log, "\nnext\n");
     let running = start(dir.path(), "/a.log", Start::Beginning, Arc::default());
     let texts = running.until(4);
     let lengths: Vec<usize> = texts.iter().map(String::len).collect();
-    assert_eq!(lengths, [file::LINE_BYTES_MAX, file::LINE_BYTES_MAX, file::LINE_BYTES_MAX / 2, 4]);
+    assert_eq!(lengths, [LINE_BYTES_MAX, LINE_BYTES_MAX, LINE_BYTES_MAX / 2, 4]);
     running.stop();
 }
 

@@ -1,7 +1,8 @@
 //! Reads files in turns of limited size, as far as the queue has room.
 
 use super::{
-    CHUNK_BYTES, DeviceInode, Followed, LineParser, Read, Reading, State, TURN_BYTES, TURNS_MAX, TailContext, Tailer,
+    CHUNK_BYTES, DeviceInode, Followed, LineParser, Parsing, Read, Reading, State, TURN_BYTES, TURNS_MAX, TailContext,
+    Tailer,
 };
 use crate::{CollectError, room::Room};
 use std::time::Instant;
@@ -83,6 +84,9 @@ impl<P: LineParser> Tailer<P> {
     fn turn(&mut self, at: &TailContext<'_>, followed: &mut Followed) -> Result<Read, CollectError> {
         let failed = |err| CollectError::read(followed.source.name.clone().unwrap_or_default(), err);
         if followed.file.is_quiet().map_err(failed)? {
+            if P::JOINS && followed.file.waits_for_record(at.context.now(), P::JOIN_NS) {
+                return self.open_record(at, followed);
+            }
             return Ok(Read::Nothing);
         }
         let waited = followed.room.is_waiting();
@@ -102,7 +106,7 @@ impl<P: LineParser> Tailer<P> {
         loop {
             let (parser, chunks, block) = (&mut self.parser, &mut self.chunks, &mut self.block);
             chunks.begin(&followed.source, at.context.now());
-            let ended = followed.file.read(block, CHUNK_BYTES, |line| parser.parse(&line, chunks));
+            let ended = followed.file.read(block, CHUNK_BYTES, &mut Parsing { parser, chunks });
             let mut chunk = chunks.end();
             if ended.as_ref().is_ok_and(|ended| *ended != Reading::Truncated) && !followed.file.is_unpacked() {
                 followed.file.saw(fingerprint.0);
@@ -134,11 +138,25 @@ impl<P: LineParser> Tailer<P> {
         }
     }
 
+    /// Emits lines whose record did not end in time.
+    fn open_record(&mut self, at: &TailContext<'_>, followed: &mut Followed) -> Result<Read, CollectError> {
+        if !matches!(followed.room.check(at.outlet, &followed.source), Room::Free) {
+            return Ok(Read::Nothing);
+        }
+        let (parser, chunks) = (&mut self.parser, &mut self.chunks);
+        chunks.begin(&followed.source, at.context.now());
+        followed.file.take_open_record(&mut Parsing { parser, chunks });
+        let mut chunk = chunks.end();
+        chunk.cursor = Some(followed.cursor().encode());
+        at.outlet.emit(chunk)?;
+        Ok(Read::Grew)
+    }
+
     /// Emits a last line that will get no end.
     pub(super) fn rest(&mut self, at: &TailContext<'_>, followed: &mut Followed) -> Result<(), CollectError> {
         let (parser, chunks) = (&mut self.parser, &mut self.chunks);
         chunks.begin(&followed.source, at.context.now());
-        followed.file.take_rest(|line| parser.parse(&line, chunks));
+        followed.file.take_rest(&mut Parsing { parser, chunks });
         let chunk = chunks.end();
         if chunk.entries.is_empty() { Ok(()) } else { at.outlet.emit(chunk) }
     }

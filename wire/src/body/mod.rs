@@ -2,6 +2,7 @@
 
 mod address;
 mod artifact;
+mod container_log;
 mod crash;
 mod heartbeat;
 mod host;
@@ -16,6 +17,7 @@ mod unknown;
 
 pub use address::Address;
 pub use artifact::{Artifact, WholeFile};
+pub use container_log::{Container, ContainerLog, Stream};
 pub use crash::Crash;
 pub use heartbeat::{CollectorHealth, Heartbeat};
 pub use host::{CloudInstance, Cpu, Firmware, Hardware, Host, OperatingSystem};
@@ -150,5 +152,6 @@ bodies! {
     Heartbeat "heartbeat",
     Lifecycle "lifecycle",
     Artifact "artifact",
+    ContainerLog "container_log",
     Unknown "unknown",
 }

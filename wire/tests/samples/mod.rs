@@ -241,6 +241,26 @@ fn artifact() -> Artifact {
     }
 }
 
+fn container_log() -> ContainerLog {
+    ContainerLog {
+        message: b"GET / 200".to_vec(),
+        time: Some(T0),
+        stream: Some(Stream::Stdout),
+        part: Some(1),
+        unfinished: true,
+        attributes: some("{\"tag\":\"web\"}"),
+        container: Container {
+            id: Some("0".repeat(64)),
+            name: some("web"),
+            image: some("registry.example.net/web:1"),
+            namespace: some("shop"),
+            pod: some("web-0"),
+            pod_uid: some("6f1d0ef5-3c0e-4b1e-8d3f-1f2e3d4c5b6a"),
+            restarts: Some(2),
+        },
+    }
+}
+
 fn lifecycle(event: LifecycleEvent) -> Lifecycle {
     Lifecycle {
         event,
@@ -282,6 +302,7 @@ pub(crate) fn bodies() -> Vec<Body> {
     all.push(Journal::default().into());
     // What came after the golden batches stands at the end.
     all.push(artifact().into());
+    all.push(container_log().into());
     all
 }
 

@@ -11,7 +11,7 @@ fn plans(off: &[&str]) -> Vec<ConfiguredCollector> {
     let plan = |spec: &'static Spec| {
         let mut settings = toml::Table::new();
         if spec.class != CollectorClass::Artifact {
-            let enabled = !off.contains(&spec.id) && spec.id != "syslog_listener";
+            let enabled = !off.contains(&spec.id) && !["syslog_listener", "container_logs"].contains(&spec.id);
             settings.insert("enabled".to_owned(), enabled.into());
         }
         ConfiguredCollector { spec, settings: (spec.parse)(settings).expect("are settings") }

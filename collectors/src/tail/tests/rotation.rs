@@ -159,7 +159,7 @@ fn bytes_are_kept_as_they_are() {
     fs::write(dir.path().join("a.log"), content).expect("writes");
     let mut file = File::open(&found(&dir.path().join("a.log")), 0, 1).expect("opens");
     let mut found: Vec<Vec<u8>> = Vec::new();
-    file.read(&mut Vec::new(), 1 << 20, |line| found.push(line.bytes.to_vec())).expect("reads");
+    file.read(&mut Vec::new(), 1 << 20, &mut |line: Line<'_>| found.push(line.bytes.to_vec())).expect("reads");
     assert_eq!(found, lines);
 }
 
@@ -209,7 +209,7 @@ fn bytes_that_were_seen_and_destroyed_unread_are_counted() {
     let log = dir.path().join("a.log");
     append(&log, "read\n");
     let mut file = File::open(&found(&log), 0, 1).expect("opens");
-    file.read(&mut Vec::new(), 1 << 20, |_| ()).expect("reads");
+    file.read(&mut Vec::new(), 1 << 20, &mut |_: Line<'_>| ()).expect("reads");
     append(&log, "seen, not read\n");
     assert!(!file.was_truncated().expect("looks"));
     fs::write(&log, "").expect("truncates");
@@ -223,7 +223,7 @@ fn after_a_lost_queue_only_the_holes_are_read() {
     let log = dir.path().join("a.log");
     append(&log, "old\nl1\nl2\nl3\nl4\nl5\n");
     let mut file = File::open(&found(&log), 4, 1).expect("opens");
-    file.read(&mut Vec::new(), 1 << 20, |_| ()).expect("reads");
+    file.read(&mut Vec::new(), 1 << 20, &mut |_: Line<'_>| ()).expect("reads");
     let mut cursor = file.cursor(Path::new("/a.log"), 1);
     // Starts after "old"; l2 and l4 are stored.
     let read = |ranges: &[(u64, u64)], begun: bool, cursor: &mut Cursor| {
@@ -231,8 +231,10 @@ fn after_a_lost_queue_only_the_holes_are_read() {
         cursor.stored = Some(Arc::new(stored));
         let mut file = File::resume(&found(&log), cursor).expect("opens").expect("it is the same");
         let mut lines = Vec::new();
-        file.read(&mut Vec::new(), 1 << 20, |line| lines.push(String::from_utf8_lossy(line.bytes).into_owned()))
-            .expect("reads");
+        file.read(&mut Vec::new(), 1 << 20, &mut |line: Line<'_>| {
+            lines.push(String::from_utf8_lossy(line.bytes).into_owned())
+        })
+        .expect("reads");
         lines
     };
     assert_eq!(read(&[(7, 10), (13, 16)], false, &mut cursor), ["l1", "l3", "l5"]);
