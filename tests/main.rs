@@ -8,6 +8,7 @@ mod bad_input;
 mod capture;
 mod certificates;
 mod clones;
+mod container;
 mod doctor;
 mod geography;
 mod hostile;

@@ -44,6 +44,24 @@ fn build() -> Option<PathBuf> {
     Some(out)
 }
 
+/// The agent's image; absent where it cannot be built.
+pub(crate) fn image() -> Option<PathBuf> {
+    let tools = Command::new(root().join("packaging/tools")).arg("--path").output().expect("it runs");
+    let tools = String::from_utf8(tools.stdout).expect("text");
+    if !tools.trim().split(':').any(|dir| Path::new(dir).join("cargo-zigbuild").exists()) {
+        println!("skipped: cargo-zigbuild is not installed; packaging/tools installs it");
+        return None;
+    }
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
+    let done = Command::new(Path::new(VEDETTE).with_file_name("vedette-packaging"))
+        .args(["image", "--profile", "dev", "--package", "vedette", "--version", "0.1.0", "--out"])
+        .arg(&out)
+        .output()
+        .expect("cargo test --workspace has built it");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Some(out.join("vedette-0.1.0-x86_64.oci.tar"))
+}
+
 /// Copies the packages into the root file system of a host.
 pub(crate) fn copy_to(root: &Path) {
     let to = root.join("root/packages");

@@ -87,6 +87,15 @@ pub(crate) enum Command {
         #[arg(long, default_value = "5m")]
         stalled_after: vedette_collectors::settings::Interval,
     },
+    /// Create the directories of state and identity for a user, as root before the agent starts: for the init container of a pod,
+    /// whose directory on the node belongs to root.
+    CreateState {
+        #[command(flatten)]
+        config: ConfigArguments,
+        /// User and group id, as in 65532:65532.
+        #[arg(long, value_name = "UID:GID", value_parser = user_and_group)]
+        owner: (u32, u32),
+    },
     /// Inspect and repair the queue.
     #[command(subcommand)]
     Queue(QueueCommand),
@@ -113,6 +122,11 @@ pub(crate) enum Command {
         /// Page to print.
         page: Page,
     },
+}
+
+fn user_and_group(text: &str) -> Result<(u32, u32), String> {
+    let numbers = text.split_once(':').and_then(|(user, group)| user.parse().ok().zip(group.parse().ok()));
+    numbers.ok_or_else(|| "it is no UID:GID, as in 65532:65532".to_owned())
 }
 
 /// Formats of the status.

@@ -1,13 +1,15 @@
 //! Builds the packages: `cargo run -p vedette-packaging -- all`.
 //!
-//! `manifest.toml` is the only list of files. dpkg-deb(1), rpmbuild(8) and tar(1) make the formats; this program compiles,
-//! collects a tree, and writes what they need.
+//! `manifest.toml` is the only list of files. dpkg-deb(1), rpmbuild(8) and tar(1) make the formats of packages; this program
+//! compiles, collects a tree, writes what they need, and makes the container image.
 
 #![expect(clippy::print_stdout, reason = "the paths of the packages are its answer")]
 #![expect(clippy::disallowed_methods, reason = "what it writes can be made again")]
 
 mod compile;
+mod crates;
 mod deb;
+mod image;
 mod manifest;
 mod rpm;
 mod run;
@@ -16,7 +18,7 @@ mod tree;
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
-use manifest::{Manifest, Package};
+use manifest::{Form, Manifest, Package};
 use std::path::{Path, PathBuf};
 use tree::Tree;
 
@@ -48,6 +50,7 @@ enum Format {
     Deb,
     Rpm,
     Tar,
+    Image,
     All,
 }
 
@@ -76,6 +79,15 @@ impl Arch {
             Arch::Aarch64 => "arm64",
         }
     }
+}
+
+/// The C library of a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Libc {
+    /// glibc of the host.
+    Gnu,
+    /// musl, inside of the program.
+    Static,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,24 +128,36 @@ fn main() -> Result<()> {
         bail!("the manifest has no package named {}", arguments.packages.join(", "));
     }
     for package in packages {
-        let program = compile::program(package, &release, arguments.profile)?;
-        let scratch = release.out.join(format!(".{}-{}", package.name, release.arch.name()));
-        let tree = Tree::build(package, &release, &program, &scratch)?;
-        let wants = |format| arguments.format == format || arguments.format == Format::All;
-        let mut made = Vec::new();
-        if wants(Format::Deb) {
-            made.push(deb::build(package, &release, &tree)?);
-        }
-        if wants(Format::Rpm) {
-            made.push(rpm::build(package, &release, &tree)?);
-        }
-        if wants(Format::Tar) {
-            made.push(tarball::build(package, &release, &tree)?);
-        }
-        std::fs::remove_dir_all(&scratch)?;
-        for path in made {
+        for path in build(package, &release, arguments.format, arguments.profile)? {
             println!("{}\t{} bytes", path.display(), std::fs::metadata(&path)?.len());
         }
     }
     Ok(())
+}
+
+/// Builds a package in one format or all; the paths.
+fn build(package: &Package, release: &Release, format: Format, profile: Profile) -> Result<Vec<PathBuf>> {
+    let wants = |wanted: Format| format == wanted || format == Format::All;
+    let scratch = release.out.join(format!(".{}-{}", package.name, release.arch.name()));
+    let mut made = Vec::new();
+    if format != Format::Image {
+        let program = compile::program(package, release, profile, Libc::Gnu)?;
+        let tree = Tree::build(package, release, &program, (Form::Packages, &scratch))?;
+        if wants(Format::Deb) {
+            made.push(deb::build(package, release, &tree)?);
+        }
+        if wants(Format::Rpm) {
+            made.push(rpm::build(package, release, &tree)?);
+        }
+        if wants(Format::Tar) {
+            made.push(tarball::build(package, release, &tree)?);
+        }
+    }
+    if wants(Format::Image) {
+        let program = compile::program(package, release, profile, Libc::Static)?;
+        let tree = Tree::build(package, release, &program, (Form::Image, &scratch))?;
+        made.push(image::build(package, release, &tree)?);
+    }
+    std::fs::remove_dir_all(&scratch)?;
+    Ok(made)
 }

@@ -33,6 +33,8 @@ pub(crate) struct Package {
     pub(crate) formats: Vec<StoredFormat>,
     /// Directories that purge deletes.
     pub(crate) state: Vec<String>,
+    /// Its container image.
+    pub(crate) image: Image,
     pub(crate) files: Vec<File>,
 }
 
@@ -42,6 +44,44 @@ pub(crate) struct Package {
 pub(crate) struct StoredFormat {
     pub(crate) path: String,
     pub(crate) newest: u64,
+}
+
+/// What an image has besides its files.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Image {
+    /// User and group id of its process.
+    pub(crate) user: u32,
+    /// Directories that belong to that user.
+    pub(crate) directories: Vec<String>,
+    /// Capabilities of the program's file (capabilities(7)), permitted; the program makes them effective.
+    #[serde(default)]
+    pub(crate) capabilities: Vec<Capability>,
+    /// Arguments of the program.
+    pub(crate) arguments: Vec<String>,
+    /// Variables of the environment.
+    pub(crate) environment: Vec<String>,
+}
+
+/// A capability (linux/capability.h).
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(crate) enum Capability {
+    CapDacReadSearch = 2,
+    CapSysPtrace = 19,
+}
+
+/// Where a file is installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Form {
+    /// In deb, rpm and tar.
+    #[default]
+    Packages,
+    /// In the image.
+    Image,
+    /// In all of them.
+    All,
 }
 
 /// A file of a package, or several with a wildcard in `source`.
@@ -59,6 +99,8 @@ pub(crate) struct File {
     pub(crate) conffile: bool,
     #[serde(default)]
     pub(crate) gzip: bool,
+    #[serde(default, rename = "in")]
+    pub(crate) form: Form,
 }
 
 fn default_mode() -> String {

@@ -1,7 +1,12 @@
 //! The tree of a package: its files as they are installed.
 
-use crate::{Release, manifest::Package, run};
+use crate::{
+    Release, crates,
+    manifest::{Form, Package},
+    run,
+};
 use anyhow::{Context, Result, bail};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
@@ -33,15 +38,24 @@ impl Tree {
     ///
     /// # Errors
     /// A file of the manifest does not exist; the program does not run.
-    pub(crate) fn build(package: &Package, release: &Release, program: &Path, scratch: &Path) -> Result<Self> {
+    pub(crate) fn build(
+        package: &Package,
+        release: &Release,
+        program: &Path,
+        (form, scratch): (Form, &Path),
+    ) -> Result<Self> {
         if scratch.exists() {
             fs::remove_dir_all(scratch)?;
         }
         let (root, made) = (scratch.join("tree"), scratch.join("made"));
         fs::create_dir_all(&root)?;
-        make(package, release, program, &made)?;
+        fs::create_dir_all(&made)?;
+        if form == Form::Packages {
+            print_documents(release, program, &made)?;
+        }
+        list_crates(package, release, &made)?;
         let mut tree = Self { root, files: Vec::new(), scratch: scratch.to_owned() };
-        for file in &package.files {
+        for file in package.files.iter().filter(|file| file.form == form || file.form == Form::All) {
             let sources = match file.source.split_once(':') {
                 Some(("bin", _)) => vec![program.to_owned()],
                 Some(("made", name)) => matching(&made, name)?,
@@ -54,7 +68,10 @@ impl Tree {
                 tree.install(&source, path, (mode, file.conffile, file.gzip))?;
             }
         }
-        tree.add_documents(package, release)?;
+        tree.add_copyright(package, release)?;
+        if form == Form::Packages {
+            tree.add_changelog(package, release)?;
+        }
         tree.files.sort_by(|one, other| one.path.cmp(&other.path));
         if let Some(twice) = tree.files.windows(2).find(|pair| pair[0].path == pair[1].path) {
             bail!("{} is in package {} twice", twice[0].path, package.name);
@@ -84,8 +101,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Copyright and changelog, as Debian policy 12.5 and 12.7 ask for.
-    fn add_documents(&mut self, package: &Package, release: &Release) -> Result<()> {
+    /// Copyright, as Debian policy 12.5 asks for.
+    fn add_copyright(&mut self, package: &Package, release: &Release) -> Result<()> {
         let dir = format!("/usr/share/doc/{}", package.name);
         let mit = fs::read_to_string(release.root.join("LICENSE-MIT"))?;
         let indented =
@@ -97,7 +114,12 @@ impl Tree {
              /usr/share/common-licenses/Apache-2.0.\n",
             indented.collect::<Vec<_>>().join("\n")
         );
-        self.put(format!("{dir}/copyright"), copyright.into_bytes(), (0o644, false, false))?;
+        self.put(format!("{dir}/copyright"), copyright.into_bytes(), (0o644, false, false))
+    }
+
+    /// Changelog, as Debian policy 12.7 asks for.
+    fn add_changelog(&mut self, package: &Package, release: &Release) -> Result<()> {
+        let dir = format!("/usr/share/doc/{}", package.name);
         let date = run::output("date", ["-u", "-R", "-d", &format!("@{}", release.epoch)])?;
         let changelog = format!(
             "{} ({}) unstable; urgency=medium\n\n  * Release {}.\n\n -- The Vedette project <packages@vedette.example>  {}",
@@ -131,8 +153,27 @@ fn matching(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
     Ok(out)
 }
 
-/// Lets the program print its man pages and completions, and writes its SBOM.
-fn make(package: &Package, release: &Release, program: &Path, made: &Path) -> Result<()> {
+/// Writes the SBOM, the licences, and Mozilla's root certificates for where there is no system that has them.
+fn list_crates(package: &Package, release: &Release, made: &Path) -> Result<()> {
+    fs::write(made.join("ca-certificates.crt"), root_certificates())?;
+    let crates = crates::crates(package, release)?;
+    fs::write(made.join("sbom.cdx.json"), crates::bill_of_materials(package, release, &crates)?)?;
+    fs::write(made.join("licences"), crates::licences(&crates)?)?;
+    Ok(())
+}
+
+/// PEM (RFC 7468).
+fn root_certificates() -> String {
+    let pem = |certificate: &[u8]| {
+        let text = BASE64_STANDARD.encode(certificate);
+        let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    };
+    webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|certificate| pem(certificate)).collect()
+}
+
+/// Lets the program print its man pages and completions.
+fn print_documents(release: &Release, program: &Path, made: &Path) -> Result<()> {
     for dir in ["man", "completions"] {
         fs::create_dir_all(made.join(dir))?;
     }
@@ -151,8 +192,6 @@ fn make(package: &Package, release: &Release, program: &Path, made: &Path) -> Re
         let script = run::run(command().args(["completions", shell]))?;
         fs::write(made.join("completions").join(shell), script)?;
     }
-    let bill = crate::compile::bill_of_materials(package, release)?;
-    fs::write(made.join("sbom.cdx.json"), bill)?;
     Ok(())
 }
 

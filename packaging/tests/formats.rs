@@ -36,10 +36,26 @@ fn packages() -> Option<&'static Path> {
 }
 
 fn build(out: PathBuf) -> PathBuf {
-    run(Command::new(env!("CARGO_BIN_EXE_vedette-packaging"))
-        .args(["all", "--profile", "dev", "--package", "vedette", "--out"])
-        .arg(&out));
+    for format in ["deb", "rpm", "tar"] {
+        run(Command::new(env!("CARGO_BIN_EXE_vedette-packaging"))
+            .args([format, "--profile", "dev", "--package", "vedette", "--out"])
+            .arg(&out));
+    }
     out
+}
+
+/// The image of the agent; absent where the tools are not installed.
+fn image(name: &str) -> Option<PathBuf> {
+    let tools = run(Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools")).arg("--path"));
+    if !tools.trim().split(':').any(|dir| Path::new(dir).join("cargo-zigbuild").exists()) {
+        println!("skipped: cargo-zigbuild is not installed; packaging/tools installs it");
+        return None;
+    }
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    run(Command::new(env!("CARGO_BIN_EXE_vedette-packaging"))
+        .args(["image", "--profile", "dev", "--package", "vedette", "--out"])
+        .arg(&out));
+    Some(file(&out, ".oci.tar"))
 }
 
 fn file(dir: &Path, extension: &str) -> PathBuf {
@@ -139,4 +155,61 @@ fn the_sbom_lists_what_the_program_is_built_of() {
         assert!(names.contains(&needed), "{needed}");
     }
     assert!(!names.contains(&"proptest") && !names.contains(&"datafusion"), "of tests, of another program");
+}
+
+/// Read by the tools of containers: skopeo parses and copies the image, umoci unpacks its layer.
+#[test]
+fn the_image_has_the_program_certificates_and_licences_and_a_user_with_few_rights() {
+    let Some(image) = image("image") else { return };
+    if !is_installed("skopeo") || !is_installed("umoci") || !is_installed("getcap") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temp dir");
+    let layout = dir.path().join("layout");
+    let (from, to) = (format!("oci-archive:{}", image.display()), format!("oci:{}:image", layout.display()));
+    run(Command::new("skopeo").args(["--insecure-policy", "copy", &from, &to]));
+    let config = run(Command::new("skopeo").args(["--insecure-policy", "inspect", "--config", &from]));
+    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    assert_eq!(config["config"]["User"], "65532:65532");
+    assert_eq!(config["config"]["Entrypoint"], serde_json::json!(["/usr/bin/vedette"]));
+    if !is_root() {
+        println!("skipped: unpacking owners and capabilities needs root");
+        return;
+    }
+    let bundle = dir.path().join("bundle");
+    run(Command::new("umoci").args(["unpack", "--image"]).arg(format!("{}:image", layout.display())).arg(&bundle));
+    let root = bundle.join("rootfs");
+    let listed = run(Command::new("find").arg(&root).args(["-type", "f", "-printf", "%m %U:%G /%P\\n"]));
+    let mut listed: Vec<&str> = listed.lines().collect();
+    listed.sort_unstable();
+    assert_eq!(
+        listed,
+        [
+            "644 0:0 /etc/ssl/certs/ca-certificates.crt",
+            "644 0:0 /etc/vedette/vedette.toml",
+            "644 0:0 /usr/share/doc/vedette/copyright",
+            "644 0:0 /usr/share/doc/vedette/licences.gz",
+            "644 0:0 /usr/share/doc/vedette/sbom.cdx.json",
+            "755 0:0 /usr/bin/vedette",
+        ]
+    );
+    let owned = run(Command::new("find").arg(&root).args(["-uid", "65532", "-printf", "%m /%P\\n"]));
+    let mut owned: Vec<&str> = owned.lines().collect();
+    owned.sort_unstable();
+    assert_eq!(owned, ["700 /etc/vedette/bootstrap", "700 /run/vedette", "700 /var/lib/vedette"]);
+    let capabilities = run(Command::new("getcap").arg(root.join("usr/bin/vedette")));
+    assert!(capabilities.trim().ends_with("cap_dac_read_search,cap_sys_ptrace=p"), "{capabilities}");
+    // Nothing but the image: no library, no shell.
+    let version = run(Command::new("chroot").arg(&root).args(["/usr/bin/vedette", "version"]));
+    assert!(version.starts_with("vedette "), "{version}");
+    let certificates = std::fs::read_to_string(root.join("etc/ssl/certs/ca-certificates.crt")).expect("reads");
+    assert!(certificates.matches("BEGIN CERTIFICATE").count() > 100);
+    let licences = run(Command::new("gzip").args(["-dc"]).arg(root.join("usr/share/doc/vedette/licences.gz")));
+    assert!(["tokio ", "rustls ", "redb "].iter().all(|name| licences.contains(name)), "licences of the crates");
+    let again = self::image("image-again").expect("it was built");
+    assert!(std::fs::read(image).expect("reads") == std::fs::read(again).expect("reads"), "two builds differ");
+}
+
+fn is_root() -> bool {
+    run(Command::new("id").arg("-u")).trim() == "0"
 }

@@ -18,6 +18,7 @@ use crate::{
         policy::{PolicyStore, decide},
     },
 };
+use anyhow::Context;
 use clap::CommandFactory;
 use std::{
     io::{self, Write},
@@ -51,6 +52,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Exit> {
             status::status(&load(config)?, if json { StatusFormat::Json } else { format })
         }
         Command::Health { config, stalled_after } => health::health(&load(config)?, stalled_after.0),
+        Command::CreateState { config, owner } => {
+            let config = load(config)?;
+            for dir in [&config.identity_dir, &config.state_dir] {
+                platform::create_dir_for(dir, owner)
+                    .with_context(|| format!("{} cannot be created for user {}", dir.display(), owner.0))?;
+            }
+            Ok(())
+        }
         Command::Queue(mut command) => {
             let config = load(command.config().clone())?;
             log::start(&config);

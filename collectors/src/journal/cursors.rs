@@ -57,6 +57,11 @@ impl Sequence {
         self.stored.as_ref().is_some_and(|stored| stored.has(seqnum))
     }
 
+    /// Whether its files are in a directory.
+    pub(super) fn is_in(&self, directory: &Directory) -> bool {
+        self.directory.as_ref() == Some(directory)
+    }
+
     /// A cursor as it is stored.
     pub(super) fn encode(&self, cursor: &Cursor) -> Vec<u8> {
         let text = cursor.to_string();

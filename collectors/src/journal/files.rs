@@ -236,6 +236,17 @@ impl Files {
         });
     }
 
+    /// Whether an entry of a directory with a number between two others may be in a file: one that is open and not read to its end, or
+    /// one that cannot be read.
+    pub(super) fn may_hold(&mut self, directory: &Directory, from: u64, to: u64) -> bool {
+        let holds = |file: &mut JournalFile<File>| {
+            file.peek().is_some_and(|head| head.seqnum < to) && file.header().tail_seqnum > from
+        };
+        let is_open = self.reader.files().any(|(key, file)| key.directory == *directory && holds(file));
+        let refused = self.refused.keys().chain(self.unreadable.keys());
+        is_open || refused.filter_map(|path| self::directory(path)).any(|of| of == *directory)
+    }
+
     /// Numbers of entries that were given up since the last call, by sequence.
     pub(super) fn take_lost(&mut self) -> Vec<(Id, u64)> {
         std::mem::take(&mut self.lost)

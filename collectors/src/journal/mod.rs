@@ -1,11 +1,13 @@
 //! `journal`: the systemd journal, read from its files (docs/adr/0007-native-journal.md).
 //!
-//! The position of an entry is its sequence number. Its cursor becomes durable together with it; after a restart each
-//! sequence continues behind its own.
+//! The position of an entry is its sequence number, with those since the entry before it: journald counts through several sequences.
+//! What rotation deleted unread shows as a jump of the numbers in a directory ([`numbers`]). The cursor of an entry becomes durable
+//! together with it; after a restart each sequence continues behind its own.
 
 mod cursors;
 mod entry;
 mod files;
+mod numbers;
 
 use crate::{
     BuildError, CollectError, CollectorClass, CollectorContext, Outlet, Permission, Right,
@@ -15,6 +17,7 @@ use crate::{
 };
 use cursors::{BEGIN, Begin, Cursors, Directory, source};
 use files::{DIRECTORIES, Files, OpenFile};
+use numbers::Numbers;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -91,6 +94,7 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
     let root = context.host().map_err(|err| CollectError::read("the host's root", err))?;
     let mut cursors = Cursors::of(context);
     let mut newest: BTreeMap<Id, Cursor> = BTreeMap::new();
+    let mut skipped: BTreeMap<Id, u64> = BTreeMap::new();
     let (named, unlisted) = files::list(&root);
     for named in named {
         let Ok(mut file) = root.read(&named.path).map_err(drop).and_then(|file| JournalFile::open(file).map_err(drop))
@@ -103,6 +107,8 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
         if cursor.seqnum < last.cursor().seqnum {
             *cursor = last.cursor();
         }
+        cursors.seek(&mut file, Begin::New);
+        *skipped.entry(last.seqnum_id).or_default() += file.remaining();
     }
     if let (true, Some((path, err))) = (newest.is_empty(), unlisted.into_iter().next()) {
         return Err(CollectError::read(path.display().to_string(), err));
@@ -123,7 +129,7 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
             && newest > last
         {
             let positions = Some(Position(last + 1, newest + 1));
-            chunk.dropped.push(Dropped { reason: Reason::Policy, count: newest - last, positions });
+            chunk.dropped.push(Dropped { reason: Reason::Policy, count: skipped[&id], positions });
         }
         chunk.cursor = Some(sequence.encode(&cursor));
         outlet.emit(chunk)?;
@@ -168,6 +174,7 @@ struct Reading<'a> {
     reported: Option<String>,
     /// The files that were there at the start are open.
     is_started: bool,
+    numbers: Numbers,
     /// Boot, monotonic time and hash of the last entry of the volatile journal, by directory.
     volatile: BTreeMap<Directory, (Id, u64, u64)>,
 }
@@ -183,6 +190,7 @@ impl<'a> Reading<'a> {
             waits: BTreeMap::new(),
             reported: None,
             is_started: false,
+            numbers: Numbers::default(),
             volatile: BTreeMap::new(),
         }
     }
@@ -261,22 +269,29 @@ impl<'a> Reading<'a> {
     /// Adds an entry to the last chunk, or to another one for another sequence; of a copy only the cursor. The size of its fields.
     fn add(&mut self, chunks: &mut Vec<Chunk>, entry: &Entry, is_copy: bool) -> usize {
         let (id, seqnum) = (entry.head.seqnum_id, entry.head.seqnum);
+        let rotated_away = self.numbers.jump(&entry.head, &mut self.files, &self.cursors);
         let source = Arc::clone(&self.cursors.sequence(id).source);
         if chunks.last().is_none_or(|chunk| !Arc::ptr_eq(&chunk.source, &source)) {
             let forget = self.cursors.replaced_by(id, &self.present);
             chunks.push(Chunk { forget, ..Chunk::new(source) });
         }
         let chunk = chunks.last_mut().expect("pushed above");
+        if rotated_away > 0 {
+            chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: rotated_away, positions: None });
+        }
+        // The numbers in between are of other sequences, or in no file.
+        let before = self.cursors.sequence(id).last.and_then(|last| last.seqnum).filter(|(of, _)| *of == id);
+        let from = before.map_or(seqnum, |(_, before)| seqnum.min(before + 1));
         chunk.cursor = Some(self.cursors.advance(id, entry.cursor()));
         if !is_copy && !self.cursors.sequence(id).has(seqnum) {
-            chunk.push(self.context.now(), Position(seqnum, seqnum + 1), &Body::from(entry::body(entry)));
+            chunk.push(self.context.now(), Position(from, seqnum + 1), &Body::from(entry::body(entry)));
         }
         entry.fields.iter().map(|field| field.name().len() + field.value().len()).sum::<usize>() + 64
     }
 
     /// Counts entries that cannot be read, or are given up. Their numbers are unknown.
     fn add_damage(&mut self, chunks: &mut Vec<Chunk>) {
-        for (id, damage) in self.files.take_damage() {
+        for (id, damage) in self.numbers.take_damage(&mut self.files) {
             if damage.entries > 0 {
                 let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
                 chunk.dropped.push(Dropped { reason: Reason::Unparseable, count: damage.entries, positions: None });
@@ -284,6 +299,7 @@ impl<'a> Reading<'a> {
             }
         }
         for (id, count) in self.files.take_lost() {
+            self.numbers.forget();
             let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
             chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count, positions: None });
             chunks.push(chunk);

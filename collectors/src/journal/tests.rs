@@ -16,17 +16,17 @@ use vedette_wire::{Source, Stored, body::Journal as Record};
 use writer::{Codec, Layout, Written, write};
 
 const LAYOUT: Layout = Layout { is_compact: true, codec: Codec::Zstd, first_array: 4 };
-const MACHINE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+pub(super) const MACHINE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const OTHER: &str = "cccccccccccccccccccccccccccccccc";
 /// The sequence that the writer writes.
 const SEQUENCE: &str = "journal:5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e";
 
 /// Stores emitted records, and cursors as the queue does.
 #[derive(Default)]
-struct MemorySink {
-    records: Mutex<Vec<(String, Position, Record)>>,
+pub(super) struct MemorySink {
+    pub(super) records: Mutex<Vec<(String, Position, Record)>>,
     cursors: Mutex<BTreeMap<String, Vec<u8>>>,
-    dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
+    pub(super) dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
     problems: Mutex<Vec<String>>,
     /// Id of a source without room.
     full: Mutex<Option<String>>,
@@ -54,27 +54,32 @@ impl Sink for MemorySink {
 }
 
 /// A host with journals, and an agent whose queue holds what was emitted.
-struct Host {
+pub(super) struct Host {
     dir: tempfile::TempDir,
-    sink: Arc<MemorySink>,
+    pub(super) sink: Arc<MemorySink>,
     start: crate::tail::Start,
     stored: Vec<Stored>,
 }
 
 impl Host {
-    fn new(start: crate::tail::Start) -> Self {
+    pub(super) fn new(start: crate::tail::Start) -> Self {
         let dir = tempfile::tempdir().expect("temp dir");
         fs::create_dir_all(dir.path().join("etc")).expect("creates");
         fs::write(dir.path().join("etc/machine-id"), format!("{MACHINE}\n")).expect("writes");
         Self { dir, sink: Arc::default(), start, stored: Vec::new() }
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub(super) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
 
     /// Writes a file of the persistent journal, in place as journald does; `change` is made to it.
-    fn put(&self, path: &str, numbers: impl IntoIterator<Item = u64>, change: impl FnOnce(&mut writer::Journal)) {
+    pub(super) fn put(
+        &self,
+        path: &str,
+        numbers: impl IntoIterator<Item = u64>,
+        change: impl FnOnce(&mut writer::Journal),
+    ) {
         let entries = numbers.into_iter().map(|seqnum| Written {
             seqnum,
             at: seqnum,
@@ -96,7 +101,7 @@ impl Host {
     }
 
     /// Runs an agent; `between` is called after each pass but the last.
-    fn run(&self, between: &[&dyn Fn()]) {
+    pub(super) fn run(&self, between: &[&dyn Fn()]) {
         let (context, outlet) = (self.context(), self.outlet());
         let root = context.host().expect("a root");
         let mut reading = Reading::new(&context, &outlet);
@@ -114,12 +119,12 @@ impl Host {
         Outlet::new(Arc::clone(&self.sink) as Arc<dyn Sink>, StopSignal::default())
     }
 
-    /// Numbers of the emitted entries, which are their positions too.
-    fn numbers(&self) -> Vec<u64> {
+    /// Numbers of the emitted entries, at which their positions end.
+    pub(super) fn numbers(&self) -> Vec<u64> {
         let records = self.sink.records.lock();
         let number = |(_, position, record): &(String, Position, Record)| {
-            assert_eq!(record.message, format!("message {}", position.0));
-            position.0
+            assert_eq!(record.message, format!("message {}", position.1 - 1));
+            position.1 - 1
         };
         records.iter().map(number).collect()
     }
@@ -129,11 +134,11 @@ impl Host {
     }
 }
 
-fn system(machine: &str) -> String {
+pub(super) fn system(machine: &str) -> String {
     format!("var/log/journal/{machine}/system.journal")
 }
 
-fn is(journal: &mut writer::Journal, sequence: u8) {
+pub(super) fn is(journal: &mut writer::Journal, sequence: u8) {
     journal.bytes[72..88].copy_from_slice(&[sequence; 16]);
 }
 
@@ -295,12 +300,12 @@ fn deleted_files_that_are_not_read_are_given_up_and_counted() {
     let names: Vec<String> =
         (1..=7_u64).map(|number| format!("var/log/journal/{MACHINE}/system@{number}.journal")).collect();
     for (number, name) in (1..).zip(&names) {
-        host.put(name, number * 10..=number * 10 + 1, |journal| journal.bytes[16] = 2);
+        host.put(name, number * 2..=number * 2 + 1, |journal| journal.bytes[16] = 2);
     }
     host.run(&[&|| names.iter().for_each(|name| fs::remove_file(host.path(name)).expect("removes")), &|| {
         *host.sink.full.lock() = None
     }]);
-    assert_eq!(host.numbers(), [40, 41, 50, 51, 60, 61, 70, 71], "the four newest are held");
+    assert_eq!(host.numbers(), [8, 9, 10, 11, 12, 13, 14, 15], "the four newest are held");
     assert_eq!(*host.sink.dropped.lock(), [(Reason::RotatedAway, 2, None); 3]);
 }
 

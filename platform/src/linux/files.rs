@@ -57,6 +57,20 @@ pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Creates a directory and gives it to a user and a group. A link in its place is refused.
+///
+/// # Errors
+/// Those of mkdir(2), open(2) and fchown(2): only root may give files away.
+pub fn create_dir_for(dir: &Path, (user, group): (u32, u32)) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
+    create_private_dir(dir)?;
+    // Without CAP_DAC_OVERRIDE, root may not open for reading what belongs to the user already.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = rustix::fs::openat(CWD, dir, flags, Mode::empty())?;
+    let (user, group) = (Some(Uid::from_raw(user)), Some(Gid::from_raw(group)));
+    Ok(rustix::fs::chownat(handle, "", user, group, AtFlags::EMPTY_PATH)?)
+}
+
 /// Writes a file of this user only, atomically: to a temporary file, fsync, rename, fsync of the directory.
 ///
 /// # Errors

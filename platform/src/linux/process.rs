@@ -10,7 +10,21 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpabl
 pub fn harden() {
     rustix::process::umask(rustix::fs::Mode::from(0o077));
     set_dumpable_behavior(DumpableBehavior::NotDumpable).expect("a process may say so of itself");
+    raise_capabilities();
     share_heaps();
+}
+
+/// Makes the permitted capabilities effective (capabilities(7)). Those of a file in an image are only permitted, since execve(2)
+/// would refuse a file with effective ones where a container withholds one of them.
+///
+/// # Panics
+/// The kernel refuses, which it never does: they are permitted.
+fn raise_capabilities() {
+    let mut sets = rustix::thread::capabilities(None).expect("a process may read its own");
+    if sets.effective != sets.permitted {
+        sets.effective = sets.permitted;
+        rustix::thread::set_capabilities(None, sets).expect("permitted capabilities may become effective");
+    }
 }
 
 /// Limits malloc to two arenas (mallopt(3), `M_ARENA_MAX`). One thread allocates a batch and another frees it; with glibc's

@@ -76,6 +76,14 @@ pub fn foreign_owner(_: &Path) -> Option<String> {
     None
 }
 
+/// Unsupported: users have no numbers.
+///
+/// # Errors
+/// Always `Unsupported`.
+pub fn create_dir_for(_: &Path, _: (u32, u32)) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "users have no numbers on Windows"))
+}
+
 /// Creates a directory for this user, administrators and the system only; leaves an existing one as it is.
 ///
 /// # Errors

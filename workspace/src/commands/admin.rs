@@ -33,6 +33,11 @@ pub(super) fn primary_of(with: String, ca: Option<PathBuf>, token: Option<PathBu
     }
 }
 
+/// Whether a directory holds a workspace.
+pub(super) fn holds_workspace(dir: &Path) -> bool {
+    dir.join("ca.pem").exists()
+}
+
 pub(super) async fn init(
     dir: &Path,
     geo: WorkspaceGeo,
@@ -44,7 +49,7 @@ pub(super) async fn init(
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("cannot make {}", dir.display()))?;
-    if dir.join("ca.pem").exists() {
+    if holds_workspace(dir) {
         bail!("{} holds a workspace already; choose another directory", dir.display());
     }
     if names.is_empty() {

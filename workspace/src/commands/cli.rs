@@ -36,6 +36,9 @@ pub(crate) enum Command {
         /// Names and addresses in the server's certificate [default: host name, localhost, 127.0.0.1, ::1].
         #[arg(long = "name")]
         names: Vec<String>,
+        /// Do nothing if the directory holds a workspace already.
+        #[arg(long)]
+        if_missing: bool,
         /// Create the secondary of a pair: directory or https URL of the primary, with which it shares CA, policy key,
         /// organizations, agents and revocations.
         #[arg(long, value_name = "DIR|URL")]
@@ -46,6 +49,12 @@ pub(crate) enum Command {
         /// With a URL: file with the token that `token pair` printed at the primary.
         #[arg(long, value_name = "FILE", requires = "pair_with")]
         pair_token_file: Option<PathBuf>,
+    },
+    /// Print the CA certificate (ca.pem), which agents need to enroll.
+    Ca {
+        /// Directory of the workspace.
+        #[arg(long)]
+        dir: PathBuf,
     },
     /// Make a secondary workspace stand alone after its primary is gone for good: organizations, policies and tokens are then
     /// changed here.

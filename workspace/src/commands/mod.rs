@@ -15,7 +15,7 @@ mod query;
 mod serve;
 
 use crate::ingest::IngestSettings;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::CommandFactory;
 use cli::{AgentCommand, ArtifactCommand, Command, Org, Policy, Token};
 use std::io::{self, Write};
@@ -23,9 +23,14 @@ use std::io::{self, Write};
 /// Runs a command.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::Init { dir, geo, names, pair_with, pair_ca, pair_token_file } => {
+        Command::Init { dir, if_missing: true, .. } if admin::holds_workspace(&dir) => Ok(()),
+        Command::Init { dir, geo, names, if_missing: _, pair_with, pair_ca, pair_token_file } => {
             let first = pair_with.map(|with| admin::primary_of(with, pair_ca, pair_token_file)).transpose()?;
             admin::init(&dir, geo, names, first).await
+        }
+        Command::Ca { dir } => {
+            let path = dir.join("ca.pem");
+            print(&std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?)
         }
         Command::Certificate { dir, names } => admin::renew_certificate(&dir, &names).await,
         Command::Serve {
