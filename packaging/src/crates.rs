@@ -1,7 +1,7 @@
 //! The crates that a program is built of: their list as an SBOM, and their licences.
 
 use crate::{Libc, Release, compile::triple, manifest::Package, run};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,31 +31,32 @@ fn text(value: &Value) -> String {
 ///
 /// # Errors
 /// cargo cannot list them.
-pub(crate) fn crates(package: &Package, release: &Release) -> Result<Vec<Value>> {
+pub(crate) fn crates(package: &Package, release: &Release, libc: Libc) -> Result<Vec<Value>> {
     let metadata = metadata(release)?;
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let mut packages: BTreeMap<String, Value> =
-        list(&metadata["packages"]).into_iter().map(|package| (text(&package["id"]), package)).collect();
-    let edges: BTreeMap<String, Vec<String>> = list(&metadata["resolve"]["nodes"])
-        .iter()
-        .map(|node| {
-            let is_normal =
-                |dependency: &Value| list(&dependency["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
-            let dependencies =
-                list(&node["deps"]).into_iter().filter(is_normal).map(|dependency| text(&dependency["pkg"]));
-            (text(&node["id"]), dependencies.collect())
+    // What is built with the features of this program, rather than with those of the whole repository.
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(&release.root).args(["tree", "--locked", "--edges=normal", "--prefix=none", "--format={p}"]);
+    let tree = run::run(cargo.args(["--package", &package.cargo, "--target", triple(release.arch, libc)]))?;
+    let built: BTreeSet<(&str, &str)> = tree
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?, words.next()?.trim_start_matches('v')))
         })
         .collect();
-    let root = packages.iter().find(|(_, found)| found["name"] == package.cargo.as_str()).map(|(id, _)| id.clone());
-    let root = root.with_context(|| format!("the workspace has no package {}", package.cargo))?;
-    let (mut seen, mut next) = (BTreeSet::new(), vec![root.clone()]);
-    while let Some(id) = next.pop() {
-        if seen.insert(id.clone()) {
-            next.extend(edges.get(&id).cloned().unwrap_or_default());
-        }
+    let (own, others): (Vec<Value>, Vec<Value>) = metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|found| {
+            built.contains(&(found["name"].as_str().unwrap_or(""), found["version"].as_str().unwrap_or("")))
+        })
+        .cloned()
+        .partition(|found| found["name"] == package.cargo.as_str());
+    if own.is_empty() {
+        bail!("the workspace has no package {}", package.cargo);
     }
-    seen.remove(&root);
-    Ok(std::iter::once(root).chain(seen).filter_map(|id| packages.remove(&id)).collect())
+    Ok([own, others].concat())
 }
 
 /// CycloneDX 1.5.

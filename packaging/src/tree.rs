@@ -1,14 +1,16 @@
 //! The tree of a package: its files as they are installed.
 
 use crate::{
-    Release, crates,
+    Libc, Release, crates,
     manifest::{Form, Package},
     run,
 };
 use anyhow::{Context, Result, bail};
 use base64::prelude::{BASE64_STANDARD, Engine};
+use flate2::{Compression, write::GzEncoder};
 use std::{
     fs,
+    io::Write,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -53,7 +55,7 @@ impl Tree {
         if form == Form::Packages {
             print_documents(release, program, &made)?;
         }
-        list_crates(package, release, &made)?;
+        list_crates(package, release, form, &made)?;
         let mut tree = Self { root, files: Vec::new(), scratch: scratch.to_owned() };
         for file in package.files.iter().filter(|file| file.form == form || file.form == Form::All) {
             let sources = match file.source.split_once(':') {
@@ -86,17 +88,11 @@ impl Tree {
     }
 
     fn put(&mut self, path: String, bytes: Vec<u8>, (mode, conffile, gzip): (u32, bool, bool)) -> Result<()> {
+        let (path, bytes) = if gzip { (format!("{path}.gz"), packed(&bytes)?) } else { (path, bytes) };
         let to = self.root.join(path.trim_start_matches('/'));
         fs::create_dir_all(to.parent().expect("below the root"))?;
         fs::write(&to, bytes)?;
         fs::set_permissions(&to, fs::Permissions::from_mode(mode))?;
-        let path = if gzip {
-            // Without name and time, so that the same text gives the same bytes.
-            run::run(Command::new("gzip").arg("-9n").arg(&to))?;
-            format!("{path}.gz")
-        } else {
-            path
-        };
         self.files.push(Installed { path, mode, conffile });
         Ok(())
     }
@@ -142,6 +138,13 @@ impl Tree {
     }
 }
 
+/// gzip without name and time, so that the same text gives the same bytes.
+fn packed(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+    gzip.write_all(bytes)?;
+    Ok(gzip.finish()?)
+}
+
 /// Files of a directory that a name with at most one `*` at its end selects.
 fn matching(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
     let Some(prefix) = name.strip_suffix("/*") else { return Ok(vec![dir.join(name)]) };
@@ -154,9 +157,9 @@ fn matching(dir: &Path, name: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// Writes the SBOM, the licences, and Mozilla's root certificates for where there is no system that has them.
-fn list_crates(package: &Package, release: &Release, made: &Path) -> Result<()> {
+fn list_crates(package: &Package, release: &Release, form: Form, made: &Path) -> Result<()> {
     fs::write(made.join("ca-certificates.crt"), root_certificates())?;
-    let crates = crates::crates(package, release)?;
+    let crates = crates::crates(package, release, if form == Form::Image { Libc::Static } else { Libc::Gnu })?;
     fs::write(made.join("sbom.cdx.json"), crates::bill_of_materials(package, release, &crates)?)?;
     fs::write(made.join("licences"), crates::licences(&crates)?)?;
     Ok(())

@@ -139,7 +139,9 @@ fn scripts_are_clean() {
     for script in ["preinst", "postinst", "prerm", "postrm"] {
         run(Command::new("shellcheck").arg(control.join(script)));
     }
-    run(Command::new("shellcheck").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools")));
+    for script in ["tools", "release", "kubernetes/render"] {
+        run(Command::new("shellcheck").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script)));
+    }
 }
 
 #[test]

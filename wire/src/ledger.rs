@@ -86,7 +86,9 @@ impl Ledger {
 
     /// Counts dropped records; the caller counts them as emitted too.
     pub fn drop(&mut self, collector: &str, reason: Reason, count: u64) {
-        *self.entry(collector).dropped.entry(reason).or_default() += count;
+        if count > 0 {
+            *self.entry(collector).dropped.entry(reason).or_default() += count;
+        }
     }
 
     /// Adds another ledger's counts.

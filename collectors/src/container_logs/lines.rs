@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The pieces of the two streams may alternate. A record of the file (what the cursor passes at once) ends when no stream has an
-//! open piece. A container may write no end of line at all: a record ends also if a line is five seconds later than its first.
+//! open piece. A container may write no end of line at all: a record ends also if a line is five seconds away from its first, and
+//! after 1,000 lines. Pieces that rotation separates are not joined.
 
 use crate::tail::Line;
 use jiff::Timestamp;
@@ -20,6 +21,8 @@ use vedette_wire::{
 
 /// Time for which an open piece waits for its end.
 pub(super) const JOIN_NS: i64 = 5_000_000_000;
+/// Maximum number of lines that the tailer takes at once.
+const LINES_MAX: usize = 1000;
 
 /// A line of Docker's json-file.
 #[derive(Deserialize)]
@@ -51,14 +54,17 @@ fn time(text: &str) -> Option<i64> {
 
 /// Parses a line without its end. A line in no known format is a message without time and stream.
 fn piece(line: &[u8]) -> Piece<'_> {
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    cri(line).or_else(|| json(line)).unwrap_or(Piece {
-        message: line.into(),
-        time: None,
-        stream: None,
-        goes_on: false,
-        attributes: None,
-    })
+    cri(line).or_else(|| json(line)).unwrap_or_else(|| unknown(line))
+}
+
+/// A carriage return before the end of a line belongs to the end.
+fn without_return(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+fn unknown(line: &[u8]) -> Piece<'_> {
+    let message = without_return(line).into();
+    Piece { message, time: None, stream: None, goes_on: false, attributes: None }
 }
 
 fn cri(line: &[u8]) -> Option<Piece<'_>> {
@@ -72,6 +78,7 @@ fn cri(line: &[u8]) -> Option<Piece<'_>> {
         _ => return None,
     };
     let message = words.next().unwrap_or_default();
+    let message = if goes_on { message } else { without_return(message) };
     Some(Piece { message: message.into(), time: Some(time(stamp)?), stream: Some(stream), goes_on, attributes: None })
 }
 
@@ -104,13 +111,14 @@ pub(super) struct Pieces {
     open: Vec<Option<Stream>>,
     /// Time of the first line.
     since: Option<i64>,
+    lines: usize,
 }
 
 impl Pieces {
     /// Whether a record ends with a line.
     pub(super) fn ends_record(&mut self, line: &[u8], is_first: bool) -> bool {
         if is_first {
-            (self.open, self.since) = (Vec::new(), None);
+            *self = Self::default();
         }
         let piece = piece(line.strip_suffix(b"\n").unwrap_or(line));
         self.open.retain(|stream| *stream != piece.stream);
@@ -118,8 +126,11 @@ impl Pieces {
             self.open.push(piece.stream);
         }
         self.since = self.since.or(piece.time);
-        let is_late = piece.time.zip(self.since).is_some_and(|(now, since)| now.saturating_sub(since) > JOIN_NS);
-        self.open.is_empty() || is_late
+        self.lines += 1;
+        // The clock may have been set back.
+        let is_late =
+            piece.time.zip(self.since).is_some_and(|(now, since)| now.abs_diff(since) > JOIN_NS.unsigned_abs());
+        self.open.is_empty() || is_late || self.lines >= LINES_MAX
     }
 }
 
@@ -140,7 +151,9 @@ pub(super) fn records(lines: &Line<'_>) -> Vec<(Position, ContainerLog)> {
     for line in lines.whole.split_inclusive(|byte| *byte == b'\n') {
         at += line.len() as u64;
         let is_whole = line.ends_with(b"\n");
-        let mut piece = piece(line.strip_suffix(b"\n").unwrap_or(line));
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
+        // The first part of a long line has its time and stream; what follows is the container's text alone.
+        let mut piece = if lines.part.is_some_and(|part| part > 1) { unknown(text) } else { piece(text) };
         // The rest of a line of the file, or of a line that its file will not end.
         piece.goes_on |= !is_whole;
         let of_stream = last.iter().find(|(stream, _)| *stream == piece.stream).map(|(_, index)| *index);

@@ -11,14 +11,13 @@ use vedette_wire::body::Container;
 
 /// Directory of kubelet's links: `POD_NAMESPACE_CONTAINER-ID.log` to the log of a pod.
 const LINKS: &str = "/var/log/containers";
-/// Directories of the runtimes' containers, and what is below that of one. Its annotations have the image.
-const RUNTIMES: [(&str, &str); 3] = [
-    ("/run/containerd/io.containerd.runtime.v2.task/k8s.io", "config.json"),
-    ("/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io", "config.json"),
-    ("/run/containers/storage/overlay-containers", "userdata/config.json"),
+/// Directories of the runtimes' containers, what is below that of one, and the annotation there with the image reference. CRI-O copies
+/// the annotations of pods, so that another runtime's name would be the pod's to choose.
+const RUNTIMES: [(&str, &str, &str); 3] = [
+    ("/run/containerd/io.containerd.runtime.v2.task/k8s.io", "config.json", "io.kubernetes.cri.image-name"),
+    ("/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io", "config.json", "io.kubernetes.cri.image-name"),
+    ("/run/containers/storage/overlay-containers", "userdata/config.json", "io.kubernetes.cri-o.ImageName"),
 ];
-/// Annotations with the image reference, of containerd and of CRI-O.
-const IMAGE: [&str; 2] = ["io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"];
 /// Maximum size of a container's configuration.
 const CONFIGURATION_BYTES_MAX: u64 = 4 << 20;
 /// Maximum number of links to look at.
@@ -103,9 +102,9 @@ fn learn(context: &CollectorContext, path: &Path) -> Container {
         container.name = container.name.or_else(|| name.map(|name| name.trim_start_matches('/').to_owned()));
         container.id = Some(id);
     } else if let Some(id) = container.pod.is_some().then(|| linked(context, path, &container)).flatten() {
-        container.image = RUNTIMES.iter().find_map(|(dir, file)| {
-            let config: RuntimeConfiguration = configuration(context, &format!("{dir}/{id}/{file}"))?;
-            IMAGE.iter().find_map(|name| config.annotations.get(*name).cloned())
+        container.image = RUNTIMES.iter().find_map(|(dir, file, image)| {
+            let mut config: RuntimeConfiguration = configuration(context, &format!("{dir}/{id}/{file}"))?;
+            config.annotations.remove(*image)
         });
         container.id = Some(id);
     }

@@ -43,7 +43,7 @@ fn first_record(text: &str) -> usize {
 fn pieces_are_joined_by_stream_and_positions_tile() {
     let text = "2026-11-28T04:00:00.000000001Z stdout P one \n\
                 2026-11-28T04:00:00.000000002Z stderr F other\n\
-                2026-11-28T04:00:00.000000003+01:00 stdout P two \n\
+                2026-11-28T05:00:00.000000003+01:00 stdout P two \n\
                 2026-11-28T04:00:00.000000004Z stdout F three\n";
     assert_eq!(first_record(text), 4, "the cursor does not pass an open piece");
     let found = records(text);
@@ -105,6 +105,36 @@ fn a_piece_without_an_end_does_not_hold_the_other_stream_for_long() {
         [("prompt:".to_owned(), true), ("soon".to_owned(), false), ("late".to_owned(), false)],
         "in the order of their ends"
     );
+}
+
+#[test]
+fn a_record_ends_though_the_clock_goes_back_and_after_a_number_of_lines() {
+    let back = "2026-11-28T04:00:10Z stdout P prompt:\n2026-11-28T03:59:00Z stderr F text\n";
+    assert_eq!(first_record(back), 2);
+    let endless = "2026-11-28T04:00:00Z stdout P .\n".repeat(2000);
+    assert_eq!(first_record(&endless), 1000);
+}
+
+#[test]
+fn a_carriage_return_belongs_to_the_end_of_a_line_alone() {
+    let text = "2026-11-28T04:00:00Z stdout P 10%\r\n2026-11-28T04:00:00Z stdout F done\r\n";
+    assert_eq!(message(&records(text)[0].1), "10%\rdone");
+}
+
+#[test]
+fn the_text_of_a_long_line_is_no_line_of_its_own() {
+    let text = "2026-01-01T00:00:00Z stderr F chosen by the container\n";
+    let position = Position(0, text.len() as u64);
+    let part = |number| Line {
+        bytes: text.as_bytes(),
+        whole: text.as_bytes(),
+        position,
+        part: Some(number),
+        unfinished: false,
+    };
+    let (first, second) = (&lines::records(&part(1))[0].1, &lines::records(&part(2))[0].1);
+    assert_eq!((first.stream, second.stream, second.time), (Some(Stream::Stderr), None, None));
+    assert_eq!((message(second).as_str(), second.unfinished), (text.trim_end(), false));
 }
 
 const ID: &str = "4f1d0ef53c0e4b1e8d3f1f2e3d4c5b6a4f1d0ef53c0e4b1e8d3f1f2e3d4c5b6a";
@@ -187,6 +217,19 @@ fn the_container_of_a_pod_s_log_is_found_for_each_runtime() {
     }
 }
 
+/// CRI-O copies the annotations of a pod, which its owner writes.
+#[test]
+fn a_pod_does_not_choose_the_image_that_is_named() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = kubelet(dir.path());
+    put(
+        dir.path(),
+        &format!("/run/containers/storage/overlay-containers/{ID}/userdata/config.json"),
+        r#"{"annotations":{"io.kubernetes.cri.image-name":"trusted","io.kubernetes.cri-o.ImageName":"registry.example.net/nginx:1.29"}}"#,
+    );
+    assert_eq!(*Origins::new(&context(dir.path())).of(&log), of_pod());
+}
+
 #[test]
 fn docker_s_containers_have_their_name_and_image_and_cri_dockerd_s_their_pod() {
     let dir = tempfile::tempdir().expect("temp dir");
@@ -253,13 +296,22 @@ struct Running {
 
 impl Running {
     fn start(root: &Path, sink: &Arc<MemorySink>) -> Self {
+        Self::start_with(root, sink, None)
+    }
+
+    /// With a limit of descriptors.
+    fn start_with(root: &Path, sink: &Arc<MemorySink>, open_max: Option<usize>) -> Self {
         let mut context = context(root);
         context.cursors = sink.cursors.lock().clone().into_iter().collect();
         let signal = StopSignal::default();
-        let mut outlet = Outlet::new(Arc::clone(sink) as Arc<dyn Sink>, signal.clone());
+        let outlet = Outlet::new(Arc::clone(sink) as Arc<dyn Sink>, signal.clone());
         let settings = Settings { enabled: true, start: Start::Beginning, ..Settings::default() };
         let thread = std::thread::spawn(move || {
-            ContainerLogs { settings }.watch(&context, &mut outlet).expect("no error");
+            let mut tailer = tailer(&settings, &context);
+            if let Some(open_max) = open_max {
+                tailer = tailer.with_open_max(open_max);
+            }
+            tailer.run(&context, &outlet).expect("no error");
         });
         Self { sink: Arc::clone(sink), signal, thread }
     }
@@ -332,6 +384,59 @@ fn a_last_piece_without_an_end_goes_when_the_file_is_quiet() {
     agent.stop();
     let lines = sink.lines.lock();
     assert_eq!(lines[0].1.1, lines[1].1.0, "the positions tile");
+}
+
+/// Open records of many containers take no more memory together than a budget; they are emitted before their time.
+#[test]
+fn open_records_of_many_containers_are_emitted_when_they_take_much_memory() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let piece = format!("{} stdout P {}\n", jiff::Timestamp::now(), "x".repeat(16 << 10));
+    for number in 0..12 {
+        put(dir.path(), &format!("/var/log/pods/a_job-{number}_6f1d/c/0.log"), &piece.repeat(63));
+    }
+    let (sink, began) = (Arc::new(MemorySink::default()), Instant::now());
+    let agent = Running::start(dir.path(), &sink);
+    // Eight of a megabyte fit.
+    assert!(agent.until(4).len() >= 4 && began.elapsed() < Duration::from_nanos(lines::JOIN_NS.unsigned_abs()));
+    assert_eq!(agent.until(12).len(), 12);
+    agent.stop();
+    assert!(sink.lines.lock().iter().all(|(_, _, line)| line.unfinished && line.message.len() == 63 << 14));
+}
+
+/// A file that is closed for lack of descriptors is not read before it grows.
+#[test]
+fn an_open_record_is_emitted_where_descriptors_are_few() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    for number in 0..24 {
+        let log = format!("/var/log/pods/a_job-{number}_6f1d/c/0.log");
+        put(dir.path(), &log, "2026-11-28T04:00:00Z stdout P last words\n");
+        let file = fs::File::options().write(true).open(dir.path().join(log.trim_start_matches('/'))).expect("opens");
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(3600)).expect("sets");
+    }
+    let sink = Arc::new(MemorySink::default());
+    let agent = Running::start_with(dir.path(), &sink, Some(4));
+    assert_eq!(agent.until(24).len(), 24);
+    agent.stop();
+}
+
+#[test]
+fn what_kubelet_compresses_just_now_is_no_log() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let log = kubelet(dir.path());
+    let sink = Arc::new(MemorySink::default());
+    let agent = Running::start(dir.path(), &sink);
+    put(dir.path(), &log, &line("F", "whole"));
+    assert_eq!(agent.until(1), ["whole"]);
+    agent.stop();
+    let path = |name: &str| dir.path().join(POD.trim_start_matches('/')).join(name);
+    fs::rename(path("1.log"), path("1.log.20261128-040000")).expect("renames");
+    put(dir.path(), &format!("{POD}/1.log.20261128-040000.tmp"), "\u{1f}\u{8b}half of an archive\n");
+    put(dir.path(), &log, &line("F", "after"));
+    let agent = Running::start(dir.path(), &sink);
+    assert_eq!(agent.until(2), ["whole", "after"]);
+    put(dir.path(), &log, &line("F", "end"));
+    assert_eq!(agent.until(3), ["whole", "after", "end"]);
+    agent.stop();
 }
 
 #[test]

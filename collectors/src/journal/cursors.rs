@@ -62,6 +62,11 @@ impl Sequence {
         self.directory.as_ref() == Some(directory)
     }
 
+    /// Whether no file of it was found.
+    pub(super) fn is_gone(&self) -> bool {
+        self.directory.is_none()
+    }
+
     /// A cursor as it is stored.
     pub(super) fn encode(&self, cursor: &Cursor) -> Vec<u8> {
         let text = cursor.to_string();
@@ -195,6 +200,11 @@ impl Cursors {
             let stored = stored.iter().find(|stored| stored.id == source.id).cloned();
             Sequence { source, last: None, stored, directory: None, is_own: true }
         })
+    }
+
+    /// Directory of a sequence's files, once one was found.
+    pub(super) fn directory_of(&self, id: Id) -> Option<&Directory> {
+        self.sequences.get(&id)?.directory.as_ref()
     }
 
     /// All sequences.

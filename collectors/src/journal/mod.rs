@@ -222,6 +222,8 @@ impl<'a> Reading<'a> {
         loop {
             self.exclude_full();
             let (mut chunks, mut bytes) = (Vec::new(), 0);
+            // Files that were given up explain a jump of the numbers.
+            self.add_lost(&mut chunks);
             while bytes < BLOCK_BYTES {
                 let Some(entry) = self.files.reader.next_entry() else { break };
                 let is_copy = self.is_moved_copy(&entry);
@@ -242,10 +244,18 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Leaves out the sequences that hold their share of the queue; journald keeps their entries.
+    /// Leaves out the sequences that hold their share of the queue, with the others of their directory; journald keeps their
+    /// entries. If others continued, a jump of the directory's numbers would not show what is deleted meanwhile.
     fn exclude_full(&mut self) {
+        let mut full = BTreeSet::new();
         for (id, sequence) in self.cursors.sequences() {
             if self.waits.entry(id).or_default().check(self.outlet, &sequence.source) != Room::Free {
+                self.files.reader.exclude(id);
+                full.extend(self.cursors.directory_of(id));
+            }
+        }
+        for (id, sequence) in self.cursors.sequences() {
+            if full.iter().any(|directory| sequence.is_in(directory)) {
                 self.files.reader.exclude(id);
             }
         }
@@ -281,25 +291,33 @@ impl<'a> Reading<'a> {
         }
         // The numbers in between are of other sequences, or in no file.
         let before = self.cursors.sequence(id).last.and_then(|last| last.seqnum).filter(|(of, _)| *of == id);
-        let from = before.map_or(seqnum, |(_, before)| seqnum.min(before + 1));
+        let from = before.map_or(seqnum, |(_, before)| seqnum.min(before.saturating_add(1)));
         chunk.cursor = Some(self.cursors.advance(id, entry.cursor()));
-        if !is_copy && !self.cursors.sequence(id).has(seqnum) {
-            chunk.push(self.context.now(), Position(from, seqnum + 1), &Body::from(entry::body(entry)));
+        if is_copy {
+            // Its number is accounted for, as no record.
+            let positions = Some(Position(from, seqnum.saturating_add(1)));
+            chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: 0, positions });
+        } else if !self.cursors.sequence(id).has(seqnum) {
+            chunk.push(self.context.now(), Position(from, seqnum.saturating_add(1)), &Body::from(entry::body(entry)));
         }
         entry.fields.iter().map(|field| field.name().len() + field.value().len()).sum::<usize>() + 64
     }
 
     /// Counts entries that cannot be read, or are given up. Their numbers are unknown.
     fn add_damage(&mut self, chunks: &mut Vec<Chunk>) {
-        for (id, damage) in self.numbers.take_damage(&mut self.files) {
+        for (id, damage) in self.numbers.take_damage(&mut self.files, &self.cursors) {
             if damage.entries > 0 {
                 let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
                 chunk.dropped.push(Dropped { reason: Reason::Unparseable, count: damage.entries, positions: None });
                 chunks.push(chunk);
             }
         }
+    }
+
+    /// Counts the entries of deleted files that were given up.
+    fn add_lost(&mut self, chunks: &mut Vec<Chunk>) {
         for (id, count) in self.files.take_lost() {
-            self.numbers.forget();
+            self.numbers.explain_numbers(id, count, &self.cursors);
             let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
             chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count, positions: None });
             chunks.push(chunk);

@@ -10,10 +10,15 @@ use super::{
 use std::collections::BTreeMap;
 use vedette_journal::{Cursor, Damage, EntryHead, Id};
 
+/// More numbers than this between two entries are another count, whatever the files say.
+const JUMP_MAX: u64 = 1 << 30;
+
 /// The last numbers that were read, by directory.
 #[derive(Default)]
 pub(super) struct Numbers {
-    last: BTreeMap<Directory, Option<Last>>,
+    last: BTreeMap<Directory, Last>,
+    /// Numbers behind the last ones that are counted for another reason: damaged entries, and files that were given up.
+    explained: BTreeMap<Directory, u64>,
     /// Damage that was looked at before it is reported.
     damage: Vec<(Id, Damage)>,
 }
@@ -23,60 +28,82 @@ struct Last {
     sequence: Id,
     boot: Option<Id>,
     number: u64,
+    /// In the volatile journal; absent for an entry of an earlier run.
+    is_volatile: Option<bool>,
 }
 
 impl Last {
     fn of(cursor: &Cursor) -> Option<Self> {
         let (sequence, number) = cursor.seqnum?;
-        Some(Self { sequence, boot: cursor.monotonic.map(|(boot, _)| boot), number })
+        Some(Self { sequence, boot: cursor.monotonic.map(|(boot, _)| boot), number, is_volatile: None })
+    }
+
+    /// Whether journald counted both entries together. One that starts from nothing counts from one; what it moves to the disk
+    /// gets numbers behind those there.
+    fn is_one_count(&self, now: &Last) -> bool {
+        let is_one_journal = self.is_volatile.is_none_or(|is_volatile| Some(is_volatile) == now.is_volatile);
+        is_one_journal && (self.sequence == now.sequence || self.boot == now.boot)
     }
 }
 
 impl Numbers {
-    /// Number of entries between the last entry of the directory and this one that are in no file. It is zero where the two need not
-    /// have been counted together: a journald that starts from nothing counts from one.
+    /// Number of entries between the last entry of the directory and this one that are in no file, and that nothing else explains.
     pub(super) fn jump(&mut self, head: &EntryHead, files: &mut Files, cursors: &Cursors) -> u64 {
-        let Some(directory) = files.reader.last_key().map(|key| key.directory.clone()) else { return 0 };
-        let last = self.last.entry(directory.clone()).or_insert_with(|| {
-            let of_directory = cursors.sequences().filter(|(_, other)| other.is_in(&directory));
-            of_directory.filter_map(|(_, other)| Last::of(&other.last?)).max_by_key(|last| last.number)
+        let Some(key) = files.reader.last_key() else { return 0 };
+        let (directory, is_volatile) = (key.directory.clone(), Some(key.is_volatile));
+        let now = Last { sequence: head.seqnum_id, boot: Some(head.boot_id), number: head.seqnum, is_volatile };
+        let before = self.last.get(&directory).copied().or_else(|| {
+            // Of a sequence without a file, the boot says whether it was counted here.
+            let of_directory = cursors.sequences().filter(|(_, other)| other.is_in(&directory) || other.is_gone());
+            let lasts = of_directory.filter_map(|(_, other)| Last::of(&other.last?));
+            lasts.filter(|last| last.is_one_count(&now)).max_by_key(|last| last.number)
         });
-        let now = Last { sequence: head.seqnum_id, boot: Some(head.boot_id), number: head.seqnum };
-        let Some(before) = *last else {
-            *last = Some(now);
+        let Some(before) = before.filter(|before| before.is_one_count(&now)) else {
+            self.last.insert(directory, now);
             return 0;
         };
-        let is_one_count = before.sequence == now.sequence || before.boot == now.boot;
-        if !is_one_count || before.number < now.number {
-            *last = Some(now);
-        }
+        // The same journal continues; a number may come late, as another sequence's.
+        let newest = if before.number < now.number { now } else { Last { is_volatile, ..before } };
+        self.last.insert(directory.clone(), newest);
         let jump = now.number.saturating_sub(before.number.saturating_add(1));
-        if jump == 0 || !is_one_count || files.may_hold(&directory, before.number, now.number) {
+        if jump == 0 || jump > JUMP_MAX || files.may_hold(&directory, before.number, now.number) {
             return 0;
         }
-        // What cannot be read is counted as such.
         let damage = files.take_damage();
-        let unreadable: u64 = damage.iter().map(|(_, damage)| damage.entries).sum();
+        self.explain(&damage, cursors);
         self.damage.extend(damage);
-        jump.saturating_sub(unreadable)
+        let explained = self.explained.remove(&directory).unwrap_or(0);
+        jump.saturating_sub(explained)
     }
 
-    /// Forgets the last numbers: entries behind them are counted in another way.
-    pub(super) fn forget(&mut self) {
-        self.last.values_mut().for_each(|last| *last = None);
+    /// Notes numbers that are counted for another reason.
+    fn explain(&mut self, damage: &[(Id, Damage)], cursors: &Cursors) {
+        for (id, damage) in damage {
+            self.explain_numbers(*id, damage.entries, cursors);
+        }
+    }
+
+    /// Notes numbers of a sequence that are counted for another reason.
+    pub(super) fn explain_numbers(&mut self, id: Id, count: u64, cursors: &Cursors) {
+        if let Some(directory) = cursors.directory_of(id) {
+            let explained = self.explained.entry(directory.clone()).or_default();
+            *explained = explained.saturating_add(count);
+        }
     }
 
     /// Damage since the last call, by sequence.
-    pub(super) fn take_damage(&mut self, files: &mut Files) -> Vec<(Id, Damage)> {
+    pub(super) fn take_damage(&mut self, files: &mut Files, cursors: &Cursors) -> Vec<(Id, Damage)> {
         let mut damage = std::mem::take(&mut self.damage);
-        damage.extend(files.take_damage());
+        let more = files.take_damage();
+        self.explain(&more, cursors);
+        damage.extend(more);
         damage
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::journal::tests::{Host, MACHINE, is, system};
+    use crate::journal::tests::{Host, MACHINE, SEQUENCE, is, system, writer};
     use std::{collections::BTreeMap, fs};
     use vedette_wire::Reason;
 
@@ -103,5 +130,58 @@ mod tests {
         let mut numbers = host.numbers();
         numbers.sort_unstable();
         assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 10, 13, 14]);
+    }
+
+    #[test]
+    fn what_is_counted_for_another_reason_is_no_rotation() {
+        // A damaged entry at the end of a pass.
+        let host = Host::new(crate::tail::Start::Beginning);
+        let damage = |journal: &mut writer::Journal| journal.bytes[journal.entries[4]] = 0;
+        host.put(&system(MACHINE), 1..=5, damage);
+        host.run(&[&|| host.put(&system(MACHINE), 1..=6, damage)]);
+        assert_eq!(*host.sink.dropped.lock(), [(Reason::Unparseable, 1, None)]);
+
+        // Files that were given up.
+        let host = Host::new(crate::tail::Start::Beginning);
+        let archived = |journal: &mut writer::Journal| journal.bytes[16] = 2;
+        host.put(&system(MACHINE), 1..=1, archived);
+        host.run(&[]);
+        *host.sink.full.lock() = Some(SEQUENCE.to_owned());
+        let name = |number: u64| format!("var/log/journal/{MACHINE}/system@{number}.journal");
+        (1..=7).for_each(|number| host.put(&name(number), number * 2..=number * 2 + 1, archived));
+        host.run(&[
+            &|| (1..=7).for_each(|number| fs::remove_file(host.path(&name(number))).expect("removes")),
+            &|| *host.sink.full.lock() = None,
+        ]);
+        let lost: u64 = host.sink.dropped.lock().iter().map(|(_, count, _)| count).sum();
+        assert_eq!((lost, host.numbers()), (6, vec![1, 8, 9, 10, 11, 12, 13, 14, 15]));
+    }
+
+    /// While a sequence has no room, the others of its directory wait too: a later jump shows what was deleted.
+    #[test]
+    fn what_is_deleted_while_a_sequence_waits_is_counted() {
+        let host = Host::new(crate::tail::Start::Beginning);
+        let user = format!("var/log/journal/{MACHINE}/user-1000.journal");
+        host.put(&system(MACHINE), [1, 2], |_| {});
+        host.put(&user, [3], |journal| is(journal, 0x77));
+        host.run(&[]);
+        *host.sink.full.lock() = Some(format!("journal:{}", "77".repeat(16)));
+        host.put(&user, [3, 4, 5, 6], |journal| is(journal, 0x77));
+        host.put(&system(MACHINE), [1, 2, 7, 8], |_| {});
+        host.run(&[]);
+        assert_eq!(host.numbers(), [1, 2, 3], "both wait");
+        *host.sink.full.lock() = None;
+        fs::remove_file(host.path(&user)).expect("removes");
+        host.run(&[]);
+        assert_eq!(host.numbers(), [1, 2, 3, 7, 8]);
+        assert_eq!(*host.sink.dropped.lock(), [(Reason::RotatedAway, 3, None)]);
+    }
+
+    #[test]
+    fn numbers_far_apart_are_no_rotation() {
+        let host = Host::new(crate::tail::Start::Beginning);
+        host.put(&system(MACHINE), [1, 1 << 40], |_| {});
+        host.run(&[]);
+        assert!(host.sink.dropped.lock().is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 #[allow(dead_code, unreachable_pub, reason = "it is another crate's tests' too")]
 #[path = "../../../journal/tests/support/writer.rs"]
-mod writer;
+pub(super) mod writer;
 
 use super::*;
 use crate::{Sink, StopSignal, outlet::store_cursors};
@@ -19,7 +19,7 @@ const LAYOUT: Layout = Layout { is_compact: true, codec: Codec::Zstd, first_arra
 pub(super) const MACHINE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const OTHER: &str = "cccccccccccccccccccccccccccccccc";
 /// The sequence that the writer writes.
-const SEQUENCE: &str = "journal:5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e";
+pub(super) const SEQUENCE: &str = "journal:5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e";
 
 /// Stores emitted records, and cursors as the queue does.
 #[derive(Default)]
@@ -29,7 +29,7 @@ pub(super) struct MemorySink {
     pub(super) dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
     problems: Mutex<Vec<String>>,
     /// Id of a source without room.
-    full: Mutex<Option<String>>,
+    pub(super) full: Mutex<Option<String>>,
 }
 
 impl Sink for MemorySink {
@@ -288,6 +288,7 @@ fn what_is_moved_to_the_disk_under_higher_numbers_is_read_once() {
         }]);
         let before: &[u64] = if sequence == 0x77 { &[1, 2] } else { &[] };
         assert_eq!(host.numbers(), [before, &[3, 4, 5, 6, 7, 108, 109, 110]].concat());
+        assert!(host.sink.dropped.lock().iter().all(|(_, count, _)| *count == 0), "nothing is lost");
         host.run(&[]);
         assert_eq!(host.numbers().len(), before.len() + 8, "nor after a restart");
     }

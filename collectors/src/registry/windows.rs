@@ -6,4 +6,5 @@ use crate::{Spec, addresses, host, processes};
 pub static REGISTRY: &[Spec] = &[host::SPEC, processes::SPEC, addresses::SPEC];
 
 /// Ids of collectors that run on other platforms alone.
-pub static ELSEWHERE: &[&str] = &["artifacts", "crash_dumps", "journal", "sessions", "syslog", "syslog_listener"];
+pub static ELSEWHERE: &[&str] =
+    &["artifacts", "crash_dumps", "journal", "sessions", "syslog", "syslog_listener", "container_logs"];

@@ -268,8 +268,23 @@ impl File {
         let changed = |(_, seconds, nanoseconds, _, _): FileFingerprint| {
             seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
         };
-        self.quiet.is_some_and(|quiet| now.saturating_sub(changed(quiet)) > wait)
-            && memchr::memchr(b'\n', &self.pending).is_some()
+        // The clock may have been set back since.
+        self.quiet.is_some_and(|quiet| now.abs_diff(changed(quiet)) > wait.unsigned_abs()) && self.has_open_record()
+    }
+
+    /// Whether whole lines wait for the end of their record.
+    pub(crate) fn has_open_record(&self) -> bool {
+        memchr::memchr(b'\n', &self.pending).is_some()
+    }
+
+    /// Number of bytes that wait in memory for the end of their line or record.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Frees the bytes of an unfinished line, which is read again when the file grows.
+    pub(crate) fn forget_pending(&mut self) {
+        self.pending = Vec::new();
     }
 
     /// Passes over bytes that were taken.

@@ -245,7 +245,9 @@ impl<P: LineParser> Tailer<P> {
             let may_be = followed.listed || quiet || is_listed && waits;
             // What is deleted cannot be opened again.
             let may_return = followed.listed || quiet || !followed.file.is_deleted();
-            followed.was_read && followed.file.is_open() && may_be && may_return
+            // Closed, an open record would not be emitted before the file grows.
+            let waits_for_record = P::JOINS && followed.file.has_open_record();
+            followed.was_read && followed.file.is_open() && may_be && may_return && !waits_for_record
         };
         let mut open: Vec<&mut Followed> = state.files.values_mut().filter(may_go).collect();
         open.sort_by_key(|followed| (!followed.listed, !followed.file.was_quiet(), followed.grew));

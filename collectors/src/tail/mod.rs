@@ -59,6 +59,8 @@ const COPY_WAIT: Duration = Duration::from_secs(10);
 const CHUNK_BYTES: usize = 128 << 10;
 /// Bytes of one file per turn.
 const TURN_BYTES: u64 = 1 << 20;
+/// Bytes of unfinished lines and records in memory, of all files.
+const PENDING_BYTES_MAX: usize = 8 << 20;
 /// Time for which only files with more data are read; then all are polled.
 const TURNS_MAX: Duration = Duration::from_millis(500);
 /// Descriptors left to others, and the minimum and maximum for a tailer.
@@ -135,6 +137,8 @@ pub(crate) struct Tailer<P> {
     chunks: ChunkBuilder,
     /// Read buffer.
     block: Vec<u8>,
+    /// Bytes of unfinished lines and records in memory.
+    pending: usize,
 }
 
 /// Host and outlet.
@@ -340,7 +344,13 @@ impl<P: LineParser> Tailer<P> {
             open_max: open_max(),
             chunks: ChunkBuilder::default(),
             block: Vec::new(),
+            pending: 0,
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_open_max(self, open_max: usize) -> Self {
+        Self { open_max, ..self }
     }
 
     /// Requires each path without wildcards to exist, since a person named it.

@@ -50,8 +50,11 @@ const OLD: [&[u8]; 14] = [
 ];
 
 /// Whether a name may be a rotated form of another: the name, whole or up to its last dot, with a number, a date or a word for
-/// old files. `app10.log` is no form of `app1.log`, nor `mysql-slow.log` of `mysql.log`.
+/// old files. `app10.log` is no form of `app1.log`, nor `mysql-slow.log` of `mysql.log`. What ends in `.tmp` is being written.
 fn may_be_named(name: &OsStr, original: &Path) -> bool {
+    if name.as_bytes().ends_with(b".tmp") {
+        return false;
+    }
     let (Some(whole), Some(stem)) = (original.file_name(), original.file_stem()) else { return false };
     let goes_on = |rest: &[u8]| {
         let is_date = rest.get(..DATE_DIGITS).is_some_and(|date| date.iter().all(u8::is_ascii_digit));

@@ -1,8 +1,8 @@
 //! Reads files in turns of limited size, as far as the queue has room.
 
 use super::{
-    CHUNK_BYTES, DeviceInode, Followed, LineParser, Parsing, Read, Reading, State, TURN_BYTES, TURNS_MAX, TailContext,
-    Tailer,
+    CHUNK_BYTES, DeviceInode, Followed, LineParser, PENDING_BYTES_MAX, Parsing, Read, Reading, State, TURN_BYTES,
+    TURNS_MAX, TailContext, Tailer,
 };
 use crate::{CollectError, room::Room};
 use std::time::Instant;
@@ -14,6 +14,7 @@ impl<P: LineParser> Tailer<P> {
         let open = |(key, followed): (&DeviceInode, &Followed)| followed.file.holds_descriptor().then_some(*key);
         let mut turns: Vec<DeviceInode> = state.files.iter().filter_map(open).collect();
         let (mut any, began) = (false, Instant::now());
+        self.pending = state.files.values().map(|followed| followed.file.pending_bytes()).sum();
         loop {
             let mut more = Vec::new();
             for key in turns {
@@ -59,7 +60,17 @@ impl<P: LineParser> Tailer<P> {
     /// A turn of one file.
     fn read_one(&mut self, at: &TailContext<'_>, state: &mut State, key: DeviceInode) -> Result<Read, CollectError> {
         let Some(followed) = state.files.get_mut(&key) else { return Ok(Read::Nothing) };
-        let read = self.turn(at, followed);
+        let before = followed.file.pending_bytes();
+        let mut read = self.turn(at, followed);
+        self.pending = (self.pending + followed.file.pending_bytes()).saturating_sub(before);
+        if self.pending > PENDING_BYTES_MAX && followed.file.is_open() {
+            // Others need the memory: an open record is emitted without its end.
+            if P::JOINS && followed.file.has_open_record() && read.is_ok() {
+                read = self.open_record(at, followed);
+            }
+            self.pending -= followed.file.pending_bytes();
+            followed.file.forget_pending();
+        }
         followed.was_read = true;
         followed.at_end = matches!(read, Ok(Read::Grew | Read::Nothing)) && !followed.room.is_waiting();
         match read {
@@ -154,8 +165,12 @@ impl<P: LineParser> Tailer<P> {
 
     /// Emits a last line that will get no end.
     pub(super) fn rest(&mut self, at: &TailContext<'_>, followed: &mut Followed) -> Result<(), CollectError> {
-        let (parser, chunks) = (&mut self.parser, &mut self.chunks);
+        let (parser, chunks, block) = (&mut self.parser, &mut self.chunks, &mut self.block);
         chunks.begin(&followed.source, at.context.now());
+        if followed.file.is_open() && followed.file.pending_bytes() == 0 {
+            // It was freed for lack of memory.
+            drop(followed.file.read(block, CHUNK_BYTES, &mut Parsing { parser, chunks }));
+        }
         followed.file.take_rest(&mut Parsing { parser, chunks });
         let chunk = chunks.end();
         if chunk.entries.is_empty() { Ok(()) } else { at.outlet.emit(chunk) }

@@ -33,9 +33,9 @@ pub(super) fn primary_of(with: String, ca: Option<PathBuf>, token: Option<PathBu
     }
 }
 
-/// Whether a directory holds a workspace.
-pub(super) fn holds_workspace(dir: &Path) -> bool {
-    dir.join("ca.pem").exists()
+/// Whether a directory holds a workspace: `init` makes its control store last but one.
+pub(super) fn is_whole(dir: &Path) -> bool {
+    dir.join("ca.pem").exists() && dir.join("control.sqlite").exists()
 }
 
 pub(super) async fn init(
@@ -49,8 +49,13 @@ pub(super) async fn init(
         .mode(0o700)
         .create(dir)
         .with_context(|| format!("cannot make {}", dir.display()))?;
-    if holds_workspace(dir) {
-        bail!("{} holds a workspace already; choose another directory", dir.display());
+    if dir.join("ca.pem").exists() {
+        let what = if is_whole(dir) {
+            "holds a workspace already; choose another directory"
+        } else {
+            "holds what an interrupted init left; delete it"
+        };
+        bail!("{} {what}", dir.display());
     }
     if names.is_empty() {
         names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];

@@ -23,7 +23,7 @@ use std::io::{self, Write};
 /// Runs a command.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     match arguments.command {
-        Command::Init { dir, if_missing: true, .. } if admin::holds_workspace(&dir) => Ok(()),
+        Command::Init { dir, if_missing: true, .. } if admin::is_whole(&dir) => Ok(()),
         Command::Init { dir, geo, names, if_missing: _, pair_with, pair_ca, pair_token_file } => {
             let first = pair_with.map(|with| admin::primary_of(with, pair_ca, pair_token_file)).transpose()?;
             admin::init(&dir, geo, names, first).await

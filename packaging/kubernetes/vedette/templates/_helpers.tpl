@@ -13,8 +13,8 @@
 {{- end }}
 
 {{- define "vedette.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "vedette.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "vedette.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "vedette.labels" -}}

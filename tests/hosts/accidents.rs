@@ -1,0 +1,46 @@
+//! What goes wrong: link, disk, power.
+
+use crate::{Scene, eventually, host::on_machine};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+
+pub(crate) fn cut_link(scene: &mut Scene) -> Result<String> {
+    let (seconds, count) = (scene.of(30, 5), scene.of(2000, 200));
+    on_machine(&format!("ip link set {} down", scene.host.cable()))?;
+    scene.host.log("cut", count)?;
+    std::thread::sleep(Duration::from_secs(seconds));
+    on_machine(&format!("ip link set {} up", scene.host.cable()))?;
+    scene.workspace.has_lines("journal", "cut", count)?;
+    Ok(format!("{seconds} s, {count} lines"))
+}
+
+pub(crate) fn fill_disk(scene: &mut Scene) -> Result<String> {
+    let count = scene.of(5000, 500);
+    scene.host.must("dd if=/dev/zero of=/var/lib/vedette/filler bs=64k 2>/dev/null; ! dd if=/dev/zero of=/var/lib/vedette/one bs=1M count=1 2>/dev/null")?;
+    scene.host.log("full", count)?;
+    eventually("the agent to say so", || {
+        let health = scene.host.must("vedette health 2>&1; true")?;
+        Ok((!health.trim().is_empty() && !health.contains("healthy")).then_some(()))
+    })?;
+    ensure!(scene.host.property("ActiveState")? == "active", "a full disk ended the agent");
+    scene.host.must("rm -f /var/lib/vedette/filler /var/lib/vedette/one")?;
+    scene.workspace.has_lines("journal", "full", count)?;
+    let written = scene.host.lines_in_syslog("full")?;
+    scene.workspace.has_lines("syslog", "full", written)?;
+    Ok(format!("{count} lines"))
+}
+
+pub(crate) fn reboot(scene: &mut Scene) -> Result<String> {
+    let count = scene.of(2000, 200);
+    let before = scene.host.status()?["agent"].clone();
+    scene.host.log("down", count)?;
+    scene.host.reboot()?;
+    scene.host.log("up", count)?;
+    scene.workspace.has_lines("journal", "down", count)?;
+    scene.workspace.has_lines("journal", "up", count)?;
+    ensure!(scene.host.status()?["agent"] == before, "it is another agent");
+    eventually("entries of two boots", || {
+        Ok((scene.workspace.query("SELECT DISTINCT boot_id FROM journal")?.len() == 2).then_some(()))
+    })?;
+    Ok(format!("{count} lines before and behind"))
+}

@@ -1,0 +1,88 @@
+//! What happens on a host, and is seen.
+
+use crate::{Scene, core_pattern::Forward, eventually};
+use anyhow::{Result, ensure};
+
+/// A user logs in by ssh over loopback, and at a terminal.
+pub(crate) fn log_in(scene: &mut Scene) -> Result<String> {
+    let host = &scene.host;
+    host.must(
+        "useradd -m -s /bin/sh alice && ssh-keygen -A && (systemctl restart ssh || systemctl restart ssh.socket)",
+    )?;
+    host.must(
+        "mkdir -p /root/.ssh ~alice/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id && \
+         cp /root/.ssh/id.pub ~alice/.ssh/authorized_keys && chown -R alice: ~alice/.ssh && chmod 700 ~alice/.ssh",
+    )?;
+    let ssh = "ssh -i /root/.ssh/id -o StrictHostKeyChecking=no -o BatchMode=yes alice@127.0.0.1 sleep 3";
+    eventually("a log-in by ssh", || host.must(ssh).map(Some))?;
+    host.must("(sleep 3; echo exit; sleep 1) | script -qec 'login -f alice' /dev/null > /dev/null")?;
+    for (service, program) in [("sshd", "sshd"), ("login", "login")] {
+        let sql = format!("SELECT session FROM sessions WHERE \"user\" = 'alice' AND service = '{service}'");
+        eventually(&format!("the session of {program}"), || {
+            Ok((!scene.workspace.query(&sql)?.is_empty()).then_some(()))
+        })?;
+    }
+    let sql = "SELECT count(*) AS n FROM authentication WHERE \"user\" = 'alice' AND remote_host = '127.0.0.1'";
+    eventually(
+        "the log-in in the logs",
+        || Ok((scene.workspace.query(sql)?[0]["n"].as_u64() > Some(0)).then_some(())),
+    )?;
+    Ok(String::new())
+}
+
+/// Through syslog(3), and with fields of the journal's own.
+pub(crate) fn write_logs(scene: &mut Scene) -> Result<String> {
+    let count = scene.of(5000, 500);
+    scene.host.log("syslogged", count)?;
+    scene.host.must(&format!("seq -f 'journaled %.0f' 1 {count} | systemd-cat -t journaled -p warning"))?;
+    scene.workspace.has_lines("journal", "syslogged", count)?;
+    scene.workspace.has_lines("journal", "journaled", count)?;
+    let written = scene.host.lines_in_syslog("syslogged")?;
+    scene.workspace.has_lines("syslog", "syslogged", written)?;
+    Ok(format!("{count} lines each, {written} of them forwarded to rsyslog"))
+}
+
+/// A program that the kernel ends, through the machine's core_pattern to the host's systemd-coredump.
+pub(crate) fn crash(scene: &mut Scene) -> Result<String> {
+    let forward = Forward::to(scene.host.init())?;
+    scene.host.must("ulimit -c unlimited; cp /bin/sleep /usr/local/bin/crasher; /usr/local/bin/crasher 100 & sleep 0.5; kill -SEGV $!; wait")?;
+    let row = eventually("the dump", || {
+        let sql = "SELECT process, signal, path, size, sha256, file FROM crashes WHERE process = 'crasher'";
+        Ok(scene.workspace.query(sql)?.into_iter().next())
+    })?;
+    drop(forward);
+    ensure!(row["signal"] == "SIGSEGV" && row["path"] == "/usr/local/bin/crasher", "{row}");
+    let sum = scene.host.must(&format!("sha256sum '{}'", row["file"].as_str().unwrap_or_default()))?;
+    ensure!(row["sha256"].as_str() == sum.split(' ').next(), "{row}: {sum}");
+    Ok(format!("{} bytes", row["size"]))
+}
+
+/// The distribution's own configuration of logrotate, several times while lines are written.
+pub(crate) fn rotate_logs(scene: &mut Scene) -> Result<String> {
+    let count = scene.of(400, 100);
+    scene.host.log_slowly("rotated", count, "0.03")?;
+    for _ in 0..3 {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        scene.host.must("logrotate -f /etc/logrotate.conf")?;
+    }
+    scene.workspace.has_lines("journal", "rotated", count)?;
+    let written = scene.host.lines_in_syslog("rotated")?;
+    ensure!(written > count / 2, "rsyslog wrote {written} of {count} lines");
+    scene.workspace.has_lines("syslog", "rotated", written)?;
+    Ok(format!("{written} lines, 3 rotations"))
+}
+
+/// Archived files go while they are read: what was not read then is counted.
+pub(crate) fn rotate_journal(scene: &mut Scene) -> Result<String> {
+    let (rounds, count) = (scene.of(10, 3), scene.of(2000, 300));
+    let before = scene.workspace.dropped("journal")?;
+    for round in 0..rounds {
+        scene.host.log(&format!("vacuumed{round}"), count)?;
+        scene.host.must("journalctl --rotate --quiet")?;
+        scene.workspace.has_lines("journal", &format!("vacuumed{round}"), count)?;
+        scene.host.must("journalctl --vacuum-files=1 --quiet")?;
+    }
+    let after = scene.workspace.dropped("journal")?;
+    ensure!(before == after, "entries are counted as lost: {before} {after}");
+    Ok(format!("{rounds} times {count} lines"))
+}
