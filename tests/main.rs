@@ -10,6 +10,7 @@ mod certificates;
 mod clones;
 mod container;
 mod doctor;
+mod documents;
 mod geography;
 mod hostile;
 mod known_failures;

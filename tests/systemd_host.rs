@@ -131,6 +131,11 @@ impl Host {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// Runs a shell command in it; absent if it fails.
+    pub(crate) fn try_run(&self, script: &str) -> Option<()> {
+        self.run(script).status.success().then_some(())
+    }
+
     pub(crate) fn query(&self, sql: &str) -> Vec<Value> {
         let sql = sql.replace('\'', "'\\''");
         let script =

@@ -1,6 +1,11 @@
 //! Compiles the program of a package.
 
-use crate::{Arch, Libc, Profile, Release, crates::metadata, manifest::Package, run};
+use crate::{
+    Libc, Profile, Release,
+    crates::{metadata, triple},
+    manifest::Package,
+    run,
+};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
@@ -84,16 +89,6 @@ fn build(package: &Package, release: &Release, profile: &str, libc: Libc) -> Res
     )?;
     let dir = if profile == "dev" { "debug" } else { profile };
     Ok(target_dir.join(triple).join(dir).join(&package.program))
-}
-
-/// Rust's name of the platform.
-pub(crate) fn triple(arch: Arch, libc: Libc) -> &'static str {
-    match (arch, libc) {
-        (Arch::X86_64, Libc::Gnu) => "x86_64-unknown-linux-gnu",
-        (Arch::X86_64, Libc::Static) => "x86_64-unknown-linux-musl",
-        (Arch::Aarch64, Libc::Gnu) => "aarch64-unknown-linux-gnu",
-        (Arch::Aarch64, Libc::Static) => "aarch64-unknown-linux-musl",
-    }
 }
 
 /// Directory of the registry's crates, which the manifest of any of them names.

@@ -1,6 +1,6 @@
 //! The crates that a program is built of: their list as an SBOM, and their licences.
 
-use crate::{Libc, Release, compile::triple, manifest::Package, run};
+use crate::{Arch, Libc, Release, manifest::Package, run};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::{
@@ -12,6 +12,16 @@ use std::{
 
 /// Beginnings of the names of files with a licence, in lower case.
 const LICENCES: [&str; 5] = ["licen", "copying", "copyright", "notice", "unlicense"];
+
+/// Rust's name of the platform.
+pub(crate) fn triple(arch: Arch, libc: Libc) -> &'static str {
+    match (arch, libc) {
+        (Arch::X86_64, Libc::Gnu) => "x86_64-unknown-linux-gnu",
+        (Arch::X86_64, Libc::Static) => "x86_64-unknown-linux-musl",
+        (Arch::Aarch64, Libc::Gnu) => "aarch64-unknown-linux-gnu",
+        (Arch::Aarch64, Libc::Static) => "aarch64-unknown-linux-musl",
+    }
+}
 
 /// What cargo(1) knows of the repository's crates and their dependencies.
 ///
