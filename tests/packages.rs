@@ -292,6 +292,15 @@ fn an_upgrade_loses_nothing(host: &Host) {
     // A second installation changes nothing.
     host.must(&install("vedette", "0.1.0"));
     host.must("systemctl is-active vedette");
+    // The administrator's choice outlasts an upgrade.
+    host.must("systemctl disable --now vedette");
+    host.must(&install("vedette", "0.1.0"));
+    assert_eq!(host.must("systemctl is-enabled vedette || true").trim(), "disabled");
+    assert_eq!(property(host, "ActiveState"), "inactive");
+    host.must("systemctl mask vedette");
+    host.must(&install("vedette", "0.1.0"));
+    assert_eq!(host.must("systemctl is-enabled vedette || true").trim(), "masked");
+    host.must("systemctl unmask vedette && systemctl enable --now vedette");
     eventually("everything to arrive", || {
         let ledger = host.must(&workspace("ledger --org acme --format json"));
         let rows: Vec<serde_json::Value> =

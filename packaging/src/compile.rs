@@ -9,6 +9,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -19,7 +20,7 @@ const PROGRAM_BYTES_MAX: usize = 16 << 20;
 /// Variable of the crash points, which only builds of tests have.
 const CRASH_POINT: &[u8] = b"VEDETTE_FAILPOINT";
 /// The oldest C library that shipped programs run with.
-const GLIBC: &str = "2.17";
+const GLIBC: (u32, u32) = (2, 17);
 
 /// Compiles the program; its path.
 ///
@@ -37,6 +38,10 @@ pub(crate) fn program(package: &Package, release: &Release, profile: Profile, li
             }
             if program.windows(CRASH_POINT.len()).any(|window| window == CRASH_POINT) {
                 bail!("{} has the crash points of the tests", path.display());
+            }
+            let symbols = run::output("readelf", [OsStr::new("--dyn-syms"), OsStr::new("--wide"), path.as_os_str()])?;
+            if let Some(newest) = newest_glibc(&symbols).filter(|newest| *newest > GLIBC) {
+                bail!("{} needs glibc {}.{}", path.display(), newest.0, newest.1);
             }
             Ok(path)
         }
@@ -65,7 +70,7 @@ fn strip(package: &Package, release: &Release, built: &Path) -> Result<PathBuf> 
 fn build(package: &Package, release: &Release, profile: &str, libc: Libc) -> Result<PathBuf> {
     let triple = triple(release.arch, libc);
     let target = match libc {
-        Libc::Gnu => format!("{triple}.{GLIBC}"),
+        Libc::Gnu => format!("{triple}.{}.{}", GLIBC.0, GLIBC.1),
         Libc::Static => triple.to_owned(),
     };
     let metadata = metadata(release)?;
@@ -105,4 +110,24 @@ fn c_flags(release: &Release) -> Result<String> {
     let config: toml::Table = fs::read_to_string(release.root.join(".cargo/config.toml"))?.parse()?;
     let flags = config.get("env").and_then(|env| env.get("CFLAGS")).and_then(toml::Value::as_str);
     Ok(flags.context(".cargo/config.toml sets CFLAGS")?.to_owned())
+}
+
+/// The newest version of glibc that the symbols of a program name, as readelf(1) prints them: `malloc@GLIBC_2.2.5`.
+fn newest_glibc(symbols: &str) -> Option<(u32, u32)> {
+    let versions = symbols.split("@GLIBC_").skip(1).filter_map(|rest| {
+        let mut numbers = rest.split(|letter: char| !letter.is_ascii_digit());
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    });
+    versions.max()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_newest_version_of_glibc_is_found() {
+        let symbols = " 5: 0 FUNC GLOBAL DEFAULT UND malloc@GLIBC_2.2.5 (2)\n 6: 0 FUNC GLOBAL DEFAULT UND x@GLIBC_2.17 (4)\n\
+                       7: 0 FUNC GLOBAL DEFAULT UND y@GLIBC_2.9 (5)\n";
+        assert_eq!(super::newest_glibc(symbols), Some((2, 17)));
+        assert_eq!(super::newest_glibc("no library"), None);
+    }
 }

@@ -55,7 +55,7 @@ pub(crate) fn equals(scene: &mut Scene) -> Result<String> {
 fn write(host: &Host, lines: u64, (compression, keyed, compact): (&str, &str, &str)) -> Result<()> {
     let tag = format!("format{compression}{keyed}{compact}");
     host.must(&format!(
-        "mkdir -p /run/systemd/system/systemd-journald.service.d && printf '[Service]\\nEnvironment=SYSTEMD_JOURNAL_COMPRESS={compression} \
+        "mkdir -p /run/systemd/system/systemd-journald.service.d && printf '[Unit]\\nStartLimitIntervalSec=0\\n[Service]\\nEnvironment=SYSTEMD_JOURNAL_COMPRESS={compression} \
          SYSTEMD_JOURNAL_KEYED_HASH={keyed} SYSTEMD_JOURNAL_COMPACT={compact}\\n' > /run/systemd/system/systemd-journald.service.d/test.conf; \
          systemctl daemon-reload; systemctl restart systemd-journald; journalctl --rotate --quiet"
     ))?;

@@ -31,7 +31,7 @@ pub(crate) fn install(scene: &mut Scene) -> Result<String> {
     Ok(format!("exposure {}", figure.split_whitespace().next().unwrap_or_default()))
 }
 
-/// The files of bootstrap, and a start.
+/// Bootstrap with token and CA among the service's credentials, and a start.
 pub(crate) fn enroll(scene: &mut Scene) -> Result<String> {
     let dir = scene.host.root().join("etc/vedette");
     fs::create_dir_all(dir.join("conf.d"))?;
@@ -40,12 +40,15 @@ pub(crate) fn enroll(scene: &mut Scene) -> Result<String> {
                   [collectors.sessions]\nevery = \"1s\"\n[collectors.crash_dumps]\nevery = \"1s\"\n";
     fs::write(dir.join("conf.d/10-hosts.toml"), config)?;
     let bootstrap = format!("workspace = \"{}\"\nca = \"ca.pem\"\ntoken_file = \"token\"\n", scene.workspace.url());
-    for (name, text) in
-        [("ca.pem", scene.workspace.ca()?), ("token", scene.workspace.token()?), ("bootstrap.toml", bootstrap)]
-    {
-        fs::write(dir.join("bootstrap").join(name), text)?;
+    fs::write(dir.join("bootstrap/bootstrap.toml"), bootstrap)?;
+    for (name, text) in [("ca.pem", scene.workspace.ca()?), ("token", scene.workspace.token()?)] {
+        fs::write(scene.host.root().join("root").join(name), text)?;
     }
-    scene.host.must("chmod 0600 /etc/vedette/bootstrap/*; systemctl start vedette")?;
+    scene.host.must(
+        "mkdir -p /run/systemd/system/vedette.service.d && chmod 0600 /root/token && \
+         printf '[Service]\\nLoadCredential=token:/root/token\\nLoadCredential=ca.pem:/root/ca.pem\\n' \
+         > /run/systemd/system/vedette.service.d/bootstrap.conf && systemctl daemon-reload && systemctl start vedette",
+    )?;
     eventually("the enrollment", || {
         Ok(scene.workspace.agents()?.first().filter(|agent| agent["state"] == "active").map(drop))
     })?;
@@ -54,7 +57,11 @@ pub(crate) fn enroll(scene: &mut Scene) -> Result<String> {
         let rows = scene.workspace.query("SELECT hostname FROM hosts")?;
         Ok(rows.iter().any(|row| row["hostname"] == name.trim()).then_some(()))
     })?;
-    let checked = scene.host.must("vedette check")?;
+    scene
+        .host
+        .must("rm -r /run/systemd/system/vedette.service.d /root/token /root/ca.pem && systemctl daemon-reload")?;
+    scene.host.must("systemctl restart vedette && test ! -e /etc/vedette/bootstrap/bootstrap.toml")?;
+    let checked = eventually("the check", || scene.host.must("vedette status > /dev/null && vedette check").map(Some))?;
     ensure!(checked.ends_with(": ok\n"), "permissions are missing: {checked}");
     Ok(String::new())
 }
