@@ -14,6 +14,24 @@ pub(crate) fn cut_link(scene: &mut Scene) -> Result<String> {
     Ok(format!("{seconds} s, {count} lines"))
 }
 
+/// kill -9 of the agent while the journal is written and rotated.
+pub(crate) fn kill(scene: &mut Scene) -> Result<String> {
+    let rounds = scene.of(30, 5);
+    let count = rounds * 40;
+    scene.host.log_slowly("killed", count, "0.02")?;
+    for round in 0..rounds {
+        std::thread::sleep(Duration::from_millis(500 + 37 * (round % 10)));
+        scene
+            .host
+            .must("systemctl kill --signal=KILL vedette; systemctl reset-failed vedette; systemctl start vedette")?;
+        if round % 5 == 0 {
+            scene.host.must("journalctl --rotate --quiet")?;
+        }
+    }
+    scene.workspace.has_lines("journal", "killed", count)?;
+    Ok(format!("{rounds} times, {count} lines"))
+}
+
 pub(crate) fn fill_disk(scene: &mut Scene) -> Result<String> {
     let count = scene.of(5000, 500);
     scene.host.must("dd if=/dev/zero of=/var/lib/vedette/filler bs=64k 2>/dev/null; ! dd if=/dev/zero of=/var/lib/vedette/one bs=1M count=1 2>/dev/null")?;

@@ -75,8 +75,11 @@ fn row(scene: &Scene, before: &Sample, after: &Sample) -> Result<String> {
     let seconds = after.at.duration_since(before.at).as_secs_f64();
     let cpu = (after.cpu_seconds - before.cpu_seconds) / seconds * 100.0;
     let rate = (after.entries - before.entries) as f64 / seconds;
+    // Where the machine's control groups are version 1, a host has no memory controller.
+    let mib = |value: f64| if value.is_nan() { "–".to_owned() } else { format!("{value:.1} MiB") };
+    let (current, files) = (mib(current), mib(files));
     Ok(format!(
-        "{:.1} MiB | {current:.1} MiB | {files:.1} MiB | {:.1} MiB | {cpu:.2} % of a core | {rate:.0}",
+        "{:.1} MiB | {current} | {files} | {:.1} MiB | {cpu:.2} % of a core | {rate:.0}",
         kib("smaps_rollup", "Pss")?,
         kib("status", "VmRSS")?
     ))

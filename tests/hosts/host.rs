@@ -1,5 +1,5 @@
 //! A booted host: a root file system of a distribution under an overlay, run by systemd-nspawn(1) in a network namespace whose cable
-//! ends on this machine.
+//! ends on this machine. One at a time: two would share their control groups, and `systemctl kill` fails in both.
 
 use crate::eventually;
 use anyhow::{Context, Result, bail};
