@@ -129,8 +129,8 @@ fn a_workspace_is_installed(host: &Host) {
     host.must(&workspace("org add acme --tier free"));
     host.must("systemctl start vedette-workspace");
     host.must("systemctl is-active vedette-workspace");
-    let exposure = host.must("systemd-analyze security --no-pager --threshold=15 vedette-workspace.service | tail -1");
-    assert!(exposure.contains("Overall exposure"), "{exposure}");
+    // Fails if the exposure is above 1.5.
+    host.must("systemd-analyze security --no-pager --threshold=15 vedette-workspace.service");
 }
 
 fn an_agent_is_installed_and_enrolls(host: &Host) {
@@ -159,8 +159,8 @@ fn an_agent_is_installed_and_enrolls(host: &Host) {
     });
     let left = host.must("ls /etc/vedette/bootstrap");
     assert!(!left.contains("token") && !left.contains("bootstrap.toml"), "{left}");
-    let exposure = host.must("systemd-analyze security --no-pager --threshold=30 vedette.service | tail -1");
-    assert!(exposure.contains("Overall exposure"), "{exposure}");
+    // Fails if the exposure is above 3.0.
+    host.must("systemd-analyze security --no-pager --threshold=30 vedette.service");
 }
 
 fn every_collector_works_in_the_sandbox(host: &Host) {

@@ -63,7 +63,8 @@ fn spec_file(package: &Package, release: &Release, tree: &Tree) -> Result<String
         .replace("@NAME@", &package.name)
         .replace("@UNIT@", &package.unit);
     Ok(format!(
-        "Name: {}\nVersion: {}\nRelease: 1\nSummary: {}\nLicense: MIT OR Apache-2.0\nGroup: System Environment/Daemons\n\
+        "Name: {}\nVersion: {}\nRelease: 1\nSummary: {}\nRequires(pre): coreutils, util-linux\n\
+         Requires(post): systemd\nLicense: MIT OR Apache-2.0\nGroup: System Environment/Daemons\n\
          Packager: The Vedette project <packages@vedette.example>\n\
          URL: https://github.com/vedette-project/vedette\nAutoReqProv: no\n{requires}\n%description\n{}\n\n\
          %install\ncp -a {}/. %{{buildroot}}/\n\n{scripts}\n%files\n{}{}\n%changelog\n\
