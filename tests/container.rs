@@ -39,15 +39,9 @@ fn unpack(bundle: &Path) -> Option<()> {
 
 /// An object of packaging/kubernetes/vedette.yaml by its kind; absent where no YAML parser is installed.
 fn manifest(kind: &str) -> Option<Value> {
-    let tools = Command::new(root().join("packaging/tools")).arg("--path").output().expect("it runs");
-    let tools = String::from_utf8(tools.stdout).expect("text");
-    let mut dirs = tools.trim().split(':').map(Path::new);
-    let Some(dir) = dirs.find(|dir| dir.join("kubernetes-validate").exists()) else {
-        println!("skipped: kubernetes-validate is not installed; packaging/tools installs it");
-        return None;
-    };
+    let validate = packages::tool("kubernetes-validate")?;
     let script = "import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))";
-    let mut python = Command::new(dir.join("python"));
+    let mut python = Command::new(validate.with_file_name("python"));
     let output = python.args(["-c", script]).arg(root().join("packaging/kubernetes/vedette.yaml")).output();
     let objects: Vec<Value> = serde_json::from_slice(&output.expect("starts").stdout).expect("JSON");
     objects.into_iter().find(|object| object["kind"] == kind)
@@ -115,10 +109,6 @@ fn start(host: &Host, id: &str) {
         "systemd-run --unit={id} {}",
         crun(&format!("run --no-new-keyring --bundle /opt/bundle --config /opt/bundle/agent.json {id}"))
     ));
-}
-
-fn query(host: &Host, sql: &str) -> Vec<Value> {
-    host.query(sql)
 }
 
 fn agents(host: &Host) -> Vec<Value> {
@@ -209,14 +199,14 @@ fn the_host_is_seen_not_the_container(host: &Host) {
     let name = host.must("hostname").trim().to_owned();
     let machine = host.must("cat /etc/machine-id").trim().to_owned();
     let facts =
-        eventually("the host's facts", || query(host, "SELECT hostname, machine_id FROM hosts").into_iter().next());
+        eventually("the host's facts", || host.query("SELECT hostname, machine_id FROM hosts").into_iter().next());
     assert_eq!((facts["hostname"].as_str(), facts["machine_id"].as_str()), (Some(&*name), Some(&*machine)));
     eventually("a process of a user of the host", || {
-        let rows = query(host, "SELECT \"user\", path FROM processes WHERE name = 'sleep'");
+        let rows = host.query("SELECT \"user\", path FROM processes WHERE name = 'sleep'");
         rows.iter().any(|row| row["user"] == "carol" && row["path"] == "/usr/bin/sleep").then_some(())
     });
     eventually("the journal", || {
-        let rows = query(host, "SELECT count(*) AS n FROM journal WHERE app = 'probe'");
+        let rows = host.query("SELECT count(*) AS n FROM journal WHERE app = 'probe'");
         (rows[0]["n"].as_u64() == Some(1)).then_some(())
     });
     // systemd-coredump is called as the kernel would call it, on a live process.
@@ -224,7 +214,7 @@ fn the_host_is_seen_not_the_container(host: &Host) {
         "sleep 1000 >/dev/null 2>&1 & pid=$!; head -c 100000 /dev/zero | /lib/systemd/systemd-coredump $pid 0 0 11 $(date +%s) \
          18446744073709551615 h1",
     );
-    let crash = eventually("the dump", || query(host, "SELECT process, sha256 FROM crashes").into_iter().next());
+    let crash = eventually("the dump", || host.query("SELECT process, sha256 FROM crashes").into_iter().next());
     assert!(crash["process"] == "sleep" && crash["sha256"].is_string(), "{crash}");
 }
 
@@ -252,7 +242,7 @@ fn container_logs_have_their_pod(host: &Host) {
         "stamp=$(date -u +%Y-%m-%dT%H:%M:%S.%NZ); printf '%s stdout P first \\n%s stdout F second\\n' $stamp $stamp >> {POD}/0.log"
     ));
     let line = eventually("the container's line", || {
-        query(host, "SELECT message, namespace, pod, container, image, stream FROM container_logs").into_iter().next()
+        host.query("SELECT message, namespace, pod, container, image, stream FROM container_logs").into_iter().next()
     });
     assert_eq!(
         line,
@@ -271,7 +261,7 @@ fn it_stays_the_same_agent(host: &Host) {
     start(host, "pod-two");
     host.must("logger -t probe 'seen by the second pod'");
     eventually("a record of the second pod", || {
-        let rows = query(host, "SELECT count(*) AS n FROM journal WHERE message = 'seen by the second pod'");
+        let rows = host.query("SELECT count(*) AS n FROM journal WHERE message = 'seen by the second pod'");
         (rows[0]["n"].as_u64() == Some(1)).then_some(())
     });
     let after = agents(host);

@@ -44,14 +44,20 @@ fn build() -> Option<PathBuf> {
     Some(out)
 }
 
+/// A tool that `packaging/tools` installs; absent, with a message, where it did not.
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
+    let dirs = Command::new(root().join("packaging/tools")).arg("--path").output().expect("it runs");
+    let dirs = String::from_utf8(dirs.stdout).expect("text");
+    let found = dirs.trim().split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
+    if found.is_none() {
+        println!("skipped: {name} is not installed; packaging/tools installs it");
+    }
+    found
+}
+
 /// The agent's image; absent where it cannot be built.
 pub(crate) fn image() -> Option<PathBuf> {
-    let tools = Command::new(root().join("packaging/tools")).arg("--path").output().expect("it runs");
-    let tools = String::from_utf8(tools.stdout).expect("text");
-    if !tools.trim().split(':').any(|dir| Path::new(dir).join("cargo-zigbuild").exists()) {
-        println!("skipped: cargo-zigbuild is not installed; packaging/tools installs it");
-        return None;
-    }
+    tool("cargo-zigbuild")?;
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image");
     let done = Command::new(Path::new(VEDETTE).with_file_name("vedette-packaging"))
         .args(["image", "--profile", "dev", "--package", "vedette", "--version", "0.1.0", "--out"])

@@ -6,13 +6,17 @@ use crate::{
     Arch, Release,
     manifest::{Capability, Image, Package},
     run,
-    tree::Tree,
+    tree::{Tree, packed},
 };
 use anyhow::{Context, Result, bail};
-use flate2::{Compression, write::GzEncoder};
+use flate2::Compression;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::{collections::BTreeSet, fs, io::Write, path::Path, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
 use tar::{Builder, EntryType, Header};
 
 /// Maximum size of the unpacked agent's image in bytes.
@@ -32,10 +36,7 @@ pub(crate) fn build(package: &Package, release: &Release, tree: &Tree) -> Result
     if release.is_shipped && package.name == "vedette" && layer.len() > AGENT_BYTES_MAX {
         bail!("the image of {} has {} bytes, more than {AGENT_BYTES_MAX}", package.name, layer.len());
     }
-    let mut gzip =
-        GzEncoder::new(Vec::new(), if release.is_shipped { Compression::best() } else { Compression::fast() });
-    gzip.write_all(&layer)?;
-    let packed = gzip.finish()?;
+    let packed = packed(&layer, if release.is_shipped { Compression::best() } else { Compression::fast() })?;
     let platform = platform(release.arch);
     let config = serde_json::to_vec(&config(package, release, &platform, &digest(&layer))?)?;
     let manifest = serde_json::to_vec(&json!({

@@ -88,7 +88,8 @@ impl Tree {
     }
 
     fn put(&mut self, path: String, bytes: Vec<u8>, (mode, conffile, gzip): (u32, bool, bool)) -> Result<()> {
-        let (path, bytes) = if gzip { (format!("{path}.gz"), packed(&bytes)?) } else { (path, bytes) };
+        let (path, bytes) =
+            if gzip { (format!("{path}.gz"), packed(&bytes, Compression::best())?) } else { (path, bytes) };
         let to = self.root.join(path.trim_start_matches('/'));
         fs::create_dir_all(to.parent().expect("below the root"))?;
         fs::write(&to, bytes)?;
@@ -139,8 +140,8 @@ impl Tree {
 }
 
 /// gzip without name and time, so that the same text gives the same bytes.
-fn packed(bytes: &[u8]) -> Result<Vec<u8>> {
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+pub(crate) fn packed(bytes: &[u8], level: Compression) -> Result<Vec<u8>> {
+    let mut gzip = GzEncoder::new(Vec::new(), level);
     gzip.write_all(bytes)?;
     Ok(gzip.finish()?)
 }

@@ -1,35 +1,13 @@
 //! The charts, as helm and the schemas of Kubernetes see them.
 
-#![expect(clippy::print_stdout, reason = "a skipped test says why")]
+mod support;
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
+use support::{packaging, tool, try_run as run};
 
 const CHARTS: [&str; 2] = ["vedette", "vedette-workspace"];
 /// Versions of Kubernetes whose schemas the manifests must follow.
 const VERSIONS: [&str; 3] = ["1.25", "1.32", "1.36"];
-
-fn packaging() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.output().expect("it starts");
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    if output.status.success() { Ok(text) } else { Err(text) }
-}
-
-/// A tool that `packaging/tools` installs.
-fn tool(name: &str) -> Option<PathBuf> {
-    let dirs = run(Command::new(packaging().join("tools")).arg("--path")).expect("prints");
-    let found = dirs.trim().split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.exists());
-    if found.is_none() {
-        println!("skipped: {name} is not installed; packaging/tools installs it");
-    }
-    found
-}
 
 fn required(chart: &str) -> &'static [&'static str] {
     match chart {

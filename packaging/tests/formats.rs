@@ -2,18 +2,17 @@
 
 #![expect(clippy::print_stdout, reason = "a skipped test says why")]
 
+mod support;
+
 use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
 };
+use support::{packaging, tool, try_run};
 
 fn run(command: &mut Command) -> String {
-    let output = command.output().expect("it starts");
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(output.status.success(), "{command:?}: {text}");
-    text
+    try_run(command).unwrap_or_else(|text| panic!("{command:?}: {text}"))
 }
 
 fn is_installed(program: &str) -> bool {
@@ -46,11 +45,7 @@ fn build(out: PathBuf) -> PathBuf {
 
 /// The image of the agent; absent where the tools are not installed.
 fn image(name: &str) -> Option<PathBuf> {
-    let tools = run(Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools")).arg("--path"));
-    if !tools.trim().split(':').any(|dir| Path::new(dir).join("cargo-zigbuild").exists()) {
-        println!("skipped: cargo-zigbuild is not installed; packaging/tools installs it");
-        return None;
-    }
+    tool("cargo-zigbuild")?;
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     run(Command::new(env!("CARGO_BIN_EXE_vedette-packaging"))
         .args(["image", "--profile", "dev", "--package", "vedette", "--out"])
@@ -140,7 +135,7 @@ fn scripts_are_clean() {
         run(Command::new("shellcheck").arg(control.join(script)));
     }
     for script in ["tools", "release", "kubernetes/render"] {
-        run(Command::new("shellcheck").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(script)));
+        run(Command::new("shellcheck").arg(packaging().join(script)));
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn measure(scene: &mut Scene, time: Duration) -> Result<()> {
     let config = "[collectors.container_logs]\\nenabled = true\\n";
     scene.host.must(&format!("printf '{config}' > /etc/vedette/conf.d/10-hosts.toml; systemctl restart vedette"))?;
     println!(
-        "\n| journal | PSS | memory.current | of it in files | VmRSS | processor time | entries/s |\n|---|---:|---:|---:|---:|---:|---:|"
+        "\n| journal | PSS | memory.current | VmRSS | processor time | entries/s |\n|---|---:|---:|---:|---:|---:|"
     );
     for (name, writer) in RATES {
         let unit = "footprint-writer";
@@ -63,23 +63,14 @@ fn row(scene: &Scene, before: &Sample, after: &Sample) -> Result<String> {
         let text = scene.host.must(&format!("grep '^{key}:' /proc/{pid}/{file}"))?;
         Ok(text.split_whitespace().nth(1).context("a number")?.parse::<f64>()? / 1024.0)
     };
-    let current = scene.host.property("MemoryCurrent")?.parse::<f64>().unwrap_or(f64::NAN) / f64::from(1 << 20);
-    let group = scene.host.must("find /sys/fs/cgroup -path '*vedette.service/memory.stat' | head -1")?;
-    let files = scene
-        .host
-        .must(&format!("awk '$1 == \"file\" || $1 == \"total_cache\" {{print $2}}' {} | head -1", group.trim()));
-    let files = files
-        .ok()
-        .and_then(|text| text.trim().parse::<f64>().ok())
-        .map_or(f64::NAN, |bytes| bytes / f64::from(1 << 20));
+    // Where the machine's control groups are version 1, a host has no memory controller.
+    let current = scene.host.property("MemoryCurrent")?.parse::<f64>();
+    let current = current.map_or("–".to_owned(), |bytes| format!("{:.1} MiB", bytes / f64::from(1 << 20)));
     let seconds = after.at.duration_since(before.at).as_secs_f64();
     let cpu = (after.cpu_seconds - before.cpu_seconds) / seconds * 100.0;
     let rate = (after.entries - before.entries) as f64 / seconds;
-    // Where the machine's control groups are version 1, a host has no memory controller.
-    let mib = |value: f64| if value.is_nan() { "–".to_owned() } else { format!("{value:.1} MiB") };
-    let (current, files) = (mib(current), mib(files));
     Ok(format!(
-        "{:.1} MiB | {current} | {files} | {:.1} MiB | {cpu:.2} % of a core | {rate:.0}",
+        "{:.1} MiB | {current} | {:.1} MiB | {cpu:.2} % of a core | {rate:.0}",
         kib("smaps_rollup", "Pss")?,
         kib("status", "VmRSS")?
     ))

@@ -105,6 +105,14 @@ fn json(line: &[u8]) -> Option<Piece<'_>> {
     })
 }
 
+/// Whether a line of the CRI is whole, as most are: no other part of it needs to be parsed to know that.
+fn is_whole(line: &[u8]) -> bool {
+    let tags = line.splitn(4, |byte| *byte == b' ').nth(2);
+    tags.is_some_and(|tags| {
+        !line.starts_with(b"{") && tags.strip_prefix(b"F").is_some_and(|rest| matches!(rest, [] | [b'\n'] | [b':', ..]))
+    })
+}
+
 /// Which streams have an open piece, while the lines of a record are read.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
@@ -117,6 +125,9 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Whether a record ends with a line.
     pub(super) fn ends_record(&mut self, line: &[u8], is_first: bool) -> bool {
+        if is_first && is_whole(line) {
+            return true;
+        }
         if is_first {
             *self = Self::default();
         }

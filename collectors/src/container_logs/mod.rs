@@ -20,7 +20,7 @@ use lines::Pieces;
 use origin::Origins;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vedette_wire::Body;
+use vedette_wire::{Body, body::ContainerLog};
 
 /// Settings of `[collectors.container_logs]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -101,8 +101,12 @@ impl LineParser for Lines {
     fn parse(&mut self, line: &Line<'_>, chunks: &mut ChunkBuilder) {
         let container = self.origins.of(chunks.source_name());
         for (position, record) in lines::records(line) {
-            let body = Body::ContainerLog(vedette_wire::body::ContainerLog { container: container.clone(), ..record });
+            // Lent to each record: a copy would take an allocation for each of its texts.
+            let body = Body::ContainerLog(ContainerLog { container: std::mem::take(container), ..record });
             chunks.push(&Line { position, ..*line }, &body);
+            if let Body::ContainerLog(record) = body {
+                *container = record.container;
+            }
         }
     }
 

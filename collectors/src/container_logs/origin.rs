@@ -25,8 +25,10 @@ const LINKS_MAX: usize = 10_000;
 /// Interval of attempts to learn what is not known of a container, and their number.
 const LEARN_EVERY: Duration = Duration::from_secs(10);
 const LEARN_MAX: u32 = 6;
-/// Maximum number of containers to remember.
-const KNOWN_MAX: usize = 4096;
+/// Maximum number of containers to remember: more than a tailer has files open.
+const KNOWN_MAX: usize = 10_000;
+/// Maximum length of an image reference in bytes: name 255, tag 128 and digest, with their separators.
+const IMAGE_BYTES_MAX: usize = 1024;
 
 /// Configuration of a container in the format of OCI's runtime specification.
 #[derive(Deserialize)]
@@ -67,23 +69,23 @@ impl Origins {
     }
 
     /// The container of a log by its path on the host.
-    pub(super) fn of(&mut self, path: &str) -> &Container {
-        if self.known.len() >= KNOWN_MAX && !self.known.contains_key(path) {
-            self.known.clear();
-        }
+    pub(super) fn of(&mut self, path: &str) -> &mut Container {
         let context = &self.context;
-        let known = self.known.entry(path.to_owned()).or_insert_with(|| Known {
-            container: learn(context, Path::new(path)),
-            learned: Instant::now(),
-            attempts: 1,
-        });
+        if !self.known.contains_key(path) {
+            if self.known.len() >= KNOWN_MAX {
+                self.known.clear();
+            }
+            let container = learn(context, Path::new(path));
+            self.known.insert(path.to_owned(), Known { container, learned: Instant::now(), attempts: 1 });
+        }
+        let known = self.known.get_mut(path).expect("inserted above");
         // kubelet makes its link, and the runtime its files, at about the time of the first line.
         let is_known = known.container.image.is_some();
         if !is_known && known.attempts < LEARN_MAX && known.learned.elapsed() > LEARN_EVERY {
             known.container = learn(context, Path::new(path));
             (known.learned, known.attempts) = (Instant::now(), known.attempts + 1);
         }
-        &known.container
+        &mut known.container
     }
 }
 
@@ -108,6 +110,7 @@ fn learn(context: &CollectorContext, path: &Path) -> Container {
         });
         container.id = Some(id);
     }
+    container.image = container.image.filter(|image| image.len() <= IMAGE_BYTES_MAX);
     container
 }
 

@@ -50,23 +50,32 @@ impl Numbers {
     /// Number of entries between the last entry of the directory and this one that are in no file, and that nothing else explains.
     pub(super) fn jump(&mut self, head: &EntryHead, files: &mut Files, cursors: &Cursors) -> u64 {
         let Some(key) = files.reader.last_key() else { return 0 };
-        let (directory, is_volatile) = (key.directory.clone(), Some(key.is_volatile));
+        let is_volatile = Some(key.is_volatile);
         let now = Last { sequence: head.seqnum_id, boot: Some(head.boot_id), number: head.seqnum, is_volatile };
-        let before = self.last.get(&directory).copied().or_else(|| {
-            // Of a sequence without a file, the boot says whether it was counted here.
-            let of_directory = cursors.sequences().filter(|(_, other)| other.is_in(&directory) || other.is_gone());
-            let lasts = of_directory.filter_map(|(_, other)| Last::of(&other.last?));
-            lasts.filter(|last| last.is_one_count(&now)).max_by_key(|last| last.number)
-        });
-        let Some(before) = before.filter(|before| before.is_one_count(&now)) else {
-            self.last.insert(directory, now);
-            return 0;
+        let before = match self.last.get_mut(&key.directory) {
+            Some(last) => {
+                let before = *last;
+                // A number may come late, as another sequence's.
+                let is_late = before.is_one_count(&now) && before.number >= now.number;
+                *last = if is_late { Last { is_volatile, ..before } } else { now };
+                Some(before)
+            }
+            None => {
+                self.last.insert(key.directory.clone(), now);
+                // Of a sequence without a file, the boot says whether it was counted here.
+                let of_directory =
+                    cursors.sequences().filter(|(_, other)| other.is_in(&key.directory) || other.is_gone());
+                let lasts = of_directory.filter_map(|(_, other)| Last::of(&other.last?));
+                lasts.filter(|last| last.is_one_count(&now)).max_by_key(|last| last.number)
+            }
         };
-        // The same journal continues; a number may come late, as another sequence's.
-        let newest = if before.number < now.number { now } else { Last { is_volatile, ..before } };
-        self.last.insert(directory.clone(), newest);
+        let Some(before) = before.filter(|before| before.is_one_count(&now)) else { return 0 };
         let jump = now.number.saturating_sub(before.number.saturating_add(1));
-        if jump == 0 || jump > JUMP_MAX || files.may_hold(&directory, before.number, now.number) {
+        if jump == 0 || jump > JUMP_MAX {
+            return 0;
+        }
+        let directory = key.directory.clone();
+        if files.may_hold(&directory, before.number, now.number) {
             return 0;
         }
         let damage = files.take_damage();

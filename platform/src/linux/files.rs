@@ -154,3 +154,30 @@ pub fn make_private(dir: &Path) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_for_a_user_is_its_own_and_no_link_takes_its_place() {
+        if !rustix::process::geteuid().is_root() {
+            // Cargo shows it with --nocapture.
+            eprintln!("skipped: only root may give directories away");
+            return;
+        }
+        let base = std::env::temp_dir().join(format!("vedette-platform-{}", std::process::id()));
+        let dir = base.join("state");
+        for _ in 0..2 {
+            create_dir_for(&dir, (65532, 65533)).expect("the second time changes nothing");
+            let meta = fs::metadata(&dir).expect("it is there");
+            assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (65532, 65533, 0o700));
+        }
+        let (target, link) = (base.join("target"), base.join("link"));
+        fs::create_dir(&target).expect("makes");
+        std::os::unix::fs::symlink(&target, &link).expect("links");
+        assert!(create_dir_for(&link, (65532, 65532)).is_err());
+        assert_eq!(fs::metadata(&target).expect("it is there").uid(), 0, "it was not given away");
+        fs::remove_dir_all(base).expect("removes");
+    }
+}
