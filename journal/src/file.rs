@@ -111,6 +111,11 @@ impl<S: ReadAt> JournalFile<S> {
         })
     }
 
+    /// What the file is read from.
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
     /// The header, as of the last [`JournalFile::refresh`].
     pub fn header(&self) -> &Header {
         &self.header
@@ -119,6 +124,11 @@ impl<S: ReadAt> JournalFile<S> {
     /// Number of entries that are not read yet, damaged ones included.
     pub fn remaining(&self) -> u64 {
         self.visible.saturating_sub(self.next) + u64::from(self.head.is_some())
+    }
+
+    /// Number of fields that could not be read since [`JournalFile::take_damage`].
+    pub(crate) fn bad_fields(&self) -> u64 {
+        self.damage.fields
     }
 
     /// What could not be read since the last call.

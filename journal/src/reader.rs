@@ -13,6 +13,8 @@ pub struct Entry {
     pub head: EntryHead,
     /// Fields in the entry's order; a name may occur several times.
     pub fields: Vec<Arc<Field>>,
+    /// Every field could be read.
+    pub is_whole: bool,
 }
 
 impl Entry {
@@ -73,7 +75,12 @@ impl<K, S: ReadAt> Reader<K, S> {
 
     /// The key of the file that the last entry was in.
     pub fn last_key(&self) -> Option<&K> {
-        self.last.and_then(|(_, index)| self.files.get(index)).map(|(key, _)| key)
+        self.last_file().map(|(key, _)| key)
+    }
+
+    /// The file that the last entry was in.
+    pub fn last_file(&self) -> Option<&(K, JournalFile<S>)> {
+        self.last.and_then(|(_, index)| self.files.get(index))
     }
 
     /// Begins a pass: what is visible now bounds it. The caller lists directories behind it, and adds new files.
@@ -131,8 +138,11 @@ impl<K, S: ReadAt> Reader<K, S> {
             }
             self.last = Some((head, index));
             self.keep_warm(index);
-            let fields = self.files[index].1.fields(&head);
-            return Some(Entry { head, fields });
+            let file = &mut self.files[index].1;
+            let bad = file.bad_fields();
+            let fields = file.fields(&head);
+            let is_whole = file.bad_fields() == bad;
+            return Some(Entry { head, fields, is_whole });
         }
     }
 

@@ -58,6 +58,7 @@ const STEPS: &[Step] = &[
     ("a program crashes", observe::crash),
     ("logs rotated by logrotate", observe::rotate_logs),
     ("journal rotated and vacuumed while it is read", observe::rotate_journal),
+    ("journal vacuumed before it is read", observe::vacuum_unread),
     ("agent killed while the journal is written and rotated", accidents::kill),
     ("link cut", accidents::cut_link),
     ("disk of the queue full", accidents::fill_disk),

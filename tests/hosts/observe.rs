@@ -72,7 +72,30 @@ pub(crate) fn rotate_logs(scene: &mut Scene) -> Result<String> {
     Ok(format!("{written} lines, 3 rotations"))
 }
 
-/// Archived files go while they are read: what was not read then is counted.
+/// journald deletes a file, and frees its content, before the agent gets to it: each entry has arrived or is counted as rotated away,
+/// and nothing is taken for damage.
+pub(crate) fn vacuum_unread(scene: &mut Scene) -> Result<String> {
+    let count = scene.of(2000, 300);
+    let lost = |dropped: &serde_json::Value| dropped["rotated_away"].as_u64().unwrap_or(0);
+    let (pid, before) = (scene.host.property("MainPID")?, lost(&scene.workspace.dropped("journal")?));
+    scene.host.must(&format!("kill -STOP {pid}"))?;
+    scene.host.log("unread", count)?;
+    scene.host.must(&format!(
+        "journalctl --sync; journalctl --rotate --quiet; journalctl --vacuum-files=1 --quiet; kill -CONT {pid}"
+    ))?;
+    scene.host.log("behind", 1)?;
+    scene.workspace.has_lines("journal", "behind", 1)?;
+    let row =
+        scene.workspace.query("SELECT count(*) AS n FROM journal WHERE app = 'unread' AND message LIKE 'unread %'")?;
+    let arrived = row[0]["n"].as_u64().unwrap_or(0);
+    let lost = lost(&scene.workspace.dropped("journal")?) - before;
+    ensure!(arrived + lost >= count, "{arrived} of {count} arrived, {lost} are counted as lost");
+    let status = scene.host.must("vedette status")?;
+    ensure!(!status.contains("damaged"), "{status}");
+    Ok(format!("{arrived} of {count} lines arrived, {lost} entries counted as rotated away"))
+}
+
+/// Archived files go after they were read.
 pub(crate) fn rotate_journal(scene: &mut Scene) -> Result<String> {
     let (rounds, count) = (scene.of(10, 3), scene.of(2000, 300));
     let before = scene.workspace.dropped("journal")?;

@@ -9,9 +9,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
-use vedette_journal::{Damage, EntryHead, Id, JournalFile, OpenError, Reader, State};
+use vedette_journal::{Damage, Entry, EntryHead, Id, JournalFile, OpenError, Reader, State};
+use vedette_wire::Reason;
 
 /// Directories of journals: persistent, volatile.
 pub(super) const DIRECTORIES: [&str; 2] = ["/var/log/journal", "/run/log/journal"];
@@ -88,6 +90,17 @@ fn advised(err: &OpenError) -> String {
     }
 }
 
+/// Whether no name leads to an open file any more. journald frees the content of a file that it deletes, also for those who have it
+/// open (fallocate(2), `FALLOC_FL_PUNCH_HOLE`): what reads as damage then was rotated away.
+fn is_deleted(file: &JournalFile<File>) -> bool {
+    file.source().metadata().is_ok_and(|meta| meta.nlink() == 0)
+}
+
+/// Whether the content of a deleted file is freed, its header included.
+fn is_freed(file: &mut JournalFile<File>) -> bool {
+    is_deleted(file) && file.refresh().is_err()
+}
+
 /// The files, and the positions in them.
 pub(super) struct Files {
     pub(super) reader: Reader<OpenFile, File>,
@@ -128,6 +141,8 @@ impl Files {
         let (named, unlisted) = list(root);
         let present: BTreeMap<DeviceInode, &Named> = named.iter().map(|named| (named.identity, named)).collect();
         self.close_finished(&present);
+        // What is deleted is no problem; close_finished has counted it.
+        self.unreadable.retain(|path, _| named.iter().any(|named| named.path == *path));
         self.finished.retain(|identity, _| present.contains_key(identity));
         self.refused = std::mem::take(&mut self.unreadable);
         self.refused.extend(unlisted.into_iter().map(|(path, err)| (path, advised(&err.into()))));
@@ -219,7 +234,7 @@ impl Files {
         let given_up: Vec<DeviceInode> = gone.iter().rev().skip(GONE_MAX).map(|(_, identity)| *identity).collect();
         let (lost, finished) = (&mut self.lost, &mut self.finished);
         self.reader.retain(|key, file| {
-            if given_up.contains(&key.identity) {
+            if given_up.contains(&key.identity) || key.is_gone && is_freed(file) {
                 lost.push((file.header().seqnum_id, file.remaining()));
                 return false;
             }
@@ -234,6 +249,11 @@ impl Files {
             finished.insert(key.identity, Finished { file_id, sequence, state: key.state, index: file.index() });
             false
         });
+    }
+
+    /// Whether the last entry has lost fields because its file was deleted: they do not come back.
+    pub(super) fn is_hollow(&self, entry: &Entry) -> bool {
+        !entry.is_whole && self.reader.last_file().is_some_and(|(_, file)| is_deleted(file))
     }
 
     /// Whether an entry of a directory with a number between two others may be in a file: one that is open and not read to its end, or
@@ -252,17 +272,21 @@ impl Files {
         std::mem::take(&mut self.lost)
     }
 
-    /// Damage since the last call, by sequence; what status shows changes with it.
-    pub(super) fn take_damage(&mut self) -> Vec<(Id, Damage)> {
+    /// Entries that could not be read since the last call, by sequence, with the reason; what status shows changes with it.
+    pub(super) fn take_damage(&mut self) -> Vec<(Id, Reason, u64)> {
         let mut out = Vec::new();
         for (key, file) in self.reader.files() {
-            let damage = file.take_damage();
-            if damage == Damage::default() {
+            let Damage { entries, first, fields } = file.take_damage();
+            if (entries, fields) == (0, 0) {
                 continue;
             }
-            let what = damage.first.clone().unwrap_or_default();
-            self.damaged.entry(key.identity).or_insert((key.path.clone(), what));
-            out.push((file.header().seqnum_id, damage));
+            let reason = if is_deleted(file) {
+                Reason::RotatedAway
+            } else {
+                self.damaged.entry(key.identity).or_insert_with(|| (key.path.clone(), first.unwrap_or_default()));
+                Reason::Unparseable
+            };
+            out.push((file.header().seqnum_id, reason, entries));
         }
         out
     }
@@ -277,5 +301,36 @@ impl Files {
         let first = all.next()?;
         let more = all.count();
         Some(if more == 0 { first } else { format!("{first}; and {more} more files") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::journal::tests::{Host, MACHINE, SEQUENCE, system};
+    use std::{fs, os::unix::fs::FileExt};
+    use vedette_wire::Reason;
+
+    /// journald deletes a file that is open here, and frees its content, whole or up to its header so far.
+    #[test]
+    fn what_journald_frees_of_a_deleted_file_is_rotated_away_and_no_damage() {
+        for kept in [0, 512] {
+            let host = Host::new(crate::tail::Start::Beginning);
+            let name = format!("var/log/journal/{MACHINE}/system@1.journal");
+            host.put(&name, 1..=5, |journal| journal.bytes[16] = 2);
+            *host.sink.full.lock() = Some(SEQUENCE.to_owned());
+            let delete = || {
+                let path = host.path(&name);
+                let file = fs::OpenOptions::new().write(true).open(&path).expect("opens");
+                let length = usize::try_from(file.metadata().expect("is open").len()).expect("it is small");
+                file.write_all_at(&vec![0; length - kept], kept as u64).expect("writes");
+                fs::remove_file(path).expect("removes");
+            };
+            host.run(&[&delete, &|| *host.sink.full.lock() = None, &|| host.put(&system(MACHINE), 6..=7, |_| {})]);
+            assert_eq!(host.numbers(), [6, 7], "{kept}");
+            let dropped = host.sink.dropped.lock().clone();
+            assert!(dropped.iter().all(|(reason, ..)| *reason == Reason::RotatedAway), "{dropped:?}");
+            assert_eq!(dropped.iter().map(|(_, count, _)| count).sum::<u64>(), 5, "{kept}: {dropped:?}");
+            assert!(host.sink.problems.lock().is_empty(), "{:?}", host.sink.problems.lock());
+        }
     }
 }

@@ -226,6 +226,11 @@ impl<'a> Reading<'a> {
             self.add_lost(&mut chunks);
             while bytes < BLOCK_BYTES {
                 let Some(entry) = self.files.reader.next_entry() else { break };
+                if self.files.is_hollow(&entry) {
+                    self.add_dropped(&mut chunks, (entry.head.seqnum_id, Reason::RotatedAway, 1));
+                    self.numbers.explain_numbers(entry.head.seqnum_id, 1, &self.cursors);
+                    continue;
+                }
                 let is_copy = self.is_moved_copy(&entry);
                 bytes += self.add(&mut chunks, &entry, is_copy);
             }
@@ -305,12 +310,8 @@ impl<'a> Reading<'a> {
 
     /// Counts entries that cannot be read, or are given up. Their numbers are unknown.
     fn add_damage(&mut self, chunks: &mut Vec<Chunk>) {
-        for (id, damage) in self.numbers.take_damage(&mut self.files, &self.cursors) {
-            if damage.entries > 0 {
-                let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
-                chunk.dropped.push(Dropped { reason: Reason::Unparseable, count: damage.entries, positions: None });
-                chunks.push(chunk);
-            }
+        for dropped in self.numbers.take_damage(&mut self.files, &self.cursors) {
+            self.add_dropped(chunks, dropped);
         }
     }
 
@@ -318,8 +319,15 @@ impl<'a> Reading<'a> {
     fn add_lost(&mut self, chunks: &mut Vec<Chunk>) {
         for (id, count) in self.files.take_lost() {
             self.numbers.explain_numbers(id, count, &self.cursors);
+            self.add_dropped(chunks, (id, Reason::RotatedAway, count));
+        }
+    }
+
+    /// Counts entries of a sequence that are lost.
+    fn add_dropped(&mut self, chunks: &mut Vec<Chunk>, (id, reason, count): (Id, Reason, u64)) {
+        if count > 0 {
             let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
-            chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count, positions: None });
+            chunk.dropped.push(Dropped { reason, count, positions: None });
             chunks.push(chunk);
         }
     }

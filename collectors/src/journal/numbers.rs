@@ -8,7 +8,8 @@ use super::{
     files::Files,
 };
 use std::collections::BTreeMap;
-use vedette_journal::{Cursor, Damage, EntryHead, Id};
+use vedette_journal::{Cursor, EntryHead, Id};
+use vedette_wire::Reason;
 
 /// More numbers than this between two entries are another count, whatever the files say.
 const JUMP_MAX: u64 = 1 << 30;
@@ -20,7 +21,7 @@ pub(super) struct Numbers {
     /// Numbers behind the last ones that are counted for another reason: damaged entries, and files that were given up.
     explained: BTreeMap<Directory, u64>,
     /// Damage that was looked at before it is reported.
-    damage: Vec<(Id, Damage)>,
+    damage: Vec<(Id, Reason, u64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -69,7 +70,10 @@ impl Numbers {
                 lasts.filter(|last| last.is_one_count(&now)).max_by_key(|last| last.number)
             }
         };
-        let Some(before) = before.filter(|before| before.is_one_count(&now)) else { return 0 };
+        let Some(before) = before.filter(|before| before.is_one_count(&now)) else {
+            self.explained.remove(&key.directory);
+            return 0;
+        };
         let jump = now.number.saturating_sub(before.number.saturating_add(1));
         if jump == 0 || jump > JUMP_MAX {
             return 0;
@@ -86,9 +90,9 @@ impl Numbers {
     }
 
     /// Notes numbers that are counted for another reason.
-    fn explain(&mut self, damage: &[(Id, Damage)], cursors: &Cursors) {
-        for (id, damage) in damage {
-            self.explain_numbers(*id, damage.entries, cursors);
+    fn explain(&mut self, damage: &[(Id, Reason, u64)], cursors: &Cursors) {
+        for (id, _, count) in damage {
+            self.explain_numbers(*id, *count, cursors);
         }
     }
 
@@ -100,8 +104,8 @@ impl Numbers {
         }
     }
 
-    /// Damage since the last call, by sequence.
-    pub(super) fn take_damage(&mut self, files: &mut Files, cursors: &Cursors) -> Vec<(Id, Damage)> {
+    /// Entries that could not be read since the last call, by sequence, with the reason.
+    pub(super) fn take_damage(&mut self, files: &mut Files, cursors: &Cursors) -> Vec<(Id, Reason, u64)> {
         let mut damage = std::mem::take(&mut self.damage);
         let more = files.take_damage();
         self.explain(&more, cursors);

@@ -27,7 +27,7 @@ pub(super) struct MemorySink {
     pub(super) records: Mutex<Vec<(String, Position, Record)>>,
     cursors: Mutex<BTreeMap<String, Vec<u8>>>,
     pub(super) dropped: Mutex<Vec<(Reason, u64, Option<Position>)>>,
-    problems: Mutex<Vec<String>>,
+    pub(super) problems: Mutex<Vec<String>>,
     /// Id of a source without room.
     pub(super) full: Mutex<Option<String>>,
 }
@@ -159,7 +159,7 @@ fn fields_become_columns_and_the_rest_is_kept() {
     let entry = Written { seqnum: 31, at: 5, fields: fields.map(|field| field.as_bytes().to_vec()).to_vec() };
     let mut file = JournalFile::open(write(LAYOUT, &[entry]).bytes).expect("a journal");
     let head = file.peek().expect("an entry");
-    let record = entry::body(&Entry { fields: file.fields(&head), head });
+    let record = entry::body(&Entry { fields: file.fields(&head), head, is_whole: true });
     assert_eq!((record.message.as_str(), record.uid, record.facility), ("two\nlines", Some(1000), Some(10)));
     assert_eq!(record.time, 1_795_404_079_000_005_000);
     assert_eq!(record.boot_id.as_deref(), Some("b0".repeat(16).as_str()), "the entry's own");
@@ -173,7 +173,7 @@ fn an_entry_of_many_large_values_stays_within_its_limit() {
     let fields = (0..20).map(|number| format!("FIELD{number:02}={}", "x".repeat(200_000)).into_bytes()).collect();
     let mut file = JournalFile::open(write(LAYOUT, &[Written { seqnum: 1, at: 1, fields }]).bytes).expect("a journal");
     let head = file.peek().expect("an entry");
-    let record = entry::body(&Entry { fields: file.fields(&head), head });
+    let record = entry::body(&Entry { fields: file.fields(&head), head, is_whole: true });
     let total: usize = record.more.values().map(String::len).sum();
     assert!(total < 600 << 10, "{total}");
     assert!(record.more["VEDETTE_CUT"].starts_with("FIELD02 FIELD03"), "{}", record.more["VEDETTE_CUT"]);
