@@ -7,7 +7,7 @@ use crate::{
 use serde_json::Value;
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
-/// A world whose host allows one directory, with a file in it.
+/// A world whose host permits artifacts of one directory, which holds one file.
 fn world(tier: &str, collect: &str, bytes: usize) -> (World, Vec<u8>) {
     let world = World::new();
     set(&world, &["--tier", tier, "--collect", collect]);
@@ -33,25 +33,25 @@ pub(crate) fn request(world: &World, agent: &str, path: &Path) -> String {
     id.trim().to_owned()
 }
 
-fn listed(world: &World, id: &str) -> Value {
+fn artifact_row(world: &World, id: &str) -> Value {
     let all = world.workspace(&["artifact", "list", "--org", ORG, "--format", "json"]);
     let all = all.lines().map(|line| serde_json::from_str::<Value>(line).expect("an object"));
     all.into_iter().find(|line| line["id"] == id).expect("is listed")
 }
 
-pub(crate) fn until(world: &World, id: &str, state: &str) -> Value {
-    eventually(state, || Some(listed(world, id)).filter(|line| line["state"] == state))
+pub(crate) fn wait_for_state(world: &World, id: &str, state: &str) -> Value {
+    eventually(state, || Some(artifact_row(world, id)).filter(|line| line["state"] == state))
 }
 
 #[test]
-fn a_file_comes_with_collection_off_and_on_both_tiers_and_what_is_not_allowed_does_not() {
+fn an_allowed_file_arrives_on_both_tiers_with_collection_on_or_off_and_no_other_does() {
     for (tier, collect) in [("free", "off"), ("free", "on"), ("standard", "on")] {
         let (world, content) = world(tier, collect, 3 << 20);
         let mut running = world.run();
         eventually("the policy", || (world.status()["policy"]["collect"] == (collect == "on")).then_some(()));
         let path = world.path("evidence/file");
         let id = request(&world, &agent(&world), &path);
-        let line = until(&world, &id, "complete");
+        let line = wait_for_state(&world, &id, "complete");
         let to = world.path("fetched");
         let message =
             world.workspace(&["artifact", "get", "--org", ORG, "--id", &id, "--to", &to.display().to_string()]);
@@ -66,10 +66,10 @@ fn a_file_comes_with_collection_off_and_on_both_tiers_and_what_is_not_allowed_do
             1,
         );
 
-        assert!(fs::read(&to).expect("is there") == content, "a file that is there is left as it is");
+        assert!(fs::read(&to).expect("is there") == content, "an existing output file is not overwritten");
 
         let id = request(&world, &agent(&world), &world.path("shadow"));
-        let line = until(&world, &id, "refused");
+        let line = wait_for_state(&world, &id, "refused");
         assert!(line["detail"].as_str().is_some_and(|why| why.contains("not on this host's list")), "{line}");
         let get = ["artifact", "get", "--org", ORG, "--id", &id, "--to", &world.path("no").display().to_string()];
         assert!(refusal(&world.workspace_output(&get), 1).contains("the host refused the request"));
@@ -89,9 +89,9 @@ fn a_file_comes_with_collection_off_and_on_both_tiers_and_what_is_not_allowed_do
 fn a_request_waits_for_an_agent_that_is_away_and_a_kill_in_the_middle_costs_nothing() {
     let (mut world, content) = world("free", "on", 40 << 20);
     let mut running = world.run();
-    let id_of_agent = agent(&world);
+    let agent_id = agent(&world);
     running.terminate();
-    let id = request(&world, &id_of_agent, &world.path("evidence/file"));
+    let id = request(&world, &agent_id, &world.path("evidence/file"));
     for _ in 0..3 {
         let mut running = world.run();
         eventually("a start", || world.vedette(&["status"]).status.success().then_some(()));
@@ -102,7 +102,7 @@ fn a_request_waits_for_an_agent_that_is_away_and_a_kill_in_the_middle_costs_noth
     world.serve = None;
     let running = world.run();
     world.serve(&address);
-    until(&world, &id, "complete");
+    wait_for_state(&world, &id, "complete");
     let to = world.path("fetched");
     world.workspace(&["artifact", "get", "--org", ORG, "--id", &id, "--to", &to.display().to_string()]);
     assert!(fs::read(&to).expect("is there") == content, "the same bytes");
@@ -112,7 +112,7 @@ fn a_request_waits_for_an_agent_that_is_away_and_a_kill_in_the_middle_costs_noth
 #[test]
 fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_answered() {
     let (world, _) = world("free", "on", 100);
-    let agent_of = {
+    let agent_id = {
         let mut running = world.run();
         let id = agent(&world);
         running.terminate();
@@ -122,38 +122,41 @@ fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_ans
     assert!(refusal(&world.workspace_output(&off), 1).contains("cannot be switched off by policy"));
     let path = world.path("evidence/file");
     set(&world, &["--artifacts", "bytes_max=99"]);
-    let too_large = request(&world, &agent_of, &path);
-    let forged = request(&world, &agent_of, &path);
-    let expired = request(&world, &agent_of, &path);
+    let too_large = request(&world, &agent_id, &path);
+    let forged = request(&world, &agent_id, &path);
+    let expired = request(&world, &agent_id, &path);
     let existing = world.control_sql(&format!(
         "UPDATE artifacts SET document = replace(document, 'file', 'else') WHERE id = '{forged}'"
     )) && world.control_sql(&format!("UPDATE artifacts SET expires = 1 WHERE id = '{expired}'"));
     let running = world.run();
-    assert!(until(&world, &too_large, "refused")["detail"].as_str().is_some_and(|why| why.contains("99 are allowed")));
+    assert!(
+        wait_for_state(&world, &too_large, "refused")["detail"]
+            .as_str()
+            .is_some_and(|why| why.contains("99 are allowed"))
+    );
     if existing {
         eventually("the forged one to be noticed", || {
-            let log = fs::read_to_string(world.path("agent.log")).ok()?;
-            log.contains("is not signed by the workspace's key").then_some(())
+            world.agent_log().contains("is not signed by the workspace's key").then_some(())
         });
         assert_eq!(
-            (&listed(&world, &forged)["state"], &listed(&world, &expired)["state"]),
+            (&artifact_row(&world, &forged)["state"], &artifact_row(&world, &expired)["state"]),
             (&"requested".into(), &"expired".into())
         );
     }
     let revision = set(&world, &["--artifacts", "paths=/nowhere/*,bytes_max=1MiB"]);
     eventually("the policy", || (world.status()["policy"]["revision"] == revision).then_some(()));
-    let elsewhere = request(&world, &agent_of, &path);
-    let why = until(&world, &elsewhere, "refused")["detail"].to_string();
+    let elsewhere = request(&world, &agent_id, &path);
+    let why = wait_for_state(&world, &elsewhere, "refused")["detail"].to_string();
     assert!(why.contains("not among the paths that the policy allows"), "{why}");
     let revision = set(&world, &["--artifacts", "paths=,per_hour_max=2"]);
     eventually("the policy", || (world.status()["policy"]["revision"] == revision).then_some(()));
-    let many = request(&world, &agent_of, &path);
-    assert!(until(&world, &many, "refused")["detail"].as_str().is_some_and(|why| why.contains("2 per hour")));
+    let many = request(&world, &agent_id, &path);
+    assert!(wait_for_state(&world, &many, "refused")["detail"].as_str().is_some_and(|why| why.contains("2 per hour")));
     // An unknown agent, and another organization.
     let unknown = ["artifact", "request", "--org", ORG, "--agent", &"0".repeat(32), "--path", "/x", "--reason", "r"];
     assert!(refusal(&world.workspace_output(&unknown), 1).contains("has no agent"));
     world.workspace(&["org", "add", "other", "--tier", "free"]);
-    let theirs = ["artifact", "request", "--org", "other", "--agent", &agent_of, "--path", "/x", "--reason", "r"];
+    let theirs = ["artifact", "request", "--org", "other", "--agent", &agent_id, "--path", "/x", "--reason", "r"];
     assert!(refusal(&world.workspace_output(&theirs), 1).contains("has no agent"));
     assert_eq!(world.workspace(&["artifact", "list", "--org", "other", "--format", "json"]), "");
     drop(running);

@@ -3,10 +3,6 @@
 use crate::support::{World, eventually, refusal};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-fn agent_log(world: &World) -> String {
-    fs::read_to_string(world.path("agent.log")).unwrap_or_default()
-}
-
 #[test]
 fn typos_in_the_configuration_are_named_with_file_line_and_the_nearest_right_word() {
     let world = World::new();
@@ -182,7 +178,7 @@ fn a_second_agent_and_a_missing_one_are_told_apart() {
     let _agent = world.run();
     eventually("the first agent's start", || world.vedette(&["status"]).status.success().then_some(()));
     let message = refusal(&world.vedette(&["run"]), 1);
-    assert!(message.contains("another agent runs under the identity"), "{message}\n{}", agent_log(&world));
+    assert!(message.contains("another agent runs under the identity"), "{message}\n{}", world.agent_log());
 }
 
 #[test]
@@ -196,7 +192,7 @@ fn a_hangup_ends_neither_program() {
         assert!(Command::new("kill").args(["-HUP", &id.to_string()]).status().is_ok_and(|status| status.success()));
     }
     let has = |log: String, text: &str| log.contains(text).then_some(());
-    eventually("the agent's word", || has(agent_log(&world), "the configuration has not changed"));
+    eventually("the agent's word", || has(world.agent_log(), "the configuration has not changed"));
     eventually("the workspace's word", || {
         has(fs::read_to_string(world.path("workspace.log")).ok()?, "SIGHUP is ignored")
     });
@@ -236,7 +232,7 @@ fn an_agent_whose_state_directory_is_removed_begins_again_and_no_second_one_is_l
     world.append("a.log", "two\n");
     eventually("the next line", || (world.count("syslog") == 2).then_some(()));
     eventually("status again", || world.vedette(&["status"]).status.success().then_some(()));
-    assert!(agent_log(&world).contains("the queue's file was removed or replaced"), "{}", agent_log(&world));
+    assert!(world.agent_log().contains("the queue's file was removed or replaced"), "{}", world.agent_log());
     let syslog = world.ledger().into_iter().find(|account| account["collector"] == "syslog").expect("is there");
     assert_eq!((&syslog["repeated"], &syslog["missing"]), (&0.into(), &0.into()), "{syslog}");
 }
@@ -250,11 +246,11 @@ fn a_level_of_the_log_that_was_reloaded_outlasts_a_restart_of_the_tasks() {
     fs::create_dir(world.path("conf.d")).expect("makes");
     fs::write(world.path("conf.d/10-log.toml"), "[log]\nlevel = \"debug\"\n").expect("writes");
     assert!(Command::new("kill").args(["-HUP", &agent.id().to_string()]).status().is_ok_and(|status| status.success()));
-    eventually("the level", || agent_log(&world).contains("the level of the log has changed").then_some(()));
+    eventually("the level", || world.agent_log().contains("the configuration has changed").then_some(()));
     fs::remove_dir_all(world.path("state")).expect("removes");
     let restarted = "the agent restarts its tasks";
     eventually("debug messages behind the restart", || {
-        let log = agent_log(&world);
+        let log = world.agent_log();
         log.split_once(restarted).filter(|(_, behind)| behind.contains("DEBUG")).map(drop)
     });
 }

@@ -31,7 +31,7 @@ fn new_certificates_of_both_are_taken_and_half_written_ones_are_not() {
     std::thread::sleep(std::time::Duration::from_millis(1200));
     world.append("a.log", &line(3));
     stored(3);
-    let log = fs::read_to_string(world.path("agent.log")).expect("reads");
+    let log = world.agent_log();
     assert!(log.contains("new certificates cannot be used") && log.contains("certificates reloaded"), "{log}");
 
     // The workspace's.
@@ -73,10 +73,11 @@ fn a_certificate_is_renewed_before_it_expires_and_kept_once_it_has_delivered() {
         std::thread::sleep(std::time::Duration::from_secs(1));
     }
     eventually("every line", || (world.count("syslog") == 26).then_some(()));
-    let log = fs::read_to_string(world.path("agent.log")).expect("reads");
+    let log = world.agent_log();
     let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text}: {log}"));
     assert!(
-        at("keeping the old one until the new one has delivered") < at("the renewed certificate delivers; keeping it")
+        at("keeping the old one until the new one has delivered")
+            < at("delivery works with the renewed certificate; keeping it")
     );
     assert_ne!(certificate(), first);
     assert_eq!(fs::read(world.path("identity/key.pem")).expect("reads"), key, "the key, and so the id, stays");

@@ -149,7 +149,7 @@ fn many_policies_under_load_are_all_followed_and_cost_no_line() {
     drop(agent);
 }
 
-/// A log that cannot be written is no reason to stop: standard error is a full disk.
+/// A log that cannot be written is not a reason to stop: standard error is a full disk.
 #[test]
 fn an_agent_whose_log_is_on_a_full_disk_collects() {
     let world = World::new();

@@ -1,8 +1,13 @@
 //! The syslog listener: messages arrive, and those that the queue cannot accept are dropped and counted.
 
-use crate::support::{World, eventually};
+use crate::support::{Process, World, eventually};
 use serde_json::Value;
-use std::{net::UdpSocket, os::unix::net::UnixDatagram};
+use std::{fs, net::UdpSocket, os::unix::net::UnixDatagram, process::Command};
+
+fn signal(agent: &Process, name: &str) {
+    let done = Command::new("kill").arg(name).arg(agent.id().to_string()).status();
+    assert!(done.is_ok_and(|status| status.success()));
+}
 
 #[test]
 fn datagrams_arrive_and_what_a_full_queue_cannot_take_is_counted() {
@@ -62,17 +67,13 @@ fn datagrams_that_the_kernel_dropped_are_counted() {
         table.contains(&format!("0100007F:{port:04X} ")).then_some(())
     });
     let sender = UdpSocket::bind("127.0.0.1:0").expect("opens");
-    let signal = |name: &str| {
-        let done = std::process::Command::new("kill").arg(name).arg(agent.id().to_string()).status();
-        assert!(done.is_ok_and(|status| status.success()));
-    };
-    signal("-STOP");
+    signal(&agent, "-STOP");
     // More than any receive buffer holds.
     let (text, sent) = (format!("<13>1 2026-11-23T03:21:19Z h app - - - {}", "x".repeat(1400)), 40_000);
     for _ in 0..sent {
         sender.send_to(text.as_bytes(), ("127.0.0.1", port)).expect("sends");
     }
-    signal("-CONT");
+    signal(&agent, "-CONT");
     let mut last = Value::Null;
     let account = eventually("all of them to be stored or counted", || {
         let account = world.ledger().into_iter().find(|account| account["collector"] == "syslog_listener")?;
@@ -84,4 +85,34 @@ fn datagrams_that_the_kernel_dropped_are_counted() {
     });
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     agent.terminate();
+}
+
+/// Only collectors whose settings change are started again; they continue where they were.
+#[test]
+fn a_reload_of_one_collector_leaves_the_others_running() {
+    let world = World::new();
+    let socket = world.path("log.sock");
+    world.write_config(&format!("\n[collectors.syslog_listener]\nenabled = true\ndatagram = {socket:?}\n"));
+    world.enroll();
+    let agent = world.run();
+    let sender = UnixDatagram::unbound().expect("opens");
+    eventually("the socket", || sender.connect(&socket).ok());
+    fs::create_dir(world.path("conf.d")).expect("makes");
+    let changes = ["[collectors.syslog]\nbeside_journal = true\n", "[collectors.syslog]\nenabled = false\n", ""];
+    let configured = || world.agent_log().matches("the configuration has changed").count();
+    for (number, change) in changes.into_iter().enumerate() {
+        world.append("a.log", "a line before the change\n");
+        fs::write(world.path("conf.d/10-syslog.toml"), change).expect("writes");
+        signal(&agent, "-HUP");
+        eventually("the change", || (configured() == number + 1).then_some(()));
+        // The socket that was connected at the start.
+        sender.send(format!("<13>1 2026-11-23T03:21:19Z h app - - - {number}").as_bytes()).expect("it is still open");
+    }
+    world.append("a.log", "the last line\n");
+    eventually("what was sent", || (world.count("syslog WHERE app = 'app'") == 3).then_some(()));
+    eventually("the lines", || (world.count("syslog WHERE app IS NULL") == 4).then_some(()));
+    assert!(!world.agent_log().contains("restarts its tasks"), "{}", world.agent_log());
+    for account in world.ledger() {
+        assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
+    }
 }

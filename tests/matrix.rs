@@ -2,7 +2,7 @@
 //! the real binaries.
 
 use crate::{
-    artifacts::{request, until},
+    artifacts::{request, wait_for_state},
     policy::{in_force, set, state},
     support::{ORG, World, eventually, refusal},
 };
@@ -84,9 +84,9 @@ fn tried(cell: Cell) {
         assert_eq!(world.vedette(&["check"]).status.success(), !cell.conflict, "{when}: {cell:?}");
     };
     let answered = |world: &World, ids: [String; 2]| {
-        let refused = until(world, &ids[1], "refused");
+        let refused = wait_for_state(world, &ids[1], "refused");
         assert!(refused["detail"].as_str().is_some_and(|why| why.contains("not on this host's list")), "{cell:?}");
-        until(world, &ids[0], "complete");
+        wait_for_state(world, &ids[0], "complete");
     };
     as_expected(&world, "connected");
     let id = world.status()["agent"].as_str().expect("an id").to_owned();

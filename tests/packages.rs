@@ -230,7 +230,7 @@ fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
         "mkdir -p /etc/vedette/conf.d && printf '[log]\\nlevel = \"debug\"\\n' > /etc/vedette/conf.d/10-log.toml",
     );
     host.must("systemctl reload vedette");
-    eventually("the new level", || logged("the level of the log has changed").then_some(()));
+    eventually("the new level", || logged("the configuration has changed").then_some(()));
     host.must("printf '[collectors.sessions]\\nenabled = false\\n' > /etc/vedette/conf.d/20-sessions.toml");
     host.must("systemctl reload vedette");
     // The command would refuse the wrong configuration; the socket is in its default place.
@@ -244,7 +244,7 @@ fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
     eventually("the collector to be off", || (state(host).as_deref() == Some("\"disabled\"")).then_some(()));
     host.must("printf '[collectors.sessions]\\nenabled = maybe\\n' > /etc/vedette/conf.d/20-sessions.toml");
     host.must("systemctl reload vedette");
-    eventually("the refusal", || logged("the configuration is wrong; the agent keeps the present one").then_some(()));
+    eventually("the refusal", || logged("the new configuration is invalid; keeping the current one").then_some(()));
     assert_eq!(state(host).as_deref(), Some("\"disabled\""), "what was in force stays");
     // What cannot be used is found when it is tried: before the queue is open, and behind that.
     for setting in ["dir = \\\"/proc/state\\\"", "socket_dir = \\\"/proc/socket\\\""] {

@@ -101,7 +101,7 @@ fn an_agent_goes_to_the_pair_when_the_first_is_away_and_back_when_it_works_for_a
     let since = first.status()["endpoint_since"].as_str().map(str::to_owned);
     assert!(since.is_some_and(|since| since.starts_with("20") && since.ends_with('Z')));
     let log = fs::read_to_string(first.path("agent.log")).expect("reads");
-    assert!(log.contains("another endpoint is in use"), "{log}");
+    assert!(log.contains("switched to another endpoint"), "{log}");
     // Changes are refused at the secondary.
     for command in [
         &["policy", "set", "--org", ORG, "--reason", "x", "--collect", "off"][..],
@@ -149,7 +149,7 @@ fn heartbeats_name_the_endpoint_and_a_policy_is_taken_over_by_the_second() {
     first.enroll();
     let revision = both(&first, &second);
     let promote = |world: &World| world.workspace_output(&["pair-promote", "--reason", "a mistake"]);
-    assert!(refusal(&promote(&second), 1).contains("is running"));
+    assert!(refusal(&promote(&second), 1).contains("is still running"));
     let (began, agent) = (Instant::now(), first.run());
     in_force(&first, revision);
     let beats = |world: &World| world.query("SELECT endpoint, endpoint_since, endpoint_why FROM heartbeats");
@@ -229,12 +229,12 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
         let output = command.args(["init", "--geo", geo, "--dir"]).arg(dir).args(with).output().expect("runs");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(init("australia", &with(&token)).contains("one geography"));
+    assert!(init("australia", &with(&token)).contains("same geography"));
     assert!(init("europe", &with(&ca)).contains("token is unknown"));
     assert!(init("europe", &["--pair-with".to_owned(), url.clone()]).contains("--pair-ca"));
     let arguments = with(&token);
     let second = World::second(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(init("united-states", &with(&token)).contains("one geography"));
+    assert!(init("united-states", &with(&token)).contains("same geography"));
     fs::remove_dir_all(fresh.path().join("europe")).ok();
     assert!(init("europe", &with(&token)).contains("token is unknown, used up"));
     for name in ["ca.pem", "ca.key", "policy.key"] {
@@ -265,7 +265,7 @@ fn a_pair_is_made_over_the_network_and_shares_revocations_both_ways() {
     assert!(!refused.status.success());
     // The primary is gone for good: the secondary stands alone.
     let early = second.workspace_output(&["pair-promote", "--reason", "a mistake"]);
-    assert!(refusal(&early, 1).contains("is running"));
+    assert!(refusal(&early, 1).contains("is still running"));
     first.serve = None;
     second.workspace(&["pair-promote", "--reason", "the first has burnt down"]);
     second.workspace(&["policy", "set", "--org", ORG, "--collect", "off", "--reason", "a test"]);

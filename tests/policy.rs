@@ -131,7 +131,9 @@ fn with_collection_off_no_collector_runs_and_what_was_written_meanwhile_is_never
     assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");
     let events = world.query("SELECT message FROM lifecycle WHERE event = 'policy' AND about = 'syslog'");
     assert!(
-        events[0]["message"].as_str().is_some_and(|message| message.starts_with("was switched off by policy for")),
+        events[0]["message"]
+            .as_str()
+            .is_some_and(|message| message.starts_with("the policy had switched the collector off for")),
         "{events:?}"
     );
     agent.terminate();

@@ -7,9 +7,9 @@ fn check(page: &str, path: &str) {
     let output = Command::new(VEDETTE).args(["reference", page]).output().expect("runs");
     assert!(output.status.success());
     let file = root().join(path);
-    let written = std::fs::read_to_string(&file).unwrap_or_default();
-    let fresh = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(written == fresh, "{path} is stale: vedette reference {page} > {path}");
+    let committed = std::fs::read_to_string(&file).unwrap_or_default();
+    let generated = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(committed == generated, "{path} is stale: vedette reference {page} > {path}");
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn the_packaged_default_file_is_a_valid_configuration() {
 }
 
 #[test]
-fn completions_and_man_page_are_whole() {
+fn completions_and_man_pages_are_complete() {
     let run = |arguments: &[&str]| {
         let output = Command::new(VEDETTE).args(arguments).output().expect("runs");
         assert!(output.status.success(), "{arguments:?}");
@@ -50,7 +50,7 @@ fn completions_and_man_page_are_whole() {
             let text = std::fs::read_to_string(dir.path().join(page)).expect("reads").replace("\\-", "-");
             let named = text.split_whitespace().filter_map(|word| word.strip_suffix("(1)"));
             for named in named {
-                assert!(pages.contains(&format!("{named}.1")), "{page} names {named}, which is not made");
+                assert!(pages.contains(&format!("{named}.1")), "{page} refers to {named}, which was not generated");
             }
         }
     }
@@ -84,7 +84,7 @@ fn once_gives_valid_ocsf_on_this_machine() {
 }
 
 #[test]
-fn once_prints_one_object_a_line_and_needs_nothing() {
+fn once_prints_one_object_per_line_without_configuration_or_enrollment() {
     for format in ["ocsf", "json"] {
         let output = Command::new(VEDETTE)
             .args(["once", "--collector", "host", "--collector", "processes", "--format", format])

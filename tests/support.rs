@@ -331,6 +331,11 @@ impl World {
         serde_json::from_slice(&output.stdout).expect("one object")
     }
 
+    /// The agent's log so far.
+    pub(crate) fn agent_log(&self) -> String {
+        fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
     pub(crate) fn append(&self, name: &str, text: &str) {
         use std::io::Write;
         let path = self.path("log").join(name);

@@ -43,7 +43,7 @@ fn serve(host: &Host) {
     host.must("systemd-run --unit=ws /opt/vedette-workspace serve --dir /var/lib/ws --listen 127.0.0.1:8443");
 }
 
-fn enrolled(host: &Host) {
+fn assert_enrolled(host: &Host) {
     eventually("the host to be listed", || {
         let listed = host.must("/opt/vedette-workspace agents --org acme --dir /var/lib/ws --format json");
         listed.contains("\"active\"").then_some(())
@@ -72,7 +72,7 @@ fn user_data_of_cloud_init_enrolls_a_host_at_its_first_boot() {
         return;
     };
     serve(&host);
-    enrolled(&host);
+    assert_enrolled(&host);
     assert_eq!(host.must("stat -c %a /var/lib/vedette/identity/key.pem").trim(), "600");
     let status = host.must("cloud-init status --long || true");
     assert!(!status.contains("error"), "{status}");
@@ -99,5 +99,5 @@ fn the_tasks_of_ansible_enroll_a_host() {
     let play = "cd /root/play && LC_ALL=C.UTF-8 ansible-playbook -i localhost, play.yml 2>&1";
     let message = host.must(play);
     assert!(message.contains("failed=0"), "{message}");
-    enrolled(&host);
+    assert_enrolled(&host);
 }

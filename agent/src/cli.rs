@@ -14,7 +14,7 @@ pub(crate) struct Arguments {
 /// Sources of the configuration.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigArguments {
-    /// Configuration file; conf.d beside it, the environment and --set override it.
+    /// Configuration file. The files of conf.d next to it, the environment and --set override it.
     #[arg(long, default_value = vedette_platform::LOCATIONS.config)]
     pub(crate) config: PathBuf,
     /// A setting, as in transport.compression=gzip; overrides all other sources.
@@ -24,7 +24,7 @@ pub(crate) struct ConfigArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Join a workspace: create a key here and have it certified there.
+    /// Join a workspace: create a key and get a certificate for it.
     Enroll {
         #[command(flatten)]
         config: ConfigArguments,
@@ -54,7 +54,7 @@ pub(crate) enum Command {
         /// A setting, as in host.root=/host.
         #[arg(long = "set", value_name = "KEY=VALUE")]
         set: Vec<String>,
-        /// Collectors to run [default: all].
+        /// Collectors to run [default: all that are enabled].
         #[arg(long = "collector", value_name = "ID")]
         collectors: Vec<String>,
         /// Output format; ocsf and json print one object per line.
@@ -77,9 +77,10 @@ pub(crate) enum Command {
         #[arg(long, default_value = "table")]
         format: StatusFormat,
     },
-    /// Check that the agent collects and delivers, for probes and alarms. Exit code 1 and one line per problem, including files
-    /// that cannot be read and sockets that cannot be bound; exit code 4 if no agent runs. Missing permissions that only reduce
-    /// a collector's output are in `status` alone. Most problems outlast a restart: raise an alarm rather than restart the agent.
+    /// Check that the agent collects and delivers, for probes and alarms. Prints one line per problem and exits with code 1;
+    /// problems include files that cannot be read and sockets that cannot be bound; exit code 4 if no agent runs. Missing
+    /// permissions that only reduce a collector's output are in `status` alone. Most problems outlast a restart: raise an alarm
+    /// rather than restart the agent.
     Health {
         #[command(flatten)]
         config: ConfigArguments,
@@ -87,8 +88,8 @@ pub(crate) enum Command {
         #[arg(long, default_value = "5m")]
         stalled_after: vedette_collectors::settings::Interval,
     },
-    /// Create the directories of state and identity for a user, as root before the agent starts: for the init container of a pod,
-    /// whose directory on the node belongs to root.
+    /// Create the state and identity directories for a user. Run it as root before the agent starts, as in a pod's init
+    /// container, since the hostPath directory belongs to root.
     CreateState {
         #[command(flatten)]
         config: ConfigArguments,
@@ -126,7 +127,7 @@ pub(crate) enum Command {
 
 fn user_and_group(text: &str) -> Result<(u32, u32), String> {
     let numbers = text.split_once(':').and_then(|(user, group)| user.parse().ok().zip(group.parse().ok()));
-    numbers.ok_or_else(|| "it is no UID:GID, as in 65532:65532".to_owned())
+    numbers.ok_or_else(|| "write UID:GID, as in 65532:65532".to_owned())
 }
 
 /// Formats of the status.
@@ -137,7 +138,7 @@ pub(crate) enum StatusFormat {
     Prometheus,
 }
 
-/// All but `status` require the agent to be stopped, and say so.
+/// Commands other than `status` fail while the agent runs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
     /// Show how full the queue is, and what is set aside.

@@ -7,7 +7,7 @@
 //! <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html>. Google:
 //! <https://cloud.google.com/compute/docs/metadata/predefined-metadata-keys>.
 
-use crate::config::{CloudSetting, HostPlace};
+use crate::config::{CloudSetting, HostLocation};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
@@ -19,15 +19,15 @@ use url::Url;
 use vedette_collectors::{CollectorContext, Dmi};
 use vedette_wire::{
     body::CloudInstance,
-    geo::{Cloud, HostGeo, UnknownPlace},
+    geo::{Cloud, HostGeo, UnknownGeography},
 };
 
 /// Address of the metadata service (RFC 3927).
 const LINK_LOCAL: &str = "http://169.254.169.254";
 /// Time limit for all queries together.
-const PATIENCE: Duration = Duration::from_secs(1);
+const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum size of an answer.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
+const RESPONSE_BYTES_MAX: u64 = 64 << 10;
 /// Chassis asset tag of Azure's machines; Hyper-V elsewhere does not set it.
 const AZURE_ASSET_TAG: &str = "7783-7084-3265-9085-8269-3286-77";
 
@@ -49,18 +49,18 @@ fn cloud(setting: CloudSetting, context: &CollectorContext) -> Option<Cloud> {
     }
 }
 
-/// Instance metadata of this host; absent without a cloud. A missing answer is logged.
-pub(crate) fn instance(place: &HostPlace, context: &CollectorContext) -> Option<CloudInstance> {
+/// Instance metadata of this host; absent if it is in no cloud, or if the metadata cannot be read, which is logged.
+pub(crate) fn instance(place: &HostLocation, context: &CollectorContext) -> Option<CloudInstance> {
     let cloud = cloud(place.cloud, context)?;
     let base = place.metadata_url.clone().unwrap_or_else(|| Url::parse(LINK_LOCAL).expect("is a URL"));
-    let client = MetadataClient { base, deadline: Instant::now() + PATIENCE };
-    let found = match cloud {
+    let client = MetadataClient { base, deadline: Instant::now() + METADATA_TIMEOUT };
+    let metadata = match cloud {
         Cloud::Azure => azure(&client, &place.cloud_tags),
         Cloud::Aws => aws(&client, &place.cloud_tags),
         Cloud::Gcp => gcp(&client, &place.cloud_tags),
     };
-    found
-        .map_err(|err| tracing::warn!(%cloud, error = %err, "the instance metadata cannot be read, so its facts are absent; set [host] cloud = \"off\" if this host is in no cloud"))
+    metadata
+        .map_err(|err| tracing::warn!(%cloud, error = %err, "cannot read the cloud's instance metadata; records have no cloud fields; set [host] cloud = \"off\" if this host is in no cloud"))
         .ok()
 }
 
@@ -68,7 +68,10 @@ pub(crate) fn instance(place: &HostPlace, context: &CollectorContext) -> Option<
 ///
 /// # Errors
 /// The region is not listed. It is never guessed.
-pub(crate) fn geography(place: &HostPlace, instance: Option<&CloudInstance>) -> Result<Option<HostGeo>, UnknownPlace> {
+pub(crate) fn geography(
+    place: &HostLocation,
+    instance: Option<&CloudInstance>,
+) -> Result<Option<HostGeo>, UnknownGeography> {
     if place.geography.is_some() {
         return Ok(place.geography);
     }
@@ -176,12 +179,12 @@ impl MetadataClient {
         }
         stream.write_all(format!("{request}\r\n").as_bytes())?;
         let mut answer = Vec::new();
-        let mut limited = stream.take(ANSWER_BYTES_MAX);
+        let mut limited = stream.take(RESPONSE_BYTES_MAX);
         let mut block = [0; 4096];
         loop {
-            let got = limited.read(&mut block)?;
-            answer.extend_from_slice(&block[..got]);
-            if got == 0 || is_whole(&answer) {
+            let read = limited.read(&mut block)?;
+            answer.extend_from_slice(&block[..read]);
+            if read == 0 || is_complete(&answer) {
                 break;
             }
             if Instant::now() > self.deadline {
@@ -198,7 +201,7 @@ impl MetadataClient {
 }
 
 /// Whether the body is complete by its stated length. A service may keep the connection open.
-fn is_whole(answer: &[u8]) -> bool {
+fn is_complete(answer: &[u8]) -> bool {
     let text = String::from_utf8_lossy(answer);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
     let length = head.lines().find_map(|line| {

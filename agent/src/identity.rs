@@ -16,7 +16,7 @@ use vedette_collectors::CollectorContext;
 use vedette_wire::{AgentId, Compression, OrganizationId, geo::WorkspaceGeo, reply::EnrollReply};
 use zeroize::Zeroizing;
 
-/// Facts of the enrollment.
+/// What the workspace answered at enrollment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Enrollment {
     pub(crate) organization: OrganizationId,
@@ -28,10 +28,10 @@ pub(crate) struct Enrollment {
     /// Codec that the workspace requested; an acknowledgement may request another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) compression: Option<Compression>,
-    /// Key to verify policies with: Ed25519, hex. Absent if a release without policies enrolled.
+    /// Key to verify policies with: Ed25519, hex. Absent if the agent was enrolled by a release that had no policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) policy_key: Option<String>,
-    /// Agents that this one replaces, since their key was found on another machine.
+    /// Former agents of this machine, whose keys another machine uses as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) replaces: Vec<AgentId>,
 }
@@ -111,7 +111,7 @@ impl IdentityDir {
     pub(crate) fn create(&self) -> Result<()> {
         // A key must not be written where others can read it, whoever made the directory.
         let created = platform::create_private_dir(&self.0).and_then(|()| platform::make_private(&self.0));
-        created.with_context(|| format!("cannot make {}; check [identity] dir and its owner", self.0.display()))
+        created.with_context(|| format!("cannot create {}; check [identity] dir and its owner", self.0.display()))
     }
 
     /// Locks the identity for as long as the file is open.
@@ -126,7 +126,7 @@ impl IdentityDir {
             .with_context(|| format!("cannot write {}; check its owner", self.path(name).display()))
     }
 
-    /// Reads the key, or creates one (P-256, RFC 5480) on disk before anyone learns of it.
+    /// Reads the key, or creates one (P-256, RFC 5480) and stores it before it is used.
     pub(crate) fn key(&self) -> Result<Zeroizing<KeyPair>> {
         self.key_in("key.pem")
     }
@@ -169,9 +169,9 @@ impl IdentityDir {
         let path = self.path(name);
         if path.exists() {
             let pem = self.secret(name)?;
-            return KeyPair::from_pem(std::str::from_utf8(&pem)?)
-                .map(Zeroizing::new)
-                .with_context(|| format!("{} holds no key; move it away to make a new one", path.display()));
+            return KeyPair::from_pem(std::str::from_utf8(&pem)?).map(Zeroizing::new).with_context(|| {
+                format!("{} does not hold a valid key; move it aside to create a new key", path.display())
+            });
         }
         let key = Zeroizing::new(KeyPair::generate()?);
         self.write(name, Zeroizing::new(key.serialize_pem()).as_bytes())?;
@@ -196,7 +196,7 @@ impl IdentityDir {
         self.write("key.pem", next.key.as_bytes())?;
         self.write("cert.pem", next.certificate.as_bytes())?;
         self.write("enrollment.json", &serde_json::to_vec_pretty(&next.enrollment)?)?;
-        // The machine that keeps the key answers its requests.
+        // Deletes artifact requests to the old identity; the machine that keeps its key answers them.
         for name in ["artifacts.json", NEXT_KEY, NEXT] {
             self.delete(name)?;
         }
@@ -216,7 +216,7 @@ impl IdentityDir {
         }
     }
 
-    /// The enrollment, compared with the configuration.
+    /// Completes a pending identity, and returns the enrollment. Fails if there is none, or if the configuration contradicts it.
     pub(crate) fn enrolled(&self, config: &Resolved) -> Result<Enrollment, Exit> {
         self.finish_next()?;
         let Some(enrollment) = self.enrollment()? else {
@@ -276,9 +276,9 @@ pub(crate) fn signing_request(key: &KeyPair) -> Result<String> {
 mod tests {
     use super::*;
 
-    /// Killed after any of the writes: the next start completes it.
+    /// The next start completes the change, wherever the agent was killed.
     #[test]
-    fn another_identity_takes_the_place_of_the_present_one_whole() {
+    fn a_new_identity_replaces_the_current_one_completely_or_not_at_all() {
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let config = crate::config::load(&crate::config::Sources::default()).expect("defaults");
         for done in 0..=4 {
@@ -291,7 +291,11 @@ mod tests {
             }
             identity.write("enrollment.json", &serde_json::to_vec(&was).expect("serializes")).expect("writes");
             let key = identity.next_key().expect("makes").serialize_pem();
-            assert_eq!(identity.next_key().expect("reads").serialize_pem(), key, "asked for again with the same");
+            assert_eq!(
+                identity.next_key().expect("reads").serialize_pem(),
+                key,
+                "the second call returns the same key"
+            );
             let enrollment = Enrollment { agent: AgentId([9; 16]), replaces: vec![was.agent], ..was.clone() };
             let next = Next { key: key.clone(), certificate: "new".to_owned(), enrollment: enrollment.clone() };
             let steps: [(&str, Vec<u8>); 4] = [

@@ -1,4 +1,5 @@
-//! The security data collection agent. `main.rs` is its program; only that and fuzzing use this library.
+//! The security data collection agent. The binary is `main.rs`; only it and the fuzz
+//! targets use this library.
 
 mod cli;
 mod cloud;
@@ -16,10 +17,10 @@ use std::process::ExitCode;
 /// The program `vedette`.
 ///
 /// # Panics
-/// Another TLS provider is installed, which nothing does before.
+/// Panics if a rustls crypto provider is already installed; nothing else installs one.
 pub fn main() -> ExitCode {
     platform::harden();
-    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("no crypto provider is installed yet");
     match commands::run(cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => exit.report(),
@@ -35,7 +36,7 @@ pub mod fuzzing {
     }
 }
 
-/// Wall clock, nanoseconds UTC.
+/// Current wall-clock time, in nanoseconds since the Unix epoch.
 fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)

@@ -18,7 +18,7 @@ pub(crate) fn start(config: &Resolved) {
     let text = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_target(false)
-        // A log that cannot be written (a full disk, a closed pipe) is no reason to stop.
+        // A log that cannot be written (a full disk, a closed pipe) is not a reason to stop.
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal() && !config::no_color());
     let log = tracing_subscriber::registry().with(level);
@@ -30,7 +30,7 @@ pub(crate) fn start(config: &Resolved) {
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let reason = panic.payload_as_str().unwrap_or("unknown");
-        tracing::error!(at, reason, "a panic; what it interrupts is reported next");
+        tracing::error!(at, reason, "panicked; the next message tells what the panic interrupted");
     }));
     if let Some(variable) = config::proxy_variable().filter(|_| config.proxy.is_none()) {
         tracing::warn!("{variable} is ignored; set [workspace] proxy if the workspace is reached through a proxy");

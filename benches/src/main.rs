@@ -3,6 +3,7 @@
 //! ```text
 //! vedette-bench generate FILE MIB          a reproducible syslog file with 200 to 250 bytes per line
 //! vedette-bench catch-up FILE [zstd|gzip]  the floor and the agent on the same file, in one run
+//! vedette-bench journal DIRECTORY          journalctl, our reader and the agent on the same journal files, in one run
 //! vedette-bench rate LINES SECONDS         lines per second: processor time, memory, time from append to landed
 //! vedette-bench backlog GIB                start with a queue of this size, intact and damaged
 //! vedette-bench idle SECONDS               memory and processor time with all collectors on
@@ -15,6 +16,7 @@
 
 mod backlog;
 mod floor;
+mod journal;
 mod rate;
 
 use anyhow::{Context, Result, bail};
@@ -34,6 +36,7 @@ fn main() -> Result<()> {
         ["generate", file, mib] => generate::generate(Path::new(file), mib.parse::<u64>()? << 20),
         ["catch-up", file] => catch_up(Path::new(file), "zstd"),
         ["catch-up", file, codec @ ("zstd" | "gzip")] => catch_up(Path::new(file), codec),
+        ["journal", directory] => journal::journal(Path::new(directory)),
         ["rate", lines, seconds] => rate::rate(lines.parse()?, Duration::from_secs(seconds.parse()?)),
         ["backlog", gib] => backlog::backlog(gib.parse()?),
         ["idle", seconds] => idle(Duration::from_secs(seconds.parse()?)),
@@ -43,7 +46,7 @@ fn main() -> Result<()> {
         ["start"] => start(5),
         ["start", runs] => start(runs.parse()?),
         _ => bail!(
-            "usage: vedette-bench generate FILE MIB | catch-up FILE [zstd|gzip] | rate LINES SECONDS | backlog GIB | idle SECONDS | start [RUNS] | answer \
+            "usage: vedette-bench generate FILE MIB | catch-up FILE [zstd|gzip] | journal DIRECTORY | rate LINES SECONDS | backlog GIB | idle SECONDS | start [RUNS] | answer \
              [RUNS] | processes COUNT"
         ),
     }

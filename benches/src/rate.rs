@@ -1,4 +1,4 @@
-//! Lines at a constant rate: resources of the agent, and time from append to landed.
+//! Measures the agent's CPU time and memory at a constant rate of lines, and the time from appending a line to its landing.
 
 use anyhow::{Context, Result, bail};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use vedette_benches::{
     world::{self, World, cpu_seconds},
 };
 
-/// Excludes the agent's start.
+/// Time before the measurement, which excludes the agent's start.
 const WARM_UP: Duration = Duration::from_secs(5);
 
 pub(crate) fn rate(lines_per_second: u64, length: Duration) -> Result<()> {
@@ -60,7 +60,7 @@ fn latencies(world: &World, written: &Written) -> Result<Vec<f64>> {
         let (first, last, landed) = (number("first")?, number("last")?, number("landed")?);
         for line in first..=last {
             let burst = written.bursts.partition_point(|(behind, _)| behind.cast_signed() <= line);
-            let (_, appended) = written.bursts.get(burst).context("each line is of a burst")?;
+            let (_, appended) = written.bursts.get(burst).context("a line belongs to no burst")?;
             seconds.push((landed - appended) as f64 / 1e6);
         }
     }

@@ -23,6 +23,17 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(time_and_nice(&format!("/proc/{pid}/stat"))?.0)
 }
 
+/// User and system time of this process's children that have ended, fields 16 and 17 of `/proc/self/stat`.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn children_cpu_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let rest = stat.rsplit_once(')').context("stat has a name")?.1;
+    let ticks: Option<f64> = rest.split_whitespace().skip(13).take(2).map(|text| text.parse::<f64>().ok()).sum();
+    Ok(ticks.context("stat has times")? / rustix::param::clock_ticks_per_second() as f64)
+}
+
 /// User and system time, and nice value (field 19), of a process or a thread (proc_pid_stat(5)).
 fn time_and_nice(path: &str) -> Result<(f64, i64)> {
     let stat = fs::read_to_string(path)?;

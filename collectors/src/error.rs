@@ -13,7 +13,7 @@ pub struct BuildError {
 /// Why a collector cannot observe.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
-    /// The host has no such source, which is no error.
+    /// The host has no such source, which is not an error.
     #[error("{0}")]
     Absent(String),
     /// The source cannot be read.

@@ -102,21 +102,45 @@ impl Cursor {
     }
 }
 
+/// Writes without the formatting machinery: each entry has a cursor.
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "";
+        let mut text = String::with_capacity(160);
         if let Some((id, seqnum)) = self.seqnum {
-            write!(f, "s={id};i={seqnum:x}")?;
-            separator = ";";
+            push_id(&mut text, "s=", id);
+            push_number(&mut text, "i=", seqnum);
         }
         if let Some((boot, monotonic)) = self.monotonic {
-            write!(f, "{separator}b={boot};m={monotonic:x}")?;
-            separator = ";";
+            push_id(&mut text, "b=", boot);
+            push_number(&mut text, "m=", monotonic);
         }
         if let Some(realtime) = self.realtime {
-            write!(f, "{separator}t={realtime:x}")?;
-            separator = ";";
+            push_number(&mut text, "t=", realtime);
         }
-        self.xor_hash.map_or(Ok(()), |hash| write!(f, "{separator}x={hash:x}"))
+        if let Some(hash) = self.xor_hash {
+            push_number(&mut text, "x=", hash);
+        }
+        f.write_str(&text)
+    }
+}
+
+fn push_key(text: &mut String, key: &str) {
+    if !text.is_empty() {
+        text.push(';');
+    }
+    text.push_str(key);
+}
+
+fn push_id(text: &mut String, key: &str, id: Id) {
+    push_key(text, key);
+    let mut digits = [0; 32];
+    hex::encode_to_slice(id.0, &mut digits).expect("32 digits");
+    text.push_str(std::str::from_utf8(&digits).expect("digits"));
+}
+
+fn push_number(text: &mut String, key: &str, number: u64) {
+    push_key(text, key);
+    for at in (0..=number.checked_ilog2().unwrap_or(0) / 4).rev() {
+        text.push(char::from(b"0123456789abcdef"[(number >> (4 * at) & 15) as usize]));
     }
 }

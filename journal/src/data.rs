@@ -19,9 +19,16 @@ const LZ4_BYTES_MAX: u64 = 8 << 20;
 /// A field of an entry: `NAME=value`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Field {
-    payload: Box<[u8]>,
+    payload: Payload,
     name_bytes: usize,
     is_cut: bool,
+}
+
+/// Fields are read once and shared by many entries, so UTF-8 is checked once.
+#[derive(Clone, PartialEq, Eq)]
+enum Payload {
+    Text(Box<str>),
+    Bytes(Box<[u8]>),
 }
 
 impl std::fmt::Debug for Field {
@@ -32,23 +39,43 @@ impl std::fmt::Debug for Field {
 
 impl Field {
     /// Name in upper case; one that journald sets itself begins with an underscore.
+    #[inline]
     pub fn name(&self) -> &[u8] {
-        &self.payload[..self.name_bytes]
+        &self.payload()[..self.name_bytes]
     }
 
     /// Value: any bytes, at most [`VALUE_BYTES_MAX`].
+    #[inline]
     pub fn value(&self) -> &[u8] {
-        &self.payload[self.name_bytes + 1..]
+        &self.payload()[self.name_bytes + 1..]
+    }
+
+    /// The value as text; absent if name or value are not UTF-8.
+    #[inline]
+    pub fn text(&self) -> Option<&str> {
+        match &self.payload {
+            Payload::Text(text) => text.get(self.name_bytes + 1..),
+            Payload::Bytes(_) => None,
+        }
+    }
+
+    #[inline]
+    fn payload(&self) -> &[u8] {
+        match &self.payload {
+            Payload::Text(text) => text.as_bytes(),
+            Payload::Bytes(bytes) => bytes,
+        }
     }
 
     /// Whether the value is longer than [`Field::value`].
+    #[inline]
     pub fn is_cut(&self) -> bool {
         self.is_cut
     }
 
     /// Size in memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.payload.len()
+        self.payload().len()
     }
 
     /// A field from a payload, which is cut if it is longer than is kept.
@@ -58,7 +85,11 @@ impl Field {
             payload.truncate(name_bytes + 1 + VALUE_BYTES_MAX);
             is_cut = true;
         }
-        (name_bytes > 0).then(|| Self { payload: payload.into_boxed_slice(), name_bytes, is_cut })
+        let payload = String::from_utf8(payload).map_or_else(
+            |err| Payload::Bytes(err.into_bytes().into_boxed_slice()),
+            |text| Payload::Text(text.into_boxed_str()),
+        );
+        (name_bytes > 0).then_some(Self { payload, name_bytes, is_cut })
     }
 }
 
@@ -104,7 +135,7 @@ impl<S: ReadAt> Read for Part<'_, S> {
 /// Decodes a payload that is too large for the pages, or compressed.
 ///
 /// # Errors
-/// The payload cannot be decoded, or is no field.
+/// The payload cannot be decoded, or is not a field.
 pub(crate) fn decode(source: &impl ReadAt, (offset, length): (u64, u64), flags: u8) -> io::Result<Field> {
     let bad = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
     let part = BufReader::new(Part { source, at: offset, end: offset.saturating_add(length) });
@@ -128,7 +159,7 @@ pub(crate) fn decode(source: &impl ReadAt, (offset, length): (u64, u64), flags: 
     };
     let is_cut = payload.len() as u64 > limit;
     payload.truncate(PAYLOAD_BYTES_MAX);
-    Field::of(payload, is_cut).ok_or_else(|| bad("it is no field"))
+    Field::of(payload, is_cut).ok_or_else(|| bad("it is not a field"))
 }
 
 /// Decodes a block of lz4 behind its decoded size in eight bytes.

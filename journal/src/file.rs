@@ -6,14 +6,14 @@ use crate::{
     format::{ARRAY_BYTES, ENTRY_BYTES, HEADER_BYTES, HeaderError, OBJECT_BYTES, id_at, object, u32_at, u64_at},
     pages::{Pages, ReadAt, read_full},
 };
-use std::{collections::HashMap, io, ops::Range, sync::Arc};
+use std::{io, ops::Range, rc::Rc};
 
 /// Maximum number of entry arrays; each is about twice as large as the one before.
 const ARRAYS_MAX: usize = 4096;
 /// Maximum number of fields of an entry, as journald has it.
 const FIELDS_MAX: u64 = 1024;
-/// Maximum size of cached fields in bytes, and of one of them.
-const CACHE_BYTES_MAX: usize = 256 << 10;
+/// Number of cached fields at most, a power of two, and size of one of them in bytes.
+const CACHE_SLOTS: usize = 512;
 const CACHED_BYTES_MAX: usize = 512;
 /// Fields that fewer entries have are not cached.
 const CACHED_USES_MIN: u64 = 3;
@@ -79,8 +79,10 @@ pub struct JournalFile<S> {
     number: u64,
     /// The last visible entry, once it was looked for.
     last: Option<Option<EntryHead>>,
-    fields: HashMap<u64, Arc<Field>>,
-    cached_bytes: usize,
+    /// Fields that several entries have, with their offsets, in slots by offset; empty while none is cached.
+    cache: Vec<Option<(u64, Rc<Field>)>>,
+    /// Buffer for the items of an entry.
+    items: Vec<u8>,
     damage: Damage,
 }
 
@@ -105,8 +107,8 @@ impl<S: ReadAt> JournalFile<S> {
             skip_to: None,
             number: 0,
             last: None,
-            fields: HashMap::new(),
-            cached_bytes: 0,
+            cache: Vec::new(),
+            items: Vec::new(),
             damage: Damage::default(),
         })
     }
@@ -159,8 +161,8 @@ impl<S: ReadAt> JournalFile<S> {
     /// Frees buffers; they are filled again when they are needed.
     pub fn release(&mut self) {
         self.pages.clear();
-        self.fields = HashMap::new();
-        self.cached_bytes = 0;
+        self.cache = Vec::new();
+        self.items = Vec::new();
     }
 
     /// Moves to the first entry behind a place. Entries that the place says nothing of count as behind it.
@@ -218,7 +220,7 @@ impl<S: ReadAt> JournalFile<S> {
     pub fn peek(&mut self) -> Option<EntryHead> {
         let mut consecutive = 0;
         while self.head.is_none() && self.next < self.visible {
-            // Without its array no later entry can be found either, and so many bad ones are no entries.
+            // Without its array no later entry can be found either, and so many bad ones are not entries.
             let (why, lost) = match self.read_head(self.next).and_then(|head| self.in_order(head)) {
                 Ok(head) if self.skip_to.is_some_and(|number| head.seqnum <= number) => {
                     self.next += 1;
@@ -283,34 +285,42 @@ impl<S: ReadAt> JournalFile<S> {
     }
 
     /// Reads the fields of an entry, in its order. Fields that cannot be read are missing, and counted.
-    pub fn fields(&mut self, head: &EntryHead) -> Vec<Arc<Field>> {
+    pub fn fields(&mut self, head: &EntryHead) -> Vec<Rc<Field>> {
         let item_bytes = if self.header.is_compact { 4 } else { 16 };
-        let count = (head.size - ENTRY_BYTES) / item_bytes;
-        let mut fields = Vec::with_capacity(count.min(64) as usize);
-        let (mut offsets, mut bytes) = (Vec::with_capacity(count.min(64) as usize), 0);
-        let mut item = [0; 16];
-        let item = &mut item[..item_bytes as usize];
-        for index in 0..count.min(FIELDS_MAX) {
-            let read = self.read(head.offset + ENTRY_BYTES + index * item_bytes, item);
-            let field = read.map_err(|err| err.to_string()).and_then(|()| {
-                let offset = if item.len() == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
-                if offsets.contains(&offset) || bytes > ENTRY_FIELDS_MAX {
-                    return Err(format!("field at {offset:#x}: it is there twice, or the entry is too large"));
+        let stated = (head.size - ENTRY_BYTES) / item_bytes;
+        let count = stated.min(FIELDS_MAX);
+        if stated > count {
+            self.note(0, stated - count, &"an entry has too many fields");
+        }
+        let mut items = std::mem::take(&mut self.items);
+        items.resize((count * item_bytes) as usize, 0);
+        let mut fields = Vec::with_capacity(count as usize);
+        match self.read(head.offset + ENTRY_BYTES, &mut items) {
+            Ok(()) => {
+                let (mut offsets, mut highest, mut bytes) = (Vec::with_capacity(count as usize), 0, 0);
+                for item in items.chunks_exact(item_bytes as usize) {
+                    let offset = if item_bytes == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
+                    // journald sorts them, so the search is rare.
+                    let is_repeated = offset <= highest && offsets.contains(&offset);
+                    if is_repeated || bytes > ENTRY_FIELDS_MAX {
+                        let why = format!("field at {offset:#x}: it is there twice, or the entry is too large");
+                        self.note(0, 1, &why);
+                        continue;
+                    }
+                    offsets.push(offset);
+                    highest = offset.max(highest);
+                    match self.field(offset) {
+                        Ok(field) => {
+                            bytes += field.bytes();
+                            fields.push(field);
+                        }
+                        Err(why) => self.note(0, 1, &format!("field at {offset:#x}: {why}")),
+                    }
                 }
-                offsets.push(offset);
-                self.field(offset).map_err(|why| format!("field at {offset:#x}: {why}"))
-            });
-            match field {
-                Ok(field) => {
-                    bytes += field.bytes();
-                    fields.push(field);
-                }
-                Err(why) => self.note(0, 1, &why),
             }
+            Err(err) => self.note(0, count, &err),
         }
-        if count > FIELDS_MAX {
-            self.note(0, count - FIELDS_MAX, &"an entry has too many fields");
-        }
+        self.items = items;
         fields
     }
 
@@ -343,9 +353,13 @@ impl<S: ReadAt> JournalFile<S> {
         Ok(ObjectHead { flags: head[1], size })
     }
 
-    fn field(&mut self, offset: u64) -> Result<Arc<Field>, String> {
-        if let Some(field) = self.fields.get(&offset) {
-            return Ok(Arc::clone(field));
+    fn field(&mut self, offset: u64) -> Result<Rc<Field>, String> {
+        // Objects are at multiples of eight; the constant spreads them over the slots (Fibonacci hashing).
+        let slot = ((offset / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - CACHE_SLOTS.ilog2())) as usize;
+        if let Some((of, field)) = self.cache.get(slot).and_then(Option::as_ref)
+            && *of == offset
+        {
+            return Ok(Rc::clone(field));
         }
         let payload_at = if self.header.is_compact { 72 } else { 64 };
         let head = self.object(offset, object::DATA, payload_at + 1)?;
@@ -353,20 +367,16 @@ impl<S: ReadAt> JournalFile<S> {
         let field = if head.flags == 0 && place.1 <= PLAIN_BYTES_MAX {
             let mut payload = vec![0; place.1 as usize];
             self.read(place.0, &mut payload).map_err(|err| err.to_string())?;
-            data::plain(payload).ok_or_else(|| "it is no field".to_owned())?
+            data::plain(payload).ok_or_else(|| "it is not a field".to_owned())?
         } else {
             data::decode(&self.source, place, head.flags).map_err(|err| err.to_string())?
         };
-        let field = Arc::new(field);
+        let field = Rc::new(field);
         let mut uses = [0; 8];
         self.read(offset + 56, &mut uses).map_err(|err| err.to_string())?;
         if u64::from_le_bytes(uses) >= CACHED_USES_MIN && field.bytes() <= CACHED_BYTES_MAX {
-            if self.cached_bytes >= CACHE_BYTES_MAX {
-                self.fields.clear();
-                self.cached_bytes = 0;
-            }
-            self.cached_bytes += field.bytes() + 64;
-            self.fields.insert(offset, Arc::clone(&field));
+            self.cache.resize(CACHE_SLOTS, None);
+            self.cache[slot] = Some((offset, Rc::clone(&field)));
         }
         Ok(field)
     }

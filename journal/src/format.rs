@@ -35,7 +35,7 @@ pub(crate) const HEADER_BYTES_MIN: u64 = 208;
 /// Size of the part of the header that is read.
 pub(crate) const HEADER_BYTES: usize = 208;
 
-/// Flags without which a file cannot be read.
+/// Incompatible flags: a reader must know each one that is set.
 pub(crate) mod incompatible {
     pub(crate) const XZ: u32 = 1;
     pub(crate) const LZ4: u32 = 2;
@@ -59,25 +59,25 @@ pub(crate) const ENTRY_BYTES: u64 = 64;
 /// Size of an entry array before its items.
 pub(crate) const ARRAY_BYTES: u64 = 24;
 
-/// Whether journald writes a file.
+/// Whether journald is writing the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Closed in order; journald may open it again.
+    /// Closed cleanly; journald may open it again.
     Offline,
-    /// Open for writing, or not closed in order.
+    /// Open for writing, or not closed cleanly.
     Online,
     /// Rotated: complete.
     Archived,
 }
 
-/// The header of a journal file, as far as readers need it.
+/// The fields of a journal file's header that readers need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Whether journald writes the file.
     pub state: State,
     /// Random id of the file.
     pub file_id: Id,
-    /// Id of the sequence that the file's entries are numbered in; files of one journald share it.
+    /// Id of the numbering of the file's entries; all files of one journald instance share it.
     pub seqnum_id: Id,
     /// Number of entries.
     pub n_entries: u64,
@@ -90,12 +90,12 @@ pub struct Header {
     pub(crate) entry_array_offset: u64,
 }
 
-/// Why bytes are no header of a journal that can be read.
+/// Why a journal header cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// Another kind of file, or a torn one.
     #[error("it is not a journal file")]
-    NoJournal,
+    NotAJournal,
     /// A flag of a later release.
     #[error("its format has features of a later systemd (incompatible flags {0:#x}); update the agent")]
     Unknown(u32),
@@ -104,7 +104,7 @@ pub enum HeaderError {
     Damaged(&'static str),
 }
 
-/// A little-endian number at an offset of a buffer that contains it.
+/// The little-endian number at an offset; 0 if the buffer is too short. Callers check the length.
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).map_or(0, |part| u64::from_le_bytes(part.try_into().expect("eight bytes")))
 }
@@ -126,7 +126,7 @@ impl Header {
     /// [`HeaderError`].
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, HeaderError> {
         if bytes.len() < HEADER_BYTES || !bytes.starts_with(SIGNATURE) {
-            return Err(HeaderError::NoJournal);
+            return Err(HeaderError::NotAJournal);
         }
         let flags = u32_at(bytes, 12);
         if flags & !incompatible::KNOWN != 0 {
@@ -140,7 +140,7 @@ impl Header {
         };
         let header_size = u64_at(bytes, 88);
         if header_size < HEADER_BYTES_MIN || !header_size.is_multiple_of(8) {
-            return Err(HeaderError::Damaged("its size of the header is impossible"));
+            return Err(HeaderError::Damaged("its stated size is impossible"));
         }
         Ok(Self {
             state,

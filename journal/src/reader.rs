@@ -1,7 +1,7 @@
 //! Several files as one sequence.
 
 use crate::{Cursor, EntryHead, Field, Id, JournalFile, OpenError, pages::ReadAt};
-use std::{cmp::Ordering, collections::HashMap, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, rc::Rc};
 
 /// Maximum number of files whose buffers are kept.
 const WARM_MAX: usize = 3;
@@ -12,7 +12,7 @@ pub struct Entry {
     /// Numbers, times and boot.
     pub head: EntryHead,
     /// Fields in the entry's order; a name may occur several times.
-    pub fields: Vec<Arc<Field>>,
+    pub fields: Vec<Rc<Field>>,
     /// Every field could be read.
     pub is_whole: bool,
 }
@@ -32,7 +32,7 @@ impl Entry {
 pub struct Reader<K, S> {
     files: Vec<(K, JournalFile<S>)>,
     /// Highest number of this pass, by sequence.
-    limits: HashMap<Id, u64>,
+    limits: BTreeMap<Id, u64>,
     /// The last entry, and the file it was in.
     last: Option<(EntryHead, usize)>,
     /// Files read last.
@@ -41,7 +41,7 @@ pub struct Reader<K, S> {
 
 impl<K, S> Default for Reader<K, S> {
     fn default() -> Self {
-        Self { files: Vec::new(), limits: HashMap::new(), last: None, warm: Vec::new() }
+        Self { files: Vec::new(), limits: BTreeMap::new(), last: None, warm: Vec::new() }
     }
 }
 

@@ -1,13 +1,14 @@
-//! Entry by entry equality with `journalctl --output=export`.
+//! Compares entries one by one with `journalctl --output=export`.
 //!
-//! `systemd-journal-remote` makes the files; both come from Debian's packages of those names.
+//! `systemd-journal-remote` writes the files; it comes from Debian's package of that
+//! name, and journalctl from `systemd`.
 
 mod support;
 
 use std::{fs, path::Path};
 use support::{Entries, JournalRemote, export_of, read_all};
 
-/// Entries with fields of every size: repeated, binary, compressed, and two of one name.
+/// Entries with short, long (compressed), binary and repeated fields.
 fn corpus(count: u64, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut random = move |below: u64| {
@@ -17,10 +18,11 @@ fn corpus(count: u64, seed: u64) -> Vec<u8> {
     };
     let mut out = Vec::new();
     // One clock for all sequences, and a boot every two seconds.
-    let mut since = seed;
+    let mut clock_us = seed;
     for number in 0..count {
-        since += 1 + random(3000);
-        let (realtime, monotonic, boot) = (1_795_404_079_123_456 + since, since % 2_000_000, 0xabc + since / 2_000_000);
+        clock_us += 1 + random(3000);
+        let (realtime, monotonic, boot) =
+            (1_795_404_079_123_456 + clock_us, clock_us % 2_000_000, 0xabc + clock_us / 2_000_000);
         let head = format!(
             "__REALTIME_TIMESTAMP={realtime}\n__MONOTONIC_TIMESTAMP={monotonic}\n_BOOT_ID={boot:032x}\nPRIORITY={}\n_UID={}\n\
              _COMM=sudo\n_TRANSPORT=syslog\n_HOSTNAME=h{seed}\n_SYSTEMD_UNIT=cron{}.service\n",
@@ -94,7 +96,7 @@ fn a_rotated_file_and_its_successor_are_one_sequence() {
     let Some(remote) = JournalRemote::find() else { return };
     let dir = tempfile::tempdir().expect("temp dir");
     let path = dir.path().join("remote.journal");
-    // Its largest size makes systemd-journal-remote rotate.
+    // systemd-journal-remote needs this directory.
     fs::create_dir_all("/run/systemd").expect("creates");
     remote.write_rotated(&path, &corpus(60_000, 9));
     let files = support::journals(dir.path());
@@ -106,7 +108,7 @@ fn a_rotated_file_and_its_successor_are_one_sequence() {
 }
 
 #[test]
-fn a_cursor_of_journalctl_is_found_again_and_so_is_one_of_ours() {
+fn our_reader_and_journalctl_continue_after_a_cursor_of_ours() {
     let Some(remote) = JournalRemote::find() else { return };
     let dir = tempfile::tempdir().expect("temp dir");
     let paths: Vec<_> = [3, 4]

@@ -56,10 +56,10 @@ pub enum QueryError {
     #[error("{0}")]
     Sql(String),
     /// The time is exceeded.
-    #[error("the query took longer than {0:?}; narrow it by time or agent")]
+    #[error("the query took longer than {0:?}; restrict it to a time range or an agent")]
     Timeout(Duration),
     /// The memory is exceeded, and the operator cannot spill to disk.
-    #[error("the query needs more than {0} bytes of memory; narrow it by time or agent")]
+    #[error("the query needs more than {0} bytes of memory; restrict it to a time range or an agent")]
     Memory(usize),
     /// The tables cannot be read.
     #[error(transparent)]

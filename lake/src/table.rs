@@ -97,7 +97,7 @@ pub(crate) async fn create(dir: &Path, class: OcsfClass) -> Result<DeltaTable, L
     let schema: StructType = columns::schema(class)
         .as_ref()
         .try_into_kernel()
-        .map_err(|err| LakeError::Rows(format!("the schema of {} is no Delta schema: {err}", class.table())))?;
+        .map_err(|err| LakeError::Rows(format!("the schema of {} is not a Delta schema: {err}", class.table())))?;
     let table = CreateBuilder::new()
         .with_location(dir.to_string_lossy())
         .with_save_mode(SaveMode::Ignore)

@@ -74,7 +74,7 @@ fn preinst(package: &Package) -> String {
 }
 
 /// Shell code that exits with an error if a file names a newer format. Its directory belongs to the service's user, so it is read as
-/// that user, and what is no small number is ignored: whoever can write there can delete the state anyway.
+/// that user, and what is not a small number is ignored: whoever can write there can delete the state anyway.
 pub(crate) fn downgrade_checks(formats: &[StoredFormat], user: &str) -> String {
     let checks = formats.iter().map(|StoredFormat { path, newest }| {
         CHECK.replace("@PATH@", path).replace("@NEWEST@", &newest.to_string()).replace("@USER@", user)

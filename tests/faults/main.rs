@@ -85,7 +85,7 @@ fn run() -> Result<bool> {
         .filter(|(name, _)| only.as_ref().is_none_or(|prefix| name.starts_with(prefix.as_str())))
         .collect();
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    // Two at a time only if the longest stall is no figure.
+    // Two at a time only if the longest stall is not a figure.
     std::thread::scope(|scope| {
         for _ in 0..campaign.of(1, 2) {
             scope.spawn(|| {

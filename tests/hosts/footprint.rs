@@ -18,7 +18,7 @@ struct Sample {
     entries: u64,
 }
 
-/// Measures each rate for a time, after a time to settle.
+/// Measures each rate for `time`, after 20 s to settle.
 pub(crate) fn measure(scene: &mut Scene, time: Duration) -> Result<()> {
     life::install(scene)?;
     life::enroll(scene)?;
@@ -40,7 +40,7 @@ pub(crate) fn measure(scene: &mut Scene, time: Duration) -> Result<()> {
             .must(&format!("systemctl stop {unit} 2>/dev/null; systemctl reset-failed {unit} 2>/dev/null; true"))?;
         std::thread::sleep(Duration::from_secs(5));
     }
-    scene.workspace.is_whole()
+    scene.workspace.wait_until_nothing_is_missing()
 }
 
 fn pid(scene: &Scene) -> Result<String> {
@@ -63,7 +63,7 @@ fn row(scene: &Scene, before: &Sample, after: &Sample) -> Result<String> {
         let text = scene.host.must(&format!("grep '^{key}:' /proc/{pid}/{file}"))?;
         Ok(text.split_whitespace().nth(1).context("a number")?.parse::<f64>()? / 1024.0)
     };
-    // Where the machine's control groups are version 1, a host has no memory controller.
+    // With cgroup v1 the container has no memory controller.
     let current = scene.host.property("MemoryCurrent")?.parse::<f64>();
     let current = current.map_or("–".to_owned(), |bytes| format!("{:.1} MiB", bytes / f64::from(1 << 20)));
     let seconds = after.at.duration_since(before.at).as_secs_f64();

@@ -51,7 +51,7 @@ impl Host {
         fs::create_dir_all(root.join("etc/sysctl.d"))?;
         std::os::unix::fs::symlink("/dev/null", root.join("etc/sysctl.d/50-coredump.conf"))?;
         fs::create_dir_all(root.join("var/log/journal"))?;
-        // Thousands of lines within a second are no accident here.
+        // Thousands of lines within a second are not an accident here.
         fs::create_dir_all(root.join("etc/systemd/journald.conf.d"))?;
         fs::write(root.join("etc/systemd/journald.conf.d/hosts.conf"), "[Journal]\nRateLimitIntervalSec=0\n")?;
         // A volume of its own, so that it can be filled.

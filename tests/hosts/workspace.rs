@@ -70,7 +70,7 @@ impl Workspace {
     }
 
     /// Waits until the ledger has nothing missing; nothing may ever be repeated.
-    pub(crate) fn is_whole(&self) -> Result<()> {
+    pub(crate) fn wait_until_nothing_is_missing(&self) -> Result<()> {
         eventually("a whole ledger", || {
             let ledger = command(&["ledger", "--org", "acme", "--format", "json", "--dir", &self.at()])?;
             let wrong = |row: &Value| row["missing"] != 0 || row["repeated"] != 0;

@@ -17,8 +17,7 @@ use vedette_wire::{
 /// fills a page of 2 MiB: redb rounds pages up to powers of two and writes them whole.
 pub const SEALED_BYTES_MAX: usize = (2 << 20) - (16 << 10);
 
-/// Maximum number of position runs in a batch, not counting its last chunk's. The workspace's ledger accepts 2,000 runs with
-/// records.
+/// Maximum number of position runs before the last chunk of a batch. The workspace accepts 2,000.
 const RUNS_MAX: usize = 1_500;
 
 /// Conditions that seal a batch.
@@ -79,7 +78,7 @@ pub(crate) struct BatchBuilder {
     since: Option<Instant>,
     /// Cursors to store, by (collector, source id); `None` deletes.
     pub(crate) cursors: BTreeMap<(&'static str, String), Option<Vec<u8>>>,
-    /// Ends of what policy excluded, by collector and source id.
+    /// Floors to store: collector, source id and position.
     pub(crate) floors: Vec<(&'static str, String, u64)>,
     /// Counts to add to the ledger.
     pub(crate) ledger: Ledger,
@@ -94,7 +93,8 @@ impl BatchBuilder {
         self.add_compressed(chunk, None);
     }
 
-    /// Adds a chunk; `compressed` is its only body. The caller separates policy revisions.
+    /// Adds a chunk. If `compressed` is given, it replaces the chunk's only body. All chunks of a batch must have the same
+    /// policy revision.
     pub(crate) fn add_compressed(&mut self, mut chunk: Chunk, compressed: Option<CompressedBody>) {
         self.since.get_or_insert_with(Instant::now);
         let collector = chunk.source.collector;
@@ -122,7 +122,7 @@ impl BatchBuilder {
             *self.counts.entry(collector).or_default() += u64::from(entry.count);
             let bytes = compressed.plain_bytes();
             self.sealer.append_compressed(at, entry.observed, entry.position, compressed);
-            self.took(at, entry, bytes);
+            self.count_entry(at, entry, bytes);
             chunk.entries.clear();
         }
         if !chunk.entries.is_empty() {
@@ -130,7 +130,7 @@ impl BatchBuilder {
             let at = self.source(&chunk.source);
             for (entry, body) in chunk.bodies() {
                 self.sealer.append(at, entry.observed, entry.position, body);
-                self.took(at, entry, body.len());
+                self.count_entry(at, entry, body.len());
             }
         }
         for id in chunk.forget {
@@ -141,7 +141,7 @@ impl BatchBuilder {
         }
     }
 
-    fn took(&mut self, at: u32, entry: Entry, bytes: usize) {
+    fn count_entry(&mut self, at: u32, entry: Entry, bytes: usize) {
         self.count += entry.count;
         let source = &mut self.sources[at as usize];
         self.runs += usize::from(source.records == 0 || source.reached != entry.position.0);
@@ -156,7 +156,7 @@ impl BatchBuilder {
         self.sources.iter().map(|open| (open.source.as_ref(), open.bytes))
     }
 
-    /// Whether the batch holds records or losses of a source.
+    /// Whether the batch holds records, drops or a cursor of a source.
     pub(crate) fn holds(&self, source: &Arc<Source>) -> bool {
         self.index.contains_key(source) || self.cursors.contains_key(&(source.collector, source.id.clone()))
     }
@@ -213,7 +213,7 @@ impl BatchBuilder {
         self.since.map(|since| since + limits.age_max)
     }
 
-    /// Whether there are no records, cursors or counts.
+    /// Whether no chunk was added.
     pub(crate) fn is_empty(&self) -> bool {
         self.since.is_none()
     }
@@ -265,7 +265,7 @@ impl BatchBuilder {
         }
     }
 
-    /// Empties the batch and keeps its memory.
+    /// Empties the batch; keeps the sealer's buffers.
     pub(crate) fn clear(&mut self) {
         let mut sealer = std::mem::take(&mut self.sealer);
         sealer.clear();

@@ -5,7 +5,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 /// What to do with a batch after it was posted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The destination has it durably: delete it.
+    /// The destination has stored the batch durably: delete it here.
     Accepted,
     /// Try again, without limit, but not before `after`.
     Retry {
@@ -26,9 +26,8 @@ pub enum Outcome {
         /// Reason, for status and log.
         why: String,
     },
-    /// The destination has another batch under this batch's number: begin another epoch, and seal the batch again under a number
-    /// of it.
-    Renumber {
+    /// The destination has another batch under this sequence: begin another epoch, and reseal the batch there.
+    Reseal {
         /// Reason, for status and log.
         why: String,
     },
@@ -43,6 +42,7 @@ pub enum Outcome {
 
 /// A destination: a workspace, or a fake on a paused clock.
 pub trait Post: Send + Sync + 'static {
-    /// Posts the frame of a batch in a slot of the queue. What else the destination says goes its own way.
+    /// Posts the frame of a batch in a slot of the queue. The implementation handles the rest of the reply (policy revision,
+    /// codec) itself.
     fn post(&self, slot: u64, frame: Vec<u8>) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>>;
 }

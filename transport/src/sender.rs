@@ -1,7 +1,7 @@
 //! The sender: takes batches from the queue in order, posts several at a time, and acts on the answers.
 //!
 //! There is no retry limit: a batch is tried until it is landed, in quarantine or purged. After a failure the endpoint rests,
-//! with full jitter and for at least `Retry-After`, and is then last_posted with one batch, as with a circuit breaker. The number in
+//! with full jitter and for at least `Retry-After`, and is then probed with one batch, as with a circuit breaker. The number in
 //! flight adapts to the endpoint's latency (`sender::window`).
 
 mod window;
@@ -219,7 +219,7 @@ impl Sender {
                 self.update(|status| status.purged += 1);
                 blocking(move || queue.purge(slot)).await
             }
-            Outcome::Renumber { why } => {
+            Outcome::Reseal { why } => {
                 tracing::error!(
                     slot,
                     error = why,

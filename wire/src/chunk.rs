@@ -4,11 +4,12 @@
 
 use crate::{
     Body, Packer, Position, Reason, Record,
+    body::Journal,
     codec::{self, DecodeError},
     lines::Packed,
 };
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// A source, as its collector names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -17,7 +18,7 @@ pub struct Source {
     pub collector: &'static str,
     /// Identity of the source.
     pub id: String,
-    /// Display name: a path.
+    /// Display name: a path, or the address of a socket.
     pub name: Option<String>,
 }
 
@@ -106,7 +107,7 @@ pub struct Dropped {
     pub reason: Reason,
     /// Number of records; 1 where the number of lines is unknown.
     pub count: u64,
-    /// Half-open range of their positions, which is no gap. Absent where they have none.
+    /// Half-open range of their positions, which is not a gap. Absent where they have none.
     pub positions: Option<Position>,
 }
 
@@ -119,6 +120,12 @@ impl Chunk {
     /// Appends a record.
     pub fn push(&mut self, observed: i64, position: Position, body: &Body) {
         codec::append_body(body, &mut self.bodies);
+        self.entries.push(Entry { observed, position, count: 1, end: self.bodies.len() });
+    }
+
+    /// Appends an entry of the journal, whose texts are borrowed.
+    pub fn push_journal(&mut self, observed: i64, position: Position, entry: &Journal<Cow<'_, str>>) {
+        codec::append_journal(entry, &mut self.bodies);
         self.entries.push(Entry { observed, position, count: 1, end: self.bodies.len() });
     }
 

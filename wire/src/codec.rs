@@ -6,11 +6,14 @@
 
 use crate::{
     Batch, Body, FORMAT_VERSION, Header, Packer, Position, Record,
-    body::Syslog,
-    lines::{self, Lines, Packed, Wrong},
+    body::{Journal, Observation, Syslog},
+    lines::{self, Lines, Packed, UnpackError},
 };
 use serde::{Deserialize, Serialize};
-use std::io::{Cursor, Read};
+use std::{
+    borrow::Cow,
+    io::{self, Read},
+};
 
 /// How a batch is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -43,7 +46,7 @@ impl Compression {
 pub enum DecodeError {
     /// The compressed stream is damaged.
     #[error("cannot decompress the batch")]
-    Decompress(#[source] std::io::Error),
+    Decompress(#[source] io::Error),
     /// The decompressed batch exceeds the limit.
     #[error("the batch is larger than {limit} bytes when decompressed")]
     TooLarge {
@@ -90,7 +93,7 @@ pub const RECORDS_MAX: usize = 1_300_000;
 /// Appends a record with an encoded body to a buffer of encoded records.
 pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8], into: &mut Vec<u8>) {
     // Writes the same bytes as `rmp_serde::encode::write_named` for a `Record`; a test compares them.
-    let written: Result<(), rmp::encode::ValueWriteError<std::io::Error>> = (|| {
+    let written: Result<(), rmp::encode::ValueWriteError<io::Error>> = (|| {
         rmp::encode::write_map_len(into, 4)?;
         rmp::encode::write_str(into, "s")?;
         rmp::encode::write_uint(into, u64::from(source))?;
@@ -113,6 +116,16 @@ pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8]
 /// Never: the bodies of this crate always serialize.
 pub fn append_body(body: &Body, into: &mut Vec<u8>) {
     rmp_serde::encode::write_named(into, body).expect("bodies have string keys and known lengths");
+}
+
+/// Appends an encoded entry of the journal to a buffer, as [`append_body`] does.
+///
+/// # Panics
+/// Never.
+pub(crate) fn append_journal(entry: &Journal<Cow<'_, str>>, into: &mut Vec<u8>) {
+    rmp::encode::write_map_len(into, 1).expect("writing to a Vec does not fail");
+    rmp::encode::write_str(into, Journal::KIND.name).expect("writing to a Vec does not fail");
+    rmp_serde::encode::write_named(into, entry).expect("bodies have string keys and known lengths");
 }
 
 /// Decompresses sealed bytes, up to `limit` bytes.
@@ -286,7 +299,10 @@ enum Item<'a> {
 }
 
 /// Passes each item to `take`, which returns the number of records so far.
-fn walk<'a>(records: &'a [u8], mut take: impl FnMut(Item<'a>) -> Result<usize, Wrong>) -> Result<(), DecodeError> {
+fn walk<'a>(
+    records: &'a [u8],
+    mut take: impl FnMut(Item<'a>) -> Result<usize, UnpackError>,
+) -> Result<(), DecodeError> {
     let (mut rest, mut index) = (records, 0);
     while !rest.is_empty() {
         let (item, behind) = decode_item(rest).map_err(|message| DecodeError::Record { index, message })?;
@@ -309,7 +325,7 @@ fn decode_item(bytes: &[u8]) -> Result<(Item<'_>, &[u8]), String> {
     if let Some((Packing { source, observed, position, packed }, rest)) = packing(bytes) {
         return Ok((Item::Lines { source, observed, lines: Lines::open(packed, position)? }, rest));
     }
-    let mut known = rmp_serde::Deserializer::new(Cursor::new(bytes));
+    let mut known = rmp_serde::Deserializer::new(io::Cursor::new(bytes));
     if let Ok(record) = Record::deserialize(&mut known) {
         return Ok((Item::One(record), behind(bytes, known.position()).1));
     }
@@ -321,7 +337,7 @@ fn decode_item(bytes: &[u8]) -> Result<(Item<'_>, &[u8]), String> {
 }
 
 fn envelope(bytes: &[u8]) -> Result<(Envelope, &[u8], &[u8]), String> {
-    let mut reader = rmp_serde::Deserializer::new(Cursor::new(bytes));
+    let mut reader = rmp_serde::Deserializer::new(io::Cursor::new(bytes));
     let envelope = Envelope::deserialize(&mut reader).map_err(|err| err.to_string())?;
     let (whole, rest) = behind(bytes, reader.position());
     Ok((envelope, whole, rest))
@@ -372,7 +388,7 @@ pub fn unpack(records: &[u8]) -> Result<Vec<u8>, DecodeError> {
             out.extend_from_slice(encoded);
             continue;
         };
-        let wrong = |message: Wrong| DecodeError::Record { index, message: message.to_owned() };
+        let wrong = |message: UnpackError| DecodeError::Record { index, message: message.to_owned() };
         for line in Lines::open(packed, position).map_err(wrong)? {
             let line = line.map_err(wrong)?;
             let (position, mut body) = (line.position, Vec::new());
@@ -399,7 +415,7 @@ pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
         let (one, other) = records.split_at(first[first.len() - 1].end);
         return Ok(Some([(one.to_vec(), count(first)), (other.to_vec(), count(second))]));
     }
-    let wrong = |message: Wrong| DecodeError::Record { index: 0, message: message.to_owned() };
+    let wrong = |message: UnpackError| DecodeError::Record { index: 0, message: message.to_owned() };
     let Some((Packing { source, observed, position, packed }, _)) = packing(records) else { return Ok(None) };
     if outline.first().is_none_or(|item| item.count < 2) {
         return Ok(None);

@@ -149,7 +149,7 @@ pub struct BatchKey {
     pub organization: OrganizationId,
     /// Agent that sealed it.
     pub agent: AgentId,
-    /// LaneName it travels on.
+    /// Lane that it travels on.
     pub lane: LaneName,
     /// Epoch that it was committed in.
     pub epoch: Epoch,

@@ -70,7 +70,7 @@ pub use set_aside::SetAside;
 
 /// Version of the batch format. Version 2 has packed lines ([`lines`]) and concatenated compressed streams. A receiver reads
 /// every version up to its own, and refuses a later one with code `version`. Version 3 has records of Windows, whose processes have
-/// no state and whose users are no numbers.
+/// no state and whose users are not numbers.
 pub const FORMAT_VERSION: u16 = 3;
 
 /// Version of the batches of a host: the earliest that has its records, so that an older workspace takes what it can read.

@@ -69,7 +69,7 @@ fn spans(line: &Syslog) -> [Option<Span>; SPANS] {
 
 impl Packer {
     /// Whether a line at this position continues the packed ones.
-    pub fn goes_on_at(&self, position: u64) -> bool {
+    pub fn continues_at(&self, position: u64) -> bool {
         self.position.is_none_or(|Position(_, end)| end == position)
     }
 
@@ -85,7 +85,7 @@ impl Packer {
         let text = without_end(whole);
         let fits = whole.last() == Some(&b'\n')
             && position.1.wrapping_sub(position.0) == whole.len() as u64
-            && self.goes_on_at(position.0)
+            && self.continues_at(position.0)
             && line.part.is_none()
             && !line.unfinished
             && line.facility.is_some() == line.severity.is_some()
@@ -124,7 +124,7 @@ impl Packer {
             }
             end = to;
         }
-        // The bit marks the rarer case.
+        // In the stored flags the bit means that the message does not end with the line, which is rare.
         put(flags ^ MESSAGE_ENDS, &mut self.flags);
         if self.body.is_empty() {
             self.body.reserve(self.length_hint);
@@ -166,7 +166,7 @@ impl Packer {
         body[HEAD.len()..head].copy_from_slice(&length.to_be_bytes());
         self.length_hint = body.len();
         if body.len() < body.capacity() / 2 {
-            // Memory is counted by what the body occupies.
+            // The intake counts a body by its capacity.
             body.shrink_to_fit();
         }
         Some(Packed { body, position, count })
@@ -210,9 +210,9 @@ fn without_end(whole: &[u8]) -> &[u8] {
 }
 
 /// Why packed lines cannot be unpacked.
-pub(crate) type Wrong = &'static str;
+pub(crate) type UnpackError = &'static str;
 
-const SHORT: Wrong = "packed lines end too early";
+const SHORT: UnpackError = "packed lines end too early";
 
 /// A sequence of numbers, or one number repeated.
 struct Numbers<'a> {
@@ -221,7 +221,7 @@ struct Numbers<'a> {
 }
 
 impl<'a> Numbers<'a> {
-    fn next(&mut self) -> Result<u64, Wrong> {
+    fn next(&mut self) -> Result<u64, UnpackError> {
         if let Some(number) = self.same {
             return Ok(number);
         }
@@ -243,7 +243,7 @@ impl<'a> Numbers<'a> {
         Err("a number of packed lines is too long")
     }
 
-    fn column(&mut self) -> Result<Numbers<'a>, Wrong> {
+    fn column(&mut self) -> Result<Numbers<'a>, UnpackError> {
         let length = self.next()?;
         if length % 2 == 1 {
             return Ok(Numbers { rest: &[], same: Some(self.next()?) });
@@ -255,7 +255,7 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// Decodes packed lines one after the other. Trusts none of their numbers.
+/// Decodes packed lines one after the other. Checks all numbers, since the bytes are untrusted.
 pub(crate) struct Lines<'a> {
     text: &'a [u8],
     at: u64,
@@ -287,7 +287,7 @@ impl Unpacked<'_> {
 
 impl<'a> Lines<'a> {
     /// Opens the bytes of a body whose record has this position.
-    pub(crate) fn open(packed: &'a [u8], position: Position) -> Result<Self, Wrong> {
+    pub(crate) fn open(packed: &'a [u8], position: Position) -> Result<Self, UnpackError> {
         let (rest, length) = packed.split_last_chunk::<LENGTH_BYTES>().ok_or(SHORT)?;
         let text = rest.len().checked_sub(u32::from_le_bytes(*length) as usize).ok_or(SHORT)?;
         let (text, columns) = rest.split_at(text);
@@ -298,11 +298,11 @@ impl<'a> Lines<'a> {
         let left = columns.next()?;
         let (flags, mut times, priorities) = (columns.column()?, columns.column()?, columns.column()?);
         let unit = times.next()?.cast_signed();
-        let mut six = || -> Result<[Numbers<'a>; SPANS], Wrong> {
+        let mut span_columns = || -> Result<[Numbers<'a>; SPANS], UnpackError> {
             let mut columns = || columns.column();
             Ok([columns()?, columns()?, columns()?, columns()?, columns()?, columns()?])
         };
-        let (gaps, lengths) = (six()?, six()?);
+        let (gaps, lengths) = (span_columns()?, span_columns()?);
         if left == 0 || !columns.rest.is_empty() {
             return Err("packed lines have no lines, or more columns than this build knows");
         }
@@ -314,12 +314,12 @@ impl<'a> Lines<'a> {
         self.left
     }
 
-    fn one(&mut self) -> Result<Unpacked<'a>, Wrong> {
+    fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
         let end = memchr::memchr(b'\n', self.text).ok_or(SHORT)? + 1;
         let (whole, rest) = self.text.split_at(end);
         let flags = self.flags.next()? ^ MESSAGE_ENDS;
         if flags & !KNOWN != 0 {
-            return Err("packed lines have more than this build knows");
+            return Err("packed lines have flags that this build does not know");
         }
         let mut line = Syslog {
             inferred: match flags & (ZONE_INFERRED | YEAR_INFERRED) {
@@ -360,15 +360,15 @@ impl<'a> Lines<'a> {
         Ok(Unpacked { whole, position, line })
     }
 
-    fn rest(&self) -> Result<(), Wrong> {
+    fn rest(&self) -> Result<(), UnpackError> {
         let columns = self.gaps.iter().chain(&self.lengths).chain([&self.flags, &self.times, &self.priorities]);
         let empty = self.text.is_empty() && columns.into_iter().all(|column| column.rest.is_empty());
-        if empty { Ok(()) } else { Err("packed lines go on behind the last") }
+        if empty { Ok(()) } else { Err("packed lines have bytes after the last line") }
     }
 }
 
 impl<'a> Iterator for Lines<'a> {
-    type Item = Result<Unpacked<'a>, Wrong>;
+    type Item = Result<Unpacked<'a>, UnpackError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {

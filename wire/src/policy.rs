@@ -231,7 +231,7 @@ impl fmt::Display for ReportedCollectors {
     }
 }
 
-/// A text is no list of collectors.
+/// A text is not a list of collectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the list of collectors is not ID[;every],…")]
 pub struct ReportedError;

@@ -99,7 +99,7 @@ pub struct Header {
     pub organization: OrganizationId,
     /// Agent; the workspace compares it with the certificate.
     pub agent: AgentId,
-    /// LaneName of the batch.
+    /// Lane of the batch.
     pub lane: LaneName,
     /// Epoch of the queue.
     pub epoch: Epoch,

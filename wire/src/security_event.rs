@@ -1,7 +1,7 @@
 //! Which records are security events, and which store level ([`StoreLevel`]) keeps them.
 //!
 //! The levels are Microsoft's for Windows security events. An event on Linux counts as its Windows equivalent. Every level
-//! keeps records that are no security events (inventory, crash dumps, other log lines).
+//! keeps records that are not security events (inventory, crash dumps, other log lines).
 
 use crate::{
     Body,
@@ -162,7 +162,7 @@ impl StoreLevel {
     }
 }
 
-/// Windows equivalent of a security event: `Some(None)` for an event without one, `None` for a record that is no security
+/// Windows equivalent of a security event: `Some(None)` for an event without one, `None` for a record that is not a security
 /// event.
 fn of(body: &Body) -> Option<Option<u16>> {
     match body {

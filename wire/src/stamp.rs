@@ -283,7 +283,7 @@ const MONTHS: [&[u8; 3]; 12] =
 
 /// Names of UTC. The meaning of other abbreviations depends on the country.
 const UTC: [&[u8]; 3] = [b"UTC", b"GMT", b"Z"];
-/// Abbreviations that follow a time and are no host name.
+/// Abbreviations that follow a time and are not host names.
 const ZONES: [&[u8]; 20] = [
     b"CET", b"CEST", b"EET", b"EEST", b"WET", b"WEST", b"MSK", b"BST", b"IST", b"JST", b"KST", b"AEST", b"AEDT",
     b"EST", b"EDT", b"CST", b"CDT", b"MST", b"PST", b"PDT",

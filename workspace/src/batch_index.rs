@@ -177,7 +177,7 @@ impl BatchIndex {
             (1..=64).contains(&id.len()) && id.bytes().all(plain)
         };
         if header.ledger.0.len() > COLLECTORS_MAX || !collectors.into_iter().all(is_name) {
-            return Err("a collector's name is no name, or there are too many");
+            return Err("a collector's name is not valid, or there are too many");
         }
         let mut ids = self.runs.iter().map(|run| &run.source).chain(header.cursors.iter().map(|update| &update.id));
         if !ids.all(|id| id.len() <= 1024 && !id.contains(char::is_control)) {

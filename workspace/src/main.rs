@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     // Memory holds keys: other processes of the user cannot read it, and no core dump is written (PR_SET_DUMPABLE(2const)).
     let hidden = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     hidden.expect("a process may say so of itself");
-    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed one before");
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("no crypto provider is installed yet");
     let arguments = commands::parse();
     let level = arguments.log.unwrap_or(tracing::Level::INFO);
     // Messages of libraries at `info` are noise: Delta logs every snapshot.

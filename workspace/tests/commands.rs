@@ -25,7 +25,7 @@ fn refusal(output: &Output) -> String {
 }
 
 #[test]
-fn a_workspace_is_made_once_and_its_keys_are_private() {
+fn init_creates_a_workspace_once_and_its_keys_are_private() {
     let temp = tempfile::tempdir().expect("temp dir");
     let dir = temp.path().join("ws");
     stdout(&run(&["init", "--geo", "europe"], &dir));
@@ -39,7 +39,7 @@ fn a_workspace_is_made_once_and_its_keys_are_private() {
 }
 
 #[test]
-fn a_token_is_all_that_stands_on_stdout() {
+fn token_new_prints_only_the_token_to_stdout() {
     let temp = tempfile::tempdir().expect("temp dir");
     let dir = temp.path().join("ws");
     stdout(&run(&["init", "--geo", "australia"], &dir));
@@ -52,7 +52,7 @@ fn a_token_is_all_that_stands_on_stdout() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_what_to_do() {
+fn errors_state_the_problem_and_the_remedy() {
     let temp = tempfile::tempdir().expect("temp dir");
     let dir = temp.path().join("ws");
     let none = refusal(&run(&["org", "add", "acme", "--tier", "free"], &dir));
@@ -61,7 +61,7 @@ fn what_is_wrong_is_said_with_what_to_do() {
     assert!(geo.contains("asia-pacific"), "{geo}");
     for name in ["n\u{e9}", "a b", "", "a..b", "*"] {
         let message = refusal(&run(&["init", "--geo", "europe", "--name", name], &dir));
-        assert!(message.contains("is no DNS name"), "{name}: {message}");
+        assert!(message.contains("is not a DNS name"), "{name}: {message}");
     }
     stdout(&run(&["init", "--geo", "europe"], &dir));
     let org = refusal(&run(&["token", "new", "--org", "nobody"], &dir));

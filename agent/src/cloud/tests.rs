@@ -32,8 +32,8 @@ fn service(answer: fn(&str) -> Option<String>) -> (Url, Arc<Mutex<Vec<String>>>)
     (url, queried)
 }
 
-fn place(cloud: CloudSetting, url: Option<Url>) -> HostPlace {
-    HostPlace { cloud, geography: None, metadata_url: url, cloud_tags: vec!["team".to_owned()] }
+fn place(cloud: CloudSetting, url: Option<Url>) -> HostLocation {
+    HostLocation { cloud, geography: None, metadata_url: url, cloud_tags: vec!["team".to_owned()] }
 }
 
 fn nowhere() -> (tempfile::TempDir, CollectorContext) {
@@ -157,7 +157,7 @@ fn a_service_that_says_nothing_costs_a_second_and_what_is_stated_comes_first() {
     let (_host, context) = nowhere();
     let began = Instant::now();
     assert_eq!(instance(&place(CloudSetting::Azure, Some(url)), &context), None);
-    assert!(began.elapsed() < 3 * PATIENCE, "{:?}", began.elapsed());
+    assert!(began.elapsed() < 3 * METADATA_TIMEOUT, "{:?}", began.elapsed());
     let region = |region: &str| CloudInstance {
         cloud: "aws".to_owned(),
         region: Some(region.to_owned()),
@@ -165,7 +165,7 @@ fn a_service_that_says_nothing_costs_a_second_and_what_is_stated_comes_first() {
     };
     let unknown = geography(&place(CloudSetting::Aws, None), Some(&region("me-south-1"))).expect_err("is in no table");
     assert!(unknown.to_string().contains("set [host] geography"), "{unknown}");
-    let stated = HostPlace { geography: Some(HostGeo::Europe), ..place(CloudSetting::Aws, None) };
+    let stated = HostLocation { geography: Some(HostGeo::Europe), ..place(CloudSetting::Aws, None) };
     assert_eq!(geography(&stated, Some(&region("me-south-1"))), Ok(Some(HostGeo::Europe)));
     assert_eq!(geography(&place(CloudSetting::Off, None), None), Ok(None));
 }

@@ -113,7 +113,7 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
                 Err(Exit::Failure(err)) if err.is::<Unreachable>() => {
                     tracing::warn!(error = format!("{err:#}"), "not enrolled yet; trying again");
                 }
-                // A restart does not help: the supervisor is not to try for ever.
+                // A restart does not help, so the service manager must not retry.
                 Err(exit) => return Err(Exit::Config(exit.reasons())),
             }
             tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
@@ -130,7 +130,7 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
 fn delete(path: &Path) {
     match std::fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %err, "a file of the bootstrap cannot be deleted");
+            tracing::warn!(path = %path.display(), error = %err, "cannot delete a bootstrap file");
         }
         _ => {}
     }

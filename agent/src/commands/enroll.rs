@@ -107,11 +107,11 @@ pub(super) async fn enroll(config: &Resolved, options: &EnrollOptions<'_>) -> Re
         }
     };
     if reply.agent != AgentId::of_public_key(&key.subject_public_key_info()) {
-        return Err(anyhow!("the workspace answered for another agent; enroll again").into());
+        return Err(anyhow!("the workspace's reply is for another agent; enroll again").into());
     }
     let enrollment = keep(&identity, &ca_pem, reply, (&url, before))?;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name, geo = %enrollment.geo,
-        "enrolled; `vedette run` collects");
+        "enrolled; start the agent with `vedette run`");
     Ok(())
 }
 
@@ -154,7 +154,7 @@ fn expected_geo(config: &Resolved, bootstrap: Option<WorkspaceGeo>) -> Result<Op
     let host = cloud::geography(&config.place, instance.as_ref()).map_err(|err| Exit::config(err.to_string()))?;
     match (host.map(HostGeo::workspace), stated) {
         (Some(belongs), Some(stated)) if belongs != stated => Err(Exit::config(format!(
-            "workspace.geo: the configuration says {stated}, and data of this host belongs to {belongs}"
+            "workspace.geo: the configuration says {stated}, but data of this host must go to {belongs}"
         ))),
         (None, None) => {
             tracing::warn!(
@@ -176,7 +176,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
     }
     let token = text.trim();
     if token.is_empty() {
-        bail!("{} holds no token; write there what `vedette-workspace token new` printed", path.display());
+        bail!("{} is empty; write the output of `vedette-workspace token new` to it", path.display());
     }
     Ok(token.to_owned())
 }
@@ -234,7 +234,7 @@ fn explain(cause: &str, (url, proxy): (&Url, Option<&Proxy>), ca: Option<&Path>)
     } else if cause.contains("not a workspace of geography") {
         "data of this host belongs to another geography; use a workspace there, or correct [host] geography".to_owned()
     } else if cause.contains("names no geography") {
-        "it is no workspace, or its certificate was made elsewhere; create one with `vedette-workspace certificate`"
+        "it is not a workspace, or its certificate was made elsewhere; create one with `vedette-workspace certificate`"
             .to_owned()
     } else if cause.contains("Expired") || cause.contains("NotValidYet") {
         "its certificate is not valid now; check the clocks of both machines".to_owned()

@@ -96,7 +96,7 @@ fn check(config: ConfigArguments) -> Result<(), Exit> {
     let path = config.config.display().to_string();
     let config = load(config)?;
     bootstrap::check(&config)?;
-    if let Some(problem) = unusable(&config.state_dir) {
+    if let Some(problem) = dir_problem(&config.state_dir) {
         return Err(Exit::Config(vec![format!("{path}: state.dir: {problem}")]));
     }
     let conflicts = conflicts(&config)?;
@@ -126,16 +126,17 @@ fn missing_permissions(config: &Resolved) -> String {
     lines.collect()
 }
 
-/// Refuses to write as root where another user's service must be able to.
+/// Fails if this process is root and the directory belongs to another user: that user's service could not use the files that
+/// root creates there.
 fn refuse_foreign(dir: &Path) -> Result<(), Exit> {
     let Some(owner) = platform::foreign_owner(dir) else { return Ok(()) };
     Err(Exit::Usage(format!(
-        "{} belongs to user {owner}, who could not use what root writes there; run this as that user: runuser -u {owner} -- vedette …",
+        "{} belongs to user {owner}, who cannot use files that root creates there; run the command as that user: runuser -u {owner} -- vedette …",
         dir.display()
     )))
 }
 
-/// Collects and ships until the stop.
+/// Collects and ships until a stop signal.
 fn service(arguments: ConfigArguments) -> Result<(), Exit> {
     let mut config = load(arguments.clone())?;
     log::start(&config);
@@ -163,12 +164,12 @@ fn service(arguments: ConfigArguments) -> Result<(), Exit> {
         }
         runtime::run(config, stop, reload).await
     });
-    // Leaves collectors that hang in the kernel.
+    // Does not wait for collector threads that are blocked in the kernel.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     done.map_err(|exit: Exit| if is_json { exit.logged() } else { exit })
 }
 
-/// Gives the supervisor signs of life while the agent waits for its enrollment.
+/// Feeds the service manager's watchdog while the agent waits for its enrollment.
 async fn feed_watchdog() {
     let Some(interval) = platform::watchdog() else { return std::future::pending().await };
     loop {
@@ -182,21 +183,21 @@ fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
 }
 
 /// Why a directory cannot be created or written. Creates missing directories for the test and removes them.
-fn unusable(dir: &Path) -> Option<String> {
+fn dir_problem(dir: &Path) -> Option<String> {
     let missing = dir.ancestors().take_while(|dir| !dir.exists()).last();
     let (tried, done) = match missing {
         Some(missing) => (missing, std::fs::create_dir(missing).and_then(|()| std::fs::remove_dir(missing))),
-        None if !dir.is_dir() => return Some(format!("{} is no directory", dir.display())),
+        None if !dir.is_dir() => return Some(format!("{} is not a directory", dir.display())),
         None => (dir, platform::can_write_in(dir)),
     };
     let why = done.err()?;
     Some(format!(
-        "{} cannot be made or written to ({why}); use another, or run the agent as its owner",
+        "cannot create or write {} ({why}); use another directory, or run the agent as its owner",
         tried.display()
     ))
 }
 
-/// Settings that the stored policy does not allow; none before enrollment.
+/// Conflicts of the configuration with the enrollment and with the stored policy; none before enrollment.
 fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
     let identity = IdentityDir::new(&config.identity_dir);
     let Ok(Some(enrollment)) = identity.enrollment() else { return Ok(Vec::new()) };
@@ -218,12 +219,12 @@ fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
     Ok(problems)
 }
 
-/// A single-threaded runtime: only network waits use it. Disk work has its own threads.
+/// A single-threaded runtime, which only waits for the network. Disk work has its own threads.
 fn tokio_runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()
 }
 
-/// Writes to standard output; a closed reader (`| head`) is no error.
+/// Writes to standard output; a closed pipe (`| head`) is not an error.
 fn print(bytes: &[u8]) -> Result<(), Exit> {
     match io::stdout().lock().write_all(bytes) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,4 +1,4 @@
-//! `vedette once`: prints what collectors observe, without enrollment, disk or network.
+//! `vedette once`: prints what collectors observe; needs no enrollment and no network, and writes nothing to disk.
 
 use super::print;
 use crate::{
@@ -21,14 +21,14 @@ use vedette_wire::{
 };
 
 /// Maximum number of records per source of a watching collector.
-const LAST: usize = 100;
+const RECORDS_PER_SOURCE_MAX: usize = 100;
 
 #[derive(Default)]
 struct Collected {
     chunks: Mutex<Vec<Chunk>>,
-    complaints: Mutex<Vec<(&'static str, String)>>,
+    problems: Mutex<Vec<(&'static str, String)>>,
     /// A missing permission that reduces the collector's output.
-    lacks: Mutex<Option<String>>,
+    missing_permission: Mutex<Option<String>>,
 }
 
 impl Sink for Collected {
@@ -38,7 +38,7 @@ impl Sink for Collected {
     }
 
     fn report_problem(&self, collector: &'static str, message: String) {
-        self.complaints.lock().push((collector, message));
+        self.problems.lock().push((collector, message));
     }
 }
 
@@ -46,10 +46,10 @@ pub(super) fn once(config: &Resolved, ids: &[String], format: OnceFormat) -> Res
     for id in ids {
         if vedette_collectors::find(id).is_none() {
             let known: Vec<&str> = REGISTRY.iter().map(|spec| spec.id).collect();
-            return Err(Exit::Usage(format!("there is no collector {id}; there are {}", known.join(", "))));
+            return Err(Exit::Usage(format!("unknown collector {id}; the collectors are {}", known.join(", "))));
         }
     }
-    let mut context = CollectorContext { once: Some(LAST), ..collector_context(config) };
+    let mut context = CollectorContext { once: Some(RECORDS_PER_SOURCE_MAX), ..collector_context(config) };
     if !ids.is_empty() {
         // A named collector runs, even if another one would take precedence.
         context.enabled.retain(|id| ids.iter().any(|named| named == id));
@@ -65,26 +65,26 @@ pub(super) fn once(config: &Resolved, ids: &[String], format: OnceFormat) -> Res
         let collected = Arc::new(Collected::default());
         let why = match collect(plan.spec, settings, &context, &collected) {
             Ok(()) => None,
-            Err(Outcome::Nothing(why)) => Some(why),
-            Err(Outcome::Failed(why)) => {
+            Err(CollectFailure::Nothing(why)) => Some(why),
+            Err(CollectFailure::Failed(why)) => {
                 failed.push(format!("{}: {why}", plan.spec.id));
                 Some(why)
             }
         };
-        let complaints = collected.complaints.lock().clone();
-        failed.extend(complaints.into_iter().map(|(id, why)| format!("{id}: {why}")));
+        let problems = collected.problems.lock().clone();
+        failed.extend(problems.into_iter().map(|(id, why)| format!("{id}: {why}")));
         render(&mut out, plan.spec.id, &host, &collected, why, format);
     }
     print(out.as_bytes())?;
     if failed.is_empty() {
         Ok(())
     } else {
-        Err(anyhow::anyhow!("not everything could be read: {}", failed.join("; ")).into())
+        Err(anyhow::anyhow!("some collectors failed: {}", failed.join("; ")).into())
     }
 }
 
 /// Why a collector gave no records, or not all.
-enum Outcome {
+enum CollectFailure {
     /// It is off, or the host has nothing to observe.
     Nothing(String),
     /// It failed.
@@ -96,18 +96,18 @@ fn collect(
     settings: AnySettings,
     context: &CollectorContext,
     collected: &Arc<Collected>,
-) -> Result<(), Outcome> {
+) -> Result<(), CollectFailure> {
     let sink: Arc<dyn Sink> = Arc::clone(collected) as Arc<dyn Sink>;
     let failed = |err: vedette_collectors::CollectError| match err {
-        vedette_collectors::CollectError::Absent(why) => Outcome::Nothing(why),
-        other => Outcome::Failed(other.to_string()),
+        vedette_collectors::CollectError::Absent(why) => CollectFailure::Nothing(why),
+        other => CollectFailure::Failed(other.to_string()),
     };
-    match settings.build(context).map_err(|err| Outcome::Failed(err.to_string()))? {
-        Plan::Off => Err(Outcome::Nothing("switched off".to_owned())),
-        Plan::Absent(why) => Err(Outcome::Nothing(why)),
+    match settings.build(context).map_err(|err| CollectFailure::Failed(err.to_string()))? {
+        Plan::Off => Err(CollectFailure::Nothing("switched off".to_owned())),
+        Plan::Absent(why) => Err(CollectFailure::Nothing(why)),
         Plan::Poll(_, mut poll) => {
             let bodies = poll.poll(context).map_err(failed)?;
-            *collected.lacks.lock() = poll.problem();
+            *collected.missing_permission.lock() = poll.problem();
             for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, context.now()) {
                 sink.put(chunk, &StopSignal::default()).map_err(failed)?;
             }
@@ -129,13 +129,13 @@ fn render(
     format: OnceFormat,
 ) {
     let chunks = collected.chunks.lock();
-    let complaints = collected.complaints.lock();
+    let problems = collected.problems.lock();
     let records: u64 = chunks.iter().map(Chunk::count).sum();
     if format == OnceFormat::Table {
         let _ = writeln!(out, "\n{id}: {records} records");
     }
-    let lacks = collected.lacks.lock();
-    for why in error.iter().chain(complaints.iter().map(|(_, why)| why)).chain(lacks.iter()) {
+    let missing_permission = collected.missing_permission.lock();
+    for why in error.iter().chain(problems.iter().map(|(_, why)| why)).chain(missing_permission.iter()) {
         match format {
             OnceFormat::Table => drop(writeln!(out, "  {}", printable(why))),
             // Standard output holds records only.
@@ -182,7 +182,7 @@ fn render(
     }
 }
 
-/// The columns of the kind's view.
+/// The time of a record, and the columns of its kind.
 fn row(record: &Record, source_name: Option<&str>) -> serde_json::Map<String, serde_json::Value> {
     let context = RowContext { source_name, position: record.position };
     let mut out = serde_json::Map::new();
@@ -192,7 +192,7 @@ fn row(record: &Record, source_name: Option<&str>) -> serde_json::Map<String, se
             Value::Null => json!(null),
             Value::Text(text) => json!(text),
             Value::Integer(number) => json!(number),
-            Value::Boolean(truth) => json!(truth),
+            Value::Boolean(boolean) => json!(boolean),
             Value::Time(nanoseconds) => time(nanoseconds),
         };
         out.insert(column.name.to_owned(), value);
@@ -200,7 +200,7 @@ fn row(record: &Record, source_name: Option<&str>) -> serde_json::Map<String, se
     out
 }
 
-/// RFC 3339 with `Z`, in microseconds.
+/// Formats a time by RFC 3339 in UTC, with microseconds.
 fn time(nanoseconds: i64) -> serde_json::Value {
     let timestamp = jiff::Timestamp::from_microsecond(nanoseconds.div_euclid(1000));
     timestamp.map_or(json!(null), |timestamp| json!(format!("{timestamp:.6}")))

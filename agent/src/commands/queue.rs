@@ -59,7 +59,7 @@ fn broken(config: &Resolved) -> Vec<String> {
 
 fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
     let running = status::ask(&config.socket_dir)
-        .with_context(|| format!("cannot ask the agent in {}", config.socket_dir.display()))?;
+        .with_context(|| format!("cannot query the agent through its socket in {}", config.socket_dir.display()))?;
     let mut value = match &running {
         Some(report) => json!({"running": true, "file_bytes": report.queue.bytes, "batches": report.queue.batches,
             "oldest_unsent_seconds": report.queue.oldest_unsent_seconds, "waiting": report.queue.waiting,
@@ -128,7 +128,9 @@ fn salvage_damaged(config: &Resolved) -> Result<(), Exit> {
     let queue =
         Queue::open(&config.state_dir, LaneName::Records, config.quota, fastrand::u64(1..)).map_err(
             |err| match err {
-                QueueError::InUse { .. } => anyhow::anyhow!("an agent is running, and salvages by itself"),
+                QueueError::InUse { .. } => {
+                    anyhow::anyhow!("an agent is running; it salvages the damaged queue itself")
+                }
                 other => anyhow::Error::new(other),
             },
         )?;
@@ -156,7 +158,7 @@ fn salvage_damaged(config: &Resolved) -> Result<(), Exit> {
 
 /// Writes every batch to its own file: its frame, or its records as JSON lines.
 fn export(queue: &Queue, to: &Path, records: bool) -> Result<(), Exit> {
-    platform::create_private_dir(to).with_context(|| format!("cannot make {}", to.display()))?;
+    platform::create_private_dir(to).with_context(|| format!("cannot create {}", to.display()))?;
     let (mut slot, mut count) = (0, 0);
     while let Some((next, bytes)) = queue.next_after(slot)? {
         slot = next;

@@ -18,9 +18,9 @@ pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
         match err.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!("the agent in {dir} does not answer within 5 s"),
             ErrorKind::PermissionDenied => {
-                anyhow!("cannot ask the agent in {dir}; run this as its user or as root: {err}")
+                anyhow!("cannot query the agent through its socket in {dir}; run this as its user or as root: {err}")
             }
-            _ => anyhow!("cannot ask the agent in {dir}: {err}"),
+            _ => anyhow!("cannot query the agent through its socket in {dir}: {err}"),
         }
     })?;
     let not_running = || format!("no agent runs with its socket in {}", config.socket_dir.display());

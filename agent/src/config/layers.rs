@@ -17,14 +17,15 @@ pub(crate) struct Sources {
     pub(crate) file: Option<PathBuf>,
     /// `VEDETTE_…` variables.
     pub(crate) environment: Vec<(String, String)>,
-    /// Variables that begin with `VEDETTE_` and are no settings.
+    /// Variables that begin with `VEDETTE_` and are not settings.
     pub(crate) near_misses: Vec<String>,
     /// `--set KEY=VALUE`.
     pub(crate) set: Vec<String>,
 }
 
 impl Sources {
-    /// Reads the process's environment and the command line's arguments. No other function reads the environment.
+    /// Collects the settings in the process's environment, and the command line's. Only functions of this module read the
+    /// environment.
     #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
     pub(crate) fn of_process(file: Option<PathBuf>, set: Vec<String>) -> Self {
         let ours = std::env::vars_os()
@@ -48,7 +49,7 @@ pub(crate) fn no_color() -> bool {
     std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
-/// A set proxy variable of other programs, which the agent ignores.
+/// The first proxy variable that is set. The agent ignores it; other programs do not.
 #[expect(clippy::disallowed_methods, reason = "this is the agent's config loader")]
 pub(crate) fn proxy_variable() -> Option<&'static str> {
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -70,7 +71,7 @@ pub(crate) fn load(sources: &Sources) -> Result<Resolved, Exit> {
 /// Loads the text of a file, without other layers.
 #[cfg(fuzzing)]
 pub(crate) fn load_text(text: &str) -> Result<Resolved, Exit> {
-    resolve(vec![Layer { name: "file".to_owned(), is_file: true, text: text.to_owned() }], Vec::new())
+    resolve(vec![Layer { name: "file".to_owned(), has_lines: true, text: text.to_owned() }], Vec::new())
 }
 
 fn resolve(layers: Vec<Layer>, mut problems: Vec<String>) -> Result<Resolved, Exit> {
@@ -94,7 +95,7 @@ struct Layer {
     /// Path of a file, or a prefix for messages.
     name: String,
     /// Whether messages name a line.
-    is_file: bool,
+    has_lines: bool,
     text: String,
 }
 
@@ -103,7 +104,7 @@ fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
     if let Some(file) = &sources.file {
         for path in [file.clone()].into_iter().chain(conf_d(file)) {
             match std::fs::read_to_string(&path) {
-                Ok(text) => out.push(Layer { name: path.display().to_string(), is_file: true, text }),
+                Ok(text) => out.push(Layer { name: path.display().to_string(), has_lines: true, text }),
                 Err(err) if err.kind() == std::io::ErrorKind::InvalidData => {
                     problems.push(format!("{}: is not UTF-8; save it as UTF-8 text", path.display()));
                 }
@@ -116,7 +117,7 @@ fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
     for name in &sources.near_misses {
         let key = name[PREFIX.len()..].to_lowercase();
         problems.extend(
-            missed(&key)
+            likely_setting(&key)
                 .map(|right| format!("environment variable {name}: not a setting; did you mean {PREFIX}{right}?")),
         );
     }
@@ -124,7 +125,7 @@ fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
         let key = name[PREFIX.len()..].to_lowercase().replace("__", ".");
         out.push(Layer {
             name: format!("environment variable {name}"),
-            is_file: false,
+            has_lines: false,
             text: assignment(&key, &value),
         });
     }
@@ -132,7 +133,7 @@ fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
         match setting.split_once('=') {
             Some((key, value)) => out.push(Layer {
                 name: format!("--set {key}"),
-                is_file: false,
+                has_lines: false,
                 text: assignment(key.trim(), value.trim()),
             }),
             None => problems.push(format!("--set {setting}: write KEY=VALUE, as in transport.compression=gzip")),
@@ -149,7 +150,7 @@ fn conf_d(file: &Path) -> Vec<PathBuf> {
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
-        // A lock or draft of an editor.
+        // Excludes lock files and drafts of editors.
         .filter(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")))
         .collect();
     paths.sort();
@@ -157,7 +158,7 @@ fn conf_d(file: &Path) -> Vec<PathBuf> {
 }
 
 /// The setting that a variable with a single underscore probably means: `TRANSPORT__COMPRESSION` for `transport_compression`.
-fn missed(key: &str) -> Option<String> {
+fn likely_setting(key: &str) -> Option<String> {
     SECTIONS.iter().find_map(|section| {
         let key = key.strip_prefix(section.name)?.strip_prefix('_')?;
         let schema = (section.schema)();
@@ -166,7 +167,7 @@ fn missed(key: &str) -> Option<String> {
     })
 }
 
-/// Parses a value as TOML (`true`, `5`, `["a"]`), or else takes it as a string.
+/// The TOML text `key = value`; a value that is not TOML is quoted as a string.
 fn assignment(key: &str, value: &str) -> String {
     let as_toml = format!("{key} = {value}");
     if as_toml.parse::<toml::Table>().is_ok() {
@@ -188,10 +189,10 @@ impl Layer {
     fn check(&self, problems: &mut Vec<String>, origins: &mut Origins) {
         let table = match DeTable::parse(&self.text) {
             Ok(table) => table,
-            Err(err) => return problems.push(self.say(err.span(), err.message())),
+            Err(err) => return problems.push(self.problem_at(err.span(), err.message())),
         };
         for (key, value) in table.into_inner() {
-            self.note(key.get_ref(), &value, origins);
+            self.record_origins(key.get_ref(), &value, origins);
             if key.get_ref() == "collectors" {
                 self.check_collectors(value, problems);
                 continue;
@@ -200,7 +201,7 @@ impl Layer {
                 Some(section) => self.check_one(section.check, value, problems),
                 None => {
                     let known = SECTIONS.iter().map(|section| section.name).chain(["collectors"]);
-                    problems.push(self.say(Some(key.span()), &unknown("section", key.get_ref(), known)));
+                    problems.push(self.problem_at(Some(key.span()), &unknown("section", key.get_ref(), known)));
                 }
             }
         }
@@ -210,16 +211,16 @@ impl Layer {
         let span = value.span();
         let DeValue::Table(collectors) = value.into_inner() else {
             return problems
-                .push(self.say(Some(span), "`collectors` holds a table for each collector: [collectors.ID]"));
+                .push(self.problem_at(Some(span), "`collectors` holds a table for each collector: [collectors.ID]"));
         };
         for (id, settings) in collectors {
             match vedette_collectors::find(id.get_ref()) {
                 Some(spec) => self.check_one(spec.check, settings, problems),
-                // One file can serve hosts of each platform.
+                // Ignores collectors of other platforms, so that one file can serve all hosts.
                 None if vedette_collectors::ELSEWHERE.contains(&&**id.get_ref()) => {}
                 None => {
                     let known = vedette_collectors::REGISTRY.iter().map(|spec| spec.id);
-                    problems.push(self.say(Some(id.span()), &unknown("collector", id.get_ref(), known)));
+                    problems.push(self.problem_at(Some(id.span()), &unknown("collector", id.get_ref(), known)));
                 }
             }
         }
@@ -233,27 +234,27 @@ impl Layer {
     ) {
         let span = value.span();
         if let Err(err) = check(value.into_deserializer()) {
-            problems.push(self.say(err.span().or(Some(span)), &nearest_field(err.message())));
+            problems.push(self.problem_at(err.span().or(Some(span)), &nearest_field(err.message())));
         }
     }
 
     /// Records the origin of each key for later messages.
-    fn note(&self, path: &str, value: &Spanned<DeValue<'_>>, origins: &mut Origins) {
+    fn record_origins(&self, path: &str, value: &Spanned<DeValue<'_>>, origins: &mut Origins) {
         origins.insert(path.to_owned(), self.place(Some(value.span())));
         if let DeValue::Table(table) = value.get_ref() {
             for (key, value) in table {
-                self.note(&format!("{path}.{}", key.get_ref()), value, origins);
+                self.record_origins(&format!("{path}.{}", key.get_ref()), value, origins);
             }
         }
     }
 
     fn place(&self, span: Option<std::ops::Range<usize>>) -> String {
-        let Some(span) = span.filter(|_| self.is_file) else { return self.name.clone() };
+        let Some(span) = span.filter(|_| self.has_lines) else { return self.name.clone() };
         let line = self.text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1;
         format!("{}:{line}", self.name)
     }
 
-    fn say(&self, span: Option<std::ops::Range<usize>>, message: &str) -> String {
+    fn problem_at(&self, span: Option<std::ops::Range<usize>>, message: &str) -> String {
         format!("{}: {message}", self.place(span))
     }
 }

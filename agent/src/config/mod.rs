@@ -9,7 +9,7 @@ pub(crate) use layers::load_text;
 pub(crate) use layers::{Sources, credentials_dir, load, no_color, proxy_variable};
 pub(crate) use reference::{collectors_page, configuration_page, default_file};
 pub(crate) use resolved::{
-    BASELINE_BYTES, ConfiguredCollector, HostPlace, Memory, Resolved, collector_context,
+    BASELINE_BYTES, ConfiguredCollector, HostLocation, Memory, Resolved, collector_context,
     parse_url as parse_workspace_url,
 };
 

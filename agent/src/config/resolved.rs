@@ -15,7 +15,7 @@ use vedette_transport::{
     BatchLimits, CACHE_BYTES, Quota, SEALED_BYTES_MAX,
     tls::{Proxy, Roots},
 };
-use vedette_wire::geo::{HostGeo, UnknownGeo, UnknownPlace, WorkspaceGeo};
+use vedette_wire::geo::{HostGeo, UnknownGeo, UnknownGeography, WorkspaceGeo};
 
 /// Origin of each key: `file:line`, or the name of a variable.
 pub(super) type Origins = BTreeMap<String, String>;
@@ -30,7 +30,7 @@ pub(crate) struct ConfiguredCollector {
 /// Assumed resident memory before collection starts, if less is measured.
 pub(crate) const BASELINE_BYTES: u64 = 12 << 20;
 
-/// Default size of a batch: each batch costs an fsync, a request and a deletion.
+/// Upper bound of the default batch size. Large batches are cheaper: each one costs an fsync, a request and a deletion.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
 
 /// Division of `memory_max`, in bytes.
@@ -66,7 +66,7 @@ impl Memory {
 
 /// Location of the host, as configured.
 #[derive(Debug, Clone)]
-pub(crate) struct HostPlace {
+pub(crate) struct HostLocation {
     pub(crate) cloud: CloudSetting,
     pub(crate) geography: Option<HostGeo>,
     pub(crate) metadata_url: Option<Url>,
@@ -88,7 +88,7 @@ pub(crate) struct Resolved {
     pub(crate) state_dir: PathBuf,
     pub(crate) socket_dir: PathBuf,
     pub(crate) root: PathBuf,
-    pub(crate) place: HostPlace,
+    pub(crate) place: HostLocation,
     pub(crate) batches: BatchLimits,
     pub(crate) quota: Quota,
     pub(crate) memory_max: u64,
@@ -98,10 +98,10 @@ pub(crate) struct Resolved {
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) policy: PolicySection,
     pub(crate) collectors: Vec<ConfiguredCollector>,
-    /// SHA-256 of the written configuration, hex; identifies it.
+    /// SHA-256 of all settings before resolution, hex; identifies the configuration.
     pub(crate) digest: String,
-    /// The same without `[log]`.
-    pub(crate) digest_without_log: String,
+    /// The same without `[log]` and `[collectors]`, whose changes need no restart of the tasks.
+    pub(crate) restart_digest: String,
 }
 
 /// Whether a text is an entry of `no_proxy`: `*`, an address, a network, a name, or a domain with or without a leading dot.
@@ -160,8 +160,8 @@ impl Checker<'_> {
             }
         }
         let exempt = workspace.no_proxy.iter().flat_map(|all| all.split(',')).map(str::trim);
-        for one in exempt.filter(|one| !one.is_empty() && !is_no_proxy_entry(one)) {
-            self.wrong("workspace.no_proxy", &format!("{one:?} is no name, domain, address or network"));
+        for entry in exempt.filter(|entry| !entry.is_empty() && !is_no_proxy_entry(entry)) {
+            self.wrong("workspace.no_proxy", &format!("{entry:?} is not a name, domain, address or network"));
         }
     }
 
@@ -196,7 +196,8 @@ impl Resolved {
         let mut check = Checker { origins, problems: Vec::new() };
         let digest_of = |config: &Config| hex::encode(Sha256::digest(toml::to_string(config).unwrap_or_default()));
         let digest = digest_of(&config);
-        let digest_without_log = digest_of(&Config { log: Log::default(), ..config.clone() });
+        let restart_digest =
+            digest_of(&Config { log: Log::default(), collectors: Default::default(), ..config.clone() });
         let (workspace_url, workspace_geo) = workspace(&config.workspace, &mut check);
         let place = host_place(&config.host, workspace_geo, &mut check);
         check.proxy(&config.workspace);
@@ -237,7 +238,7 @@ impl Resolved {
             policy,
             collectors,
             digest,
-            digest_without_log,
+            restart_digest,
         })
     }
 
@@ -247,14 +248,14 @@ impl Resolved {
     }
 }
 
-/// Why a text is no address of a workspace.
+/// Why a text is not the URL of a workspace.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UrlError {
-    #[error("{0:?} is no URL ({1}); write https://host:port")]
+    #[error("{0:?} is not a URL ({1}); write https://host:port")]
     Syntax(String, url::ParseError),
     #[error("{0:?} must be https://host:port; data is sent over TLS only")]
     Scheme(String),
-    #[error("{0:?} must be https://host:port and nothing more")]
+    #[error("{0:?} must be https://host:port, without a path, query or user name")]
     Rest(String),
 }
 
@@ -287,14 +288,14 @@ fn workspace(workspace: &Workspace, check: &mut Checker<'_>) -> (Option<Url>, Op
     check.within("workspace.fail_over_after", workspace.fail_over_after.0, second..=hour, "1s to 1h");
     check.within("workspace.fail_back_after", workspace.fail_back_after.0, second..=24 * hour, "1s to 1d");
     if let Some(ca) = workspace.ca.as_ref().filter(|ca| !ca.is_file()) {
-        check.wrong("workspace.ca", &format!("{} is not there; use the workspace's ca.pem", ca.display()));
+        check.wrong("workspace.ca", &format!("{} is not a file; use the workspace's ca.pem", ca.display()));
     }
     (url, geo)
 }
 
-fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, check: &mut Checker<'_>) -> HostPlace {
+fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, check: &mut Checker<'_>) -> HostLocation {
     let geography: Option<HostGeo> = host.geography.as_deref().and_then(|geography| {
-        geography.parse().map_err(|err: UnknownPlace| check.wrong("host.geography", &err.to_string())).ok()
+        geography.parse().map_err(|err: UnknownGeography| check.wrong("host.geography", &err.to_string())).ok()
     });
     let metadata_url = host.metadata_url.as_deref().and_then(|url| {
         let url = Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
@@ -309,7 +310,7 @@ fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, check: &mut Chec
         let message = format!("is {workspace}, and data of a host in {host} belongs to {}", host.workspace());
         check.wrong("workspace.geo", &message);
     }
-    HostPlace { cloud: host.cloud, geography, metadata_url, cloud_tags: host.cloud_tags.clone() }
+    HostLocation { cloud: host.cloud, geography, metadata_url, cloud_tags: host.cloud_tags.clone() }
 }
 
 fn transport(config: &Config, check: &mut Checker<'_>) -> (BatchLimits, Quota) {
@@ -324,9 +325,9 @@ fn transport(config: &Config, check: &mut Checker<'_>) -> (BatchLimits, Quota) {
     check.within("transport.queue_volume_percent_max", transport.queue_volume_percent_max, 1..=100, "1 to 100");
     check.within("limits.memory_max", memory_max, 32 << 20..=u64::MAX, "at least 32MiB");
     // Two fifths of the quota are for batches, whose space in the database is rounded up.
-    let queue_least = 16 * batch_bytes_max;
-    if transport.queue_bytes_max.0 < queue_least {
-        let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_least));
+    let queue_bytes_min = 16 * batch_bytes_max;
+    if transport.queue_bytes_max.0 < queue_bytes_min {
+        let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_bytes_min));
         check.wrong("transport.queue_bytes_max", &message);
     }
     let batches = BatchLimits {

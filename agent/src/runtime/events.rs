@@ -1,7 +1,7 @@
 //! The agent's own events: heartbeat and lifecycle.
 
 use super::policy::PolicyStatus;
-use crate::{exit::VERSION, now};
+use crate::{config::Resolved, exit::VERSION, now};
 use std::{
     convert::Infallible,
     sync::{
@@ -71,6 +71,13 @@ impl AgentEvents {
     /// Whether emission is suppressed.
     pub(crate) fn is_emission_off(&self) -> bool {
         self.policy.borrow().is_emission_off
+    }
+
+    /// Emits which collectors a configuration enables.
+    pub(super) fn configuration(&self, config: &Resolved) {
+        let enabled = config.enabled().into_iter().collect::<Vec<_>>().join(", ");
+        let (message, digest) = (format!("collectors: {enabled}"), Some(config.digest.clone()));
+        drop(self.lifecycle(LifecycleEvent::Configuration, message, None, digest));
     }
 
     /// Emits a lifecycle event. For an async caller the returned task ends when it is handed over.

@@ -29,7 +29,7 @@ use events::AgentEvents;
 use parts::Parts;
 use policy::PolicyStore;
 use reconcile::Reconciler;
-use state::StateWatch;
+use state::DeliveryWatch;
 use status::StatusSource;
 use std::{
     sync::Arc,
@@ -41,6 +41,8 @@ use vedette_collectors::StopSignal;
 use vedette_transport::{BatchContext, Lane, LaneConfig, Post, Queue, QueueError};
 use vedette_wire::{HostLabel, LaneName, body::CloudInstance, body::LifecycleEvent};
 
+/// Time after which what only a start needs has run: code, and first polls of the collectors.
+const STARTED_AFTER: Duration = Duration::from_secs(60);
 /// What remains of the 5 s for a stop after collectors and batcher have ended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 /// Maximum wait for room for the stop event.
@@ -52,6 +54,10 @@ type SharedSignals = Arc<tokio::sync::Mutex<platform::StopSignals>>;
 /// Collects and ships until a signal stops the agent.
 pub(crate) async fn run(config: Resolved, signals: platform::StopSignals, reload: Reload) -> Result<(), Exit> {
     platform::raise_file_limit();
+    tokio::spawn(async {
+        tokio::time::sleep(STARTED_AFTER).await;
+        platform::release_program_pages();
+    });
     let (mut config, mut last_reread) = (Arc::new(config), None);
     let (signals, reload): (SharedSignals, _) = (Arc::new(signals.into()), Arc::new(reload));
     // The configuration before a reload, until the new one has worked.
@@ -65,7 +71,7 @@ pub(crate) async fn run(config: Resolved, signals: platform::StopSignals, reload
                 for reason in exit.reasons() {
                     tracing::error!("{reason}");
                 }
-                tracing::error!("the agent cannot run with the new configuration; it continues with the one before");
+                tracing::error!("the agent cannot run with the new configuration; continuing with the previous one");
                 config = before;
                 continue;
             }
@@ -79,7 +85,9 @@ pub(crate) async fn run(config: Resolved, signals: platform::StopSignals, reload
                     before = Some(std::mem::replace(&mut config, next));
                 }
             }
-            RunEnd::Fatal(why) => return Err(anyhow::anyhow!("{why}; see the log, and report this").into()),
+            RunEnd::Fatal(why) => {
+                return Err(anyhow::anyhow!("{why}; this is a bug, please report it with the log").into());
+            }
         }
     }
 }
@@ -162,6 +170,7 @@ fn compose(
     let policy = store.subscribe();
     let parts = Arc::new(Parts {
         config: Arc::clone(config),
+        in_force: watch::Sender::new(Arc::clone(config)),
         enrollment,
         identity,
         host,
@@ -175,9 +184,7 @@ fn compose(
         started: tokio::time::Instant::now(),
     });
     parts.events.lifecycle(LifecycleEvent::Start, format!("vedette {VERSION} started"), None, None);
-    let enabled = config.enabled().into_iter().collect::<Vec<_>>().join(", ");
-    let (message, digest) = (format!("collectors: {enabled}"), Some(config.digest.clone()));
-    parts.events.lifecycle(LifecycleEvent::Configuration, message, None, digest);
+    parts.events.configuration(config);
     let reconciler = Reconciler::new(Arc::clone(&parts), store, batch_context);
     Ok((Arc::clone(&parts), reconciler, StatusSource::new(parts, policy)))
 }
@@ -194,7 +201,10 @@ fn start_lane(
     let foreign = queue.set_owner(owner, &enrollment.replaces, &host, fastrand::u64(1..)).map_err(describe)?;
     queue.begin_reread(fastrand::u64(1..)).map_err(describe)?;
     if foreign > 0 {
-        tracing::error!(batches = foreign, "batches of an earlier enrollment are in quarantine");
+        tracing::error!(
+            batches = foreign,
+            "moved batches of an earlier enrollment to quarantine; see `vedette queue quarantine list`"
+        );
     }
     let (context_sender, batch_context) = watch::channel(BatchContext {
         organization: enrollment.organization,
@@ -244,7 +254,7 @@ fn spawn(
     })?;
     let (server, signals) = (Arc::new(server), Arc::clone(signals));
     let resumed = Arc::new(watch::Sender::new(false));
-    let state = Arc::new(StateWatch::new(Arc::clone(parts), source.clone(), resumed.subscribe(), last_reread));
+    let state = Arc::new(DeliveryWatch::new(Arc::clone(parts), source.clone(), resumed.subscribe(), last_reread));
     tasks.supervise("signals", move || {
         let signals = Arc::clone(&signals);
         async move { RunEnd::Signal(signals.lock().await.wait().await) }

@@ -10,13 +10,16 @@ use crate::{
     identity::{Enrollment, IdentityDir},
 };
 use std::sync::Arc;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use vedette_collectors::StopSignal;
 use vedette_wire::{HostLabel, body::CloudInstance};
 
-/// The parts.
+/// What the tasks of one run share.
 pub(super) struct Parts {
+    /// The configuration of this run.
     pub(super) config: Arc<Resolved>,
+    /// The configuration in force. After a reload it may differ from `config` in collectors and log level.
+    pub(super) in_force: watch::Sender<Arc<Resolved>>,
     pub(super) enrollment: Enrollment,
     pub(super) identity: IdentityDir,
     pub(super) host: HostLabel,
@@ -24,7 +27,7 @@ pub(super) struct Parts {
     pub(super) client: Arc<WorkspaceClient>,
     /// The workspace as the destination of lane `records`.
     pub(super) delivery: Arc<LaneDelivery>,
-    /// Lane `records`.
+    /// Queue and sink of lane `records`.
     pub(super) records: LaneSink,
     pub(super) events: Arc<AgentEvents>,
     pub(super) statuses: Arc<CollectorStatuses>,

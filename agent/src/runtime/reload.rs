@@ -7,7 +7,6 @@ use super::{
 use crate::{config::Resolved, exit::Exit, log, platform};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use vedette_wire::body::LifecycleEvent;
 
 /// Loads the configuration from the sources that the process began with.
 pub(crate) type Load = Box<dyn Fn() -> Result<Resolved, Exit> + Send + Sync>;
@@ -16,7 +15,7 @@ pub(crate) type Load = Box<dyn Fn() -> Result<Resolved, Exit> + Send + Sync>;
 pub(crate) struct Reload {
     signals: tokio::sync::Mutex<platform::ReloadSignals>,
     load: Load,
-    next: Mutex<Option<Resolved>>,
+    next: Mutex<Option<Arc<Resolved>>>,
 }
 
 impl Reload {
@@ -31,7 +30,7 @@ impl Reload {
 
     /// The configuration of the next run, if there is another one.
     pub(super) fn take(&self) -> Option<Arc<Resolved>> {
-        self.next.lock().take().map(Arc::new)
+        self.next.lock().take()
     }
 
     /// Waits for a signal and a configuration that is right; one that is wrong is reported.
@@ -45,36 +44,34 @@ impl Reload {
                     for reason in exit.reasons() {
                         tracing::error!("{reason}");
                     }
-                    tracing::error!("the configuration is wrong; the agent keeps the present one");
+                    tracing::error!("the new configuration is invalid; keeping the current one");
                 }
             }
         }
     }
 
-    /// Waits for a configuration that needs another run. One that is wrong is reported, and the present one stays. A change of
-    /// the log's level alone takes effect at once.
+    /// Waits for a configuration that needs another run. One that is wrong is reported, and the present one stays. Collectors and
+    /// the level of the log change within the run.
     pub(super) async fn changed(&self, parts: &Parts) -> RunEnd {
-        let mut digest = parts.config.digest.clone();
         loop {
-            let next = self.next().await;
-            if next.digest == digest {
+            let next = Arc::new(self.next().await);
+            let present = Arc::clone(&parts.in_force.borrow());
+            if next.digest == present.digest {
                 tracing::info!("the configuration has not changed");
                 continue;
             }
-            if next.log_json != parts.config.log_json {
+            if next.log_json != present.log_json {
                 tracing::warn!("log.format takes effect when the agent is restarted");
             }
-            if next.digest_without_log != parts.config.digest_without_log {
-                *self.next.lock() = Some(next);
+            // For the next run, whatever begins it.
+            *self.next.lock() = Some(Arc::clone(&next));
+            if next.restart_digest != present.restart_digest {
                 return RunEnd::Restart(RestartReason::Reloaded);
             }
             log::set_level(next.log_level);
-            tracing::info!(level = %next.log_level, "the level of the log has changed");
-            let message = format!("log level {}", next.log_level);
-            parts.events.lifecycle(LifecycleEvent::Configuration, message, None, Some(next.digest.clone()));
-            digest.clone_from(&next.digest);
-            // For the next run, whatever begins it.
-            *self.next.lock() = Some(next);
+            tracing::info!(level = %next.log_level, "the configuration has changed");
+            parts.events.configuration(&next);
+            parts.in_force.send_replace(next);
         }
     }
 }

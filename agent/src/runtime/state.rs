@@ -19,7 +19,7 @@ const STATE_POLL: Duration = Duration::from_secs(1);
 const REREAD_EVERY: Duration = Duration::from_secs(3600);
 
 /// Watches the state of delivery.
-pub(super) struct StateWatch {
+pub(super) struct DeliveryWatch {
     parts: Arc<Parts>,
     source: StatusSource,
     resumed: watch::Receiver<bool>,
@@ -28,8 +28,8 @@ pub(super) struct StateWatch {
     opened: Option<FileIdentity>,
 }
 
-impl StateWatch {
-    /// `resumed` is whether sources continue after a lost queue, `last_reread` when they were last read again.
+impl DeliveryWatch {
+    /// `resumed` tells whether sources have resumed after the loss of a queue. `last_reread` is the time of the last re-read.
     pub(super) fn new(
         parts: Arc<Parts>,
         source: StatusSource,
@@ -41,7 +41,7 @@ impl StateWatch {
         Self { parts, source, resumed, last_reread, database, opened }
     }
 
-    /// Watches until the agent must end or begin again.
+    /// Watches until the agent must end or restart its tasks.
     pub(super) async fn watch(&self) -> RunEnd {
         let mut poll = tokio::time::interval(STATE_POLL);
         let mut endpoint = self.parts.client.endpoints().in_use().url.clone();
@@ -59,7 +59,7 @@ impl StateWatch {
         let now = self.parts.client.endpoints().in_use().url.clone();
         if now != *endpoint {
             *endpoint = now;
-            if self.parts.client.endpoints().wakes() {
+            if self.parts.client.endpoints().take_wake() {
                 self.parts.records.lane.try_again();
             }
             self.parts.events.heartbeat(|| self.source.heartbeat());
@@ -68,7 +68,7 @@ impl StateWatch {
 
     async fn end(&self) -> Option<RunEnd> {
         let lane = &self.parts.records.lane;
-        // A loss of an earlier epoch is read again already.
+        // A loss in an earlier epoch has already led to a re-read.
         let lost = self.parts.delivery.take_lost().filter(|(slot, _)| lane.queue().is_of_epoch(*slot));
         let lost = lost.map(|(_, range)| range).filter(|_| *self.resumed.borrow());
         if let Some(lost) = lost.filter(|_| self.last_reread.is_none_or(|at| at.elapsed() >= REREAD_EVERY)) {
@@ -83,7 +83,7 @@ impl StateWatch {
             return Some(RunEnd::Restart(RestartReason::QueueDamaged));
         }
         if lane.is_broken() {
-            return Some(RunEnd::Fatal("a part of the transport ended unexpectedly".to_owned()));
+            return Some(RunEnd::Fatal("a thread of the queue or the sender ended unexpectedly".to_owned()));
         }
         (file_identity(&self.database) != self.opened).then_some(RunEnd::Restart(RestartReason::StateRemoved))
     }

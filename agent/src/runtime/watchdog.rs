@@ -1,6 +1,6 @@
 //! Signs of life for the supervisor: they stop if collectors or delivery hang, so that it restarts the agent.
 //!
-//! What a restart does not mend is no reason: a workspace that is down, a full queue, one collector that hangs in the kernel.
+//! What a restart does not mend is not a reason: a workspace that is down, a full queue, one collector that hangs in the kernel.
 
 use super::{collectors::CollectorState, parts::Parts};
 use crate::platform;
@@ -27,7 +27,7 @@ pub(super) async fn feed(parts: &Parts) -> Infallible {
             }
             Some(what) => {
                 if !std::mem::replace(&mut is_stalled, true) {
-                    tracing::error!(what, "nothing progresses; the supervisor will restart the agent");
+                    tracing::error!(what, "no progress; the service manager will restart the agent");
                 }
             }
         }

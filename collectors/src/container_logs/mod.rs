@@ -1,11 +1,11 @@
-//! `container_logs`: the logs of containers as kubelet's runtimes and Docker write them, with the container that wrote each line.
+//! `container_logs`: container logs in the formats of CRI runtimes and Docker, each line with its container.
 //!
 //! ```text
-//! /var/log/pods/NAMESPACE_POD_UID/CONTAINER/RESTARTS.log     the CRI's format
+//! /var/log/pods/NAMESPACE_POD_UID/CONTAINER/RESTARTS.log     CRI log format
 //! /var/lib/docker/containers/ID/ID-json.log                  Docker's json-file
 //! ```
 //!
-//! Runtimes cut long lines into pieces; [`lines`] joins them. The tailer reads through kubelet's and Docker's rotation.
+//! Runtimes cut long lines into pieces; [`lines`] joins them. The tailer follows files through the rotation of kubelet and Docker.
 
 mod lines;
 mod origin;
@@ -28,7 +28,7 @@ use vedette_wire::{Body, body::ContainerLog};
 struct Settings {
     /// Whether the collector runs.
     enabled: bool,
-    /// Globs of files. Default: where kubelet's runtimes and Docker write.
+    /// Globs of files. Default: the log directories of CRI runtimes and Docker.
     paths: Vec<String>,
     /// Where to start in files that exist at the first scan of their glob: `end` or `beginning`.
     start: Start,
@@ -36,7 +36,7 @@ struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        // The pods' names come first: with cri-dockerd both lead to one file.
+        // The pods' paths come first and name the file: with cri-dockerd both globs match the same file.
         let paths = ["/var/log/pods/*/*/*.log", "/var/lib/docker/containers/*/*-json.log"];
         Self { enabled: false, paths: paths.map(str::to_owned).to_vec(), start: Start::End }
     }
@@ -52,12 +52,12 @@ impl Collector for Definition {
     const ID: &'static str = "container_logs";
     const CLASS: CollectorClass = CollectorClass::Event;
     const KIND: &'static str = "container_log";
-    const SUMMARY: &'static str = "lines of the logs of containers, with pod, container and image; off by default";
+    const SUMMARY: &'static str = "container log lines with pod, container and image; off by default";
     const READS: &'static str = "the files of `paths`; for names and images /var/log/containers, Docker's config.v2.json, and the \
                                  config.json of containerd and CRI-O";
     const PERMISSIONS: &'static [Permission] = &[Permission {
         any_of: &[Right::Capability("CAP_DAC_READ_SEARCH")],
-        lost: "all of them: root alone reads these directories",
+        lost: "all container logs: only root can read these directories",
     }];
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
@@ -101,7 +101,7 @@ impl LineParser for Lines {
     fn parse(&mut self, line: &Line<'_>, chunks: &mut ChunkBuilder) {
         let container = self.origins.of(chunks.source_name());
         for (position, record) in lines::records(line) {
-            // Lent to each record: a copy would take an allocation for each of its texts.
+            // Moves the container into each record and back, since a clone would allocate each of its strings.
             let body = Body::ContainerLog(ContainerLog { container: std::mem::take(container), ..record });
             chunks.push(&Line { position, ..*line }, &body);
             if let Body::ContainerLog(record) = body {

@@ -17,7 +17,7 @@ const HEADERS_MAX: u16 = 16_384;
 /// Maximum size of all notes together.
 const NOTES_BYTES_MAX: u64 = 4 << 20;
 
-/// Reads the facts in the notes; false if the file is no core. Cores of 32-bit and big-endian machines are not read.
+/// Reads the facts in the notes; false if the file is not a core. Cores of 32-bit and big-endian machines are not read.
 pub(super) fn read(file: &File, crash: &mut Crash) -> io::Result<bool> {
     let mut head = [0; 64];
     match file.read_exact_at(&mut head, 0) {

@@ -197,7 +197,7 @@ fn a_dump_is_complete_when_it_stands_still_whatever_its_times_say() {
     put(dir.path(), "core", b"longer");
     file.set_modified(std::time::SystemTime::now() + Duration::from_secs(1 << 30)).expect("sets");
     assert!(!look(&mut growing, SETTLED_AFTER));
-    assert!(look(&mut growing, SETTLED_AFTER), "a time in the future is no reason never to report");
+    assert!(look(&mut growing, SETTLED_AFTER), "a time in the future is not a reason never to report");
 }
 
 #[test]

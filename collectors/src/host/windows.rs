@@ -37,7 +37,7 @@ fn present(text: String) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// A text of the firmware that is no placeholder.
+/// A text of the firmware that is not a placeholder.
 fn fact(text: String) -> Option<String> {
     present(text).filter(|text| !super::is_filler(text))
 }

@@ -67,11 +67,12 @@ impl Sequence {
         self.directory.is_none()
     }
 
-    /// A cursor as it is stored.
-    pub(super) fn encode(&self, cursor: &Cursor) -> Vec<u8> {
-        let text = cursor.to_string();
-        let text = if self.is_own { text } else { text.replacen("s=", "S=", 1).replacen("i=", "I=", 1) };
-        text.into_bytes()
+    /// A cursor's text as it is stored.
+    pub(super) fn encode(&self, text: &str) -> Vec<u8> {
+        if self.is_own {
+            return text.as_bytes().to_vec();
+        }
+        text.replacen("s=", "S=", 1).replacen("i=", "I=", 1).into_bytes()
     }
 }
 
@@ -175,11 +176,11 @@ impl Cursors {
         self.ids.insert(BEGIN.to_owned());
     }
 
-    /// Notes that an entry was read; its cursor as it is stored.
-    pub(super) fn advance(&mut self, id: Id, cursor: Cursor) -> Vec<u8> {
+    /// Notes that an entry was read; its cursor, whose text is given, as it is stored.
+    pub(super) fn advance(&mut self, id: Id, cursor: Cursor, text: &str) -> Vec<u8> {
         let sequence = self.sequence(id);
         sequence.last = Some(cursor);
-        sequence.encode(&cursor)
+        sequence.encode(text)
     }
 
     /// Notes the directory of a file: its machine, and its namespace.

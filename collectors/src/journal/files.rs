@@ -141,7 +141,7 @@ impl Files {
         let (named, unlisted) = list(root);
         let present: BTreeMap<DeviceInode, &Named> = named.iter().map(|named| (named.identity, named)).collect();
         self.close_finished(&present);
-        // What is deleted is no problem; close_finished has counted it.
+        // What is deleted is not a problem; close_finished has counted it.
         self.unreadable.retain(|path, _| named.iter().any(|named| named.path == *path));
         self.finished.retain(|identity, _| present.contains_key(identity));
         self.refused = std::mem::take(&mut self.unreadable);

@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 use vedette_journal::{Cursor, Entry, Id, JournalFile};
-use vedette_wire::{Body, Chunk, Dropped, Position, Reason};
+use vedette_wire::{Chunk, Dropped, Position, Reason};
 
 /// Size of the records of a block, which are emitted together.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -131,7 +131,7 @@ fn skip(_: &Settings, context: &CollectorContext, outlet: &Outlet) -> Result<(),
             let positions = Some(Position(last + 1, newest + 1));
             chunk.dropped.push(Dropped { reason: Reason::Policy, count: skipped[&id], positions });
         }
-        chunk.cursor = Some(sequence.encode(&cursor));
+        chunk.cursor = Some(sequence.encode(&cursor.to_string()));
         outlet.emit(chunk)?;
     }
     Ok(())
@@ -210,7 +210,7 @@ impl<'a> Reading<'a> {
     fn pass(&mut self, root: &Root) -> Result<bool, CollectError> {
         for _ in 0..PASS_TRIES {
             self.files.begin_pass();
-            // A file that is opened now is no part of this pass: its entries may come after those of others.
+            // A file that is opened now is not a part of this pass: its entries may come after those of others.
             let begin = if std::mem::replace(&mut self.is_started, true) { Begin::New } else { Begin::First };
             if !self.files.update(root, &mut self.cursors, begin) {
                 break;
@@ -297,13 +297,15 @@ impl<'a> Reading<'a> {
         // The numbers in between are of other sequences, or in no file.
         let before = self.cursors.sequence(id).last.and_then(|last| last.seqnum).filter(|(of, _)| *of == id);
         let from = before.map_or(seqnum, |(_, before)| seqnum.min(before.saturating_add(1)));
-        chunk.cursor = Some(self.cursors.advance(id, entry.cursor()));
+        let cursor = entry.cursor().to_string();
+        chunk.cursor = Some(self.cursors.advance(id, entry.cursor(), &cursor));
         if is_copy {
             // Its number is accounted for, as no record.
             let positions = Some(Position(from, seqnum.saturating_add(1)));
             chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: 0, positions });
         } else if !self.cursors.sequence(id).has(seqnum) {
-            chunk.push(self.context.now(), Position(from, seqnum.saturating_add(1)), &Body::from(entry::body(entry)));
+            let body = entry::body(entry, &cursor);
+            chunk.push_journal(self.context.now(), Position(from, seqnum.saturating_add(1)), &body);
         }
         entry.fields.iter().map(|field| field.name().len() + field.value().len()).sum::<usize>() + 64
     }

@@ -104,7 +104,7 @@ impl Poll for Processes {
         let (tell, mut before) = (self.snapshot_at.is_some(), std::mem::take(&mut self.known));
         let (mut out, mut all): (Vec<Process>, Vec<Process>) = Default::default();
         for pid in reader.pids()? {
-            // A process may end between two reads, which is no error.
+            // A process may end between two reads, which is not an error.
             let Some((handle, glance)) = reader.glance(pid) else { continue };
             let known = before.remove(&pid).filter(|known| {
                 let same = known.glance.is_same_process(&glance);

@@ -50,15 +50,17 @@ pub(crate) fn patterns(collector: &'static str, paths: &[String]) -> Result<Vec<
 
 impl Pattern {
     /// # Errors
-    /// Why the text is no pattern of absolute paths.
+    /// Why the text is not a pattern of absolute paths.
     pub(crate) fn new(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
             return Err(format!("{text:?} must be absolute, as in \"/var/log/*.log\""));
         }
         if text.contains(['{', '}']) && !text.contains("[{]") {
-            return Err(format!("{text:?} has braces, which are no wildcard here; write a path for each alternative"));
+            return Err(format!(
+                "{text:?} has braces, which are not wildcards here; write a path for each alternative"
+            ));
         }
-        let wrong = |err: glob::PatternError| format!("{text:?} is no pattern: {err}");
+        let wrong = |err: glob::PatternError| format!("{text:?} is not a pattern: {err}");
         let mut parts = Vec::new();
         for part in text.split('/').filter(|part| !part.is_empty() && *part != ".") {
             parts.push(match part {
@@ -116,7 +118,7 @@ pub(crate) struct Expansion {
     /// Remaining entries.
     entries: usize,
     since: Instant,
-    /// Paths that could not be listed, with errors; a missing path is no error.
+    /// Paths that could not be listed, with errors; a missing path is not an error.
     pub(crate) problems: Vec<(PathBuf, io::Error)>,
 }
 

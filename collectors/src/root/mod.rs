@@ -96,7 +96,7 @@ impl Root {
     /// Finds a file to read as a log.
     ///
     /// # Errors
-    /// `InvalidInput` if it is no log, or cannot be trusted to be what its name says; the message states why.
+    /// `InvalidInput` if it is not a log, or cannot be trusted to be what its name says; the message states why.
     pub(crate) fn log(&self, path: &Path) -> io::Result<HostEntry> {
         let found = self.find(path)?;
         found.check()?;

@@ -136,7 +136,7 @@ fn read_whole(context: &CollectorContext, path: &str) -> std::io::Result<Vec<u8>
     Ok(bytes)
 }
 
-/// Parses a session file; absent for a session that is no person's log-in (`manager` runs a user's services).
+/// Parses a session file; absent for a session that is not a person's log-in (`manager` runs a user's services).
 fn logind(id: &str, text: &str) -> Option<Session> {
     let fields: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let field = |key: &str| fields.get(key).filter(|value| !value.is_empty()).map(|value| (*value).to_owned());

@@ -43,7 +43,7 @@ fn session(record: &[u8]) -> Option<Session> {
     })
 }
 
-/// Content of the field of the remote host: a host, a display, or text of terminal multiplexers.
+/// Splits `ut_host` into display and remote host. The field holds a host, a display, or what a terminal multiplexer writes:
 ///
 /// ```text
 /// 192.0.2.7    192.0.2.7:S.1 (screen)    192.0.2.7 via mosh [99]    192.0.2.7:0 (XDMCP)
@@ -68,8 +68,8 @@ pub(super) fn display_and_host(field: &str) -> (Option<String>, Option<String>) 
         Some((host, display)) if is_display(display) => (host, Some(format!(":{display}"))),
         _ => (host, None),
     };
-    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let is_name = !host.is_empty() && host.bytes().all(|byte| is_letter(byte) || byte >= 0x80);
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let is_name = !host.is_empty() && host.bytes().all(|byte| is_name_byte(byte) || byte >= 0x80);
     if is_name { (display, Some(host.to_owned())) } else { (None, None) }
 }
 

@@ -80,7 +80,7 @@ fn rfc5424(scanner: &mut Scanner<'_>, out: &mut Syslog) {
     out.message = scanner.rest();
 }
 
-/// The next word, if it is no tag, and the facility and severity that busybox writes after it.
+/// The next word, if it is not a tag, and the facility and severity that busybox writes after it.
 fn host(scanner: &mut Scanner<'_>, out: &mut Syslog, origin: Origin) {
     let Some(word) = scanner.next_word() else { return };
     let (text, behind) = (&scanner.raw[word.clone()], Scanner { raw: scanner.raw, offset: word.end });
@@ -167,7 +167,7 @@ impl Scanner<'_> {
         (length > 0 && text != b"-").then(|| span(word))
     }
 
-    /// `app[pid]: `, `app: `, `app 1.4.1: `. URLs, paths of other systems and bare numbers are no tags.
+    /// `app[pid]: `, `app: `, `app 1.4.1: `. URLs, paths of other systems and bare numbers are not tags.
     fn tag(&self) -> Option<Tag> {
         let (start, rest) = (self.offset, &self.raw[self.offset..]);
         let mut end = rest.iter().take(TAG_BYTES_MAX).position(|byte| matches!(byte, b':' | b'[' | b' ' | b'\t'))?;

@@ -28,11 +28,11 @@ fn count(seen: &Seen) -> usize {
 fn datagrams_of_both_sockets_become_records_without_a_hole() {
     let dir = tempfile::tempdir().expect("temp dir");
     let path = dir.path().join("run/log.sock");
-    let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
-    // A socket of a killed run exists.
+    let udp_address = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    // The socket file of a killed process is still there.
     std::fs::create_dir(dir.path().join("run")).expect("makes");
     drop(UnixDatagram::bind(&path).expect("binds"));
-    let settings = Settings { enabled: true, datagram: Some(path.clone()), udp: Some(free) };
+    let settings = Settings { enabled: true, datagram: Some(path.clone()), udp: Some(udp_address) };
     let (seen, stop) = (Arc::new(Seen::default()), StopSignal::default());
     let mut outlet = Outlet::new(Arc::clone(&seen) as Arc<dyn Sink>, stop.clone());
     let thread = std::thread::spawn(move || Listener { settings }.watch(&context(), &mut outlet));
@@ -55,14 +55,14 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
     until(1000);
     let device = UdpSocket::bind("127.0.0.1:0").expect("binds");
     for text in ["<34>Oct 11 22:14:15 router su: failed", "not syslog at all\0", "\n"] {
-        device.send_to(text.as_bytes(), free).expect("sends");
+        device.send_to(text.as_bytes(), udp_address).expect("sends");
     }
     until(1002);
     stop.stop();
     thread.join().expect("no panic").expect("ends well");
     assert!(!path.exists());
     let chunks = seen.0.lock();
-    for name in [path.display().to_string(), format!("udp:{free}")] {
+    for name in [path.display().to_string(), format!("udp:{udp_address}")] {
         let of = chunks.iter().filter(|chunk| chunk.source.name.as_deref() == Some(&name));
         let positions: Vec<u64> = of.flat_map(|chunk| chunk.entries.iter().map(|entry| entry.position.0)).collect();
         assert!(!positions.is_empty() && positions.iter().enumerate().all(|(at, found)| at as u64 == *found));
@@ -77,7 +77,7 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
         Body::Syslog(line) => String::from_utf8_lossy(&line.raw).into_owned(),
         other => panic!("{other:?}"),
     };
-    assert!(bodies.iter().any(|body| raw(body) == "not syslog at all"), "kept whole");
+    assert!(bodies.iter().any(|body| raw(body) == "not syslog at all"), "an unparsable datagram is kept unchanged");
     let (uid, pid) = (rustix::process::getuid().as_raw(), std::process::id());
     let device = device.local_addr().expect("bound").to_string();
     for body in &bodies {

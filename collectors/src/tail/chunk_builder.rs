@@ -31,7 +31,7 @@ impl ChunkBuilder {
 
     /// Adds a syslog line; `found` has its fields without the bytes. Whole lines are packed.
     pub(crate) fn syslog(&mut self, line: &Line<'_>, found: Syslog) {
-        if !self.packer.goes_on_at(line.position.0) {
+        if !self.packer.continues_at(line.position.0) {
             self.pack();
         }
         if !self.packer.push(line.whole, line.position, &found) {

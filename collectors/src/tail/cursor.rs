@@ -12,14 +12,15 @@ use vedette_wire::Stored;
 /// Number of bytes before the cursor to remember.
 pub(crate) const BEFORE_BYTES: usize = 64;
 
-/// Cursor of a file. Stored as named MessagePack under [`Cursor::id`].
+/// Cursor of a file. Stored as a MessagePack map with field names, under [`Cursor::id`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
     /// Device.
     pub(crate) device: u64,
     /// Inode.
     pub(crate) inode: u64,
-    /// When this content was first seen, nanoseconds UTC: a reused inode or a truncated file is another source.
+    /// When this content was first seen, nanoseconds since the epoch. It tells a reused inode or a truncated file from the
+    /// source before.
     pub(crate) generation: i64,
     /// Last known path on the host, with U+FFFD for invalid UTF-8.
     pub(crate) path: String,
@@ -29,7 +30,7 @@ pub(crate) struct Cursor {
     /// Start of the first line not emitted.
     pub(crate) offset: u64,
     /// Last known length; zero in cursors of older releases.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero_length")]
     pub(crate) length: u64,
     /// Offset of the first line read; absent in cursors of older releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,13 +44,13 @@ pub(crate) struct Cursor {
     /// The bytes before `offset`.
     #[serde(with = "serde_bytes")]
     pub(crate) before: Vec<u8>,
-    /// The workspace's positions.
+    /// Ranges of this file that the workspace has stored.
     #[serde(skip)]
     pub(crate) stored: Option<Arc<Stored>>,
 }
 
 impl Cursor {
-    /// Decodes a stored cursor; absent if it is no file's.
+    /// Decodes a stored cursor. Returns `None` if it cannot be decoded or is not the cursor of `id`.
     pub(crate) fn decode(id: &str, bytes: &[u8], stored: &[Stored]) -> Option<Self> {
         let mut cursor: Self = rmp_serde::from_slice(bytes).ok()?;
         cursor.stored = stored.iter().find(|stored| stored.id == id).cloned().map(Arc::new);
@@ -74,7 +75,7 @@ impl Cursor {
         self.raw_path.as_ref().map_or_else(|| PathBuf::from(&self.path), |raw| PathBuf::from(OsStr::from_bytes(raw)))
     }
 
-    /// Known and unread bytes.
+    /// Bytes that are known to exist and were not read yet.
     pub(crate) fn unread(&self) -> Option<vedette_wire::Position> {
         (self.length > self.offset).then_some(vedette_wire::Position(self.offset, self.length))
     }
@@ -94,6 +95,6 @@ fn is_zero(number: &u32) -> bool {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
-fn is_none(length: &u64) -> bool {
+fn is_zero_length(length: &u64) -> bool {
     *length == 0
 }

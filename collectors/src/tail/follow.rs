@@ -87,7 +87,7 @@ impl<P: LineParser> Tailer<P> {
         for (path, since) in unseen {
             self.generations(at, state, &path, since)?;
         }
-        // After the search: the file of a cursor is no new generation. It may still be waiting for its archive.
+        // After the search: the file of a cursor is not a new generation. It may still be waiting for its archive.
         if state.orphans.is_empty() || state.since.elapsed() > self.patience {
             self.add_archives(at, state)?;
         }
@@ -134,7 +134,7 @@ impl<P: LineParser> Tailer<P> {
                     let why = if unpacked::is_compressed(&named.path) {
                         "compressed files are not followed; name the original log"
                     } else {
-                        "it is no regular file, or a link that leads to none"
+                        "it is not a regular file, or a link that leads to none"
                     };
                     state.add_problem(&named.path, why);
                 }
@@ -348,7 +348,7 @@ impl<P: LineParser> Tailer<P> {
             let followed = state.files.get(key);
             followed.is_some_and(|followed| before(followed) && rotation::may_be_of(path, &followed.path))
         };
-        let mut originals: Vec<DeviceInode> = stems.begins(path).into_iter().filter(may_be).collect();
+        let mut originals: Vec<DeviceInode> = stems.candidates_for(path).into_iter().filter(may_be).collect();
         originals.sort_unstable();
         for original in originals {
             // The original may have been truncated since.

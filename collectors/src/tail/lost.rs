@@ -25,7 +25,7 @@ fn is_settled(at: &TailContext<'_>, meta: &std::fs::Metadata) -> bool {
     !(0..SETTLED_NS).contains(&at.context.now().saturating_sub(changed))
 }
 
-/// Target of a link; absent if the path is no link, or does not lead to a log.
+/// Target of a link; absent if the path is not a link, or does not lead to a log.
 fn behind_link(at: &TailContext<'_>, path: &Path) -> Option<PathBuf> {
     at.root.log(path).ok().map(|found| found.path().to_owned()).filter(|found| found != path)
 }

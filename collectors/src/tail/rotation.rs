@@ -25,14 +25,14 @@ const DATE_DIGITS: usize = 6;
 
 /// Maximum number of entries of a directory to look at.
 const ENTRIES_MAX: usize = 20_000;
-/// Maximum number of directories below a log's own to search.
+/// Maximum number of subdirectories of a log's directory to search.
 const DIRECTORIES_MAX: usize = 64;
 
-/// The kernel stamps files with its last tick, up to 10 ms ago at 100 ticks per second.
+/// Coarsest granularity of file times: the kernel takes the time of its last tick, up to 10 ms ago at 100 ticks per second.
 pub(super) const GRANULARITY_NS: i64 = 10_000_000;
 
-/// Words that mark an old file, after its name or before its last dot, besides numbers and dates.
-const OLD: [&[u8]; 14] = [
+/// Words that mark an old file, as numbers and dates do. They follow the file's name, or come before its last dot.
+const OLD_FILE_WORDS: [&[u8]; 14] = [
     b"old",
     b"bak",
     b"backup",
@@ -50,27 +50,27 @@ const OLD: [&[u8]; 14] = [
 ];
 
 /// Whether a name may be a rotated form of another: the name, whole or up to its last dot, with a number, a date or a word for
-/// old files. `app10.log` is no form of `app1.log`, nor `mysql-slow.log` of `mysql.log`. What ends in `.tmp` is being written.
+/// old files. `app10.log` is not a form of `app1.log`, nor `mysql-slow.log` of `mysql.log`. What ends in `.tmp` is being written.
 fn may_be_named(name: &OsStr, original: &Path) -> bool {
     if name.as_bytes().ends_with(b".tmp") {
         return false;
     }
     let (Some(whole), Some(stem)) = (original.file_name(), original.file_stem()) else { return false };
-    let goes_on = |rest: &[u8]| {
+    let is_rotation_suffix = |rest: &[u8]| {
         let is_date = rest.get(..DATE_DIGITS).is_some_and(|date| date.iter().all(u8::is_ascii_digit));
         let Some((first, behind)) = rest.split_first() else { return false };
         let word = behind.split(|byte| !byte.is_ascii_alphanumeric()).next().unwrap_or_default();
-        let is_old =
-            word.first().is_none_or(u8::is_ascii_digit) || OLD.iter().any(|old| word.eq_ignore_ascii_case(old));
+        let is_old = word.first().is_none_or(u8::is_ascii_digit)
+            || OLD_FILE_WORDS.iter().any(|old| word.eq_ignore_ascii_case(old));
         is_date || !first.is_ascii_alphanumeric() && is_old
     };
-    let is_of = |begin: &OsStr| name.as_bytes().strip_prefix(begin.as_bytes()).is_some_and(goes_on);
+    let is_of = |begin: &OsStr| name.as_bytes().strip_prefix(begin.as_bytes()).is_some_and(is_rotation_suffix);
     is_of(whole) || is_of(stem)
 }
 
 /// Whether a path may be a rotated, uncompressed form of another in the same directory.
 pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
-    // Cheap, since each new file is compared with every followed one: both begin with the same stem.
+    // A cheap prefix test comes first, since each new file is compared with every followed one.
     let (name, of) = (path.as_os_str().as_bytes(), original.as_os_str().as_bytes());
     let stem = &of[..memchr::memrchr(b'.', of).unwrap_or(of.len())];
     name.starts_with(stem)
@@ -80,7 +80,7 @@ pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
         && !unpacked::is_compressed(path)
 }
 
-/// Files by directory and stem, to find those of which a path may be a rotated form without comparing it with each.
+/// An index of files by directory and stem. It finds the files that a path may be a rotated form of, without a comparison with each.
 #[derive(Default)]
 pub(super) struct Stems(HashMap<PathBuf, Vec<DeviceInode>>);
 
@@ -94,8 +94,8 @@ impl Stems {
         Self(by_stem)
     }
 
-    /// Files whose stem a path begins with.
-    pub(super) fn begins(&self, path: &Path) -> Vec<DeviceInode> {
+    /// Files of the same directory whose stem is a prefix of the path's file name.
+    pub(super) fn candidates_for(&self, path: &Path) -> Vec<DeviceInode> {
         let name = path.file_name().unwrap_or_default().as_bytes();
         let stems =
             (1..=name.len()).filter_map(|end| self.0.get(&path.with_file_name(OsStr::from_bytes(&name[..end]))));
@@ -126,7 +126,7 @@ fn entries(root: &Root, dir: &Path) -> Vec<Entry> {
 }
 
 /// Possible rotated forms of a file in a directory, compressed ones included.
-fn made_of(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)> {
+fn rotated_forms(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)> {
     entries(root, dir)
         .into_iter()
         .filter(|entry| may_be_named(&entry.name, original))
@@ -142,7 +142,7 @@ fn made_of(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)>
 /// Possible rotated forms of a file in its own directory, oldest first.
 pub(super) fn siblings(root: &Root, original: &Path) -> Vec<(PathBuf, Metadata)> {
     let dir = original.parent().unwrap_or(Path::new("/"));
-    let mut found = made_of(root, dir, original);
+    let mut found = rotated_forms(root, dir, original);
     found.sort_by_key(|(_, meta)| modified(meta));
     found
 }
@@ -152,13 +152,13 @@ pub(super) fn archives<'a>(root: &Root, dir: &Path, old: impl IntoIterator<Item 
     let below = entries(root, dir).into_iter().filter(|entry| entry.is_dir).take(DIRECTORIES_MAX);
     let mut out = vec![dir.to_owned()];
     out.extend(below.map(|entry| dir.join(entry.name)));
-    // Relative directories are below its own.
+    // A relative `olddir` is relative to the log's directory.
     out.extend(old.into_iter().map(|old| dir.join(old)));
     out.dedup();
     out
 }
 
-/// Possible files of a cursor in these directories: by inode, then by name, then archives.
+/// Files that may hold what follows a cursor, in this order: those with its inode, those with a rotated name, archives.
 pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor, original: &Path) -> Vec<(PathBuf, Metadata)> {
     let mut out = Vec::new();
     if let Ok(found) = root.log(original)
@@ -178,10 +178,13 @@ pub(super) fn candidates(root: &Root, dirs: &[PathBuf], cursor: &Cursor, origina
             }
         }
     }
-    let (mut archives, plain): (Vec<_>, Vec<_>) =
-        dirs.iter().flat_map(|dir| made_of(root, dir, original)).partition(|(path, _)| unpacked::is_compressed(path));
+    let (mut archives, plain): (Vec<_>, Vec<_>) = dirs
+        .iter()
+        .flat_map(|dir| rotated_forms(root, dir, original))
+        .partition(|(path, _)| unpacked::is_compressed(path));
     out.extend(plain);
-    // An archive has the time of its last line. If older than the last sighting, only the newest can be the whole file.
+    // An archive keeps the modification time of its original. Of the archives that are older than the last sighting, only the
+    // newest can be the whole file; all later ones are candidates.
     archives.sort_by_key(|(_, meta)| modified(meta));
     let since = cursor.seen.saturating_sub(GRANULARITY_NS);
     let first = archives.iter().position(|(_, meta)| modified(meta) >= since).unwrap_or(archives.len());
@@ -206,7 +209,7 @@ fn bytes_at(file: &File, offset: u64, length: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Whether another file has the bytes before a cursor at the same position: a copy that continues it.
+/// Whether the file at `path` has the cursor's remembered bytes right before its offset, and so continues it.
 pub(super) fn continues(root: &Root, path: &Path, cursor: &Cursor) -> bool {
     let length = cursor.before.len() as u64;
     let file = root.log(path).and_then(|found| found.read()).ok();
@@ -214,8 +217,8 @@ pub(super) fn continues(root: &Root, path: &Path, cursor: &Cursor) -> bool {
     length > 0 && found.as_ref() == Some(&cursor.before)
 }
 
-/// Whether a file holds only the first bytes of another, by its start and end: it may be a copy, even an unfinished one, which
-/// is empty at first.
+/// Whether `copy` may be a copy of `original`, perhaps an unfinished or still empty one. It is not longer, and its first and
+/// last bytes are the same.
 pub(super) fn may_be_copy(copy: &File, original: &File) -> bool {
     let (Ok(meta), Ok(original_meta)) = (copy.metadata(), original.metadata()) else { return false };
     if meta.len() > original_meta.len() {
@@ -223,7 +226,7 @@ pub(super) fn may_be_copy(copy: &File, original: &File) -> bool {
     }
     let length = meta.len().min(COMPARED_BYTES);
     [0, meta.len() - length].iter().all(|at| {
-        let ours = bytes_at(copy, *at, length);
-        ours.is_some() && ours == bytes_at(original, *at, length)
+        let copied = bytes_at(copy, *at, length);
+        copied.is_some() && copied == bytes_at(original, *at, length)
     })
 }

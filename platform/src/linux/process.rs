@@ -60,8 +60,75 @@ pub fn resident_bytes() -> Option<u64> {
     kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Unmaps the pages of the program's code and constants that were touched so far; those that are used again are mapped again. The
+/// kernel maps 64 KiB around each touched page, so that after a start nearly the whole program counts as resident, of which little
+/// runs again. False if the mappings cannot be read.
+#[expect(unsafe_code, reason = "there is no safe call for it")]
+pub fn release_program_pages() -> bool {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return false };
+    for (from, to) in program_ranges(&maps, release_program_pages as fn() -> bool as usize) {
+        // SAFETY: the range is of a private mapping of the program's file that the process never writes to, so its pages are those of
+        // the file in any case, and the kernel maps them again.
+        let released = unsafe { rustix::mm::madvise(from as *mut _, to - from, rustix::mm::Advice::LinuxDontNeed) };
+        if let Err(err) = released {
+            tracing::debug!(error = %err, "pages of the program stay mapped");
+        }
+    }
+    true
+}
+
+/// Ranges of the program's code and, before it, of its constants, by the address of a function (proc_pid_maps(5)). Mappings behind the
+/// code hold relocated data, which would be lost.
+fn program_ranges(maps: &str, function: usize) -> Vec<(usize, usize)> {
+    let mappings = maps.lines().filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (from, to) = fields.next()?.split_once('-')?;
+        // Device and inode; memory without a file would be lost.
+        let (rights, file) = (fields.next()?, fields.skip(1).take(2).collect::<Vec<_>>());
+        if file.last() == Some(&"0") {
+            return None;
+        }
+        Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?, rights, file))
+    });
+    let mappings: Vec<_> = mappings.collect();
+    let is_code = |(from, to, rights, _): &&(usize, usize, &str, Vec<&str>)| {
+        *rights == "r-xp" && (*from..*to).contains(&function)
+    };
+    let Some((code, _, _, file)) = mappings.iter().find(is_code) else { return Vec::new() };
+    let is_part = |(from, _, rights, of): &&(usize, usize, &str, Vec<&str>)| {
+        of == file && from <= code && matches!(*rights, "r-xp" | "r--p")
+    };
+    mappings.iter().filter(is_part).map(|(from, to, ..)| (*from, *to)).collect()
+}
+
 /// Ends this process at once, as a power cut would: nothing of it runs any more.
 pub fn kill_self() {
     // It cannot fail: a process may signal itself.
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPS: &str = "\
+555500000000-555500010000 r--p 00000000 fe:00 77                         /usr/bin/vedette
+555500010000-555500090000 r-xp 00010000 fe:00 77                         /usr/bin/vedette (deleted)
+555500090000-5555000a0000 r--p 00090000 fe:00 77                         /usr/bin/vedette
+5555000a0000-5555000a1000 rw-p 000a0000 fe:00 77                         /usr/bin/vedette
+7f0000000000-7f0000010000 r-xp 00010000 fe:00 12                         /usr/lib/libc.so.6
+7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0                          [stack]
+";
+
+    #[test]
+    fn code_and_constants_are_released_and_relocated_data_is_not() {
+        let expected = [(0x5555_0000_0000, 0x5555_0001_0000), (0x5555_0001_0000, 0x5555_0009_0000)];
+        assert_eq!(program_ranges(MAPS, 0x5555_0002_0000), expected);
+        assert!(program_ranges(MAPS, 0x1000).is_empty() && program_ranges("torn", 0).is_empty());
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("reads");
+        assert!(!program_ranges(&maps, program_ranges as fn(&str, usize) -> _ as usize).is_empty());
+        assert!(release_program_pages());
+        // The code runs on.
+        assert_eq!(program_ranges(MAPS, 0x5555_0002_0000), expected);
+    }
 }

@@ -11,7 +11,7 @@ pub use files::{
     FileFingerprint, FileIdentity, can_write_in, create_dir_for, create_private_dir, file_fingerprint, file_identity,
     foreign_owner, lock_dir, make_private, read_exact_at, sync_dir, volume, write_private,
 };
-pub use process::{harden, kill_self, raise_file_limit, resident_bytes};
+pub use process::{harden, kill_self, raise_file_limit, release_program_pages, resident_bytes};
 pub use service::{feed_watchdog, ready, run, stopping, watchdog};
 pub use signals::{ReloadSignals, StopSignals};
 pub use socket::{LocalSocket, Reader, read_socket};

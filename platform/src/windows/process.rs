@@ -11,6 +11,11 @@ pub fn harden() {}
 /// Nothing to do: Windows limits handles per process to 16 million.
 pub fn raise_file_limit() {}
 
+/// Nothing to do: Windows trims working sets itself.
+pub fn release_program_pages() -> bool {
+    true
+}
+
 /// Resident memory (working set).
 pub fn resident_bytes() -> Option<u64> {
     let size = size_of::<PROCESS_MEMORY_COUNTERS>() as u32;

@@ -167,7 +167,7 @@ mod tests {
     async fn each_reader_gets_a_whole_report() {
         let temp = tempfile::tempdir().expect("temp dir");
         let dir = temp.path().to_owned();
-        assert_eq!(read_socket(&dir).expect("no pipe is no error"), None);
+        assert_eq!(read_socket(&dir).expect("a missing pipe is not an error"), None);
         let socket = LocalSocket::bind(&dir).expect("binds");
         let report = vec![b'x'; 200_000];
         for _ in 0..3 {

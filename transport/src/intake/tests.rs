@@ -28,7 +28,7 @@ fn pushed(collector: &'static str, from: u64, count: u64) -> Chunk {
 }
 
 #[test]
-fn what_cannot_wait_is_given_up_lowest_class_first_and_counted() {
+fn chunks_that_cannot_wait_are_dropped_lowest_class_first_and_counted() {
     let one = pushed("event", 0, 10).weight();
     let intake = Intake::new(one * 2 + one / 2);
     intake.offer(pushed("inventory", 0, 10), 0).expect("room");
@@ -58,7 +58,7 @@ fn what_cannot_wait_is_given_up_lowest_class_first_and_counted() {
 }
 
 #[test]
-fn what_cannot_wait_for_ever_waits_for_a_batcher_that_is_at_a_commit() {
+fn an_offer_waits_briefly_while_the_batcher_commits() {
     let one = pushed("event", 0, 10).weight();
     let intake = Intake::new(one * 2);
     intake.offer(pushed("event", 0, 10), 1).expect("room");
@@ -74,7 +74,7 @@ fn what_cannot_wait_for_ever_waits_for_a_batcher_that_is_at_a_commit() {
 }
 
 #[test]
-fn closing_wakes_those_who_wait_and_keeps_what_is_in() {
+fn closing_wakes_waiting_sources_and_keeps_queued_chunks() {
     let intake = Intake::new(10);
     intake.put(chunk(500)).expect("one chunk always fits");
     let other = intake.clone();

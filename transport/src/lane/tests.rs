@@ -55,7 +55,7 @@ async fn what_was_handed_over_is_durable_after_a_stop_without_network() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_loss_alone_is_told_and_a_cursor_alone_is_not() {
+async fn a_batch_of_drops_alone_is_sent_and_one_of_cursors_alone_is_not() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (lane, _stamps) = start(dir.path(), Duration::ZERO, 1 << 30);
     let lost = vedette_wire::Dropped { reason: vedette_wire::Reason::KernelLoss, count: 7, positions: None };
@@ -116,7 +116,7 @@ async fn a_full_queue_makes_sources_wait_and_a_stop_does_not_hang() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_durability_finds_the_cursor_of_all_that_was_put_in() {
+async fn wait_durable_returns_after_the_last_cursor_is_stored() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
     for at in 0..20 {
@@ -129,7 +129,7 @@ async fn whoever_waits_for_durability_finds_the_cursor_of_all_that_was_put_in() 
 }
 
 #[tokio::test]
-async fn behind_a_batch_that_was_given_up_nothing_is_committed() {
+async fn nothing_is_committed_after_an_abandoned_batch() {
     let dir = tempfile::tempdir().expect("temp dir");
     // There is room for a large batch and a small one, but not for two large ones.
     let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 128 << 10);
@@ -229,7 +229,7 @@ fn flood(lane: &Lane) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_fills_the_queue_no_more_is_committed_in_turn() {
+async fn a_source_that_is_no_longer_bulk_is_committed_in_order() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
     flood(&lane);
@@ -250,7 +250,7 @@ async fn a_source_that_fills_the_queue_no_more_is_committed_in_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
+async fn other_batches_overtake_bulk_batches_and_cursors_do_not() {
     let dir = tempfile::tempdir().expect("temp dir");
     {
         let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
@@ -268,7 +268,7 @@ async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
     let (lane, _stamps) =
         start_with(dir.path(), Duration::from_millis(1), 1 << 30, Some(Arc::clone(&post) as Arc<dyn Post>));
     let cursors: Vec<String> = lane.queue().cursors("test").expect("reads").into_iter().map(|(id, _)| id).collect();
-    assert_eq!(cursors, ["other", "quiet"], "what was forgotten stays so");
+    assert_eq!(cursors, ["other", "quiet"], "a deleted cursor stays deleted");
     let deadline = Instant::now() + Duration::from_secs(20);
     while lane.queue().stats().batches > 0 {
         assert!(Instant::now() < deadline);
@@ -291,7 +291,7 @@ async fn what_fills_the_queue_is_passed_by_the_rest_and_by_no_cursor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_open_batch_is_closed_at_its_age_and_whoever_waits_is_told_while_others_go_on() {
+async fn each_open_batch_is_sealed_at_its_maximum_age_and_wait_durable_returns_during_a_flood() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (lane, _stamps) = start(dir.path(), Duration::from_millis(50), 1 << 30);
     flood(&lane);
@@ -299,7 +299,7 @@ async fn each_open_batch_is_closed_at_its_age_and_whoever_waits_is_told_while_ot
     let cursor = |id: &str| lane.queue().cursors("test").expect("reads").into_iter().find(|(known, _)| known == id);
     let deadline = Instant::now() + Duration::from_secs(20);
     while cursor("flood").is_none_or(|(_, at)| at != b"100") {
-        assert!(Instant::now() < deadline, "the one that is bulk");
+        assert!(Instant::now() < deadline, "the bulk batch was not sealed");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     // The flood never lets the intake run empty.

@@ -1,6 +1,6 @@
 //! Sealing and committing batches.
 
-use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, meta::Shares, space};
+use super::{BATCHES, CURSORS, Cursors, Meta, Queue, QueueError, checked, lock, meta::Usage, space};
 use crate::{batcher::BatchBuilder, failpoint};
 use redb::{Durability, WriteTransaction};
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ impl Queue {
                 None
             };
             let added = frame.as_ref().map_or(0, |frame| space(frame.len()));
-            let shares = Shares::of(open.held(), added, open.is_bulk);
+            let shares = Usage::of(open.held(), added, open.is_bulk);
             if added > 0 {
                 self.room(added, meta.bytes + meta.quarantine.bytes)?;
             }
@@ -132,7 +132,7 @@ fn framed(mut frame: Vec<u8>, header: &Header, compression: Compression) -> Vec<
 }
 
 /// Appends a frame that was sealed under the next sequence.
-pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8], shares: &Shares) -> Result<(), redb::Error> {
+pub(super) fn append(tx: &WriteTransaction, meta: &mut Meta, frame: &[u8], shares: &Usage) -> Result<(), redb::Error> {
     shares.put(tx, meta, meta.next_slot)?;
     tx.open_table(BATCHES)?.insert(meta.next_slot, frame)?;
     meta.next_seq += 1;

@@ -64,13 +64,14 @@ impl Queue {
         if slot >= meta.next_slot {
             verified
                 .disagreements
-                .push(format!("the batch in slot {slot} is behind the next slot, {}", meta.next_slot));
+                .push(format!("the batch in slot {slot} is not below the next slot, {}", meta.next_slot));
         }
         let quarantined = self.quarantined(|_| true)?;
         if quarantined != meta.quarantine.batches {
-            verified
-                .disagreements
-                .push(format!("quarantine holds {quarantined} batches and says {}", meta.quarantine.batches));
+            verified.disagreements.push(format!(
+                "quarantine holds {quarantined} batches, but the queue counts {}",
+                meta.quarantine.batches
+            ));
         }
         Ok(verified)
     }
@@ -116,20 +117,21 @@ impl Queue {
         Ok(done.is_some())
     }
 
-    /// Deletes a batch in quarantine; its records stay counted. False if it is not there.
+    /// Deletes a batch in quarantine; the ledger keeps its records as emitted and set aside.
+    /// False if it is not there.
     ///
     /// # Errors
     /// [`QueueError::Storage`].
     pub fn drop_quarantined(&self, slot: u64) -> Result<bool, QueueError> {
         let done = self.write(Durability::Immediate, |tx, meta| {
-            let existing = out_of_quarantine(tx, meta, slot)?.is_some();
-            meta.quarantine.dropped += u64::from(existing);
-            Ok(existing.then_some(()))
+            let is_present = out_of_quarantine(tx, meta, slot)?.is_some();
+            meta.quarantine.dropped += u64::from(is_present);
+            Ok(is_present.then_some(()))
         })?;
         Ok(done.is_some())
     }
 
-    /// LaneName, next sequence and previous epoch, for `vedette queue status`.
+    /// Lane, next sequence and previous epoch, for `vedette queue status`.
     pub fn position(&self) -> (LaneName, u64, Option<vedette_wire::Predecessor>) {
         let meta = lock(&self.meta);
         (self.lane, meta.next_seq, meta.predecessor.clone())

@@ -4,7 +4,7 @@ use super::{
     BATCHES, Meta, QUARANTINE, Queue, QueueError,
     commit::{append, seal},
     lock,
-    meta::Shares,
+    meta::Usage,
     meta::note,
     shares, space,
 };
@@ -273,7 +273,7 @@ impl Queue {
                     tx.open_table(BATCHES)?.insert(slot, empty.as_slice())?;
                     meta.batches += 1;
                     meta.bytes += space(empty.len());
-                    for (frame, shares) in frames.iter().zip([&Shares { held: Vec::new(), ..shares }, &shares]) {
+                    for (frame, shares) in frames.iter().zip([&Usage { held: Vec::new(), ..shares }, &shares]) {
                         append(tx, meta, frame, shares)?;
                     }
                 }

@@ -23,7 +23,7 @@ pub enum Resume {
     /// No: the cursors are present.
     #[default]
     Cursors,
-    /// The database is new, without a trace of an earlier one: ask, and wait for a short time only.
+    /// The database is new, and there was no earlier one: ask the workspace, and wait for a short time only.
     First,
     /// An earlier database was lost: wait for the workspace's answer.
     Lost,
@@ -41,9 +41,9 @@ pub(super) struct Meta {
     pub(super) next_slot: u64,
     /// First slot of this epoch.
     pub(super) epoch_slot: u64,
-    /// Salvaged batches lie in slots below.
+    /// Slots below this one are for salvaged batches.
     pub(super) salvaged_below: u64,
-    /// Last slot of a salvaged batch.
+    /// Slot of the last salvaged batch.
     pub(super) last_salvaged: u64,
     /// Name of the last damaged file that was scanned.
     pub(super) scanned: Option<String>,
@@ -59,12 +59,12 @@ pub(super) struct Meta {
     pub(super) floors: bool,
     /// Changes of shares in this transaction.
     #[serde(skip)]
-    pub(super) changed_shares: Vec<ShareChange>,
+    pub(super) changed_shares: Vec<UsageChange>,
 }
 
-/// Shares of a batch's sources.
+/// Usage of a batch's sources.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Shares {
+pub(super) struct Usage {
     pub(super) is_bulk: bool,
     /// Bytes by the key of the source, as in `shares`.
     pub(super) held: Vec<(u64, u64)>,
@@ -72,10 +72,10 @@ pub(super) struct Shares {
 
 /// A batch that is added or removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ShareChange {
+pub(super) struct UsageChange {
     pub(super) slot: u64,
     pub(super) is_added: bool,
-    pub(super) shares: Shares,
+    pub(super) shares: Usage,
 }
 
 impl Meta {
@@ -120,7 +120,7 @@ impl Meta {
         self.ledger = Ledger::default();
     }
 
-    /// The record of what became of a sequence; absent for epochs before the previous one.
+    /// The sequences of an epoch that are set aside; absent for epochs before the previous one.
     pub(super) fn set_aside_of(&mut self, epoch: u64) -> Option<&mut SetAside> {
         if epoch == self.epoch {
             return Some(&mut self.set_aside);
@@ -142,7 +142,7 @@ impl Meta {
             return Ok((format, None));
         }
         let stored = table.get("state")?;
-        let stored = stored.ok_or_else(|| redb::Error::Corrupted("it does not say its state".to_owned()))?;
+        let stored = stored.ok_or_else(|| redb::Error::Corrupted("the table meta has no state".to_owned()))?;
         let state = rmp_serde::from_slice(unchecked("state", stored.value())?)
             .map_err(|err| redb::Error::Corrupted(format!("its state cannot be decoded: {err}")))?;
         Ok((format, Some(state)))
@@ -191,10 +191,10 @@ impl Meta {
 pub(super) fn note(
     meta: &mut Meta,
     (epoch, seq): (u64, u64),
-    which: impl FnOnce(&mut SetAside) -> &mut Vec<set_aside::SequenceRange>,
+    list: impl FnOnce(&mut SetAside) -> &mut Vec<set_aside::SequenceRange>,
 ) {
     if let Some(set_aside) = meta.set_aside_of(epoch) {
-        set_aside::add(which(set_aside), seq);
+        set_aside::add(list(set_aside), seq);
     }
 }
 

@@ -197,7 +197,7 @@ pub struct Queue {
     unsent_cursors: Mutex<Cursors>,
     resealed: AtomicU64,
     split: AtomicU64,
-    /// Shares of the sources.
+    /// Usage of the sources.
     held: Mutex<shares::Held>,
     /// Agents that this one replaces, and the present host label, for resealing their batches.
     replaced: Mutex<(Vec<AgentId>, HostLabel)>,
@@ -208,7 +208,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Queue {
-    /// LaneName of the queue.
+    /// Lane of the queue.
     pub fn lane(&self) -> LaneName {
         self.lane
     }

@@ -27,7 +27,7 @@ impl Queue {
         let writable = || -> std::io::Result<()> {
             // Only the agent may read the queue.
             vedette_platform::create_private_dir(dir)?;
-            probe(dir)
+            check_writable(dir)
         };
         writable().map_err(directory)?;
         let begun = dir.join(format!("{lane}.begun"));
@@ -43,7 +43,7 @@ impl Queue {
             Err(QueueError::Storage { source, .. }) if is_damage(&source) => {
                 let moved_to = salvage::damaged_name(&path);
                 tracing::warn!(path = %path.display(), moved_to = %moved_to.display(), error = %source,
-                    "the queue cannot be read; moved it away and created a new one");
+                    "the queue cannot be read; moving it aside and creating a new one");
                 std::fs::rename(&path, &moved_to).map_err(directory)?;
                 load(Resume::Lost)?
             }
@@ -126,7 +126,7 @@ impl Queue {
     /// quarantine. Returns the number of the latter.
     ///
     /// # Errors
-    /// [`QueueError::Storage`]; the next start does the rest.
+    /// [`QueueError::Storage`]. The next start continues with the batches that remain.
     pub fn set_owner(
         &self,
         owner: Owner,
@@ -168,8 +168,8 @@ fn is_damage(error: &redb::Error) -> bool {
     }
 }
 
-/// Finds a directory that can be listed but not written, before the first commit.
-fn probe(dir: &Path) -> std::io::Result<()> {
+/// Fails if a file cannot be created in the directory.
+fn check_writable(dir: &Path) -> std::io::Result<()> {
     let probe = dir.join(format!(".probe-{}", std::process::id()));
     std::fs::File::create(&probe)?;
     std::fs::remove_file(&probe)
@@ -186,7 +186,7 @@ fn prepare(db: &Database, random: u64, resume: Resume) -> Result<u64, redb::Erro
                 format
                     .value()
                     .try_into()
-                    .map_err(|_| redb::Error::Corrupted("meta `format` is no number".to_owned()))?,
+                    .map_err(|_| redb::Error::Corrupted("meta `format` is not a number".to_owned()))?,
             ),
         };
         if found == 0 {

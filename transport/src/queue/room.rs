@@ -3,7 +3,7 @@
 use super::{Queue, QueueError};
 use vedette_platform::volume;
 
-/// Limits: bytes of the file, its share of the volume, and a floor of free space.
+/// Limits of the queue: size of its file, fraction of the volume, and free space that must remain.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quota {
     /// Maximum size of the file in bytes.
@@ -19,7 +19,7 @@ pub struct Quota {
     pub cache_bytes: usize,
 }
 
-/// A useful size; redb's default of 1 GiB would be most of a small host.
+/// Default size of redb's page cache. redb's own default, 1 GiB, would take most of a small host's memory.
 pub const CACHE_BYTES: usize = 8 << 20;
 
 impl Quota {
@@ -29,8 +29,9 @@ impl Quota {
     }
 }
 
-/// Space for batches in a file of a size: redb doubles the file to grow it, and stays below the limit with two fifths of it.
-fn batches_of(file: u64) -> u64 {
+/// Bytes of batches that fit into a file of this size. redb grows a file by doubling; with batches in two fifths of the limit
+/// it stays below the limit.
+fn batch_capacity(file: u64) -> u64 {
     file / 5 * 2
 }
 
@@ -44,10 +45,10 @@ impl Queue {
 
     /// Space for batches.
     pub(super) fn capacity(&self) -> u64 {
-        batches_of(self.limit())
+        batch_capacity(self.limit())
     }
 
-    /// Remaining space for batches: of `capacity`, with `used` bytes in use.
+    /// Space for further batches, if `used` bytes of `capacity` are in use.
     pub(super) fn free(&self, capacity: u64, used: u64) -> u64 {
         let free = capacity.saturating_sub(used);
         let Ok(volume) = volume(self.path()) else { return free };
@@ -56,14 +57,14 @@ impl Queue {
         }
         // Space in the present file counts even on a full volume.
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
-        free.min(batches_of(file).saturating_sub(used))
+        free.min(batch_capacity(file).saturating_sub(used))
     }
 
     /// Checks the room for a batch.
     pub(super) fn room(&self, added: u64, used: u64) -> Result<(), QueueError> {
         let limit = self.limit();
-        let room = batches_of(limit);
-        if added > batches_of(self.quota.bytes_max) {
+        let room = batch_capacity(limit);
+        if added > batch_capacity(self.quota.bytes_max) {
             return Err(QueueError::TooLarge { bytes: added, limit: self.quota.bytes_max });
         }
         if used + added > room {
@@ -73,7 +74,7 @@ impl Queue {
         let file = std::fs::metadata(self.path()).map_or(0, |meta| meta.len());
         let Ok(volume) = volume(self.path()) else { return Ok(()) };
         let floor = |free, floor, unit| QueueError::NoFreeSpace { path: self.path().to_owned(), free, floor, unit };
-        if used + added > batches_of(file) && volume.free_bytes < self.quota.free_bytes_min {
+        if used + added > batch_capacity(file) && volume.free_bytes < self.quota.free_bytes_min {
             return Err(floor(volume.free_bytes, self.quota.free_bytes_min, "bytes"));
         }
         match volume.free_inodes {

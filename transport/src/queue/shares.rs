@@ -1,4 +1,4 @@
-//! Shares: how much of the queue each source holds. One source must not fill the queue for all others.
+//! Usage: how much of the queue each source holds. One source must not fill the queue for all others.
 //!
 //! A source that is written faster than it is delivered fills the queue up to its share and waits; a quiet source still
 //! finds room. A share is not fixed: it is [`SHARE`] times the free space, less [`ON_ITS_WAY_BYTES`]. A single source
@@ -14,7 +14,7 @@
 
 use super::{
     BATCHES, Meta, NextBatch, Queue, QueueError, checked, lock,
-    meta::{ShareChange, Shares},
+    meta::{Usage, UsageChange},
     unchecked,
 };
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction};
@@ -33,7 +33,7 @@ const BULK_BYTES: u64 = 8 << 20;
 /// Part of the free space, up to a quarter of the queue, that is reserved for chunks on their way into it.
 const ON_ITS_WAY_BYTES: u64 = 8 << 20;
 
-/// Shares of all batches.
+/// Usage of all batches.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     /// Bytes by [`key_of`].
@@ -51,7 +51,7 @@ fn key_of(source: &Source) -> u64 {
     u64::from_le_bytes(digest[..8].try_into().expect("a digest is longer"))
 }
 
-impl Shares {
+impl Usage {
     /// Divides the space of a batch by the bytes of its sources.
     pub(super) fn of<'a>(sources: impl Iterator<Item = (&'a Source, u64)> + Clone, space: u64, is_bulk: bool) -> Self {
         let total: u64 = sources.clone().map(|(_, bytes)| bytes).sum();
@@ -68,7 +68,7 @@ impl Shares {
         let held = self.held.iter().flat_map(|(key, bytes)| [key.to_le_bytes(), bytes.to_le_bytes()]).flatten();
         let row: Vec<u8> = std::iter::once(u8::from(self.is_bulk)).chain(held).collect();
         tx.open_table(SHARES)?.insert(slot, checked(&slot.to_string(), &row).as_slice())?;
-        meta.changed_shares.push(ShareChange { slot, is_added: true, shares: self.clone() });
+        meta.changed_shares.push(UsageChange { slot, is_added: true, shares: self.clone() });
         Ok(())
     }
 
@@ -89,11 +89,11 @@ pub(super) fn prepare(tx: &WriteTransaction) -> Result<(), redb::Error> {
 }
 
 /// Removes the shares of a batch that leaves.
-pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<Shares, redb::Error> {
+pub(super) fn take(tx: &WriteTransaction, meta: &mut Meta, slot: u64) -> Result<Usage, redb::Error> {
     let mut table = tx.open_table(SHARES)?;
-    let Some(row) = table.remove(slot)? else { return Ok(Shares::default()) };
-    let shares = Shares::decode(slot, row.value())?;
-    meta.changed_shares.push(ShareChange { slot, is_added: false, shares: shares.clone() });
+    let Some(row) = table.remove(slot)? else { return Ok(Usage::default()) };
+    let shares = Usage::decode(slot, row.value())?;
+    meta.changed_shares.push(UsageChange { slot, is_added: false, shares: shares.clone() });
     Ok(shares)
 }
 
@@ -111,16 +111,16 @@ pub(super) fn load(db: &Database) -> Result<Held, redb::Error> {
     let first = tx.open_table(BATCHES)?.first()?.map_or(u64::MAX, |(slot, _)| slot.value());
     for row in table.range(first..)? {
         let (slot, row) = row?;
-        let (slot, shares) = (slot.value(), Shares::decode(slot.value(), row.value())?);
-        held.change(vec![ShareChange { slot, is_added: true, shares }]);
+        let (slot, shares) = (slot.value(), Usage::decode(slot.value(), row.value())?);
+        held.change(vec![UsageChange { slot, is_added: true, shares }]);
     }
     Ok(held)
 }
 
 impl Held {
     /// Applies changes.
-    pub(super) fn change(&mut self, changed: Vec<ShareChange>) {
-        for ShareChange { slot, is_added, shares } in changed {
+    pub(super) fn change(&mut self, changed: Vec<UsageChange>) {
+        for UsageChange { slot, is_added, shares } in changed {
             match (shares.is_bulk, is_added) {
                 (true, true) => self.bulk += 1,
                 (true, false) => self.bulk = self.bulk.saturating_sub(1),

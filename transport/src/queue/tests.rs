@@ -65,7 +65,7 @@ fn a_delivered_batch_is_gone_and_sequences_go_on_without_holes() {
         commit(&queue, text, "c").expect("commits");
     }
     queue.delete(1).expect("deletes");
-    queue.delete(1).expect("deleting twice is no error");
+    queue.delete(1).expect("deleting twice is not an error");
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(2));
     queue.quarantine(2, "shape", "no good").expect("moves");
     assert_eq!(queue.next_after(0).expect("reads").map(|(seq, _)| seq), Some(3));

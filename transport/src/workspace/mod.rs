@@ -164,7 +164,7 @@ impl WorkspaceApi {
     ///
     /// # Errors
     /// [`RequestError`].
-    pub async fn bring_policy(&self, signed: &SignedPolicy) -> Result<bool, RequestError> {
+    pub async fn upload_policy(&self, signed: &SignedPolicy) -> Result<bool, RequestError> {
         let response = self.send(self.client.post(format!("{}/v1/policy", self.base)).json(signed)).await?;
         match response.status().as_u16() {
             201 => Ok(true),
@@ -269,7 +269,7 @@ async fn judge(mut response: reqwest::Response) -> Answer {
             compression: ack.limits.compression,
             lost: ack.lost,
         },
-        // A server that is no workspace answered 200: the batch may not have landed.
+        // A server that is not a workspace answered 200: the batch may not have landed.
         Err(err) => Answer::Retry { after: None, why: format!("{status} with an unexpected body: {err}") },
     }
 }

@@ -12,16 +12,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{borrow::Cow, collections::BTreeMap};
 
-/// Fields that matter for security (systemd.journal-fields(7)); all others are in `more`.
+/// Fields that matter for security (systemd.journal-fields(7)); all others are in `more`. `S` is the type of texts: an agent encodes
+/// borrowed ones ([`crate::Chunk::push_journal`]).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Journal {
+#[serde(default, bound(deserialize = "S: Deserialize<'de> + Default + Ord"))]
+pub struct Journal<S: Ord = String> {
     /// `MESSAGE`; invalid UTF-8 is replaced by U+FFFD.
-    pub message: String,
+    pub message: S,
     /// `__REALTIME_TIMESTAMP`, nanoseconds UTC.
     pub time: i64,
     /// `__CURSOR`.
-    pub cursor: String,
+    pub cursor: S,
     /// `PRIORITY`, 0 to 7.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
@@ -30,13 +31,13 @@ pub struct Journal {
     pub facility: Option<u8>,
     /// `SYSLOG_IDENTIFIER`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub identifier: Option<String>,
+    pub identifier: Option<S>,
     /// `_SYSTEMD_UNIT`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub unit: Option<String>,
+    pub unit: Option<S>,
     /// `_TRANSPORT`: `kernel`, `syslog`, `journal`, `stdout`, `audit`, `driver`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub transport: Option<String>,
+    pub transport: Option<S>,
     /// `_PID`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -48,13 +49,13 @@ pub struct Journal {
     pub gid: Option<u32>,
     /// `_COMM`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub comm: Option<String>,
+    pub comm: Option<S>,
     /// `_EXE`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub exe: Option<String>,
+    pub exe: Option<S>,
     /// `_CMDLINE`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cmd_line: Option<String>,
+    pub cmd_line: Option<S>,
     /// `_AUDIT_SESSION`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_session: Option<u32>,
@@ -63,16 +64,16 @@ pub struct Journal {
     pub login_uid: Option<u32>,
     /// `_HOSTNAME`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<String>,
+    pub hostname: Option<S>,
     /// `_BOOT_ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub boot_id: Option<String>,
+    pub boot_id: Option<S>,
     /// `MESSAGE_ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub message_id: Option<String>,
+    pub message_id: Option<S>,
     /// All other fields of the entry.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub more: BTreeMap<String, String>,
+    pub more: BTreeMap<S, S>,
 }
 
 const COLUMNS: &[Column] = &[
@@ -210,5 +211,36 @@ impl Observation for Journal {
         ];
         row.extend(login::values(self.login()));
         row
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Body, Chunk, Position, Source};
+    use std::sync::Arc;
+
+    #[test]
+    fn an_entry_with_borrowed_texts_is_encoded_as_one_with_its_own() {
+        let whole: Journal<Cow<'_, str>> = Journal {
+            message: "m".into(),
+            time: 1,
+            cursor: "s=1".into(),
+            priority: Some(3),
+            unit: Some("ssh.service".into()),
+            pid: Some(7),
+            more: [("A".into(), "1".into()), ("B".into(), "2".into())].into(),
+            ..Journal::default()
+        };
+        for entry in [Journal::default(), whole] {
+            let mut chunk = Chunk::new(Arc::new(Source { collector: "journal", id: "s".to_owned(), name: None }));
+            chunk.push_journal(5, Position(0, 1), &entry);
+            let record = chunk.decode().expect("a record").remove(0);
+            let bytes = chunk.bodies.clone();
+            chunk.push(5, Position(1, 2), &record.body);
+            assert_eq!(bytes, chunk.bodies[bytes.len()..]);
+            let Body::Journal(decoded) = record.body else { panic!("another kind") };
+            assert_eq!((decoded.message, decoded.more.len()), (entry.message.into_owned(), entry.more.len()));
+        }
     }
 }

@@ -217,7 +217,7 @@ fn pam(message: &str) -> Option<Login> {
         }
         let (user, by) = opened(rest);
         login.user = user;
-        // Root's own programs open sessions that are no switch.
+        // Root's own programs open sessions that are not switches.
         login.by = by.filter(|_| switch);
     } else if let Some(rest) = rest.strip_prefix("session closed for user ") {
         (login.activity, login.success) = (LOGOFF, None);

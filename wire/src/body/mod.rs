@@ -55,7 +55,7 @@ pub struct Kind {
 /// Source and position of a body, as shown in a row.
 #[derive(Debug, Clone, Copy)]
 pub struct RowContext<'a> {
-    /// Display name of the source: a path.
+    /// Display name of the source: a path, or the address of a socket.
     pub source_name: Option<&'a str>,
     /// Position in the source.
     pub position: Position,
@@ -79,7 +79,7 @@ pub trait Observation {
     fn severity(&self) -> u8 {
         1
     }
-    /// Message for people.
+    /// Human-readable message.
     fn message(&self) -> Option<Cow<'_, str>> {
         None
     }
@@ -92,7 +92,7 @@ pub trait Observation {
 macro_rules! bodies {
     ($($variant:ident $name:literal),* $(,)?) => {
         /// An observation of a collector.
-        #[expect(clippy::large_enum_variant, reason = "bodies are encoded where they are made, never kept in bulk")]
+        #[expect(clippy::large_enum_variant, reason = "bodies are encoded at once, and few exist at a time")]
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         pub enum Body {
             $(#[doc = concat!("A `", $name, "`.")] #[serde(rename = $name)] $variant($variant),)*

@@ -115,7 +115,7 @@ pub enum Content {
 
 /// Why the geography of a host is unknown. It is never guessed: data in the wrong country cannot be recalled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UnknownPlace {
+pub enum UnknownGeography {
     /// Unknown name.
     #[error(
         "{0:?} is not a geography; use united-states, brazil, canada, europe, united-kingdom, asia-pacific, japan, india or \
@@ -186,13 +186,13 @@ impl HostGeo {
     /// Geography of a cloud region.
     ///
     /// # Errors
-    /// [`UnknownPlace::Region`].
-    pub fn of_region(cloud: Cloud, region: &str) -> Result<Self, UnknownPlace> {
+    /// [`UnknownGeography::Region`].
+    pub fn of_region(cloud: Cloud, region: &str) -> Result<Self, UnknownGeography> {
         let name = region.to_ascii_lowercase();
         let found = regions::REGIONS.iter().find(|(of, _, names)| *of == cloud && names.contains(&name.as_str()));
         found
             .map(|(_, geography, _)| *geography)
-            .ok_or_else(|| UnknownPlace::Region { cloud, region: region.to_owned() })
+            .ok_or_else(|| UnknownGeography::Region { cloud, region: region.to_owned() })
     }
 }
 
@@ -213,12 +213,12 @@ impl fmt::Display for HostGeo {
 }
 
 impl FromStr for HostGeo {
-    type Err = UnknownPlace;
-    fn from_str(text: &str) -> Result<Self, UnknownPlace> {
+    type Err = UnknownGeography;
+    fn from_str(text: &str) -> Result<Self, UnknownGeography> {
         Self::ALL
             .into_iter()
             .find(|geography| geography.name() == text)
-            .ok_or_else(|| UnknownPlace::HostGeo(text.to_owned()))
+            .ok_or_else(|| UnknownGeography::HostGeo(text.to_owned()))
     }
 }
 

@@ -51,7 +51,7 @@ fn packed(lines: &[(Vec<u8>, Syslog)], start: u64) -> (Chunk, Vec<Record>) {
         at = position.1;
     }
     chunk.push_packed(7, &mut packer);
-    assert!(packer.goes_on_at(0) && packer.count() == 0, "it is empty");
+    assert!(packer.continues_at(0) && packer.count() == 0, "it is empty");
     (chunk, expected)
 }
 

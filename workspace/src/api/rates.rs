@@ -1,4 +1,4 @@
-//! RateLimits of requests other than batches, so that no peer delays others.
+//! Rate limits of requests other than batches, so that no peer delays others.
 
 use super::error::ApiError;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -14,7 +14,7 @@ const FAILURES_PER_MINUTE: u32 = 30;
 /// Number of these to log per minute.
 const FAILURES_LOGGED_PER_MINUTE: u32 = 3;
 
-/// RateLimits of polls, enrollments and refused tokens.
+/// Rate limits of polls, enrollments and refused tokens.
 pub(crate) struct RateLimits {
     polls: DefaultKeyedRateLimiter<AgentId>,
     enrollments: DefaultKeyedRateLimiter<OrganizationId>,

@@ -29,7 +29,9 @@ pub(super) fn primary_of(with: String, ca: Option<PathBuf>, token: Option<PathBu
             bail!("--pair-with {with}: also give --pair-ca and --pair-token-file (`token pair` there prints one)")
         }
         (false, None, None) => Ok(Primary::Dir(with.into())),
-        (false, ..) => bail!("--pair-with {with}: write https://HOST:PORT; a directory goes without the other two"),
+        (false, ..) => bail!(
+            "--pair-with {with}: write https://HOST:PORT, or omit --pair-ca and --pair-token-file for a directory"
+        ),
     }
 }
 
@@ -48,12 +50,12 @@ pub(super) async fn init(
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .with_context(|| format!("cannot make {}", dir.display()))?;
+        .with_context(|| format!("cannot create {}", dir.display()))?;
     if dir.join("ca.pem").exists() {
         let what = if is_whole(dir) {
             "holds a workspace already; choose another directory"
         } else {
-            "holds what an interrupted init left; delete it"
+            "holds the remains of an interrupted init; delete the directory"
         };
         bail!("{} {what}", dir.display());
     }
@@ -90,7 +92,7 @@ pub(super) async fn promote(dir: &Path, reason: &str) -> Result<()> {
     let Some(primary) = control.primary().await? else { bail!("this workspace is not the secondary of a pair") };
     if replication::answers(dir, &primary).await? {
         bail!(
-            "the primary workspace, {primary}, is running: shut it down for good first, or both would change shared state"
+            "the primary workspace, {primary}, is still running; shut it down for good first, since two primaries would diverge"
         );
     }
     control.set_primary(None).await?;
@@ -102,7 +104,7 @@ pub(super) async fn add_organization(dir: &Path, name: &str, tier: Tier) -> Resu
         |letter: char| vedette_wire::text::is_printable(letter) && !matches!(letter, '/' | '\\' | '"' | '\'');
     if name.trim() != name || name.is_empty() || name.len() > 200 || !name.chars().all(is_plain) {
         bail!(
-            "an organization's name has 1 to 200 printable characters, no slash or quotation mark, and no blank at its ends"
+            "an organization's name has 1 to 200 printable characters, no slash or quotation mark, and no leading or trailing white space"
         );
     }
     let control = ControlStore::open(dir).await?;

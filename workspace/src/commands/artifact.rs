@@ -1,14 +1,14 @@
 //! `artifact request | list | get`: files of hosts, for forensics.
 
 use super::{
-    cli::{ArtifactWanted, Format},
+    cli::{ArtifactRequestArguments, Format},
     listing::{csv_line, json_line},
     print, who,
 };
 use crate::{
     clock::{now, rfc3339},
     ingest::LandingStore,
-    store::{Change, CompressedBody, ControlStore},
+    store::{Change, ControlStore, Piece},
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -16,12 +16,12 @@ use sha2::{Digest, Sha256};
 use std::{fs::File, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 use vedette_wire::{Body, text::printable};
 
-pub(super) async fn request(request: &ArtifactWanted) -> Result<()> {
+pub(super) async fn request(request: &ArtifactRequestArguments) -> Result<()> {
     if !request.path.starts_with('/') || request.path.chars().any(char::is_control) {
         bail!("--path must be an absolute path of the host");
     }
     if request.reason.trim().is_empty() {
-        bail!("--reason must say why");
+        bail!("--reason must not be empty");
     }
     let control = ControlStore::open(&request.dir).await?;
     control.require_primary().await?;
@@ -93,7 +93,7 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
         .create_new(true)
         .mode(0o600)
         .open(to)
-        .with_context(|| format!("cannot make {}", to.display()))?;
+        .with_context(|| format!("cannot create {}", to.display()))?;
     let written = write(&landing, &pieces, id, &whole, &mut file).await;
     if written.is_err() {
         // A partial or altered file is useless.
@@ -103,13 +103,7 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
     print(json_line(&whole).as_bytes())
 }
 
-async fn write(
-    landing: &LandingStore,
-    pieces: &[CompressedBody],
-    id: &str,
-    whole: &Value,
-    file: &mut File,
-) -> Result<()> {
+async fn write(landing: &LandingStore, pieces: &[Piece], id: &str, whole: &Value, file: &mut File) -> Result<()> {
     let (mut digest, mut at, mut batch) = (Sha256::new(), 0, None);
     let size = whole["size"].as_i64().unwrap_or(i64::MAX);
     // Pieces beyond the end are of the file before it changed and was sent again.

@@ -9,7 +9,7 @@ use vedette_wire::{
     policy::{StoreLevel, Tier},
 };
 
-/// Receives, segregates, stores and serves data of Vedette agents.
+/// Receives the data of Vedette agents, stores it separately for each organization, and answers queries.
 #[derive(Debug, Parser)]
 #[command(name = "vedette-workspace", version)]
 pub(crate) struct Arguments {
@@ -43,7 +43,7 @@ pub(crate) enum Command {
         /// organizations, agents and revocations.
         #[arg(long, value_name = "DIR|URL")]
         pair_with: Option<String>,
-        /// With a URL: ca.pem of the primary.
+        /// CA certificate of the primary (its ca.pem), if --pair-with is a URL.
         #[arg(long, value_name = "FILE", requires = "pair_with")]
         pair_ca: Option<PathBuf>,
         /// With a URL: file with the token that `token pair` printed at the primary.
@@ -56,8 +56,8 @@ pub(crate) enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
-    /// Make a secondary workspace stand alone after its primary is gone for good: organizations, policies and tokens are then
-    /// changed here.
+    /// Promote the secondary workspace after its primary is gone for good; from then on organizations, policies and tokens are
+    /// managed here.
     PairPromote {
         /// Directory of the workspace.
         #[arg(long)]
@@ -71,7 +71,7 @@ pub(crate) enum Command {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Names and addresses in it [default: the present ones].
+        /// Names and addresses in the certificate [default: those of the current one].
         #[arg(long = "name")]
         names: Vec<String>,
     },
@@ -98,7 +98,7 @@ pub(crate) enum Command {
         /// Validity of agents' certificates, as in 90d, 12h or 60s; agents renew them after two thirds.
         #[arg(long, default_value = "90d", value_parser = parse_life)]
         certificate_life: std::time::Duration,
-        /// Memory for the process, as in 1GiB [default: half of the machine's or its cgroup's].
+        /// Memory of the process, as in 1GiB [default: half of the machine's memory or of the cgroup's limit, at least 512MiB].
         #[arg(long, value_parser = parse_bytes)]
         memory: Option<u64>,
         /// Codec to request from agents [default: each agent's own setting].
@@ -117,7 +117,7 @@ pub(crate) enum Command {
     /// Manage one agent.
     #[command(subcommand)]
     Agent(AgentCommand),
-    /// Request files of hosts after an alert; policies cannot switch this off.
+    /// Request files of hosts, as evidence after an alert; policies cannot switch this off.
     #[command(subcommand)]
     Artifact(ArtifactCommand),
     /// List alerts of an organization, for example batches that its policy forbids.
@@ -166,7 +166,7 @@ pub(crate) enum Command {
         /// Maximum number of rows.
         #[arg(long, default_value_t = 1_000_000)]
         rows_max: usize,
-        /// Maximum number of seconds.
+        /// Time limit of the query in seconds.
         #[arg(long, default_value_t = 60)]
         seconds_max: u64,
     },
@@ -244,12 +244,12 @@ pub(crate) enum Policy {
         history: bool,
     },
     /// Change the policy: creates a signed revision, which agents get within 10 s.
-    Set(PolicyChange),
+    Set(PolicySetArguments),
 }
 
 /// Changes of a policy; everything else stays.
 #[derive(Debug, Args)]
-pub(crate) struct PolicyChange {
+pub(crate) struct PolicySetArguments {
     /// Name of the organization.
     #[arg(long)]
     pub(crate) org: String,
@@ -265,12 +265,12 @@ pub(crate) struct PolicyChange {
     /// Security events in the tables: none, minimal, common or all.
     #[arg(long)]
     pub(crate) store: Option<StoreLevel>,
-    /// Limits of artifact requests, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default` for no limits
-    /// except the host's own.
+    /// Limits of artifact requests, as in paths=/usr/bin/*:/etc/cron*,bytes_max=64MiB,per_hour_max=10; `default`: only the
+    /// host's own limits.
     #[arg(long)]
     pub(crate) artifacts: Option<String>,
-    /// URL of a workspace to deliver to, https://HOST:PORT; the first is preferred, the others are its pair. `default` for the
-    /// workspace of each enrollment.
+    /// URL of a workspace to deliver to, https://HOST:PORT. Repeat for a
+    /// pair; the first is preferred. `default`: the workspace that each agent enrolled in.
     #[arg(long = "endpoint", value_name = "URL")]
     pub(crate) endpoints: Vec<String>,
     /// Setting of a collector: ID.enabled=on|off, ID.every=30s, or ID=default.
@@ -298,8 +298,9 @@ pub(crate) enum AgentCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArtifactCommand {
-    /// Request a file from an agent; print the request's id. The host sends files that its own list allows.
-    Request(ArtifactWanted),
+    /// Request a file from an agent, and print the request's id. The host
+    /// sends only files that its own configuration allows.
+    Request(ArtifactRequestArguments),
     /// List requests and their state.
     List(Listing),
     /// Write a received file to a new file, verify its SHA-256, and print its facts as JSON.
@@ -320,7 +321,7 @@ pub(crate) enum ArtifactCommand {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ArtifactWanted {
+pub(crate) struct ArtifactRequestArguments {
     /// Name of the organization.
     #[arg(long)]
     pub(crate) org: String,

@@ -58,7 +58,7 @@ pub(super) async fn doctor(dir: &Path, rebuild: bool) -> Result<()> {
     }
     let mut out: String = problems.iter().map(|line| format!("{}\n", vedette_wire::text::printable(line))).collect();
     if retried > 0 {
-        out.push_str(&format!("`serve` tries {retried} batches again that are in no table\n"));
+        out.push_str(&format!("{retried} batches are in no table; `serve` will try them again\n"));
     }
     if rebuild_count > 0 {
         out.push_str(&format!(

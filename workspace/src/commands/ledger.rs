@@ -18,7 +18,7 @@ pub(super) async fn ledger(dir: &Path, org: &str, agent: Option<&str>, format: F
     let organization = control.organization(org).await?;
     let accounts = control.ledger(organization.id, agent).await?;
     if let (Some(agent), []) = (agent, accounts.as_slice()) {
-        bail!("nothing has landed of an agent {agent:?} of {org}; `vedette-workspace agents` lists them");
+        bail!("no batch of agent {agent:?} of {org} has landed; see `vedette-workspace agents`");
     }
     let policy = control.policy(organization.id, organization.policy_revision).await?;
     if control.primary().await?.is_some() || policy.is_some_and(|(policy, _)| policy.endpoints.len() > 1) {

@@ -98,7 +98,7 @@ fn who() -> String {
     format!("{user} (uid {uid}){sudo}").trim_start().to_owned()
 }
 
-/// Writes to standard output; a closed reader (`| head`) is no error.
+/// Writes to standard output; a closed reader (`| head`) is not an error.
 fn print(bytes: &[u8]) -> Result<()> {
     match io::stdout().lock().write_all(bytes) {
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(()),

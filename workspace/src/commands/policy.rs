@@ -1,7 +1,7 @@
 //! `policy`, `agent revoke`, `alerts`.
 
 use super::{
-    cli::{Format, PolicyChange, Switch, parse_interval},
+    cli::{Format, PolicySetArguments, Switch, parse_interval},
     listing::{csv_line, json_line},
     print, who,
 };
@@ -40,9 +40,9 @@ pub(super) fn upgrade_change() -> Change<'static> {
     Change { who: "vedette-workspace", reason: "upgrade", now: now() }
 }
 
-pub(super) async fn set(requested: &PolicyChange) -> Result<()> {
+pub(super) async fn set(requested: &PolicySetArguments) -> Result<()> {
     if requested.reason.trim().is_empty() {
-        bail!("--reason must say why");
+        bail!("--reason must not be empty");
     }
     let control = ControlStore::open(&requested.dir).await?;
     control.require_primary().await?;
@@ -59,7 +59,7 @@ pub(super) async fn set(requested: &PolicyChange) -> Result<()> {
         if let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids.contains(&id.as_str())) {
             let others: Vec<&str> = ids.iter().copied().filter(|other| other != id).collect();
             tracing::warn!(
-                "{id} is off only where {} runs: the standard tier requires {what}, and hosts without it run {id}",
+                "{id} will still run on hosts where {} does not run, since the standard tier requires {what}",
                 others.join(" or ")
             );
         }
@@ -67,7 +67,7 @@ pub(super) async fn set(requested: &PolicyChange) -> Result<()> {
     print(format!("{}\n", policy.revision).as_bytes())
 }
 
-fn edit(policy: &mut Policy, change: &PolicyChange, reported: &ReportedCollectors) -> Result<()> {
+fn edit(policy: &mut Policy, change: &PolicySetArguments, reported: &ReportedCollectors) -> Result<()> {
     let before = policy.clone();
     policy.tier = change.tier.unwrap_or(policy.tier);
     policy.collect = change.collect.map_or(policy.collect, |collect| collect == Switch::On);
@@ -97,8 +97,9 @@ fn edit(policy: &mut Policy, change: &PolicyChange, reported: &ReportedCollector
             ("every", _) if !has_interval => bail!("--collector {setting}: {id} has no interval"),
             ("every", interval) => {
                 let seconds = parse_interval(interval).and_then(|seconds| seconds.try_into().ok());
-                collector.every_seconds =
-                    Some(seconds.with_context(|| format!("--collector {setting}: as in 30s or 5m, from 1s on"))?);
+                collector.every_seconds = Some(seconds.with_context(|| {
+                    format!("--collector {setting}: write an interval of at least 1s, as in 30s or 5m")
+                })?);
             }
             _ => bail!(
                 "--collector {setting}: write ID.enabled=on|off, ID.every=SECONDS or ID=default; what a collector \
@@ -108,7 +109,7 @@ fn edit(policy: &mut Policy, change: &PolicyChange, reported: &ReportedCollector
     }
     policy.collectors.retain(|_, collector| *collector != CollectorPolicy::default());
     if *policy == before {
-        bail!("the policy already says this; nothing was changed");
+        bail!("the policy already has these values; nothing was changed");
     }
     Ok(())
 }
@@ -129,7 +130,7 @@ fn has_interval(id: &str, reported: &ReportedCollectors) -> Result<bool> {
     let near = reported.0.keys().map(|known| (strsim::jaro_winkler(id, known), known));
     let near = near.filter(|(likeness, _)| *likeness > 0.8).max_by(|a, b| a.0.total_cmp(&b.0));
     match near {
-        Some((_, near)) => bail!("the organization's agents have no collector {id:?}; is it {near:?}?"),
+        Some((_, near)) => bail!("the organization's agents have no collector {id:?}; did you mean {near:?}?"),
         None => {
             let known: Vec<&str> = reported.0.keys().map(String::as_str).collect();
             bail!("the organization's agents have no collector {id:?}; they have {}", known.join(", "))
@@ -167,7 +168,7 @@ fn artifact_limits(text: &str, current: &ArtifactLimits) -> Result<ArtifactLimit
 /// Parses `https://host[:port]`; removes a trailing slash.
 fn endpoint(text: &str) -> Result<String> {
     let url = text.trim_end_matches('/');
-    let parsed: http::Uri = url.parse().with_context(|| format!("--endpoint {text} is no address"))?;
+    let parsed: http::Uri = url.parse().with_context(|| format!("--endpoint {text} is not a URL"))?;
     let bare = parsed.path_and_query().is_none_or(|path| path == "/");
     if parsed.scheme_str() != Some("https") || parsed.host().is_none_or(str::is_empty) || !bare || url.contains('@') {
         bail!("--endpoint {text}: write https://HOST:PORT");

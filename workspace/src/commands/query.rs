@@ -41,7 +41,7 @@ fn guard(limits: QueryLimits) -> Arc<AtomicBool> {
         } else {
             continue;
         };
-        tracing::error!("{why}; narrow it by time or agent");
+        tracing::error!("{why}; restrict the query to a time range or an agent");
         std::process::exit(1);
     };
     if let Err(err) = std::thread::Builder::new().name("guard".to_owned()).spawn(watch) {
@@ -61,7 +61,7 @@ pub(super) async fn query(dir: &Path, org: &str, sql: &str, format: Format, limi
     let output = tables::query(&dir, &control, landing, organization.id, sql, limits).await?;
     let took = began.elapsed();
     if output.cut {
-        tracing::warn!(rows_max = limits.rows_max, "the answer was cut; narrow the query or raise --rows-max");
+        tracing::warn!(rows_max = limits.rows_max, "the result was truncated; narrow the query or raise --rows-max");
     }
     let answer = render(&output, format)?;
     answered.store(true, Ordering::Release);

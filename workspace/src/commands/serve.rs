@@ -81,7 +81,7 @@ pub(super) async fn serve(
     #[cfg(feature = "lake")]
     let materialiser =
         crate::tables::start(control, landing, &dir, settings.memory_max, (health, metrics), stopped.clone())?;
-    tracing::info!(%address, "receiving");
+    tracing::info!(%address, "listening");
     let serving = tokio::spawn(server::serve(listener, certificates, router, file_limit, stopped));
     loop {
         tokio::select! {
@@ -116,7 +116,7 @@ async fn serve_metrics(address: SocketAddr, router: axum::Router) -> Result<()> 
     );
     let listener =
         TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for metrics"))?;
-    tracing::info!(address = %listener.local_addr()?, "metrics");
+    tracing::info!(address = %listener.local_addr()?, "serving metrics");
     tokio::spawn(async move {
         if let Err(err) = axum::serve(listener, router).await {
             tracing::error!(error = %err, "metrics are no longer served");
@@ -132,7 +132,7 @@ async fn open(dir: &Path) -> Result<(ControlStore, LandingStore, std::fs::File)>
     let wrong = control.integrity().await?;
     if let Some(first) = wrong.first() {
         anyhow::bail!(
-            "the control store in {} is damaged: {first}; restore control.sqlite from a backup; agents and landed batches supply what it lacks",
+            "the control store in {} is damaged: {first}; restore control.sqlite from a backup; what the backup lacks is recovered from landed batches and agents",
             dir.display()
         );
     }

@@ -3,7 +3,7 @@
 use super::{Delivery, IngestError, PLAIN_BYTES_MAX, ROWS_BYTES_MAX, landing::rows_bytes};
 use crate::{
     batch_index::BatchIndex,
-    store::{AgentKey, PieceFacts},
+    store::{AgentKey, PieceIndex},
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub(super) struct Contents {
     /// Kind of the first record that collection emits.
     pub(super) collected: Option<&'static str>,
     /// Pieces of artifacts.
-    pub(super) pieces: Vec<PieceFacts>,
+    pub(super) pieces: Vec<PieceIndex>,
     /// Records that the store level leaves out, by source.
     left_out: BTreeMap<u32, u64>,
 }

@@ -10,12 +10,12 @@ pub(crate) enum IngestError {
     #[error("the organization sends too many batches")]
     TooManyBatches,
     /// The organization exceeds its memory for bodies.
-    #[error("the organization has too many bytes in transit")]
+    #[error("the bodies of the organization's current requests exceed its share of memory")]
     TooManyBytes,
     /// The body is not what its sender stated.
     #[error("Content-Digest does not match the body")]
     Digest,
-    /// The body is no batch.
+    /// The body is not a batch.
     #[error(transparent)]
     Decode(#[from] DecodeError),
     /// The batch holds impossible values.
@@ -25,16 +25,16 @@ pub(crate) enum IngestError {
     #[error("the batch has {0} bytes as rows, and {ROWS_BYTES_MAX} are allowed")]
     TooLargeAsRows(usize),
     /// The batch has too many position runs.
-    #[error("the positions of its records have too many gaps for one batch")]
+    #[error("the batch has too many position runs")]
     TooManyRuns,
     /// The batch is another agent's.
-    #[error("the batch names another organization or agent than the certificate")]
+    #[error("the organization or agent of the batch differs from that of the certificate")]
     IdentityMismatch,
     /// The batch is for another geography.
-    #[error("the batch is for geography {batch}, this workspace is in {workspace}")]
+    #[error("the batch is for geography {batch}, but this workspace is in {workspace}")]
     GeoMismatch { batch: WorkspaceGeo, workspace: WorkspaceGeo },
     /// The batch has another key.
-    #[error("the batch names another key than the path")]
+    #[error("lane, epoch and sequence of the batch differ from those in the path")]
     KeyMismatch,
     /// The batch was sealed on another machine than the agent's.
     #[error("{0}")]

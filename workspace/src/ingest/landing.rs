@@ -62,7 +62,7 @@ impl LandingKey {
         Self { path, organization, day, agent }
     }
 
-    /// Parses the path of an object; absent if it is no batch.
+    /// Parses the path of an object; absent if it is not a batch.
     pub(crate) fn parse(path: &str) -> Option<Self> {
         let mut parts = path.split('/').skip(1);
         let (organization, day, agent) = (parts.next()?.parse().ok()?, parts.next()?.to_owned(), parts.next()?);
@@ -84,7 +84,7 @@ pub(crate) struct LandingStore {
 impl LandingStore {
     /// Opens the store in a directory; creates it if missing. Writes are fsynced, file and directory.
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let store = LocalFileSystem::new_with_prefix(dir)?.with_fsync(true);
         Ok(Self { store: Arc::new(store) })
     }

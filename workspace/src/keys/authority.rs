@@ -73,8 +73,8 @@ pub(crate) fn take_over(dir: &Path, (ca, key): (&str, &str), geo: WorkspaceGeo, 
 fn subject_alt_name(name: &str) -> Result<SanType> {
     Ok(match name.parse::<IpAddr>() {
         Ok(address) => SanType::IpAddress(address),
-        Err(_) if !is_dns_name(name) => anyhow::bail!("--name {name:?} is no DNS name"),
-        Err(_) => SanType::DnsName(name.try_into().with_context(|| format!("--name {name:?} is no DNS name"))?),
+        Err(_) if !is_dns_name(name) => anyhow::bail!("--name {name:?} is not a DNS name"),
+        Err(_) => SanType::DnsName(name.try_into().with_context(|| format!("--name {name:?} is not a DNS name"))?),
     })
 }
 
@@ -137,7 +137,7 @@ impl Authority {
     /// Parses a signing request and verifies its signature; also returns the agent.
     ///
     /// # Errors
-    /// The text is no PKCS #10 request, or is not signed by its own key.
+    /// The text is not a PKCS #10 request, or is not signed by its own key.
     pub(crate) fn read_request(pem: &str) -> Result<(CertificateSigningRequestParams, AgentId)> {
         let request = CertificateSigningRequestParams::from_pem(pem)?;
         let agent = AgentId::of_public_key(&request.public_key.subject_public_key_info());

@@ -7,7 +7,10 @@ use sha2::{Digest, Sha256};
 pub(crate) fn new_token(prefix: &str) -> Result<String> {
     let mut secret = [0_u8; 32];
     let provider = rustls::crypto::CryptoProvider::get_default().expect("main installs it");
-    provider.secure_random.fill(&mut secret).map_err(|_| anyhow::anyhow!("no randomness"))?;
+    provider
+        .secure_random
+        .fill(&mut secret)
+        .map_err(|_| anyhow::anyhow!("cannot get random bytes from the operating system"))?;
     Ok(format!("{prefix}{}", hex::encode(secret)))
 }
 

@@ -113,11 +113,17 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], primar
             let request = JoinRequest { token: token.trim().to_owned(), geo };
             let answered = post(&client, &format!("{url}/v1/pair/join"), &request).await?;
             let answered = answered.with_context(|| format!("{url} sent no answer"))?;
-            (serde_json::from_slice(&answered).context("it answered, but not as a workspace")?, url.to_owned())
+            (
+                serde_json::from_slice(&answered).with_context(|| format!("{url} answered, but is not a workspace"))?,
+                url.to_owned(),
+            )
         }
     };
     if reply.geo != geo {
-        bail!("--geo {geo}: the workspace at {at} is in {}; a pair stands in one geography", reply.geo);
+        bail!(
+            "--geo {geo}: the workspace at {at} is in {}; both workspaces of a pair must be in the same geography",
+            reply.geo
+        );
     }
     keys::take_over(dir, (&reply.ca, &reply.ca_key), geo, names)?;
     keys::write_private(&dir.join("policy.key"), reply.policy_key.as_bytes())?;
@@ -192,7 +198,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// Synchronises once; false if this workspace is no secondary any more.
+    /// Synchronises once; false if this workspace is not a secondary any more.
     async fn step(&mut self) -> Result<bool> {
         let Some(primary) = self.control.primary().await? else { return Ok(false) };
         let present = (self.control.revocations().await?, self.control.refused_boots().await?);
@@ -275,7 +281,7 @@ fn client(ca: &[u8], identity: Option<(String, String)>) -> Result<reqwest::Clie
 /// Sends a request; absent if there is nothing new.
 async fn post(client: &reqwest::Client, url: &str, request: &impl Serialize) -> Result<Option<Vec<u8>>> {
     let response = client.post(url).json(request).send().await;
-    let response = response.with_context(|| format!("{url} cannot be asked"))?;
+    let response = response.with_context(|| format!("cannot reach {url}"))?;
     match response.status().as_u16() {
         200 => Ok(Some(response.bytes().await?.to_vec())),
         204 => Ok(None),

@@ -85,7 +85,7 @@ pub(crate) async fn serve(
     drop(listener);
     let drained = tokio::time::timeout(DRAIN, async { while open.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!("requests under way were cut off");
+        tracing::warn!("stopped before all requests were finished");
     }
 }
 

@@ -125,7 +125,7 @@ impl ControlStore {
         .fetch_optional(&mut *tx)
         .await?;
         let Some(organization) = organization else {
-            bail!("there is no agent {agent} that is not revoked already; see `vedette-workspace agents`");
+            bail!("agent {agent} does not exist or is already revoked; see `vedette-workspace agents`");
         };
         audit(&mut *tx, change, "agent revoke", &format!("{agent}: {}", change.reason)).await?;
         tx.commit().await?;

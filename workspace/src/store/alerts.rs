@@ -5,7 +5,7 @@ use anyhow::Result;
 use sqlx::SqliteExecutor;
 use vedette_wire::OrganizationId;
 
-/// A condition that an organization must look at.
+/// A condition that an operator must look at.
 #[derive(Debug, Clone, serde::Serialize, sqlx::FromRow)]
 pub(crate) struct Alert {
     pub(crate) agent: String,

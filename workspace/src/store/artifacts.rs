@@ -1,4 +1,4 @@
-//! Artifacts: requests for files, and the places of their pieces.
+//! Artifact requests, and which batches hold the pieces of each file.
 
 use super::{AgentKey, Change, ControlStore, Organization, audit::audit};
 use crate::keys::Signer;
@@ -10,7 +10,7 @@ use vedette_wire::{
     policy::{ArtifactRequest, SignedRequest},
 };
 
-/// Interval at which open requests are repeated; agents know which ones they have.
+/// Interval at which open requests are sent again. Agents ignore requests that they have.
 const OFFER_EVERY_NS: i64 = 60_000_000_000;
 
 /// An artifact in `artifact list`.
@@ -31,7 +31,7 @@ pub(crate) struct ArtifactRow {
 
 /// A piece of an artifact, and the batch that holds it.
 #[derive(Debug, Clone, sqlx::FromRow)]
-pub(crate) struct CompressedBody {
+pub(crate) struct Piece {
     pub(crate) start: i64,
     pub(crate) length: i64,
     pub(crate) key: String,
@@ -39,7 +39,7 @@ pub(crate) struct CompressedBody {
 
 /// What the store records of a piece in a batch.
 #[derive(Debug, Clone)]
-pub(crate) struct PieceFacts {
+pub(crate) struct PieceIndex {
     /// Id of the request.
     request: String,
     /// First byte in the file, and number of bytes.
@@ -49,7 +49,7 @@ pub(crate) struct PieceFacts {
     whole: Option<WholeFile>,
 }
 
-impl From<Artifact> for PieceFacts {
+impl From<Artifact> for PieceIndex {
     fn from(piece: Artifact) -> Self {
         let Artifact { request, offset, data, refused, whole, .. } = piece;
         Self { request, offset, length: data.len() as u64, refused, whole }
@@ -73,7 +73,7 @@ impl ControlStore {
                 .await?;
         if known.is_none() {
             bail!(
-                "organization {} has no agent {agent} that is not revoked; see `vedette-workspace agents`",
+                "organization {} has no agent {agent}, or the agent is revoked; see `vedette-workspace agents`",
                 organization.name
             );
         }
@@ -109,7 +109,7 @@ impl ControlStore {
         Ok(request.id)
     }
 
-    /// Agents with pending requests.
+    /// Agents with requests that are due to be offered.
     pub(crate) async fn agents_with_requests(&self, now: i64) -> Result<HashSet<AgentKey>> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT DISTINCT organization, agent FROM artifacts WHERE state IN ('requested', 'sending') AND expires > ?1
@@ -125,7 +125,7 @@ impl ControlStore {
         rows.into_iter().map(key).collect()
     }
 
-    /// Pending requests of an agent; they are not repeated for a while.
+    /// Takes the requests of an agent that are due, and marks them as offered now.
     pub(crate) async fn offer(
         &self,
         AgentKey { organization, agent }: AgentKey,
@@ -150,7 +150,7 @@ impl ControlStore {
         &self,
         AgentKey { organization, agent }: AgentKey,
         key: &str,
-        pieces: &[PieceFacts],
+        pieces: &[PieceIndex],
     ) -> Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         for piece in pieces {
@@ -206,7 +206,7 @@ impl ControlStore {
     }
 
     /// Pieces of an artifact of this organization, in order.
-    pub(crate) async fn pieces(&self, organization: OrganizationId, id: &str) -> Result<Vec<CompressedBody>> {
+    pub(crate) async fn pieces(&self, organization: OrganizationId, id: &str) -> Result<Vec<Piece>> {
         let rows = sqlx::query_as(
             "SELECT p.start, p.length, p.key FROM artifact_pieces p JOIN artifacts a ON a.id = p.artifact
              WHERE a.organization = ? AND a.id = ? ORDER BY p.start",

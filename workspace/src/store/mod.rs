@@ -18,7 +18,7 @@ mod shared;
 mod tokens;
 
 pub(crate) use agents::{AgentKey, AgentRow, Contact, Enrollment};
-pub(crate) use artifacts::{CompressedBody, PieceFacts};
+pub(crate) use artifacts::{Piece, PieceIndex};
 pub(crate) use audit::Change;
 pub(crate) use directives::{DIRECTIVES_POLL, PendingDirectives};
 pub(crate) use incarnations::{Refused, Rekeyed};

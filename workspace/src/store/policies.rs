@@ -156,7 +156,7 @@ impl ControlStore {
         }
         tx.commit().await?;
         for key in revoked {
-            tracing::error!(agent = %key.agent, "a revoked agent was admitted here; a policy that {from} brought names it");
+            tracing::error!(agent = %key.agent, "this workspace admitted an agent that had been revoked; a policy from {from} names the agent as revoked");
             let why = format!(
                 "this agent was revoked, and was admitted here until {from} brought the policy that names it: this workspace \
                  was restored from an older backup"

@@ -96,7 +96,7 @@ impl ControlStore {
     /// Refuses actions that only the primary may perform.
     pub(crate) async fn require_primary(&self) -> Result<()> {
         match self.primary().await? {
-            Some(primary) => bail!("this workspace is the secondary of {primary}: do this there"),
+            Some(primary) => bail!("this workspace is the secondary of {primary}; run the command on the primary"),
             None => Ok(()),
         }
     }

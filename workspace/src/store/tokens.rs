@@ -17,7 +17,9 @@ pub(crate) enum TokenError {
     #[error("the token is used up; create one with `vedette-workspace token new`")]
     Used,
     /// The key of the request is revoked.
-    #[error("this agent's key was revoked; stop the agent, move key.pem away, run `vedette enroll --again`, start it")]
+    #[error(
+        "this agent's key was revoked; stop the agent, move key.pem aside, run `vedette enroll --again`, and start it"
+    )]
     Revoked,
 }
 

@@ -22,11 +22,11 @@ const WAIT_NS: i64 = 30_000_000_000;
 const ENOUGH_BYTES: i64 = 4 << 20;
 /// Maximum number of batches in a commit.
 const BATCHES_MAX: u32 = 512;
-/// Maximum of sealed bytes and of records in a commit, unless one batch has more: as rows they have some twenty times the
-/// bytes, and far more if lines are alike.
+/// Maximum of sealed bytes and of records in a commit, unless one batch has more. As rows, sealed records take about twenty
+/// times as many bytes, and far more if lines are alike.
 const BYTES_MAX: i64 = 8 << 20;
 const RECORDS_MAX: usize = 200_000;
-/// Limits for the bytes of rows in a commit, by the available memory; a batch with more has its own commit.
+/// Bounds of the row bytes per commit; the value depends on the memory. A larger batch gets a commit of its own.
 const ROWS_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 20;
 /// Number of commits between merges of small files.
 const COMPACT_EVERY: u32 = 60;
@@ -68,7 +68,7 @@ enum Failure {
     Batches(String),
 }
 
-/// Starts the materialiser on a thread with its own runtime, from the runtime that receives.
+/// Starts the materialiser on a thread with its own runtime. Must be called on the ingest runtime.
 pub(crate) fn start(
     control: ControlStore,
     landing: LandingStore,
@@ -78,7 +78,7 @@ pub(crate) fn start(
     stop: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>> {
     let rows_bytes_max = (memory_max / 16).clamp(*ROWS_BYTES.start(), *ROWS_BYTES.end());
-    let rows_bytes_max = usize::try_from(rows_bytes_max).expect("it is small");
+    let rows_bytes_max = usize::try_from(rows_bytes_max).expect("at most 64 MiB");
     let holder = uuid::Uuid::now_v7().to_string();
     let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
     health.record_success(None);
@@ -141,7 +141,7 @@ impl Materialiser {
         }
     }
 
-    /// Uses the control store at normal priority, since receiving waits for its locks.
+    /// Runs work on the control store at normal priority, since ingest waits for the store's locks.
     async fn control<T, F>(&self, work: impl FnOnce(ControlStore) -> F) -> Result<T>
     where
         T: Send + 'static,
@@ -160,8 +160,8 @@ impl Materialiser {
         let (mut more, commits) = (false, self.commits);
         for organization in self.control(|control| async move { control.organization_ids().await }).await? {
             match self.organization(organization).await {
-                Ok(there_is) => {
-                    more |= there_is;
+                Ok(has_more) => {
+                    more |= has_more;
                     self.health.record_success(Some(organization));
                 }
                 // One organization's failure does not delay the others.
@@ -200,7 +200,7 @@ impl Materialiser {
         self.commits += 1;
         if self.commits.is_multiple_of(COMPACT_EVERY) {
             let lake = self.lake.clone();
-            // On its own task, like writing.
+            // Runs as a task of its own, so that a panic ends only the task.
             tokio::spawn(async move { lake.compact(organization).await }).await??;
         }
         Ok(group.more || group.bytes >= ENOUGH_BYTES)
@@ -222,7 +222,7 @@ impl Materialiser {
                     (records, rows) = (records + batch.records.len(), rows + bytes);
                     group.landed.push(LandedBatch { key, day, landed, store, batch });
                 }
-                // The object may come back with its disk; others do not wait for it.
+                // The object may reappear when its disk is mounted again; other batches do not wait for it.
                 Err(err) if err.is_gone() => {
                     if self.gone.insert(key.clone()) {
                         tracing::error!(key, "a landed batch is missing; trying again");
@@ -244,17 +244,17 @@ impl Materialiser {
         mut unreadable: Vec<(String, String)>,
         mut versions: Versions,
     ) -> Result<()> {
-        let together = Arc::new(landed);
+        let group = Arc::new(landed);
         let mut keys: Vec<String> = Vec::new();
-        match self.materialise(organization, Arc::clone(&together), &versions).await {
+        match self.materialise(organization, Arc::clone(&group), &versions).await {
             Ok(newer) => {
                 versions = newer;
-                keys.extend(together.iter().map(|landed| landed.key.clone()));
+                keys.extend(group.iter().map(|landed| landed.key.clone()));
             }
             Err(Failure::Passing(err)) => return Err(err),
             Err(Failure::Batches(why)) => {
-                tracing::warn!(%organization, why, batches = together.len(), "batches cannot be written together; trying each alone");
-                for landed in together.iter() {
+                tracing::warn!(%organization, why, batches = group.len(), "batches cannot be written together; trying each alone");
+                for landed in group.iter() {
                     match self.materialise(organization, Arc::new(vec![landed.clone()]), &versions).await {
                         Ok(newer) => {
                             versions = newer;

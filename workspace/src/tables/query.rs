@@ -23,7 +23,11 @@ impl vedette_lake::LandedBatches for Landing {
             match self.0.read(key).await {
                 Ok((batch, _)) => Ok(Some(batch)),
                 Err(ReadError::Damaged(err)) => {
-                    tracing::warn!(key, error = format!("{err:#}"), "landed batch is damaged; omitted from the answer");
+                    tracing::warn!(
+                        key,
+                        error = format!("{err:#}"),
+                        "a landed batch is damaged; its rows are missing in the result"
+                    );
                     Ok(None)
                 }
                 Err(err @ ReadError::Store(_)) => Err(anyhow::Error::new(err).into()),

@@ -16,9 +16,9 @@ use vedette_wire::policy::{ArtifactLimits, ArtifactRequest, SignedRequest};
 
 /// File in the identity directory.
 const FILE: &str = "artifacts.json";
-/// Number of answered requests to remember: they are not answered again.
+/// Maximum number of answered requests to remember, so that none is answered twice.
 const REMEMBERED_MAX: usize = 10_000;
-/// Maximum number of requests per answer, and of open requests.
+/// Maximum number of requests taken from one reply of the workspace, and of open requests.
 const REQUESTS_MAX: usize = 1000;
 /// One hour, the unit of the rate.
 const HOUR_NS: i64 = 3600 * 1_000_000_000;
@@ -115,7 +115,7 @@ impl ArtifactRequests {
         Ok(request)
     }
 
-    /// Passes new requests to the collector, with the reason for those refused at once.
+    /// Passes new requests to the collector. A request that is refused here carries the reason.
     fn hand_over(&mut self, limits: &ArtifactLimits) {
         let now = now();
         let before = self.log.answered.values().filter(|at| now.saturating_sub(**at) < HOUR_NS).count();

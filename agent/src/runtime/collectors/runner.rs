@@ -14,7 +14,7 @@ use vedette_collectors::{
 use vedette_transport::{Backoff, Queue};
 use vedette_wire::{Body, Chunk, Position, Source, body::LifecycleEvent};
 
-/// First and longest pause after a failure.
+/// Bounds of the pause after a failure.
 const BACKOFF_MIN: Duration = Duration::from_secs(2);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// Poll interval for a source that the host lacks.
@@ -35,7 +35,7 @@ pub(crate) struct Runner {
     pub(crate) deadline: Duration,
 }
 
-/// Why a round ended.
+/// Why one execution of the collector ended.
 enum RunnerExit {
     Stopped,
     Absent(String),
@@ -58,7 +58,7 @@ impl Runner {
             if !thread.is_finished() {
                 tracing::warn!(
                     collector = thread.thread().name(),
-                    "the collector does not stop in time; leaving its thread behind"
+                    "the collector did not stop in time; abandoning its thread"
                 );
             }
         }
@@ -69,7 +69,10 @@ impl Runner {
         let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         loop {
             let began = Instant::now();
-            let end = match catch_unwind(AssertUnwindSafe(|| self.round())) {
+            let end = match catch_unwind(AssertUnwindSafe(|| match self.load_cursors() {
+                Ok(()) => self.run_once(),
+                Err(end) => end,
+            })) {
                 Ok(end) => end,
                 Err(panic) => RunnerExit::Failed(format!("panicked: {}", panic_text(&*panic))),
             };
@@ -81,7 +84,7 @@ impl Runner {
                     ABSENT_EVERY
                 }
                 RunnerExit::Failed(why) => {
-                    // A long run was a success.
+                    // A collector that ran longer than the longest pause has recovered.
                     if began.elapsed() > BACKOFF_MAX {
                         backoff.reset();
                     }
@@ -97,22 +100,20 @@ impl Runner {
             if self.wait_or_stop(pause) {
                 return;
             }
-            // Cursors have moved on, and the last chunks may not be durable yet.
-            if self.sink.wait_durable().is_err() {
-                return;
-            }
-            match self.queue.cursors(id).and_then(|cursors| Ok((cursors, self.queue.stored(id)?))) {
-                Ok((cursors, stored)) => (self.context.cursors, self.context.stored) = (cursors, stored),
-                Err(err) => {
-                    tracing::error!(collector = id, error = %err, "cursors cannot be read; the collector stays down");
-                    self.statuses.set(id, CollectorState::Failing, Some(err.to_string()));
-                    return;
-                }
-            }
         }
     }
 
-    /// Returns true if the agent stops.
+    /// Waits until all earlier records of this collector are durable, and then loads its cursors.
+    fn load_cursors(&mut self) -> Result<(), RunnerExit> {
+        self.sink.wait_durable().map_err(|_| RunnerExit::Stopped)?;
+        let cursors =
+            self.queue.cursors(self.spec.id).and_then(|cursors| Ok((cursors, self.queue.stored(self.spec.id)?)));
+        (self.context.cursors, self.context.stored) =
+            cursors.map_err(|err| RunnerExit::Failed(format!("cursors cannot be read: {err}")))?;
+        Ok(())
+    }
+
+    /// Waits for `pause`; returns true if the collector is to stop.
     fn wait_or_stop(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
@@ -125,7 +126,7 @@ impl Runner {
         }
     }
 
-    fn round(&mut self) -> RunnerExit {
+    fn run_once(&mut self) -> RunnerExit {
         match self.settings.build(&self.context) {
             Err(err) => RunnerExit::Failed(err.to_string()),
             Ok(Plan::Off) => RunnerExit::Absent("switched off".to_owned()),
@@ -164,7 +165,7 @@ impl Runner {
             if problem != reported
                 && let Some(why) = &problem
             {
-                tracing::warn!(collector = self.spec.id, why, "collector is missing permissions");
+                tracing::warn!(collector = self.spec.id, why, "the collector lacks permissions");
                 self.sink.lifecycle(LifecycleEvent::CollectorError, self.spec.id, why.clone());
             }
             reported = problem;
@@ -185,7 +186,11 @@ impl Runner {
             self.statuses.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
         self.statuses.set(self.spec.id, CollectorState::Running, why);
         if was_failing {
-            self.sink.lifecycle(LifecycleEvent::CollectorRecovered, self.spec.id, "works again".to_owned());
+            self.sink.lifecycle(
+                LifecycleEvent::CollectorRecovered,
+                self.spec.id,
+                "the collector works again".to_owned(),
+            );
         }
     }
 
@@ -204,10 +209,10 @@ fn with_jitter(every: Duration) -> Duration {
     every.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// Size of a chunk of a poll: limits the intake's memory, and the size of a batch.
+/// Size at which a chunk of a poll is closed. Small chunks limit the intake's memory and the size of a batch.
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// Encodes the bodies of a poll as chunks with running positions, on demand.
+/// Encodes the bodies of a poll as chunks with consecutive positions, lazily.
 pub(crate) fn chunks_of(
     source: &Arc<Source>,
     next: &mut u64,
@@ -233,7 +238,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// Marks a poll or a watch that is stuck; a thread cannot be ended from outside.
+/// Marks a poll or watch as stuck. It does not end it, since a thread cannot be ended from outside.
 struct Watchdog(StopSignal);
 
 impl Watchdog {

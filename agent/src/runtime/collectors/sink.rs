@@ -62,6 +62,6 @@ impl Sink for QueueSink {
 
     fn recovered(&self, collector: &'static str) {
         self.statuses.recovered(collector);
-        self.lifecycle(LifecycleEvent::CollectorRecovered, collector, "works again".to_owned());
+        self.lifecycle(LifecycleEvent::CollectorRecovered, collector, "the collector works again".to_owned());
     }
 }

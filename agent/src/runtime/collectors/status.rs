@@ -15,9 +15,9 @@ pub(crate) enum CollectorState {
     Running,
     /// The host has nothing to observe.
     Absent,
-    /// It failed, and is restarted.
+    /// It failed and waits for its restart.
     Failing,
-    /// It hangs.
+    /// It made no progress for the stall deadline.
     Stuck,
     /// Settings or policy switch it off.
     Disabled,
@@ -44,9 +44,10 @@ pub(crate) struct CollectorStatus {
     pub(crate) state: CollectorState,
     /// Why it does not run, or its last problem.
     pub(crate) why: Option<String>,
-    /// The problem concerns a source that it should observe, not a missing permission that only reduces its output.
+    /// `reason` is a problem with a source that the collector should observe, and not a missing permission that only reduces
+    /// its output.
     pub(crate) is_problem: bool,
-    /// Why it counts as hanging.
+    /// Why the collector counts as stuck; `None` if it does not.
     pub(crate) stuck: Option<String>,
     /// A conflict between configuration and policy.
     pub(crate) note: Option<String>,
@@ -75,7 +76,7 @@ impl CollectorStatuses {
         );
     }
 
-    /// Marks a collector as hanging, or as running again; earlier problems remain.
+    /// Marks a collector as stuck for a reason, or with `None` as running again. An earlier problem remains.
     pub(crate) fn set_stuck(&self, id: &str, stuck: Option<String>) {
         if let Some(line) = self.lock().get_mut(id) {
             line.state = if stuck.is_some() { CollectorState::Stuck } else { CollectorState::Running };

@@ -9,10 +9,10 @@ use std::{collections::BTreeMap, sync::Arc, thread::JoinHandle, time::Duration};
 use tokio::sync::oneshot;
 use vedette_collectors::{AnySettings, CollectError, CollectorContext, Outlet, Sink, Spec, StopSignal, Waker};
 
-/// Collectors that do not stop in time are abandoned.
+/// Time that stopped collectors have to end; later their threads are abandoned.
 const STOP_GRACE: Duration = Duration::from_secs(2);
-/// Time limit of a skip: a file system may hang.
-const SKIP_PATIENCE: Duration = Duration::from_secs(30);
+/// Time that one call waits for a skip. A skip that takes longer goes on in its thread, since a file system may hang.
+const SKIP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A running collector.
 struct Running {
@@ -35,9 +35,9 @@ pub(in crate::runtime) struct Supervisor {
 /// A collector to start.
 pub(in crate::runtime) struct Start {
     pub(in crate::runtime) spec: &'static Spec,
-    /// Settings that were decided for it.
+    /// Settings from the policy decision; if they change, the collector is restarted.
     pub(in crate::runtime) decided: AnySettings,
-    /// Settings to run with.
+    /// The same settings with `enabled` on.
     pub(in crate::runtime) settings: AnySettings,
     pub(in crate::runtime) context: CollectorContext,
     pub(in crate::runtime) destination: LaneSink,
@@ -84,14 +84,15 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Stops collectors, and waits for their threads for a while.
+    /// Stops collectors, and waits up to `STOP_GRACE` for their threads to end.
     pub(in crate::runtime) async fn stop(&mut self, ids: &[&'static str]) {
-        let leaving: Vec<Running> = ids.iter().filter_map(|id| self.running.remove(id)).collect();
-        leaving.iter().for_each(|running| running.stop.stop());
-        Runner::join_all(leaving.into_iter().map(|running| running.thread).collect(), STOP_GRACE).await;
+        let stopping: Vec<Running> = ids.iter().filter_map(|id| self.running.remove(id)).collect();
+        stopping.iter().for_each(|running| running.stop.stop());
+        Runner::join_all(stopping.into_iter().map(|running| running.thread).collect(), STOP_GRACE).await;
     }
 
-    /// Skips what was written while a collector was off, on a thread; a skip that hangs is awaited later.
+    /// Skips, in a thread, what was written while the collector was off. Fails if that takes longer than `SKIP_TIMEOUT`; the
+    /// next call awaits the same skip.
     pub(in crate::runtime) async fn skip(
         &mut self,
         id: &'static str,
@@ -111,16 +112,16 @@ impl Supervisor {
                 done
             }
         };
-        match tokio::time::timeout(SKIP_PATIENCE, &mut done).await {
-            Ok(skipped) => Ok(skipped.context("skipping panicked")??),
+        match tokio::time::timeout(SKIP_TIMEOUT, &mut done).await {
+            Ok(skipped) => Ok(skipped.context("the thread that skips panicked")??),
             Err(_) => {
                 self.skipping.insert(id, done);
-                anyhow::bail!("a collector still skips what was written while it was off; trying again");
+                anyhow::bail!("collector {id} is still skipping what was written while it was off; trying again");
             }
         }
     }
 
-    /// Waits for the stopped collectors to end.
+    /// Waits up to `STOP_GRACE` for all collectors to end, after the stop signal.
     pub(in crate::runtime) async fn join(self) {
         Runner::join_all(self.running.into_values().map(|running| running.thread).collect(), STOP_GRACE).await;
     }

@@ -266,7 +266,9 @@ impl WorkspaceClient {
         // Tells whether the certificate is at fault, or the old one fails as well.
         let answer = current.put(frame).await;
         if matches!(answer, Answer::Acknowledged { .. }) {
-            tracing::error!("the old certificate delivers and the renewed one does not; discarding the renewed one");
+            tracing::error!(
+                "delivery works with the old certificate but not with the renewed one; discarding the renewed one"
+            );
             *self.lock_trial() = None;
         }
         answer
@@ -297,7 +299,7 @@ impl WorkspaceClient {
         }
         match self.identity.write("cert.pem", trial.certificate.as_bytes()) {
             Ok(()) => {
-                tracing::info!("the renewed certificate delivers; keeping it");
+                tracing::info!("delivery works with the renewed certificate; keeping it");
                 let mut state = self.lock();
                 (state.post, state.fingerprints) = (trial.post.clone(), fingerprints(&self.identity));
                 *trying = None;

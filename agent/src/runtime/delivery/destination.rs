@@ -74,7 +74,7 @@ impl LaneDelivery {
             Answer::Purge => Outcome::Forbidden,
             Answer::TooLarge { why } => Outcome::Split { why },
             Answer::Damaged { why } => Outcome::Damaged { why },
-            Answer::Conflict { why } => Outcome::Renumber { why },
+            Answer::Conflict { why } => Outcome::Reseal { why },
             Answer::Rekey { why } => {
                 self.notices.lock().needs_rekey = true;
                 Outcome::Retry { after: Some(pause()), why }

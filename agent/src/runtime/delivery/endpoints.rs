@@ -105,7 +105,7 @@ impl Endpoints {
     }
 
     /// Whether the sender must be woken; resets the mark.
-    pub(in crate::runtime) fn wakes(&mut self) -> bool {
+    pub(in crate::runtime) fn take_wake(&mut self) -> bool {
         std::mem::take(&mut self.wake)
     }
 
@@ -181,7 +181,7 @@ impl Endpoints {
 
     fn go(&mut self, active: usize, why: String) {
         let url = self.urls[active].clone();
-        tracing::warn!(from = self.in_use.url, to = url, why, "another endpoint is in use");
+        tracing::warn!(from = self.in_use.url, to = url, why, "switched to another endpoint");
         self.active = active;
         self.in_use = InUse { url, since: now(), why };
         (self.fails, self.delivered, self.preferred_healthy_since, self.probed) = ([None; 2], None, None, [None; 2]);
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!([next(&mut e, 101), next(&mut e, 130), next(&mut e, 131)], [TWO, ONE, TWO]);
         e.record_success(RequestKind::Delivery, ONE, at(131));
         e.record_success(RequestKind::Delivery, TWO, at(200));
-        // Policy polls are no probes while batches are delivered.
+        // Policy polls are not probes while batches are delivered.
         assert_eq!([e.next(RequestKind::PolicyPoll, at(201)), next(&mut e, 202)], [TWO, ONE]);
         assert!(!e.record_failure(RequestKind::Delivery, ONE, "refused", (at(400), at(400))));
         e.record_success(RequestKind::Delivery, ONE, at(432));
@@ -234,7 +234,7 @@ mod tests {
         assert!(e.record_failure(RequestKind::Delivery, ONE, "timed out", (begin, begin + Duration::from_secs(120))));
         assert_eq!((e.in_use().url.as_str(), e.is_probe(ONE), e.is_probe(TWO)), (TWO, true, false));
         assert_eq!(e.rest_max(), Some(Duration::from_secs(60)));
-        // One request that hung while others succeeded is no failure.
+        // One request that hung while others succeeded is not a failure.
         let (mut e, at) = (endpoints(), |seconds| begin + Duration::from_secs(seconds));
         e.record_success(RequestKind::Delivery, ONE, at(119));
         assert!(!e.record_failure(RequestKind::Delivery, ONE, "timed out", (begin, at(120))));

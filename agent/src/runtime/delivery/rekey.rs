@@ -37,7 +37,9 @@ pub(in crate::runtime) async fn rekey(
             match attempt(identity, enrollment, host, client).await {
                 Ok(true) => return,
                 Ok(false) => break not_demanded(identity, lane, host).await,
-                Err(why) => tracing::warn!(why = format!("{why:#}"), "no new key yet; records wait on disk"),
+                Err(why) => {
+                    tracing::warn!(why = format!("{why:#}"), "the new key is not certified yet; records wait on disk")
+                }
             }
             tokio::time::sleep(backoff.pause()).await;
         }

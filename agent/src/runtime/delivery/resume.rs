@@ -79,7 +79,9 @@ pub(in crate::runtime) async fn resume(
     let began = Instant::now();
     let is_reread = queue.resume() == Resume::Reread;
     if is_reread {
-        tracing::warn!("the workspace lost acknowledged batches; sources are read again after the queue is delivered");
+        tracing::warn!(
+            "the workspace lost acknowledged batches; sources will be read again once the queue is delivered"
+        );
     }
     // Undelivered batches would be read a second time.
     while queue.holds_salvaged().unwrap_or(true) || is_reread && queue.holds_earlier().unwrap_or(true) {
@@ -122,7 +124,7 @@ async fn positions(client: &WorkspaceClient, queue: &Queue, began: Instant) -> V
         }
         let is_enough = failed.is_none() || !answers.is_empty() && began.elapsed() >= PAIR_PATIENCE;
         match failed.filter(|_| !is_enough).map(|why| format!("{why:#}")) {
-            None => return together(answers),
+            None => return merge(answers),
             Some(why) if is_first && began.elapsed() >= FIRST_PATIENCE => {
                 tracing::info!(why, "the workspace did not answer; assuming a first start");
                 return Vec::new();
@@ -163,7 +165,7 @@ async fn salvage_one(lane: &Arc<Lane>, events: &AgentEvents, path: &Path) {
 }
 
 /// Merges the positions of several workspaces: the union of stored ranges, and the newest cursors.
-fn together(answers: Vec<Vec<StoredSource>>) -> Vec<StoredSource> {
+fn merge(answers: Vec<Vec<StoredSource>>) -> Vec<StoredSource> {
     let mut all: BTreeMap<(String, String), StoredSource> = BTreeMap::new();
     for source in answers.into_iter().flatten() {
         match all.entry((source.collector.clone(), source.id.clone())) {
@@ -205,7 +207,7 @@ async fn fetch(client: &WorkspaceApi) -> Result<Vec<StoredSource>> {
         let after = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
         let Some(page) = client.positions(after).await? else {
             tracing::warn!(
-                "the workspace is of an older release without positions; files start as configured by `start`"
+                "the workspace's release is too old to send positions; files are read from where `start` says"
             );
             return Ok(Vec::new());
         };
@@ -241,7 +243,7 @@ mod tests {
         let one = vec![source("a", 1, &[(0, 10), (30, 40)]), source("b", 9, &[(0, 5)])];
         let two = vec![source("a", 2, &[(10, 20), (35, 50), (60, 70)]), source("b", 3, &[(5, 6)]), source("c", 1, &[])];
         let expected = [source("a", 2, &[(0, 20), (30, 50), (60, 70)]), source("b", 9, &[(0, 6)]), source("c", 1, &[])];
-        assert_eq!(together(vec![one, two]), expected);
+        assert_eq!(merge(vec![one, two]), expected);
     }
 
     /// A workspace that repeats a page for ever, or always sends more.

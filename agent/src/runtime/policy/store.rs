@@ -16,10 +16,10 @@ pub(crate) enum PolicyError {
     #[error("the policy is not signed by the workspace's key")]
     Forged,
     /// It is of another organization.
-    #[error("the policy is of another organization, {0}")]
+    #[error("the policy belongs to another organization, {0}")]
     OtherOrganization(String),
     /// Its revision is not newer than the one in force.
-    #[error("the policy has revision {0}, and {1} is in force")]
+    #[error("the policy has revision {0}, which is not newer than revision {1} in force")]
     Older(u64, u64),
     /// It cannot be read, or contains a forbidden setting.
     #[error("the policy cannot be used: {0}")]

@@ -24,7 +24,8 @@ fn policy(tier: Tier, collect: bool) -> Policy {
     Policy { collect, revision: 5, ..Policy::first(organization, tier, 1) }
 }
 
-/// Collectors that run, and those that run in spite of the configuration, on a host with a system log and no journal.
+/// Collectors that run, those that run in spite of the configuration, and those that the policy switches off, on a host without
+/// files.
 fn decided(policy: &Policy, off: &[&str]) -> (BTreeSet<&'static str>, Vec<&'static str>, Vec<&'static str>) {
     let host = tempfile::tempdir().expect("temp dir");
     let decisions = decide(policy, &plans(off), &CollectorContext::new(host.path(), Arc::new(|| 1)));
@@ -39,12 +40,12 @@ fn with_collection_off_nothing_runs_and_all_of_it_is_off_by_policy() {
     assert_eq!(
         by_policy.len(),
         REGISTRY.len() - 1,
-        "also what the configuration switches off: it may switch it on meanwhile"
+        "also those that the configuration switches off, since it may switch them on later"
     );
 }
 
 #[test]
-fn the_host_may_switch_off_what_it_likes_on_the_free_tier_and_what_nobody_requires_on_standard() {
+fn the_host_may_switch_off_any_collector_on_free_and_only_optional_ones_on_standard() {
     let (run, conflicts, _) = decided(&policy(Tier::Free, true), &["processes", "syslog", "journal"]);
     assert!(!run.contains("processes") && !run.contains("syslog") && conflicts.is_empty());
     let (run, conflicts, _) = decided(&policy(Tier::Standard, true), &["processes", "crash_dumps"]);
@@ -55,7 +56,7 @@ fn the_host_may_switch_off_what_it_likes_on_the_free_tier_and_what_nobody_requir
 }
 
 #[test]
-fn either_of_two_sources_of_system_logs_is_enough_where_it_is_there() {
+fn one_collector_of_system_logs_suffices_if_its_source_exists() {
     let (run, conflicts, _) = decided(&policy(Tier::Standard, true), &["journal"]);
     assert!(run.contains("syslog") && conflicts.is_empty());
     // This host has no journal, so the journal collector observes nothing.
@@ -95,7 +96,7 @@ mod store {
     }
 
     #[test]
-    fn only_a_newer_one_of_this_organization_signed_by_its_workspace_counts_and_is_kept() {
+    fn only_a_newer_policy_of_this_organization_signed_by_its_workspace_is_accepted_and_stored() {
         drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
         let (dir, key) = (tempfile::tempdir().expect("temp dir"), KeyPair::generate_for(&PKCS_ED25519).expect("makes"));
         let identity = IdentityDir::new(dir.path());
@@ -148,7 +149,7 @@ mod store {
         assert_eq!(
             (status.policy.map(|policy| policy.revision), status.problem),
             (Some(6), None),
-            "all parts follow it"
+            "subscribers see the new policy"
         );
         let store = load();
         let collect = store.policy().map(|policy| policy.collect);

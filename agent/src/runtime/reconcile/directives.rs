@@ -72,17 +72,17 @@ pub(super) async fn next(client: &WorkspaceClient, delivery: &LaneDelivery, afte
 }
 
 /// Sends the policy in force to a workspace that was restored from a backup and lacks it.
-pub(super) async fn bring_policy(client: &WorkspaceClient, signed: Option<SignedPolicy>) {
+pub(super) async fn upload_policy(client: &WorkspaceClient, signed: Option<SignedPolicy>) {
     let Some(signed) = signed else { return };
     for post in client.all() {
-        match post.bring_policy(&signed).await {
+        match post.upload_policy(&signed).await {
             Ok(false) => {}
             Ok(true) => {
                 tracing::warn!("sent the policy in force to a workspace that lost it; was it restored from a backup?")
             }
             Err(why) => tracing::warn!(
                 why = format!("{why:#}"),
-                "the workspace lost the policy in force, and does not accept it"
+                "the workspace lost the policy in force and refused this agent's copy"
             ),
         }
     }

@@ -1,13 +1,13 @@
-//! Applies the policy: polls the workspace for the next one, and starts and stops collectors by it.
+//! Applies the policy: polls the workspace for the next one, and starts and stops collectors accordingly.
 //!
-//! Before a collector is switched off by policy, that is recorded durably in `off.json`. When it is switched on again, it skips
-//! and counts what was written meanwhile before the record is removed. So a crash in between never leads to the collection of
-//! what was written while the collector was off.
+//! Before a collector is switched off by policy, that is recorded durably in `off.json`. When the collector is switched on
+//! again, it first skips and counts what was written meanwhile; then the record is removed. So a crash in between never leads
+//! to the collection of what was written while the collector was off.
 
 mod directives;
 
 use crate::{
-    config::{ConfiguredCollector, OnDisable, ResumeAt, collector_context},
+    config::{ConfiguredCollector, OnDisable, Resolved, ResumeAt, collector_context},
     now,
     runtime::{
         artifacts::Artifacts,
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 use anyhow::Result;
-use directives::{PollPace, bring_policy, next};
+use directives::{PollPace, next, upload_policy};
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
@@ -35,9 +35,9 @@ use vedette_wire::{
     policy::{Directives, Policy, SignedPolicy, SignedRequest},
 };
 
-/// Maximum wait for room for the last event before collection is off.
+/// Maximum time to wait until the last event fits into the intake, before collection is switched off.
 const EVENT_GRACE: Duration = Duration::from_secs(2);
-/// Poll interval for durability.
+/// Interval of checks whether all records are durable.
 const DURABLE_POLL: Duration = Duration::from_millis(500);
 /// Retry interval of a policy that is not fully applied, and of open artifact requests.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
@@ -49,8 +49,10 @@ const ARTIFACTS: &str = "artifacts";
 /// Applies the policy.
 pub(super) struct Reconciler {
     parts: Arc<Parts>,
+    /// The configuration in force.
+    config: Arc<Resolved>,
     store: PolicyStore,
-    /// What batches state of policy and host.
+    /// The policy revision and the host that batch headers name.
     batch_context: watch::Sender<BatchContext>,
     collectors: Supervisor,
     artifacts: Artifacts,
@@ -67,7 +69,8 @@ impl Reconciler {
     pub(super) fn new(parts: Arc<Parts>, store: PolicyStore, batch_context: watch::Sender<BatchContext>) -> Self {
         let off = std::fs::read(parts.identity.path(OFF)).ok();
         let off = off.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        for plan in &parts.config.collectors {
+        let config = Arc::clone(&parts.in_force.borrow());
+        for plan in &config.collectors {
             parts.statuses.add(plan.spec.id, plan.spec.class);
         }
         if let Some(problem) = store.problem() {
@@ -75,13 +78,13 @@ impl Reconciler {
             tracing::error!(
                 error = problem,
                 collects,
-                "the stored policy cannot be used until the workspace sends one"
+                "the stored policy cannot be used; waiting for the workspace to send one"
             );
         }
         let collectors = Supervisor::new(Arc::clone(&parts.statuses), parts.stop.clone());
         let artifacts = Artifacts::load(Arc::clone(&parts));
         let (reported, pace) = (BTreeSet::new(), PollPace::default());
-        Self { parts, store, batch_context, collectors, artifacts, off, reported, pace }
+        Self { parts, config, store, batch_context, collectors, artifacts, off, reported, pace }
     }
 
     /// Applies policies until a stop; then waits for the collectors to end.
@@ -96,12 +99,14 @@ impl Reconciler {
 
     /// Runs collectors by the policy in force, and by each that replaces it.
     async fn run(&mut self, mut resumed: watch::Receiver<bool>) -> Infallible {
-        // Requests from before the start.
+        // Resumes artifact requests that were open before the start.
         self.accept_requests(Vec::new()).await;
         // The poll continues while other events are handled; a new one would restart its pauses.
         let mut polling = self.poll();
+        let mut in_force = self.parts.in_force.subscribe();
         loop {
-            // The borrow must not live over the wait.
+            self.config = Arc::clone(&in_force.borrow_and_update());
+            // The borrow must end before the await.
             let is_resumed = *resumed.borrow_and_update();
             let is_applied = match self.apply(is_resumed).await {
                 Ok(()) => true,
@@ -117,6 +122,7 @@ impl Reconciler {
                 }
                 () = tokio::time::sleep(RETRY_EVERY), if self.artifacts.is_open() => drop(self.accept_requests(Vec::new()).await),
                 _ = resumed.changed() => {}
+                _ = in_force.changed() => self.reported.clear(),
                 () = tokio::time::sleep(RETRY_EVERY), if !is_applied => {}
             }
         }
@@ -131,14 +137,14 @@ impl Reconciler {
         })
     }
 
-    /// Takes over what the workspace answered.
+    /// Applies the directives of a poll.
     async fn follow(&mut self, directives: Directives) {
         let known = self.store.revision();
         if let Some(signed) = &directives.policy {
             self.accept_policy(signed);
         }
         if directives.bring_policy {
-            bring_policy(&self.parts.client, self.store.signed()).await;
+            upload_policy(&self.parts.client, self.store.signed()).await;
         }
         let is_new = self.accept_requests(directives.artifacts).await || self.store.revision() != known;
         self.pace.answered(is_new);
@@ -159,8 +165,8 @@ impl Reconciler {
         }
     }
 
-    /// Puts a policy in force. A refused policy is repeated by the workspace: pauses between polls grow, and a changed reason
-    /// is reported.
+    /// Puts a policy in force. The workspace repeats a policy that was refused; so pauses between polls
+    /// grow, and a refusal is reported only when its reason changes.
     fn accept_policy(&mut self, signed: &SignedPolicy) {
         let before = self.store.problem();
         let accepted = self.store.accept(signed);
@@ -182,18 +188,18 @@ impl Reconciler {
     async fn apply(&mut self, is_resumed: bool) -> Result<()> {
         let Some(policy) = self.store.policy() else {
             self.store.set_emission_off(true);
-            for plan in &self.parts.config.collectors {
+            for plan in &self.config.collectors {
                 let why = "no policy is in force; waiting for the workspace";
                 self.parts.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
             }
             return Ok(());
         };
-        let decisions = decide(&policy, &self.parts.config.collectors, &collector_context(&self.parts.config));
+        let decisions = decide(&policy, &self.config.collectors, &collector_context(&self.config));
         self.record_off(&decisions)?;
-        self.stop_leaving(&policy, &decisions).await;
-        self.change_batches(&policy).await;
+        self.stop_outdated(&policy, &decisions).await;
+        self.switch_policy(&policy).await;
         let enabled = decisions.iter().filter(|decision| decision.run).map(|decision| decision.id).collect();
-        let config = Arc::clone(&self.parts.config);
+        let config = Arc::clone(&self.config);
         let mut failed = None;
         for (plan, decision) in config.collectors.iter().zip(decisions) {
             if let Err(err) = self.reconcile(plan, decision, &enabled, is_resumed).await {
@@ -218,24 +224,24 @@ impl Reconciler {
     }
 
     /// Stops collectors that no longer run, or run with other settings.
-    async fn stop_leaving(&mut self, policy: &Policy, decisions: &[Decision]) {
-        let leaves = |decision: &&Decision| {
+    async fn stop_outdated(&mut self, policy: &Policy, decisions: &[Decision]) {
+        let is_outdated = |decision: &&Decision| {
             self.collectors.is_running(decision.id)
                 && (!decision.run || self.collectors.has_other_settings(decision.id, &decision.settings))
         };
-        let leaving: Vec<&Decision> = decisions.iter().filter(leaves).collect();
-        let ids: Vec<&'static str> = leaving.iter().map(|decision| decision.id).collect();
+        let outdated: Vec<&Decision> = decisions.iter().filter(is_outdated).collect();
+        let ids: Vec<&'static str> = outdated.iter().map(|decision| decision.id).collect();
         self.collectors.stop(&ids).await;
-        if policy.collect && leaving.iter().any(|decision| decision.by_policy) {
+        if policy.collect && outdated.iter().any(|decision| decision.by_policy) {
             // Their records belong to the previous policy.
             let sink = Arc::clone(&self.parts.records.sink);
             drop(tokio::task::spawn_blocking(move || sink.wait_durable()).await);
         }
     }
 
-    /// Assigns later records to this policy. Before collection is switched off, makes earlier records durable under the
+    /// From now on batches name this policy. Before collection is switched off, makes earlier records durable under the
     /// previous policy; after that nothing about this host is emitted.
-    async fn change_batches(&self, policy: &Arc<Policy>) {
+    async fn switch_policy(&self, policy: &Arc<Policy>) {
         let was = self.store.applied();
         let (revision, has_host) = {
             let context = self.batch_context.borrow();
@@ -274,9 +280,9 @@ impl Reconciler {
         let purges = self.parts.config.policy.on_disable == OnDisable::Purge;
         self.parts.client.close(purges);
         if purges {
-            // Batches in damaged queues were observed before, too.
+            // Damaged queues hold records from before collection was switched off, too.
             for path in vedette_transport::queue::salvage::broken(&self.parts.config.state_dir, LaneName::Records) {
-                tracing::warn!(path = %path.display(), "a damaged queue is deleted: the queue is being purged by policy");
+                tracing::warn!(path = %path.display(), "deleting a damaged queue, since the policy switched collection off and `policy.on_disable` is `purge`");
                 drop(std::fs::remove_file(path));
             }
         }
@@ -286,7 +292,7 @@ impl Reconciler {
         while !is_last {
             is_last = tokio::time::timeout(DURABLE_POLL, &mut durable).await.is_ok();
             let queue = Arc::clone(self.parts.records.lane.queue());
-            // Purges first as well: a full queue takes nothing until it has room.
+            // Purges before the wait, too, since a full queue accepts nothing.
             if purges
                 && let Err(err) =
                     tokio::task::spawn_blocking(move || queue.purge_all()).await.expect("the queue does not panic")
@@ -331,8 +337,8 @@ impl Reconciler {
         };
         // A required collector that is switched off runs with its other settings.
         let settings = decision.settings.switched_on();
-        self.switch_on(plan, &settings, enabled, &destination).await?;
-        let context = self.context(id, &destination, enabled)?;
+        self.skip_time_off(plan, &settings, enabled, &destination).await?;
+        let context = self.context(enabled);
         self.collectors.start(Start { spec: plan.spec, decided: decision.settings, settings, context, destination })
     }
 
@@ -348,7 +354,7 @@ impl Reconciler {
     }
 
     /// Skips what was written while a policy had switched a collector off.
-    async fn switch_on(
+    async fn skip_time_off(
         &mut self,
         plan: &ConfiguredCollector,
         settings: &AnySettings,
@@ -358,25 +364,25 @@ impl Reconciler {
         let id = plan.spec.id;
         let Some(since) = self.off.get(id).copied() else { return Ok(()) };
         if plan.spec.can_skip && self.parts.config.policy.resume == ResumeAt::End {
-            let context = self.context(id, destination, enabled)?;
+            let queue = destination.lane.queue();
+            let (cursors, stored) = (queue.cursors(id)?, queue.stored(id)?);
+            let context = CollectorContext { cursors, stored, ..self.context(enabled) };
             self.collectors.skip(id, (settings.clone(), context), Arc::clone(&destination.sink)).await?;
         }
         let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
-        let message = format!("was switched off by policy for {} s", off.as_secs());
+        let message = format!("the policy had switched the collector off for {} s", off.as_secs());
         self.parts.events.lifecycle(LifecycleEvent::Policy, message, Some(id), None);
         self.off.remove(id);
         self.store_off()
     }
 
-    fn context(&self, id: &str, destination: &LaneSink, enabled: &BTreeSet<&'static str>) -> Result<CollectorContext> {
-        let queue = destination.lane.queue();
-        Ok(CollectorContext {
-            cursors: queue.cursors(id)?,
-            stored: queue.stored(id)?,
+    /// A collector's context without its cursors.
+    fn context(&self, enabled: &BTreeSet<&'static str>) -> CollectorContext {
+        CollectorContext {
             enabled: enabled.clone(),
             requests: Some(self.artifacts.requests().clone()),
             cloud: self.parts.cloud.clone(),
-            ..collector_context(&self.parts.config)
-        })
+            ..collector_context(&self.config)
+        }
     }
 }

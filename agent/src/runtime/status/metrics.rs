@@ -42,7 +42,7 @@ pub(crate) async fn serve(address: SocketAddr, source: StatusSource) -> Infallib
         }
         tokio::time::sleep(BIND_PAUSE).await;
     };
-    tracing::info!(address = %listener.local_addr().unwrap_or(address), "metrics");
+    tracing::info!(address = %listener.local_addr().unwrap_or(address), "serving metrics");
     // Dropped with this task.
     let mut open = JoinSet::new();
     loop {

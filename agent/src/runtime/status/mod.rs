@@ -79,7 +79,7 @@ pub(crate) struct QueueReport {
     pub(crate) quarantine: QuarantineReport,
 }
 
-/// Batches that the workspace refuses for good.
+/// Batches in quarantine, which the workspace refuses for good.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct QuarantineReport {
     pub(crate) batches: u64,

@@ -40,7 +40,7 @@ pub(crate) fn render(report: &Report) -> String {
     );
     gauge(&mut registry, "policy_collect", "1 if the policy lets collectors run", i64::from(report.policy.collect));
     let problem = i64::from(report.policy.problem.is_some());
-    gauge(&mut registry, "policy_problem", "1 if the last or the stored policy cannot be used", problem);
+    gauge(&mut registry, "policy_problem", "1 if the last received or the stored policy cannot be used", problem);
     if let Some(bytes) = report.rss_bytes {
         let resident: Gauge = Gauge::default();
         resident.set(signed(bytes));
@@ -67,9 +67,9 @@ fn collectors(registry: &mut Registry, report: &Report) {
         states.get_or_create(&vec![label(), ("state", metric_label(&collector.state))]).set(1);
         problems.get_or_create(&vec![label()]).set(i64::from(collector.problem.is_some()));
     }
-    registry.register("emitted_records", "Records that collectors emitted since the queue was created", emitted);
+    registry.register("emitted_records", "Records that collectors emitted since the epoch began", emitted);
     registry.register("dropped_records", "Records that were dropped, by reason", dropped);
-    registry.register("collector_state", "1 for the state of each collector", states);
+    registry.register("collector_state", "1 for the current state of each collector", states);
     registry.register("collector_problem", "1 if a source of the collector cannot be read, watched or bound", problems);
 }
 
@@ -89,11 +89,11 @@ fn delivery(registry: &mut Registry, report: &Report) {
     number(
         registry,
         "quarantine_batches",
-        "Batches that the workspace refuses for good",
+        "Batches in quarantine, which the workspace refuses for good",
         None,
         queue.quarantine.batches,
     );
-    number(registry, "quarantine", "Size of these batches", Some(Unit::Bytes), queue.quarantine.bytes);
+    number(registry, "quarantine", "Size of the batches in quarantine", Some(Unit::Bytes), queue.quarantine.bytes);
     let seconds = |registry: &mut Registry, name: &str, help: &str, value: f64| {
         let gauge = FloatGauge::default();
         gauge.set(value);

@@ -5,7 +5,7 @@
 use super::{rotation::*, *};
 use std::fs;
 
-/// As logrotate does: the archive has the time of its original.
+/// Compresses a file as logrotate does: the archive keeps the modification time.
 fn compress(path: &Path, to: &Path) {
     let text = fs::read(path).expect("reads");
     let modified = fs::metadata(path).expect("is there").modified().expect("has one");
@@ -48,7 +48,7 @@ fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archi
         let running = start(dir.path(), "/*.log", Start::Beginning, sink);
         whole(&running, 3010);
         let sources: BTreeSet<String> = running.sink.lines.lock().iter().map(|(source, _, _)| source.clone()).collect();
-        assert_eq!(sources.len(), 2, "the archive goes on as the source that the file was");
+        assert_eq!(sources.len(), 2, "the archive continues the file's source");
         // The archive's cursor is dropped, and is not searched for at the next start.
         files_with_cursors(&running.sink, 1);
         assert_eq!(running.stop().dropped(), []);
@@ -73,7 +73,7 @@ fn several_generations_of_which_the_older_were_compressed_are_read() {
 }
 
 #[test]
-fn an_archive_of_what_was_read_while_running_is_not_read_once_more() {
+fn an_archive_of_a_file_that_was_fully_read_is_not_read_again() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
     append(&log, &numbered(0..500));
@@ -143,13 +143,13 @@ fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
 }
 
 #[test]
-fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
+fn a_lost_file_is_counted_with_the_unread_bytes_that_were_known() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
     let sink = first_run(dir.path(), 0..10);
     let read = fs::metadata(&log).expect("is there").len();
     {
-        // More was known than was read.
+        // The cursor knows of more bytes than were read.
         let mut cursors = sink.cursors.lock();
         let (id, bytes) = cursors.iter().find(|(id, _)| *id != SCANNED).expect("one");
         let cursor = Cursor::decode(id, bytes, &[]).expect("a cursor");
@@ -166,7 +166,7 @@ fn what_cannot_be_found_is_counted_with_its_bytes_where_they_were_seen() {
 }
 
 #[test]
-fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
+fn a_damaged_archive_is_read_up_to_the_damage_and_the_rest_is_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (log, archive) = (dir.path().join("a.log"), dir.path().join("a.log.1.gz"));
     let sink = first_run(dir.path(), 0..10);
@@ -188,11 +188,11 @@ fn an_archive_that_is_damaged_costs_its_rest_and_is_counted() {
         [(Reason::RotatedAway, 1)]
     );
     assert!(readable > 100);
-    assert_eq!(sink.lines.lock().len(), readable, "what can be read of it is");
+    assert_eq!(sink.lines.lock().len(), readable, "the intact part is read");
 }
 
 #[test]
-fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
+fn the_unread_part_of_a_truncated_file_is_read_from_its_copy() {
     for to in ["srv/old/a.log.1", "srv/old/a.log.1.gz", "a.log.1.gz"] {
         let dir = tempfile::tempdir().expect("temp dir");
         let (log, copy) = (dir.path().join("a.log"), dir.path().join(to));
@@ -203,7 +203,7 @@ fn what_was_not_read_of_a_truncated_file_is_read_where_its_copy_went() {
         append(&log, &numbered(0..100));
         let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
         running.until(100);
-        // It is written faster than it is delivered, for a while.
+        // Its share of the queue is used up for a while.
         *running.sink.full.lock() = Some("/a.log".to_owned());
         append(&log, &numbered(100..200));
         std::thread::sleep(Duration::from_millis(1500));

@@ -1,4 +1,4 @@
-//! Files that others create to do harm: too many, endless, sparse, or not theirs.
+//! Files that someone creates to do harm: too many, endless, sparse, or links to files of another user.
 
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
@@ -42,7 +42,7 @@ fn more_files_than_descriptors_are_read_and_followed() {
 #[test]
 fn a_file_without_end_does_not_keep_the_others_waiting() {
     let dir = tempfile::tempdir().expect("temp dir");
-    // Sorted before the other, and many times longer than a turn.
+    // The file sorts before the other, and is many times longer than what the tailer reads before it turns to the next file.
     let flood = "f".repeat(1023) + "\n";
     append(&dir.path().join("a.log"), &flood.repeat(64 << 10));
     append(&dir.path().join("z.log"), "security\n");
@@ -73,7 +73,7 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
     running.until(60);
     let began = Instant::now();
     while sink.complaints.lock().is_empty() {
-        assert!(began.elapsed() < Duration::from_secs(10), "nobody says that it waits");
+        assert!(began.elapsed() < Duration::from_secs(10), "the wait is not reported");
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(sink.complaints.lock()[0].starts_with("/flood.log waits"));
@@ -138,7 +138,7 @@ fn generations_of_a_flood_that_wait_take_no_descriptor_from_others() {
 }
 
 #[test]
-fn holes_are_passed_over_and_counted() {
+fn holes_are_skipped_and_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
     append(&log, "first\nhalf");
@@ -151,7 +151,7 @@ fn holes_are_passed_over_and_counted() {
     let began = Instant::now();
     let running = config(dir.path(), "/*.log", |tailer| tailer);
     assert_eq!(running.until(3), ["first", "half", "behind"]);
-    assert!(began.elapsed() < Duration::from_secs(15), "a terabyte of nothing is not read");
+    assert!(began.elapsed() < Duration::from_secs(15), "the hole of 1 TiB was read");
     // Data may still appear before the end of the file.
     file.set_len(far * 2).expect("extends");
     std::thread::sleep(Duration::from_millis(300));
@@ -161,11 +161,11 @@ fn holes_are_passed_over_and_counted() {
     let holes: Vec<Position> =
         sink.dropped().into_iter().filter(|(reason, ..)| *reason == Reason::Hole).filter_map(|(.., at)| at).collect();
     assert_eq!(holes, [Position(10, far + 100), Position(far + 107, far + (1 << 20))]);
-    tile(&sink);
+    assert_tiled(&sink);
 }
 
 /// Records and drops leave no gap and do not overlap.
-fn tile(sink: &MemorySink) {
+fn assert_tiled(sink: &MemorySink) {
     let mut spans: Vec<Position> = sink.lines.lock().iter().map(|(_, position, _)| *position).collect();
     spans.extend(sink.dropped().into_iter().filter_map(|(.., positions)| positions));
     spans.sort();
@@ -205,12 +205,12 @@ fn two_files_with_the_same_ends_are_both_read() {
     append(&dir.path().join("report-2.log"), &text("two"));
     let mut texts = running.until(6);
     texts.retain(|text| text.len() == 3);
-    assert_eq!(texts, ["one", "two"], "it is no copy: the other was not truncated");
+    assert_eq!(texts, ["one", "two"], "report-2.log is not a copy, since report.log was not truncated");
     running.stop();
 }
 
 #[test]
-fn what_no_glob_names_any_more_is_not_read_and_is_counted_when_it_comes_back() {
+fn a_file_that_no_glob_matches_is_not_read_and_is_counted_when_one_does_again() {
     let dir = tempfile::tempdir().expect("temp dir");
     let log = dir.path().join("a.log");
     append(&log, "one\n");
@@ -236,7 +236,7 @@ fn what_no_glob_names_any_more_is_not_read_and_is_counted_when_it_comes_back() {
 }
 
 #[test]
-fn a_link_to_another_s_file_is_not_followed_and_said() {
+fn a_link_of_another_user_is_not_followed_and_is_reported() {
     let dir = tempfile::tempdir().expect("temp dir");
     if !rustix::process::getuid().is_root() {
         return;
@@ -258,7 +258,7 @@ fn a_link_to_another_s_file_is_not_followed_and_said() {
 }
 
 #[test]
-fn loops_of_links_and_a_name_that_is_not_utf_8_keep_nothing_from_being_read() {
+fn link_loops_and_non_utf8_names_do_not_stop_other_files() {
     use std::os::unix::ffi::OsStrExt;
     let dir = tempfile::tempdir().expect("temp dir");
     let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.log"));
@@ -290,7 +290,7 @@ fn a_root_whose_name_holds_a_wildcard_is_a_root() {
 }
 
 #[test]
-fn paths_that_name_nothing_are_said() {
+fn paths_that_match_nothing_are_reported() {
     let dir = tempfile::tempdir().expect("temp dir");
     for (glob, expects_each, expected) in [
         ("/absent.log", true, "/absent.log: it does not exist"),

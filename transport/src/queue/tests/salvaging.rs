@@ -189,7 +189,7 @@ fn another_enrollment_begins_another_epoch() {
     let queue = queue(dir.path());
     let owner = (context().organization, context().agent);
     assert_eq!(queue.set_owner(owner, &[], &context().host, 50).expect("writes"), 0);
-    assert_eq!(queue.epoch(), Epoch(42), "the first is no other");
+    assert_eq!(queue.epoch(), Epoch(42), "the first one stays");
     commit(&queue, "old", "c").expect("commits");
     assert_eq!(
         queue.set_owner((owner.0, vedette_wire::AgentId([9; 16])), &[], &context().host, 51).expect("writes"),

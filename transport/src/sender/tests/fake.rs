@@ -36,7 +36,7 @@ impl Fake {
         let key = (head.key.epoch.0, head.key.seq);
         if head.key.epoch.0 == 7 && self.taken.lock().contains(&key.1) {
             self.conflicts.fetch_add(1, Relaxed);
-            return Outcome::Renumber { why: why() };
+            return Outcome::Reseal { why: why() };
         }
         let batch = codec::decode(&plain).expect("decodes");
         let text = |body: &Body| match body {
@@ -178,7 +178,7 @@ async fn a_conflict_begins_another_epoch_in_which_the_batch_is_sealed_again() {
     assert_eq!(before.set_aside.lost, [(2, 3)]);
 }
 
-/// A conflict is no failure of the endpoint: a backlog of them costs a post each, not a backoff each.
+/// A conflict is not a failure of the endpoint: a backlog of them costs a post each, not a backoff each.
 #[tokio::test(start_paused = true)]
 async fn a_backlog_of_conflicts_is_resealed_without_pauses() {
     let dir = tempfile::tempdir().expect("temp dir");

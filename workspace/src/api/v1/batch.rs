@@ -30,25 +30,25 @@ pub(in crate::api) async fn put(
     let compression = compression(&headers)?;
     let key = batch_key(&lane, &epoch, &seq)
         .ok_or_else(|| ApiError::new(ProblemCode::Key, "the path does not name lane, epoch and sequence of a batch"))?;
-    // The body is read only when there is memory for it; a slow one does not block other organizations.
-    let reserved = ingest.reserve(agent.organization, length(&headers))?;
+    // Reserves memory before it reads the body. A slow body does not block other organizations.
+    let reservation = ingest.reserve(agent.organization, length(&headers))?;
     let body = read(body).await?;
     let delivery = Delivery { agent, in_force, body, compression, digest: digest(&headers), key };
-    // On its own task, which releases its resources when it is done, even if the client disconnects.
+    // The batch lands on its own task. The task releases its resources when it ends, even if the client disconnects.
     let landing = tokio::spawn(async move {
         let landed = ingest.land(delivery).await.map_err(ApiError::from);
-        drop(reserved);
+        drop(reservation);
         if let Err(error) = &landed {
             api.metrics.outcome(agent.organization, error.code().name());
         }
         landed
     });
-    Ok(Json(landing.await.context("landing a batch ended unexpectedly")??))
+    Ok(Json(landing.await.context("the task that lands a batch panicked")??))
 }
 
 fn batch_key(lane: &str, epoch: &str, seq: &str) -> Option<(LaneName, Epoch, u64)> {
     let key: (LaneName, Epoch, u64) = (lane.parse().ok()?, epoch.parse().ok()?, seq.parse().ok()?);
-    // A batch has one path.
+    // Refuses other spellings of the numbers, as in `007`.
     (key.1.to_string() == epoch && key.2.to_string() == seq).then_some(key)
 }
 

@@ -18,7 +18,10 @@ impl TokenRequest for JoinRequest {
     async fn authenticate(&self, api: &Api) -> Result<(), ApiError> {
         // Checked before the token is used up.
         if self.geo != api.geo {
-            let title = format!("a pair stands in one geography, and this workspace is in {}", api.geo);
+            let title = format!(
+                "both workspaces of a pair must be in the same geography, and this workspace is in {}",
+                api.geo
+            );
             return Err(ApiError::new(ProblemCode::Geo, title));
         }
         if api.control.use_pair_token(&token_digest(&self.token), now()).await? {

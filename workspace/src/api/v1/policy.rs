@@ -22,13 +22,17 @@ pub(in crate::api) async fn restore(
     }
     let policy: Policy = serde_json::from_str(&signed.policy).map_err(|err| invalid(&err.to_string()))?;
     if policy.organization != key.organization {
-        return Err(invalid("the policy is of another organization"));
+        return Err(invalid("the policy belongs to another organization"));
     }
     if api.control.primary().await?.is_some() {
         return Ok(StatusCode::NO_CONTENT);
     }
     if api.control.adopt_policy(&policy, &signed, "another agent", now()).await? {
-        tracing::error!(revision = policy.revision, in_force, "an agent sent a policy that this workspace had lost");
+        tracing::error!(
+            revision = policy.revision,
+            in_force,
+            "an agent sent a policy that this workspace had lost; was it restored from an old backup?"
+        );
         let why = format!(
             "agents go by policy revision {}, which this workspace had lost: it was restored from an older backup. Revoke again what was revoked since and is not listed as revoked, and make tokens anew",
             policy.revision

@@ -55,12 +55,12 @@ impl AgentAccounts {
 pub(crate) struct Gap {
     /// `sequences` for batches that never arrived, `positions` for a gap in a source.
     pub(crate) what: &'static str,
-    /// LaneName and epoch of the sequences, or source of the positions.
+    /// Lane and epoch of the sequences, or source of the positions.
     pub(crate) of: String,
     /// First missing sequence or position, and the one after the last.
     pub(crate) from: u64,
     pub(crate) to: u64,
-    /// LaneName, epoch and sequence of the batches right before and after it.
+    /// Lane, epoch and sequence of the batches right before and after it.
     pub(crate) after: String,
     pub(crate) before: String,
     /// When these landed, earlier first; nanoseconds UTC.

@@ -131,7 +131,7 @@ async fn the_lane_gets_an_outcome_and_the_agent_what_the_workspace_says_besides(
         (Answer::Purge, Outcome::Forbidden),
         (Answer::TooLarge { why: why() }, Outcome::Split { why: why() }),
         (Answer::Damaged { why: why() }, Outcome::Damaged { why: why() }),
-        (Answer::Conflict { why: why() }, Outcome::Renumber { why: why() }),
+        (Answer::Conflict { why: why() }, Outcome::Reseal { why: why() }),
     ] {
         assert_eq!(delivery.outcome(5, answer), expected);
     }
