@@ -55,6 +55,7 @@ const STEPS: &[Step] = &[
     ("enrolled over the link", life::enroll),
     ("users log in (ssh, login)", observe::log_in),
     ("syslog and journal written", observe::write_logs),
+    ("sockets and logs of containers", observe::listen_and_read_containers),
     ("a program crashes", observe::crash),
     ("logs rotated by logrotate", observe::rotate_logs),
     ("journal rotated and vacuumed while it is read", observe::rotate_journal),

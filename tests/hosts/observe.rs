@@ -42,6 +42,41 @@ pub(crate) fn write_logs(scene: &mut Scene) -> Result<String> {
     Ok(format!("{count} lines each, {written} of them forwarded to rsyslog"))
 }
 
+/// Collectors that are off by default, switched on by a reload: logs of containers, which root alone can read, and sockets for anyone.
+pub(crate) fn listen_and_read_containers(scene: &mut Scene) -> Result<String> {
+    let host = &scene.host;
+    let (pods, docker) = ("/var/log/pods/shop_web-1_9a1c/app", "/var/lib/docker/containers/4f5c");
+    host.must(&format!(
+        "mkdir -p {pods} {docker} && chmod 0710 /var/lib/docker /var/lib/docker/containers {docker} && umask 027 && \
+         printf '%s\\n' '2026-11-28T08:00:00.000000000Z stdout F of a pod' > {pods}/0.log && \
+         printf '%s\\n' '{{\"log\":\"of docker\\n\",\"stream\":\"stderr\",\"time\":\"2026-11-28T08:00:01Z\"}}' > {docker}/4f5c-json.log"
+    ))?;
+    let pid = host.property("MainPID")?;
+    let config = "[collectors.container_logs]\\nenabled = true\\nstart = \"beginning\"\\n[collectors.syslog_listener]\\nenabled = true\\n\
+                  datagram = \"/run/vedette/syslog.sock\"\\nudp = \"127.0.0.1:5514\"\\n";
+    host.must(&format!("printf '{config}' > /etc/vedette/conf.d/30-more.toml && systemctl reload vedette"))?;
+    eventually("the sockets", || {
+        host.must("test -S /run/vedette/syslog.sock && ss -lun | grep -q 127.0.0.1:5514").map(Some)
+    })?;
+    host.must("su nobody -s /bin/sh -c 'logger -u /run/vedette/syslog.sock -t local one'")?;
+    host.must("logger -n 127.0.0.1 -P 5514 -d -t remote one")?;
+    for (sql, what) in [
+        (
+            "SELECT 1 FROM container_logs WHERE pod = 'web-1' AND container = 'app' AND message = 'of a pod'",
+            "the pod's line",
+        ),
+        ("SELECT 1 FROM container_logs WHERE message = 'of docker'", "docker's line"),
+        ("SELECT 1 FROM syslog WHERE app = 'local' AND message = 'one'", "the local message"),
+        ("SELECT 1 FROM syslog WHERE app = 'remote' AND message = 'one'", "the message by UDP"),
+    ] {
+        eventually(what, || Ok((!scene.workspace.query(sql)?.is_empty()).then_some(())))?;
+    }
+    host.must("rm /etc/vedette/conf.d/30-more.toml && systemctl reload vedette")?;
+    eventually("the socket to be closed", || host.must("! ss -lun | grep -q 127.0.0.1:5514").map(Some))?;
+    ensure!(host.property("MainPID")? == pid, "the process was replaced");
+    Ok(String::new())
+}
+
 /// A program that the kernel ends, through the machine's core_pattern to the host's systemd-coredump.
 pub(crate) fn crash(scene: &mut Scene) -> Result<String> {
     let forward = Forward::to(scene.host.init())?;
