@@ -248,7 +248,7 @@ fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
     assert_eq!(state(host).as_deref(), Some("\"disabled\""), "what was in force stays");
     // What cannot be used is found when it is tried: before the queue is open, and behind that.
     for setting in ["dir = \\\"/proc/state\\\"", "socket_dir = \\\"/proc/socket\\\""] {
-        let returns = || host.must("journalctl -u vedette -o cat | grep -c 'it continues with the one before' || true");
+        let returns = || host.must("journalctl -u vedette -o cat | grep -c 'continuing with the previous one' || true");
         let before = returns();
         host.must(&format!("printf \"[state]\\n{setting}\\n\" > /etc/vedette/conf.d/20-sessions.toml"));
         host.must("systemctl reload vedette");

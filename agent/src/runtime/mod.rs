@@ -81,8 +81,8 @@ pub(crate) async fn run(config: Resolved, signals: platform::StopSignals, reload
             RunEnd::Signal(_) => return Ok(()),
             RunEnd::Restart(reason) => {
                 tracing::warn!(%reason, "the agent restarts its tasks");
-                if let Some(next) = reload.take() {
-                    before = Some(std::mem::replace(&mut config, next));
+                if let Some((present, next)) = reload.take() {
+                    (before, config) = (Some(present), next);
                 }
             }
             RunEnd::Fatal(why) => {

@@ -15,7 +15,8 @@ pub(crate) type Load = Box<dyn Fn() -> Result<Resolved, Exit> + Send + Sync>;
 pub(crate) struct Reload {
     signals: tokio::sync::Mutex<platform::ReloadSignals>,
     load: Load,
-    next: Mutex<Option<Arc<Resolved>>>,
+    /// The configuration in force, and the one that replaces it.
+    next: Mutex<Option<(Arc<Resolved>, Arc<Resolved>)>>,
 }
 
 impl Reload {
@@ -28,8 +29,8 @@ impl Reload {
         Ok(Self { signals, load, next: Mutex::new(None) })
     }
 
-    /// The configuration of the next run, if there is another one.
-    pub(super) fn take(&self) -> Option<Arc<Resolved>> {
+    /// The configuration in force and that of the next run, if there is another one.
+    pub(super) fn take(&self) -> Option<(Arc<Resolved>, Arc<Resolved>)> {
         self.next.lock().take()
     }
 
@@ -64,7 +65,7 @@ impl Reload {
                 tracing::warn!("log.format takes effect when the agent is restarted");
             }
             // For the next run, whatever begins it.
-            *self.next.lock() = Some(Arc::clone(&next));
+            *self.next.lock() = Some((Arc::clone(&present), Arc::clone(&next)));
             if next.restart_digest != present.restart_digest {
                 return RunEnd::Restart(RestartReason::Reloaded);
             }
