@@ -234,13 +234,14 @@ fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
     host.must("printf '[collectors.sessions]\\nenabled = false\\n' > /etc/vedette/conf.d/20-sessions.toml");
     host.must("systemctl reload vedette");
     // The command would refuse the wrong configuration; the socket is in its default place.
-    let state = |host: &Host| {
+    let state_of = |id: &str| {
         let report: serde_json::Value =
             serde_json::from_str(&host.must("vedette status --config /dev/null --format json || echo null"))
                 .expect("JSON");
         let collectors = report["collectors"].as_array().cloned().unwrap_or_default();
-        collectors.into_iter().find(|one| one["id"] == "sessions").map(|one| one["state"].to_string())
+        collectors.into_iter().find(|one| one["id"] == id).map(|one| one["state"].to_string())
     };
+    let state = |_: &Host| state_of("sessions");
     eventually("the collector to be off", || (state(host).as_deref() == Some("\"disabled\"")).then_some(()));
     host.must("printf '[collectors.sessions]\\nenabled = maybe\\n' > /etc/vedette/conf.d/20-sessions.toml");
     host.must("systemctl reload vedette");
@@ -255,7 +256,12 @@ fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
         eventually("the return", || (returns() != before).then_some(()));
         eventually("what was in force", || (state(host).as_deref() == Some("\"disabled\"")).then_some(()));
     }
+    // Files of the system's log are read once the journal is not, and no longer than that.
+    host.must("printf '[collectors.journal]\\nenabled = false\\n' > /etc/vedette/conf.d/20-sessions.toml");
+    host.must("systemctl reload vedette");
+    eventually("the files to be read", || (state_of("syslog").as_deref() == Some("\"running\"")).then_some(()));
     host.must("rm /etc/vedette/conf.d/20-sessions.toml && systemctl reload vedette");
+    eventually("the files to be left", || (state_of("syslog").as_deref() == Some("\"absent\"")).then_some(()));
     eventually("the collector to be on", || (state(host).as_deref() == Some("\"running\"")).then_some(()));
     assert_eq!(property(host, "MainPID"), pid, "the process stayed");
 }

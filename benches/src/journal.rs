@@ -13,8 +13,8 @@ use vedette_journal::{JournalFile, Reader};
 
 /// Collectors that are switched off.
 const OTHERS: [&str; 6] = ["host", "addresses", "sessions", "syslog", "processes", "crash_dumps"];
-/// Compressed separately, with the agent's batch size.
-const BATCH_BYTES: usize = 1 << 20;
+/// Compressed separately.
+const BLOCK_BYTES: usize = 1 << 20;
 
 /// `directory` is the journal of a machine: it is named by the machine's id, and holds `*.journal` files.
 pub(crate) fn journal(directory: &Path) -> Result<()> {
@@ -58,7 +58,7 @@ fn reader(directory: &Path) -> Result<(u64, f64, f64)> {
     let mut entries = 0;
     for (compresses, seconds) in [false, true].into_iter().zip(&mut seconds) {
         let before = cpu_seconds(std::process::id())?;
-        let (mut reader, mut block) = (Reader::default(), Vec::with_capacity(BATCH_BYTES + (1 << 16)));
+        let (mut reader, mut block) = (Reader::default(), Vec::with_capacity(BLOCK_BYTES + (1 << 16)));
         for path in files(directory)? {
             reader.add(path.clone(), JournalFile::open(File::open(path)?)?);
         }
@@ -75,13 +75,12 @@ fn reader(directory: &Path) -> Result<(u64, f64, f64)> {
                 block.extend_from_slice(field.value());
                 block.push(b'\n');
             }
-            if block.len() >= BATCH_BYTES {
-                let mut encoder = zstd::stream::Encoder::new(Vec::with_capacity(BATCH_BYTES / 4), 1)?;
-                encoder.write_all(&block)?;
-                drop(encoder.finish()?);
+            if block.len() >= BLOCK_BYTES {
+                zstd::bulk::compress(&block, 1)?;
                 block.clear();
             }
         }
+        zstd::bulk::compress(&block, 1)?;
         *seconds = cpu_seconds(std::process::id())? - before;
     }
     Ok((entries, seconds[0], seconds[1]))

@@ -121,6 +121,8 @@ pub trait Collector: 'static {
     const PERMISSIONS: &'static [Permission] = &[];
     /// Platforms that it runs on.
     const PLATFORMS: &'static [Platform] = &[Platform::Linux];
+    /// Ids of collectors that read the same; it depends on them what this one reads. Of other collectors it is not told.
+    const DEFERS_TO: &'static [&'static str] = &[];
     /// Skips what the sources hold now; absent if they hold nothing to read later.
     const SKIP: Option<Skip<Self::Settings>> = None;
 
@@ -150,6 +152,8 @@ pub struct Spec {
     pub permissions: &'static [Permission],
     /// Platforms that it runs on.
     pub platforms: &'static [Platform],
+    /// Ids of collectors on which it depends what this one reads.
+    pub defers_to: &'static [&'static str],
     /// Checks a table of settings; errors keep their place.
     pub check: fn(toml::de::ValueDeserializer<'_>) -> Result<(), toml::de::Error>,
     /// JSON schema of the settings, with descriptions and defaults.
@@ -173,6 +177,7 @@ impl Spec {
             reads: C::READS,
             permissions: C::PERMISSIONS,
             platforms: C::PLATFORMS,
+            defers_to: C::DEFERS_TO,
             check: |table| C::Settings::deserialize(table).map(drop),
             schema: || schemars::schema_for!(C::Settings),
             defaults: || toml::Table::try_from(C::Settings::default()).expect("settings are tables"),
@@ -182,6 +187,11 @@ impl Spec {
             },
             can_skip: C::SKIP.is_some(),
         }
+    }
+
+    /// Whether it continues at stored cursors: of its sources, or of requested files.
+    pub fn has_cursors(&self) -> bool {
+        self.can_skip || self.class == CollectorClass::Artifact
     }
 }
 

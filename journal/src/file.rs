@@ -295,30 +295,33 @@ impl<S: ReadAt> JournalFile<S> {
         let mut items = std::mem::take(&mut self.items);
         items.resize((count * item_bytes) as usize, 0);
         let mut fields = Vec::with_capacity(count as usize);
-        match self.read(head.offset + ENTRY_BYTES, &mut items) {
-            Ok(()) => {
-                let (mut offsets, mut highest, mut bytes) = (Vec::with_capacity(count as usize), 0, 0);
-                for item in items.chunks_exact(item_bytes as usize) {
-                    let offset = if item_bytes == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
-                    // journald sorts them, so the search is rare.
-                    let is_repeated = offset <= highest && offsets.contains(&offset);
-                    if is_repeated || bytes > ENTRY_FIELDS_MAX {
-                        let why = format!("field at {offset:#x}: it is there twice, or the entry is too large");
-                        self.note(0, 1, &why);
-                        continue;
-                    }
-                    offsets.push(offset);
-                    highest = offset.max(highest);
-                    match self.field(offset) {
-                        Ok(field) => {
-                            bytes += field.bytes();
-                            fields.push(field);
-                        }
-                        Err(why) => self.note(0, 1, &format!("field at {offset:#x}: {why}")),
-                    }
+        if self.read(head.offset + ENTRY_BYTES, &mut items).is_err() {
+            // One by one; there is no object at 0, so what cannot be read is counted below.
+            for (index, item) in items.chunks_exact_mut(item_bytes as usize).enumerate() {
+                if self.read(head.offset + ENTRY_BYTES + index as u64 * item_bytes, item).is_err() {
+                    item.fill(0);
                 }
             }
-            Err(err) => self.note(0, count, &err),
+        }
+        let (mut offsets, mut highest, mut bytes) = (Vec::with_capacity(count as usize), 0, 0);
+        for item in items.chunks_exact(item_bytes as usize) {
+            let offset = if item_bytes == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
+            // journald sorts them, so the search is rare.
+            let is_repeated = offset <= highest && offsets.contains(&offset);
+            if is_repeated || bytes > ENTRY_FIELDS_MAX {
+                let why = format!("field at {offset:#x}: it is there twice, or the entry is too large");
+                self.note(0, 1, &why);
+                continue;
+            }
+            offsets.push(offset);
+            highest = offset.max(highest);
+            match self.field(offset) {
+                Ok(field) => {
+                    bytes += field.bytes();
+                    fields.push(field);
+                }
+                Err(why) => self.note(0, 1, &format!("field at {offset:#x}: {why}")),
+            }
         }
         self.items = items;
         fields

@@ -18,7 +18,7 @@ pub struct Stopped;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Poll interval for a stop signal while a source waits for room.
-const ROOM_POLL: Duration = Duration::from_millis(250);
+const STOP_POLL: Duration = Duration::from_millis(250);
 
 /// A chunk in the intake.
 #[derive(Debug)]
@@ -112,7 +112,7 @@ impl Intake {
         let weight = waiting.weight();
         let mut state = self.lock();
         while !state.closed && !stopped() && state.bytes > 0 && state.bytes + weight > self.0.bytes_max {
-            self.0.changed.wait_for(&mut state, ROOM_POLL);
+            self.0.changed.wait_for(&mut state, STOP_POLL);
         }
         if state.closed || stopped() {
             return Err(Stopped);
@@ -208,15 +208,23 @@ impl Intake {
     /// # Errors
     /// [`Stopped`] if the transport ends first.
     pub fn wait_durable(&self) -> Result<(), Stopped> {
+        self.wait_durable_unless(|| false)
+    }
+
+    /// Waits as [`Intake::wait_durable`] does; stops waiting when `stopped` returns true.
+    ///
+    /// # Errors
+    /// [`Stopped`] if the transport or the caller ends first.
+    pub fn wait_durable_unless(&self, stopped: impl Fn() -> bool) -> Result<(), Stopped> {
         let mut state = self.lock();
         let target = state.put;
         while state.settled < target {
-            if state.closed {
+            if state.closed || stopped() {
                 return Err(Stopped);
             }
             state.flush = Some(state.flush.unwrap_or(0).max(target));
             self.0.changed.notify_all();
-            self.0.changed.wait(&mut state);
+            self.0.changed.wait_for(&mut state, STOP_POLL);
         }
         Ok(())
     }

@@ -41,8 +41,8 @@ use vedette_collectors::StopSignal;
 use vedette_transport::{BatchContext, Lane, LaneConfig, Post, Queue, QueueError};
 use vedette_wire::{HostLabel, LaneName, body::CloudInstance, body::LifecycleEvent};
 
-/// Time after which what only a start needs has run: code, and first polls of the collectors.
-const STARTED_AFTER: Duration = Duration::from_secs(60);
+/// Time after which what only a start needs has run; between two heartbeats.
+const STARTED_AFTER: Duration = Duration::from_secs(75);
 /// What remains of the 5 s for a stop after collectors and batcher have ended.
 const DELIVERY_GRACE: Duration = Duration::from_secs(1);
 /// Maximum wait for room for the stop event.

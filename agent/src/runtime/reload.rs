@@ -61,7 +61,7 @@ impl Reload {
                 tracing::info!("the configuration has not changed");
                 continue;
             }
-            if next.log_json != present.log_json {
+            if next.log_json != parts.config.log_json {
                 tracing::warn!("log.format takes effect when the agent is restarted");
             }
             // For the next run, whatever begins it.

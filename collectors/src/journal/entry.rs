@@ -52,6 +52,8 @@ impl<'a> Builder<'a> {
             b"MESSAGE_ID" => &mut body.message_id,
             // The entry has the boot itself.
             b"_BOOT_ID" => return,
+            // It is the agent's own.
+            name if name == CUT.as_bytes() => return,
             name => {
                 let is_number = match name {
                     b"PRIORITY" => set_number(&mut body.priority, &value),

@@ -66,6 +66,7 @@ impl Collector for Definition {
         any_of: &[Right::Group("adm"), Right::Capability("CAP_DAC_READ_SEARCH")],
         lost: "the log files that Debian and Ubuntu give to that group, and on others all of them",
     }];
+    const DEFERS_TO: &'static [&'static str] = &["journal"];
     const SKIP: Option<Skip<Settings>> = Some(skip);
 
     fn build(settings: &Settings, context: &CollectorContext) -> Result<Plan, BuildError> {

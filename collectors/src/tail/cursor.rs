@@ -19,7 +19,7 @@ pub(crate) struct Cursor {
     pub(crate) device: u64,
     /// Inode.
     pub(crate) inode: u64,
-    /// When this content was first seen, nanoseconds since the epoch. It tells a reused inode or a truncated file from the
+    /// When this content was first seen, nanoseconds UTC. It tells a reused inode or a truncated file from the
     /// source before.
     pub(crate) generation: i64,
     /// Last known path on the host, with U+FFFD for invalid UTF-8.

@@ -12,9 +12,7 @@ pub fn harden() {}
 pub fn raise_file_limit() {}
 
 /// Nothing to do: Windows trims working sets itself.
-pub fn release_program_pages() -> bool {
-    true
-}
+pub fn release_program_pages() {}
 
 /// Resident memory (working set).
 pub fn resident_bytes() -> Option<u64> {

@@ -18,6 +18,21 @@ fn a_full_intake_makes_the_source_wait_until_there_is_room() {
     assert_eq!(waiting.join().expect("no panic"), Ok(()));
 }
 
+#[test]
+fn a_wait_for_durability_ends_with_its_caller() {
+    let intake = Intake::new(1000);
+    intake.put(chunk(500)).expect("open");
+    // No batcher makes it durable.
+    let is_stopped = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (other, stop) = (intake.clone(), Arc::clone(&is_stopped));
+    let waiting =
+        std::thread::spawn(move || other.wait_durable_unless(|| stop.load(std::sync::atomic::Ordering::Acquire)));
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!waiting.is_finished(), "it waits");
+    is_stopped.store(true, std::sync::atomic::Ordering::Release);
+    assert_eq!(waiting.join().expect("no panic"), Err(Stopped));
+}
+
 fn pushed(collector: &'static str, from: u64, count: u64) -> Chunk {
     let source = Arc::new(Source { collector, id: "a".to_owned(), name: None });
     let mut chunk = Chunk::new(source);

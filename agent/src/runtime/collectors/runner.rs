@@ -25,6 +25,8 @@ pub(crate) const STALL_DEADLINE: Duration = Duration::from_secs(60);
 /// A collector and its dependencies.
 pub(crate) struct Runner {
     pub(crate) spec: &'static Spec,
+    /// An earlier runner of this collector was stopped: what it emitted may not be durable yet.
+    pub(crate) is_replacement: bool,
     pub(crate) settings: AnySettings,
     pub(crate) context: CollectorContext,
     pub(crate) sink: Arc<QueueSink>,
@@ -67,9 +69,15 @@ impl Runner {
     fn run(&mut self) {
         let id = self.spec.id;
         let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
+        let mut has_predecessor = self.is_replacement;
+        if has_predecessor && self.spec.has_cursors() {
+            let why = "what it emitted before is not durable yet";
+            self.statuses.set(id, CollectorState::Waiting, Some(why.to_owned()));
+        }
         loop {
+            let loaded = self.load_cursors(std::mem::replace(&mut has_predecessor, true));
             let began = Instant::now();
-            let end = match catch_unwind(AssertUnwindSafe(|| match self.load_cursors() {
+            let end = match catch_unwind(AssertUnwindSafe(|| match loaded {
                 Ok(()) => self.run_once(),
                 Err(end) => end,
             })) {
@@ -103,9 +111,15 @@ impl Runner {
         }
     }
 
-    /// Waits until all earlier records of this collector are durable, and then loads its cursors.
-    fn load_cursors(&mut self) -> Result<(), RunnerExit> {
-        self.sink.wait_durable().map_err(|_| RunnerExit::Stopped)?;
+    /// Loads the cursors of a collector that has any. Those of a predecessor are complete once everything in the lane is durable, which
+    /// it waits for until a stop; other collectors start even while nothing can become durable.
+    fn load_cursors(&mut self, has_predecessor: bool) -> Result<(), RunnerExit> {
+        if !self.spec.has_cursors() {
+            return Ok(());
+        }
+        if has_predecessor {
+            self.sink.wait_durable_unless(&self.stop).map_err(|_| RunnerExit::Stopped)?;
+        }
         let cursors =
             self.queue.cursors(self.spec.id).and_then(|cursors| Ok((cursors, self.queue.stored(self.spec.id)?)));
         (self.context.cursors, self.context.stored) =

@@ -28,6 +28,11 @@ impl QueueSink {
         Self { intake: lane.intake().clone(), queue: Arc::clone(lane.queue()), statuses, events }
     }
 
+    /// Waits until everything handed over so far is durable, or for a stop.
+    pub(super) fn wait_durable_unless(&self, stop: &StopSignal) -> Result<(), CollectError> {
+        self.intake.wait_durable_unless(|| stop.is_stopped()).map_err(|_| CollectError::Stopped)
+    }
+
     /// Waits until everything handed over so far is durable.
     pub(crate) fn wait_durable(&self) -> Result<(), CollectError> {
         self.intake.wait_durable().map_err(|_| CollectError::Stopped)

@@ -44,7 +44,7 @@ pub(crate) struct CollectorStatus {
     pub(crate) state: CollectorState,
     /// Why it does not run, or its last problem.
     pub(crate) why: Option<String>,
-    /// `reason` is a problem with a source that the collector should observe, and not a missing permission that only reduces
+    /// `why` is a problem with a source that the collector should observe, and not a missing permission that only reduces
     /// its output.
     pub(crate) is_problem: bool,
     /// Why the collector counts as stuck; `None` if it does not.

@@ -5,7 +5,12 @@ use super::{
     runner::{Runner, STALL_DEADLINE},
 };
 use anyhow::{Context, Result};
-use std::{collections::BTreeMap, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 use tokio::sync::oneshot;
 use vedette_collectors::{AnySettings, CollectError, CollectorContext, Outlet, Sink, Spec, StopSignal, Waker};
 
@@ -21,6 +26,8 @@ struct Running {
     waker: Waker,
     /// Settings that were decided for it.
     settings: AnySettings,
+    /// Running collectors among those that it defers to.
+    enabled: BTreeSet<&'static str>,
 }
 
 /// Running collectors.
@@ -28,6 +35,8 @@ pub(in crate::runtime) struct Supervisor {
     statuses: Arc<CollectorStatuses>,
     stop: StopSignal,
     running: BTreeMap<&'static str, Running>,
+    /// Collectors that were stopped: what they emitted last may not be durable yet.
+    stopped: BTreeSet<&'static str>,
     /// Skips in progress, on their own threads, since a file system may hang.
     skipping: BTreeMap<&'static str, oneshot::Receiver<Result<(), CollectError>>>,
 }
@@ -46,16 +55,21 @@ pub(in crate::runtime) struct Start {
 impl Supervisor {
     /// A supervisor without running collectors; `stop` stops all.
     pub(in crate::runtime) fn new(statuses: Arc<CollectorStatuses>, stop: StopSignal) -> Self {
-        Self { statuses, stop, running: BTreeMap::new(), skipping: BTreeMap::new() }
+        Self { statuses, stop, running: BTreeMap::new(), stopped: BTreeSet::new(), skipping: BTreeMap::new() }
     }
 
     pub(in crate::runtime) fn is_running(&self, id: &str) -> bool {
         self.running.contains_key(id)
     }
 
-    /// Whether a collector runs with other settings than these.
-    pub(in crate::runtime) fn has_other_settings(&self, id: &str, settings: &AnySettings) -> bool {
-        self.running.get(id).is_some_and(|running| running.settings != *settings)
+    /// Whether a collector runs with other settings than these, or beside others than these of those that it defers to.
+    pub(in crate::runtime) fn is_outdated(
+        &self,
+        id: &str,
+        settings: &AnySettings,
+        enabled: &BTreeSet<&'static str>,
+    ) -> bool {
+        self.running.get(id).is_some_and(|running| running.settings != *settings || running.enabled != *enabled)
     }
 
     /// Wakes a collector.
@@ -69,8 +83,10 @@ impl Supervisor {
     pub(in crate::runtime) fn start(&mut self, start: Start) -> Result<()> {
         let Start { spec, decided, settings, context, destination } = start;
         let stop = self.stop.child();
+        let enabled = context.enabled.clone();
         let runner = Runner {
             spec,
+            is_replacement: self.stopped.contains(spec.id),
             settings,
             context,
             queue: Arc::clone(destination.lane.queue()),
@@ -80,12 +96,13 @@ impl Supervisor {
             deadline: STALL_DEADLINE,
         };
         let thread = runner.start().context("cannot start a collector's thread")?;
-        self.running.insert(spec.id, Running { thread, waker: stop.waker(), stop, settings: decided });
+        self.running.insert(spec.id, Running { thread, waker: stop.waker(), stop, settings: decided, enabled });
         Ok(())
     }
 
     /// Stops collectors, and waits up to `STOP_GRACE` for their threads to end.
     pub(in crate::runtime) async fn stop(&mut self, ids: &[&'static str]) {
+        self.stopped.extend(ids);
         let stopping: Vec<Running> = ids.iter().filter_map(|id| self.running.remove(id)).collect();
         stopping.iter().for_each(|running| running.stop.stop());
         Runner::join_all(stopping.into_iter().map(|running| running.thread).collect(), STOP_GRACE).await;

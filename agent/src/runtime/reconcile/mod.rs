@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
-use vedette_collectors::{AnySettings, CollectorClass, CollectorContext};
+use vedette_collectors::{AnySettings, CollectorClass, CollectorContext, Spec};
 use vedette_transport::BatchContext;
 use vedette_wire::{
     HostLabel, LaneName,
@@ -45,6 +45,11 @@ const RETRY_EVERY: Duration = Duration::from_secs(5);
 const OFF: &str = "off.json";
 /// The collector of artifacts.
 const ARTIFACTS: &str = "artifacts";
+
+/// The running collectors that a collector defers to.
+fn relevant(spec: &Spec, enabled: &BTreeSet<&'static str>) -> BTreeSet<&'static str> {
+    enabled.iter().copied().filter(|id| spec.defers_to.contains(id)).collect()
+}
 
 /// Applies the policy.
 pub(super) struct Reconciler {
@@ -196,9 +201,9 @@ impl Reconciler {
         };
         let decisions = decide(&policy, &self.config.collectors, &collector_context(&self.config));
         self.record_off(&decisions)?;
-        self.stop_outdated(&policy, &decisions).await;
-        self.switch_policy(&policy).await;
         let enabled = decisions.iter().filter(|decision| decision.run).map(|decision| decision.id).collect();
+        self.stop_outdated(&policy, &decisions, &enabled).await;
+        self.switch_policy(&policy).await;
         let config = Arc::clone(&self.config);
         let mut failed = None;
         for (plan, decision) in config.collectors.iter().zip(decisions) {
@@ -223,13 +228,15 @@ impl Reconciler {
         self.parts.identity.write(OFF, &serde_json::to_vec(&self.off)?)
     }
 
-    /// Stops collectors that no longer run, or run with other settings.
-    async fn stop_outdated(&mut self, policy: &Policy, decisions: &[Decision]) {
-        let is_outdated = |decision: &&Decision| {
+    /// Stops collectors that no longer run, or that run with other settings, or beside others of those that they defer to.
+    async fn stop_outdated(&mut self, policy: &Policy, decisions: &[Decision], enabled: &BTreeSet<&'static str>) {
+        let is_outdated = |(plan, decision): &(&ConfiguredCollector, &Decision)| {
+            let enabled = relevant(plan.spec, enabled);
             self.collectors.is_running(decision.id)
-                && (!decision.run || self.collectors.has_other_settings(decision.id, &decision.settings))
+                && (!decision.run || self.collectors.is_outdated(decision.id, &decision.settings, &enabled))
         };
-        let outdated: Vec<&Decision> = decisions.iter().filter(is_outdated).collect();
+        let all = self.config.collectors.iter().zip(decisions);
+        let outdated: Vec<&Decision> = all.filter(is_outdated).map(|(_, decision)| decision).collect();
         let ids: Vec<&'static str> = outdated.iter().map(|decision| decision.id).collect();
         self.collectors.stop(&ids).await;
         if policy.collect && outdated.iter().any(|decision| decision.by_policy) {
@@ -338,7 +345,7 @@ impl Reconciler {
         // A required collector that is switched off runs with its other settings.
         let settings = decision.settings.switched_on();
         self.skip_time_off(plan, &settings, enabled, &destination).await?;
-        let context = self.context(enabled);
+        let context = self.context(plan.spec, enabled);
         self.collectors.start(Start { spec: plan.spec, decided: decision.settings, settings, context, destination })
     }
 
@@ -366,7 +373,7 @@ impl Reconciler {
         if plan.spec.can_skip && self.parts.config.policy.resume == ResumeAt::End {
             let queue = destination.lane.queue();
             let (cursors, stored) = (queue.cursors(id)?, queue.stored(id)?);
-            let context = CollectorContext { cursors, stored, ..self.context(enabled) };
+            let context = CollectorContext { cursors, stored, ..self.context(plan.spec, enabled) };
             self.collectors.skip(id, (settings.clone(), context), Arc::clone(&destination.sink)).await?;
         }
         let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
@@ -377,9 +384,9 @@ impl Reconciler {
     }
 
     /// A collector's context without its cursors.
-    fn context(&self, enabled: &BTreeSet<&'static str>) -> CollectorContext {
+    fn context(&self, spec: &Spec, enabled: &BTreeSet<&'static str>) -> CollectorContext {
         CollectorContext {
-            enabled: enabled.clone(),
+            enabled: relevant(spec, enabled),
             requests: Some(self.artifacts.requests().clone()),
             cloud: self.parts.cloud.clone(),
             ..collector_context(&self.config)

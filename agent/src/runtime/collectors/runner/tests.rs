@@ -21,7 +21,7 @@ struct Running {
 }
 
 /// A lane that delivers nothing.
-fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
+fn lane(dir: &std::path::Path, quota: Quota) -> Lane {
     let (_, batch_context) = tokio::sync::watch::channel(BatchContext {
         organization: OrganizationId("01890a5d-ac96-774b-bcce-b302099a8057".parse().expect("a UUID")),
         agent: AgentId([1; 16]),
@@ -31,7 +31,7 @@ fn lane(dir: &std::path::Path, queue_bytes_max: u64) -> Lane {
         policy_revision: 1,
     });
     Lane::start(LaneConfig {
-        queue: Queue::open(dir, vedette_wire::LaneName::Records, Quota::bytes(queue_bytes_max), 7).expect("opens"),
+        queue: Queue::open(dir, vedette_wire::LaneName::Records, quota, 7).expect("opens"),
         limits: BatchLimits {
             bytes_max: 1 << 20,
             records_max: 1000,
@@ -77,9 +77,15 @@ impl Collector for Probe {
 }
 
 static SPEC: Spec = Spec::of::<Probe>();
+/// The same, with sources that hold what can be read later.
+static SPEC_WITH_CURSORS: Spec = Spec { can_skip: true, ..Spec::of::<Probe>() };
 
 /// A runner with this constructor of its collector.
 fn start(build: Build) -> Running {
+    start_with(&SPEC, build, Quota::bytes(1 << 30), false)
+}
+
+fn start_with(spec: &'static Spec, build: Build, quota: Quota, is_replacement: bool) -> Running {
     let settings = {
         let mut builds = BUILDS.lock();
         builds.push(build);
@@ -89,14 +95,17 @@ fn start(build: Build) -> Running {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("builds");
     let lane = {
         let _inside = runtime.enter();
-        lane(dir.path(), 1 << 30)
+        lane(dir.path(), quota)
     };
     let statuses = Arc::new(CollectorStatuses::default());
     statuses.add("probe", CollectorClass::Event);
     let events = Arc::new(AgentEvents::new(lane.intake().clone(), collecting()));
     let stop = StopSignal::default();
+    // Not durable until the lane can commit.
+    lane.intake().put(vedette_wire::Chunk::new(positions_source("probe"))).expect("open");
     let runner = Runner {
-        spec: &SPEC,
+        spec,
+        is_replacement,
         settings: (SPEC.parse)(settings).expect("parses"),
         context: CollectorContext::new("/", Arc::new(|| 1)),
         sink: Arc::new(QueueSink::new(&lane, Arc::clone(&statuses), events)),
@@ -185,6 +194,26 @@ fn a_watch_is_told_to_stop() {
     running.stop();
 }
 
+/// While nothing can become durable, say on a full disk, a listener listens, and only what continues at cursors of a predecessor waits.
+#[test]
+fn a_collector_starts_while_the_queue_cannot_commit_unless_it_replaces_one_with_cursors() {
+    let build: Build = || Plan::Watch(Box::new(Waits));
+    let full = || Quota { free_bytes_min: u64::MAX, ..Quota::bytes(1 << 30) };
+    for (spec, is_replacement) in [(&SPEC, false), (&SPEC, true), (&SPEC_WITH_CURSORS, false)] {
+        let running = start_with(spec, build, full(), is_replacement);
+        running.until(CollectorState::Running, 0);
+        running.stop();
+    }
+    let running = start_with(&SPEC_WITH_CURSORS, build, full(), true);
+    let why = running.until(CollectorState::Waiting, 0);
+    assert_eq!(why.as_deref(), Some("what it emitted before is not durable yet"));
+    running.stop();
+    // With room, it does not wait for long.
+    let running = start_with(&SPEC_WITH_CURSORS, build, Quota::bytes(1 << 30), true);
+    running.until(CollectorState::Running, 0);
+    running.stop();
+}
+
 /// Lacks a permission, hangs, and continues.
 struct LacksPermission(std::sync::mpsc::Receiver<()>);
 
@@ -257,7 +286,7 @@ fn polls_are_spread_over_a_tenth_to_either_side() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_push_source_brings_beyond_its_share_is_dropped_and_counted() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let lane = lane(dir.path(), 16 << 20);
+    let lane = lane(dir.path(), Quota::bytes(16 << 20));
     let events = Arc::new(AgentEvents::new(lane.intake().clone(), collecting()));
     let sink = QueueSink::new(&lane, Arc::new(CollectorStatuses::default()), events);
     let offer = |id: &str| {
