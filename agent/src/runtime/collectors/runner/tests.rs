@@ -101,8 +101,12 @@ fn start_with(spec: &'static Spec, build: Build, quota: Quota, is_replacement: b
     statuses.add("probe", CollectorClass::Event);
     let events = Arc::new(AgentEvents::new(lane.intake().clone(), collecting()));
     let stop = StopSignal::default();
-    // Not durable until the lane can commit.
-    lane.intake().put(vedette_wire::Chunk::new(positions_source("probe"))).expect("open");
+    if is_replacement {
+        // A predecessor's record, which is not durable until the lane can commit.
+        let mut chunk = Chunk::new(positions_source("predecessor"));
+        chunk.push(1, Position(0, 1), &Syslog::default().into());
+        lane.intake().put(chunk).expect("open");
+    }
     let runner = Runner {
         spec,
         is_replacement,
@@ -198,7 +202,7 @@ fn a_watch_is_told_to_stop() {
 #[test]
 fn a_collector_starts_while_the_queue_cannot_commit_unless_it_replaces_one_with_cursors() {
     let build: Build = || Plan::Watch(Box::new(Waits));
-    let full = || Quota { free_bytes_min: u64::MAX, ..Quota::bytes(1 << 30) };
+    let full = || Quota { volume_share_max: 0.0, ..Quota::bytes(1 << 30) };
     for (spec, is_replacement) in [(&SPEC, false), (&SPEC, true), (&SPEC_WITH_CURSORS, false)] {
         let running = start_with(spec, build, full(), is_replacement);
         running.until(CollectorState::Running, 0);
@@ -207,6 +211,9 @@ fn a_collector_starts_while_the_queue_cannot_commit_unless_it_replaces_one_with_
     let running = start_with(&SPEC_WITH_CURSORS, build, full(), true);
     let why = running.until(CollectorState::Waiting, 0);
     assert_eq!(why.as_deref(), Some("what it emitted before is not durable yet"));
+    // Longer than a batch's age.
+    std::thread::sleep(Duration::from_millis(300));
+    running.until(CollectorState::Waiting, 0);
     running.stop();
     // With room, it does not wait for long.
     let running = start_with(&SPEC_WITH_CURSORS, build, Quota::bytes(1 << 30), true);
