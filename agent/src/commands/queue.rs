@@ -47,7 +47,7 @@ fn open(config: &Resolved) -> Result<Queue, Exit> {
         )),
         QueueError::Storage { .. } | QueueError::Damaged { .. } => Exit::Failure(
             anyhow::Error::new(err)
-                .context("the queue is damaged; the agent moves it aside and salvages it at its next start"),
+                .context("the queue cannot be read; if it is damaged, the agent moves it aside and salvages it at its next start"),
         ),
         other => Exit::Failure(anyhow::Error::new(other)),
     })

@@ -10,8 +10,9 @@ use vedette_wire::{
     policy::{ArtifactRequest, SignedRequest},
 };
 
-/// Interval at which open requests are sent again. Agents ignore requests that they have.
-const OFFER_EVERY_NS: i64 = 60_000_000_000;
+/// Interval at which open requests are sent again, for an agent that was killed before it stored the reply. Agents ignore
+/// requests that they have.
+const OFFER_EVERY_NS: i64 = 10_000_000_000;
 
 /// An artifact in `artifact list`.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -113,7 +114,7 @@ impl ControlStore {
     pub(crate) async fn agents_with_requests(&self, now: i64) -> Result<HashSet<AgentKey>> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT DISTINCT organization, agent FROM artifacts WHERE state IN ('requested', 'sending') AND expires > ?1
-             AND (offered IS NULL OR offered < ?1 - ?2)",
+             AND (offered IS NULL OR offered NOT BETWEEN ?1 - ?2 AND ?1)",
         )
         .bind(now)
         .bind(OFFER_EVERY_NS)
@@ -133,7 +134,8 @@ impl ControlStore {
     ) -> Result<Vec<SignedRequest>> {
         let rows: Vec<(String, String)> = sqlx::query_as(
             "UPDATE artifacts SET offered = ?1 WHERE organization = ?3 AND agent = ?4
-             AND state IN ('requested', 'sending') AND expires > ?1 AND (offered IS NULL OR offered < ?1 - ?2)
+             AND state IN ('requested', 'sending') AND expires > ?1
+             AND (offered IS NULL OR offered NOT BETWEEN ?1 - ?2 AND ?1)
              RETURNING document, signature",
         )
         .bind(now)

@@ -71,7 +71,10 @@ impl ControlStore {
             .bind(geo.name())
             .execute(&control.pool)
             .await
-            .context("this directory already holds a workspace")?;
+            .map_err(|err| match err.as_database_error().is_some_and(|err| err.is_unique_violation()) {
+                true => anyhow::anyhow!("this directory already holds a workspace"),
+                false => anyhow::Error::new(err).context("cannot write the control store"),
+            })?;
         Ok(control)
     }
 

@@ -110,3 +110,29 @@ async fn the_state_of_organizations_counts_what_waits_what_is_silent_and_what_wa
     let other = of(other);
     assert_eq!((other.agents, other.pending_batches, other.queries), (0, 0, 0));
 }
+
+#[tokio::test]
+async fn a_request_is_offered_at_intervals_also_after_the_clock_was_set_back() {
+    let (dir, control) = control().await;
+    add(&control, "acme").await.expect("adds");
+    let organization = control.organization("acme").await.expect("is there");
+    control.add_token(&organization, "d", 1, 1, i64::MAX).await.expect("adds");
+    control.enroll("d", &enrollment(), 1).await.expect("runs").expect("enrolls");
+    let key = AgentKey { organization: organization.id, agent: AgentId([7; 16]) };
+    let signer = Signer::create(dir.path()).expect("makes");
+    let change = Change { who: "somebody", reason: "a test", now: 1 };
+    control.request_artifact(&organization, (key.agent, "/f", i64::MAX), &signer, change).await.expect("adds");
+    let second = 1_000_000_000;
+    for (at, is_due) in [(100, true), (105, false), (111, true), (50, true), (55, false)] {
+        let now = at * second;
+        assert_eq!(control.agents_with_requests(now).await.expect("runs").contains(&key), is_due, "{at} s");
+        assert_eq!(control.offer(key, now).await.expect("runs").len(), usize::from(is_due), "{at} s");
+    }
+}
+
+#[tokio::test]
+async fn a_second_workspace_is_not_created_in_a_directory() {
+    let (dir, _control) = control().await;
+    let err = ControlStore::create(dir.path(), WorkspaceGeo::Europe).await.expect_err("is there already");
+    assert_eq!(err.to_string(), "this directory already holds a workspace");
+}

@@ -73,7 +73,7 @@ impl ArtifactRequests {
         signed: Vec<SignedRequest>,
         limits: &ArtifactLimits,
     ) -> anyhow::Result<bool> {
-        let (mut new, mut refused, count) = (false, None, signed.len());
+        let (mut new, mut refused) = (false, None);
         for signed in signed.into_iter().take(REQUESTS_MAX) {
             if self.log.open.len() >= REQUESTS_MAX {
                 break;
@@ -92,7 +92,7 @@ impl ArtifactRequests {
         // Reported once, until the reason changes.
         if refused != self.refused {
             if let Some(why) = &refused {
-                tracing::error!(why, count, "artifact requests refused");
+                tracing::error!(why, "an artifact request is refused");
             }
             self.refused = refused;
         }
