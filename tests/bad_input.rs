@@ -246,7 +246,7 @@ fn a_level_of_the_log_that_was_reloaded_outlasts_a_restart_of_the_tasks() {
     fs::create_dir(world.path("conf.d")).expect("makes");
     fs::write(world.path("conf.d/10-log.toml"), "[log]\nlevel = \"debug\"\n").expect("writes");
     assert!(Command::new("kill").args(["-HUP", &agent.id().to_string()]).status().is_ok_and(|status| status.success()));
-    eventually("the level", || world.agent_log().contains("the configuration has changed").then_some(()));
+    eventually("the level", || world.agent_log().contains("the new configuration is in force").then_some(()));
     fs::remove_dir_all(world.path("state")).expect("removes");
     let restarted = "the agent restarts its tasks";
     eventually("debug messages behind the restart", || {

@@ -99,7 +99,7 @@ fn a_reload_of_one_collector_leaves_the_others_running() {
     eventually("the socket", || sender.connect(&socket).ok());
     fs::create_dir(world.path("conf.d")).expect("makes");
     let changes = ["[collectors.syslog]\nbeside_journal = true\n", "[collectors.syslog]\nenabled = false\n", ""];
-    let configured = || world.agent_log().matches("the configuration has changed").count();
+    let configured = || world.agent_log().matches("the new configuration is in force").count();
     for (number, change) in changes.into_iter().enumerate() {
         world.append("a.log", "a line before the change\n");
         fs::write(world.path("conf.d/10-syslog.toml"), change).expect("writes");

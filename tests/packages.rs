@@ -230,7 +230,7 @@ fn a_reload_applies_what_changed_and_keeps_what_works(host: &Host) {
         "mkdir -p /etc/vedette/conf.d && printf '[log]\\nlevel = \"debug\"\\n' > /etc/vedette/conf.d/10-log.toml",
     );
     host.must("systemctl reload vedette");
-    eventually("the new level", || logged("the configuration has changed").then_some(()));
+    eventually("the new level", || logged("the new configuration is in force").then_some(()));
     host.must("printf '[collectors.sessions]\\nenabled = false\\n' > /etc/vedette/conf.d/20-sessions.toml");
     host.must("systemctl reload vedette");
     // The command would refuse the wrong configuration; the socket is in its default place.

@@ -23,7 +23,7 @@ const RUNS_MAX: usize = 1_500;
 /// Conditions that seal a batch.
 #[derive(Debug, Clone)]
 pub struct BatchLimits {
-    /// Size of the encoded records in bytes, before compression.
+    /// Size of the records in bytes, decoded.
     pub bytes_max: usize,
     /// Number of records.
     pub records_max: usize,
@@ -58,7 +58,7 @@ struct OpenSource {
     from: u64,
     reached: u64,
     records: u64,
-    /// Size of its records in bytes, before compression.
+    /// Size of its records in bytes, decoded.
     bytes: u64,
     skipped: Vec<(u64, u64, u64)>,
 }
@@ -68,6 +68,10 @@ struct OpenSource {
 pub(crate) struct BatchBuilder {
     sealer: Sealer,
     count: u32,
+    /// Size of the records, decoded.
+    plain_bytes: usize,
+    /// Lowest format version that has the records.
+    version: u16,
     /// Number of records by collector.
     counts: BTreeMap<&'static str, u64>,
     sources: Vec<OpenSource>,
@@ -98,6 +102,7 @@ impl BatchBuilder {
     pub(crate) fn add_compressed(&mut self, mut chunk: Chunk, compressed: Option<CompressedBody>) {
         self.since.get_or_insert_with(Instant::now);
         let collector = chunk.source.collector;
+        self.version = self.version.max(chunk.version);
         self.ledger.emit(collector, chunk.count());
         for dropped in &chunk.dropped {
             self.ledger.emit(collector, dropped.count);
@@ -120,9 +125,8 @@ impl BatchBuilder {
         if let (Some(compressed), [entry]) = (compressed, chunk.entries.as_slice()) {
             let (entry, at) = (*entry, self.source(&chunk.source));
             *self.counts.entry(collector).or_default() += u64::from(entry.count);
-            let bytes = compressed.plain_bytes();
             self.sealer.append_compressed(at, entry.observed, entry.position, compressed);
-            self.count_entry(at, entry, bytes);
+            self.count_entry(at, entry);
             chunk.entries.clear();
         }
         if !chunk.entries.is_empty() {
@@ -130,7 +134,7 @@ impl BatchBuilder {
             let at = self.source(&chunk.source);
             for (entry, body) in chunk.bodies() {
                 self.sealer.append(at, entry.observed, entry.position, body);
-                self.count_entry(at, entry, body.len());
+                self.count_entry(at, entry);
             }
         }
         for id in chunk.forget {
@@ -141,17 +145,18 @@ impl BatchBuilder {
         }
     }
 
-    fn count_entry(&mut self, at: u32, entry: Entry, bytes: usize) {
+    fn count_entry(&mut self, at: u32, entry: Entry) {
         self.count += entry.count;
+        self.plain_bytes += entry.plain;
         let source = &mut self.sources[at as usize];
         self.runs += usize::from(source.records == 0 || source.reached != entry.position.0);
         source.from = source.from.min(entry.position.0);
         source.reached = source.reached.max(entry.position.1);
         source.records += u64::from(entry.count);
-        source.bytes += bytes as u64;
+        source.bytes += entry.plain as u64;
     }
 
-    /// Sources, with the size of their records before compression.
+    /// Sources, with the size of their records, decoded.
     pub(crate) fn held(&self) -> impl Iterator<Item = (&Source, u64)> + Clone {
         self.sources.iter().map(|open| (open.source.as_ref(), open.bytes))
     }
@@ -178,10 +183,9 @@ impl BatchBuilder {
 
     /// Whether a chunk must go into the next batch.
     pub(crate) fn is_full_for(&self, chunk: &Chunk, compressed: Option<&CompressedBody>, limits: &BatchLimits) -> bool {
-        let plain = compressed.map_or(chunk.bodies.len(), CompressedBody::plain_bytes);
         let sealed = compressed.map_or(chunk.bodies.len(), CompressedBody::sealed_bytes);
         self.count > 0
-            && (self.sealer.plain_bytes() + plain > limits.bytes_max
+            && (self.plain_bytes + chunk.plain_bytes() > limits.bytes_max
                 || self.sealer.sealed_bytes() + sealed > SEALED_BYTES_MAX)
     }
 
@@ -197,12 +201,12 @@ impl BatchBuilder {
             }
             (source.from, source.reached, source.records, source.bytes) = (u64::MAX, 0, 0, 0);
         }
-        self.count = 0;
+        (self.count, self.plain_bytes) = (0, 0);
     }
 
     /// Whether the batch must be sealed now.
     pub(crate) fn is_full(&self, limits: &BatchLimits) -> bool {
-        self.sealer.plain_bytes() >= limits.bytes_max
+        self.plain_bytes >= limits.bytes_max
             || self.sealer.sealed_bytes() >= SEALED_BYTES_MAX
             || self.runs >= RUNS_MAX
             || self.count as usize >= limits.records_max
@@ -228,6 +232,7 @@ impl BatchBuilder {
     /// The header of the batch. The caller adds the sequence and other facts of the queue.
     pub(crate) fn header(&self, context: &BatchContext, lane: vedette_wire::LaneName, sealed: i64) -> Header {
         Header {
+            version: self.version,
             sealed,
             policy_revision: context.policy_revision,
             agent_version: context.agent_version.clone(),

@@ -44,7 +44,7 @@ pub struct SenderStatus {
     pub purged: u64,
     /// Present limit of batches in flight.
     pub in_flight_max: usize,
-    /// Limit of a batch in bytes before compression, learned from a refusal; absent until one was too large.
+    /// Limit of a batch's records in bytes, decoded, learned from a refusal; absent until one was too large.
     pub batch_bytes_max: Option<usize>,
     /// Why the last attempt failed; absent while deliveries succeed.
     pub last_error: Option<String>,

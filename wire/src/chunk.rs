@@ -3,13 +3,13 @@
 //! Collectors encode bodies where they make them. So memory is counted in bytes, and the transport never sees a body.
 
 use crate::{
-    Body, Packer, Position, Reason, Record,
-    body::Journal,
+    Body, PACKED_ENTRIES, PACKED_LINES, Packer, Position, Reason, Record,
     codec::{self, DecodeError},
-    lines::Packed,
+    entries::EntryPacker,
+    packed::Packed,
 };
 use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 /// A source, as its collector names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -70,7 +70,7 @@ impl Stored {
     }
 }
 
-/// Envelope of one body in a chunk: a record, or packed lines.
+/// Envelope of one body in a chunk: a record, or packed ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// Time of observation, nanoseconds UTC.
@@ -81,7 +81,12 @@ pub struct Entry {
     pub count: u32,
     /// End of the body in [`Chunk::bodies`]; it starts at the end of the previous one.
     pub end: usize,
+    /// Size of the records, decoded, and of the envelope.
+    pub plain: usize,
 }
+
+/// Approximate size of an encoded envelope.
+const ENVELOPE_BYTES: usize = 40;
 
 /// Records of one source, with everything that must become durable in the same transaction.
 #[derive(Debug, Clone)]
@@ -98,6 +103,8 @@ pub struct Chunk {
     pub forget: Vec<String>,
     /// Records that are not shipped, counted as emitted and dropped.
     pub dropped: Vec<Dropped>,
+    /// Lowest format version that has the bodies.
+    pub version: u16,
 }
 
 /// Records of a source that are not shipped.
@@ -114,30 +121,49 @@ pub struct Dropped {
 impl Chunk {
     /// An empty chunk.
     pub fn new(source: Arc<Source>) -> Self {
-        Self { source, bodies: Vec::new(), entries: Vec::new(), cursor: None, forget: Vec::new(), dropped: Vec::new() }
+        Self {
+            source,
+            bodies: Vec::new(),
+            entries: Vec::new(),
+            cursor: None,
+            forget: Vec::new(),
+            dropped: Vec::new(),
+            version: 1,
+        }
     }
 
     /// Appends a record.
     pub fn push(&mut self, observed: i64, position: Position, body: &Body) {
+        let start = self.bodies.len();
         codec::append_body(body, &mut self.bodies);
-        self.entries.push(Entry { observed, position, count: 1, end: self.bodies.len() });
-    }
-
-    /// Appends an entry of the journal, whose texts are borrowed.
-    pub fn push_journal(&mut self, observed: i64, position: Position, entry: &Journal<Cow<'_, str>>) {
-        codec::append_journal(entry, &mut self.bodies);
-        self.entries.push(Entry { observed, position, count: 1, end: self.bodies.len() });
+        let end = self.bodies.len();
+        self.entries.push(Entry { observed, position, count: 1, end, plain: end - start + ENVELOPE_BYTES });
     }
 
     /// Appends the packer's lines, and empties the packer.
     pub fn push_packed(&mut self, observed: i64, packer: &mut Packer) {
-        let Some(Packed { mut body, position, count }) = packer.finish() else { return };
+        self.push_body(observed, packer.finish(), PACKED_LINES);
+    }
+
+    /// Appends the packer's entries of the journal, and empties the packer.
+    pub fn push_entries(&mut self, observed: i64, packer: &mut EntryPacker) {
+        self.push_body(observed, packer.finish(), PACKED_ENTRIES);
+    }
+
+    fn push_body(&mut self, observed: i64, packed: Option<Packed>, version: u16) {
+        let Some(Packed { mut body, position, count, plain }) = packed else { return };
         if self.bodies.is_empty() {
             self.bodies = body;
         } else {
             self.bodies.append(&mut body);
         }
-        self.entries.push(Entry { observed, position, count, end: self.bodies.len() });
+        self.entries.push(Entry { observed, position, count, end: self.bodies.len(), plain: plain + ENVELOPE_BYTES });
+        self.version = self.version.max(version);
+    }
+
+    /// Size of the records, decoded, with their envelopes.
+    pub fn plain_bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.plain).sum()
     }
 
     /// Number of records.

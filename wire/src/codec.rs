@@ -1,19 +1,17 @@
 //! Batches as bytes: header length as little-endian `u32`, header, records, all as named MessagePack, compressed with zstd
-//! (level 1) or gzip in pieces ([`crate::seal`]). Lines of log files are packed, many to a record ([`crate::lines`]).
+//! (level 1) or gzip in pieces ([`crate::seal`]). Lines of log files and entries of the journal are packed, many to a record
+//! ([`crate::lines`], [`crate::entries`]).
 //!
 //! A record of an unknown kind is kept whole as [`Body::Unknown`]. The caller limits decompression, since a peer may send a
 //! bomb.
 
 use crate::{
-    Batch, Body, FORMAT_VERSION, Header, Packer, Position, Record,
-    body::{Journal, Observation, Syslog},
-    lines::{self, Lines, Packed, UnpackError},
+    Batch, Body, FORMAT_VERSION, Header, Position, Record,
+    columns::UnpackError,
+    packed::{self, PackedRecords, Packing},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    borrow::Cow,
-    io::{self, Read},
-};
+use std::io::{self, Read};
 
 /// How a batch is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -90,6 +88,10 @@ pub(crate) const LENGTH_BYTES: usize = 4;
 /// batch has at most a million and one chunk.
 pub const RECORDS_MAX: usize = 1_300_000;
 
+/// Maximum size of a batch's packed records, decoded: a field that a packed entry repeats costs a few bytes there. An agent's
+/// batches are limited by the decoded size.
+pub const UNPACKED_BYTES_MAX: usize = 256 << 20;
+
 /// Appends a record with an encoded body to a buffer of encoded records.
 pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8], into: &mut Vec<u8>) {
     // Writes the same bytes as `rmp_serde::encode::write_named` for a `Record`; a test compares them.
@@ -116,16 +118,6 @@ pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8]
 /// Never: the bodies of this crate always serialize.
 pub fn append_body(body: &Body, into: &mut Vec<u8>) {
     rmp_serde::encode::write_named(into, body).expect("bodies have string keys and known lengths");
-}
-
-/// Appends an encoded entry of the journal to a buffer, as [`append_body`] does.
-///
-/// # Panics
-/// Never.
-pub(crate) fn append_journal(entry: &Journal<Cow<'_, str>>, into: &mut Vec<u8>) {
-    rmp::encode::write_map_len(into, 1).expect("writing to a Vec does not fail");
-    rmp::encode::write_str(into, Journal::KIND.name).expect("writing to a Vec does not fail");
-    rmp_serde::encode::write_named(into, entry).expect("bodies have string keys and known lengths");
 }
 
 /// Decompresses sealed bytes, up to `limit` bytes.
@@ -190,19 +182,19 @@ pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
 /// # Errors
 /// [`DecodeError::Record`] and [`DecodeError::Many`].
 pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
-    let mut out = Vec::new();
+    let (mut out, mut plain) = (Vec::new(), 0);
     walk(records, |item| {
         match item {
             Item::One(record) => out.push(record),
-            Item::Lines { source, observed, lines } => {
-                for line in lines {
-                    let line = line?;
-                    let (position, body) = (line.position, Body::Syslog(line.into_line()));
-                    out.push(Record { source, observed, position, body });
+            Item::Packed(Packing { source, observed, .. }, records) => {
+                for record in records {
+                    let record = record?;
+                    plain += record.plain_bytes();
+                    out.push(Record { source, observed, position: record.position(), body: record.into_body() });
                 }
             }
         }
-        Ok(out.len())
+        Ok((out.len(), plain))
     })?;
     Ok(out)
 }
@@ -219,7 +211,7 @@ pub struct Scanned<'a> {
 #[expect(clippy::large_enum_variant, reason = "one at a time is on the stack")]
 enum ScannedBody<'a> {
     Whole(Body),
-    Line(lines::Unpacked<'a>),
+    Packed(packed::Unpacked<'a>),
 }
 
 impl Scanned<'_> {
@@ -227,15 +219,15 @@ impl Scanned<'_> {
     pub fn kind(&self) -> &'static crate::body::Kind {
         match &self.body {
             ScannedBody::Whole(body) => body.kind(),
-            ScannedBody::Line(_) => const { &<Syslog as crate::body::Observation>::KIND },
+            ScannedBody::Packed(record) => record.kind(),
         }
     }
 
-    /// The body; that of a packed line is built here.
+    /// The body; that of a packed record is built here.
     pub fn into_body(self) -> Body {
         match self.body {
             ScannedBody::Whole(body) => body,
-            ScannedBody::Line(line) => Body::Syslog(line.into_line()),
+            ScannedBody::Packed(record) => record.into_body(),
         }
     }
 }
@@ -249,40 +241,45 @@ impl std::fmt::Debug for Scanned<'_> {
     }
 }
 
-/// Decodes the encoded records of a batch one after the other, and passes each to `take`; validates all of them.
+/// Decodes the encoded records of a batch one after the other, and passes each to `take`; validates all of them. Returns the
+/// size of the records, those of a packed one counted each.
 ///
 /// # Errors
 /// As for [`decode`].
-pub fn scan(header: &Header, records: &[u8], mut take: impl FnMut(Scanned<'_>)) -> Result<(), DecodeError> {
-    let mut found = 0;
-    walk(records, |item| {
+pub fn scan(header: &Header, records: &[u8], mut take: impl FnMut(Scanned<'_>)) -> Result<usize, DecodeError> {
+    let (mut found, mut plain) = (0, 0);
+    let bytes = walk(records, |item| {
         match item {
             Item::One(Record { source, position, body, .. }) => {
                 found += 1;
                 take(Scanned { source, position, body: ScannedBody::Whole(body) });
             }
-            Item::Lines { source, lines, .. } => {
-                for line in lines {
-                    let line = line?;
+            Item::Packed(packing, records) => {
+                for record in records {
+                    let record = record?;
                     found += 1;
-                    take(Scanned { source, position: line.position, body: ScannedBody::Line(line) });
+                    plain += record.plain_bytes();
+                    let (source, position) = (packing.source, record.position());
+                    take(Scanned { source, position, body: ScannedBody::Packed(record) });
                 }
             }
         }
-        Ok(found)
+        Ok((found, plain))
     })?;
-    counted(header, found)
+    counted(header, found)?;
+    Ok(bytes)
 }
 
-/// Decodes a decompressed batch once to validate it; returns its header, and source and position of each record.
+/// Decodes a decompressed batch once to validate it; returns its header, source and position of each record, and the size of
+/// the batch, packed records counted each.
 ///
 /// # Errors
 /// As for [`decode`].
-pub fn check(plain: &[u8]) -> Result<(Header, Vec<(u32, Position)>), DecodeError> {
+pub fn check(plain: &[u8]) -> Result<(Header, Vec<(u32, Position)>, usize), DecodeError> {
     let (header, records) = decode_header(plain)?;
     let mut out = Vec::with_capacity((header.records as usize).min(records.len()).min(RECORDS_MAX));
-    scan(&header, records, |record| out.push((record.source, record.position)))?;
-    Ok((header, out))
+    let bytes = scan(&header, records, |record| out.push((record.source, record.position)))?;
+    Ok((header, out, plain.len() - records.len() + bytes))
 }
 
 fn counted(header: &Header, found: usize) -> Result<(), DecodeError> {
@@ -295,35 +292,40 @@ fn counted(header: &Header, found: usize) -> Result<(), DecodeError> {
 /// An element of the encoded records.
 enum Item<'a> {
     One(Record),
-    Lines { source: u32, observed: i64, lines: Lines<'a> },
+    Packed(Packing<'a>, PackedRecords<'a>),
 }
 
-/// Passes each item to `take`, which returns the number of records so far.
+/// Passes each item to `take`, which returns the number of records so far, and the size of the packed ones, decoded. Returns the
+/// size of all records, decoded.
 fn walk<'a>(
     records: &'a [u8],
-    mut take: impl FnMut(Item<'a>) -> Result<usize, UnpackError>,
-) -> Result<(), DecodeError> {
-    let (mut rest, mut index) = (records, 0);
+    mut take: impl FnMut(Item<'a>) -> Result<(usize, usize), UnpackError>,
+) -> Result<usize, DecodeError> {
+    let (mut rest, mut index, mut unpacked, mut single) = (records, 0, 0, 0);
     while !rest.is_empty() {
-        let (item, behind) = decode_item(rest).map_err(|message| DecodeError::Record { index, message })?;
+        let room = UNPACKED_BYTES_MAX.saturating_sub(unpacked);
+        let (item, behind) = decode_item(rest, room).map_err(|message| DecodeError::Record { index, message })?;
         let more = match &item {
-            Item::One(_) => 1,
-            Item::Lines { lines, .. } => lines.number(),
+            Item::One(_) => {
+                single += rest.len() - behind.len();
+                1
+            }
+            Item::Packed(_, records) => records.number(),
         };
         // A record may state any number.
         if more > (RECORDS_MAX - index) as u64 {
             return Err(DecodeError::Many);
         }
-        index = take(item).map_err(|wrong| DecodeError::Record { index, message: wrong.to_owned() })?;
+        (index, unpacked) = take(item).map_err(|wrong| DecodeError::Record { index, message: wrong.to_owned() })?;
         rest = behind;
     }
-    Ok(())
+    Ok(single.saturating_add(unpacked))
 }
 
-/// Decodes one record or packed lines; also returns the remaining bytes.
-fn decode_item(bytes: &[u8]) -> Result<(Item<'_>, &[u8]), String> {
-    if let Some((Packing { source, observed, position, packed }, rest)) = packing(bytes) {
-        return Ok((Item::Lines { source, observed, lines: Lines::open(packed, position)? }, rest));
+/// Decodes one record or a packed one; also returns the remaining bytes.
+fn decode_item(bytes: &[u8], room: usize) -> Result<(Item<'_>, &[u8]), String> {
+    if let Some((packing, rest)) = Packing::of(bytes) {
+        return Ok((Item::Packed(packing, packing.open(room)?), rest));
     }
     let mut known = rmp_serde::Deserializer::new(io::Cursor::new(bytes));
     if let Ok(record) = Record::deserialize(&mut known) {
@@ -343,7 +345,7 @@ fn envelope(bytes: &[u8]) -> Result<(Envelope, &[u8], &[u8]), String> {
     Ok((envelope, whole, rest))
 }
 
-/// An encoded record, or encoded packed lines.
+/// An encoded record, packed or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outline {
     /// Index into [`Header::sources`].
@@ -363,8 +365,8 @@ pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
     while !rest.is_empty() {
         let index = out.len();
         let one = || -> Result<(u32, u64, &[u8]), String> {
-            if let Some((packing, rest)) = packing(rest) {
-                return Ok((packing.source, Lines::open(packing.packed, packing.position)?.number(), rest));
+            if let Some((packing, rest)) = Packing::of(rest) {
+                return Ok((packing.source, packing.open(UNPACKED_BYTES_MAX)?.number(), rest));
             }
             envelope(rest).map(|(envelope, _, rest)| (envelope.s, 1, rest))
         };
@@ -375,32 +377,41 @@ pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
     Ok(out)
 }
 
-/// Converts packed lines into one record per line.
+/// Converts packed records into one record each.
 ///
 /// # Errors
 /// [`DecodeError::Record`].
 pub fn unpack(records: &[u8]) -> Result<Vec<u8>, DecodeError> {
-    let (mut out, mut start) = (Vec::with_capacity(records.len()), 0);
+    let (mut out, mut start, mut room) = (Vec::with_capacity(records.len()), 0, UNPACKED_BYTES_MAX);
     for (index, item) in outline(records)?.into_iter().enumerate() {
         let encoded = &records[start..item.end];
         start = item.end;
-        let Some((Packing { source, observed, position, packed }, _)) = packing(encoded) else {
+        let Some((packing, _)) = Packing::of(encoded) else {
             out.extend_from_slice(encoded);
             continue;
         };
         let wrong = |message: UnpackError| DecodeError::Record { index, message: message.to_owned() };
-        for line in Lines::open(packed, position).map_err(wrong)? {
-            let line = line.map_err(wrong)?;
-            let (position, mut body) = (line.position, Vec::new());
-            append_body(&Body::Syslog(line.into_line()), &mut body);
-            append_record(source, observed, position, &body, &mut out);
+        for record in packing.open(room).map_err(wrong)? {
+            let record = record.map_err(wrong)?;
+            room = room.saturating_sub(record.plain_bytes());
+            let (position, mut body) = (record.position(), Vec::new());
+            append_body(&record.into_body(), &mut body);
+            append_record(packing.source, packing.observed, position, &body, &mut out);
         }
     }
     Ok(out)
 }
 
-/// Encoded records and their number.
-pub type Encoded = (Vec<u8>, u32);
+/// Encoded records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// The records.
+    pub bytes: Vec<u8>,
+    /// Their number.
+    pub count: u32,
+    /// Their size, decoded.
+    pub plain: usize,
+}
 
 /// Splits encoded records into two parts of about equal size; absent for a single record.
 ///
@@ -408,31 +419,39 @@ pub type Encoded = (Vec<u8>, u32);
 /// [`DecodeError::Record`].
 pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
     let outline = outline(records)?;
-    let count = |part: &[Outline]| part.iter().fold(0_u32, |sum, item| sum.saturating_add(item.count));
     if outline.len() > 1 {
         let middle = outline.iter().position(|item| item.end >= records.len() / 2).unwrap_or(0);
         let (first, second) = outline.split_at((middle + 1).min(outline.len() - 1));
         let (one, other) = records.split_at(first[first.len() - 1].end);
-        return Ok(Some([(one.to_vec(), count(first)), (other.to_vec(), count(second))]));
+        let part = |part: &[Outline], bytes: &[u8]| {
+            let count = part.iter().fold(0_u32, |sum, item| sum.saturating_add(item.count));
+            Ok(Encoded { bytes: bytes.to_vec(), count, plain: decoded_bytes(bytes)? })
+        };
+        return Ok(Some([part(first, one)?, part(second, other)?]));
     }
     let wrong = |message: UnpackError| DecodeError::Record { index: 0, message: message.to_owned() };
-    let Some((Packing { source, observed, position, packed }, _)) = packing(records) else { return Ok(None) };
-    if outline.first().is_none_or(|item| item.count < 2) {
-        return Ok(None);
-    }
-    let (mut packers, middle) = ([Packer::default(), Packer::default()], position.0.midpoint(position.1));
-    for line in Lines::open(packed, position).map_err(wrong)? {
-        let line = line.map_err(wrong)?;
-        // The first line always goes to the first half.
-        let second = packers[0].count() > 0 && line.position.1 > middle;
-        packers[usize::from(second)].push(line.whole, line.position, &line.line);
-    }
-    Ok(Some(packers.map(|mut packer| {
-        let Packed { body, position, count } = packer.finish().expect("each has a line");
-        let mut encoded = Vec::with_capacity(body.len() + 64);
-        append_record(source, observed, position, &body, &mut encoded);
-        (encoded, count)
-    })))
+    let Some((packing, _)) = Packing::of(records) else { return Ok(None) };
+    let halves = packing.halve(UNPACKED_BYTES_MAX).map_err(wrong)?;
+    Ok(halves.map(|halves| {
+        halves.map(|packed| Encoded { bytes: packing.encode(&packed), count: packed.count, plain: packed.plain })
+    }))
+}
+
+/// Size of encoded records, decoded.
+fn decoded_bytes(records: &[u8]) -> Result<usize, DecodeError> {
+    let (mut found, mut plain) = (0, 0);
+    walk(records, |item| {
+        match item {
+            Item::One(_) => found += 1,
+            Item::Packed(_, records) => {
+                for record in records {
+                    plain += record?.plain_bytes();
+                    found += 1;
+                }
+            }
+        }
+        Ok((found, plain))
+    })
 }
 
 fn behind(bytes: &[u8], position: u64) -> (&[u8], &[u8]) {
@@ -446,27 +465,4 @@ struct Envelope {
     p: Position,
     #[serde(rename = "b")]
     _body: serde::de::IgnoredAny,
-}
-
-/// Packed lines with their envelope.
-struct Packing<'a> {
-    source: u32,
-    observed: i64,
-    position: Position,
-    packed: &'a [u8],
-}
-
-/// Decodes packed lines; also returns the remaining bytes. Absent if the bytes are another item. The envelope must be exactly
-/// as [`append_record`] writes it.
-fn packing(bytes: &[u8]) -> Option<(Packing<'_>, &[u8])> {
-    use rmp::decode::read_int;
-    let mut rest = bytes.strip_prefix(b"\x84\xa1s")?;
-    let source = read_int(&mut rest).ok()?;
-    rest = rest.strip_prefix(b"\xa1t")?;
-    let observed = read_int(&mut rest).ok()?;
-    rest = rest.strip_prefix(b"\xa1p\x92")?;
-    let position = Position(read_int(&mut rest).ok()?, read_int(&mut rest).ok()?);
-    let (length, rest) = rest.strip_prefix(b"\xa1b")?.strip_prefix(lines::HEAD)?.split_first_chunk::<4>()?;
-    let (packed, behind) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    Some((Packing { source, observed, position, packed }, behind))
 }

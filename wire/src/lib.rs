@@ -35,7 +35,9 @@ pub mod body;
 pub mod chunk;
 pub mod codec;
 pub mod column;
+mod columns;
 pub mod digest;
+pub mod entries;
 pub mod frame;
 pub mod geo;
 pub mod id;
@@ -43,6 +45,7 @@ pub mod ledger;
 pub mod lines;
 pub mod ocsf;
 pub mod os;
+mod packed;
 pub mod policy;
 pub mod position;
 pub mod problem;
@@ -58,6 +61,7 @@ pub mod text;
 pub use body::Body;
 pub use chunk::{Chunk, Dropped, Source, Stored};
 pub use codec::Compression;
+pub use entries::{EntryHead, EntryPacker};
 pub use id::{AgentId, BatchKey, Epoch, LaneName, OrganizationId};
 pub use ledger::{Ledger, Reason};
 pub use lines::Packer;
@@ -68,12 +72,18 @@ pub use problem::{Problem, ProblemCode};
 pub use record::{Batch, CursorUpdate, Header, HostLabel, Predecessor, Record, SourceRef};
 pub use set_aside::SetAside;
 
-/// Version of the batch format. Version 2 has packed lines ([`lines`]) and concatenated compressed streams. A receiver reads
-/// every version up to its own, and refuses a later one with code `version`. Version 3 has records of Windows, whose processes have
-/// no state and whose users are not numbers.
-pub const FORMAT_VERSION: u16 = 3;
+/// Version of the batch format. A receiver reads every version up to its own, and refuses a later one with code `version`. So an
+/// agent states the earliest that has its records, and an older workspace takes what it can read.
+pub const FORMAT_VERSION: u16 = PACKED_ENTRIES;
 
-/// Version of the batches of a host: the earliest that has its records, so that an older workspace takes what it can read.
+/// Version with packed lines ([`lines`]) and concatenated compressed streams.
+pub(crate) const PACKED_LINES: u16 = 2;
+/// Version with records of Windows, whose processes have no state and whose users are not numbers.
+const WINDOWS: u16 = 3;
+/// Version with packed entries of the journal ([`entries`]).
+pub(crate) const PACKED_ENTRIES: u16 = 4;
+
+/// Earliest version of the batches of a host.
 pub fn format_version(family: OsFamily) -> u16 {
-    if family.is_linux() { 2 } else { FORMAT_VERSION }
+    if family.is_linux() { PACKED_LINES } else { WINDOWS }
 }

@@ -7,10 +7,10 @@
 //! | part | content |
 //! |---|---|
 //! | text | whole lines with their ends, concatenated as in the file |
-//! | columns | number of lines; then for each column twice its length in bytes, and the column; or, if all its numbers are equal, 1 and the number |
+//! | columns | number of lines, and the columns ([`crate::columns`]) |
 //! | length | length of the columns, `u32` little-endian |
 //!
-//! Numbers are LEB128 (DWARF 5 §7.6), signed ones ZigZag-encoded first. Columns: flags; times as differences, preceded by their
+//! Columns: flags; times as differences, preceded by their
 //! unit in nanoseconds; facility times eight plus severity (PRI, RFC 5424 §6.2.1); and for each of host, application, process id,
 //! message id, structured data and message its distance from the end of the previous span, and its length. A message that ends
 //! with the line has no length.
@@ -20,6 +20,8 @@
 use crate::{
     Position,
     body::{Inferred, Span, Syslog},
+    columns::{self, Numbers, SHORT, UnpackError, column, put, unzigzag, zigzag},
+    packed::Packed,
 };
 
 const SPANS: usize = 6;
@@ -37,7 +39,6 @@ const KNOWN: u64 = (1 << 11) - 1;
 
 /// `{"syslog_lines": bin 32` (MessagePack), before the length.
 pub(crate) const HEAD: &[u8] = b"\x81\xacsyslog_lines\xc6";
-const LENGTH_BYTES: usize = 4;
 
 /// Packs consecutive lines of a file.
 #[derive(Debug, Default)]
@@ -53,14 +54,6 @@ pub struct Packer {
     priorities: Vec<u8>,
     gaps: [Vec<u8>; SPANS],
     lengths: [Vec<u8>; SPANS],
-}
-
-/// An encoded body of packed lines.
-#[derive(Debug)]
-pub(crate) struct Packed {
-    pub(crate) body: Vec<u8>,
-    pub(crate) position: Position,
-    pub(crate) count: u32,
 }
 
 fn spans(line: &Syslog) -> [Option<Span>; SPANS] {
@@ -128,8 +121,7 @@ impl Packer {
         put(flags ^ MESSAGE_ENDS, &mut self.flags);
         if self.body.is_empty() {
             self.body.reserve(self.length_hint);
-            self.body.extend_from_slice(HEAD);
-            self.body.extend_from_slice(&[0; LENGTH_BYTES]);
+            columns::begin(HEAD, &mut self.body);
         }
         self.body.extend_from_slice(whole);
         self.position.get_or_insert(position).1 = position.1;
@@ -159,100 +151,17 @@ impl Packer {
         for numbers in self.gaps.iter_mut().chain(&mut self.lengths) {
             column(numbers, &mut body);
         }
-        let columns = u32::try_from(body.len() - text_end).expect("columns are smaller than what a chunk holds");
-        body.extend_from_slice(&columns.to_le_bytes());
-        let head = HEAD.len() + LENGTH_BYTES;
-        let length = u32::try_from(body.len() - head).expect("a chunk is far below 4 GiB");
-        body[HEAD.len()..head].copy_from_slice(&length.to_be_bytes());
+        columns::finish(HEAD, text_end, &mut body);
         self.length_hint = body.len();
-        if body.len() < body.capacity() / 2 {
-            // The intake counts a body by its capacity.
-            body.shrink_to_fit();
-        }
-        Some(Packed { body, position, count })
+        let plain = body.len();
+        Some(Packed { body, position, count, plain })
     }
-}
-
-fn column(bytes: &mut Vec<u8>, into: &mut Vec<u8>) {
-    match bytes.first() {
-        // All numbers are equal and fit into one byte.
-        Some(first) if *first < 0x80 && bytes.iter().all(|byte| byte == first) => {
-            into.extend([1, *first]);
-            bytes.clear();
-        }
-        _ => {
-            put(2 * bytes.len() as u64, into);
-            into.append(bytes);
-        }
-    }
-}
-
-fn put(mut number: u64, into: &mut Vec<u8>) {
-    while number >= 0x80 {
-        into.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    into.push(number as u8);
-}
-
-fn zigzag(number: i64) -> u64 {
-    ((number << 1) ^ (number >> 63)).cast_unsigned()
-}
-
-fn unzigzag(number: u64) -> i64 {
-    (number >> 1).cast_signed() ^ -(number & 1).cast_signed()
 }
 
 /// A line without `\n` or `\r\n`, as the tailer splits it.
 fn without_end(whole: &[u8]) -> &[u8] {
     let line = whole.strip_suffix(b"\n").unwrap_or(whole);
     line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-/// Why packed lines cannot be unpacked.
-pub(crate) type UnpackError = &'static str;
-
-const SHORT: UnpackError = "packed lines end too early";
-
-/// A sequence of numbers, or one number repeated.
-struct Numbers<'a> {
-    rest: &'a [u8],
-    same: Option<u64>,
-}
-
-impl<'a> Numbers<'a> {
-    fn next(&mut self) -> Result<u64, UnpackError> {
-        if let Some(number) = self.same {
-            return Ok(number);
-        }
-        if let [first, rest @ ..] = self.rest
-            && *first < 0x80
-        {
-            self.rest = rest;
-            return Ok(u64::from(*first));
-        }
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let (first, rest) = self.rest.split_first().ok_or(SHORT)?;
-            self.rest = rest;
-            number |= u64::from(first & 0x7f) << shift;
-            if *first < 0x80 {
-                return Ok(number);
-            }
-        }
-        Err("a number of packed lines is too long")
-    }
-
-    fn column(&mut self) -> Result<Numbers<'a>, UnpackError> {
-        let length = self.next()?;
-        if length % 2 == 1 {
-            return Ok(Numbers { rest: &[], same: Some(self.next()?) });
-        }
-        let length = usize::try_from(length / 2).map_err(|_| SHORT)?;
-        let (rest, behind) = self.rest.split_at_checked(length).ok_or(SHORT)?;
-        self.rest = behind;
-        Ok(Numbers { rest, same: None })
-    }
 }
 
 /// Decodes packed lines one after the other. Checks all numbers, since the bytes are untrusted.
@@ -288,13 +197,11 @@ impl Unpacked<'_> {
 impl<'a> Lines<'a> {
     /// Opens the bytes of a body whose record has this position.
     pub(crate) fn open(packed: &'a [u8], position: Position) -> Result<Self, UnpackError> {
-        let (rest, length) = packed.split_last_chunk::<LENGTH_BYTES>().ok_or(SHORT)?;
-        let text = rest.len().checked_sub(u32::from_le_bytes(*length) as usize).ok_or(SHORT)?;
-        let (text, columns) = rest.split_at(text);
+        let (text, columns) = columns::open(packed)?;
         if position.1.checked_sub(position.0) != Some(text.len() as u64) {
             return Err("packed lines are not as long as their position says");
         }
-        let mut columns = Numbers { rest: columns, same: None };
+        let mut columns = Numbers::new(columns);
         let left = columns.next()?;
         let (flags, mut times, priorities) = (columns.column()?, columns.column()?, columns.column()?);
         let unit = times.next()?.cast_signed();
@@ -303,7 +210,7 @@ impl<'a> Lines<'a> {
             Ok([columns()?, columns()?, columns()?, columns()?, columns()?, columns()?])
         };
         let (gaps, lengths) = (span_columns()?, span_columns()?);
-        if left == 0 || !columns.rest.is_empty() {
+        if left == 0 || !columns.is_empty() {
             return Err("packed lines have no lines, or more columns than this build knows");
         }
         Ok(Self { text, at: position.0, left, flags, times, unit, time: 0, priorities, gaps, lengths })
@@ -362,7 +269,7 @@ impl<'a> Lines<'a> {
 
     fn rest(&self) -> Result<(), UnpackError> {
         let columns = self.gaps.iter().chain(&self.lengths).chain([&self.flags, &self.times, &self.priorities]);
-        let empty = self.text.is_empty() && columns.into_iter().all(|column| column.rest.is_empty());
+        let empty = self.text.is_empty() && columns.into_iter().all(|column| column.is_empty());
         if empty { Ok(()) } else { Err("packed lines have bytes after the last line") }
     }
 }

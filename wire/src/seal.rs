@@ -33,11 +33,6 @@ impl CompressedBody {
         Some(Self { compression, sealed, plain_bytes: body.len() })
     }
 
-    /// Size of the body before compression.
-    pub fn plain_bytes(&self) -> usize {
-        self.plain_bytes
-    }
-
     /// Size of the compressed body.
     pub fn sealed_bytes(&self) -> usize {
         self.sealed.len()
@@ -65,11 +60,6 @@ impl Sealer {
     /// The codec.
     pub fn compression(&self) -> Compression {
         self.compression
-    }
-
-    /// Size of the encoded records before compression.
-    pub fn plain_bytes(&self) -> usize {
-        self.plain_bytes
     }
 
     /// Size of the sealed records; those not compressed yet count in full.
@@ -250,14 +240,14 @@ mod tests {
                 let (body, position) = (vec![at as u8; size], Position(at, at + 1));
                 match CompressedBody::of(&body, of_pieces) {
                     Some(compressed) => {
-                        assert_eq!((compressed.plain_bytes(), size >= FRAME_BYTES), (size, true));
+                        assert_eq!((compressed.plain_bytes, size >= FRAME_BYTES), (size, true));
                         sealer.append_compressed(1, 2, position, compressed);
                     }
                     None => sealer.append(1, 2, position, &body),
                 }
                 append_record(1, 2, position, &body, &mut expected);
             }
-            assert_eq!(sealer.plain_bytes(), expected.len());
+            assert_eq!(sealer.plain_bytes, expected.len());
             // A batch that could not be queued is sealed again under another header.
             for zeros in [0, 9] {
                 let sealed = sealer.seal(zeros, &header).expect("seals");

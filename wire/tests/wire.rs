@@ -7,8 +7,8 @@ mod samples;
 use serde_json::json;
 use std::{collections::BTreeSet, path::Path};
 use vedette_wire::{
-    Batch, Body, Compression, FORMAT_VERSION, HostLabel, OsFamily, Packer, Position, Record,
-    body::{Change, KINDS, Principal, PrincipalId, Process, ProcessState, RowContext},
+    Batch, Body, Compression, EntryHead, EntryPacker, HostLabel, OsFamily, Packer, Position, Record,
+    body::{Change, Journal, KINDS, Principal, PrincipalId, Process, ProcessState, RowContext},
     codec::{self, DecodeError},
     column::{ColumnType, Value},
     frame::{self, FrameHead},
@@ -122,6 +122,48 @@ fn the_golden_batches_are_still_read() {
         codec::append_record(0, entry.observed, entry.position, body, &mut records);
     }
     golden("tests/golden/batch-v2.zst", second, &records);
+
+    // With packed entries of the journal.
+    let (mut chunk, mut packer) = (samples::chunk(), EntryPacker::default());
+    let head = EntryHead { sequence: [5; 16], boot: [6; 16], realtime: 1_795_404_079_000_005, monotonic: 7, hash: 8 };
+    assert!(packer.begin(&head, Position(3, 5)));
+    packer.field(b"MESSAGE", b"one\xff");
+    let unit = packer.field(b"_SYSTEMD_UNIT", b"a.service");
+    packer.field(b"_PID", b"9");
+    assert!(packer.begin(&EntryHead { realtime: head.realtime - 1, monotonic: 9, hash: 0, ..head }, Position(5, 6)));
+    packer.repeat(unit);
+    packer.field(b"CODE_LINE", b"7");
+    chunk.push_entries(7, &mut packer);
+    let (body, bytes) = chunk.bodies().next().expect("one");
+    let mut records = Vec::new();
+    codec::append_record(0, body.observed, body.position, bytes, &mut records);
+    let (cursor, unit) = (|rest: &str| format!("s={};{rest}", "05".repeat(16)), Some("a.service".to_owned()));
+    let boot_id = Some("06".repeat(16));
+    let entries = [
+        Journal {
+            message: "one\u{fffd}".to_owned(),
+            time: 1_795_404_079_000_005_000,
+            cursor: cursor(&format!("i=4;b={};m=7;t=660e9165b69c5;x=8", "06".repeat(16))),
+            unit: unit.clone(),
+            pid: Some(9),
+            boot_id: boot_id.clone(),
+            ..Journal::default()
+        },
+        Journal {
+            time: 1_795_404_079_000_004_000,
+            cursor: cursor(&format!("i=5;b={};m=9;t=660e9165b69c4;x=0", "06".repeat(16))),
+            unit,
+            boot_id,
+            more: [("CODE_LINE".to_owned(), "7".to_owned())].into(),
+            ..Journal::default()
+        },
+    ];
+    let records_of = entries.into_iter().zip([Position(3, 5), Position(5, 6)]);
+    let records_of =
+        records_of.map(|(entry, position)| Record { source: 0, observed: 7, position, body: Body::Journal(entry) });
+    let mut fourth = Batch { records: records_of.collect(), ..of_golden() };
+    (fourth.header.version, fourth.header.records) = (4, 2);
+    golden("tests/golden/batch-v4.zst", fourth, &records);
 }
 
 /// The batch of when they were written: a host had no cloud then, and an agent one endpoint.
@@ -304,7 +346,7 @@ fn a_record_of_windows_says_so_and_one_of_an_older_agent_is_of_linux() {
     let label: HostLabel = serde_json::from_value(json!({"hostname": "a", "os_name": "b"})).expect("decodes");
     assert_eq!(label.os_family, OsFamily::Linux);
     // An older workspace reads what it can: batches of Linux, with states of one letter.
-    assert_eq!([OsFamily::Linux, OsFamily::Windows].map(vedette_wire::format_version), [2, FORMAT_VERSION]);
+    assert_eq!([OsFamily::Linux, OsFamily::Windows].map(vedette_wire::format_version), [2, 3]);
     let parked =
         rmp_serde::to_vec_named(&Process { state: Some(ProcessState::Unknown), ..old.clone() }).expect("encodes");
     let of_an_older_release: serde_json::Value = rmp_serde::from_slice(&parked).expect("decodes");

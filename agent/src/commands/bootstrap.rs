@@ -120,7 +120,9 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
             pause = (pause * 2).min(*PAUSE.end());
         }
     }
-    for used in [bootstrap.token_file.as_path(), path] {
+    // A credential is the service manager's, in memory, and ends with the service.
+    let is_credential = |path: &Path| config::credentials_dir().is_some_and(|dir| path.starts_with(dir));
+    for used in [bootstrap.token_file.as_path(), path].into_iter().filter(|path| !is_credential(path)) {
         delete(used);
     }
     Ok(())

@@ -70,9 +70,10 @@ impl Reload {
                 return RunEnd::Restart(RestartReason::Reloaded);
             }
             log::set_level(next.log_level);
-            tracing::info!(level = %next.log_level, "the configuration has changed");
             parts.events.configuration(&next);
+            let level = next.log_level;
             parts.in_force.send_replace(next);
+            tracing::info!(%level, "the new configuration is in force; collectors with other settings start again");
         }
     }
 }

@@ -176,11 +176,10 @@ impl Cursors {
         self.ids.insert(BEGIN.to_owned());
     }
 
-    /// Notes that an entry was read; its cursor, whose text is given, as it is stored.
-    pub(super) fn advance(&mut self, id: Id, cursor: Cursor, text: &str) -> Vec<u8> {
+    /// The cursor of the last entry of a sequence that was read, as it is stored.
+    pub(super) fn encode(&mut self, id: Id) -> Option<Vec<u8>> {
         let sequence = self.sequence(id);
-        sequence.last = Some(cursor);
-        sequence.encode(text)
+        sequence.last.map(|last| sequence.encode(&last.to_string()))
     }
 
     /// Notes the directory of a file: its machine, and its namespace.

@@ -4,8 +4,8 @@
 //! What rotation deleted unread shows as a jump of the numbers in a directory ([`numbers`]). The cursor of an entry becomes durable
 //! together with it; after a restart each sequence continues behind its own.
 
+mod block;
 mod cursors;
-mod entry;
 mod files;
 mod numbers;
 
@@ -15,6 +15,7 @@ use crate::{
     root::Root,
     spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
 };
+use block::{Block, ENTRY_BYTES, Packing};
 use cursors::{BEGIN, Begin, Cursors, Directory, source};
 use files::{DIRECTORIES, Files, OpenFile};
 use numbers::Numbers;
@@ -175,6 +176,7 @@ struct Reading<'a> {
     /// The files that were there at the start are open.
     is_started: bool,
     numbers: Numbers,
+    packing: Packing,
     /// Boot, monotonic time and hash of the last entry of the volatile journal, by directory.
     volatile: BTreeMap<Directory, (Id, u64, u64)>,
 }
@@ -191,6 +193,7 @@ impl<'a> Reading<'a> {
             reported: None,
             is_started: false,
             numbers: Numbers::default(),
+            packing: Packing::new(),
             volatile: BTreeMap::new(),
         }
     }
@@ -221,20 +224,21 @@ impl<'a> Reading<'a> {
         let mut has_read = false;
         loop {
             self.exclude_full();
-            let (mut chunks, mut bytes) = (Vec::new(), 0);
+            let mut block = Block::default();
             // Files that were given up explain a jump of the numbers.
-            self.add_lost(&mut chunks);
-            while bytes < BLOCK_BYTES {
+            self.add_lost(&mut block);
+            while block.bytes < BLOCK_BYTES {
                 let Some(entry) = self.files.reader.next_entry() else { break };
                 if self.files.is_hollow(&entry) {
-                    self.add_dropped(&mut chunks, (entry.head.seqnum_id, Reason::RotatedAway, 1));
+                    self.add_dropped(&mut block, (entry.head.seqnum_id, Reason::RotatedAway, 1));
                     self.numbers.explain_numbers(entry.head.seqnum_id, 1, &self.cursors);
                     continue;
                 }
                 let is_copy = self.is_moved_copy(&entry);
-                bytes += self.add(&mut chunks, &entry, is_copy);
+                self.add(&mut block, &entry, is_copy);
             }
-            self.add_damage(&mut chunks);
+            self.add_damage(&mut block);
+            let chunks = self.finish(block);
             if chunks.is_empty() {
                 self.report();
                 return Ok(has_read);
@@ -281,56 +285,71 @@ impl<'a> Reading<'a> {
         place.0 == *boot && (place.1 < *monotonic || (place.1 == *monotonic && place.2 == *hash))
     }
 
-    /// Adds an entry to the last chunk, or to another one for another sequence; of a copy only the cursor. The size of its fields.
-    fn add(&mut self, chunks: &mut Vec<Chunk>, entry: &Entry, is_copy: bool) -> usize {
+    /// Adds an entry to the last chunk of a block, or to another one for another sequence; of a copy only the position.
+    fn add(&mut self, block: &mut Block, entry: &Entry, is_copy: bool) {
         let (id, seqnum) = (entry.head.seqnum_id, entry.head.seqnum);
         let rotated_away = self.numbers.jump(&entry.head, &mut self.files, &self.cursors);
-        let source = Arc::clone(&self.cursors.sequence(id).source);
-        if chunks.last().is_none_or(|chunk| !Arc::ptr_eq(&chunk.source, &source)) {
+        if block.open != Some(id) {
+            self.close(block);
             let forget = self.cursors.replaced_by(id, &self.present);
-            chunks.push(Chunk { forget, ..Chunk::new(source) });
+            block.chunks.push(Chunk { forget, ..Chunk::new(Arc::clone(&self.cursors.sequence(id).source)) });
+            block.open = Some(id);
         }
-        let chunk = chunks.last_mut().expect("pushed above");
+        let chunk = block.chunks.last_mut().expect("pushed above");
         if rotated_away > 0 {
             chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: rotated_away, positions: None });
         }
+        let sequence = self.cursors.sequence(id);
         // The numbers in between are of other sequences, or in no file.
-        let before = self.cursors.sequence(id).last.and_then(|last| last.seqnum).filter(|(of, _)| *of == id);
+        let before = sequence.last.and_then(|last| last.seqnum).filter(|(of, _)| *of == id);
         let from = before.map_or(seqnum, |(_, before)| seqnum.min(before.saturating_add(1)));
-        let cursor = entry.cursor().to_string();
-        chunk.cursor = Some(self.cursors.advance(id, entry.cursor(), &cursor));
+        let position = Position(from, seqnum.saturating_add(1));
+        sequence.last = Some(entry.cursor());
+        block.bytes += ENTRY_BYTES;
         if is_copy {
             // Its number is accounted for, as no record.
-            let positions = Some(Position(from, seqnum.saturating_add(1)));
-            chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: 0, positions });
-        } else if !self.cursors.sequence(id).has(seqnum) {
-            let body = entry::body(entry, &cursor);
-            chunk.push_journal(self.context.now(), Position(from, seqnum.saturating_add(1)), &body);
+            chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: 0, positions: Some(position) });
+        } else if !sequence.has(seqnum) {
+            block.bytes += self.packing.add(chunk, self.context.now(), entry, position);
         }
-        entry.fields.iter().map(|field| field.name().len() + field.value().len()).sum::<usize>() + 64
+    }
+
+    /// Completes the last chunk of a block with its entries and the cursor of the last one.
+    fn close(&mut self, block: &mut Block) {
+        if let (Some(id), Some(chunk)) = (block.open.take(), block.chunks.last_mut()) {
+            self.packing.finish(self.context.now(), chunk);
+            chunk.cursor = self.cursors.encode(id);
+        }
+    }
+
+    /// The chunks of a block.
+    fn finish(&mut self, mut block: Block) -> Vec<Chunk> {
+        self.close(&mut block);
+        block.chunks
     }
 
     /// Counts entries that cannot be read, or are given up. Their numbers are unknown.
-    fn add_damage(&mut self, chunks: &mut Vec<Chunk>) {
+    fn add_damage(&mut self, block: &mut Block) {
         for dropped in self.numbers.take_damage(&mut self.files, &self.cursors) {
-            self.add_dropped(chunks, dropped);
+            self.add_dropped(block, dropped);
         }
     }
 
     /// Counts the entries of deleted files that were given up.
-    fn add_lost(&mut self, chunks: &mut Vec<Chunk>) {
+    fn add_lost(&mut self, block: &mut Block) {
         for (id, count) in self.files.take_lost() {
             self.numbers.explain_numbers(id, count, &self.cursors);
-            self.add_dropped(chunks, (id, Reason::RotatedAway, count));
+            self.add_dropped(block, (id, Reason::RotatedAway, count));
         }
     }
 
     /// Counts entries of a sequence that are lost.
-    fn add_dropped(&mut self, chunks: &mut Vec<Chunk>, (id, reason, count): (Id, Reason, u64)) {
+    fn add_dropped(&mut self, block: &mut Block, (id, reason, count): (Id, Reason, u64)) {
         if count > 0 {
+            self.close(block);
             let mut chunk = Chunk::new(self.cursors.sequence(id).source.clone());
             chunk.dropped.push(Dropped { reason, count, positions: None });
-            chunks.push(chunk);
+            block.chunks.push(chunk);
         }
     }
 
@@ -360,14 +379,14 @@ impl<'a> Reading<'a> {
             }
             last.push_back(entry);
         }
-        let mut chunks = Vec::new();
+        let mut block = Block::default();
         for entry in &last {
-            self.add(&mut chunks, entry, false);
+            self.add(&mut block, entry, false);
         }
         if let (true, Some(problem)) = (last.is_empty(), self.files.problem()) {
             return Err(CollectError::read("the journal", std::io::Error::other(problem)));
         }
-        chunks.into_iter().try_for_each(|chunk| self.outlet.emit(chunk))
+        self.finish(block).into_iter().try_for_each(|chunk| self.outlet.emit(chunk))
     }
 }
 
@@ -378,9 +397,13 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let mut reader = vedette_journal::Reader::default();
     reader.add((), file);
     reader.begin_pass();
+    let (mut packing, mut chunk, mut at) = (Packing::new(), Chunk::new(source("fuzz")), 0);
     while let Some(entry) = reader.next_entry() {
-        entry::body(&entry);
+        packing.add(&mut chunk, 0, &entry, Position(at, at + 1));
+        at += 1;
     }
+    packing.finish(0, &mut chunk);
+    assert_eq!(chunk.decode().expect("what was packed can be unpacked").len() as u64, at);
 }
 
 #[cfg(test)]

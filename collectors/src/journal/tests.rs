@@ -15,7 +15,7 @@ use std::{
 use vedette_wire::{Body, Source, Stored, body::Journal as Record};
 use writer::{Codec, Layout, Written, write};
 
-const LAYOUT: Layout = Layout { is_compact: true, codec: Codec::Zstd, first_array: 4 };
+pub(super) const LAYOUT: Layout = Layout { is_compact: true, codec: Codec::Zstd, first_array: 4 };
 pub(super) const MACHINE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const OTHER: &str = "cccccccccccccccccccccccccccccccc";
 /// The sequence that the writer writes.
@@ -140,40 +140,6 @@ pub(super) fn system(machine: &str) -> String {
 
 pub(super) fn is(journal: &mut writer::Journal, sequence: u8) {
     journal.bytes[72..88].copy_from_slice(&[sequence; 16]);
-}
-
-#[test]
-fn fields_become_columns_and_the_rest_is_kept() {
-    let fields =
-        "PRIORITY=6 PRIORITY=high SYSLOG_FACILITY=10 _UID=1000 _COMM=sudo CODE_LINE=7 TWICE=1 TWICE=2 _BOOT_ID=other";
-    let fields = ["MESSAGE=two\nlines"].into_iter().chain(fields.split(' ')).map(|field| field.as_bytes().to_vec());
-    let entry = Written { seqnum: 31, at: 5, fields: fields.collect() };
-    let mut file = JournalFile::open(write(LAYOUT, &[entry]).bytes).expect("a journal");
-    let head = file.peek().expect("an entry");
-    let entry = Entry { fields: file.fields(&head), head, is_whole: true };
-    let cursor = entry.cursor().to_string();
-    let record = entry::body(&entry, &cursor);
-    assert_eq!((&*record.message, record.uid, record.facility), ("two\nlines", Some(1000), Some(10)));
-    assert_eq!(record.time, 1_795_404_079_000_005_000);
-    assert_eq!(record.boot_id.as_deref(), Some("b0".repeat(16).as_str()), "the entry's own");
-    let more = record.more.iter().map(|(name, value)| (&**name, &**value));
-    assert_eq!(more.collect::<Vec<_>>(), [("CODE_LINE", "7"), ("PRIORITY", "high"), ("TWICE", "1\n2")]);
-    assert_eq!(record.priority, Some(6), "the first");
-    assert!(record.cursor.starts_with("s=5e5e") && record.cursor.contains(";i=1f;b=b0b0"), "{}", record.cursor);
-}
-
-#[test]
-fn an_entry_of_many_large_values_stays_within_its_limit() {
-    let fields = (0..20).map(|number| format!("FIELD{number:02}={}", "x".repeat(200_000)));
-    // The list of what was cut is not the sender's.
-    let fields = ["VEDETTE_CUT=forged".to_owned()].into_iter().chain(fields).map(String::into_bytes).collect();
-    let mut file = JournalFile::open(write(LAYOUT, &[Written { seqnum: 1, at: 1, fields }]).bytes).expect("a journal");
-    let head = file.peek().expect("an entry");
-    let entry = Entry { fields: file.fields(&head), head, is_whole: true };
-    let record = entry::body(&entry, "");
-    let total: usize = record.more.values().map(|value| value.len()).sum();
-    assert!(total < 600 << 10, "{total}");
-    assert!(record.more["VEDETTE_CUT"].starts_with("FIELD02 FIELD03"), "{}", record.more["VEDETTE_CUT"]);
 }
 
 #[test]

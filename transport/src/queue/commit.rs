@@ -72,7 +72,7 @@ impl Queue {
     /// Adds the queue's facts to a header: key, lowest held sequence, sequences set aside, previous epoch.
     pub(super) fn complete(&self, header: &mut Header, meta: &Meta) -> Result<(), QueueError> {
         // A later release may reseal the batch.
-        header.version = vedette_wire::format_version(header.host.os_family);
+        header.version = header.version.max(vedette_wire::format_version(header.host.os_family));
         header.epoch = Epoch(meta.epoch);
         header.seq = meta.next_seq;
         header.lowest_held = self.lowest_held(meta.epoch_slot, u64::MAX, meta.epoch)?.unwrap_or(meta.next_seq);

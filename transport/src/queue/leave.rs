@@ -237,7 +237,7 @@ impl Queue {
     }
 
     /// Splits a batch that is too large for the workspace or a proxy: two halves under new sequences, and an empty batch that
-    /// names them under the old one. Returns the size of a half before compression. Absent for a single record, which goes into
+    /// names them under the old one. Returns the size of a half, decoded. Absent for a single record, which goes into
     /// quarantine.
     ///
     /// # Errors
@@ -251,7 +251,7 @@ impl Queue {
         loop {
             let before = lock(&self.meta).clone();
             let mut frames = Vec::new();
-            for ((bytes, count), ahead) in halves.iter().zip(0..) {
+            for (codec::Encoded { bytes, count, .. }, ahead) in halves.iter().zip(0..) {
                 let mut part = Header { cursors: Vec::new(), ..header.clone() };
                 part.resealed = true;
                 self.complete(&mut part, &before)?;
@@ -281,7 +281,7 @@ impl Queue {
             })?;
             if done.is_some() {
                 self.split.fetch_add(1, Relaxed);
-                return Ok(halves.iter().map(|(bytes, _)| bytes.len()).max());
+                return Ok(halves.iter().map(|half| half.plain).max());
             }
         }
     }

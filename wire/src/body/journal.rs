@@ -10,19 +10,23 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, btree_map},
+    str::FromStr,
+};
 
-/// Fields that matter for security (systemd.journal-fields(7)); all others are in `more`. `S` is the type of texts: an agent encodes
-/// borrowed ones ([`crate::Chunk::push_journal`]).
+/// Fields that matter for security (systemd.journal-fields(7)); all others are in `more`. Agents send entries packed
+/// ([`crate::entries`]).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, bound(deserialize = "S: Deserialize<'de> + Default + Ord"))]
-pub struct Journal<S: Ord = String> {
+#[serde(default)]
+pub struct Journal {
     /// `MESSAGE`; invalid UTF-8 is replaced by U+FFFD.
-    pub message: S,
+    pub message: String,
     /// `__REALTIME_TIMESTAMP`, nanoseconds UTC.
     pub time: i64,
     /// `__CURSOR`.
-    pub cursor: S,
+    pub cursor: String,
     /// `PRIORITY`, 0 to 7.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<u8>,
@@ -31,13 +35,13 @@ pub struct Journal<S: Ord = String> {
     pub facility: Option<u8>,
     /// `SYSLOG_IDENTIFIER`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub identifier: Option<S>,
+    pub identifier: Option<String>,
     /// `_SYSTEMD_UNIT`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub unit: Option<S>,
+    pub unit: Option<String>,
     /// `_TRANSPORT`: `kernel`, `syslog`, `journal`, `stdout`, `audit`, `driver`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub transport: Option<S>,
+    pub transport: Option<String>,
     /// `_PID`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -49,13 +53,13 @@ pub struct Journal<S: Ord = String> {
     pub gid: Option<u32>,
     /// `_COMM`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub comm: Option<S>,
+    pub comm: Option<String>,
     /// `_EXE`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub exe: Option<S>,
+    pub exe: Option<String>,
     /// `_CMDLINE`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cmd_line: Option<S>,
+    pub cmd_line: Option<String>,
     /// `_AUDIT_SESSION`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_session: Option<u32>,
@@ -64,16 +68,16 @@ pub struct Journal<S: Ord = String> {
     pub login_uid: Option<u32>,
     /// `_HOSTNAME`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub hostname: Option<S>,
+    pub hostname: Option<String>,
     /// `_BOOT_ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub boot_id: Option<S>,
+    pub boot_id: Option<String>,
     /// `MESSAGE_ID`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub message_id: Option<S>,
+    pub message_id: Option<String>,
     /// All other fields of the entry.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub more: BTreeMap<S, S>,
+    pub more: BTreeMap<String, String>,
 }
 
 const COLUMNS: &[Column] = &[
@@ -106,6 +110,50 @@ const COLUMNS: &[Column] = &[
 ];
 
 impl Journal {
+    /// An entry from its fields. A field without a column goes to `more`, as does a text where a number is expected. A name that
+    /// occurs several times has its values on lines of their own.
+    pub(crate) fn of_fields<'a>(fields: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let (mut entry, mut message) = (Self::default(), None);
+        for (name, value) in fields {
+            let value = String::from_utf8_lossy(value);
+            let column = match name {
+                b"MESSAGE" => &mut message,
+                b"SYSLOG_IDENTIFIER" => &mut entry.identifier,
+                b"_SYSTEMD_UNIT" => &mut entry.unit,
+                b"_TRANSPORT" => &mut entry.transport,
+                b"_COMM" => &mut entry.comm,
+                b"_EXE" => &mut entry.exe,
+                b"_CMDLINE" => &mut entry.cmd_line,
+                b"_HOSTNAME" => &mut entry.hostname,
+                b"MESSAGE_ID" => &mut entry.message_id,
+                name => {
+                    let is_number = match name {
+                        b"PRIORITY" => set_number(&mut entry.priority, &value),
+                        b"SYSLOG_FACILITY" => set_number(&mut entry.facility, &value),
+                        b"_PID" => set_number(&mut entry.pid, &value),
+                        b"_UID" => set_number(&mut entry.uid, &value),
+                        b"_GID" => set_number(&mut entry.gid, &value),
+                        b"_AUDIT_SESSION" => set_number(&mut entry.audit_session, &value),
+                        b"_AUDIT_LOGINUID" => set_number(&mut entry.login_uid, &value),
+                        _ => false,
+                    };
+                    if !is_number {
+                        match entry.more.entry(String::from_utf8_lossy(name).into_owned()) {
+                            btree_map::Entry::Vacant(new) => drop(new.insert(value.into_owned())),
+                            btree_map::Entry::Occupied(present) => join(present.into_mut(), &value),
+                        }
+                    }
+                    continue;
+                }
+            };
+            match column {
+                Some(present) => join(present, &value),
+                None => *column = Some(value.into_owned()),
+            }
+        }
+        Self { message: message.unwrap_or_default(), ..entry }
+    }
+
     fn app(&self) -> Option<&str> {
         self.identifier.as_deref().or(self.comm.as_deref())
     }
@@ -120,6 +168,21 @@ impl Journal {
         };
         is_sender.then_some(login)
     }
+}
+
+/// Appends another value of the same name on a line of its own.
+fn join(present: &mut String, value: &str) {
+    present.push('\n');
+    present.push_str(value);
+}
+
+/// Sets a number that is not set yet; false if the value is not a number, or there is one already.
+fn set_number<T: FromStr>(column: &mut Option<T>, value: &str) -> bool {
+    if column.is_none() {
+        *column = value.parse().ok();
+        return column.is_some();
+    }
+    false
 }
 
 impl Observation for Journal {
@@ -211,36 +274,5 @@ impl Observation for Journal {
         ];
         row.extend(login::values(self.login()));
         row
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Body, Chunk, Position, Source};
-    use std::sync::Arc;
-
-    #[test]
-    fn an_entry_with_borrowed_texts_is_encoded_as_one_with_its_own() {
-        let whole: Journal<Cow<'_, str>> = Journal {
-            message: "m".into(),
-            time: 1,
-            cursor: "s=1".into(),
-            priority: Some(3),
-            unit: Some("ssh.service".into()),
-            pid: Some(7),
-            more: [("A".into(), "1".into()), ("B".into(), "2".into())].into(),
-            ..Journal::default()
-        };
-        for entry in [Journal::default(), whole] {
-            let mut chunk = Chunk::new(Arc::new(Source { collector: "journal", id: "s".to_owned(), name: None }));
-            chunk.push_journal(5, Position(0, 1), &entry);
-            let record = chunk.decode().expect("a record").remove(0);
-            let bytes = chunk.bodies.clone();
-            chunk.push(5, Position(1, 2), &record.body);
-            assert_eq!(bytes, chunk.bodies[bytes.len()..]);
-            let Body::Journal(decoded) = record.body else { panic!("another kind") };
-            assert_eq!((decoded.message, decoded.more.len()), (entry.message.into_owned(), entry.more.len()));
-        }
     }
 }

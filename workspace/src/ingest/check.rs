@@ -75,11 +75,11 @@ impl Opened {
         let Self { header, plain, records_at, body, compression, digest } = self;
         let (mut contents, mut positions) = (Contents::default(), Vec::new());
         let is_blobs = header.lane == LaneName::Blobs;
-        codec::scan(&header, &plain[records_at..], |record| {
+        let decoded = codec::scan(&header, &plain[records_at..], |record| {
             positions.push((record.source, record.position));
             contents.add(record, is_blobs, store);
         })?;
-        let rows = rows_bytes(plain.len(), &header, positions.iter().map(|(source, _)| *source));
+        let rows = rows_bytes(records_at + decoded, &header, positions.iter().map(|(source, _)| *source));
         drop(plain);
         let mut index = BatchIndex::new(header, positions);
         index.check().map_err(IngestError::Shape)?;

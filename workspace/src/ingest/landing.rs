@@ -128,8 +128,8 @@ impl LandingStore {
         let decode = move || -> Result<(Batch, usize)> {
             let (head, sealed) = frame::parse(&bytes)?;
             let plain = codec::decompress(sealed, head.compression, LANDED_PLAIN_BYTES_MAX)?;
-            let (header, positions) = codec::check(&plain)?;
-            let rows = rows_bytes(plain.len(), &header, positions.iter().map(|(source, _)| *source));
+            let (header, positions, decoded) = codec::check(&plain)?;
+            let rows = rows_bytes(decoded, &header, positions.iter().map(|(source, _)| *source));
             anyhow::ensure!(rows <= LANDED_ROWS_BYTES_MAX, "it has {rows} bytes as rows, more than fit into memory");
             Ok((codec::decode(&plain)?, rows))
         };
@@ -152,8 +152,9 @@ impl LandingStore {
     }
 }
 
-/// Approximate size of a batch's rows in bytes, from the source of each record: facts of the header are repeated in each row.
-pub(crate) fn rows_bytes(plain: usize, header: &Header, sources: impl Iterator<Item = u32>) -> usize {
+/// Approximate size of a batch's rows in bytes, from its decoded size and the source of each record: facts of the header are
+/// repeated in each row.
+pub(crate) fn rows_bytes(decoded: usize, header: &Header, sources: impl Iterator<Item = u32>) -> usize {
     // Ids, times and numbers of a row.
     const ROW_BYTES: usize = 250;
     let host = &header.host;
@@ -165,5 +166,5 @@ pub(crate) fn rows_bytes(plain: usize, header: &Header, sources: impl Iterator<I
         .collect();
     let of_rows: usize = sources.map(|source| each + names.get(source as usize).copied().unwrap_or(0)).sum();
     // A row holds the line, and its message again.
-    2 * plain + of_rows
+    2 * decoded + of_rows
 }

@@ -1,4 +1,4 @@
-//! Packed lines: arbitrary records are unpacked, and the lines of a text are packed and come back.
+//! Packed lines and entries: arbitrary records are unpacked, and the lines of a text are packed and come back.
 #![no_main]
 
 use std::sync::Arc;

@@ -1,0 +1,216 @@
+//! Blocks: entries that are emitted together. Each field is sent once per block.
+
+use std::rc::Rc;
+use vedette_journal::{Entry, Field, Id};
+use vedette_wire::{Chunk, EntryHead, EntryPacker, Position};
+
+/// Maximum size of an entry's values; the rest is cut. One value has [`vedette_journal::VALUE_BYTES_MAX`].
+const ENTRY_BYTES_MAX: usize = 512 << 10;
+/// Maximum length of the list of names of cut fields.
+const CUT_BYTES_MAX: usize = 1 << 10;
+/// Field that names the fields that were cut.
+const CUT: &[u8] = b"VEDETTE_CUT";
+/// Fields that are not sent: the entry has the boot itself, and the other is the agent's own.
+const LEFT_OUT: [&[u8]; 2] = [b"_BOOT_ID", CUT];
+
+/// Number of fields that are recognised when they come again.
+const SLOTS: usize = 1024;
+/// Maximum length of the value of such a field; limits memory.
+const SLOT_BYTES_MAX: usize = 1 << 10;
+
+/// A field of the present block.
+#[derive(Debug)]
+struct Known {
+    field: Rc<Field>,
+    /// Number in the block; absent for a field that is not sent.
+    number: Option<usize>,
+}
+
+/// Counted for an entry beside what is sent of it; limits the number of copies in a block.
+pub(super) const ENTRY_BYTES: usize = 64;
+
+/// The chunks of a block.
+#[derive(Debug, Default)]
+pub(super) struct Block {
+    pub(super) chunks: Vec<Chunk>,
+    /// Sequence of the last chunk, while its entries are being packed.
+    pub(super) open: Option<Id>,
+    /// Size of the entries, decoded.
+    pub(super) bytes: usize,
+}
+
+/// Packs entries, and recognises the fields that the reader shares between them.
+#[derive(Debug)]
+pub(super) struct Packing {
+    packer: EntryPacker,
+    known: Vec<Option<Known>>,
+}
+
+impl Packing {
+    pub(super) fn new() -> Self {
+        Self { packer: EntryPacker::default(), known: (0..SLOTS).map(|_| None).collect() }
+    }
+
+    /// Appends the packed entries to a chunk.
+    pub(super) fn finish(&mut self, observed: i64, chunk: &mut Chunk) {
+        chunk.push_entries(observed, &mut self.packer);
+        // The numbers of fields begin again.
+        self.known.fill_with(|| None);
+    }
+
+    /// Adds an entry to a chunk; it is packed until [`Packing::finish`]. Returns its size, decoded.
+    pub(super) fn add(&mut self, chunk: &mut Chunk, observed: i64, entry: &Entry, position: Position) -> usize {
+        if !self.begin(entry, position) {
+            self.finish(observed, chunk);
+            self.begin(entry, position);
+        }
+        let before = self.packer.plain_bytes();
+        let (mut room, mut cut) = (ENTRY_BYTES_MAX, Vec::new());
+        for field in &entry.fields {
+            self.add_field(field, &mut room, &mut cut);
+        }
+        if !cut.is_empty() {
+            self.packer.field(CUT, &cut);
+        }
+        self.packer.plain_bytes() - before
+    }
+
+    fn begin(&mut self, entry: &Entry, position: Position) -> bool {
+        let head = &entry.head;
+        let (sequence, boot, hash) = (head.seqnum_id.0, head.boot_id.0, head.xor_hash);
+        let head = EntryHead { sequence, boot, realtime: head.realtime, monotonic: head.monotonic, hash };
+        self.packer.begin(&head, position)
+    }
+
+    fn add_field(&mut self, field: &Rc<Field>, room: &mut usize, cut: &mut Vec<u8>) {
+        let (name, value) = (field.name(), field.value());
+        let slot = slot(field);
+        if let Some(known) = self.known[slot].as_ref().filter(|known| Rc::ptr_eq(&known.field, field))
+            && value.len() <= *room
+        {
+            if let Some(number) = known.number {
+                *room = room.saturating_sub(name.len() + value.len());
+                self.packer.repeat(number);
+            }
+            return;
+        }
+        if LEFT_OUT.contains(&name) {
+            self.known[slot] = Some(Known { field: Rc::clone(field), number: None });
+            return;
+        }
+        let length = value.len().min(*room);
+        if (field.is_cut() || length < value.len()) && cut.len() < CUT_BYTES_MAX {
+            if !cut.is_empty() {
+                cut.push(b' ');
+            }
+            cut.extend_from_slice(name);
+        }
+        *room = room.saturating_sub(name.len() + length);
+        let number = self.packer.field(name, &value[..length]);
+        if value.len() <= SLOT_BYTES_MAX && length == value.len() {
+            self.known[slot] = Some(Known { field: Rc::clone(field), number: Some(number) });
+        }
+    }
+}
+
+/// Slot of a field, by its address (Fibonacci hashing).
+fn slot(field: &Rc<Field>) -> usize {
+    let address = Rc::as_ptr(field).addr() as u64;
+    (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.ilog2())) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{
+        cursors::source,
+        tests::{
+            LAYOUT,
+            writer::{Written, write},
+        },
+    };
+    use vedette_journal::{JournalFile, Reader};
+    use vedette_wire::{Body, body::Journal as Record};
+
+    /// The record of an entry, as the workspace unpacks it.
+    fn packed(entry: &Entry) -> Record {
+        let (mut packing, mut chunk) = (Packing::new(), Chunk::new(source("journal:test")));
+        let number = entry.head.seqnum;
+        packing.add(&mut chunk, 1, entry, Position(number, number + 1));
+        packing.finish(1, &mut chunk);
+        let record = chunk.decode().expect("a record").remove(0);
+        let Body::Journal(record) = record.body else { panic!("an entry") };
+        record
+    }
+
+    #[test]
+    fn fields_become_columns_and_the_rest_is_kept() {
+        let fields = "PRIORITY=6 PRIORITY=high SYSLOG_FACILITY=10 _UID=1000 _COMM=sudo CODE_LINE=7 TWICE=1 TWICE=2 _BOOT_ID=other";
+        let fields = ["MESSAGE=two\nlines"].into_iter().chain(fields.split(' ')).map(|field| field.as_bytes().to_vec());
+        let entry = Written { seqnum: 31, at: 5, fields: fields.collect() };
+        let mut file = JournalFile::open(write(LAYOUT, &[entry]).bytes).expect("a journal");
+        let head = file.peek().expect("an entry");
+        let entry = Entry { fields: file.fields(&head), head, is_whole: true };
+        let record = packed(&entry);
+        assert_eq!(record.cursor, entry.cursor().to_string());
+        assert_eq!((&*record.message, record.uid, record.facility), ("two\nlines", Some(1000), Some(10)));
+        assert_eq!(record.time, 1_795_404_079_000_005_000);
+        assert_eq!(record.boot_id.as_deref(), Some("b0".repeat(16).as_str()), "the entry's own");
+        let more = record.more.iter().map(|(name, value)| (&**name, &**value));
+        assert_eq!(more.collect::<Vec<_>>(), [("CODE_LINE", "7"), ("PRIORITY", "high"), ("TWICE", "1\n2")]);
+        assert_eq!(record.priority, Some(6), "the first");
+        assert!(record.cursor.starts_with("s=5e5e") && record.cursor.contains(";i=1f;b=b0b0"), "{}", record.cursor);
+    }
+
+    #[test]
+    fn an_entry_of_many_large_values_stays_within_its_limit() {
+        let fields = (0..20).map(|number| format!("FIELD{number:02}={}", "x".repeat(200_000)));
+        // The list of what was cut is not the sender's.
+        let fields = ["VEDETTE_CUT=forged".to_owned()].into_iter().chain(fields).map(String::into_bytes).collect();
+        let mut file =
+            JournalFile::open(write(LAYOUT, &[Written { seqnum: 1, at: 1, fields }]).bytes).expect("a journal");
+        let head = file.peek().expect("an entry");
+        let entry = Entry { fields: file.fields(&head), head, is_whole: true };
+        let record = packed(&entry);
+        let total: usize = record.more.values().map(|value| value.len()).sum();
+        assert!(total < 600 << 10, "{total}");
+        assert!(record.more["VEDETTE_CUT"].starts_with("FIELD02 FIELD03"), "{}", record.more["VEDETTE_CUT"]);
+    }
+
+    /// Fields that the reader shares between entries are sent once per block, and mean the same in each.
+    #[test]
+    fn shared_fields_are_sent_once_per_block() {
+        let name = |number: u64| format!("MESSAGE=message {number}").into_bytes();
+        let shared: Vec<Vec<u8>> = (0..20).map(|at| format!("SHARED{at}={}", "x".repeat(100)).into_bytes()).collect();
+        let written: Vec<Written> = (1..=60)
+            .map(|seqnum| {
+                let fields = [name(seqnum)].into_iter().chain(shared.iter().skip((seqnum % 3) as usize).cloned());
+                Written { seqnum, at: seqnum, fields: fields.collect() }
+            })
+            .collect();
+        let mut reader = Reader::default();
+        reader.add((), JournalFile::open(write(LAYOUT, &written).bytes).expect("a journal"));
+        drop(reader.begin_pass());
+        let (mut packing, mut found) = (Packing::new(), Vec::new());
+        for block in 0..3 {
+            let mut chunk = Chunk::new(source("journal:test"));
+            for _ in 0..20 {
+                let entry = reader.next_entry().expect("sixty");
+                let number = entry.head.seqnum;
+                packing.add(&mut chunk, 1, &entry, Position(number, number + 1));
+            }
+            packing.finish(1, &mut chunk);
+            assert_eq!(chunk.entries.len(), 1);
+            // Twenty entries of 2 KB, of which each shared field is sent about once.
+            assert!(chunk.bodies.len() < 5_000 && chunk.plain_bytes() > 40_000, "{block}: {}", chunk.bodies.len());
+            found.extend(chunk.decode().expect("records"));
+        }
+        for (record, written) in found.iter().zip(&written) {
+            let Body::Journal(entry) = &record.body else { panic!("an entry") };
+            assert_eq!(entry.message, format!("message {}", written.seqnum));
+            assert_eq!(entry.more.len(), written.fields.len() - 1);
+            assert!(entry.more.values().all(|value| value.len() == 100));
+        }
+        assert_eq!(found.len(), 60);
+    }
+}

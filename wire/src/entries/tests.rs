@@ -1,0 +1,211 @@
+use super::*;
+use crate::{Body, Chunk, PACKED_ENTRIES, Record, Source, codec};
+use proptest::prelude::*;
+use std::{collections::HashMap, sync::Arc};
+
+type Fields = Vec<(Vec<u8>, Vec<u8>)>;
+
+fn chunk() -> Chunk {
+    Chunk::new(Arc::new(Source { collector: "journal", id: "journal:s".to_owned(), name: None }))
+}
+
+fn head(realtime: u64, monotonic: u64, hash: u64) -> EntryHead {
+    EntryHead { sequence: [0x5e; 16], boot: [0xb0; 16], realtime, monotonic, hash }
+}
+
+/// Entries whose fields come from a small set, so that they repeat.
+fn entry() -> impl Strategy<Value = (EntryHead, u64, Fields)> {
+    let name = prop_oneof!["MESSAGE|PRIORITY|_PID|_UID|_COMM|_EXE|A|B".prop_map(String::into_bytes), any::<Vec<u8>>()];
+    let value = prop_oneof!["[0-9a]{0,2}".prop_map(String::into_bytes), prop::collection::vec(any::<u8>(), 0..200)];
+    let fields = prop::collection::vec((name, value), 0..12);
+    (any::<(u64, u64, u64)>(), 0..3_u64, fields)
+        .prop_map(|((realtime, monotonic, hash), span, fields)| (head(realtime, monotonic, hash), span + 1, fields))
+}
+
+fn add(packer: &mut EntryPacker, known: &mut HashMap<(Vec<u8>, Vec<u8>), usize>, fields: &Fields) {
+    for field in fields {
+        match known.get(field) {
+            Some(number) => packer.repeat(*number),
+            None => drop(known.insert(field.clone(), packer.field(&field.0, &field.1))),
+        }
+    }
+}
+
+/// The entries packed, and the records that are expected.
+fn packed(entries: &[(EntryHead, u64, Fields)], start: u64) -> (Chunk, Vec<Record>) {
+    let (mut chunk, mut packer, mut at, mut expected) = (chunk(), EntryPacker::default(), start, Vec::new());
+    let mut known = HashMap::new();
+    for (head, span, fields) in entries {
+        let position = Position(at, at + span);
+        assert!(packer.begin(head, position));
+        add(&mut packer, &mut known, fields);
+        let whole = Unpacked {
+            position,
+            head: *head,
+            fields: fields.iter().map(|(name, value)| (&name[..], &value[..])).collect(),
+            plain: 0,
+        };
+        expected.push(Record { source: 0, observed: 7, position, body: Body::Journal(whole.into_entry()) });
+        at = position.1;
+    }
+    chunk.push_entries(7, &mut packer);
+    assert_eq!((packer.plain_bytes(), packer.finish().is_none()), (0, true), "it is empty");
+    (chunk, expected)
+}
+
+fn encoded(chunk: &Chunk) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (entry, body) in chunk.bodies() {
+        codec::append_record(0, entry.observed, entry.position, body, &mut out);
+    }
+    out
+}
+
+proptest! {
+    #[test]
+    fn entries_come_out_as_they_went_in(entries in prop::collection::vec(entry(), 1..20), start in 0..1_u64 << 50) {
+        let (chunk, expected) = packed(&entries, start);
+        prop_assert_eq!((chunk.count(), chunk.entries.len()), (entries.len() as u64, 1));
+        prop_assert_eq!(chunk.version, PACKED_ENTRIES);
+        prop_assert_eq!(&chunk.decode().expect("decodes"), &expected);
+        let unpacked = codec::unpack(&encoded(&chunk)).expect("unpacks");
+        prop_assert_eq!(codec::outline(&unpacked).expect("records").len(), entries.len());
+        prop_assert_eq!(&codec::decode_records(&unpacked).expect("decodes"), &expected);
+    }
+
+    #[test]
+    fn halves_hold_the_same_entries(entries in prop::collection::vec(entry(), 1..20)) {
+        let (chunk, expected) = packed(&entries, 5);
+        let halves = codec::halve(&encoded(&chunk)).expect("records");
+        if entries.len() == 1 {
+            prop_assert_eq!(halves, None);
+        } else {
+            let (mut both, mut plain) = (Vec::new(), 0);
+            for half in halves.expect("two entries have halves") {
+                let records = codec::decode_records(&half.bytes).expect("decodes");
+                prop_assert_eq!(records.len(), half.count as usize);
+                prop_assert!(half.count > 0);
+                both.extend(records);
+                plain += half.plain;
+            }
+            prop_assert_eq!(both, expected);
+            prop_assert_eq!(plain + 40, chunk.plain_bytes(), "the envelope aside");
+        }
+    }
+
+    /// Arbitrary input gives an error, never a panic and never more records than stated.
+    #[test]
+    fn damaged_entries_are_an_error_or_entries(
+        entries in prop::collection::vec(entry(), 1..6), at in any::<prop::sample::Index>(), byte in any::<u8>()
+    ) {
+        let (chunk, _) = packed(&entries, 0);
+        let mut bytes = encoded(&chunk);
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let (Ok(records), Ok(outline)) = (codec::decode_records(&bytes), codec::outline(&bytes)) {
+            prop_assert_eq!(records.len() as u64, outline.iter().map(|item| u64::from(item.count)).sum::<u64>());
+        }
+        drop((codec::halve(&bytes), codec::unpack(&bytes)));
+        for length in 1..encoded(&chunk).len() {
+            prop_assert!(codec::decode_records(&encoded(&chunk)[..length]).is_err());
+        }
+    }
+}
+
+#[test]
+fn entries_of_another_boot_or_sequence_or_place_are_not_packed_together() {
+    let (mut packer, first) = (EntryPacker::default(), head(1, 1, 1));
+    assert!(packer.begin(&first, Position(5, 6)));
+    for (head, position) in [
+        (EntryHead { boot: [1; 16], ..first }, Position(6, 7)),
+        (EntryHead { sequence: [1; 16], ..first }, Position(6, 7)),
+        (first, Position(7, 8)),
+        (first, Position(5, 6)),
+    ] {
+        assert!(!packer.begin(&head, position), "{position:?}");
+    }
+    assert!(packer.begin(&first, Position(6, 9)));
+    let mut chunk = chunk();
+    chunk.push_entries(1, &mut packer);
+    let records = chunk.decode().expect("decodes");
+    let Body::Journal(last) = &records[1].body else { panic!("an entry") };
+    let (s, b) = ("5e".repeat(16), "b0".repeat(16));
+    assert_eq!((records[1].position, &last.cursor), (Position(6, 9), &format!("s={s};i=8;b={b};m=1;t=1;x=1")));
+}
+
+/// A few bytes repeat a field any number of times; a reader must not build all of that.
+#[test]
+fn fields_that_repeat_to_more_than_a_batch_may_be_are_refused() {
+    let (large, mut packer) = (vec![b'x'; 1 << 20], EntryPacker::default());
+    let mut field = 0;
+    for at in 0..300 {
+        assert!(packer.begin(&head(0, 0, 0), Position(at, at + 1)));
+        match at {
+            0 => field = packer.field(b"A", &large),
+            _ => packer.repeat(field),
+        }
+    }
+    let mut chunk = chunk();
+    chunk.push_entries(1, &mut packer);
+    assert!(chunk.plain_bytes() > 300 << 20, "an agent counts it");
+    let bytes = encoded(&chunk);
+    assert!(bytes.len() < 2 << 20);
+    let err = codec::decode_records(&bytes).expect_err("too large").to_string();
+    assert!(err.contains("larger than a batch may be"), "{err}");
+    // Two records that are within the limit alone.
+    let (mut half, mut packer) = (Chunk { entries: Vec::new(), bodies: Vec::new(), ..chunk }, EntryPacker::default());
+    for at in 0..150 {
+        assert!(packer.begin(&head(0, 0, 0), Position(at, at + 1)));
+        match at {
+            0 => field = packer.field(b"A", &large),
+            _ => packer.repeat(field),
+        }
+    }
+    half.push_entries(1, &mut packer);
+    let both = encoded(&half).repeat(2);
+    let ignore = |_: codec::Scanned<'_>| {};
+    assert!(matches!(codec::scan(&header(300), &both, ignore), Err(codec::DecodeError::Record { index: 150, .. })));
+    assert!(codec::scan(&header(150), &encoded(&half), ignore).is_ok_and(|plain| plain > 150 << 20), "as decoded");
+    let halves = codec::halve(&both).expect("records").expect("two");
+    assert!(halves.iter().all(|half| half.count == 150 && half.plain > 150 << 20), "they can be sent");
+}
+
+fn header(records: u32) -> crate::Header {
+    let organization = crate::OrganizationId(Default::default());
+    let header = crate::Header::new(
+        organization,
+        crate::AgentId([7; 16]),
+        crate::LaneName::Records,
+        crate::geo::WorkspaceGeo::Europe,
+    );
+    crate::Header { records, ..header }
+}
+
+/// Counts of fields and of entries cost no bytes where all are equal.
+#[test]
+fn counts_without_bytes_behind_them_are_refused() {
+    let body = |count: u64, fields: u64| {
+        let (mut body, mut columns) = (Vec::new(), Vec::new());
+        columns::begin(HEAD, &mut body);
+        body.extend([0; 2 * ID_BYTES]);
+        let at = body.len();
+        put(count, &mut columns);
+        // Positions, times, fields of each entry, references to new fields, and their lengths.
+        for number in [1, 0, 0, fields, 0, 0, 0] {
+            columns.push(1);
+            put(number, &mut columns);
+        }
+        body.append(&mut columns);
+        columns::finish(HEAD, at, &mut body);
+        let mut record = Vec::new();
+        codec::append_record(0, 1, Position(0, count), &body, &mut record);
+        record
+    };
+    for (count, fields) in
+        [(1, u64::MAX), (1, 1 << 40), (u64::MAX, 1), (u64::MAX / 8, 1), (1 << 40, 0), (7, 0), (1, FIELDS_MAX + 1)]
+    {
+        let bytes = body(count, fields);
+        assert!(codec::decode_records(&bytes).is_err(), "{count} entries of {fields} fields");
+        drop((codec::halve(&bytes), codec::outline(&bytes), codec::unpack(&bytes)));
+    }
+}
