@@ -201,7 +201,7 @@ impl BatchBuilder {
             }
             (source.from, source.reached, source.records, source.bytes) = (u64::MAX, 0, 0, 0);
         }
-        (self.count, self.plain_bytes) = (0, 0);
+        (self.count, self.plain_bytes, self.version) = (0, 0, 0);
     }
 
     /// Whether the batch must be sealed now.

@@ -199,7 +199,7 @@ impl Chunk {
             let positions = Some(Position(first.position.0, last.position.1));
             self.dropped.push(Dropped { reason, count, positions });
         }
-        (self.entries, self.bodies) = (Vec::new(), Vec::new());
+        (self.entries, self.bodies, self.version) = (Vec::new(), Vec::new(), 1);
     }
 
     /// Encoded bodies with their envelopes.

@@ -8,6 +8,7 @@
 use crate::{
     Batch, Body, FORMAT_VERSION, Header, Position, Record,
     columns::UnpackError,
+    entries,
     packed::{self, PackedRecords, Packing},
 };
 use serde::{Deserialize, Serialize};
@@ -88,9 +89,17 @@ pub(crate) const LENGTH_BYTES: usize = 4;
 /// batch has at most a million and one chunk.
 pub const RECORDS_MAX: usize = 1_300_000;
 
-/// Maximum size of a batch's packed records, decoded: a field that a packed entry repeats costs a few bytes there. An agent's
-/// batches are limited by the decoded size.
-pub const UNPACKED_BYTES_MAX: usize = 256 << 20;
+/// Maximum size of a batch's packed entries, decoded: a field that an entry repeats costs a few bytes there. An agent's batches
+/// are limited by the decoded size.
+pub const UNPACKED_BYTES_MAX: usize = 128 << 20;
+
+/// Why a record cannot be decoded.
+fn unpack_error(index: usize, message: UnpackError) -> DecodeError {
+    if message == entries::TOO_LARGE {
+        return DecodeError::TooLarge { limit: UNPACKED_BYTES_MAX };
+    }
+    DecodeError::Record { index, message: message.to_owned() }
+}
 
 /// Appends a record with an encoded body to a buffer of encoded records.
 pub fn append_record(source: u32, observed: i64, position: Position, body: &[u8], into: &mut Vec<u8>) {
@@ -183,7 +192,7 @@ pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
 /// [`DecodeError::Record`] and [`DecodeError::Many`].
 pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
     let (mut out, mut plain) = (Vec::new(), 0);
-    walk(records, |item| {
+    walk(records, UNPACKED_BYTES_MAX, |item| {
         match item {
             Item::One(record) => out.push(record),
             Item::Packed(Packing { source, observed, .. }, records) => {
@@ -248,7 +257,7 @@ impl std::fmt::Debug for Scanned<'_> {
 /// As for [`decode`].
 pub fn scan(header: &Header, records: &[u8], mut take: impl FnMut(Scanned<'_>)) -> Result<usize, DecodeError> {
     let (mut found, mut plain) = (0, 0);
-    let bytes = walk(records, |item| {
+    let bytes = walk(records, UNPACKED_BYTES_MAX, |item| {
         match item {
             Item::One(Record { source, position, body, .. }) => {
                 found += 1;
@@ -270,12 +279,15 @@ pub fn scan(header: &Header, records: &[u8], mut take: impl FnMut(Scanned<'_>)) 
     Ok(bytes)
 }
 
+/// Source and position of a record.
+pub type RecordPlace = (u32, Position);
+
 /// Decodes a decompressed batch once to validate it; returns its header, source and position of each record, and the size of
 /// the batch, packed records counted each.
 ///
 /// # Errors
 /// As for [`decode`].
-pub fn check(plain: &[u8]) -> Result<(Header, Vec<(u32, Position)>, usize), DecodeError> {
+pub fn check(plain: &[u8]) -> Result<(Header, Vec<RecordPlace>, usize), DecodeError> {
     let (header, records) = decode_header(plain)?;
     let mut out = Vec::with_capacity((header.records as usize).min(records.len()).min(RECORDS_MAX));
     let bytes = scan(&header, records, |record| out.push((record.source, record.position)))?;
@@ -290,20 +302,22 @@ fn counted(header: &Header, found: usize) -> Result<(), DecodeError> {
 }
 
 /// An element of the encoded records.
+#[expect(clippy::large_enum_variant, reason = "one at a time is on the stack")]
 enum Item<'a> {
     One(Record),
     Packed(Packing<'a>, PackedRecords<'a>),
 }
 
-/// Passes each item to `take`, which returns the number of records so far, and the size of the packed ones, decoded. Returns the
-/// size of all records, decoded.
+/// Passes each item to `take`, which returns the number of records so far, and the size of the packed ones, decoded, of which
+/// there may be `limit` bytes. Returns the size of all records, decoded.
 fn walk<'a>(
     records: &'a [u8],
+    limit: usize,
     mut take: impl FnMut(Item<'a>) -> Result<(usize, usize), UnpackError>,
 ) -> Result<usize, DecodeError> {
     let (mut rest, mut index, mut unpacked, mut single) = (records, 0, 0, 0);
     while !rest.is_empty() {
-        let room = UNPACKED_BYTES_MAX.saturating_sub(unpacked);
+        let room = limit.saturating_sub(unpacked);
         let (item, behind) = decode_item(rest, room).map_err(|message| DecodeError::Record { index, message })?;
         let more = match &item {
             Item::One(_) => {
@@ -316,7 +330,7 @@ fn walk<'a>(
         if more > (RECORDS_MAX - index) as u64 {
             return Err(DecodeError::Many);
         }
-        (index, unpacked) = take(item).map_err(|wrong| DecodeError::Record { index, message: wrong.to_owned() })?;
+        (index, unpacked) = take(item).map_err(|wrong| unpack_error(index, wrong))?;
         rest = behind;
     }
     Ok(single.saturating_add(unpacked))
@@ -366,7 +380,7 @@ pub fn outline(records: &[u8]) -> Result<Vec<Outline>, DecodeError> {
         let index = out.len();
         let one = || -> Result<(u32, u64, &[u8]), String> {
             if let Some((packing, rest)) = Packing::of(rest) {
-                return Ok((packing.source, packing.open(UNPACKED_BYTES_MAX)?.number(), rest));
+                return Ok((packing.source, packing.open(usize::MAX)?.number(), rest));
             }
             envelope(rest).map(|(envelope, _, rest)| (envelope.s, 1, rest))
         };
@@ -390,7 +404,7 @@ pub fn unpack(records: &[u8]) -> Result<Vec<u8>, DecodeError> {
             out.extend_from_slice(encoded);
             continue;
         };
-        let wrong = |message: UnpackError| DecodeError::Record { index, message: message.to_owned() };
+        let wrong = |message| unpack_error(index, message);
         for record in packing.open(room).map_err(wrong)? {
             let record = record.map_err(wrong)?;
             room = room.saturating_sub(record.plain_bytes());
@@ -429,9 +443,8 @@ pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
         };
         return Ok(Some([part(first, one)?, part(second, other)?]));
     }
-    let wrong = |message: UnpackError| DecodeError::Record { index: 0, message: message.to_owned() };
     let Some((packing, _)) = Packing::of(records) else { return Ok(None) };
-    let halves = packing.halve(UNPACKED_BYTES_MAX).map_err(wrong)?;
+    let halves = packing.halve().map_err(|message| unpack_error(0, message))?;
     Ok(halves.map(|halves| {
         halves.map(|packed| Encoded { bytes: packing.encode(&packed), count: packed.count, plain: packed.plain })
     }))
@@ -440,7 +453,7 @@ pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
 /// Size of encoded records, decoded.
 fn decoded_bytes(records: &[u8]) -> Result<usize, DecodeError> {
     let (mut found, mut plain) = (0, 0);
-    walk(records, |item| {
+    walk(records, usize::MAX, |item| {
         match item {
             Item::One(_) => found += 1,
             Item::Packed(_, records) => {

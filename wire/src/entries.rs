@@ -29,13 +29,16 @@ use crate::{
 pub(crate) const HEAD: &[u8] = b"\x81\xafjournal_entries\xc6";
 const ID_BYTES: usize = 16;
 const HASH_BYTES: usize = 8;
-/// Counted for an entry beside its fields, and for each of its fields beside name and value.
+/// Counted for an entry beside its fields, and for each of its fields beside name and value: about their memory.
 const ENTRY_BYTES: usize = 200;
-const FIELD_BYTES: usize = 2;
+const FIELD_BYTES: usize = 64;
 /// Maximum number of fields of an entry; journald allows 1,024.
 const FIELDS_MAX: u64 = 4096;
-/// Maximum number of different fields in a body. An entry may begin below it.
+/// Maximum number of different fields in a body when an entry begins.
 const TEXT_FIELDS_MAX: usize = 1 << 18;
+
+/// The packed records are larger than a batch may be.
+pub(crate) const TOO_LARGE: UnpackError = "packed entries are larger than a batch may be";
 
 /// An entry without its fields (systemd.journal-fields(7), "Address Fields").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +101,7 @@ impl EntryPacker {
             }
             _ => true,
         };
-        if !is_next || position.1 < position.0 || self.sizes.len() + FIELDS_MAX as usize > TEXT_FIELDS_MAX {
+        if !is_next || position.1 < position.0 || self.sizes.len() > TEXT_FIELDS_MAX {
             return false;
         }
         self.end_entry();
@@ -141,6 +144,7 @@ impl EntryPacker {
     }
 
     fn refer(&mut self, reference: u64, bytes: usize) {
+        debug_assert!(self.last.is_some() && self.fields < FIELDS_MAX, "an entry has begun, with few fields");
         put(reference, &mut self.references);
         self.fields += 1;
         self.plain += bytes + FIELD_BYTES;
@@ -178,6 +182,9 @@ impl EntryPacker {
     }
 }
 
+/// Name and value.
+type TextField<'a> = (&'a [u8], &'a [u8]);
+
 /// Decodes packed entries one after the other. Checks all numbers, since the bytes are untrusted.
 pub(crate) struct Entries<'a> {
     text: &'a [u8],
@@ -188,8 +195,8 @@ pub(crate) struct Entries<'a> {
     left: u64,
     /// Ids, and times of the last entry.
     head: EntryHead,
-    /// Fields of the text so far: name and value.
-    fields: Vec<(&'a [u8], &'a [u8])>,
+    /// Fields of the text so far, with their sizes.
+    fields: Vec<(TextField<'a>, usize)>,
     spans: Numbers<'a>,
     realtimes: Numbers<'a>,
     monotonics: Numbers<'a>,
@@ -205,7 +212,7 @@ pub(crate) struct Entries<'a> {
 pub(crate) struct Unpacked<'a> {
     pub(crate) position: Position,
     pub(crate) head: EntryHead,
-    pub(crate) fields: Vec<(&'a [u8], &'a [u8])>,
+    pub(crate) fields: Vec<TextField<'a>>,
     /// Size, decoded.
     pub(crate) plain: usize,
 }
@@ -278,7 +285,7 @@ impl<'a> Entries<'a> {
         let mut plain = 0;
         let mut grow = |bytes: usize, room: &mut usize| {
             plain += bytes;
-            *room = room.checked_sub(bytes).ok_or("packed entries are larger than a batch may be")?;
+            *room = room.checked_sub(bytes).ok_or(TOO_LARGE)?;
             Ok::<_, UnpackError>(())
         };
         grow(ENTRY_BYTES, &mut self.room)?;
@@ -288,28 +295,31 @@ impl<'a> Entries<'a> {
             return Err("packed entries have more fields than an entry or a body may have");
         }
         for _ in 0..count {
-            let field = match self.references.next()? {
+            let (field, bytes) = match self.references.next()? {
                 0 => self.field()?,
                 earlier => {
                     let index = usize::try_from(earlier - 1).map_err(|_| SHORT)?;
                     *self.fields.get(index).ok_or("packed entries repeat a field that is not there")?
                 }
             };
-            grow(field.0.len() + field.1.len() + FIELD_BYTES, &mut self.room)?;
+            grow(bytes + FIELD_BYTES, &mut self.room)?;
             fields.push(field);
         }
         Ok(Unpacked { position, head: self.head, fields, plain })
     }
 
     /// The next field of the text.
-    fn field(&mut self) -> Result<(&'a [u8], &'a [u8]), UnpackError> {
+    fn field(&mut self) -> Result<(TextField<'a>, usize), UnpackError> {
         let mut take = |length: u64| {
             let (taken, rest) = self.text.split_at_checked(usize::try_from(length).ok()?)?;
             self.text = rest;
             Some(taken)
         };
         let name = take(self.names.next()?).ok_or(SHORT)?;
-        let field = (name, take(self.values.next()?).ok_or(SHORT)?);
+        let value = take(self.values.next()?).ok_or(SHORT)?;
+        // U+FFFD has three bytes.
+        let bytes = |text: &[u8]| if std::str::from_utf8(text).is_ok() { text.len() } else { 3 * text.len() };
+        let field = ((name, value), bytes(name) + bytes(value));
         self.fields.push(field);
         Ok(field)
     }

@@ -60,9 +60,9 @@ impl<'a> Packing<'a> {
         })
     }
 
-    /// Packs its records in two of about equal size. Absent for a single record.
-    pub(crate) fn halve(&self, room: usize) -> Result<Option<[Packed; 2]>, UnpackError> {
-        match self.open(room)? {
+    /// Packs its records in two of about equal size, whatever that is. Absent for a single record.
+    pub(crate) fn halve(&self) -> Result<Option<[Packed; 2]>, UnpackError> {
+        match self.open(usize::MAX)? {
             records if records.number() < 2 => Ok(None),
             PackedRecords::Lines(lines) => halve_lines(*lines, self.position).map(Some),
             PackedRecords::Entries(entries) => halve_entries(*entries).map(Some),
@@ -98,7 +98,8 @@ fn halve_entries(entries: Entries<'_>) -> Result<[Packed; 2], UnpackError> {
         // Each half has an entry.
         let half = usize::from(index > 0 && (before > whole / 2 || index + 1 == entries.len()));
         let (packer, known) = (&mut packers[half], &mut known[half]);
-        packer.begin(&entry.head, entry.position);
+        let begun = packer.begin(&entry.head, entry.position);
+        debug_assert!(begun, "entries of one body follow each other");
         for (name, value) in &entry.fields {
             match known.get(&(*name, *value)) {
                 Some(number) => packer.repeat(*number),

@@ -1,4 +1,4 @@
-//! Blocks: entries that are emitted together. Each field is sent once per block.
+//! Blocks: entries that are emitted together. A field that the reader shares between entries is sent about once.
 
 use std::rc::Rc;
 use vedette_journal::{Entry, Field, Id};
@@ -15,8 +15,8 @@ const LEFT_OUT: [&[u8]; 2] = [b"_BOOT_ID", CUT];
 
 /// Number of fields that are recognised when they come again.
 const SLOTS: usize = 1024;
-/// Maximum length of the value of such a field; limits memory.
-const SLOT_BYTES_MAX: usize = 1 << 10;
+/// Maximum size of such a field; the reader shares none that is larger. Limits memory.
+const SLOT_BYTES_MAX: usize = 512;
 
 /// A field of the present block.
 #[derive(Debug)]
@@ -26,8 +26,8 @@ struct Known {
     number: Option<usize>,
 }
 
-/// Counted for an entry beside what is sent of it; limits the number of copies in a block.
-pub(super) const ENTRY_BYTES: usize = 64;
+/// Counted for an entry beside its fields.
+const ENTRY_BYTES: usize = 200;
 
 /// The chunks of a block.
 #[derive(Debug, Default)]
@@ -35,8 +35,20 @@ pub(super) struct Block {
     pub(super) chunks: Vec<Chunk>,
     /// Sequence of the last chunk, while its entries are being packed.
     pub(super) open: Option<Id>,
-    /// Size of the entries, decoded.
+    /// Size of the entries that were read, also of those that are not sent.
     pub(super) bytes: usize,
+}
+
+impl Block {
+    /// Counts an entry.
+    pub(super) fn count(&mut self, entry: &Entry) {
+        self.bytes += ENTRY_BYTES + entry.fields.iter().map(|field| bytes(field)).sum::<usize>();
+    }
+}
+
+/// Size of a field.
+fn bytes(field: &Field) -> usize {
+    field.name().len() + field.value().len()
 }
 
 /// Packs entries, and recognises the fields that the reader shares between them.
@@ -44,27 +56,31 @@ pub(super) struct Block {
 pub(super) struct Packing {
     packer: EntryPacker,
     known: Vec<Option<Known>>,
+    /// Slots in use, some of them twice.
+    used: Vec<usize>,
 }
 
 impl Packing {
     pub(super) fn new() -> Self {
-        Self { packer: EntryPacker::default(), known: (0..SLOTS).map(|_| None).collect() }
+        Self { packer: EntryPacker::default(), known: (0..SLOTS).map(|_| None).collect(), used: Vec::new() }
     }
 
     /// Appends the packed entries to a chunk.
     pub(super) fn finish(&mut self, observed: i64, chunk: &mut Chunk) {
         chunk.push_entries(observed, &mut self.packer);
         // The numbers of fields begin again.
-        self.known.fill_with(|| None);
+        for slot in self.used.drain(..) {
+            self.known[slot] = None;
+        }
     }
 
-    /// Adds an entry to a chunk; it is packed until [`Packing::finish`]. Returns its size, decoded.
-    pub(super) fn add(&mut self, chunk: &mut Chunk, observed: i64, entry: &Entry, position: Position) -> usize {
+    /// Adds an entry to a chunk; it is packed until [`Packing::finish`].
+    pub(super) fn add(&mut self, chunk: &mut Chunk, observed: i64, entry: &Entry, position: Position) {
         if !self.begin(entry, position) {
             self.finish(observed, chunk);
-            self.begin(entry, position);
+            let begun = self.begin(entry, position);
+            debug_assert!(begun, "an empty packer takes any entry");
         }
-        let before = self.packer.plain_bytes();
         let (mut room, mut cut) = (ENTRY_BYTES_MAX, Vec::new());
         for field in &entry.fields {
             self.add_field(field, &mut room, &mut cut);
@@ -72,7 +88,6 @@ impl Packing {
         if !cut.is_empty() {
             self.packer.field(CUT, &cut);
         }
-        self.packer.plain_bytes() - before
     }
 
     fn begin(&mut self, entry: &Entry, position: Position) -> bool {
@@ -95,7 +110,7 @@ impl Packing {
             return;
         }
         if LEFT_OUT.contains(&name) {
-            self.known[slot] = Some(Known { field: Rc::clone(field), number: None });
+            self.remember(slot, field, None);
             return;
         }
         let length = value.len().min(*room);
@@ -107,8 +122,17 @@ impl Packing {
         }
         *room = room.saturating_sub(name.len() + length);
         let number = self.packer.field(name, &value[..length]);
-        if value.len() <= SLOT_BYTES_MAX && length == value.len() {
-            self.known[slot] = Some(Known { field: Rc::clone(field), number: Some(number) });
+        // One that was cut for lack of room may be whole in another entry.
+        if length == value.len() {
+            self.remember(slot, field, Some(number));
+        }
+    }
+
+    /// Remembers a field until the block ends.
+    fn remember(&mut self, slot: usize, field: &Rc<Field>, number: Option<usize>) {
+        if bytes(field) <= SLOT_BYTES_MAX {
+            self.known[slot] = Some(Known { field: Rc::clone(field), number });
+            self.used.push(slot);
         }
     }
 }
@@ -175,6 +199,72 @@ mod tests {
         let total: usize = record.more.values().map(|value| value.len()).sum();
         assert!(total < 600 << 10, "{total}");
         assert!(record.more["VEDETTE_CUT"].starts_with("FIELD02 FIELD03"), "{}", record.more["VEDETTE_CUT"]);
+    }
+
+    /// Entries of one block, as the workspace unpacks them; also the packer's memory of fields.
+    fn blocks(written: &[Written]) -> (Vec<Record>, usize) {
+        let mut reader = Reader::default();
+        reader.add((), JournalFile::open(write(LAYOUT, written).bytes).expect("a journal"));
+        drop(reader.begin_pass());
+        let (mut packing, mut chunk) = (Packing::new(), Chunk::new(source("journal:test")));
+        while let Some(entry) = reader.next_entry() {
+            let number = entry.head.seqnum;
+            packing.add(&mut chunk, 1, &entry, Position(number, number + 1));
+        }
+        let memory = packing.known.iter().flatten().map(|known| bytes(&known.field)).sum();
+        packing.finish(1, &mut chunk);
+        assert!(packing.known.iter().all(Option::is_none), "nothing is kept");
+        let records = chunk.decode().expect("records").into_iter();
+        let entry = |record: vedette_wire::Record| match record.body {
+            Body::Journal(entry) => entry,
+            other => panic!("{other:?}"),
+        };
+        (records.map(entry).collect(), memory)
+    }
+
+    /// A field that one entry has no room for is whole in the next, and one that is repeated counts in each.
+    #[test]
+    fn a_field_that_is_cut_in_one_entry_is_whole_in_another() {
+        let large = |number: u64| format!("LARGE{number}={}", "x".repeat(250_000)).into_bytes();
+        let shared = format!("SHARED={}", "y".repeat(400)).into_bytes();
+        // The first three entries make the reader share the field; the fourth has no room for it.
+        let written: Vec<Written> = (1..=5)
+            .map(|seqnum| {
+                let fields = match seqnum {
+                    4 => vec![large(1), large(2), large(3), shared.clone()],
+                    _ => vec![shared.clone()],
+                };
+                Written { seqnum, at: seqnum, fields }
+            })
+            .collect();
+        let (entries, memory) = blocks(&written);
+        let lengths: Vec<usize> = entries.iter().map(|entry| entry.more["SHARED"].len()).collect();
+        assert_eq!(lengths, [400, 400, 400, 0, 400]);
+        assert_eq!(entries[3].more["VEDETTE_CUT"], "LARGE3 SHARED");
+        assert!(memory < 2 * SLOT_BYTES_MAX, "{memory}");
+
+        // Cut in the first entry that has it.
+        let written: Vec<Written> =
+            written.into_iter().skip(3).map(|entry| Written { seqnum: entry.seqnum - 3, ..entry }).collect();
+        let (entries, _) = blocks(&written);
+        assert_eq!((entries[0].more["SHARED"].len(), entries[1].more["SHARED"].len()), (0, 400));
+        assert!(!entries[1].more.contains_key("VEDETTE_CUT"));
+    }
+
+    /// Anyone can log a large field under the name that is the agent's own.
+    #[test]
+    fn fields_that_are_not_sent_take_no_memory_and_end_a_block() {
+        let field = format!("VEDETTE_CUT={}", "x".repeat(200_000)).into_bytes();
+        let written: Vec<Written> =
+            (1..=9).map(|seqnum| Written { seqnum, at: seqnum, fields: vec![field.clone()] }).collect();
+        let (entries, memory) = blocks(&written);
+        assert_eq!((entries.len(), entries[0].more.len()), (9, 0));
+        assert!(memory <= SLOT_BYTES_MAX, "{memory}");
+        let mut file = JournalFile::open(write(LAYOUT, &written).bytes).expect("a journal");
+        let head = file.peek().expect("an entry");
+        let mut block = Block::default();
+        block.count(&Entry { fields: file.fields(&head), head, is_whole: true });
+        assert!(block.bytes > 200_000);
     }
 
     /// Fields that the reader shares between entries are sent once per block, and mean the same in each.

@@ -15,7 +15,7 @@ use crate::{
     root::Root,
     spec::{Collector, Plan, Skip, Spec, Watch, collector_settings},
 };
-use block::{Block, ENTRY_BYTES, Packing};
+use block::{Block, Packing};
 use cursors::{BEGIN, Begin, Cursors, Directory, source};
 use files::{DIRECTORIES, Files, OpenFile};
 use numbers::Numbers;
@@ -289,6 +289,7 @@ impl<'a> Reading<'a> {
     fn add(&mut self, block: &mut Block, entry: &Entry, is_copy: bool) {
         let (id, seqnum) = (entry.head.seqnum_id, entry.head.seqnum);
         let rotated_away = self.numbers.jump(&entry.head, &mut self.files, &self.cursors);
+        block.count(entry);
         if block.open != Some(id) {
             self.close(block);
             let forget = self.cursors.replaced_by(id, &self.present);
@@ -305,12 +306,11 @@ impl<'a> Reading<'a> {
         let from = before.map_or(seqnum, |(_, before)| seqnum.min(before.saturating_add(1)));
         let position = Position(from, seqnum.saturating_add(1));
         sequence.last = Some(entry.cursor());
-        block.bytes += ENTRY_BYTES;
         if is_copy {
             // Its number is accounted for, as no record.
             chunk.dropped.push(Dropped { reason: Reason::RotatedAway, count: 0, positions: Some(position) });
         } else if !sequence.has(seqnum) {
-            block.bytes += self.packing.add(chunk, self.context.now(), entry, position);
+            self.packing.add(chunk, self.context.now(), entry, position);
         }
     }
 

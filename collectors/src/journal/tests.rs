@@ -401,6 +401,36 @@ fn damaged_entries_are_counted_and_their_file_is_named() {
     assert!(problems[0].contains("/system.journal is damaged"), "{problems:?}");
 }
 
+/// Records, drops and cursors of two sequences that alternate in a block stay with their sequence.
+#[test]
+fn what_is_lost_between_two_entries_of_a_block_is_another_chunk() {
+    let host = Host::new(crate::tail::Start::Beginning);
+    host.put(&system(MACHINE), 1..=3, |_| {});
+    let (context, outlet) = (host.context(), host.outlet());
+    let mut reading = Reading::new(&context, &outlet);
+    reading.files.update(&context.host().expect("a root"), &mut reading.cursors, Begin::First);
+    reading.files.begin_pass();
+    let (mut block, other) = (Block::default(), Id([7; 16]));
+    for number in 1..=3 {
+        let entry = reading.files.reader.next_entry().expect("three");
+        reading.add(&mut block, &entry, false);
+        if number == 2 {
+            reading.add_dropped(&mut block, (other, Reason::RotatedAway, 4));
+        }
+    }
+    assert!(block.bytes > 3 * 200);
+    let chunks = reading.finish(block);
+    let found: Vec<_> = chunks
+        .iter()
+        .map(|chunk| (chunk.source.id.as_str(), chunk.count(), chunk.dropped.len(), chunk.cursor.is_some()))
+        .collect();
+    let other = format!("journal:{other}");
+    assert_eq!(found, [(SEQUENCE, 2, 0, true), (other.as_str(), 0, 1, false), (SEQUENCE, 1, 0, true)]);
+    let cursor = |chunk: &Chunk| String::from_utf8_lossy(chunk.cursor.as_deref().expect("one")).into_owned();
+    assert!(cursor(&chunks[0]).contains(";i=2;") && cursor(&chunks[2]).contains(";i=3;"));
+    assert_eq!(chunks[2].entries[0].position, Position(3, 4));
+}
+
 #[test]
 fn what_is_no_journal_is_named_and_the_rest_is_read() {
     let host = Host::new(crate::tail::Start::Beginning);

@@ -71,7 +71,7 @@ impl Queue {
 
     /// Adds the queue's facts to a header: key, lowest held sequence, sequences set aside, previous epoch.
     pub(super) fn complete(&self, header: &mut Header, meta: &Meta) -> Result<(), QueueError> {
-        // A later release may reseal the batch.
+        // Never lower than its records need, nor than this host's; a later release may reseal the batch.
         header.version = header.version.max(vedette_wire::format_version(header.host.os_family));
         header.epoch = Epoch(meta.epoch);
         header.seq = meta.next_seq;

@@ -1,6 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need not be durable")]
 
 mod golden;
+mod packed;
 mod power_cut;
 mod salvaging;
 

@@ -113,6 +113,64 @@ proptest! {
 }
 
 #[test]
+fn halves_are_of_one_size_and_share_their_fields() {
+    let (mut packer, mut field) = (EntryPacker::default(), 0);
+    for at in 0..100 {
+        assert!(packer.begin(&head(at, at, at), Position(at, at + 1)));
+        match at {
+            0 => field = packer.field(b"A", &[b'x'; 1000]),
+            _ => packer.repeat(field),
+        }
+    }
+    let mut chunk = chunk();
+    chunk.push_entries(1, &mut packer);
+    let halves = codec::halve(&encoded(&chunk)).expect("records").expect("two");
+    assert_eq!(halves.each_ref().map(|half| half.count), [50, 50]);
+    assert!(halves.iter().all(|half| half.bytes.len() < 3000 && half.plain > 50_000));
+}
+
+/// The packer stops where the reader does.
+#[test]
+fn a_body_has_as_many_different_fields_as_a_reader_takes() {
+    let (mut packer, mut chunk, mut at) = (EntryPacker::default(), chunk(), 0);
+    while packer.begin(&head(at, at, at), Position(at, at + 1)) {
+        for _ in 0..FIELDS_MAX {
+            packer.field(b"A", b"");
+        }
+        at += 1;
+    }
+    chunk.push_entries(1, &mut packer);
+    assert_eq!(at, TEXT_FIELDS_MAX as u64 / FIELDS_MAX + 1);
+    assert_eq!(chunk.decode().expect("decodes").len() as u64, at);
+}
+
+#[test]
+fn positions_behind_the_last_entry_are_refused() {
+    let (mut packer, mut chunk) = (EntryPacker::default(), chunk());
+    assert!(packer.begin(&head(1, 1, 1), Position(5, 6)));
+    chunk.push_entries(1, &mut packer);
+    let (entry, body) = chunk.bodies().next().expect("one");
+    for (position, is_right) in [(Position(5, 6), true), (Position(5, 7), false), (Position(5, 5), false)] {
+        let mut record = Vec::new();
+        codec::append_record(0, entry.observed, position, body, &mut record);
+        assert_eq!(codec::decode_records(&record).is_ok(), is_right, "{position:?}");
+    }
+}
+
+/// Text that is not UTF-8 is larger as a row.
+#[test]
+fn the_decoded_size_counts_replaced_bytes() {
+    let size = |value: &[u8]| {
+        let (mut packer, mut chunk) = (EntryPacker::default(), chunk());
+        assert!(packer.begin(&head(1, 1, 1), Position(5, 6)));
+        packer.field(b"A", value);
+        chunk.push_entries(1, &mut packer);
+        codec::scan(&header(1), &encoded(&chunk), |_| {}).expect("scans")
+    };
+    assert_eq!(size(&[0xff; 100]), size(&[b'x'; 300]));
+}
+
+#[test]
 fn entries_of_another_boot_or_sequence_or_place_are_not_packed_together() {
     let (mut packer, first) = (EntryPacker::default(), head(1, 1, 1));
     assert!(packer.begin(&first, Position(5, 6)));
@@ -150,11 +208,13 @@ fn fields_that_repeat_to_more_than_a_batch_may_be_are_refused() {
     assert!(chunk.plain_bytes() > 300 << 20, "an agent counts it");
     let bytes = encoded(&chunk);
     assert!(bytes.len() < 2 << 20);
-    let err = codec::decode_records(&bytes).expect_err("too large").to_string();
-    assert!(err.contains("larger than a batch may be"), "{err}");
+    assert!(matches!(codec::decode_records(&bytes), Err(codec::DecodeError::TooLarge { .. })), "and can be split");
+    assert!(codec::unpack(&bytes).is_err());
+    let halves = codec::halve(&bytes).expect("records").expect("two");
+    assert_eq!(halves.map(|half| half.count), [150, 150]);
     // Two records that are within the limit alone.
     let (mut half, mut packer) = (Chunk { entries: Vec::new(), bodies: Vec::new(), ..chunk }, EntryPacker::default());
-    for at in 0..150 {
+    for at in 0..100 {
         assert!(packer.begin(&head(0, 0, 0), Position(at, at + 1)));
         match at {
             0 => field = packer.field(b"A", &large),
@@ -164,10 +224,11 @@ fn fields_that_repeat_to_more_than_a_batch_may_be_are_refused() {
     half.push_entries(1, &mut packer);
     let both = encoded(&half).repeat(2);
     let ignore = |_: codec::Scanned<'_>| {};
-    assert!(matches!(codec::scan(&header(300), &both, ignore), Err(codec::DecodeError::Record { index: 150, .. })));
-    assert!(codec::scan(&header(150), &encoded(&half), ignore).is_ok_and(|plain| plain > 150 << 20), "as decoded");
+    assert!(matches!(codec::scan(&header(200), &both, ignore), Err(codec::DecodeError::TooLarge { .. })));
+    assert!(codec::unpack(&both).is_err());
+    assert!(codec::scan(&header(100), &encoded(&half), ignore).is_ok_and(|plain| plain > 100 << 20), "as decoded");
     let halves = codec::halve(&both).expect("records").expect("two");
-    assert!(halves.iter().all(|half| half.count == 150 && half.plain > 150 << 20), "they can be sent");
+    assert!(halves.iter().all(|half| half.count == 100 && half.plain > 100 << 20), "they can be sent");
 }
 
 fn header(records: u32) -> crate::Header {

@@ -105,7 +105,7 @@ impl From<IngestError> for ApiError {
             IngestError::TooManyBatches | IngestError::TooManyBytes => Self::rate(title, 1),
             IngestError::Digest => Self::new(Code::Digest, title),
             IngestError::Decode(DecodeError::Version { .. }) => {
-                Self::new(Code::Version, title).detail("this workspace is of another major release than the agent")
+                Self::new(Code::Version, title).detail("the agent is of a later release; upgrade the workspace")
             }
             IngestError::Decode(DecodeError::TooLarge { .. } | DecodeError::Many)
             | IngestError::TooLargeAsRows(_)
