@@ -100,7 +100,7 @@ fn a_reload_of_one_collector_leaves_the_others_running() {
     fs::create_dir(world.path("conf.d")).expect("makes");
     let changes = ["[collectors.syslog]\nbeside_journal = true\n", "[collectors.syslog]\nenabled = false\n", ""];
     let configured = || world.agent_log().matches("the new configuration is in force").count();
-    for (number, change) in changes.into_iter().enumerate() {
+    for (number, change) in changes.iter().enumerate() {
         world.append("a.log", "a line before the change\n");
         fs::write(world.path("conf.d/10-syslog.toml"), change).expect("writes");
         signal(&agent, "-HUP");
@@ -111,6 +111,15 @@ fn a_reload_of_one_collector_leaves_the_others_running() {
     world.append("a.log", "the last line\n");
     eventually("what was sent", || (world.count("syslog WHERE app = 'app'") == 3).then_some(()));
     eventually("the lines", || (world.count("syslog WHERE app IS NULL") == 4).then_some(()));
+    // A collector that is started again leaves nothing open behind it.
+    let open = || fs::read_dir(format!("/proc/{}/fd", agent.id())).expect("it runs").count();
+    let (before, known) = (open(), configured());
+    for number in 0..12 {
+        fs::write(world.path("conf.d/10-syslog.toml"), changes[number % 2]).expect("writes");
+        signal(&agent, "-HUP");
+        eventually("the change", || (configured() == known + number + 1).then_some(()));
+    }
+    eventually("open files to be as many", || (open() <= before + 4).then_some(()));
     assert!(!world.agent_log().contains("restarts its tasks"), "{}", world.agent_log());
     for account in world.ledger() {
         assert_eq!((&account["missing"], &account["repeated"]), (&0.into(), &0.into()), "{account}");

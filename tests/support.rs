@@ -29,11 +29,8 @@ pub(crate) fn workspace_binary() -> &'static Path {
             for name in ["CARGO", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "LD_LIBRARY_PATH", "OUT_DIR"] {
                 cargo.env_remove(name);
             }
-            let status = cargo
-                .args(["test", "--workspace", "--no-run", "--quiet"])
-                .args(release)
-                .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-                .status();
+            let status =
+                cargo.args(["test", "--workspace", "--no-run", "--quiet"]).args(release).current_dir(root()).status();
             assert!(status.is_ok_and(|status| status.success()), "vedette-workspace can be built");
         }
         path
@@ -57,9 +54,10 @@ fn is_older_than_its_sources(binary: &Path) -> bool {
     false
 }
 
-/// The repository.
+/// The repository. Cargo runs tests in the package's directory; a path from compile time may be of another clone with the same
+/// target directory.
 pub(crate) fn root() -> PathBuf {
-    fs::canonicalize(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).expect("the repository is there")
+    fs::canonicalize("..").expect("the repository is there")
 }
 
 /// Waits until something is true; a watchdog ends a test that would wait for ever.

@@ -16,7 +16,7 @@ mod run;
 mod tarball;
 mod tree;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use manifest::{Form, Manifest, Package};
 use std::path::{Path, PathBuf};
@@ -109,9 +109,16 @@ struct Release {
     is_shipped: bool,
 }
 
+/// The repository that this runs in. A path from compile time may be that of another clone with the same target directory.
+fn root() -> Result<PathBuf> {
+    let here = std::env::current_dir()?;
+    let root = here.ancestors().find(|dir| dir.join("packaging/manifest.toml").is_file());
+    root.map(Path::to_owned).with_context(|| format!("{} is not in the repository", here.display()))
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let root = root()?;
     std::fs::create_dir_all(&arguments.out)?;
     let release = Release {
         version: arguments.version.unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),

@@ -4,11 +4,13 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
 };
 
-/// The directory of this crate.
+/// The directory of this crate, in which cargo runs tests. A path from compile time may be of another clone.
 pub(crate) fn packaging() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    static DIR: LazyLock<PathBuf> = LazyLock::new(|| std::env::current_dir().expect("is there"));
+    &DIR
 }
 
 /// Runs a command to its end: what it prints, or that as an error if it fails.
