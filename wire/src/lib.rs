@@ -35,7 +35,7 @@ pub mod body;
 pub mod chunk;
 pub mod codec;
 pub mod column;
-mod columns;
+pub mod columns;
 pub mod digest;
 pub mod entries;
 pub mod frame;
