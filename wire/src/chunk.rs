@@ -5,8 +5,8 @@
 use crate::{
     Body, PACKED_ENTRIES, PACKED_LINES, Packer, Position, Reason, Record,
     codec::{self, DecodeError},
+    columns::Packed,
     entries::EntryPacker,
-    packed::Packed,
 };
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

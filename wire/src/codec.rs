@@ -446,7 +446,11 @@ pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
     let Some((packing, _)) = Packing::of(records) else { return Ok(None) };
     let halves = packing.halve().map_err(|message| unpack_error(0, message))?;
     Ok(halves.map(|halves| {
-        halves.map(|packed| Encoded { bytes: packing.encode(&packed), count: packed.count, plain: packed.plain })
+        halves.map(|packed| {
+            let mut bytes = Vec::with_capacity(packed.body.len() + 64);
+            append_record(packing.source, packing.observed, packed.position, &packed.body, &mut bytes);
+            Encoded { bytes, count: packed.count, plain: packed.plain }
+        })
     }))
 }
 

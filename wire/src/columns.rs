@@ -3,6 +3,18 @@
 //! Numbers are LEB128 (DWARF 5 §7.6), signed ones ZigZag-encoded first. A column is twice its length in bytes and its numbers; or, if
 //! all its numbers are equal, 1 and the number.
 
+use crate::Position;
+
+/// An encoded body of packed records.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) body: Vec<u8>,
+    pub(crate) position: Position,
+    pub(crate) count: u32,
+    /// Size of the records, decoded.
+    pub(crate) plain: usize,
+}
+
 /// Why packed records cannot be unpacked.
 pub(crate) type UnpackError = &'static str;
 

@@ -21,8 +21,7 @@
 use crate::{
     Position,
     body::Journal,
-    columns::{self, Numbers, SHORT, UnpackError, column, put, unzigzag, zigzag},
-    packed::Packed,
+    columns::{self, Numbers, Packed, SHORT, UnpackError, column, put, unzigzag, zigzag},
 };
 
 /// `{"journal_entries": bin 32` (MessagePack), before the length.

@@ -20,8 +20,7 @@
 use crate::{
     Position,
     body::{Inferred, Span, Syslog},
-    columns::{self, Numbers, SHORT, UnpackError, column, put, unzigzag, zigzag},
-    packed::Packed,
+    columns::{self, Numbers, Packed, SHORT, UnpackError, column, put, unzigzag, zigzag},
 };
 
 const SPANS: usize = 6;

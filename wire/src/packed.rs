@@ -4,22 +4,11 @@
 use crate::{
     Body, Packer, Position,
     body::{Kind, Observation, Syslog},
-    codec::append_record,
-    columns::UnpackError,
+    columns::{Packed, UnpackError},
     entries::{self, Entries, EntryPacker},
     lines::{self, Lines},
 };
 use rmp::decode::read_int;
-
-/// An encoded body of packed records.
-#[derive(Debug)]
-pub(crate) struct Packed {
-    pub(crate) body: Vec<u8>,
-    pub(crate) position: Position,
-    pub(crate) count: u32,
-    /// Size of the records, decoded.
-    pub(crate) plain: usize,
-}
 
 /// A packed record with its envelope.
 #[derive(Clone, Copy)]
@@ -33,7 +22,7 @@ pub(crate) struct Packing<'a> {
 
 impl<'a> Packing<'a> {
     /// Decodes the envelope; also returns the remaining bytes. Absent if the bytes are another record. The envelope must be exactly
-    /// as [`append_record`] writes it.
+    /// as `codec::append_record` writes it.
     pub(crate) fn of(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let mut rest = bytes.strip_prefix(b"\x84\xa1s")?;
         let source = read_int(&mut rest).ok()?;
@@ -67,13 +56,6 @@ impl<'a> Packing<'a> {
             PackedRecords::Lines(lines) => halve_lines(*lines, self.position).map(Some),
             PackedRecords::Entries(entries) => halve_entries(*entries).map(Some),
         }
-    }
-
-    /// Encodes a packed record under this envelope.
-    pub(crate) fn encode(&self, packed: &Packed) -> Vec<u8> {
-        let mut encoded = Vec::with_capacity(packed.body.len() + 64);
-        append_record(self.source, self.observed, packed.position, &packed.body, &mut encoded);
-        encoded
     }
 }
 
