@@ -397,13 +397,22 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let mut reader = vedette_journal::Reader::default();
     reader.add((), file);
     reader.begin_pass();
-    let (mut packing, mut chunk, mut at) = (Packing::new(), Chunk::new(source("fuzz")), 0);
-    while let Some(entry) = reader.next_entry() {
-        packing.add(&mut chunk, 0, &entry, Position(at, at + 1));
-        at += 1;
+    let (mut packing, mut at) = (Packing::new(), 0);
+    loop {
+        let (mut block, mut chunk, begin) = (Block::default(), Chunk::new(source("fuzz")), at);
+        while block.bytes < BLOCK_BYTES
+            && let Some(entry) = reader.next_entry()
+        {
+            block.count(&entry);
+            packing.add(&mut chunk, 0, &entry, Position(at, at + 1));
+            at += 1;
+        }
+        packing.finish(0, &mut chunk);
+        assert_eq!(chunk.decode().expect("what was packed can be unpacked").len() as u64, at - begin);
+        if at == begin {
+            break;
+        }
     }
-    packing.finish(0, &mut chunk);
-    assert_eq!(chunk.decode().expect("what was packed can be unpacked").len() as u64, at);
 }
 
 #[cfg(test)]
