@@ -1,7 +1,10 @@
 //! Fields: data objects, plain or compressed.
 
 use crate::{format::incompatible, pages::ReadAt};
-use std::io::{self, BufReader, Read};
+use std::{
+    cell::Cell,
+    io::{self, BufReader, Read},
+};
 
 /// Maximum length of a value in bytes; the rest is cut off. journald itself allows 768 MiB.
 pub const VALUE_BYTES_MAX: usize = 256 << 10;
@@ -17,19 +20,24 @@ const XZ_MEMORY_KIB_MAX: u32 = 32 << 10;
 const LZ4_BYTES_MAX: u64 = 8 << 20;
 
 /// A field of an entry: `NAME=value`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Field {
-    payload: Payload,
+    payload: Box<[u8]>,
     name_bytes: usize,
     is_cut: bool,
+    mark: Cell<Option<Mark>>,
 }
 
-/// Fields are read once and shared by many entries, so UTF-8 is checked once.
-#[derive(Clone, PartialEq, Eq)]
-enum Payload {
-    Text(Box<str>),
-    Bytes(Box<[u8]>),
+/// What a caller notes of a field that several entries share.
+pub type Mark = (u64, usize);
+
+impl PartialEq for Field {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.payload, self.name_bytes, self.is_cut) == (&other.payload, other.name_bytes, other.is_cut)
+    }
 }
+
+impl Eq for Field {}
 
 impl std::fmt::Debug for Field {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -41,30 +49,25 @@ impl Field {
     /// Name in upper case; one that journald sets itself begins with an underscore.
     #[inline]
     pub fn name(&self) -> &[u8] {
-        &self.payload()[..self.name_bytes]
+        &self.payload[..self.name_bytes]
     }
 
     /// Value: any bytes, at most [`VALUE_BYTES_MAX`].
     #[inline]
     pub fn value(&self) -> &[u8] {
-        &self.payload()[self.name_bytes + 1..]
+        &self.payload[self.name_bytes + 1..]
     }
 
-    /// The value as text; absent if name or value are not UTF-8.
+    /// The caller's mark; absent from a field that was read anew.
     #[inline]
-    pub fn text(&self) -> Option<&str> {
-        match &self.payload {
-            Payload::Text(text) => text.get(self.name_bytes + 1..),
-            Payload::Bytes(_) => None,
-        }
+    pub fn mark(&self) -> Option<Mark> {
+        self.mark.get()
     }
 
+    /// Marks the field for all entries that share it.
     #[inline]
-    fn payload(&self) -> &[u8] {
-        match &self.payload {
-            Payload::Text(text) => text.as_bytes(),
-            Payload::Bytes(bytes) => bytes,
-        }
+    pub fn set_mark(&self, mark: Mark) {
+        self.mark.set(Some(mark));
     }
 
     /// Whether the value is longer than [`Field::value`].
@@ -75,7 +78,7 @@ impl Field {
 
     /// Size in memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.payload().len()
+        self.payload.len()
     }
 
     /// A field from a payload, which is cut if it is longer than is kept.
@@ -85,11 +88,8 @@ impl Field {
             payload.truncate(name_bytes + 1 + VALUE_BYTES_MAX);
             is_cut = true;
         }
-        let payload = String::from_utf8(payload).map_or_else(
-            |err| Payload::Bytes(err.into_bytes().into_boxed_slice()),
-            |text| Payload::Text(text.into_boxed_str()),
-        );
-        (name_bytes > 0).then_some(Self { payload, name_bytes, is_cut })
+        let payload = payload.into_boxed_slice();
+        (name_bytes > 0).then_some(Self { payload, name_bytes, is_cut, mark: Cell::new(None) })
     }
 }
 

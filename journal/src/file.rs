@@ -14,6 +14,8 @@ const ARRAYS_MAX: usize = 4096;
 const FIELDS_MAX: u64 = 1024;
 /// Number of cached fields at most, a power of two, and size of one of them in bytes.
 const CACHE_SLOTS: usize = 512;
+/// Slots that an offset may be in, so that two fields of each entry do not replace each other in turn.
+const CACHE_WAYS: usize = 4;
 const CACHED_BYTES_MAX: usize = 512;
 /// Fields that fewer entries have are not cached.
 const CACHED_USES_MIN: u64 = 3;
@@ -359,9 +361,9 @@ impl<S: ReadAt> JournalFile<S> {
     fn field(&mut self, offset: u64) -> Result<Rc<Field>, String> {
         // Objects are at multiples of eight; the constant spreads them over the slots (Fibonacci hashing).
         let slot = ((offset / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - CACHE_SLOTS.ilog2())) as usize;
-        if let Some((of, field)) = self.cache.get(slot).and_then(Option::as_ref)
-            && *of == offset
-        {
+        let ways = slot / CACHE_WAYS * CACHE_WAYS..slot / CACHE_WAYS * CACHE_WAYS + CACHE_WAYS;
+        let known = self.cache.get(ways.clone()).unwrap_or_default();
+        if let Some((_, field)) = known.iter().flatten().find(|(of, _)| *of == offset) {
             return Ok(Rc::clone(field));
         }
         let payload_at = if self.header.is_compact { 72 } else { 64 };
@@ -379,7 +381,8 @@ impl<S: ReadAt> JournalFile<S> {
         self.read(offset + 56, &mut uses).map_err(|err| err.to_string())?;
         if u64::from_le_bytes(uses) >= CACHED_USES_MIN && field.bytes() <= CACHED_BYTES_MAX {
             self.cache.resize(CACHE_SLOTS, None);
-            self.cache[slot] = Some((offset, Rc::clone(&field)));
+            let free = ways.clone().find(|way| self.cache[*way].is_none());
+            self.cache[free.unwrap_or(slot)] = Some((offset, Rc::clone(&field)));
         }
         Ok(field)
     }

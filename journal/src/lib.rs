@@ -28,7 +28,7 @@ mod pages;
 mod reader;
 
 pub use cursor::{Cursor, EntryHead};
-pub use data::{Field, VALUE_BYTES_MAX};
+pub use data::{Field, Mark, VALUE_BYTES_MAX};
 pub use file::{Damage, JournalFile, OpenError};
 pub use format::{Header, Id, State};
 pub use pages::ReadAt;

@@ -171,16 +171,21 @@ impl Chunk {
         self.entries.iter().map(|entry| u64::from(entry.count)).sum()
     }
 
+    /// The encoded records as in a batch, with source index 0.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut encoded = Vec::new();
+        for (entry, body) in self.bodies() {
+            codec::append_record(0, entry.observed, entry.position, body, &mut encoded);
+        }
+        encoded
+    }
+
     /// Decodes the records as a workspace does, with source index 0.
     ///
     /// # Errors
     /// [`DecodeError::Record`].
     pub fn decode(&self) -> Result<Vec<Record>, DecodeError> {
-        let mut encoded = Vec::new();
-        for (entry, body) in self.bodies() {
-            codec::append_record(0, entry.observed, entry.position, body, &mut encoded);
-        }
-        codec::decode_records(&encoded)
+        codec::decode_records(&self.encode())
     }
 
     /// Approximate size in memory, bytes.

@@ -9,7 +9,7 @@ use crate::{
     Batch, Body, FORMAT_VERSION, Header, Position, Record,
     columns::UnpackError,
     entries,
-    packed::{self, PackedRecords, Packing},
+    packed::{self, Packing},
 };
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
@@ -191,19 +191,10 @@ pub fn decode(plain: &[u8]) -> Result<Batch, DecodeError> {
 /// # Errors
 /// [`DecodeError::Record`] and [`DecodeError::Many`].
 pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
-    let (mut out, mut plain) = (Vec::new(), 0);
-    walk(records, UNPACKED_BYTES_MAX, |item| {
-        match item {
-            Item::One(record) => out.push(record),
-            Item::Packed(Packing { source, observed, .. }, records) => {
-                for record in records {
-                    let record = record?;
-                    plain += record.plain_bytes();
-                    out.push(Record { source, observed, position: record.position(), body: record.into_body() });
-                }
-            }
-        }
-        Ok((out.len(), plain))
+    let mut out = Vec::new();
+    walk(records, UNPACKED_BYTES_MAX, |record| {
+        let (source, observed, position) = (record.source, record.observed, record.position);
+        out.push(Record { source, observed, position, body: record.into_body() });
     })?;
     Ok(out)
 }
@@ -212,6 +203,8 @@ pub fn decode_records(records: &[u8]) -> Result<Vec<Record>, DecodeError> {
 pub struct Scanned<'a> {
     /// Index into [`Header::sources`].
     pub source: u32,
+    /// Time of observation, nanoseconds UTC.
+    observed: i64,
     /// Position in the source.
     pub position: Position,
     body: ScannedBody<'a>,
@@ -255,26 +248,8 @@ impl std::fmt::Debug for Scanned<'_> {
 ///
 /// # Errors
 /// As for [`decode`].
-pub fn scan(header: &Header, records: &[u8], mut take: impl FnMut(Scanned<'_>)) -> Result<usize, DecodeError> {
-    let (mut found, mut plain) = (0, 0);
-    let bytes = walk(records, UNPACKED_BYTES_MAX, |item| {
-        match item {
-            Item::One(Record { source, position, body, .. }) => {
-                found += 1;
-                take(Scanned { source, position, body: ScannedBody::Whole(body) });
-            }
-            Item::Packed(packing, records) => {
-                for record in records {
-                    let record = record?;
-                    found += 1;
-                    plain += record.plain_bytes();
-                    let (source, position) = (packing.source, record.position());
-                    take(Scanned { source, position, body: ScannedBody::Packed(record) });
-                }
-            }
-        }
-        Ok((found, plain))
-    })?;
+pub fn scan(header: &Header, records: &[u8], take: impl FnMut(Scanned<'_>)) -> Result<usize, DecodeError> {
+    let (found, bytes) = walk(records, UNPACKED_BYTES_MAX, take)?;
     counted(header, found)?;
     Ok(bytes)
 }
@@ -301,55 +276,52 @@ fn counted(header: &Header, found: usize) -> Result<(), DecodeError> {
     Err(DecodeError::Count { expected: header.records, found })
 }
 
-/// An element of the encoded records.
-#[expect(clippy::large_enum_variant, reason = "one at a time is on the stack")]
-enum Item<'a> {
-    One(Record),
-    Packed(Packing<'a>, PackedRecords<'a>),
-}
-
-/// Passes each item to `take`, which returns the number of records so far, and the size of the packed ones, decoded, of which
-/// there may be `limit` bytes. Returns the size of all records, decoded.
-fn walk<'a>(
-    records: &'a [u8],
-    limit: usize,
-    mut take: impl FnMut(Item<'a>) -> Result<(usize, usize), UnpackError>,
-) -> Result<usize, DecodeError> {
-    let (mut rest, mut index, mut unpacked, mut single) = (records, 0, 0, 0);
+/// Passes each record to `take`. Packed ones may have `limit` bytes, decoded. Returns the number of the records, and their size,
+/// decoded.
+fn walk(records: &[u8], limit: usize, mut take: impl FnMut(Scanned<'_>)) -> Result<(usize, usize), DecodeError> {
+    let (mut rest, mut found, mut bytes, mut room) = (records, 0, 0, limit);
     while !rest.is_empty() {
-        let room = limit.saturating_sub(unpacked);
-        let (item, behind) = decode_item(rest, room).map_err(|message| DecodeError::Record { index, message })?;
-        let more = match &item {
-            Item::One(_) => {
-                single += rest.len() - behind.len();
-                1
+        let behind = if let Some((packing, behind)) = Packing::of(rest) {
+            let records = packing.open(room).map_err(|message| unpack_error(found, message))?;
+            // A record may state any number.
+            if records.number() > (RECORDS_MAX - found) as u64 {
+                return Err(DecodeError::Many);
             }
-            Item::Packed(_, records) => records.number(),
+            for record in records {
+                let record = record.map_err(|message| unpack_error(found, message))?;
+                bytes += record.plain_bytes();
+                room = room.saturating_sub(record.plain_bytes());
+                let Packing { source, observed, .. } = packing;
+                take(Scanned { source, observed, position: record.position(), body: ScannedBody::Packed(record) });
+                found += 1;
+            }
+            behind
+        } else {
+            let (Record { source, observed, position, body }, behind) =
+                decode_record(rest).map_err(|message| DecodeError::Record { index: found, message })?;
+            if found == RECORDS_MAX {
+                return Err(DecodeError::Many);
+            }
+            bytes += rest.len() - behind.len();
+            take(Scanned { source, observed, position, body: ScannedBody::Whole(body) });
+            found += 1;
+            behind
         };
-        // A record may state any number.
-        if more > (RECORDS_MAX - index) as u64 {
-            return Err(DecodeError::Many);
-        }
-        (index, unpacked) = take(item).map_err(|wrong| unpack_error(index, wrong))?;
         rest = behind;
     }
-    Ok(single.saturating_add(unpacked))
+    Ok((found, bytes))
 }
 
-/// Decodes one record or a packed one; also returns the remaining bytes.
-fn decode_item(bytes: &[u8], room: usize) -> Result<(Item<'_>, &[u8]), String> {
-    if let Some((packing, rest)) = Packing::of(bytes) {
-        return Ok((Item::Packed(packing, packing.open(room)?), rest));
-    }
+/// Decodes a record that is not packed; also returns the remaining bytes.
+fn decode_record(bytes: &[u8]) -> Result<(Record, &[u8]), String> {
     let mut known = rmp_serde::Deserializer::new(io::Cursor::new(bytes));
     if let Ok(record) = Record::deserialize(&mut known) {
-        return Ok((Item::One(record), behind(bytes, known.position()).1));
+        return Ok((record, behind(bytes, known.position()).1));
     }
     // The kind is unknown: decode the envelope, and keep the whole record.
     let (envelope, whole, rest) = envelope(bytes)?;
     let body = Body::Unknown(crate::body::Unknown { raw: whole.to_vec() });
-    let record = Record { source: envelope.s, observed: envelope.t, position: envelope.p, body };
-    Ok((Item::One(record), rest))
+    Ok((Record { source: envelope.s, observed: envelope.t, position: envelope.p, body }, rest))
 }
 
 fn envelope(bytes: &[u8]) -> Result<(Envelope, &[u8], &[u8]), String> {
@@ -439,7 +411,7 @@ pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
         let (one, other) = records.split_at(first[first.len() - 1].end);
         let part = |part: &[Outline], bytes: &[u8]| {
             let count = part.iter().fold(0_u32, |sum, item| sum.saturating_add(item.count));
-            Ok(Encoded { bytes: bytes.to_vec(), count, plain: decoded_bytes(bytes)? })
+            Ok(Encoded { bytes: bytes.to_vec(), count, plain: walk(bytes, usize::MAX, |_| {})?.1 })
         };
         return Ok(Some([part(first, one)?, part(second, other)?]));
     }
@@ -452,23 +424,6 @@ pub fn halve(records: &[u8]) -> Result<Option<[Encoded; 2]>, DecodeError> {
             Encoded { bytes, count: packed.count, plain: packed.plain }
         })
     }))
-}
-
-/// Size of encoded records, decoded.
-fn decoded_bytes(records: &[u8]) -> Result<usize, DecodeError> {
-    let (mut found, mut plain) = (0, 0);
-    walk(records, usize::MAX, |item| {
-        match item {
-            Item::One(_) => found += 1,
-            Item::Packed(_, records) => {
-                for record in records {
-                    plain += record?.plain_bytes();
-                    found += 1;
-                }
-            }
-        }
-        Ok((found, plain))
-    })
 }
 
 fn behind(bytes: &[u8], position: u64) -> (&[u8], &[u8]) {

@@ -9,7 +9,7 @@
 //! | ids | id of the sequence and id of the boot, 16 bytes each, the same for all entries |
 //! | text | names and values of the fields, concatenated in the order in which they first occur |
 //! | hashes | hash of each entry, `u64` little-endian |
-//! | columns | number of entries, and the columns ([`crate::columns`]) |
+//! | columns | number of entries, and the columns (`columns`) |
 //! | length | length of the columns, `u32` little-endian |
 //!
 //! Columns: for each entry the length of its position, times of day and since the boot in microseconds as differences, and the number
@@ -191,7 +191,6 @@ pub(crate) struct Entries<'a> {
     /// Position of the next entry.
     at: u64,
     end: u64,
-    left: u64,
     /// Ids, and times of the last entry.
     head: EntryHead,
     /// Fields of the text so far, with their sizes.
@@ -230,8 +229,9 @@ impl Unpacked<'_> {
 }
 
 impl<'a> Entries<'a> {
-    /// Opens the bytes of a body whose record has this position. Its entries may have `room` bytes, decoded.
-    pub(crate) fn open(packed: &'a [u8], position: Position, room: usize) -> Result<Self, UnpackError> {
+    /// Opens the bytes of a body whose record has this position; also returns the stated number of entries, which may have `room`
+    /// bytes, decoded.
+    pub(crate) fn open(packed: &'a [u8], position: Position, room: usize) -> Result<(Self, u64), UnpackError> {
         let (rest, columns) = columns::open(packed)?;
         let (sequence, rest) = rest.split_first_chunk::<ID_BYTES>().ok_or(SHORT)?;
         let (boot, rest) = rest.split_first_chunk::<ID_BYTES>().ok_or(SHORT)?;
@@ -246,12 +246,11 @@ impl<'a> Entries<'a> {
             return Err("packed entries have no entries, or more columns than this build knows");
         }
         let head = EntryHead { sequence: *sequence, boot: *boot, realtime: 0, monotonic: 0, hash: 0 };
-        Ok(Self {
+        let entries = Self {
             text,
             hashes,
             at: position.0,
             end: position.1,
-            left,
             head,
             fields: Vec::new(),
             spans,
@@ -262,15 +261,12 @@ impl<'a> Entries<'a> {
             names,
             values,
             room,
-        })
+        };
+        Ok((entries, left))
     }
 
-    /// Stated number of entries; exactly as many are decoded, or decoding fails.
-    pub(crate) fn number(&self) -> u64 {
-        self.left
-    }
-
-    fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
+    /// The next one.
+    pub(crate) fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
         let (hash, hashes) = self.hashes.split_first_chunk::<HASH_BYTES>().ok_or(SHORT)?;
         self.hashes = hashes;
         self.head.hash = u64::from_le_bytes(*hash);
@@ -281,14 +277,7 @@ impl<'a> Entries<'a> {
         let end = self.at.checked_add(span).filter(|end| *end <= self.end);
         let position = Position(self.at, end.ok_or("packed entries are outside their position")?);
         self.at = position.1;
-        let mut plain = 0;
-        let mut grow = |bytes: usize, room: &mut usize| {
-            plain += bytes;
-            *room = room.checked_sub(bytes).ok_or(TOO_LARGE)?;
-            Ok::<_, UnpackError>(())
-        };
-        grow(ENTRY_BYTES, &mut self.room)?;
-        let mut fields = Vec::new();
+        let (mut plain, mut fields) = (ENTRY_BYTES, Vec::new());
         let count = self.counts.next()?;
         if count > FIELDS_MAX || self.fields.len() > TEXT_FIELDS_MAX {
             return Err("packed entries have more fields than an entry or a body may have");
@@ -301,9 +290,13 @@ impl<'a> Entries<'a> {
                     *self.fields.get(index).ok_or("packed entries repeat a field that is not there")?
                 }
             };
-            grow(bytes + FIELD_BYTES, &mut self.room)?;
+            plain += bytes + FIELD_BYTES;
+            if plain > self.room {
+                return Err(TOO_LARGE);
+            }
             fields.push(field);
         }
+        self.room = self.room.checked_sub(plain).ok_or(TOO_LARGE)?;
         Ok(Unpacked { position, head: self.head, fields, plain })
     }
 
@@ -323,30 +316,12 @@ impl<'a> Entries<'a> {
         Ok(field)
     }
 
-    fn rest(&self) -> Result<(), UnpackError> {
+    /// Checks that nothing is behind the last one.
+    pub(crate) fn rest(&self) -> Result<(), UnpackError> {
         let Self { spans, realtimes, monotonics, counts, references, names, values, .. } = self;
         let columns = [spans, realtimes, monotonics, counts, references, names, values];
         let is_empty = self.text.is_empty() && self.at == self.end && columns.iter().all(|column| column.is_empty());
         if is_empty { Ok(()) } else { Err("packed entries have bytes or positions after the last entry") }
-    }
-}
-
-impl<'a> Iterator for Entries<'a> {
-    type Item = Result<Unpacked<'a>, UnpackError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
-            return None;
-        }
-        self.left -= 1;
-        let next = match (self.one(), self.left) {
-            (Ok(entry), 0) => self.rest().map(|()| entry),
-            (next, _) => next,
-        };
-        if next.is_err() {
-            self.left = 0;
-        }
-        Some(next)
     }
 }
 

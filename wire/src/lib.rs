@@ -35,7 +35,7 @@ pub mod body;
 pub mod chunk;
 pub mod codec;
 pub mod column;
-pub mod columns;
+mod columns;
 pub mod digest;
 pub mod entries;
 pub mod frame;

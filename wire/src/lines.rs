@@ -7,13 +7,12 @@
 //! | part | content |
 //! |---|---|
 //! | text | whole lines with their ends, concatenated as in the file |
-//! | columns | number of lines, and the columns ([`crate::columns`]) |
+//! | columns | number of lines, and the columns (`columns`) |
 //! | length | length of the columns, `u32` little-endian |
 //!
-//! Columns: flags; times as differences, preceded by their
-//! unit in nanoseconds; facility times eight plus severity (PRI, RFC 5424 §6.2.1); and for each of host, application, process id,
-//! message id, structured data and message its distance from the end of the previous span, and its length. A message that ends
-//! with the line has no length.
+//! Columns: flags; times as differences, preceded by their unit in nanoseconds; facility times eight plus severity (PRI, RFC 5424
+//! §6.2.1); and for each of host, application, process id, message id, structured data and message its distance from the end of
+//! the previous span, and its length. A message that ends with the line has no length.
 //!
 //! [`Record`]: crate::Record
 
@@ -63,11 +62,6 @@ impl Packer {
     /// Whether a line at this position continues the packed ones.
     pub fn continues_at(&self, position: u64) -> bool {
         self.position.is_none_or(|Position(_, end)| end == position)
-    }
-
-    /// Number of packed lines.
-    pub(crate) fn count(&self) -> u32 {
-        self.count
     }
 
     /// Packs a line: its bytes with the line end, its position, and its recognised fields (`raw` is ignored). Returns false and
@@ -167,7 +161,6 @@ fn without_end(whole: &[u8]) -> &[u8] {
 pub(crate) struct Lines<'a> {
     text: &'a [u8],
     at: u64,
-    left: u64,
     flags: Numbers<'a>,
     times: Numbers<'a>,
     unit: i64,
@@ -194,8 +187,8 @@ impl Unpacked<'_> {
 }
 
 impl<'a> Lines<'a> {
-    /// Opens the bytes of a body whose record has this position.
-    pub(crate) fn open(packed: &'a [u8], position: Position) -> Result<Self, UnpackError> {
+    /// Opens the bytes of a body whose record has this position; also returns the stated number of lines.
+    pub(crate) fn open(packed: &'a [u8], position: Position) -> Result<(Self, u64), UnpackError> {
         let (text, columns) = columns::open(packed)?;
         if position.1.checked_sub(position.0) != Some(text.len() as u64) {
             return Err("packed lines are not as long as their position says");
@@ -212,15 +205,12 @@ impl<'a> Lines<'a> {
         if left == 0 || !columns.is_empty() {
             return Err("packed lines have no lines, or more columns than this build knows");
         }
-        Ok(Self { text, at: position.0, left, flags, times, unit, time: 0, priorities, gaps, lengths })
+        let lines = Self { text, at: position.0, flags, times, unit, time: 0, priorities, gaps, lengths };
+        Ok((lines, left))
     }
 
-    /// Stated number of lines; exactly as many are decoded, or decoding fails.
-    pub(crate) fn number(&self) -> u64 {
-        self.left
-    }
-
-    fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
+    /// The next one.
+    pub(crate) fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
         let end = memchr::memchr(b'\n', self.text).ok_or(SHORT)? + 1;
         let (whole, rest) = self.text.split_at(end);
         let flags = self.flags.next()? ^ MESSAGE_ENDS;
@@ -266,29 +256,11 @@ impl<'a> Lines<'a> {
         Ok(Unpacked { whole, position, line })
     }
 
-    fn rest(&self) -> Result<(), UnpackError> {
+    /// Checks that nothing is behind the last one.
+    pub(crate) fn rest(&self) -> Result<(), UnpackError> {
         let columns = self.gaps.iter().chain(&self.lengths).chain([&self.flags, &self.times, &self.priorities]);
         let empty = self.text.is_empty() && columns.into_iter().all(|column| column.is_empty());
         if empty { Ok(()) } else { Err("packed lines have bytes after the last line") }
-    }
-}
-
-impl<'a> Iterator for Lines<'a> {
-    type Item = Result<Unpacked<'a>, UnpackError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.left == 0 {
-            return None;
-        }
-        self.left -= 1;
-        let next = match (self.one(), self.left) {
-            (Ok(line), 0) => self.rest().map(|()| line),
-            (next, _) => next,
-        };
-        if next.is_err() {
-            self.left = 0;
-        }
-        Some(next)
     }
 }
 

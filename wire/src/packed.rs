@@ -9,6 +9,7 @@ use crate::{
     lines::{self, Lines},
 };
 use rmp::decode::read_int;
+use std::collections::BTreeMap;
 
 /// A packed record with its envelope.
 #[derive(Clone, Copy)]
@@ -43,68 +44,86 @@ impl<'a> Packing<'a> {
     /// Its records, which may have `room` bytes, decoded.
     pub(crate) fn open(&self, room: usize) -> Result<PackedRecords<'a>, UnpackError> {
         Ok(if self.is_journal {
-            PackedRecords::Entries(Box::new(Entries::open(self.packed, self.position, room)?))
+            let (entries, left) = Entries::open(self.packed, self.position, room)?;
+            PackedRecords { left, columns: Columns::Entries(Box::new(entries)) }
         } else {
-            PackedRecords::Lines(Box::new(Lines::open(self.packed, self.position)?))
+            let (lines, left) = Lines::open(self.packed, self.position)?;
+            PackedRecords { left, columns: Columns::Lines(Box::new(lines)) }
         })
     }
 
     /// Packs its records in two of about equal size, whatever that is. Absent for a single record.
     pub(crate) fn halve(&self) -> Result<Option<[Packed; 2]>, UnpackError> {
-        match self.open(usize::MAX)? {
-            records if records.number() < 2 => Ok(None),
-            PackedRecords::Lines(lines) => halve_lines(*lines, self.position).map(Some),
-            PackedRecords::Entries(entries) => halve_entries(*entries).map(Some),
+        let records: Vec<Unpacked<'_>> = self.open(usize::MAX)?.collect::<Result<_, _>>()?;
+        if records.len() < 2 {
+            return Ok(None);
         }
+        let whole: usize = records.iter().map(Unpacked::plain_bytes).sum();
+        let mut bytes = 0;
+        let middle = records.iter().position(|record| {
+            bytes += record.plain_bytes();
+            bytes > whole / 2
+        });
+        let (first, second) = records.split_at(middle.unwrap_or(0).clamp(1, records.len() - 1));
+        Ok(Some([pack(first), pack(second)]))
     }
 }
 
-fn halve_lines(lines: Lines<'_>, position: Position) -> Result<[Packed; 2], UnpackError> {
-    let (mut packers, middle) = ([Packer::default(), Packer::default()], position.0.midpoint(position.1));
-    for line in lines {
-        let line = line?;
-        // The first line always goes to the first half.
-        let second = packers[0].count() > 0 && line.position.1 > middle;
-        packers[usize::from(second)].push(line.whole, line.position, &line.line);
-    }
-    Ok(packers.map(|mut packer| packer.finish().expect("each has a line")))
-}
-
-fn halve_entries(entries: Entries<'_>) -> Result<[Packed; 2], UnpackError> {
-    let entries: Vec<_> = entries.collect::<Result<_, _>>()?;
-    let whole: usize = entries.iter().map(|entry| entry.plain).sum();
-    let (mut packers, mut before) = ([EntryPacker::default(), EntryPacker::default()], 0);
-    let mut known = [const { std::collections::BTreeMap::new() }; 2];
-    for (index, entry) in entries.iter().enumerate() {
-        before += entry.plain;
-        // Each half has an entry.
-        let half = usize::from(index > 0 && (before > whole / 2 || index + 1 == entries.len()));
-        let (packer, known) = (&mut packers[half], &mut known[half]);
-        let begun = packer.begin(&entry.head, entry.position);
-        debug_assert!(begun, "entries of one body follow each other");
-        for (name, value) in &entry.fields {
-            match known.get(&(*name, *value)) {
-                Some(number) => packer.repeat(*number),
-                None => drop(known.insert((*name, *value), packer.field(name, value))),
+/// Packs records of one body that follow each other.
+fn pack(records: &[Unpacked<'_>]) -> Packed {
+    let (mut lines, mut entries, mut known) = (Packer::default(), EntryPacker::default(), BTreeMap::new());
+    for record in records {
+        let is_packed = match record {
+            Unpacked::Line(line) => lines.push(line.whole, line.position, &line.line),
+            Unpacked::Entry(entry) => {
+                let begun = entries.begin(&entry.head, entry.position);
+                for (name, value) in &entry.fields {
+                    match known.get(&(*name, *value)) {
+                        Some(number) => entries.repeat(*number),
+                        None => drop(known.insert((*name, *value), entries.field(name, value))),
+                    }
+                }
+                begun
             }
-        }
+        };
+        debug_assert!(is_packed, "records of one body follow each other");
     }
-    Ok(packers.map(|mut packer| packer.finish().expect("each has an entry")))
+    lines.finish().or_else(|| entries.finish()).expect("there is a record")
 }
 
 /// The records of a packed one.
-pub(crate) enum PackedRecords<'a> {
+pub(crate) struct PackedRecords<'a> {
+    left: u64,
+    columns: Columns<'a>,
+}
+
+enum Columns<'a> {
     Lines(Box<Lines<'a>>),
     Entries(Box<Entries<'a>>),
+}
+
+impl<'a> Columns<'a> {
+    /// The next record.
+    fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
+        match self {
+            Self::Lines(lines) => lines.one().map(Unpacked::Line),
+            Self::Entries(entries) => entries.one().map(Unpacked::Entry),
+        }
+    }
+
+    /// Checks that nothing is behind the last record.
+    fn rest(&self) -> Result<(), UnpackError> {
+        match self {
+            Self::Lines(lines) => lines.rest(),
+            Self::Entries(entries) => entries.rest(),
+        }
+    }
 }
 
 impl PackedRecords<'_> {
     /// Stated number of records; exactly as many are decoded, or decoding fails.
     pub(crate) fn number(&self) -> u64 {
-        match self {
-            Self::Lines(lines) => lines.number(),
-            Self::Entries(entries) => entries.number(),
-        }
+        self.left
     }
 }
 
@@ -112,10 +131,15 @@ impl<'a> Iterator for PackedRecords<'a> {
     type Item = Result<Unpacked<'a>, UnpackError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(match self {
-            Self::Lines(lines) => lines.next()?.map(Unpacked::Line),
-            Self::Entries(entries) => entries.next()?.map(Unpacked::Entry),
-        })
+        self.left = self.left.checked_sub(1)?;
+        let next = match (self.columns.one(), self.left) {
+            (Ok(record), 0) => self.columns.rest().map(|()| record),
+            (next, _) => next,
+        };
+        if next.is_err() {
+            self.left = 0;
+        }
+        Some(next)
     }
 }
 
@@ -155,3 +179,6 @@ impl Unpacked<'_> {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -129,8 +129,8 @@ pub(crate) struct Transport {
     /// Codec of batches: `zstd` or `gzip`.
     #[schemars(with = "String")]
     pub(crate) compression: Compression,
-    /// Maximum size of a batch's records in bytes, unpacked and before compression, 64KiB to 8MiB; compressed at most 2MiB. By default 8MiB,
-    /// or an eighth of `memory_max` or a sixteenth of `queue_bytes_max` if that is less.
+    /// Maximum size of a batch's records in bytes, unpacked and before compression, 64KiB to 8MiB; compressed at most 2MiB. By
+    /// default 8MiB, or an eighth of `memory_max` or a sixteenth of `queue_bytes_max` if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) batch_bytes_max: Option<Bytes>,
     /// Maximum number of records in a batch, 1 to 1000000.

@@ -1,6 +1,5 @@
-//! Blocks: entries that are emitted together. A field that the reader shares between entries is sent about once.
+//! Blocks: entries that are emitted together. A field that the reader shares between entries is sent once per record.
 
-use std::rc::Rc;
 use vedette_journal::{Entry, Field, Id};
 use vedette_wire::{Chunk, EntryHead, EntryPacker, Position};
 
@@ -12,19 +11,6 @@ const CUT_BYTES_MAX: usize = 1 << 10;
 const CUT: &[u8] = b"VEDETTE_CUT";
 /// Fields that are not sent: the entry has the boot itself, and the other is the agent's own.
 const LEFT_OUT: [&[u8]; 2] = [b"_BOOT_ID", CUT];
-
-/// Number of fields that are recognised when they come again.
-const SLOTS: usize = 1024;
-/// Maximum size of such a field; the reader shares none that is larger. Limits memory.
-const SLOT_BYTES_MAX: usize = 512;
-
-/// A field of the present block.
-#[derive(Debug)]
-struct Known {
-    field: Rc<Field>,
-    /// Number in the block; absent for a field that is not sent.
-    number: Option<usize>,
-}
 
 /// Counted for an entry beside its fields.
 const ENTRY_BYTES: usize = 200;
@@ -51,27 +37,22 @@ fn bytes(field: &Field) -> usize {
     field.name().len() + field.value().len()
 }
 
-/// Packs entries, and recognises the fields that the reader shares between them.
-#[derive(Debug)]
+/// Packs entries. A field that the reader shares between entries is marked with its number in the record.
+#[derive(Debug, Default)]
 pub(super) struct Packing {
     packer: EntryPacker,
-    known: Vec<Option<Known>>,
-    /// Slots in use, some of them twice.
-    used: Vec<usize>,
+    /// Number of records that were completed; marks of earlier ones have no meaning.
+    record: u64,
 }
 
-impl Packing {
-    pub(super) fn new() -> Self {
-        Self { packer: EntryPacker::default(), known: (0..SLOTS).map(|_| None).collect(), used: Vec::new() }
-    }
+/// Number of a field that is not sent.
+const NOT_SENT: usize = 0;
 
+impl Packing {
     /// Appends the packed entries to a chunk.
     pub(super) fn finish(&mut self, observed: i64, chunk: &mut Chunk) {
         chunk.push_entries(observed, &mut self.packer);
-        // The numbers of fields begin again.
-        for slot in self.used.drain(..) {
-            self.known[slot] = None;
-        }
+        self.record += 1;
     }
 
     /// Adds an entry to a chunk; it is packed until [`Packing::finish`].
@@ -97,20 +78,20 @@ impl Packing {
         self.packer.begin(&head, position)
     }
 
-    fn add_field(&mut self, field: &Rc<Field>, room: &mut usize, cut: &mut Vec<u8>) {
+    fn add_field(&mut self, field: &Field, room: &mut usize, cut: &mut Vec<u8>) {
         let (name, value) = (field.name(), field.value());
-        let slot = slot(field);
-        if let Some(known) = self.known[slot].as_ref().filter(|known| Rc::ptr_eq(&known.field, field))
+        if let Some((record, number)) = field.mark()
+            && record == self.record
             && value.len() <= *room
         {
-            if let Some(number) = known.number {
+            if number != NOT_SENT {
                 *room = room.saturating_sub(name.len() + value.len());
                 self.packer.repeat(number);
             }
             return;
         }
         if LEFT_OUT.contains(&name) {
-            self.remember(slot, field, None);
+            field.set_mark((self.record, NOT_SENT));
             return;
         }
         let length = value.len().min(*room);
@@ -124,23 +105,9 @@ impl Packing {
         let number = self.packer.field(name, &value[..length]);
         // One that was cut for lack of room may be whole in another entry.
         if length == value.len() {
-            self.remember(slot, field, Some(number));
+            field.set_mark((self.record, number));
         }
     }
-
-    /// Remembers a field until the block ends.
-    fn remember(&mut self, slot: usize, field: &Rc<Field>, number: Option<usize>) {
-        if bytes(field) <= SLOT_BYTES_MAX {
-            self.known[slot] = Some(Known { field: Rc::clone(field), number });
-            self.used.push(slot);
-        }
-    }
-}
-
-/// Slot of a field, by its address (Fibonacci hashing).
-fn slot(field: &Rc<Field>) -> usize {
-    let address = Rc::as_ptr(field).addr() as u64;
-    (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.ilog2())) as usize
 }
 
 #[cfg(test)]
@@ -158,7 +125,7 @@ mod tests {
 
     /// The record of an entry, as the workspace unpacks it.
     fn packed(entry: &Entry) -> Record {
-        let (mut packing, mut chunk) = (Packing::new(), Chunk::new(source("journal:test")));
+        let (mut packing, mut chunk) = (Packing::default(), Chunk::new(source("journal:test")));
         let number = entry.head.seqnum;
         packing.add(&mut chunk, 1, entry, Position(number, number + 1));
         packing.finish(1, &mut chunk);
@@ -201,25 +168,23 @@ mod tests {
         assert!(record.more["VEDETTE_CUT"].starts_with("FIELD02 FIELD03"), "{}", record.more["VEDETTE_CUT"]);
     }
 
-    /// Entries of one block, as the workspace unpacks them; also the packer's memory of fields.
+    /// Entries of one block, as the workspace unpacks them; also the encoded size.
     fn blocks(written: &[Written]) -> (Vec<Record>, usize) {
         let mut reader = Reader::default();
         reader.add((), JournalFile::open(write(LAYOUT, written).bytes).expect("a journal"));
         drop(reader.begin_pass());
-        let (mut packing, mut chunk) = (Packing::new(), Chunk::new(source("journal:test")));
+        let (mut packing, mut chunk) = (Packing::default(), Chunk::new(source("journal:test")));
         while let Some(entry) = reader.next_entry() {
             let number = entry.head.seqnum;
             packing.add(&mut chunk, 1, &entry, Position(number, number + 1));
         }
-        let memory = packing.known.iter().flatten().map(|known| bytes(&known.field)).sum();
         packing.finish(1, &mut chunk);
-        assert!(packing.known.iter().all(Option::is_none), "nothing is kept");
         let records = chunk.decode().expect("records").into_iter();
         let entry = |record: vedette_wire::Record| match record.body {
             Body::Journal(entry) => entry,
             other => panic!("{other:?}"),
         };
-        (records.map(entry).collect(), memory)
+        (records.map(entry).collect(), chunk.bodies.len())
     }
 
     /// A field that one entry has no room for is whole in the next, and one that is repeated counts in each.
@@ -237,11 +202,10 @@ mod tests {
                 Written { seqnum, at: seqnum, fields }
             })
             .collect();
-        let (entries, memory) = blocks(&written);
+        let (entries, _) = blocks(&written);
         let lengths: Vec<usize> = entries.iter().map(|entry| entry.more["SHARED"].len()).collect();
         assert_eq!(lengths, [400, 400, 400, 0, 400]);
         assert_eq!(entries[3].more["VEDETTE_CUT"], "LARGE3 SHARED");
-        assert!(memory < 2 * SLOT_BYTES_MAX, "{memory}");
 
         // Cut in the first entry that has it.
         let written: Vec<Written> =
@@ -251,15 +215,31 @@ mod tests {
         assert!(!entries[1].more.contains_key("VEDETTE_CUT"));
     }
 
+    #[test]
+    fn repeated_fields_count_for_the_limit_of_an_entry() {
+        let large = (0..2).map(|at| format!("LARGE{at}={}", "x".repeat(240_000)).into_bytes());
+        let shared = (0..200).map(|at| format!("SHARED{at}={}", "y".repeat(450)).into_bytes());
+        let fields: Vec<_> = large.chain(shared).collect();
+        let written: Vec<Written> =
+            (1..=4).map(|seqnum| Written { seqnum, at: seqnum, fields: fields.clone() }).collect();
+        let (entries, size) = blocks(&written);
+        // What four entries of the maximum size take, less the shared fields of one of them.
+        assert!(size < 4 * ENTRY_BYTES_MAX - 40_000, "{size}: shared fields are recognised");
+        for entry in &entries {
+            let total: usize = entry.more.iter().map(|(name, value)| name.len() + value.len()).sum();
+            assert!((500_000..ENTRY_BYTES_MAX + 16_000).contains(&total), "{total}");
+        }
+    }
+
     /// Anyone can log a large field under the name that is the agent's own.
     #[test]
-    fn fields_that_are_not_sent_take_no_memory_and_end_a_block() {
+    fn fields_that_are_not_sent_are_counted_for_the_block() {
         let field = format!("VEDETTE_CUT={}", "x".repeat(200_000)).into_bytes();
         let written: Vec<Written> =
             (1..=9).map(|seqnum| Written { seqnum, at: seqnum, fields: vec![field.clone()] }).collect();
-        let (entries, memory) = blocks(&written);
+        let (entries, size) = blocks(&written);
         assert_eq!((entries.len(), entries[0].more.len()), (9, 0));
-        assert!(memory <= SLOT_BYTES_MAX, "{memory}");
+        assert!(size < 500, "{size}");
         let mut file = JournalFile::open(write(LAYOUT, &written).bytes).expect("a journal");
         let head = file.peek().expect("an entry");
         let mut block = Block::default();
@@ -281,7 +261,7 @@ mod tests {
         let mut reader = Reader::default();
         reader.add((), JournalFile::open(write(LAYOUT, &written).bytes).expect("a journal"));
         drop(reader.begin_pass());
-        let (mut packing, mut found) = (Packing::new(), Vec::new());
+        let (mut packing, mut found) = (Packing::default(), Vec::new());
         for block in 0..3 {
             let mut chunk = Chunk::new(source("journal:test"));
             for _ in 0..20 {
@@ -291,7 +271,7 @@ mod tests {
             }
             packing.finish(1, &mut chunk);
             assert_eq!(chunk.entries.len(), 1);
-            // Twenty entries of 2 KB, of which each shared field is sent about once.
+            // Twenty entries of 2 KB, of which each shared field is sent once per record.
             assert!(chunk.bodies.len() < 5_000 && chunk.plain_bytes() > 40_000, "{block}: {}", chunk.bodies.len());
             found.extend(chunk.decode().expect("records"));
         }

@@ -193,7 +193,7 @@ impl<'a> Reading<'a> {
             reported: None,
             is_started: false,
             numbers: Numbers::default(),
-            packing: Packing::new(),
+            packing: Packing::default(),
             volatile: BTreeMap::new(),
         }
     }
@@ -397,7 +397,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let mut reader = vedette_journal::Reader::default();
     reader.add((), file);
     reader.begin_pass();
-    let (mut packing, mut at) = (Packing::new(), 0);
+    let (mut packing, mut at) = (Packing::default(), 0);
     loop {
         let (mut block, mut chunk, begin) = (Block::default(), Chunk::new(source("fuzz")), at);
         while block.bytes < BLOCK_BYTES

@@ -1,5 +1,8 @@
 use super::*;
-use crate::{Body, Chunk, PACKED_ENTRIES, Record, Source, codec};
+use crate::{
+    Body, Chunk, PACKED_ENTRIES, Record, Source, codec,
+    packed::tests::{assert_halves, assert_survives_damage, assert_unpacks},
+};
 use proptest::prelude::*;
 use std::{collections::HashMap, sync::Arc};
 
@@ -53,63 +56,34 @@ fn packed(entries: &[(EntryHead, u64, Fields)], start: u64) -> (Chunk, Vec<Recor
     (chunk, expected)
 }
 
-fn encoded(chunk: &Chunk) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (entry, body) in chunk.bodies() {
-        codec::append_record(0, entry.observed, entry.position, body, &mut out);
-    }
-    out
-}
-
 proptest! {
     #[test]
     fn entries_come_out_as_they_went_in(entries in prop::collection::vec(entry(), 1..20), start in 0..1_u64 << 50) {
         let (chunk, expected) = packed(&entries, start);
-        prop_assert_eq!((chunk.count(), chunk.entries.len()), (entries.len() as u64, 1));
         prop_assert_eq!(chunk.version, PACKED_ENTRIES);
-        prop_assert_eq!(&chunk.decode().expect("decodes"), &expected);
-        let unpacked = codec::unpack(&encoded(&chunk)).expect("unpacks");
-        prop_assert_eq!(codec::outline(&unpacked).expect("records").len(), entries.len());
-        prop_assert_eq!(&codec::decode_records(&unpacked).expect("decodes"), &expected);
+        assert_unpacks(&chunk, &expected);
     }
 
     #[test]
-    fn halves_hold_the_same_entries(entries in prop::collection::vec(entry(), 1..20)) {
+    fn halves_hold_the_same_entries(entries in prop::collection::vec(entry(), 2..20)) {
         let (chunk, expected) = packed(&entries, 5);
-        let halves = codec::halve(&encoded(&chunk)).expect("records");
-        if entries.len() == 1 {
-            prop_assert_eq!(halves, None);
-        } else {
-            let (mut both, mut plain) = (Vec::new(), 0);
-            for half in halves.expect("two entries have halves") {
-                let records = codec::decode_records(&half.bytes).expect("decodes");
-                prop_assert_eq!(records.len(), half.count as usize);
-                prop_assert!(half.count > 0);
-                both.extend(records);
-                plain += half.plain;
-            }
-            prop_assert_eq!(both, expected);
-            prop_assert_eq!(plain + 40, chunk.plain_bytes(), "the envelope aside");
-        }
+        prop_assert_eq!(assert_halves(&chunk, &expected) + 40, chunk.plain_bytes(), "the envelope aside");
     }
 
-    /// Arbitrary input gives an error, never a panic and never more records than stated.
     #[test]
     fn damaged_entries_are_an_error_or_entries(
-        entries in prop::collection::vec(entry(), 1..6), at in any::<prop::sample::Index>(), byte in any::<u8>()
+        entries in prop::collection::vec(entry(), 1..6), at in any::<usize>(), byte in any::<u8>()
     ) {
         let (chunk, _) = packed(&entries, 0);
-        let mut bytes = encoded(&chunk);
-        let at = at.index(bytes.len());
-        bytes[at] = byte;
-        if let (Ok(records), Ok(outline)) = (codec::decode_records(&bytes), codec::outline(&bytes)) {
-            prop_assert_eq!(records.len() as u64, outline.iter().map(|item| u64::from(item.count)).sum::<u64>());
-        }
-        drop((codec::halve(&bytes), codec::unpack(&bytes)));
-        for length in 1..encoded(&chunk).len() {
-            prop_assert!(codec::decode_records(&encoded(&chunk)[..length]).is_err());
-        }
+        assert_survives_damage(&chunk, at, byte);
     }
+}
+
+/// A single entry has no halves.
+#[test]
+fn one_entry_is_not_halved() {
+    let (chunk, expected) = packed(&[(head(1, 2, 3), 1, Vec::new())], 5);
+    assert_halves(&chunk, &expected);
 }
 
 #[test]
@@ -124,7 +98,7 @@ fn halves_are_of_one_size_and_share_their_fields() {
     }
     let mut chunk = chunk();
     chunk.push_entries(1, &mut packer);
-    let halves = codec::halve(&encoded(&chunk)).expect("records").expect("two");
+    let halves = codec::halve(&chunk.encode()).expect("records").expect("two");
     assert_eq!(halves.each_ref().map(|half| half.count), [50, 50]);
     assert!(halves.iter().all(|half| half.bytes.len() < 3000 && half.plain > 50_000));
 }
@@ -132,16 +106,19 @@ fn halves_are_of_one_size_and_share_their_fields() {
 /// The packer stops where the reader does.
 #[test]
 fn a_body_has_as_many_different_fields_as_a_reader_takes() {
-    let (mut packer, mut chunk, mut at) = (EntryPacker::default(), chunk(), 0);
-    while packer.begin(&head(at, at, at), Position(at, at + 1)) {
+    let (mut packer, mut chunk) = (EntryPacker::default(), chunk());
+    let most = TEXT_FIELDS_MAX as u64 / FIELDS_MAX + 1;
+    for at in 0..most {
+        assert!(packer.begin(&head(at, at, at), Position(at, at + 1)));
         for _ in 0..FIELDS_MAX {
             packer.field(b"A", b"");
         }
-        at += 1;
     }
+    assert!(!packer.begin(&head(0, 0, 0), Position(most, most + 1)));
     chunk.push_entries(1, &mut packer);
-    assert_eq!(at, TEXT_FIELDS_MAX as u64 / FIELDS_MAX + 1);
-    assert_eq!(chunk.decode().expect("decodes").len() as u64, at);
+    assert_eq!(chunk.decode().expect("decodes").len() as u64, most);
+    assert!(codec::decode_records(&hostile(most, FIELDS_MAX)).is_ok());
+    assert!(codec::decode_records(&hostile(most + 1, FIELDS_MAX)).is_err());
 }
 
 #[test]
@@ -165,7 +142,7 @@ fn the_decoded_size_counts_replaced_bytes() {
         assert!(packer.begin(&head(1, 1, 1), Position(5, 6)));
         packer.field(b"A", value);
         chunk.push_entries(1, &mut packer);
-        codec::scan(&header(1), &encoded(&chunk), |_| {}).expect("scans")
+        codec::scan(&header(1), &chunk.encode(), |_| {}).expect("scans")
     };
     assert_eq!(size(&[0xff; 100]), size(&[b'x'; 300]));
 }
@@ -179,6 +156,7 @@ fn entries_of_another_boot_or_sequence_or_place_are_not_packed_together() {
         (EntryHead { sequence: [1; 16], ..first }, Position(6, 7)),
         (first, Position(7, 8)),
         (first, Position(5, 6)),
+        (first, Position(6, 5)),
     ] {
         assert!(!packer.begin(&head, position), "{position:?}");
     }
@@ -206,7 +184,7 @@ fn fields_that_repeat_to_more_than_a_batch_may_be_are_refused() {
     let mut chunk = chunk();
     chunk.push_entries(1, &mut packer);
     assert!(chunk.plain_bytes() > 300 << 20, "an agent counts it");
-    let bytes = encoded(&chunk);
+    let bytes = chunk.encode();
     assert!(bytes.len() < 2 << 20);
     assert!(matches!(codec::decode_records(&bytes), Err(codec::DecodeError::TooLarge { .. })), "and can be split");
     assert!(codec::unpack(&bytes).is_err());
@@ -222,11 +200,12 @@ fn fields_that_repeat_to_more_than_a_batch_may_be_are_refused() {
         }
     }
     half.push_entries(1, &mut packer);
-    let both = encoded(&half).repeat(2);
+    let both = half.encode().repeat(2);
+    assert!(codec::unpack(&half.encode()).is_ok());
     let ignore = |_: codec::Scanned<'_>| {};
     assert!(matches!(codec::scan(&header(200), &both, ignore), Err(codec::DecodeError::TooLarge { .. })));
     assert!(codec::unpack(&both).is_err());
-    assert!(codec::scan(&header(100), &encoded(&half), ignore).is_ok_and(|plain| plain > 100 << 20), "as decoded");
+    assert!(codec::scan(&header(100), &half.encode(), ignore).is_ok_and(|plain| plain > 100 << 20), "as decoded");
     let halves = codec::halve(&both).expect("records").expect("two");
     assert!(halves.iter().all(|half| half.count == 100 && half.plain > 100 << 20), "they can be sent");
 }
@@ -242,30 +221,32 @@ fn header(records: u32) -> crate::Header {
     crate::Header { records, ..header }
 }
 
+/// A record that states a number of entries, each with as many empty new fields; hashes are there for a few.
+fn hostile(count: u64, fields: u64) -> Vec<u8> {
+    let mut body = Vec::new();
+    columns::begin(HEAD, &mut body);
+    body.extend([0; 2 * ID_BYTES]);
+    body.resize(body.len() + HASH_BYTES * usize::try_from(count).map_or(0, |count| count % 100), 0);
+    let at = body.len();
+    put(count, &mut body);
+    // Positions, times, fields of each entry, references to new fields, and their lengths.
+    for number in [1, 0, 0, fields, 0, 0, 0] {
+        body.push(1);
+        put(number, &mut body);
+    }
+    columns::finish(HEAD, at, &mut body);
+    let mut record = Vec::new();
+    codec::append_record(0, 1, Position(0, count), &body, &mut record);
+    record
+}
+
 /// Counts of fields and of entries cost no bytes where all are equal.
 #[test]
 fn counts_without_bytes_behind_them_are_refused() {
-    let body = |count: u64, fields: u64| {
-        let (mut body, mut columns) = (Vec::new(), Vec::new());
-        columns::begin(HEAD, &mut body);
-        body.extend([0; 2 * ID_BYTES]);
-        let at = body.len();
-        put(count, &mut columns);
-        // Positions, times, fields of each entry, references to new fields, and their lengths.
-        for number in [1, 0, 0, fields, 0, 0, 0] {
-            columns.push(1);
-            put(number, &mut columns);
-        }
-        body.append(&mut columns);
-        columns::finish(HEAD, at, &mut body);
-        let mut record = Vec::new();
-        codec::append_record(0, 1, Position(0, count), &body, &mut record);
-        record
-    };
     for (count, fields) in
-        [(1, u64::MAX), (1, 1 << 40), (u64::MAX, 1), (u64::MAX / 8, 1), (1 << 40, 0), (7, 0), (1, FIELDS_MAX + 1)]
+        [(1, u64::MAX), (1, 1 << 40), (u64::MAX, 1), (u64::MAX / 8, 1), (1 << 40, 0), (700, 0), (1, FIELDS_MAX + 1)]
     {
-        let bytes = body(count, fields);
+        let bytes = hostile(count, fields);
         assert!(codec::decode_records(&bytes).is_err(), "{count} entries of {fields} fields");
         drop((codec::halve(&bytes), codec::outline(&bytes), codec::unpack(&bytes)));
     }

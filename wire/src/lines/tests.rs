@@ -1,5 +1,9 @@
 use super::*;
-use crate::{Body, Chunk, Record, Source, codec, columns::LENGTH_BYTES};
+use crate::{
+    Body, Chunk, Record, Source, codec,
+    columns::LENGTH_BYTES,
+    packed::tests::{assert_halves, assert_survives_damage, assert_unpacks},
+};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -51,64 +55,29 @@ fn packed(lines: &[(Vec<u8>, Syslog)], start: u64) -> (Chunk, Vec<Record>) {
         at = position.1;
     }
     chunk.push_packed(7, &mut packer);
-    assert!(packer.continues_at(0) && packer.count() == 0, "it is empty");
+    assert!(packer.continues_at(0) && packer.finish().is_none(), "it is empty");
     (chunk, expected)
-}
-
-fn encoded(chunk: &Chunk) -> Vec<u8> {
-    let mut out = Vec::new();
-    for (entry, body) in chunk.bodies() {
-        codec::append_record(0, entry.observed, entry.position, body, &mut out);
-    }
-    out
 }
 
 proptest! {
     #[test]
     fn lines_come_out_as_they_went_in(lines in prop::collection::vec(line(), 1..40), start in 0..1_u64 << 50) {
         let (chunk, expected) = packed(&lines, start);
-        prop_assert_eq!(chunk.count(), lines.len() as u64);
-        prop_assert_eq!(chunk.entries.len(), 1);
-        prop_assert_eq!(&chunk.decode().expect("decodes"), &expected);
-        let unpacked = codec::unpack(&encoded(&chunk)).expect("unpacks");
-        prop_assert_eq!(codec::outline(&unpacked).expect("records").len(), lines.len());
-        prop_assert_eq!(&codec::decode_records(&unpacked).expect("decodes"), &expected);
+        assert_unpacks(&chunk, &expected);
     }
 
     #[test]
     fn halves_hold_the_same_lines(lines in prop::collection::vec(line(), 1..40)) {
         let (chunk, expected) = packed(&lines, 5);
-        let halves = codec::halve(&encoded(&chunk)).expect("records");
-        if lines.len() == 1 {
-            prop_assert_eq!(halves, None);
-        } else {
-            let mut both = Vec::new();
-            for half in halves.expect("two lines have halves") {
-                let records = codec::decode_records(&half.bytes).expect("decodes");
-                prop_assert_eq!(records.len(), half.count as usize);
-                prop_assert!(half.count > 0);
-                both.extend(records);
-            }
-            prop_assert_eq!(both, expected);
-        }
+        assert_halves(&chunk, &expected);
     }
 
-    /// Arbitrary input gives an error, never a panic and never more records than stated.
     #[test]
     fn damaged_lines_are_an_error_or_lines(
-        lines in prop::collection::vec(line(), 1..10), at in any::<prop::sample::Index>(), byte in any::<u8>()
+        lines in prop::collection::vec(line(), 1..10), at in any::<usize>(), byte in any::<u8>()
     ) {
         let (chunk, _) = packed(&lines, 0);
-        let mut bytes = encoded(&chunk);
-        let at = at.index(bytes.len());
-        bytes[at] = byte;
-        if let (Ok(records), Ok(outline)) = (codec::decode_records(&bytes), codec::outline(&bytes)) {
-            prop_assert_eq!(records.len() as u64, outline.iter().map(|item| u64::from(item.count)).sum::<u64>());
-        }
-        drop((codec::halve(&bytes), codec::unpack(&bytes)));
-        for length in 0..encoded(&chunk).len() {
-            prop_assert!(length == 0 || codec::decode_records(&encoded(&chunk)[..length]).is_err());
-        }
+        assert_survives_damage(&chunk, at, byte);
     }
 }
 
@@ -150,7 +119,7 @@ fn more_lines_than_a_batch_may_have_are_refused() {
 fn a_count_that_wraps_around_is_refused() {
     let line = Syslog { raw: b"a".to_vec(), ..Syslog::default() };
     let (chunk, _) = packed(&[(b"a\n".to_vec(), line)], 0);
-    let mut bytes = encoded(&chunk);
+    let mut bytes = chunk.encode();
     // The count is the first of the columns: 1, as one byte.
     let columns = bytes.len() - LENGTH_BYTES - usize::from(bytes[bytes.len() - LENGTH_BYTES]);
     assert_eq!(bytes[columns], 1);
@@ -163,7 +132,7 @@ fn a_count_that_wraps_around_is_refused() {
     let head = bytes.windows(HEAD.len()).position(|window| window == HEAD).expect("is there") + HEAD.len();
     let length = u32::from_be_bytes(bytes[head..head + 4].try_into().expect("four")) + grown;
     bytes[head..head + 4].copy_from_slice(&length.to_be_bytes());
-    let before = encoded(&packed(&[(b"b\n".to_vec(), Syslog::default())], 0).0);
+    let before = packed(&[(b"b\n".to_vec(), Syslog::default())], 0).0.encode();
     let both = [before, bytes].concat();
     assert!(matches!(codec::decode_records(&both), Err(codec::DecodeError::Many)));
     drop((codec::halve(&both), codec::outline(&both)));

@@ -118,7 +118,9 @@ impl ArtifactRequests {
     /// Passes new requests to the collector. A request that is refused here carries the reason.
     fn hand_over(&mut self, limits: &ArtifactLimits) {
         let now = now();
-        let before = self.log.answered.values().filter(|at| now.saturating_sub(**at) < HOUR_NS).count();
+        // A clock that was set back leaves answers of the future, which would count for as long.
+        let is_recent = |at: &&i64| (0..HOUR_NS).contains(&now.saturating_sub(**at));
+        let before = self.log.answered.values().filter(is_recent).count();
         let open = self.log.open.values().filter_map(|signed| self.read(signed).ok()).enumerate();
         let new = open.filter(|(_, request)| !self.passed.contains(&request.id));
         let approved = new.map(|(at, request)| {
@@ -219,5 +221,15 @@ mod tests {
         let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
         assert!(!artifacts.take(vec![sign(&key, &request("2"))], &limits).expect("keeps"));
         assert_eq!(artifacts.requests().ids(), ["1-late", "3"]);
+        // Answers of the last hour count, those of a clock that was ahead do not.
+        for (answered, is_refused) in [(now() - 1, true), (now() + 100 * HOUR_NS, false), (now() - 2 * HOUR_NS, false)]
+        {
+            let answered = [("a".to_owned(), answered), ("b".to_owned(), answered)].into();
+            let log = RequestLog { open: [].into(), answered };
+            identity.write(FILE, &serde_json::to_vec(&log).expect("serializes")).expect("writes");
+            let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
+            assert!(artifacts.take(vec![sign(&key, &request("4"))], &limits).expect("keeps"));
+            assert_eq!(artifacts.requests().waiting()[0].refused.is_some(), is_refused);
+        }
     }
 }
