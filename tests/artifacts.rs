@@ -53,14 +53,14 @@ fn an_allowed_file_arrives_on_both_tiers_with_collection_on_or_off_and_no_other_
         let id = request(&world, &agent(&world), &path);
         let line = wait_for_state(&world, &id, "complete");
         let to = world.path("fetched");
-        let message =
+        let metadata =
             world.workspace(&["artifact", "get", "--org", ORG, "--id", &id, "--to", &to.display().to_string()]);
         assert!(fs::read(&to).expect("is there") == content, "the same bytes");
-        let (message, meta): (Value, _) =
-            (serde_json::from_str(&message).expect("an object"), fs::metadata(&path).expect("is there"));
-        assert_eq!((&message["mode"], &message["user_id"]), (&meta.mode().into(), &meta.uid().into()), "{message}");
-        assert_eq!(message["modified"], meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
-        assert_eq!((&line["file"], &line["reason"]), (&message, &"an alert".into()));
+        let (metadata, meta): (Value, _) =
+            (serde_json::from_str(&metadata).expect("an object"), fs::metadata(&path).expect("is there"));
+        assert_eq!((&metadata["mode"], &metadata["user_id"]), (&meta.mode().into(), &meta.uid().into()), "{metadata}");
+        assert_eq!(metadata["modified"], meta.mtime() * 1_000_000_000 + meta.mtime_nsec());
+        assert_eq!((&line["file"], &line["reason"]), (&metadata, &"an alert".into()));
         refusal(
             &world.workspace_output(&["artifact", "get", "--org", ORG, "--id", &id, "--to", &to.display().to_string()]),
             1,
@@ -125,7 +125,7 @@ fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_ans
     let too_large = request(&world, &agent_id, &path);
     let forged = request(&world, &agent_id, &path);
     let expired = request(&world, &agent_id, &path);
-    let existing = world.control_sql(&format!(
+    let is_forged = world.control_sql(&format!(
         "UPDATE artifacts SET document = replace(document, 'file', 'else') WHERE id = '{forged}'"
     )) && world.control_sql(&format!("UPDATE artifacts SET expires = 1 WHERE id = '{expired}'"));
     let running = world.run();
@@ -134,8 +134,8 @@ fn policy_limits_requests_and_cannot_switch_them_off_and_a_forged_one_is_not_ans
             .as_str()
             .is_some_and(|why| why.contains("99 are allowed"))
     );
-    if existing {
-        eventually("the forged one to be noticed", || {
+    if is_forged {
+        eventually("the forged request to be rejected", || {
             world.agent_log().contains("is not signed by the workspace's key").then_some(())
         });
         assert_eq!(

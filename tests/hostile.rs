@@ -60,7 +60,7 @@ async fn what_a_batch_becomes_is_bounded_and_the_memory_of_serve_with_it() {
     // An id that would be copied for each position that it skips.
     let skipping = loud.lines(1, 1, "x", 1, |header| {
         header.sources[0].id = "i".repeat(1 << 20);
-        header.sources[0].skipped = vec![(5, 6, 1); 100_000];
+        header.sources[0].dropped = vec![(5, 6, 1); 100_000];
     });
     assert_eq!(loud.put(&path(1), skipping).await.code(), (422, "shape"));
     // A source name that is repeated in each of its rows.

@@ -39,8 +39,8 @@ fn completions_and_man_pages_are_complete() {
     }
     for program in [VEDETTE.as_ref(), crate::support::workspace_binary()] {
         let dir = tempfile::tempdir().expect("temp dir");
-        let done = Command::new(program).args(["man", "--dir"]).arg(dir.path()).status();
-        assert!(done.is_ok_and(|status| status.success()));
+        let status = Command::new(program).args(["man", "--dir"]).arg(dir.path()).status();
+        assert!(status.is_ok_and(|status| status.success()));
         let pages: std::collections::BTreeSet<String> = std::fs::read_dir(dir.path())
             .expect("lists")
             .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())

@@ -24,16 +24,16 @@ fn host(prepare: impl FnOnce(&Path)) -> Option<Host> {
         let conf = root.join("etc/vedette/conf.d");
         fs::create_dir_all(&conf).expect("makes");
         fs::write(conf.join("10-test.toml"), "[host]\ncloud = \"off\"\n").expect("writes");
-        let made = [
+        let commands = [
             "dpkg -i /root/packages/vedette_0.1.0_amd64.deb",
             "/opt/vedette-workspace init --geo europe --dir /var/lib/ws",
             "/opt/vedette-workspace org add acme --tier free --dir /var/lib/ws",
             "/opt/vedette-workspace token new --org acme --uses 2 --dir /var/lib/ws > /var/lib/token",
         ];
-        for command in made {
-            let done = std::process::Command::new("chroot").arg(root).args(["sh", "-c", command]).output();
-            let done = done.expect("chroot runs");
-            assert!(done.status.success(), "{command}: {}", String::from_utf8_lossy(&done.stderr));
+        for command in commands {
+            let output = std::process::Command::new("chroot").arg(root).args(["sh", "-c", command]).output();
+            let output = output.expect("chroot runs");
+            assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         }
         prepare(root);
     })
@@ -49,14 +49,14 @@ fn assert_enrolled(host: &Host) {
         listed.contains("\"active\"").then_some(())
     });
     eventually("a heartbeat", || (!host.query("SELECT hostname FROM heartbeats").is_empty()).then_some(()));
-    let left = host.must("find /etc/vedette");
-    assert!(!left.contains("token") && !left.contains("bootstrap.toml"), "{left}");
+    let remaining = host.must("find /etc/vedette");
+    assert!(!remaining.contains("token") && !remaining.contains("bootstrap.toml"), "{remaining}");
 }
 
 const ADDRESS: &str = "https://workspace.example.net:8443";
 
 #[test]
-fn user_data_of_cloud_init_enrolls_a_host_at_its_first_boot() {
+fn cloud_init_user_data_enrolls_a_host_at_its_first_boot() {
     let data = block("#cloud-config");
     let Some(host) = host(|root| {
         let read = |name: &str| fs::read_to_string(root.join(name)).expect("reads").trim().replace('\n', "\\n");
@@ -79,7 +79,7 @@ fn user_data_of_cloud_init_enrolls_a_host_at_its_first_boot() {
 }
 
 #[test]
-fn the_tasks_of_ansible_enroll_a_host() {
+fn ansible_tasks_enroll_a_host() {
     let tasks = block("- ansible.builtin.copy");
     let Some(host) = host(|root| {
         let play = root.join("root/play");

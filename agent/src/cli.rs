@@ -77,19 +77,19 @@ pub(crate) enum Command {
         #[arg(long, default_value = "table")]
         format: StatusFormat,
     },
-    /// Check that the agent collects and delivers, for probes and alarms. Prints one line per problem and exits with code 1;
+    /// Check that the agent collects and delivers, for checks by Kubernetes and by monitoring. Prints one line per problem and exits with code 1;
     /// problems include files that cannot be read and sockets that cannot be bound; exit code 4 if no agent runs. Missing
     /// permissions that only reduce a collector's output are in `status` alone. Most problems outlast a restart: raise an alarm
     /// rather than restart the agent.
     Health {
         #[command(flatten)]
         config: ConfigArguments,
-        /// Maximum time that batches may wait while none lands.
+        /// Maximum time without a landed batch while batches wait; at most 60s after an error of delivery.
         #[arg(long, default_value = "5m")]
         stalled_after: vedette_collectors::settings::Interval,
     },
-    /// Create the state and identity directories for a user. Run it as root before the agent starts, as in a pod's init
-    /// container, since the hostPath directory belongs to root.
+    /// Create the state and identity directories for a user. Run it as root before the agent starts. In Kubernetes an init
+    /// container runs it, since a hostPath directory belongs to root.
     CreateState {
         #[command(flatten)]
         config: ConfigArguments,
@@ -141,7 +141,7 @@ pub(crate) enum StatusFormat {
 /// Commands other than `status` fail while the agent runs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
-    /// Show how full the queue is, and what is set aside.
+    /// Show the sizes of the queue and its quarantine, and damaged queue files.
     Status {
         #[command(flatten)]
         config: ConfigArguments,
@@ -173,7 +173,7 @@ pub(crate) enum QueueCommand {
         #[arg(long)]
         records: bool,
     },
-    /// Manage batches that the workspace refuses for good.
+    /// Manage batches that cannot be delivered: the workspace refuses them, or they belong to an earlier enrollment.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
 }

@@ -26,7 +26,7 @@ use vedette_wire::{
 const LINK_LOCAL: &str = "http://169.254.169.254";
 /// Time limit for all queries together.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum size of an answer.
+/// Maximum size of a response.
 const RESPONSE_BYTES_MAX: u64 = 64 << 10;
 /// Chassis asset tag of Azure's machines; Hyper-V elsewhere does not set it.
 const AZURE_ASSET_TAG: &str = "7783-7084-3265-9085-8269-3286-77";
@@ -50,14 +50,14 @@ fn cloud(setting: CloudSetting, context: &CollectorContext) -> Option<Cloud> {
 }
 
 /// Instance metadata of this host; absent if it is in no cloud, or if the metadata cannot be read, which is logged.
-pub(crate) fn instance(place: &HostLocation, context: &CollectorContext) -> Option<CloudInstance> {
-    let cloud = cloud(place.cloud, context)?;
-    let base = place.metadata_url.clone().unwrap_or_else(|| Url::parse(LINK_LOCAL).expect("is a URL"));
+pub(crate) fn instance(location: &HostLocation, context: &CollectorContext) -> Option<CloudInstance> {
+    let cloud = cloud(location.cloud, context)?;
+    let base = location.metadata_url.clone().unwrap_or_else(|| Url::parse(LINK_LOCAL).expect("is a URL"));
     let client = MetadataClient { base, deadline: Instant::now() + METADATA_TIMEOUT };
     let metadata = match cloud {
-        Cloud::Azure => azure(&client, &place.cloud_tags),
-        Cloud::Aws => aws(&client, &place.cloud_tags),
-        Cloud::Gcp => gcp(&client, &place.cloud_tags),
+        Cloud::Azure => azure(&client, &location.cloud_tags),
+        Cloud::Aws => aws(&client, &location.cloud_tags),
+        Cloud::Gcp => gcp(&client, &location.cloud_tags),
     };
     metadata
         .map_err(|err| tracing::warn!(%cloud, error = %err, "cannot read the cloud's instance metadata; records have no cloud fields; set [host] cloud = \"off\" if this host is in no cloud"))
@@ -67,13 +67,13 @@ pub(crate) fn instance(place: &HostLocation, context: &CollectorContext) -> Opti
 /// Geography of this host, from the configuration or the cloud's region; absent if neither is known.
 ///
 /// # Errors
-/// The region is not listed. It is never guessed.
+/// If the region is not listed; a geography is never guessed.
 pub(crate) fn geography(
-    place: &HostLocation,
+    location: &HostLocation,
     instance: Option<&CloudInstance>,
 ) -> Result<Option<HostGeo>, UnknownGeography> {
-    if place.geography.is_some() {
-        return Ok(place.geography);
+    if location.geography.is_some() {
+        return Ok(location.geography);
     }
     let cloud = |name: &str| [Cloud::Azure, Cloud::Aws, Cloud::Gcp].into_iter().find(|cloud| cloud.name() == name);
     let region = instance.and_then(|instance| Some((cloud(&instance.cloud)?, instance.region.clone()?)));
@@ -90,9 +90,9 @@ fn last(path: &str) -> Option<String> {
 }
 
 fn azure(client: &MetadataClient, tags: &[String]) -> io::Result<CloudInstance> {
-    let answer = client.get("/metadata/instance?api-version=2021-02-01", &[("Metadata", "true")])?;
-    let answer: Value = serde_json::from_str(&answer)?;
-    let (compute, image) = (&answer["compute"], &answer["compute"]["storageProfile"]["imageReference"]);
+    let response = client.get("/metadata/instance?api-version=2021-02-01", &[("Metadata", "true")])?;
+    let response: Value = serde_json::from_str(&response)?;
+    let (compute, image) = (&response["compute"], &response["compute"]["storageProfile"]["imageReference"]);
     let parts = ["publisher", "offer", "sku", "version"].map(|key| text(&image[key]));
     let image: Vec<String> = parts.into_iter().flatten().collect();
     let listed = compute["tagsList"].as_array().cloned().unwrap_or_default();
@@ -110,7 +110,7 @@ fn azure(client: &MetadataClient, tags: &[String]) -> io::Result<CloudInstance> 
 }
 
 fn aws(client: &MetadataClient, tags: &[String]) -> io::Result<CloudInstance> {
-    let token = client.ask("PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")])?;
+    let token = client.send("PUT", "/latest/api/token", &[("X-aws-ec2-metadata-token-ttl-seconds", "60")])?;
     let with_token = [("X-aws-ec2-metadata-token", token.trim())];
     let document: Value =
         serde_json::from_str(&client.get("/latest/dynamic/instance-identity/document", &with_token)?)?;
@@ -156,14 +156,14 @@ struct MetadataClient {
 
 impl MetadataClient {
     fn get(&self, path: &str, headers: &[(&str, &str)]) -> io::Result<String> {
-        self.ask("GET", path, headers)
+        self.send("GET", path, headers)
     }
 
     /// Sends an HTTP/1.0 request: no proxy, redirect or encoding.
-    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<String> {
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<String> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within the time limit"));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "no response within the time limit"));
         }
         let address = self.base.socket_addrs(|| None)?.first().copied().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let mut stream = TcpStream::connect_timeout(&address, left)?;
@@ -178,21 +178,21 @@ impl MetadataClient {
             request.push_str("Content-Length: 0\r\n");
         }
         stream.write_all(format!("{request}\r\n").as_bytes())?;
-        let mut answer = Vec::new();
+        let mut response = Vec::new();
         let mut limited = stream.take(RESPONSE_BYTES_MAX);
         let mut block = [0; 4096];
         loop {
             let read = limited.read(&mut block)?;
-            answer.extend_from_slice(&block[..read]);
-            if read == 0 || is_complete(&answer) {
+            response.extend_from_slice(&block[..read]);
+            if read == 0 || is_complete(&response) {
                 break;
             }
             if Instant::now() > self.deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "no complete answer within the time limit"));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "no complete response within the time limit"));
             }
         }
-        let answer = String::from_utf8_lossy(&answer);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let response = String::from_utf8_lossy(&response);
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
         match head.split_whitespace().nth(1) {
             Some("200") => Ok(body.to_owned()),
             status => Err(io::Error::other(format!("{path}: status {}", status.unwrap_or("nothing")))),
@@ -201,8 +201,8 @@ impl MetadataClient {
 }
 
 /// Whether the body is complete by its stated length. A service may keep the connection open.
-fn is_complete(answer: &[u8]) -> bool {
-    let text = String::from_utf8_lossy(answer);
+fn is_complete(response: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(response);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
     let length = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;

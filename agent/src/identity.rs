@@ -80,8 +80,9 @@ pub(crate) struct Next {
     pub(crate) enrollment: Enrollment,
 }
 
-/// File of a new identity, and of its key before it has a certificate.
+/// File of a new identity.
 const NEXT: &str = "next.json";
+/// File of the key of a new identity until it is certified.
 const NEXT_KEY: &str = "next-key.pem";
 
 /// The identity directory.
@@ -151,7 +152,7 @@ impl IdentityDir {
     }
 
     /// The enrollment to replace, if it can be read. First completes a pending new identity, or deletes a damaged one.
-    pub(crate) fn replaced(&self) -> Result<Option<Enrollment>> {
+    pub(crate) fn take_previous(&self) -> Result<Option<Enrollment>> {
         if let Err(err) = self.finish_next() {
             tracing::warn!(error = format!("{err:#}"), "the pending new identity is damaged; deleting it");
             self.delete(NEXT)?;
@@ -225,9 +226,9 @@ impl IdentityDir {
                 self.path("enrollment.json").display()
             )));
         };
-        let differs = |what: &str, stated: &str, noted: &str| {
+        let differs = |what: &str, configured: &str, enrolled: &str| {
             Exit::config(format!(
-                "workspace.{what}: the configuration says {stated}, the enrollment says {noted}; change the \
+                "workspace.{what}: the configuration says {configured}, the enrollment says {enrolled}; change the \
                  configuration, or run `vedette enroll --again`"
             ))
         };
@@ -242,8 +243,9 @@ impl IdentityDir {
             return Err(differs("geo", geo.name(), enrollment.geo.name()));
         }
         if let Some(ca) = &config.workspace_ca {
-            let stated = fs::read(ca).map_err(|err| Exit::config(format!("workspace.ca: {}: {err}", ca.display())))?;
-            if stated != self.read("ca.pem")? {
+            let configured =
+                fs::read(ca).map_err(|err| Exit::config(format!("workspace.ca: {}: {err}", ca.display())))?;
+            if configured != self.read("ca.pem")? {
                 return Err(differs("ca", &ca.display().to_string(), "another certificate"));
             }
         }
@@ -284,19 +286,19 @@ mod tests {
         for done in 0..=4 {
             let dir = tempfile::tempdir().expect("temp dir");
             let identity = IdentityDir::new(dir.path());
-            let was = Enrollment::sample("https://one:1");
+            let previous = Enrollment::sample("https://one:1");
             let old = [("key.pem", "old"), ("cert.pem", "old"), ("ca.pem", "ca"), ("artifacts.json", "{}")];
             for (name, text) in old {
                 identity.write(name, text.as_bytes()).expect("writes");
             }
-            identity.write("enrollment.json", &serde_json::to_vec(&was).expect("serializes")).expect("writes");
+            identity.write("enrollment.json", &serde_json::to_vec(&previous).expect("serializes")).expect("writes");
             let key = identity.next_key().expect("makes").serialize_pem();
             assert_eq!(
                 identity.next_key().expect("reads").serialize_pem(),
                 key,
                 "the second call returns the same key"
             );
-            let enrollment = Enrollment { agent: AgentId([9; 16]), replaces: vec![was.agent], ..was.clone() };
+            let enrollment = Enrollment { agent: AgentId([9; 16]), replaces: vec![previous.agent], ..previous.clone() };
             let next = Next { key: key.clone(), certificate: "new".to_owned(), enrollment: enrollment.clone() };
             let steps: [(&str, Vec<u8>); 4] = [
                 (NEXT, serde_json::to_vec(&next).expect("serializes")),
@@ -310,7 +312,7 @@ mod tests {
             let found = identity.enrolled(&config).map_err(|exit| format!("{exit:?}")).expect("is enrolled");
             let text = |name: &str| String::from_utf8(identity.read(name).expect("reads")).expect("text");
             if done == 0 {
-                assert_eq!((found, text("key.pem")), (was, "old".to_owned()), "nothing is kept yet");
+                assert_eq!((found, text("key.pem")), (previous, "old".to_owned()), "nothing is kept yet");
                 continue;
             }
             assert_eq!((found, text("key.pem"), text("cert.pem")), (enrollment, key, "new".to_owned()), "{done}");

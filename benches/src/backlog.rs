@@ -58,11 +58,12 @@ fn started(world: &World, what: &str) -> Result<()> {
 fn fill(world: &World, dir: &Path, bytes: u64) -> Result<()> {
     let agent = world.run()?;
     let queued = |world: &World| -> Result<(u64, u64)> {
-        let status = world.status()?.context("the agent answers")?;
-        let collectors = status["collectors"].as_array().context("there are collectors")?;
-        let syslog = collectors.iter().find(|collector| collector["id"] == "syslog").context("syslog is one")?;
+        let status = world.status()?.context("the agent does not answer")?;
+        let collectors = status["collectors"].as_array().context("the status has no collectors")?;
+        let syslog =
+            collectors.iter().find(|collector| collector["id"] == "syslog").context("the status has no syslog")?;
         let emitted = syslog["emitted"].as_u64().unwrap_or(0);
-        Ok((status["queue"]["bytes"].as_u64().context("a queue has bytes")?, emitted))
+        Ok((status["queue"]["bytes"].as_u64().context("the status has no size of the queue")?, emitted))
     };
     while world.status()?.is_none() {
         std::thread::sleep(Duration::from_millis(50));

@@ -19,7 +19,8 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// `directory` is the journal of a machine: it is named by the machine's id, and holds `*.journal` files.
 pub(crate) fn journal(directory: &Path) -> Result<()> {
     let directory = fs::canonicalize(directory)?;
-    let machine = directory.file_name().and_then(|name| name.to_str()).context("a directory named by a machine id")?;
+    let machine =
+        directory.file_name().and_then(|name| name.to_str()).context("the directory must be named by a machine id")?;
     let (entries, read, compressed) = reader(&directory)?;
     let per_entry = |seconds: f64| seconds / entries as f64 * 1e6;
     println!("entries       {entries}");
@@ -90,7 +91,7 @@ fn journalctl(directory: &Path) -> Result<f64> {
     let before = children_cpu_seconds()?;
     let mut command = Command::new("journalctl");
     command.args(["-o", "export", "-D"]).arg(directory).stdout(Stdio::null());
-    if !command.status().context("journalctl")?.success() {
+    if !command.status().context("cannot run journalctl")?.success() {
         bail!("journalctl fails");
     }
     Ok(children_cpu_seconds()? - before)
@@ -104,7 +105,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for path in files(from)? {
-        fs::copy(&path, to.join(path.file_name().context("a name")?))?;
+        fs::copy(&path, to.join(path.file_name().context("a file has no name")?))?;
     }
     Ok(())
 }

@@ -123,13 +123,13 @@ fn idle(length: Duration) -> Result<()> {
     let world = World::new("")?;
     let agent = world.run()?;
     std::thread::sleep(Duration::from_secs(60));
-    let status = world.status()?.context("the agent runs")?;
+    let status = world.status()?.context("the agent does not answer")?;
     println!("VmRSS after 60 s   {:.1} MiB", status["rss_bytes"].as_u64().unwrap_or(0) as f64 / f64::from(1 << 20));
     let (began, before) = (Instant::now(), cpu_seconds(agent.id())?);
     std::thread::sleep(length);
     let (after, wall) = (cpu_seconds(agent.id())?, began.elapsed().as_secs_f64());
     println!("CPU over {wall:.0} s     {:.3} % of a core", (after - before) / wall * 100.0);
-    let status = world.status()?.context("the agent runs")?;
+    let status = world.status()?.context("the agent does not answer")?;
     println!("VmRSS at the end   {:.1} MiB", status["rss_bytes"].as_u64().unwrap_or(0) as f64 / f64::from(1 << 20));
     Ok(())
 }

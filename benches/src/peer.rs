@@ -72,7 +72,7 @@ impl Peer {
                 id: "f".into(),
                 name: None,
                 reached: 1,
-                skipped: Vec::new(),
+                dropped: Vec::new(),
             }],
             records: 1,
             lowest_held: 1,

@@ -10,7 +10,7 @@ use vedette_benches::{
 /// Time before the measurement, which excludes the agent's start.
 const WARM_UP: Duration = Duration::from_secs(5);
 
-pub(crate) fn rate(lines_per_second: u64, length: Duration) -> Result<()> {
+pub(crate) fn rate(lines_per_second: u64, duration: Duration) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("a.log");
     let world = World::new(&format!("[collectors.syslog]\npaths = [{log:?}]\nstart = \"beginning\"\n"))?;
@@ -19,7 +19,7 @@ pub(crate) fn rate(lines_per_second: u64, length: Duration) -> Result<()> {
     std::thread::sleep(WARM_UP);
     let (began, before, first) = (Instant::now(), cpu_seconds(agent.id())?, writer.written());
     let mut rss_max = 0;
-    while began.elapsed() < length {
+    while began.elapsed() < duration {
         std::thread::sleep(Duration::from_millis(500));
         rss_max = rss_max.max(world::rss_bytes(agent.id())?);
     }
@@ -28,11 +28,16 @@ pub(crate) fn rate(lines_per_second: u64, length: Duration) -> Result<()> {
     let written = writer.stop_with_bursts()?;
     let mut seconds = latencies(&world, &written)?;
     seconds.sort_by(f64::total_cmp);
-    let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share) as usize];
+    let quantile = |fraction: f64| seconds[((seconds.len() - 1) as f64 * fraction) as usize];
     println!("{rate:.0} lines/s for {wall:.0} s, {} lines in all, rotated by rename each minute", written.lines);
     println!("CPU                {:.2} % of a core", cpu / wall * 100.0);
     println!("VmRSS              {:.1} MiB at most", rss_max as f64 / f64::from(1 << 20));
-    println!("append to landed   p50 {:.2} s, p99 {:.2} s, at most {:.2} s", at(0.5), at(0.99), at(1.0));
+    println!(
+        "append to landed   p50 {:.2} s, p99 {:.2} s, at most {:.2} s",
+        quantile(0.5),
+        quantile(0.99),
+        quantile(1.0)
+    );
     Ok(())
 }
 
@@ -59,7 +64,7 @@ fn latencies(world: &World, written: &Written) -> Result<Vec<f64>> {
         let number = |name: &str| batch[name].as_i64().with_context(|| format!("{name} of {batch}"));
         let (first, last, landed) = (number("first")?, number("last")?, number("landed")?);
         for line in first..=last {
-            let burst = written.bursts.partition_point(|(behind, _)| behind.cast_signed() <= line);
+            let burst = written.bursts.partition_point(|(end, _)| end.cast_signed() <= line);
             let (_, appended) = written.bursts.get(burst).context("a line belongs to no burst")?;
             seconds.push((landed - appended) as f64 / 1e6);
         }

@@ -29,18 +29,18 @@ pub fn cpu_seconds(pid: u32) -> Result<f64> {
 /// `/proc` is not mounted.
 pub fn children_cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
-    let rest = stat.rsplit_once(')').context("stat has a name")?.1;
+    let rest = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1;
     let ticks: Option<f64> = rest.split_whitespace().skip(13).take(2).map(|text| text.parse::<f64>().ok()).sum();
-    Ok(ticks.context("stat has times")? / rustix::param::clock_ticks_per_second() as f64)
+    Ok(ticks.context("/proc/PID/stat has no times")? / rustix::param::clock_ticks_per_second() as f64)
 }
 
 /// User and system time, and nice value (field 19), of a process or a thread (proc_pid_stat(5)).
 fn time_and_nice(path: &str) -> Result<(f64, i64)> {
     let stat = fs::read_to_string(path)?;
-    let rest = stat.rsplit_once(')').context("stat has a name")?.1;
+    let rest = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1;
     let field = |at: usize| rest.split_whitespace().nth(at).and_then(|text| text.parse::<f64>().ok());
-    let ticks = field(11).zip(field(12)).map(|(user, system)| user + system).context("stat has times")?;
-    let nice = field(16).context("stat has a nice value")?;
+    let ticks = field(11).zip(field(12)).map(|(user, system)| user + system).context("/proc/PID/stat has no times")?;
+    let nice = field(16).context("/proc/PID/stat has no nice value")?;
     Ok((ticks / rustix::param::clock_ticks_per_second() as f64, nice as i64))
 }
 
@@ -103,7 +103,7 @@ impl Process {
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        self.ended(Duration::from_secs(30))?.context("it does not end")
+        self.ended(Duration::from_secs(30))?.context("the agent does not end")
     }
 
     /// Waits for the end, up to a limit.
@@ -228,7 +228,7 @@ impl World {
     /// # Errors
     /// It does not serve.
     pub fn serve_peak_bytes(&self) -> Result<u64> {
-        peak_bytes(self.serve.as_ref().context("it does not serve")?.id())
+        peak_bytes(self.serve.as_ref().context("the workspace does not run")?.id())
     }
 
     /// A simulated agent of another organization; `name` is its identity directory.
@@ -369,7 +369,7 @@ impl World {
     /// # Errors
     /// It does not serve.
     pub fn serve_cpu_seconds(&self) -> Result<f64> {
-        cpu_seconds(self.serve.as_ref().context("it does not serve")?.id())
+        cpu_seconds(self.serve.as_ref().context("the workspace does not run")?.id())
     }
 
     /// Processor time of the workspace's low-priority threads, which materialise; ended threads do not count.
@@ -377,7 +377,7 @@ impl World {
     /// # Errors
     /// It does not serve.
     pub fn materialise_cpu_seconds(&self) -> Result<f64> {
-        let pid = self.serve.as_ref().context("it does not serve")?.id();
+        let pid = self.serve.as_ref().context("the workspace does not run")?.id();
         let mut sum = 0.0;
         for task in fs::read_dir(format!("/proc/{pid}/task"))? {
             // A thread may end meanwhile.

@@ -3,7 +3,7 @@
 use crate::{
     Cursor, EntryHead, Field, Header,
     data::{self, PLAIN_BYTES_MAX},
-    format::{ARRAY_BYTES, ENTRY_BYTES, HEADER_BYTES, HeaderError, OBJECT_BYTES, id_at, object, u32_at, u64_at},
+    format::{ARRAY_BYTES, DATA_BYTES, ENTRY_BYTES, HEADER_BYTES, HeaderError, id_at, object, u32_at, u64_at},
     pages::{Pages, ReadAt, read_full},
 };
 use std::{io, ops::Range, rc::Rc};
@@ -46,12 +46,6 @@ pub struct Damage {
     pub fields: u64,
     /// The first of it: what, and at which offset.
     pub first: Option<String>,
-}
-
-/// An object's type, flags and size, which lies within the file.
-struct ObjectHead {
-    flags: u8,
-    size: u64,
 }
 
 /// An entry array of the main chain.
@@ -341,12 +335,12 @@ impl<S: ReadAt> JournalFile<S> {
         self.pages.read(&self.source, offset, out)
     }
 
-    /// Reads an object's header.
-    fn object(&mut self, offset: u64, kind: u8, size_min: u64) -> Result<ObjectHead, String> {
+    /// Reads the first bytes of an object, and checks its type, and that its size lies within the file.
+    fn object<const N: usize>(&mut self, offset: u64, kind: u8, size_min: u64) -> Result<([u8; N], u64), String> {
         if offset < self.header.header_size || !offset.is_multiple_of(8) {
             return Err(format!("no object can be at {offset:#x}"));
         }
-        let mut head = [0; OBJECT_BYTES as usize];
+        let mut head = [0; N];
         self.read(offset, &mut head).map_err(|err| err.to_string())?;
         let size = u64_at(&head, 8);
         if head[0] != kind {
@@ -355,7 +349,7 @@ impl<S: ReadAt> JournalFile<S> {
         if size < size_min || offset.checked_add(size).is_none_or(|end| end > self.size) {
             return Err(format!("the object at {offset:#x} has an impossible size of {size}"));
         }
-        Ok(ObjectHead { flags: head[1], size })
+        Ok((head, size))
     }
 
     fn field(&mut self, offset: u64) -> Result<Rc<Field>, String> {
@@ -366,20 +360,19 @@ impl<S: ReadAt> JournalFile<S> {
         if let Some((_, field)) = known.iter().flatten().find(|(of, _)| *of == offset) {
             return Ok(Rc::clone(field));
         }
-        let payload_at = if self.header.is_compact { 72 } else { 64 };
-        let head = self.object(offset, object::DATA, payload_at + 1)?;
-        let place = (offset + payload_at, head.size - payload_at);
-        let field = if head.flags == 0 && place.1 <= PLAIN_BYTES_MAX {
+        let payload_at = if self.header.is_compact { DATA_BYTES + 8 } else { DATA_BYTES };
+        let (head, size) = self.object::<{ DATA_BYTES as usize }>(offset, object::DATA, payload_at + 1)?;
+        let (flags, uses) = (head[1], u64_at(&head, 56));
+        let place = (offset + payload_at, size - payload_at);
+        let field = if flags == 0 && place.1 <= PLAIN_BYTES_MAX {
             let mut payload = vec![0; place.1 as usize];
             self.read(place.0, &mut payload).map_err(|err| err.to_string())?;
             data::plain(payload).ok_or_else(|| "it is not a field".to_owned())?
         } else {
-            data::decode(&self.source, place, head.flags).map_err(|err| err.to_string())?
+            data::decode(&self.source, place, flags).map_err(|err| err.to_string())?
         };
         let field = Rc::new(field);
-        let mut uses = [0; 8];
-        self.read(offset + 56, &mut uses).map_err(|err| err.to_string())?;
-        if u64::from_le_bytes(uses) >= CACHED_USES_MIN && field.bytes() <= CACHED_BYTES_MAX {
+        if uses >= CACHED_USES_MIN && field.bytes() <= CACHED_BYTES_MAX {
             self.cache.resize(CACHE_SLOTS, None);
             let free = ways.clone().find(|way| self.cache[*way].is_none());
             self.cache[free.unwrap_or(slot)] = Some((offset, Rc::clone(&field)));
@@ -394,9 +387,8 @@ impl<S: ReadAt> JournalFile<S> {
         let mut item = [0; 8];
         self.read(place, &mut item[..item_bytes as usize]).map_err(|err| EntryError::Entry(err.to_string()))?;
         let offset = u64::from_le_bytes(item);
-        let object = self.object(offset, object::ENTRY, ENTRY_BYTES).map_err(EntryError::Entry)?;
-        let mut bytes = [0; ENTRY_BYTES as usize];
-        self.read(offset, &mut bytes).map_err(|err| EntryError::Entry(err.to_string()))?;
+        let object = self.object::<{ ENTRY_BYTES as usize }>(offset, object::ENTRY, ENTRY_BYTES);
+        let (bytes, size) = object.map_err(EntryError::Entry)?;
         let head = EntryHead {
             seqnum_id: self.header.seqnum_id,
             seqnum: u64_at(&bytes, 16),
@@ -405,7 +397,7 @@ impl<S: ReadAt> JournalFile<S> {
             boot_id: id_at(&bytes, 40),
             xor_hash: u64_at(&bytes, 56),
             offset,
-            size: object.size,
+            size,
         };
         // As journald checks: journal_file_check_object(). journald raises the header's last number before it links an entry.
         let (first, last) = (self.header.head_seqnum, self.header.tail_seqnum);
@@ -446,10 +438,9 @@ impl<S: ReadAt> JournalFile<S> {
         if last.is_some_and(|last| offset <= last.offset) || self.arrays.len() == ARRAYS_MAX {
             return Err(format!("the chain of entry arrays is not in order at {offset:#x}"));
         }
-        let head = self.object(offset, object::ENTRY_ARRAY, ARRAY_BYTES + item_bytes)?;
-        let mut next = [0; 8];
-        self.read(offset + OBJECT_BYTES, &mut next).map_err(|err| err.to_string())?;
-        Ok(EntryArray { offset, capacity: (head.size - ARRAY_BYTES) / item_bytes, next: u64::from_le_bytes(next) })
+        let (head, size) =
+            self.object::<{ ARRAY_BYTES as usize }>(offset, object::ENTRY_ARRAY, ARRAY_BYTES + item_bytes)?;
+        Ok(EntryArray { offset, capacity: (size - ARRAY_BYTES) / item_bytes, next: u64_at(&head, 16) })
     }
 }
 

@@ -52,8 +52,8 @@ pub(crate) mod object {
     pub(crate) const ENTRY_ARRAY: u8 = 6;
 }
 
-/// Size of an object's header: type, flags, reserved bytes, size.
-pub(crate) const OBJECT_BYTES: u64 = 16;
+/// Size of a data object before its payload, which is eight bytes later in a compact file.
+pub(crate) const DATA_BYTES: u64 = 64;
 /// Size of an entry before its items.
 pub(crate) const ENTRY_BYTES: u64 = 64;
 /// Size of an entry array before its items.
@@ -98,7 +98,7 @@ pub enum HeaderError {
     NotAJournal,
     /// A flag of a later release.
     #[error("its format has features of a later systemd (incompatible flags {0:#x}); update the agent")]
-    Unknown(u32),
+    UnknownFlags(u32),
     /// A header that contradicts itself.
     #[error("its header is damaged: {0}")]
     Damaged(&'static str),
@@ -130,7 +130,7 @@ impl Header {
         }
         let flags = u32_at(bytes, 12);
         if flags & !incompatible::KNOWN != 0 {
-            return Err(HeaderError::Unknown(flags & !incompatible::KNOWN));
+            return Err(HeaderError::UnknownFlags(flags & !incompatible::KNOWN));
         }
         let state = match bytes[16] {
             0 => State::Offline,

@@ -38,7 +38,7 @@ fn landed(organization: OrganizationId, seq: u64, bodies: Vec<Body>) -> LandedBa
             id: "f".to_owned(),
             name: Some("/var/log/syslog".to_owned()),
             reached: 1,
-            skipped: Vec::new(),
+            dropped: Vec::new(),
         }],
         records: records.len() as u32,
         lowest_held: 1,

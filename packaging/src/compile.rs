@@ -37,7 +37,7 @@ pub(crate) fn program(package: &Package, release: &Release, profile: Profile, li
                 bail!("{} has {} bytes, more than {PROGRAM_BYTES_MAX}", path.display(), program.len());
             }
             if program.windows(CRASH_POINT.len()).any(|window| window == CRASH_POINT) {
-                bail!("{} has the crash points of the tests", path.display());
+                bail!("{} has failpoints, which are for tests; build it without them", path.display());
             }
             let symbols = run::output("readelf", [OsStr::new("--dyn-syms"), OsStr::new("--wide"), path.as_os_str()])?;
             if let Some(newest) = newest_glibc(&symbols).filter(|newest| *newest > GLIBC) {
@@ -51,7 +51,7 @@ pub(crate) fn program(package: &Package, release: &Release, profile: Profile, li
 /// The program as tests use it, stripped: the one beside this program.
 fn dev(package: &Package, release: &Release) -> Result<PathBuf> {
     if std::env::consts::ARCH != release.arch.name() {
-        bail!("profile dev is of this machine's architecture alone");
+        bail!("profile dev builds only for this machine's architecture");
     }
     let built = std::env::current_exe()?.with_file_name(&package.program);
     if !built.exists() {
@@ -74,8 +74,9 @@ fn build(package: &Package, release: &Release, profile: &str, libc: Libc) -> Res
         Libc::Static => triple.to_owned(),
     };
     let metadata = metadata(release)?;
-    let target_dir =
-        PathBuf::from(metadata["target_directory"].as_str().context("cargo metadata names the directory")?);
+    let target_dir = PathBuf::from(
+        metadata["target_directory"].as_str().context("cargo metadata does not name the target directory")?,
+    );
     let mut cargo = Command::new("cargo");
     cargo.current_dir(&release.root).args(["auditable", "zigbuild", "--locked", "--profile", profile]);
     cargo.args(["--package", &package.cargo, "--target", &target]);
@@ -102,14 +103,14 @@ fn registry(metadata: &Value) -> Result<PathBuf> {
     let of_registry = packages.filter(|package| !package["source"].is_null());
     let manifest = of_registry.filter_map(|package| package["manifest_path"].as_str()).next();
     let dir = manifest.and_then(|manifest| Path::new(manifest).ancestors().nth(2));
-    Ok(dir.context("no crate is of the registry")?.to_owned())
+    Ok(dir.context("no crate comes from a registry")?.to_owned())
 }
 
 /// `CFLAGS` of `.cargo/config.toml`, which the environment's replace.
 fn c_flags(release: &Release) -> Result<String> {
     let config: toml::Table = fs::read_to_string(release.root.join(".cargo/config.toml"))?.parse()?;
     let flags = config.get("env").and_then(|env| env.get("CFLAGS")).and_then(toml::Value::as_str);
-    Ok(flags.context(".cargo/config.toml sets CFLAGS")?.to_owned())
+    Ok(flags.context(".cargo/config.toml does not set CFLAGS")?.to_owned())
 }
 
 /// The newest version of glibc that the symbols of a program name, as readelf(1) prints them: `malloc@GLIBC_2.2.5`.

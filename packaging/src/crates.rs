@@ -104,7 +104,7 @@ pub(crate) fn licences(crates: &[Value]) -> Result<String> {
     for found in crates.iter().filter(|found| !found["source"].is_null()) {
         let name = format!("{} {} ({})", text(&found["name"]), text(&found["version"]), text(&found["license"]));
         let manifest = text(&found["manifest_path"]);
-        let dir = Path::new(&manifest).parent().context("a manifest has a directory")?;
+        let dir = Path::new(&manifest).parent().context("a path of a manifest has no directory")?;
         let mut has_text = false;
         for entry in fs::read_dir(dir)?.collect::<std::io::Result<Vec<_>>>()? {
             let is_licence = |file: &str| LICENCES.iter().any(|begin| file.to_lowercase().starts_with(begin));

@@ -31,7 +31,7 @@ const CAPABILITIES_MAGIC: u32 = 0x0200_0000;
 /// # Errors
 /// The image is too large, or cannot be written.
 pub(crate) fn build(package: &Package, release: &Release, tree: &Tree) -> Result<PathBuf> {
-    let time: u64 = release.epoch.parse().context("the time of the last commit")?;
+    let time: u64 = release.epoch.parse().context("cannot parse the time of the last commit")?;
     let layer = layer(package, tree, time)?;
     if release.is_shipped && package.name == "vedette" && layer.len() > AGENT_BYTES_MAX {
         bail!("the image of {} has {} bytes, more than {AGENT_BYTES_MAX}", package.name, layer.len());
@@ -75,7 +75,7 @@ fn layer(package: &Package, tree: &Tree, time: u64) -> Result<Vec<u8>> {
     paths.extend(parents.iter().filter(below_root));
     let mut layer = Builder::new(Vec::new());
     for path in paths {
-        let name = path.strip_prefix("/").context("a path on the host is absolute")?;
+        let name = path.strip_prefix("/").context("a path in the manifest is not absolute")?;
         if let Some(file) = tree.files.iter().find(|file| Path::new(&file.path) == path) {
             let bytes = fs::read(tree.root.join(name))?;
             if !capabilities.is_empty() && path.file_name().is_some_and(|name| *name == *package.program) {

@@ -49,7 +49,7 @@ fn pid(scene: &Scene) -> Result<String> {
 
 fn sample(scene: &Scene) -> Result<Sample> {
     let stat = scene.host.must(&format!("cat /proc/{}/stat", pid(scene)?))?;
-    let fields: Vec<&str> = stat.rsplit_once(')').context("a name")?.1.split_whitespace().collect();
+    let fields: Vec<&str> = stat.rsplit_once(')').context("/proc/PID/stat has no name")?.1.split_whitespace().collect();
     let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
     let status = scene.host.status()?;
     let journal = status["collectors"].as_array().into_iter().flatten().find(|one| one["id"] == "journal");

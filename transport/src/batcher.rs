@@ -20,7 +20,7 @@ pub const SEALED_BYTES_MAX: usize = (2 << 20) - (16 << 10);
 /// Maximum number of position runs before the last chunk of a batch. The workspace accepts 2,000.
 const RUNS_MAX: usize = 1_500;
 
-/// Conditions that seal a batch.
+/// Limits at which a batch is sealed, and its codec.
 #[derive(Debug, Clone)]
 pub struct BatchLimits {
     /// Size of the records in bytes, decoded.
@@ -29,7 +29,7 @@ pub struct BatchLimits {
     pub records_max: usize,
     /// Age of the first record in the batch.
     pub age_max: Duration,
-    /// Codec.
+    /// Codec of the records.
     pub compression: Compression,
 }
 
@@ -54,13 +54,15 @@ pub struct BatchContext {
 #[derive(Debug)]
 struct OpenSource {
     source: Arc<Source>,
-    /// Positions of its records, from the first to the end of the last, and their number.
+    /// First position.
     from: u64,
+    /// End of the last position.
     reached: u64,
+    /// Number of records.
     records: u64,
     /// Size of its records in bytes, decoded.
     bytes: u64,
-    skipped: Vec<(u64, u64, u64)>,
+    dropped: Vec<(u64, u64, u64)>,
 }
 
 /// The open batch.
@@ -110,10 +112,10 @@ impl BatchBuilder {
             if let Some(Position(from, to)) = dropped.positions {
                 let at = self.source(&chunk.source);
                 // Consecutive losses are one run.
-                match self.sources[at as usize].skipped.last_mut() {
+                match self.sources[at as usize].dropped.last_mut() {
                     Some((_, end, count)) if *end == from => (*end, *count) = (to, *count + dropped.count),
                     _ => {
-                        self.sources[at as usize].skipped.push((from, to, dropped.count));
+                        self.sources[at as usize].dropped.push((from, to, dropped.count));
                         self.runs += 1;
                     }
                 }
@@ -157,7 +159,7 @@ impl BatchBuilder {
     }
 
     /// Sources, with the size of their records, decoded.
-    pub(crate) fn held(&self) -> impl Iterator<Item = (&Source, u64)> + Clone {
+    pub(crate) fn bytes_by_source(&self) -> impl Iterator<Item = (&Source, u64)> + Clone {
         self.sources.iter().map(|open| (open.source.as_ref(), open.bytes))
     }
 
@@ -175,7 +177,7 @@ impl BatchBuilder {
                 reached: 0,
                 records: 0,
                 bytes: 0,
-                skipped: Vec::new(),
+                dropped: Vec::new(),
             });
             u32::try_from(self.sources.len() - 1).expect("fewer sources than records")
         })
@@ -197,7 +199,7 @@ impl BatchBuilder {
         self.sealer.clear();
         for source in &mut self.sources {
             if source.records > 0 {
-                source.skipped.push((source.from, source.reached, source.records));
+                source.dropped.push((source.from, source.reached, source.records));
             }
             (source.from, source.reached, source.records, source.bytes) = (u64::MAX, 0, 0, 0);
         }
@@ -225,15 +227,15 @@ impl BatchBuilder {
     /// Whether there are records or losses. A batch of cursors alone is not sent.
     pub(crate) fn is_worth_sending(&self) -> bool {
         self.count > 0
-            || self.sources.iter().any(|source| !source.skipped.is_empty())
+            || self.sources.iter().any(|source| !source.dropped.is_empty())
             || self.ledger.0.values().any(|counters| counters.dropped_total() > 0)
     }
 
     /// The header of the batch. The caller adds the sequence and other facts of the queue.
-    pub(crate) fn header(&self, context: &BatchContext, lane: vedette_wire::LaneName, sealed: i64) -> Header {
+    pub(crate) fn header(&self, context: &BatchContext, lane: vedette_wire::LaneName, sealed_at: i64) -> Header {
         Header {
             version: self.version,
-            sealed,
+            sealed: sealed_at,
             policy_revision: context.policy_revision,
             agent_version: context.agent_version.clone(),
             host: context.host.clone(),
@@ -245,7 +247,7 @@ impl BatchBuilder {
                     id: open.source.id.clone(),
                     name: open.source.name.clone(),
                     reached: open.reached,
-                    skipped: open.skipped.clone(),
+                    dropped: open.dropped.clone(),
                 })
                 .collect(),
             records: self.count,

@@ -210,12 +210,12 @@ impl Sender {
                 deleted
             }
             Outcome::Rejected { code, why } => {
-                tracing::error!(slot, code, error = why, "the destination refuses a batch; moved it to quarantine");
+                tracing::error!(slot, code, error = why, "the destination refuses a batch; moving it to quarantine");
                 self.update(|status| status.quarantined += 1);
                 blocking(move || queue.quarantine(slot, &code, &why)).await
             }
             Outcome::Forbidden => {
-                tracing::warn!(slot, "the destination refused a batch that the policy forbids; purged it");
+                tracing::warn!(slot, "the destination refuses a batch that the policy forbids; deleting it");
                 self.update(|status| status.purged += 1);
                 blocking(move || queue.purge(slot)).await
             }
@@ -223,7 +223,7 @@ impl Sender {
                 tracing::error!(
                     slot,
                     error = why,
-                    "another batch has landed under this key; is this agent's identity in use on another machine?"
+                    "another batch has landed with the same epoch and sequence; check whether another machine uses this agent's identity"
                 );
                 blocking(move || queue.reseal(slot)).await
             }
@@ -249,14 +249,18 @@ impl Sender {
             tokio::task::spawn_blocking(move || queue.split(slot, &why)).await.expect("the queue does not panic")?;
         match half {
             Some(half) => {
-                tracing::warn!(slot, bytes_max = half, "a batch was too large; split it, and limited later ones");
+                tracing::warn!(
+                    slot,
+                    bytes_max = half,
+                    "a batch is too large; it is split now, and later ones are smaller"
+                );
                 self.update(|status| {
                     let learned = status.batch_bytes_max.map_or(half, |known| known.min(half));
                     status.batch_bytes_max = Some(learned);
                 });
             }
             None => {
-                tracing::error!(slot, "a single record is too large for the destination; moved it to quarantine");
+                tracing::error!(slot, "a single record is too large for the destination; it is in quarantine");
                 self.update(|status| status.quarantined += 1);
             }
         }

@@ -266,7 +266,7 @@ impl<'a> Entries<'a> {
     }
 
     /// The next one.
-    pub(crate) fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Unpacked<'a>, UnpackError> {
         let (hash, hashes) = self.hashes.split_first_chunk::<HASH_BYTES>().ok_or(SHORT)?;
         self.hashes = hashes;
         self.head.hash = u64::from_le_bytes(*hash);
@@ -317,7 +317,7 @@ impl<'a> Entries<'a> {
     }
 
     /// Checks that nothing is behind the last one.
-    pub(crate) fn rest(&self) -> Result<(), UnpackError> {
+    pub(crate) fn check_end(&self) -> Result<(), UnpackError> {
         let Self { spans, realtimes, monotonics, counts, references, names, values, .. } = self;
         let columns = [spans, realtimes, monotonics, counts, references, names, values];
         let is_empty = self.text.is_empty() && self.at == self.end && columns.iter().all(|column| column.is_empty());

@@ -14,7 +14,7 @@
 //!     id: "8:1:2:0".to_owned(),
 //!     name: Some("/var/log/syslog".to_owned()),
 //!     reached: 6,
-//!     skipped: Vec::new(),
+//!     dropped: Vec::new(),
 //! };
 //! let header = Header::new(organization, AgentId([7; 16]), LaneName::Records, WorkspaceGeo::Europe);
 //! let header = Header { epoch: vedette_wire::Epoch(1), seq: 1, records: 1, sources: vec![source], ..header };

@@ -25,11 +25,11 @@ use crate::{
 const SPANS: usize = 6;
 const MESSAGE: usize = SPANS - 1;
 
-/// Flags of a line, most frequent first, so that one byte suffices for most lines.
+// Flags of a line, most frequent first, so that one byte suffices for most lines.
 const TIME: u64 = 1;
 const ZONE_INFERRED: u64 = 1 << 1;
 const YEAR_INFERRED: u64 = 1 << 2;
-/// Flags of the spans, in the order of the columns.
+/// Of the spans, in the order of the columns.
 const SPAN: [u64; SPANS] = [1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9, 1 << 6];
 const PRI: u64 = 1 << 7;
 const MESSAGE_ENDS: u64 = 1 << 10;
@@ -50,7 +50,7 @@ pub struct Packer {
     flags: Vec<u8>,
     times: Vec<i64>,
     priorities: Vec<u8>,
-    gaps: [Vec<u8>; SPANS],
+    distances: [Vec<u8>; SPANS],
     lengths: [Vec<u8>; SPANS],
 }
 
@@ -65,8 +65,8 @@ impl Packer {
     }
 
     /// Packs a line: its bytes with the line end, its position, and its recognised fields (`raw` is ignored). Returns false and
-    /// changes nothing for a line that must be a record of its own: a part of a line, an unfinished line, a line with a
-    /// severity but no facility, or with spans in another order.
+    /// changes nothing for a line that must be a record of its own: one that does not continue the packed
+    /// lines, is partial or unfinished, has only one of facility and severity or a severity above 7, or has spans out of order.
     pub fn push(&mut self, whole: &[u8], position: Position, line: &Syslog) -> bool {
         let text = without_end(whole);
         let fits = whole.last() == Some(&b'\n')
@@ -102,7 +102,7 @@ impl Packer {
         for (index, span) in spans(line).into_iter().enumerate() {
             let Some(Span(from, to)) = span else { continue };
             flags |= SPAN[index];
-            put(u64::from(from - end), &mut self.gaps[index]);
+            put(u64::from(from - end), &mut self.distances[index]);
             if index == MESSAGE && to as usize == text.len() {
                 flags |= MESSAGE_ENDS;
             } else {
@@ -141,7 +141,7 @@ impl Packer {
         }
         column(&mut times, &mut body);
         column(&mut self.priorities, &mut body);
-        for numbers in self.gaps.iter_mut().chain(&mut self.lengths) {
+        for numbers in self.distances.iter_mut().chain(&mut self.lengths) {
             column(numbers, &mut body);
         }
         columns::finish(HEAD, text_end, &mut body);
@@ -166,7 +166,7 @@ pub(crate) struct Lines<'a> {
     unit: i64,
     time: i64,
     priorities: Numbers<'a>,
-    gaps: [Numbers<'a>; SPANS],
+    distances: [Numbers<'a>; SPANS],
     lengths: [Numbers<'a>; SPANS],
 }
 
@@ -201,16 +201,16 @@ impl<'a> Lines<'a> {
             let mut columns = || columns.column();
             Ok([columns()?, columns()?, columns()?, columns()?, columns()?, columns()?])
         };
-        let (gaps, lengths) = (span_columns()?, span_columns()?);
+        let (distances, lengths) = (span_columns()?, span_columns()?);
         if left == 0 || !columns.is_empty() {
             return Err("packed lines have no lines, or more columns than this build knows");
         }
-        let lines = Self { text, at: position.0, flags, times, unit, time: 0, priorities, gaps, lengths };
+        let lines = Self { text, at: position.0, flags, times, unit, time: 0, priorities, distances, lengths };
         Ok((lines, left))
     }
 
     /// The next one.
-    pub(crate) fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
+    pub(crate) fn next_line(&mut self) -> Result<Unpacked<'a>, UnpackError> {
         let end = memchr::memchr(b'\n', self.text).ok_or(SHORT)? + 1;
         let (whole, rest) = self.text.split_at(end);
         let flags = self.flags.next()? ^ MESSAGE_ENDS;
@@ -235,30 +235,30 @@ impl<'a> Lines<'a> {
             (line.facility, line.severity) = (Some(facility), Some(pri as u8 & 7));
         }
         let length = without_end(whole).len() as u64;
-        let mut found = [None; SPANS];
+        let mut spans = [None; SPANS];
         let mut at = 0_u64;
-        for (index, found) in found.iter_mut().enumerate() {
+        for (index, span) in spans.iter_mut().enumerate() {
             if flags & SPAN[index] == 0 {
                 continue;
             }
-            let from = at.saturating_add(self.gaps[index].next()?);
+            let from = at.saturating_add(self.distances[index].next()?);
             let ends = index == MESSAGE && flags & MESSAGE_ENDS != 0;
             at = if ends { length } else { from.saturating_add(self.lengths[index].next()?) };
             if from > at || at > length {
                 return Err("a span of packed lines is outside its line");
             }
             let narrow = |number| u32::try_from(number).map_err(|_| "a packed line is too long");
-            *found = Some(Span(narrow(from)?, narrow(at)?));
+            *span = Some(Span(narrow(from)?, narrow(at)?));
         }
-        [line.host, line.app, line.pid, line.message_id, line.structured_data, line.message] = found;
+        [line.host, line.app, line.pid, line.message_id, line.structured_data, line.message] = spans;
         let position = Position(self.at, self.at + end as u64);
         (self.text, self.at) = (rest, position.1);
         Ok(Unpacked { whole, position, line })
     }
 
     /// Checks that nothing is behind the last one.
-    pub(crate) fn rest(&self) -> Result<(), UnpackError> {
-        let columns = self.gaps.iter().chain(&self.lengths).chain([&self.flags, &self.times, &self.priorities]);
+    pub(crate) fn check_end(&self) -> Result<(), UnpackError> {
+        let columns = self.distances.iter().chain(&self.lengths).chain([&self.flags, &self.times, &self.priorities]);
         let empty = self.text.is_empty() && columns.into_iter().all(|column| column.is_empty());
         if empty { Ok(()) } else { Err("packed lines have bytes after the last line") }
     }

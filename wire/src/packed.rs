@@ -104,18 +104,18 @@ enum Columns<'a> {
 
 impl<'a> Columns<'a> {
     /// The next record.
-    fn one(&mut self) -> Result<Unpacked<'a>, UnpackError> {
+    fn next(&mut self) -> Result<Unpacked<'a>, UnpackError> {
         match self {
-            Self::Lines(lines) => lines.one().map(Unpacked::Line),
-            Self::Entries(entries) => entries.one().map(Unpacked::Entry),
+            Self::Lines(lines) => lines.next_line().map(Unpacked::Line),
+            Self::Entries(entries) => entries.next_entry().map(Unpacked::Entry),
         }
     }
 
     /// Checks that nothing is behind the last record.
-    fn rest(&self) -> Result<(), UnpackError> {
+    fn check_end(&self) -> Result<(), UnpackError> {
         match self {
-            Self::Lines(lines) => lines.rest(),
-            Self::Entries(entries) => entries.rest(),
+            Self::Lines(lines) => lines.check_end(),
+            Self::Entries(entries) => entries.check_end(),
         }
     }
 }
@@ -132,8 +132,8 @@ impl<'a> Iterator for PackedRecords<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.left = self.left.checked_sub(1)?;
-        let next = match (self.columns.one(), self.left) {
-            (Ok(record), 0) => self.columns.rest().map(|()| record),
+        let next = match (self.columns.next(), self.left) {
+            (Ok(record), 0) => self.columns.check_end().map(|()| record),
             (next, _) => next,
         };
         if next.is_err() {

@@ -307,8 +307,8 @@ pub struct Directives {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<SignedRequest>,
     /// The workspace was restored from a backup and lacks the agent's policy: the agent sends it (`POST /v1/policy`).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub bring_policy: bool,
+    #[serde(default, rename = "bring_policy", skip_serializing_if = "std::ops::Not::not")]
+    pub wants_policy: bool,
 }
 
 #[cfg(test)]

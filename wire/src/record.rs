@@ -18,8 +18,8 @@ pub struct SourceRef {
     /// Position after the last record of this batch.
     pub reached: u64,
     /// Positions of dropped records: from, to, number of records.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub skipped: Vec<(u64, u64, u64)>,
+    #[serde(default, rename = "skipped", skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<(u64, u64, u64)>,
 }
 
 /// A body with its envelope. Field names have one letter: a batch holds thousands of records.

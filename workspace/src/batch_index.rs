@@ -102,7 +102,7 @@ impl BatchIndex {
             }
         }
         for source in sources {
-            runs.extend(source.skipped.iter().map(|(from, to, count)| PositionRun {
+            runs.extend(source.dropped.iter().map(|(from, to, count)| PositionRun {
                 collector: source.collector.clone(),
                 source: source.id.clone(),
                 positions: Vec::new(),
@@ -123,7 +123,7 @@ impl BatchIndex {
     /// What is wrong.
     pub(crate) fn check_sources(header: &Header) -> Result<(), &'static str> {
         let is_long = |source: &SourceRef| source.id.len() > 1024 || source.collector.len() > 64;
-        let skipped: usize = header.sources.iter().map(|source| source.skipped.len()).sum();
+        let skipped: usize = header.sources.iter().map(|source| source.dropped.len()).sum();
         if header.sources.len() > SOURCES_MAX || skipped > SKIPPED_MAX || header.sources.iter().any(is_long) {
             return Err("a source's id is too long, or there are too many sources or skipped positions");
         }

@@ -56,7 +56,7 @@ pub(super) async fn enroll(config: &Resolved, options: &EnrollOptions<'_>) -> Re
         return Err(Exit::config(format!("workspace.url: the configuration says {stated}, --workspace says {url}")));
     }
     let identity = IdentityDir::new(&config.identity_dir);
-    let before = if again { identity.replaced()? } else { identity.enrollment()? };
+    let before = if again { identity.take_previous()? } else { identity.enrollment()? };
     if let Some(existing) = &before
         && !again
     {

@@ -145,7 +145,7 @@ fn service(arguments: ConfigArguments) -> Result<(), Exit> {
     }
     let is_json = config.log_json;
     let runtime = tokio_runtime()?;
-    let done = runtime.block_on(async {
+    let result = runtime.block_on(async {
         let mut stop = platform::StopSignals::new()?;
         let reload = Reload::new(Box::new(move || load(arguments.clone())))?;
         loop {
@@ -158,7 +158,7 @@ fn service(arguments: ConfigArguments) -> Result<(), Exit> {
                     tracing::info!(signal, "stopped before this host was enrolled");
                     return Ok(());
                 }
-                next = reload.next() => config = next,
+                next = reload.next_valid() => config = next,
                 () = feed_watchdog() => {}
             }
         }
@@ -166,7 +166,7 @@ fn service(arguments: ConfigArguments) -> Result<(), Exit> {
     });
     // Does not wait for collector threads that are blocked in the kernel.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
-    done.map_err(|exit: Exit| if is_json { exit.logged() } else { exit })
+    result.map_err(|exit: Exit| if is_json { exit.logged() } else { exit })
 }
 
 /// Feeds the service manager's watchdog while the agent waits for its enrollment.
@@ -185,15 +185,15 @@ fn load(arguments: ConfigArguments) -> Result<Resolved, Exit> {
 /// Why a directory cannot be created or written. Creates missing directories for the test and removes them.
 fn dir_problem(dir: &Path) -> Option<String> {
     let missing = dir.ancestors().take_while(|dir| !dir.exists()).last();
-    let (tried, done) = match missing {
+    let (tested, result) = match missing {
         Some(missing) => (missing, std::fs::create_dir(missing).and_then(|()| std::fs::remove_dir(missing))),
         None if !dir.is_dir() => return Some(format!("{} is not a directory", dir.display())),
         None => (dir, platform::can_write_in(dir)),
     };
-    let why = done.err()?;
+    let why = result.err()?;
     Some(format!(
         "cannot create or write {} ({why}); use another directory, or run the agent as its owner",
-        tried.display()
+        tested.display()
     ))
 }
 
@@ -212,7 +212,7 @@ fn conflicts(config: &Resolved) -> Result<Vec<String>, Exit> {
     }
     let Some(policy) = store.policy() else { return Ok(problems) };
     let decisions = decide(&policy, &config.collectors, &collector_context(config));
-    let conflicts = decisions.into_iter().filter(|decision| decision.conflict);
+    let conflicts = decisions.into_iter().filter(|decision| decision.is_conflict);
     problems.extend(
         conflicts.filter_map(|decision| Some(format!("collectors.{}.enabled: {}", decision.id, decision.why?))),
     );

@@ -57,23 +57,25 @@ pub(super) fn once(config: &Resolved, ids: &[String], format: OnceFormat) -> Res
     let context = context;
     let host = vedette_collectors::host_label(&context);
     let (mut out, mut failed) = (String::new(), Vec::new());
-    for plan in &config.collectors {
-        if ids.is_empty() && !plan.settings.enabled() || !ids.is_empty() && !ids.iter().any(|id| id == plan.spec.id) {
+    for collector in &config.collectors {
+        if ids.is_empty() && !collector.settings.enabled()
+            || !ids.is_empty() && !ids.iter().any(|id| id == collector.spec.id)
+        {
             continue;
         }
-        let settings = if ids.is_empty() { plan.settings.clone() } else { plan.settings.switched_on() };
+        let settings = if ids.is_empty() { collector.settings.clone() } else { collector.settings.switched_on() };
         let collected = Arc::new(Collected::default());
-        let why = match collect(plan.spec, settings, &context, &collected) {
+        let why = match collect(collector.spec, settings, &context, &collected) {
             Ok(()) => None,
             Err(CollectFailure::Nothing(why)) => Some(why),
             Err(CollectFailure::Failed(why)) => {
-                failed.push(format!("{}: {why}", plan.spec.id));
+                failed.push(format!("{}: {why}", collector.spec.id));
                 Some(why)
             }
         };
         let problems = collected.problems.lock().clone();
         failed.extend(problems.into_iter().map(|(id, why)| format!("{id}: {why}")));
-        render(&mut out, plan.spec.id, &host, &collected, why, format);
+        render(&mut out, collector.spec.id, &host, &collected, why, format);
     }
     print(out.as_bytes())?;
     if failed.is_empty() {
@@ -163,7 +165,7 @@ fn render(
                 OnceFormat::Json => {
                     let row = row(&record, source_name);
                     let mut object = json!({"collector": id, "kind": record.body.kind().name});
-                    object.as_object_mut().expect("it is one").extend(row);
+                    object.as_object_mut().expect("json! makes an object").extend(row);
                     let _ = writeln!(out, "{object}");
                 }
                 OnceFormat::Table => {

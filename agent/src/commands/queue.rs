@@ -66,7 +66,7 @@ fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
             "quarantine": report.queue.quarantine}),
         None => {
             let queue = open(config)?;
-            let (stats, (lane, next_seq, before)) = (queue.stats(), queue.position());
+            let (stats, (lane, next_seq, before)) = (queue.stats(), queue.sequence_state());
             let oldest = stats.oldest_sealed.map(|sealed| (crate::now() - sealed).max(0) as f64 / 1e9);
             let quarantine = stats.quarantine;
             json!({"running": false, "file_bytes": stats.file_bytes, "batches": stats.batches,
@@ -107,7 +107,7 @@ fn verify(queue: &Queue, json: bool) -> Result<(), Exit> {
             "disagreements": verified.disagreements});
         print(format!("{value}\n").as_bytes())?;
     } else {
-        let mut out = format!("{} batches of {} records are whole\n", verified.batches, verified.records);
+        let mut out = format!("{} batches are intact, with {} records in all\n", verified.batches, verified.records);
         for slot in &verified.damaged {
             let _ = writeln!(out, "the batch in slot {slot} is damaged");
         }

@@ -16,7 +16,9 @@ pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
     let report = status::ask(&config.socket_dir).map_err(|err| {
         let dir = config.socket_dir.display();
         match err.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!("the agent in {dir} does not answer within 5 s"),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                anyhow!("the agent does not answer within 5 s through its socket in {dir}")
+            }
             ErrorKind::PermissionDenied => {
                 anyhow!("cannot query the agent through its socket in {dir}; run this as its user or as root: {err}")
             }
@@ -27,7 +29,7 @@ pub(super) fn ask(config: &Resolved) -> Result<Report, Exit> {
     report.ok_or_else(|| Exit::NotRunning(not_running()))
 }
 
-/// Deliveries that fail for this long are reported here and in `vedette health`.
+/// Time since a batch landed after which an error of delivery counts as a failure, here and in `vedette health`.
 pub(super) const FAILING_AFTER_SECONDS: f64 = 60.0;
 
 pub(super) fn status(config: &Resolved, format: StatusFormat) -> Result<(), Exit> {
@@ -56,7 +58,14 @@ fn table(report: &Report) -> String {
     }
     let oldest = report.queue.oldest_unsent_seconds;
     let oldest = oldest.map_or_else(String::new, |seconds| format!(", the oldest for {seconds:.0} s"));
-    line("queue", &format!("{} batches wait in {} KiB{oldest}", report.queue.batches, report.queue.bytes >> 10));
+    line(
+        "queue",
+        &format!(
+            "{} batches wait{oldest}; the queue's file has {} KiB",
+            report.queue.batches,
+            report.queue.bytes >> 10
+        ),
+    );
     if let Some(why) = &report.queue.waiting {
         line("", &format!("sources wait: {why}"));
     }
@@ -65,7 +74,7 @@ fn table(report: &Report) -> String {
         line(
             "quarantine",
             &format!(
-                "{} batches in {} KiB, {} deleted for lack of space",
+                "{} batches in {} KiB, {} deleted",
                 quarantine.batches,
                 quarantine.bytes >> 10,
                 quarantine.dropped
@@ -74,7 +83,9 @@ fn table(report: &Report) -> String {
     }
     let delivery = match &report.delivery.last_error {
         None => format!("{} batches since the start", report.delivery.delivered),
-        Some(error) if report.delivery.idle_seconds < FAILING_AFTER_SECONDS => format!("tries again: {error}"),
+        Some(error) if report.delivery.idle_seconds < FAILING_AFTER_SECONDS => {
+            format!("retrying after an error: {error}")
+        }
         Some(error) => format!("failing: {error}"),
     };
     line("delivery", &delivery);

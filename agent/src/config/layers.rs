@@ -118,7 +118,7 @@ fn layers(sources: &Sources, problems: &mut Vec<String>) -> Vec<Layer> {
         let key = name[PREFIX.len()..].to_lowercase();
         problems.extend(
             likely_setting(&key)
-                .map(|right| format!("environment variable {name}: not a setting; did you mean {PREFIX}{right}?")),
+                .map(|setting| format!("environment variable {name}: not a setting; did you mean {PREFIX}{setting}?")),
         );
     }
     for (name, value) in environment {
@@ -240,7 +240,7 @@ impl Layer {
 
     /// Records the origin of each key for later messages.
     fn record_origins(&self, path: &str, value: &Spanned<DeValue<'_>>, origins: &mut Origins) {
-        origins.insert(path.to_owned(), self.place(Some(value.span())));
+        origins.insert(path.to_owned(), self.location(Some(value.span())));
         if let DeValue::Table(table) = value.get_ref() {
             for (key, value) in table {
                 self.record_origins(&format!("{path}.{}", key.get_ref()), value, origins);
@@ -248,27 +248,27 @@ impl Layer {
         }
     }
 
-    fn place(&self, span: Option<std::ops::Range<usize>>) -> String {
+    fn location(&self, span: Option<std::ops::Range<usize>>) -> String {
         let Some(span) = span.filter(|_| self.has_lines) else { return self.name.clone() };
         let line = self.text.as_bytes().iter().take(span.start).filter(|byte| **byte == b'\n').count() + 1;
         format!("{}:{line}", self.name)
     }
 
     fn problem_at(&self, span: Option<std::ops::Range<usize>>, message: &str) -> String {
-        format!("{}: {message}", self.place(span))
+        format!("{}: {message}", self.location(span))
     }
 }
 
-fn unknown(what: &str, found: &str, known: impl Iterator<Item = &'static str> + Clone) -> String {
-    match nearest(found, known.clone()) {
-        Some(near) => format!("unknown {what} `{found}`; did you mean `{near}`?"),
-        None => format!("unknown {what} `{found}`; there are {}", known.collect::<Vec<_>>().join(", ")),
+fn unknown(what: &str, name: &str, known: impl Iterator<Item = &'static str> + Clone) -> String {
+    match nearest(name, known.clone()) {
+        Some(near) => format!("unknown {what} `{name}`; did you mean `{near}`?"),
+        None => format!("unknown {what} `{name}`; there are {}", known.collect::<Vec<_>>().join(", ")),
     }
 }
 
-fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
-        .map(|name| (strsim::jaro_winkler(found, name), name))
+        .map(|known| (strsim::jaro_winkler(name, known), known))
         .filter(|(likeness, _)| *likeness > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
@@ -280,12 +280,12 @@ fn nearest_field(message: &str) -> String {
         return format!("must be a section, as in [{}]", name.to_lowercase());
     }
     let mut quoted = message.split('`').skip(1).step_by(2);
-    let Some(found) = quoted.next().filter(|_| message.starts_with("unknown field")) else {
+    let Some(name) = quoted.next().filter(|_| message.starts_with("unknown field")) else {
         return message.to_owned();
     };
     let known: Vec<&str> = quoted.collect();
-    match nearest(found, known.iter().copied()) {
-        Some(near) => format!("unknown key `{found}`; did you mean `{near}`?"),
-        None => format!("unknown key `{found}`; there are {}", known.join(", ")),
+    match nearest(name, known.iter().copied()) {
+        Some(near) => format!("unknown key `{name}`; did you mean `{near}`?"),
+        None => format!("unknown key `{name}`; there are {}", known.join(", ")),
     }
 }

@@ -37,7 +37,8 @@ pub(crate) struct Config {
     pub(crate) collectors: BTreeMap<String, toml::Table>,
 }
 
-/// The destination. `vedette enroll` records `url`, `ca` and `geo`; settings of these must agree.
+/// The destination. `vedette enroll` records `url`, `ca` and `geo`; where the
+/// configuration sets one of these too, it must have the same value.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Workspace {
@@ -139,7 +140,8 @@ pub(crate) struct Transport {
     pub(crate) batch_age_max: Interval,
     /// Maximum size of the queue file; sources wait when it is reached. At least 16MiB, and 16 batches.
     pub(crate) queue_bytes_max: Bytes,
-    /// Maximum percentage of the volume for the queue file, 1 to 100; the lower limit applies.
+    /// Maximum percentage of the volume for the queue file, 1 to 100; if
+    /// `queue_bytes_max` is less, that applies.
     pub(crate) queue_volume_percent_max: u8,
     /// Free bytes that the queue leaves on the volume.
     pub(crate) disk_free_min: Bytes,
@@ -152,7 +154,7 @@ pub(crate) struct Transport {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ResourceLimits {
     /// Target for resident memory (VmRSS), from which the sizes of batches, queue cache and buffers follow; at least 32MiB. It
-    /// is not enforced: catching up took 59MiB of 64MiB, and 38MiB of 32MiB.
+    /// is not enforced: an agent with a backlog used 59MiB at a target of 64MiB, and 38MiB at 32MiB.
     pub(crate) memory_max: Bytes,
 }
 

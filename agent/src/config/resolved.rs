@@ -105,7 +105,7 @@ pub(crate) struct Resolved {
 }
 
 /// Whether a text is an entry of `no_proxy`: `*`, an address, a network, a name, or a domain with or without a leading dot.
-fn is_no_proxy_entry(one: &str) -> bool {
+fn is_no_proxy_entry(entry: &str) -> bool {
     use std::net::IpAddr;
     let is_network = |(address, bits): (&str, &str)| match (address.parse(), bits.parse::<u8>()) {
         (Ok(IpAddr::V4(_)), Ok(bits)) => bits <= 32,
@@ -115,7 +115,7 @@ fn is_no_proxy_entry(one: &str) -> bool {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
     };
-    one == "*" || one.parse::<IpAddr>().is_ok() || one.split_once('/').is_some_and(is_network) || is_name(one)
+    entry == "*" || entry.parse::<IpAddr>().is_ok() || entry.split_once('/').is_some_and(is_network) || is_name(entry)
 }
 
 struct Checker<'a> {
@@ -124,7 +124,7 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn wrong(&mut self, key: &str, message: &str) {
+    fn report(&mut self, key: &str, message: &str) {
         // A key that no layer sets has the origin of its section, if any.
         let section = key.rsplit_once('.').map_or(key, |(section, _)| section);
         let place = self.origins.get(key).or_else(|| self.origins.get(section));
@@ -134,15 +134,15 @@ impl Checker<'_> {
         });
     }
 
-    fn within<T: PartialOrd>(&mut self, key: &str, value: T, range: std::ops::RangeInclusive<T>, text: &str) {
+    fn check_range<T: PartialOrd>(&mut self, key: &str, value: T, range: std::ops::RangeInclusive<T>, text: &str) {
         if !range.contains(&value) {
-            self.wrong(key, &format!("must be {text}"));
+            self.report(key, &format!("must be {text}"));
         }
     }
 
-    fn absolute(&mut self, key: &str, path: &std::path::Path) {
+    fn check_absolute(&mut self, key: &str, path: &std::path::Path) {
         if !path.is_absolute() {
-            self.wrong(key, &format!("{} must be an absolute path", path.display()));
+            self.report(key, &format!("{} must be an absolute path", path.display()));
         }
     }
 
@@ -150,38 +150,38 @@ impl Checker<'_> {
         let is_proxy = |url: Url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.path() == "/";
         if let Some(proxy) = &workspace.proxy {
             if proxy.contains(char::is_whitespace) || !Url::parse(proxy).is_ok_and(is_proxy) {
-                self.wrong("workspace.proxy", "must be http://host:port or https://host:port");
+                self.report("workspace.proxy", "must be http://host:port or https://host:port");
             }
             if self.origins.get("workspace.proxy").is_some_and(|origin| origin.starts_with("--set"))
                 && Url::parse(proxy).is_ok_and(|url| url.password().is_some())
             {
                 let message = "a password is visible in the list of processes; write it in a file of conf.d";
-                self.wrong("workspace.proxy", message);
+                self.report("workspace.proxy", message);
             }
         }
         let exempt = workspace.no_proxy.iter().flat_map(|all| all.split(',')).map(str::trim);
         for entry in exempt.filter(|entry| !entry.is_empty() && !is_no_proxy_entry(entry)) {
-            self.wrong("workspace.no_proxy", &format!("{entry:?} is not a name, domain, address or network"));
+            self.report("workspace.no_proxy", &format!("{entry:?} is not a name, domain, address or network"));
         }
     }
 
     fn paths(&mut self, config: &Config) {
-        self.absolute("identity.bootstrap", &config.identity.bootstrap);
-        self.absolute("identity.dir", &config.identity.dir);
-        self.absolute("state.dir", &config.state.dir);
-        self.absolute("host.root", &config.host.root);
+        self.check_absolute("identity.bootstrap", &config.identity.bootstrap);
+        self.check_absolute("identity.dir", &config.identity.dir);
+        self.check_absolute("state.dir", &config.state.dir);
+        self.check_absolute("host.root", &config.host.root);
         let root = &config.host.root;
         if root.is_absolute() && !root.is_dir() {
-            self.wrong("host.root", &format!("{} is not a directory; mount the host's root there", root.display()));
+            self.report("host.root", &format!("{} is not a directory; mount the host's root there", root.display()));
         }
     }
 
     fn log(&mut self, log: &Log) -> tracing::Level {
         if !matches!(log.format.as_str(), "text" | "json") {
-            self.wrong("log.format", "must be text or json");
+            self.report("log.format", "must be text or json");
         }
         log.level.parse().unwrap_or_else(|_| {
-            self.wrong("log.level", "must be error, warn, info, debug or trace");
+            self.report("log.level", "must be error, warn, info, debug or trace");
             tracing::Level::INFO
         })
     }
@@ -193,23 +193,23 @@ impl Resolved {
     /// # Errors
     /// One line per problem.
     pub(super) fn from_config(config: Config, origins: &Origins) -> Result<Self, Vec<String>> {
-        let mut check = Checker { origins, problems: Vec::new() };
+        let mut checker = Checker { origins, problems: Vec::new() };
         let digest_of = |config: &Config| hex::encode(Sha256::digest(toml::to_string(config).unwrap_or_default()));
         let digest = digest_of(&config);
         let restart_digest =
             digest_of(&Config { log: Log::default(), collectors: Default::default(), ..config.clone() });
-        let (workspace_url, workspace_geo) = workspace(&config.workspace, &mut check);
-        let place = host_place(&config.host, workspace_geo, &mut check);
-        check.proxy(&config.workspace);
-        check.paths(&config);
-        let (batches, quota) = transport(&config, &mut check);
+        let (workspace_url, workspace_geo) = workspace(&config.workspace, &mut checker);
+        let place = host_place(&config.host, workspace_geo, &mut checker);
+        checker.proxy(&config.workspace);
+        checker.paths(&config);
+        let (batches, quota) = transport(&config, &mut checker);
         if config.metrics.listen.is_some_and(|address| !address.ip().is_loopback()) {
-            check.wrong("metrics.listen", "must be a loopback address, as in 127.0.0.1:9464");
+            checker.report("metrics.listen", "must be a loopback address, as in 127.0.0.1:9464");
         }
-        let log_level = check.log(&config.log);
-        let collectors = collectors(&config.collectors, &config.host.root, &mut check);
-        if !check.problems.is_empty() {
-            return Err(check.problems);
+        let log_level = checker.log(&config.log);
+        let collectors = collectors(&config.collectors, &config.host.root, &mut checker);
+        if !checker.problems.is_empty() {
+            return Err(checker.problems);
         }
         let Config { workspace, identity, state, host, limits, log, metrics, policy, .. } = config;
         let no_proxy = workspace.no_proxy.unwrap_or_default();
@@ -277,30 +277,30 @@ pub(crate) fn collector_context(config: &Resolved) -> CollectorContext {
     CollectorContext { enabled: config.enabled(), ..context }
 }
 
-fn workspace(workspace: &Workspace, check: &mut Checker<'_>) -> (Option<Url>, Option<WorkspaceGeo>) {
+fn workspace(workspace: &Workspace, checker: &mut Checker<'_>) -> (Option<Url>, Option<WorkspaceGeo>) {
     let url = workspace.url.as_deref();
-    let url = url.and_then(|url| parse_url(url).map_err(|err| check.wrong("workspace.url", &err.to_string())).ok());
+    let url = url.and_then(|url| parse_url(url).map_err(|err| checker.report("workspace.url", &err.to_string())).ok());
     let geo = workspace
         .geo
         .as_deref()
-        .and_then(|geo| geo.parse().map_err(|err: UnknownGeo| check.wrong("workspace.geo", &err.to_string())).ok());
+        .and_then(|geo| geo.parse().map_err(|err: UnknownGeo| checker.report("workspace.geo", &err.to_string())).ok());
     let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
-    check.within("workspace.fail_over_after", workspace.fail_over_after.0, second..=hour, "1s to 1h");
-    check.within("workspace.fail_back_after", workspace.fail_back_after.0, second..=24 * hour, "1s to 1d");
+    checker.check_range("workspace.fail_over_after", workspace.fail_over_after.0, second..=hour, "1s to 1h");
+    checker.check_range("workspace.fail_back_after", workspace.fail_back_after.0, second..=24 * hour, "1s to 1d");
     if let Some(ca) = workspace.ca.as_ref().filter(|ca| !ca.is_file()) {
-        check.wrong("workspace.ca", &format!("{} is not a file; use the workspace's ca.pem", ca.display()));
+        checker.report("workspace.ca", &format!("{} is not a file; use the workspace's ca.pem", ca.display()));
     }
     (url, geo)
 }
 
-fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, check: &mut Checker<'_>) -> HostLocation {
+fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, checker: &mut Checker<'_>) -> HostLocation {
     let geography: Option<HostGeo> = host.geography.as_deref().and_then(|geography| {
-        geography.parse().map_err(|err: UnknownGeography| check.wrong("host.geography", &err.to_string())).ok()
+        geography.parse().map_err(|err: UnknownGeography| checker.report("host.geography", &err.to_string())).ok()
     });
     let metadata_url = host.metadata_url.as_deref().and_then(|url| {
         let url = Url::parse(url).ok().filter(|url| url.scheme() == "http" && url.has_host());
         if url.is_none() {
-            check.wrong("host.metadata_url", "must be http://host:port");
+            checker.report("host.metadata_url", "must be http://host:port");
         }
         url
     });
@@ -308,27 +308,32 @@ fn host_place(host: &Host, workspace_geo: Option<WorkspaceGeo>, check: &mut Chec
         && host.workspace() != workspace
     {
         let message = format!("is {workspace}, and data of a host in {host} belongs to {}", host.workspace());
-        check.wrong("workspace.geo", &message);
+        checker.report("workspace.geo", &message);
     }
     HostLocation { cloud: host.cloud, geography, metadata_url, cloud_tags: host.cloud_tags.clone() }
 }
 
-fn transport(config: &Config, check: &mut Checker<'_>) -> (BatchLimits, Quota) {
+fn transport(config: &Config, checker: &mut Checker<'_>) -> (BatchLimits, Quota) {
     let (transport, memory_max) = (&config.transport, config.limits.memory_max.0);
-    let share = (memory_max / 8).min(transport.queue_bytes_max.0 / 16);
-    let batch_bytes_max = transport.batch_bytes_max.unwrap_or(Bytes(share.clamp(64 << 10, BATCH_BYTES_MAX))).0;
-    check.within("transport.batch_bytes_max", batch_bytes_max, 64 << 10..=8 << 20, "64KiB to 8MiB");
-    check.within("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
+    let default_bytes = (memory_max / 8).min(transport.queue_bytes_max.0 / 16);
+    let batch_bytes_max = transport.batch_bytes_max.unwrap_or(Bytes(default_bytes.clamp(64 << 10, BATCH_BYTES_MAX))).0;
+    checker.check_range("transport.batch_bytes_max", batch_bytes_max, 64 << 10..=8 << 20, "64KiB to 8MiB");
+    checker.check_range("transport.batch_records_max", transport.batch_records_max, 1..=1_000_000, "1 to 1000000");
     let ages = Duration::from_millis(50)..=Duration::from_secs(300);
-    check.within("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
-    check.within("transport.queue_bytes_max", transport.queue_bytes_max.0, 16 << 20..=u64::MAX, "at least 16MiB");
-    check.within("transport.queue_volume_percent_max", transport.queue_volume_percent_max, 1..=100, "1 to 100");
-    check.within("limits.memory_max", memory_max, 32 << 20..=u64::MAX, "at least 32MiB");
+    checker.check_range("transport.batch_age_max", transport.batch_age_max.0, ages, "50ms to 5m");
+    checker.check_range(
+        "transport.queue_bytes_max",
+        transport.queue_bytes_max.0,
+        16 << 20..=u64::MAX,
+        "at least 16MiB",
+    );
+    checker.check_range("transport.queue_volume_percent_max", transport.queue_volume_percent_max, 1..=100, "1 to 100");
+    checker.check_range("limits.memory_max", memory_max, 32 << 20..=u64::MAX, "at least 32MiB");
     // Two fifths of the quota are for batches, whose space in the database is rounded up.
     let queue_bytes_min = 16 * batch_bytes_max;
     if transport.queue_bytes_max.0 < queue_bytes_min {
         let message = format!("must be at least 16 × batch_bytes_max, {}", Bytes(queue_bytes_min));
-        check.wrong("transport.queue_bytes_max", &message);
+        checker.report("transport.queue_bytes_max", &message);
     }
     let batches = BatchLimits {
         bytes_max: batch_bytes_max as usize,
@@ -347,15 +352,15 @@ fn transport(config: &Config, check: &mut Checker<'_>) -> (BatchLimits, Quota) {
 }
 
 fn collectors(
-    written: &BTreeMap<String, toml::Table>,
+    tables: &BTreeMap<String, toml::Table>,
     root: &std::path::Path,
-    check: &mut Checker<'_>,
+    checker: &mut Checker<'_>,
 ) -> Vec<ConfiguredCollector> {
     let mut plans = Vec::new();
     for spec in REGISTRY {
-        match (spec.parse)(written.get(spec.id).cloned().unwrap_or_default()) {
+        match (spec.parse)(tables.get(spec.id).cloned().unwrap_or_default()) {
             Ok(settings) => plans.push(ConfiguredCollector { spec, settings }),
-            Err(err) => check.wrong(&format!("collectors.{}", spec.id), &err.message),
+            Err(err) => checker.report(&format!("collectors.{}", spec.id), &err.message),
         }
     }
     let context = CollectorContext {
@@ -370,7 +375,7 @@ fn collectors(
             if key == "enabled" && !plan.settings.enabled() {
                 continue;
             }
-            check.wrong(&format!("collectors.{}.{key}", plan.spec.id), why);
+            checker.report(&format!("collectors.{}.{key}", plan.spec.id), why);
         }
     }
     plans

@@ -2,13 +2,13 @@
 
 mod artifacts;
 pub(crate) mod collectors;
+mod context;
 mod delivery;
+mod delivery_watch;
 pub(crate) mod events;
-mod parts;
 pub(crate) mod policy;
 mod reconcile;
 mod reload;
-mod state;
 pub(crate) mod status;
 mod tasks;
 mod watchdog;
@@ -24,12 +24,12 @@ use crate::{
 };
 use anyhow::Context;
 use collectors::{CollectorStatuses, LaneSink, QueueSink};
+use context::AgentContext;
 use delivery::{LaneDelivery, WorkspaceClient, rekey, renew, resume};
+use delivery_watch::DeliveryWatch;
 use events::AgentEvents;
-use parts::Parts;
 use policy::PolicyStore;
 use reconcile::Reconciler;
-use state::DeliveryWatch;
 use status::StatusSource;
 use std::{
     sync::Arc,
@@ -106,7 +106,7 @@ async fn run_once(
     for dir in [&config.state_dir, &config.identity_dir] {
         platform::make_private(dir)?;
     }
-    let (parts, reconciler, source) = compose(config, (identity, enrollment), cloud)?;
+    let (agent, reconciler, source) = compose(config, (identity, enrollment), cloud)?;
     let mut tasks = Tasks::new();
     if let Some(address) = config.metrics {
         let source = source.clone();
@@ -115,17 +115,17 @@ async fn run_once(
             async move { match status::serve_metrics(address, source).await {} }
         });
     }
-    let (of, reload) = (Arc::clone(&parts), Arc::clone(reload));
+    let (of, reload) = (Arc::clone(&agent), Arc::clone(reload));
     tasks.supervise("reload", move || {
-        let (parts, reload) = (Arc::clone(&of), Arc::clone(&reload));
-        async move { reload.changed(&parts).await }
+        let (agent, reload) = (Arc::clone(&of), Arc::clone(&reload));
+        async move { reload.wait_for_restart(&agent).await }
     });
-    if let Err(exit) = spawn(&mut tasks, &parts, reconciler, source, (signals, *last_reread)) {
+    if let Err(exit) = spawn(&mut tasks, &agent, reconciler, source, (signals, *last_reread)) {
         // The next run opens the same queue.
-        stop(parts, tasks, &RunEnd::Restart(RestartReason::Reloaded)).await;
+        stop(agent, tasks, &RunEnd::Restart(RestartReason::Reloaded)).await;
         return Err(exit);
     }
-    let enrollment = &parts.enrollment;
+    let enrollment = &agent.enrollment;
     tracing::info!(agent = %enrollment.agent, organization = enrollment.organization_name,
         workspace = enrollment.workspace, "collecting");
     // Notifies systemd (Type=notify); does nothing elsewhere.
@@ -134,7 +134,7 @@ async fn run_once(
     if end == RunEnd::Restart(RestartReason::BatchesLost) {
         *last_reread = Some(Instant::now());
     }
-    stop(parts, tasks, &end).await;
+    stop(agent, tasks, &end).await;
     Ok(end)
 }
 
@@ -159,7 +159,7 @@ fn compose(
     config: &Arc<Resolved>,
     (identity, enrollment): (IdentityDir, Enrollment),
     cloud: Option<CloudInstance>,
-) -> Result<(Arc<Parts>, Reconciler, StatusSource), Exit> {
+) -> Result<(Arc<AgentContext>, Reconciler, StatusSource), Exit> {
     let store = PolicyStore::load(&identity, &enrollment);
     let client = Arc::new(WorkspaceClient::new(&identity, &enrollment, config, store.subscribe())?);
     let delivery = LaneDelivery::new(&client);
@@ -168,7 +168,7 @@ fn compose(
     let events = Arc::new(AgentEvents::new(lane.intake().clone(), store.subscribe()));
     let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&statuses), Arc::clone(&events)));
     let policy = store.subscribe();
-    let parts = Arc::new(Parts {
+    let agent = Arc::new(AgentContext {
         config: Arc::clone(config),
         in_force: watch::Sender::new(Arc::clone(config)),
         enrollment,
@@ -183,10 +183,10 @@ fn compose(
         stop: StopSignal::default(),
         started: tokio::time::Instant::now(),
     });
-    parts.events.lifecycle(LifecycleEvent::Start, format!("vedette {VERSION} started"), None, None);
-    parts.events.configuration(config);
-    let reconciler = Reconciler::new(Arc::clone(&parts), store, batch_context);
-    Ok((Arc::clone(&parts), reconciler, StatusSource::new(parts, policy)))
+    agent.events.lifecycle(LifecycleEvent::Start, format!("vedette {VERSION} started"), None, None);
+    agent.events.configuration(config);
+    let reconciler = Reconciler::new(Arc::clone(&agent), store, batch_context);
+    Ok((Arc::clone(&agent), reconciler, StatusSource::new(agent, policy)))
 }
 
 fn start_lane(
@@ -243,18 +243,19 @@ fn describe(error: QueueError) -> Exit {
 
 fn spawn(
     tasks: &mut Tasks,
-    parts: &Arc<Parts>,
+    agent: &Arc<AgentContext>,
     reconciler: Reconciler,
     source: StatusSource,
     (signals, last_reread): (&SharedSignals, Option<Instant>),
 ) -> Result<(), Exit> {
-    let socket_dir = &parts.config.socket_dir;
+    let socket_dir = &agent.config.socket_dir;
     let server = status::Server::bind(socket_dir, source.clone()).with_context(|| {
         format!("cannot open the status socket in {}; check [state] socket_dir", socket_dir.display())
     })?;
     let (server, signals) = (Arc::new(server), Arc::clone(signals));
     let resumed = Arc::new(watch::Sender::new(false));
-    let state = Arc::new(DeliveryWatch::new(Arc::clone(parts), source.clone(), resumed.subscribe(), last_reread));
+    let delivery_watch =
+        Arc::new(DeliveryWatch::new(Arc::clone(agent), source.clone(), resumed.subscribe(), last_reread));
     tasks.supervise("signals", move || {
         let signals = Arc::clone(&signals);
         async move { RunEnd::Signal(signals.lock().await.wait().await) }
@@ -263,40 +264,40 @@ fn spawn(
         let server = Arc::clone(&server);
         async move { match server.serve().await {} }
     });
-    tasks.supervise("state", move || {
-        let state = Arc::clone(&state);
-        async move { state.watch().await }
+    tasks.supervise("delivery watch", move || {
+        let watch = Arc::clone(&delivery_watch);
+        async move { watch.watch().await }
     });
-    let of = Arc::clone(parts);
+    let of = Arc::clone(agent);
     tasks.supervise("heartbeat", move || {
         let (events, source) = (Arc::clone(&of.events), source.clone());
         async move { match events.beat(|| source.heartbeat()).await {} }
     });
-    let of = Arc::clone(parts);
+    let of = Arc::clone(agent);
     tasks.supervise("watchdog", move || {
-        let parts = Arc::clone(&of);
-        async move { match watchdog::feed(&parts).await {} }
+        let agent = Arc::clone(&of);
+        async move { match watchdog::feed(&agent).await {} }
     });
-    let of = Arc::clone(parts);
+    let of = Arc::clone(agent);
     tasks.supervise("renewal", move || {
-        let parts = Arc::clone(&of);
-        async move { match renew::renew(&parts.identity, &parts.client, &parts.events).await {} }
+        let agent = Arc::clone(&of);
+        async move { match renew::renew(&agent.identity, &agent.client, &agent.events).await {} }
     });
-    let of = Arc::clone(parts);
+    let of = Arc::clone(agent);
     tasks.supervise("rekey", move || {
-        let parts = Arc::clone(&of);
+        let agent = Arc::clone(&of);
         async move {
-            let (lane, own) = (&parts.records.lane, (&parts.identity, &parts.enrollment, &parts.host));
-            rekey::rekey(own, lane, (&parts.client, &parts.delivery)).await;
+            let (lane, own) = (&agent.records.lane, (&agent.identity, &agent.enrollment, &agent.host));
+            rekey::rekey(own, lane, (&agent.client, &agent.delivery)).await;
             RunEnd::Restart(RestartReason::Rekeyed)
         }
     });
-    let (of, done) = (Arc::clone(parts), Arc::clone(&resumed));
+    let (of, done) = (Arc::clone(agent), Arc::clone(&resumed));
     tasks.supervise("resume", move || {
-        let (parts, done) = (Arc::clone(&of), Arc::clone(&done));
+        let (agent, done) = (Arc::clone(&of), Arc::clone(&done));
         async move {
-            let (lane, state_dir) = (&parts.records.lane, &parts.config.state_dir);
-            resume::resume(lane, &parts.client, &parts.events, state_dir).await;
+            let (lane, state_dir) = (&agent.records.lane, &agent.config.state_dir);
+            resume::resume(lane, &agent.client, &agent.events, state_dir).await;
             done.send_replace(true);
             std::future::pending().await
         }
@@ -306,26 +307,26 @@ fn spawn(
 }
 
 /// Stops collectors, makes what they observed durable, and delivers for a moment.
-async fn stop(parts: Arc<Parts>, tasks: Tasks, end: &RunEnd) {
+async fn stop(agent: Arc<AgentContext>, tasks: Tasks, end: &RunEnd) {
     tracing::info!(reason = %end, "stopping");
     if !matches!(end, RunEnd::Restart(_)) {
         platform::stopping();
     }
     let is_damaged = *end == RunEnd::Restart(RestartReason::QueueDamaged);
-    parts.stop.stop();
+    agent.stop.stop();
     if is_damaged {
         // Nothing can become durable any more; releases whoever waits for room.
-        parts.records.lane.close();
+        agent.records.lane.close();
     }
     tasks.stop().await;
     if !is_damaged
         && let Some(handing_over) =
-            parts.events.lifecycle(LifecycleEvent::Stop, format!("stopped by {end}"), None, None)
+            agent.events.lifecycle(LifecycleEvent::Stop, format!("stopped by {end}"), None, None)
     {
         drop(tokio::time::timeout(STOP_RECORD_GRACE, handing_over).await);
     }
-    let lane = Arc::clone(&parts.records.lane);
-    drop(parts);
+    let lane = Arc::clone(&agent.records.lane);
+    drop(agent);
     match Arc::try_unwrap(lane) {
         Ok(lane) => lane.stop(DELIVERY_GRACE).await,
         // Something still uses it: everything is handed over, so the grace is skipped.

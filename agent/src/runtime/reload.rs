@@ -1,7 +1,7 @@
 //! Reading the configuration again, on SIGHUP.
 
 use super::{
-    parts::Parts,
+    context::AgentContext,
     tasks::{RestartReason, RunEnd},
 };
 use crate::{config::Resolved, exit::Exit, log, platform};
@@ -11,12 +11,12 @@ use std::sync::Arc;
 /// Loads the configuration from the sources that the process began with.
 pub(crate) type Load = Box<dyn Fn() -> Result<Resolved, Exit> + Send + Sync>;
 
-/// The signals, and a configuration that the next run is to use. It outlasts runs, so that no signal is lost between two.
+/// The signals, and a configuration that the next run is to use. A reload outlasts runs, so that no signal is lost between two.
 pub(crate) struct Reload {
     signals: tokio::sync::Mutex<platform::ReloadSignals>,
     load: Load,
-    /// The configuration in force, and the one that replaces it.
-    next: Mutex<Option<(Arc<Resolved>, Arc<Resolved>)>>,
+    /// The configuration in force and the one that replaces it, until a run takes them.
+    pending: Mutex<Option<(Arc<Resolved>, Arc<Resolved>)>>,
 }
 
 impl Reload {
@@ -26,16 +26,16 @@ impl Reload {
     /// The system refuses the handler.
     pub(crate) fn new(load: Load) -> std::io::Result<Self> {
         let signals = tokio::sync::Mutex::new(platform::ReloadSignals::new()?);
-        Ok(Self { signals, load, next: Mutex::new(None) })
+        Ok(Self { signals, load, pending: Mutex::new(None) })
     }
 
     /// The configuration in force and that of the next run, if there is another one.
     pub(super) fn take(&self) -> Option<(Arc<Resolved>, Arc<Resolved>)> {
-        self.next.lock().take()
+        self.pending.lock().take()
     }
 
     /// Waits for a signal and a configuration that is right; one that is wrong is reported.
-    pub(crate) async fn next(&self) -> Resolved {
+    pub(crate) async fn next_valid(&self) -> Resolved {
         let mut signals = self.signals.lock().await;
         loop {
             signals.wait().await;
@@ -53,26 +53,28 @@ impl Reload {
 
     /// Waits for a configuration that needs another run. One that is wrong is reported, and the present one stays. Collectors and
     /// the level of the log change within the run.
-    pub(super) async fn changed(&self, parts: &Parts) -> RunEnd {
+    pub(super) async fn wait_for_restart(&self, agent: &AgentContext) -> RunEnd {
         loop {
-            let next = Arc::new(self.next().await);
-            let present = Arc::clone(&parts.in_force.borrow());
+            let next = Arc::new(self.next_valid().await);
+            let present = Arc::clone(&agent.in_force.borrow());
             if next.digest == present.digest {
                 tracing::info!("the configuration has not changed");
                 continue;
             }
-            if next.log_json != parts.config.log_json {
-                tracing::warn!("log.format takes effect when the agent is restarted");
+            if next.log_json != agent.config.log_json {
+                tracing::warn!(
+                    "a change of log.format takes effect when the process is restarted: systemctl restart vedette"
+                );
             }
-            // For the next run, whatever begins it.
-            *self.next.lock() = Some((Arc::clone(&present), Arc::clone(&next)));
+            // The next run uses it, even if something else ends this one.
+            *self.pending.lock() = Some((Arc::clone(&present), Arc::clone(&next)));
             if next.restart_digest != present.restart_digest {
                 return RunEnd::Restart(RestartReason::Reloaded);
             }
             log::set_level(next.log_level);
-            parts.events.configuration(&next);
+            agent.events.configuration(&next);
             let level = next.log_level;
-            parts.in_force.send_replace(next);
+            agent.in_force.send_replace(next);
             tracing::info!(%level, "the new configuration is in force; collectors with other settings start again");
         }
     }

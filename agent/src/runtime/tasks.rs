@@ -31,7 +31,7 @@ pub(super) enum RestartReason {
     /// The agent has another key.
     Rekeyed,
     /// The queue's file was removed or replaced, alone or with the state directory.
-    StateRemoved,
+    QueueRemoved,
     /// The workspace lost acknowledged batches: sources are read again.
     BatchesLost,
     /// The configuration has changed.
@@ -52,8 +52,8 @@ impl fmt::Display for RestartReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             RestartReason::QueueDamaged => "the queue is damaged",
-            RestartReason::Rekeyed => "another key",
-            RestartReason::StateRemoved => "the queue's file was removed or replaced",
+            RestartReason::Rekeyed => "the agent has a new key",
+            RestartReason::QueueRemoved => "the queue's file was removed or replaced",
             RestartReason::BatchesLost => "the workspace lost acknowledged batches",
             RestartReason::Reloaded => "the configuration has changed",
         })

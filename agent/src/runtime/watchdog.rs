@@ -2,7 +2,7 @@
 //!
 //! What a restart does not mend is not a reason: a workspace that is down, a full queue, one collector that hangs in the kernel.
 
-use super::{collectors::CollectorState, parts::Parts};
+use super::{collectors::CollectorState, context::AgentContext};
 use crate::platform;
 use std::{convert::Infallible, time::Duration};
 use tokio::time::Instant;
@@ -12,15 +12,15 @@ use vedette_transport::Progress;
 const STALLED_AFTER: Duration = Duration::from_secs(120);
 
 /// Feeds the watchdog of the supervisor, if it has one.
-pub(super) async fn feed(parts: &Parts) -> Infallible {
+pub(super) async fn feed(agent: &AgentContext) -> Infallible {
     let Some(interval) = platform::watchdog() else { return std::future::pending().await };
     let mut poll = tokio::time::interval(interval / 3);
-    let mut watched = Watched::new(parts.records.lane.progress());
+    let mut watched = Watched::new(agent.records.lane.progress());
     let mut is_stalled = false;
     loop {
         poll.tick().await;
-        let states: Vec<CollectorState> = parts.statuses.lines().into_iter().map(|(_, line)| line.state).collect();
-        match watched.stalled(parts.records.lane.progress(), &states) {
+        let states: Vec<CollectorState> = agent.statuses.all().into_iter().map(|(_, status)| status.state).collect();
+        match watched.stalled(agent.records.lane.progress(), &states) {
             None => {
                 is_stalled = false;
                 platform::feed_watchdog();

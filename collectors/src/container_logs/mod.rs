@@ -84,8 +84,8 @@ struct ContainerLogs {
 
 impl Watch for ContainerLogs {
     fn watch(&mut self, context: &CollectorContext, outlet: &mut Outlet) -> Result<(), CollectError> {
-        let is_own = self.settings.paths != Settings::default().paths;
-        tailer(&self.settings, context).expecting_each(is_own).run(context, outlet)
+        let has_custom_paths = self.settings.paths != Settings::default().paths;
+        tailer(&self.settings, context).expecting_each(has_custom_paths).run(context, outlet)
     }
 }
 

@@ -32,7 +32,7 @@ use vedette_wire::{Chunk, Dropped, Position, Reason};
 /// Size of the records of a block, which are emitted together.
 const BLOCK_BYTES: usize = 256 << 10;
 /// Pause after a pass that read something, and the longest one.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Maximum number of times that a pass begins anew, since a file has appeared.

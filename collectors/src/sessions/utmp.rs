@@ -1,5 +1,5 @@
-//! utmp(5): fixed records of 384 bytes on x86-64 and other platforms with 32-bit times in it (glibc `bits/types/struct_utmp`,
-//! `__WORDSIZE_TIME64_COMPAT32`), of 400 bytes elsewhere.
+//! utmp(5): records of a fixed size. It is 384 bytes where the format has 32-bit times (x86-64 and 32-bit platforms; glibc
+//! `bits/types/struct_utmp`, `__WORDSIZE_TIME64_COMPAT32`), and 400 bytes elsewhere.
 
 use vedette_wire::body::{Change, Session};
 

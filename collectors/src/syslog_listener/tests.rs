@@ -59,13 +59,16 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
     }
     until(1002);
     stop.stop();
-    thread.join().expect("no panic").expect("ends well");
+    thread.join().expect("no panic").expect("no error");
     assert!(!path.exists());
     let chunks = seen.0.lock();
     for name in [path.display().to_string(), format!("udp:{udp_address}")] {
-        let of = chunks.iter().filter(|chunk| chunk.source.name.as_deref() == Some(&name));
-        let positions: Vec<u64> = of.flat_map(|chunk| chunk.entries.iter().map(|entry| entry.position.0)).collect();
-        assert!(!positions.is_empty() && positions.iter().enumerate().all(|(at, found)| at as u64 == *found));
+        let of_source = chunks.iter().filter(|chunk| chunk.source.name.as_deref() == Some(&name));
+        let positions: Vec<u64> =
+            of_source.flat_map(|chunk| chunk.entries.iter().map(|entry| entry.position.0)).collect();
+        assert!(
+            !positions.is_empty() && positions.iter().enumerate().all(|(index, position)| index as u64 == *position)
+        );
     }
     let bodies: Vec<Body> = chunks
         .iter()
@@ -92,7 +95,7 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
 }
 
 #[test]
-fn what_the_kernel_dropped_is_in_the_last_field_of_the_socket_s_line() {
+fn kernel_drops_are_the_last_field_of_the_sockets_row() {
     let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n  \
                  100: 0100007F:158A 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 42\n";
     assert_eq!(lost_of(table, 4711), Some(42));

@@ -293,7 +293,8 @@ impl<P: LineParser> Tailer<P> {
             // A copy of an earlier run's file: its cursor is searched for.
             Ok(None)
                 if state.orphans.values().any(|cursor| {
-                    rotation::may_be_of(path, &cursor.host_path()) && rotation::continues(&at.root, path, cursor)
+                    rotation::may_be_rotated_form(path, &cursor.host_path())
+                        && rotation::continues(&at.root, path, cursor)
                 }) =>
             {
                 return Ok(None);
@@ -342,11 +343,11 @@ impl<P: LineParser> Tailer<P> {
         let (new, length) = (key(found.meta()), found.meta().len());
         let before = |followed: &Followed| followed.scan < state.scans;
         let stems = state.stems.get_or_insert_with(|| {
-            rotation::Stems::of(state.files.iter().map(|(key, followed)| (followed.path.as_path(), *key)))
+            rotation::StemIndex::new(state.files.iter().map(|(key, followed)| (followed.path.as_path(), *key)))
         });
         let may_be = |key: &DeviceInode| {
             let followed = state.files.get(key);
-            followed.is_some_and(|followed| before(followed) && rotation::may_be_of(path, &followed.path))
+            followed.is_some_and(|followed| before(followed) && rotation::may_be_rotated_form(path, &followed.path))
         };
         let mut originals: Vec<DeviceInode> = stems.candidates_for(path).into_iter().filter(may_be).collect();
         originals.sort_unstable();
@@ -418,7 +419,7 @@ impl<P: LineParser> Tailer<P> {
         tracing::info!(collector = self.collector, path = %path.display(), "file truncated; reading it from its start");
         let copy = rotation::siblings(&at.root, &path).into_iter().find(|(sibling, meta)| {
             !state.files.contains_key(&key(meta))
-                && rotation::may_be_of(sibling, &path)
+                && rotation::may_be_rotated_form(sibling, &path)
                 && rotation::continues(&at.root, sibling, &cursor)
         });
         let resumed = copy.and_then(|(path, _)| {

@@ -88,7 +88,7 @@ impl<P: LineParser> Tailer<P> {
     fn places(at: &TailContext<'_>, state: &mut State, original: &Path) -> Vec<(Vec<PathBuf>, PathBuf)> {
         let old = state.old_directories.get_or_insert_with(|| logrotate::old_directories(&at.root));
         let names = std::iter::once(original.to_owned()).chain(behind_link(at, original));
-        let dirs = |name: &PathBuf| rotation::archives(&at.root, name.parent().unwrap_or(Path::new("/")), &*old);
+        let dirs = |name: &PathBuf| rotation::old_log_dirs(&at.root, name.parent().unwrap_or(Path::new("/")), &*old);
         names.map(|name| (dirs(&name), name)).collect()
     }
 
@@ -228,7 +228,7 @@ impl<P: LineParser> Tailer<P> {
             return Ok(());
         }
         for followed in state.files.values() {
-            let is_of = followed.path == original || rotation::may_be_of(&followed.path, original);
+            let is_of = followed.path == original || rotation::may_be_rotated_form(&followed.path, original);
             match if is_of { holds(at, &found, followed) } else { Ok(false) } {
                 Ok(true) => return Ok(()),
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => return Err(CollectError::Stopped),

@@ -235,7 +235,7 @@ struct State {
     /// A file waits for a descriptor.
     is_waiting: bool,
     /// Files that were followed before this scan, by stem; made when a scan finds a new file.
-    stems: Option<rotation::Stems>,
+    stems: Option<rotation::StemIndex>,
     /// Number of descriptors that files hold at most.
     descriptors_upper_bound: usize,
     /// Files that cannot be opened, and whether they start at their end.

@@ -50,43 +50,44 @@ const OLD_FILE_WORDS: [&[u8]; 14] = [
 ];
 
 /// Whether a name may be a rotated form of another: the name, whole or up to its last dot, with a number, a date or a word for
-/// old files. `app10.log` is not a form of `app1.log`, nor `mysql-slow.log` of `mysql.log`. What ends in `.tmp` is being written.
-fn may_be_named(name: &OsStr, original: &Path) -> bool {
+/// old files. `app10.log` is not a form of `app1.log`, nor `mysql-slow.log` of `mysql.log`. A name that ends in `.tmp` is
+/// excluded, since the file is still being written.
+fn is_rotated_name(name: &OsStr, original: &Path) -> bool {
     if name.as_bytes().ends_with(b".tmp") {
         return false;
     }
     let (Some(whole), Some(stem)) = (original.file_name(), original.file_stem()) else { return false };
     let is_rotation_suffix = |rest: &[u8]| {
         let is_date = rest.get(..DATE_DIGITS).is_some_and(|date| date.iter().all(u8::is_ascii_digit));
-        let Some((first, behind)) = rest.split_first() else { return false };
-        let word = behind.split(|byte| !byte.is_ascii_alphanumeric()).next().unwrap_or_default();
+        let Some((first, after)) = rest.split_first() else { return false };
+        let word = after.split(|byte| !byte.is_ascii_alphanumeric()).next().unwrap_or_default();
         let is_old = word.first().is_none_or(u8::is_ascii_digit)
             || OLD_FILE_WORDS.iter().any(|old| word.eq_ignore_ascii_case(old));
         is_date || !first.is_ascii_alphanumeric() && is_old
     };
-    let is_of = |begin: &OsStr| name.as_bytes().strip_prefix(begin.as_bytes()).is_some_and(is_rotation_suffix);
-    is_of(whole) || is_of(stem)
+    let matches = |begin: &OsStr| name.as_bytes().strip_prefix(begin.as_bytes()).is_some_and(is_rotation_suffix);
+    matches(whole) || matches(stem)
 }
 
 /// Whether a path may be a rotated, uncompressed form of another in the same directory.
-pub(super) fn may_be_of(path: &Path, original: &Path) -> bool {
+pub(super) fn may_be_rotated_form(path: &Path, original: &Path) -> bool {
     // A cheap prefix test comes first, since each new file is compared with every followed one.
-    let (name, of) = (path.as_os_str().as_bytes(), original.as_os_str().as_bytes());
-    let stem = &of[..memchr::memrchr(b'.', of).unwrap_or(of.len())];
+    let (name, original_name) = (path.as_os_str().as_bytes(), original.as_os_str().as_bytes());
+    let stem = &original_name[..memchr::memrchr(b'.', original_name).unwrap_or(original_name.len())];
     name.starts_with(stem)
         && path != original
         && path.parent() == original.parent()
-        && path.file_name().is_some_and(|name| may_be_named(name, original))
+        && path.file_name().is_some_and(|name| is_rotated_name(name, original))
         && !unpacked::is_compressed(path)
 }
 
 /// An index of files by directory and stem. It finds the files that a path may be a rotated form of, without a comparison with each.
 #[derive(Default)]
-pub(super) struct Stems(HashMap<PathBuf, Vec<DeviceInode>>);
+pub(super) struct StemIndex(HashMap<PathBuf, Vec<DeviceInode>>);
 
-impl Stems {
+impl StemIndex {
     /// Indexes files by path.
-    pub(super) fn of<'a>(files: impl Iterator<Item = (&'a Path, DeviceInode)>) -> Self {
+    pub(super) fn new<'a>(files: impl Iterator<Item = (&'a Path, DeviceInode)>) -> Self {
         let mut by_stem: HashMap<PathBuf, Vec<DeviceInode>> = HashMap::new();
         for (path, key) in files {
             by_stem.entry(path.with_file_name(path.file_stem().unwrap_or_default())).or_default().push(key);
@@ -129,7 +130,7 @@ fn entries(root: &Root, dir: &Path) -> Vec<Entry> {
 fn rotated_forms(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Metadata)> {
     entries(root, dir)
         .into_iter()
-        .filter(|entry| may_be_named(&entry.name, original))
+        .filter(|entry| is_rotated_name(&entry.name, original))
         .map(|entry| dir.join(entry.name))
         .filter(|path| path != original)
         .filter_map(|path| {
@@ -142,18 +143,22 @@ fn rotated_forms(root: &Root, dir: &Path, original: &Path) -> Vec<(PathBuf, Meta
 /// Possible rotated forms of a file in its own directory, oldest first.
 pub(super) fn siblings(root: &Root, original: &Path) -> Vec<(PathBuf, Metadata)> {
     let dir = original.parent().unwrap_or(Path::new("/"));
-    let mut found = rotated_forms(root, dir, original);
-    found.sort_by_key(|(_, meta)| modified(meta));
-    found
+    let mut forms = rotated_forms(root, dir, original);
+    forms.sort_by_key(|(_, meta)| modified(meta));
+    forms
 }
 
 /// Directories that may hold old logs of a directory: itself, those below it, and those of logrotate's configuration.
-pub(super) fn archives<'a>(root: &Root, dir: &Path, old: impl IntoIterator<Item = &'a PathBuf>) -> Vec<PathBuf> {
+pub(super) fn old_log_dirs<'a>(
+    root: &Root,
+    dir: &Path,
+    old_dirs: impl IntoIterator<Item = &'a PathBuf>,
+) -> Vec<PathBuf> {
     let below = entries(root, dir).into_iter().filter(|entry| entry.is_dir).take(DIRECTORIES_MAX);
     let mut out = vec![dir.to_owned()];
     out.extend(below.map(|entry| dir.join(entry.name)));
     // A relative `olddir` is relative to the log's directory.
-    out.extend(old.into_iter().map(|old| dir.join(old)));
+    out.extend(old_dirs.into_iter().map(|old_dir| dir.join(old_dir)));
     out.dedup();
     out
 }

@@ -54,21 +54,21 @@ fn chunks_that_cannot_wait_are_dropped_lowest_class_first_and_counted() {
     }
     intake.offer(pushed("inventory", 10, 10), 0).expect("never waits");
     intake.close();
-    let (mut present, mut lost, mut chunks) = (Vec::new(), Vec::new(), 0);
+    let (mut present, mut dropped, mut chunks) = (Vec::new(), Vec::new(), 0);
     while let Next::Chunk(chunk, _) = intake.take(None) {
         chunks += 1;
         let collector = chunk.source.collector;
         present.extend(chunk.entries.iter().map(|entry| (collector, entry.position.0)));
-        lost.extend(chunk.dropped.iter().map(|lost| (collector, lost.reason, lost.count, lost.positions)));
+        dropped.extend(chunk.dropped.iter().map(|drop| (collector, drop.reason, drop.count, drop.positions)));
     }
     let positions = |from, to| Some(vedette_wire::Position(from, to));
     assert_eq!(present.iter().filter(|(collector, _)| *collector == "event").count(), 20, "{present:?}");
     assert!(present.contains(&("event", 0)) && present.contains(&("event", 19)));
     assert_eq!(
-        lost,
+        dropped,
         [("inventory", Reason::QueueFull, 20, positions(0, 20)), ("event", Reason::QueueFull, 30, positions(20, 50)),]
     );
-    assert_eq!(chunks, 4, "what is lost in a row is one chunk");
+    assert_eq!(chunks, 4, "consecutive drops are one chunk");
     assert_eq!(intake.bytes(), 0);
 }
 

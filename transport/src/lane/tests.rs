@@ -13,7 +13,7 @@ fn start_with(
     bytes_max: u64,
     post: Option<Arc<dyn Post>>,
 ) -> (Lane, watch::Sender<BatchContext>) {
-    let (stamps, context) = watch::channel(context());
+    let (context_sender, context) = watch::channel(context());
     let lane = Lane::start(LaneConfig {
         queue: Queue::open(dir, LaneName::Records, Quota::bytes(bytes_max), 7).expect("opens"),
         limits: BatchLimits { bytes_max: 1 << 20, records_max: 10_000, age_max, compression: Compression::Gzip },
@@ -25,7 +25,7 @@ fn start_with(
         post,
     })
     .expect("starts");
-    (lane, stamps)
+    (lane, context_sender)
 }
 
 fn headers(queue: &Queue) -> Vec<(u64, u32)> {
@@ -75,13 +75,13 @@ async fn a_batch_of_drops_alone_is_sent_and_one_of_cursors_alone_is_not() {
 #[tokio::test]
 async fn a_new_policy_revision_closes_the_open_batch() {
     let dir = tempfile::tempdir().expect("temp dir");
-    let (lane, stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
+    let (lane, context_sender) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
     lane.intake().put(chunk(0, "c")).expect("open");
     while lane.intake().bytes() > 0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
-    stamps.send_modify(|context| context.policy_revision = 2);
+    context_sender.send_modify(|context| context.policy_revision = 2);
     lane.intake().put(chunk(1, "c")).expect("open");
     let queue = Arc::clone(lane.queue());
     lane.stop(Duration::ZERO).await;
@@ -175,7 +175,7 @@ async fn records_that_never_fit_are_dropped_and_counted_and_the_next_flow() {
     let (head, sealed) = frame::parse(&bytes).expect("whole");
     let plain = codec::decompress(sealed, head.compression, 1 << 20).expect("decompresses");
     let header = codec::decode(&plain).expect("decodes").header;
-    assert_eq!((header.records, &header.sources[0].skipped), (0, &vec![(0, noise.len() as u64, 1)]));
+    assert_eq!((header.records, &header.sources[0].dropped), (0, &vec![(0, noise.len() as u64, 1)]));
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ impl Post for Slow {
 }
 
 /// A chunk that cannot be compressed.
-fn noise(id: &str, at: u64) -> vedette_wire::Chunk {
+fn incompressible_chunk(id: &str, at: u64) -> vedette_wire::Chunk {
     let source = Arc::new(vedette_wire::Source { collector: "test", id: id.to_owned(), name: None });
     let raw = (0..200_000).map(|_| fastrand::u8(..)).collect();
     let mut chunk = vedette_wire::Chunk::new(source);
@@ -223,7 +223,7 @@ fn noise(id: &str, at: u64) -> vedette_wire::Chunk {
 /// Twenty megabytes of one source.
 fn flood(lane: &Lane) {
     for at in 0..100 {
-        lane.intake().put(noise("flood", at)).expect("open");
+        lane.intake().put(incompressible_chunk("flood", at)).expect("open");
     }
     tokio::task::block_in_place(|| lane.intake().wait_durable()).expect("open");
 }
@@ -234,7 +234,7 @@ async fn a_source_that_is_no_longer_bulk_is_committed_in_order() {
     let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
     flood(&lane);
     for at in [100, 101] {
-        lane.intake().put(noise("flood", at)).expect("open");
+        lane.intake().put(incompressible_chunk("flood", at)).expect("open");
         while lane.intake().bytes() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -255,10 +255,10 @@ async fn other_batches_overtake_bulk_batches_and_cursors_do_not() {
     {
         let (lane, _stamps) = start(dir.path(), Duration::from_secs(3600), 1 << 30);
         flood(&lane);
-        lane.intake().put(noise("quiet", 0)).expect("open");
+        lane.intake().put(incompressible_chunk("quiet", 0)).expect("open");
         // Bulk shares no batch with others.
-        lane.intake().put(noise("flood", 100)).expect("open");
-        let mut gone = noise("other", 0);
+        lane.intake().put(incompressible_chunk("flood", 100)).expect("open");
+        let mut gone = incompressible_chunk("other", 0);
         gone.forget.push("flood".to_owned());
         lane.intake().put(gone).expect("open");
         lane.stop(Duration::ZERO).await;
@@ -295,7 +295,7 @@ async fn each_open_batch_is_sealed_at_its_maximum_age_and_wait_durable_returns_d
     let dir = tempfile::tempdir().expect("temp dir");
     let (lane, _stamps) = start(dir.path(), Duration::from_millis(50), 1 << 30);
     flood(&lane);
-    lane.intake().put(noise("flood", 100)).expect("open");
+    lane.intake().put(incompressible_chunk("flood", 100)).expect("open");
     let cursor = |id: &str| lane.queue().cursors("test").expect("reads").into_iter().find(|(known, _)| known == id);
     let deadline = Instant::now() + Duration::from_secs(20);
     while cursor("flood").is_none_or(|(_, at)| at != b"100") {
@@ -307,12 +307,14 @@ async fn each_open_batch_is_sealed_at_its_maximum_age_and_wait_durable_returns_d
     let stopped = Arc::clone(&stop);
     let flooding = std::thread::spawn(move || {
         for at in 101..1500 {
-            if stopped.load(std::sync::atomic::Ordering::Relaxed) || intake.put(noise("flood", at)).is_err() {
+            if stopped.load(std::sync::atomic::Ordering::Relaxed)
+                || intake.put(incompressible_chunk("flood", at)).is_err()
+            {
                 return;
             }
         }
     });
-    lane.intake().put(noise("quiet", 0)).expect("open");
+    lane.intake().put(incompressible_chunk("quiet", 0)).expect("open");
     tokio::task::block_in_place(|| lane.intake().wait_durable()).expect("open");
     assert!(!flooding.is_finished(), "before it ends");
     assert!(cursor("quiet").is_some());

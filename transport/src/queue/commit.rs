@@ -36,9 +36,9 @@ impl Queue {
                 None
             };
             let added = frame.as_ref().map_or(0, |frame| space(frame.len()));
-            let shares = Usage::of(open.held(), added, open.is_bulk);
+            let shares = Usage::of(open.bytes_by_source(), added, open.is_bulk);
             if added > 0 {
-                self.room(added, meta.bytes + meta.quarantine.bytes)?;
+                self.check_room(added, meta.bytes + meta.quarantine.bytes)?;
             }
             failpoint::reached("commit");
             let done = self.write(Durability::Immediate, |tx, current| {

@@ -42,10 +42,10 @@ impl Queue {
     pub fn verify(&self) -> Result<Verified, QueueError> {
         let mut verified = Verified::default();
         let (mut slot, mut bytes) = (0, 0);
-        while let Some((next, found)) = self.next_after(slot)? {
+        while let Some((next, frame_bytes)) = self.next_after(slot)? {
             slot = next;
-            bytes += space(found.len());
-            match frame::parse(&found) {
+            bytes += space(frame_bytes.len());
+            match frame::parse(&frame_bytes) {
                 Ok((head, _)) => {
                     verified.batches += 1;
                     verified.records += u64::from(head.records);
@@ -132,7 +132,7 @@ impl Queue {
     }
 
     /// Lane, next sequence and previous epoch, for `vedette queue status`.
-    pub fn position(&self) -> (LaneName, u64, Option<vedette_wire::Predecessor>) {
+    pub fn sequence_state(&self) -> (LaneName, u64, Option<vedette_wire::Predecessor>) {
         let meta = lock(&self.meta);
         (self.lane, meta.next_seq, meta.predecessor.clone())
     }

@@ -5,7 +5,7 @@ use super::{
     commit::{append, seal},
     lock,
     meta::Usage,
-    meta::note,
+    meta::set_aside,
     shares, space,
 };
 use redb::{Durability, WriteTransaction};
@@ -41,7 +41,7 @@ impl Queue {
         self.write(Durability::None, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
             if let Some(key) = key(&frame) {
-                note(meta, key, |set_aside| &mut set_aside.purged);
+                set_aside(meta, key, |set_aside| &mut set_aside.purged);
             }
             // A batch that cannot be read is deleted too.
             for source in opened(&frame).map_or(Vec::new(), |(_, header, _)| header.sources) {
@@ -77,7 +77,7 @@ impl Queue {
         self.write(Durability::Immediate, |tx, meta| {
             let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
             if let Some(key) = key(&frame) {
-                note(meta, key, |set_aside| &mut set_aside.quarantined);
+                set_aside(meta, key, |set_aside| &mut set_aside.quarantined);
             }
             entry.extend_from_slice(&frame);
             let mut table = tx.open_table(QUARANTINE)?;
@@ -190,7 +190,7 @@ impl Queue {
             self.write(Durability::Immediate, |tx, meta| {
                 let Some(frame) = take(tx, meta, slot)? else { return Ok(None) };
                 if let Some(key) = key(&frame) {
-                    note(meta, key, |set_aside| &mut set_aside.lost);
+                    set_aside(meta, key, |set_aside| &mut set_aside.lost);
                 }
                 Ok(Some(()))
             })?;
@@ -223,7 +223,7 @@ impl Queue {
                 }
                 let shares = shares::take(tx, meta, slot)?;
                 if take(tx, meta, slot)?.is_some() {
-                    note(meta, (head.key.epoch.0, head.key.seq), |set_aside| &mut set_aside.lost);
+                    set_aside(meta, (head.key.epoch.0, head.key.seq), |set_aside| &mut set_aside.lost);
                     append(tx, meta, &frame, &shares)?;
                     meta.ledger.add(&counted);
                 }
@@ -257,7 +257,7 @@ impl Queue {
                 self.complete(&mut part, &before)?;
                 part.seq += ahead;
                 part.ledger = before.ledger.clone();
-                part.sources.iter_mut().for_each(|source| source.skipped.clear());
+                part.sources.iter_mut().for_each(|source| source.dropped.clear());
                 part.records = *count;
                 frames.push(seal(&part, bytes, head.compression)?);
             }

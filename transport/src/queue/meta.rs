@@ -12,15 +12,15 @@ pub struct Quarantine {
     pub batches: u64,
     /// Space in the file in bytes, up to a tenth of the limit.
     pub bytes: u64,
-    /// Number of batches deleted for lack of space.
+    /// Number of batches deleted, for lack of space or by `vedette queue quarantine drop`.
     pub dropped: u64,
 }
 
-/// Whether sources that can be read again wait for the workspace's positions.
+/// How sources that can be read again resume.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resume {
-    /// No: the cursors are present.
+    /// From their cursors, which are present.
     #[default]
     Cursors,
     /// The database is new, and there was no earlier one: ask the workspace, and wait for a short time only.
@@ -54,9 +54,9 @@ pub(super) struct Meta {
     pub(super) set_aside: SetAside,
     pub(super) ledger: Ledger,
     pub(super) resume: Resume,
-    /// The ends of what policy excluded are all recorded.
-    #[serde(default)]
-    pub(super) floors: bool,
+    /// The floors of all sources are recorded; false after a migration.
+    #[serde(default, rename = "floors")]
+    pub(super) has_all_floors: bool,
     /// Changes of shares in this transaction.
     #[serde(skip)]
     pub(super) changed_shares: Vec<UsageChange>,
@@ -99,13 +99,13 @@ impl Meta {
             set_aside: SetAside::default(),
             ledger: Ledger::default(),
             resume,
-            floors: true,
+            has_all_floors: true,
             changed_shares: Vec::new(),
         }
     }
 
     /// Begins another epoch; sequences restart at 1.
-    pub(super) fn begin_epoch(&mut self, random: u64, lowest_held: Option<u64>) {
+    pub(super) fn begin_epoch(&mut self, epoch: u64, lowest_held: Option<u64>) {
         if self.next_seq > 1 {
             self.predecessor = Some(Predecessor {
                 epoch: vedette_wire::Epoch(self.epoch),
@@ -114,7 +114,7 @@ impl Meta {
                 set_aside: std::mem::take(&mut self.set_aside),
             });
         }
-        self.epoch = random;
+        self.epoch = epoch;
         self.next_seq = 1;
         self.epoch_slot = self.next_slot;
         self.ledger = Ledger::default();
@@ -154,7 +154,7 @@ impl Meta {
         let mut table = tx.open_table(META)?;
         let next_seq = number(&table, "next_seq")?.max(1);
         let mut meta = Self::new(number(&table, "epoch")?, Resume::Cursors);
-        meta.floors = false;
+        meta.has_all_floors = false;
         meta.next_seq = next_seq;
         meta.next_slot = next_seq;
         meta.batches = number(&table, "batches")?;
@@ -187,8 +187,8 @@ impl Meta {
     }
 }
 
-/// Records a sequence if its epoch is still reported.
-pub(super) fn note(
+/// Marks a sequence as set aside, if headers still report its epoch.
+pub(super) fn set_aside(
     meta: &mut Meta,
     (epoch, seq): (u64, u64),
     list: impl FnOnce(&mut SetAside) -> &mut Vec<set_aside::SequenceRange>,

@@ -14,14 +14,14 @@ use std::{
 use vedette_wire::{AgentId, HostLabel, LaneName};
 
 impl Queue {
-    /// Opens or creates the queue of a lane in `dir`. `random` becomes the epoch of a new one.
+    /// Opens or creates the queue of a lane in `dir`. `epoch` becomes the epoch of a new one.
     ///
     /// Renames a damaged database to `<lane>.redb.broken-…` and creates a new one, so that the agent starts; [`salvage`]
     /// processes the old one.
     ///
     /// # Errors
     /// [`QueueError::InUse`], [`QueueError::Newer`] and [`QueueError::Directory`] state the remedy.
-    pub fn open(dir: &Path, lane: LaneName, quota: Quota, random: u64) -> Result<Self, QueueError> {
+    pub fn open(dir: &Path, lane: LaneName, quota: Quota, epoch: u64) -> Result<Self, QueueError> {
         let path = dir.join(format!("{lane}.redb"));
         let directory = |source| QueueError::Directory { path: dir.to_owned(), source };
         let writable = || -> std::io::Result<()> {
@@ -30,15 +30,15 @@ impl Queue {
             check_writable(dir)
         };
         writable().map_err(directory)?;
-        let begun = dir.join(format!("{lane}.begun"));
-        let empty = std::fs::metadata(&path).map_or(true, |meta| meta.is_file() && meta.len() == 0);
+        let marker = dir.join(format!("{lane}.begun"));
+        let is_missing_or_empty = std::fs::metadata(&path).map_or(true, |meta| meta.is_file() && meta.len() == 0);
         let broken = salvage::broken(dir, lane);
-        let resume = match (empty, begun.exists() || !broken.is_empty()) {
+        let resume = match (is_missing_or_empty, marker.exists() || !broken.is_empty()) {
             (true, true) => Resume::Lost,
             _ => Resume::First,
         };
         let opener = |path: PathBuf| move || Database::builder().set_cache_size(quota.cache_bytes).create(&path);
-        let load = |resume| Self::load(Box::new(opener(path.clone())), &path, true, lane, (quota, random, resume));
+        let load = |resume| Self::load(Box::new(opener(path.clone())), &path, true, lane, (quota, epoch, resume));
         let loaded = match load(resume) {
             Err(QueueError::Storage { source, .. }) if is_damage(&source) => {
                 let moved_to = salvage::damaged_name(&path);
@@ -49,14 +49,14 @@ impl Queue {
             }
             other => other?,
         };
-        if !begun.exists() {
+        if !marker.exists() {
             // Marks that there was a queue, in case its file disappears.
-            std::fs::File::create(&begun).and_then(|file| file.sync_all()).map_err(directory)?;
+            std::fs::File::create(&marker).and_then(|file| file.sync_all()).map_err(directory)?;
         }
         let format = format!("{FORMAT}\n");
-        let stated = dir.join(FORMAT_FILE);
-        let is_file = std::fs::symlink_metadata(&stated).is_ok_and(|meta| meta.is_file());
-        if is_file && std::fs::read_to_string(&stated).is_ok_and(|present| present == format) {
+        let format_file = dir.join(FORMAT_FILE);
+        let is_file = std::fs::symlink_metadata(&format_file).is_ok_and(|meta| meta.is_file());
+        if is_file && std::fs::read_to_string(&format_file).is_ok_and(|present| present == format) {
             vedette_platform::sync_dir(dir).map_err(directory)?;
         } else {
             vedette_platform::write_private(dir, FORMAT_FILE, format.as_bytes()).map_err(directory)?;
@@ -81,9 +81,9 @@ impl Queue {
     pub(super) fn load(
         opener: Opener,
         path: &Path,
-        moves: bool,
+        replaces_damaged: bool,
         lane: LaneName,
-        (quota, random, resume): (Quota, u64, Resume),
+        (quota, epoch, resume): (Quota, u64, Resume),
     ) -> Result<Self, QueueError> {
         let failed = |source: redb::Error| QueueError::Storage { path: path.to_owned(), source: Box::new(source) };
         let mut in_use = false;
@@ -98,17 +98,17 @@ impl Queue {
         }
         let db = opened.map_err(failed)?;
         let prepared = catch_panic(|| {
-            let found = prepare(&db, random, resume)?;
-            if found > FORMAT {
-                return Ok(Err(found));
+            let format = prepare(&db, epoch, resume)?;
+            if format > FORMAT {
+                return Ok(Err(format));
             }
             let meta = Meta::read(&db)?.1.ok_or_else(|| redb::Error::Corrupted("it has no state".to_owned()))?;
             Ok(Ok((meta, Self::all_cursors(&db)?, shares::load(&db)?)))
         });
         let (meta, unsent_cursors, held): (Meta, Cursors, shares::Held) =
-            prepared.map_err(failed)?.map_err(|found| QueueError::Newer { path: path.to_owned(), found })?;
+            prepared.map_err(failed)?.map_err(|format| QueueError::Newer { path: path.to_owned(), found: format })?;
         Ok(Self {
-            store: Store::new(db, opener, path, moves),
+            store: Store::new(db, opener, path, replaces_damaged),
             lane,
             quota,
             meta: Mutex::new(meta),
@@ -132,20 +132,20 @@ impl Queue {
         owner: Owner,
         replaced: &[AgentId],
         host: &HostLabel,
-        random: u64,
+        epoch: u64,
     ) -> Result<u64, QueueError> {
         *lock(&self.replaced) = (replaced.to_vec(), host.clone());
-        self.begin(owner, random)?;
+        self.begin(owner, epoch)?;
         self.adopt_all()
     }
 
-    pub(super) fn begin(&self, owner: Owner, random: u64) -> Result<(), QueueError> {
+    pub(super) fn begin(&self, owner: Owner, epoch: u64) -> Result<(), QueueError> {
         self.write(redb::Durability::Immediate, |_, meta| {
             if meta.owner == Some(owner) {
                 return Ok(None);
             }
             if meta.owner.is_some() {
-                meta.begin_epoch(random, None);
+                meta.begin_epoch(epoch, None);
                 // The previous epoch is another agent's.
                 meta.predecessor = None;
                 meta.set_aside = Default::default();
@@ -175,12 +175,12 @@ fn check_writable(dir: &Path) -> std::io::Result<()> {
     std::fs::remove_file(&probe)
 }
 
-/// Creates missing tables and state, and migrates an older format. Returns the format found.
-fn prepare(db: &Database, random: u64, resume: Resume) -> Result<u64, redb::Error> {
+/// Creates missing tables and state, and migrates an older format. Returns the format format.
+fn prepare(db: &Database, epoch: u64, resume: Resume) -> Result<u64, redb::Error> {
     let tx = db.begin_write()?;
-    let found = {
+    let format = {
         let mut meta = tx.open_table(META)?;
-        let found = match meta.get("format")? {
+        let format = match meta.get("format")? {
             None => 0,
             Some(format) => u64::from_le_bytes(
                 format
@@ -189,14 +189,14 @@ fn prepare(db: &Database, random: u64, resume: Resume) -> Result<u64, redb::Erro
                     .map_err(|_| redb::Error::Corrupted("meta `format` is not a number".to_owned()))?,
             ),
         };
-        if found == 0 {
+        if format == 0 {
             meta.insert("format", FORMAT.to_le_bytes().as_slice())?;
         }
-        found
+        format
     };
-    if found > FORMAT {
+    if format > FORMAT {
         tx.abort()?;
-        return Ok(found);
+        return Ok(format);
     }
     tx.open_table(BATCHES)?;
     tx.open_table(QUARANTINE)?;
@@ -204,11 +204,11 @@ fn prepare(db: &Database, random: u64, resume: Resume) -> Result<u64, redb::Erro
     positions::prepare(&tx)?;
     salvage::prepare(&tx)?;
     shares::prepare(&tx)?;
-    match found {
-        0 => Meta::new(random, resume).write(&tx)?,
+    match format {
+        0 => Meta::new(epoch, resume).write(&tx)?,
         1 => Meta::migrate(&tx)?,
         _ => {}
     }
     tx.commit()?;
-    Ok(found)
+    Ok(format)
 }

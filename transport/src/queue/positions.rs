@@ -94,7 +94,7 @@ impl Queue {
         self.write(Durability::Immediate, |tx, meta| {
             let (mut cursors, mut table) = (tx.open_table(CURSORS)?, tx.open_table(STORED)?);
             let reread = meta.resume == Resume::Reread;
-            if reread && !meta.floors {
+            if reread && !meta.has_all_floors {
                 // A queue of an older release does not record what policy excluded.
                 meta.resume = Resume::Cursors;
                 return Ok(Some(()));

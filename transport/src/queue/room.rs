@@ -61,13 +61,13 @@ impl Queue {
     }
 
     /// Checks the room for a batch.
-    pub(super) fn room(&self, added: u64, used: u64) -> Result<(), QueueError> {
+    pub(super) fn check_room(&self, added: u64, used: u64) -> Result<(), QueueError> {
         let limit = self.limit();
-        let room = batch_capacity(limit);
+        let capacity = batch_capacity(limit);
         if added > batch_capacity(self.quota.bytes_max) {
             return Err(QueueError::TooLarge { bytes: added, limit: self.quota.bytes_max });
         }
-        if used + added > room {
+        if used + added > capacity {
             return Err(QueueError::Full { limit });
         }
         // The present file may be filled even on a full volume, as in `free`.

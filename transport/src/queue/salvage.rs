@@ -301,7 +301,7 @@ impl Queue {
             let added = frames.iter().map(|(_, _, bytes)| space(bytes.len())).sum();
             loop {
                 let meta = lock(&self.meta).clone();
-                match self.room(added, meta.bytes + meta.quarantine.bytes) {
+                match self.check_room(added, meta.bytes + meta.quarantine.bytes) {
                     Ok(()) => break,
                     // The limit was lowered since: a frame above it is moved too.
                     Err(QueueError::TooLarge { .. }) if meta.batches == 0 => break,

@@ -31,7 +31,7 @@ pub(super) struct Store {
     state: RwLock<State>,
     path: PathBuf,
     /// Whether a damaged file is moved aside.
-    moves: bool,
+    replaces_damaged: bool,
 }
 
 impl fmt::Debug for Store {
@@ -41,8 +41,8 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    pub(super) fn new(db: Database, opener: Opener, path: &Path, moves: bool) -> Self {
-        Self { opener, state: RwLock::new(State::Open(db)), path: path.to_owned(), moves }
+    pub(super) fn new(db: Database, opener: Opener, path: &Path, replaces_damaged: bool) -> Self {
+        Self { opener, state: RwLock::new(State::Open(db)), path: path.to_owned(), replaces_damaged }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -116,7 +116,7 @@ impl Store {
         if self.is_damaged() {
             return;
         }
-        if self.moves {
+        if self.replaces_damaged {
             let moved_to = damaged_name(&self.path);
             tracing::error!(path = %self.path.display(), moved_to = %moved_to.display(), why,
                 "the queue is damaged; moved it aside");

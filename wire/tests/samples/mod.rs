@@ -341,7 +341,7 @@ pub(crate) fn batch() -> Batch {
                 id: "8:1:42:0011".to_owned(),
                 name: some("/var/log/syslog"),
                 reached: records.len() as u64,
-                skipped: Vec::new(),
+                dropped: Vec::new(),
             }],
             records: records.len() as u32,
             ledger,

@@ -35,7 +35,7 @@ pub(super) fn primary_of(with: String, ca: Option<PathBuf>, token: Option<PathBu
     }
 }
 
-/// Whether a directory holds a workspace: `init` makes its control store last but one.
+/// Whether a directory holds a complete workspace. `init` creates `ca.pem` first, and `control.sqlite` after all keys.
 pub(super) fn is_whole(dir: &Path) -> bool {
     dir.join("ca.pem").exists() && dir.join("control.sqlite").exists()
 }

@@ -84,7 +84,7 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
     let whole = match (row.state.as_str(), &row.whole) {
         ("complete", Some(whole)) => serde_json::from_str::<Value>(whole)?,
         ("refused", _) => bail!("the host refused the request: {}", row.detail.unwrap_or_default()),
-        (state, _) => bail!("the artifact has not arrived: {state}; see `artifact list`"),
+        (state, _) => bail!("the file has not arrived; the request is {state}; see `artifact list`"),
     };
     let landing = LandingStore::open(&dir.join("landing"))?;
     let pieces = control.pieces(organization.id, id).await?;
@@ -106,7 +106,7 @@ pub(super) async fn get(dir: &Path, org: &str, id: &str, to: &Path) -> Result<()
 async fn write(landing: &LandingStore, pieces: &[Piece], id: &str, whole: &Value, file: &mut File) -> Result<()> {
     let (mut digest, mut at, mut batch) = (Sha256::new(), 0, None);
     let size = whole["size"].as_i64().unwrap_or(i64::MAX);
-    // Pieces beyond the end are of the file before it changed and was sent again.
+    // A file that changed is sent again. If it became shorter, pieces of the longer one remain, and are left out.
     for piece in pieces.iter().filter(|piece| piece.start < size) {
         if piece.start != at {
             bail!("bytes {at} to {} have not arrived yet; try again later", piece.start);

@@ -95,10 +95,12 @@ pub(crate) enum Command {
         /// Maximum size of a sealed batch in bytes; agents split larger ones.
         #[arg(long, default_value_t = crate::ingest::BATCH_BYTES_MAX)]
         batch_bytes_max: usize,
-        /// Validity of agents' certificates, as in 90d, 12h or 60s; agents renew them after two thirds.
+        /// Validity of agents' certificates, as in 90d, 12h or 60s; agents renew a certificate after two thirds of
+        /// its validity.
         #[arg(long, default_value = "90d", value_parser = parse_life)]
         certificate_life: std::time::Duration,
-        /// Memory of the process, as in 1GiB [default: half of the machine's memory or of the cgroup's limit, at least 512MiB].
+        /// Memory that the process may use, as in 1GiB; at least 128MiB [default: half of the machine's memory or of the cgroup's
+        /// limit, but not less than 512MiB].
         #[arg(long, value_parser = parse_bytes)]
         memory: Option<u64>,
         /// Codec to request from agents [default: each agent's own setting].
@@ -121,9 +123,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Artifact(ArtifactCommand),
     /// List alerts of an organization, for example batches that its policy forbids.
-    Alerts(Listing),
+    Alerts(ListArguments),
     /// List the agents of an organization.
-    Agents(Listing),
+    Agents(ListArguments),
     /// Show what each agent emitted, and what became of it: stored, dropped by reason, in flight, missing, repeated, with all
     /// gaps. Works while `serve` runs.
     Ledger {
@@ -140,13 +142,14 @@ pub(crate) enum Command {
         #[arg(long, default_value = "table")]
         format: Format,
     },
-    /// Check the control store, all landed batches and all tables; prints problems and then exits with status 1. Works while
+    /// Check the control store, all landed batches and all tables, and print problems; exit code 1 if there are any. Works while
     /// `serve` runs, except with `--rebuild`.
     Doctor {
         /// Directory of the workspace.
         #[arg(long)]
         dir: PathBuf,
-        /// Rebuild the tables of an organization from landed batches if one is damaged; keeps the damaged ones.
+        /// Move damaged tables aside, so that `serve` builds them anew from landed batches, and try batches again that are in no
+        /// table.
         #[arg(long)]
         rebuild: bool,
     },
@@ -302,7 +305,7 @@ pub(crate) enum ArtifactCommand {
     /// sends only files that its own configuration allows.
     Request(ArtifactRequestArguments),
     /// List requests and their state.
-    List(Listing),
+    List(ListArguments),
     /// Write a received file to a new file, verify its SHA-256, and print its facts as JSON.
     Get {
         /// Name of the organization.
@@ -344,7 +347,7 @@ pub(crate) struct ArtifactRequestArguments {
 
 /// Options of a list.
 #[derive(Debug, Args)]
-pub(crate) struct Listing {
+pub(crate) struct ListArguments {
     /// Name of the organization.
     #[arg(long)]
     pub(crate) org: String,

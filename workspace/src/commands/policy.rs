@@ -56,12 +56,13 @@ pub(super) async fn set(requested: &PolicySetArguments) -> Result<()> {
     let off = |(id, of): (&String, &CollectorPolicy)| (of.enabled == Some(false)).then(|| id.clone());
     let off: Vec<String> = policy.collectors.iter().filter_map(off).filter(|_| policy.tier == Tier::Standard).collect();
     for id in &off {
-        if let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids.contains(&id.as_str())) {
-            let others: Vec<&str> = ids.iter().copied().filter(|other| other != id).collect();
-            tracing::warn!(
-                "{id} will still run on hosts where {} does not run, since the standard tier requires {what}",
-                others.join(" or ")
-            );
+        // The first of a group runs in place of the others.
+        if let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids[0] == id.as_str()) {
+            let hosts = match ids[1..].join(" or ") {
+                others if others.is_empty() => String::new(),
+                others => format!(" on hosts where {others} observes nothing"),
+            };
+            tracing::warn!("{id} will still run{hosts}, since the standard tier requires {what}");
         }
     }
     print(format!("{}\n", policy.revision).as_bytes())
@@ -102,7 +103,7 @@ fn edit(policy: &mut Policy, change: &PolicySetArguments, reported: &ReportedCol
                 })?);
             }
             _ => bail!(
-                "--collector {setting}: write ID.enabled=on|off, ID.every=SECONDS or ID=default; what a collector \
+                "--collector {setting}: write ID.enabled=on|off, ID.every=INTERVAL (as in 30s or 5m) or ID=default; what a collector \
                         reads is set on the host alone"
             ),
         }
@@ -153,9 +154,14 @@ fn artifact_limits(text: &str, current: &ArtifactLimits) -> Result<ArtifactLimit
         match key {
             "paths" => limits.paths = value.split(':').filter(|glob| !glob.is_empty()).map(str::to_owned).collect(),
             "bytes_max" => {
-                limits.bytes_max = size(value).with_context(|| format!("--artifacts {part}: as in 64MiB"))?
+                limits.bytes_max =
+                    size(value).with_context(|| format!("--artifacts {part}: write a size, as in bytes_max=64MiB"))?
             }
-            "per_hour_max" => limits.per_hour_max = value.parse().with_context(|| format!("--artifacts {part}"))?,
+            "per_hour_max" => {
+                limits.per_hour_max = value
+                    .parse()
+                    .with_context(|| format!("--artifacts {part}: write a number, as in per_hour_max=10"))?
+            }
             _ => bail!("--artifacts {part}: the keys are paths, bytes_max and per_hour_max"),
         }
     }

@@ -39,7 +39,7 @@ pub(super) async fn serve(
 ) -> Result<()> {
     let dir = std::path::absolute(dir)?;
     let file_limit = server::raise_file_limit();
-    close_to_others(&dir)?;
+    restrict_to_owner(&dir)?;
     let (control, landing, _lock) = open(&dir).await?;
     let signer = control.signer(&dir).await?;
     control.first_policies(&signer, super::policy::upgrade_change()).await?;
@@ -169,7 +169,7 @@ async fn watch_gaps(control: ControlStore, mut stop: watch::Receiver<bool>) {
 }
 
 /// The directory holds keys and all data, so nobody else may read it, whoever created it.
-fn close_to_others(dir: &Path) -> Result<()> {
+fn restrict_to_owner(dir: &Path) -> Result<()> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let meta = std::fs::metadata(dir).with_context(|| {
         format!("cannot open {}; create a workspace there with `vedette-workspace init`", dir.display())
@@ -212,14 +212,14 @@ pub(super) fn lock(dir: &Path) -> Result<std::fs::File> {
 
 /// Interval of checks for gaps.
 const GAPS_EVERY: Duration = Duration::from_secs(300);
-/// How far before the newest note the landing store is searched.
+/// How far before the newest recorded batch the landing store is searched.
 const RECONCILE_SECONDS: i64 = 3600;
 
-/// Finds landed batches without a note: the note is written after the object, and may be lost in a power cut.
+/// Records landed batches that are not in the control store: a batch is recorded after its object, and a power cut may lose that.
 async fn reconcile(control: &ControlStore, landing: &LandingStore) -> Result<()> {
-    // SQLite loses only the last transactions: batches well before the newest note are noted.
+    // SQLite loses only the last transactions: batches well before the newest recorded one are recorded.
     let since = control.last_landed().await?.map_or(i64::MIN, |newest| newest / 1_000_000_000 - RECONCILE_SECONDS);
-    let mut found = 0;
+    let mut recovered = 0;
     for (key, bytes) in landing.list(since).await? {
         if control.is_recorded(key.as_str()).await? {
             continue;
@@ -243,14 +243,14 @@ async fn reconcile(control: &ControlStore, landing: &LandingStore) -> Result<()>
             }
             Err(ReadError::Store(err)) => return Err(err.into()),
         };
-        found += u64::from(
+        recovered += u64::from(
             control
                 .record_found(key.as_str(), &key.organization.to_string(), &key.day, bytes, index.as_ref(), now())
                 .await?,
         );
     }
-    if found > 0 {
-        tracing::info!(found, "recorded landed batches that were not in the control store");
+    if recovered > 0 {
+        tracing::info!(recovered, "recorded landed batches that were not in the control store");
     }
     Ok(())
 }

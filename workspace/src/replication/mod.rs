@@ -50,7 +50,8 @@ pub(crate) struct JoinReply {
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Exchange {
     /// SHA-256 of the last answer that the secondary took over, hex. The same state is answered with 204.
-    pub(crate) have: String,
+    #[serde(rename = "have")]
+    pub(crate) state_digest: String,
     /// Revocations at the secondary.
     pub(crate) revoked: Vec<Revocation>,
     /// Starts that the secondary refuses; the primary makes their machines other agents.
@@ -97,13 +98,13 @@ pub(crate) async fn join(dir: &Path, geo: WorkspaceGeo, names: &[String], primar
     // Checked before a token is used.
     keys::check_names(names)?;
     let (reply, at) = match primary {
-        Primary::Dir(of) => {
-            let of = std::path::absolute(of)?;
-            let control = ControlStore::open(&of).await?;
+        Primary::Dir(primary) => {
+            let primary = std::path::absolute(primary)?;
+            let control = ControlStore::open(&primary).await?;
             control.require_primary().await?;
             // Creates the policy key of a workspace of a release without policies.
-            control.signer(&of).await?;
-            (join_reply(&of, &control).await?, of.display().to_string())
+            control.signer(&primary).await?;
+            (join_reply(&primary, &control).await?, primary.display().to_string())
         }
         Primary::Url { url, ca, token } => {
             let url = url.trim_end_matches('/');
@@ -156,10 +157,10 @@ pub(crate) async fn follow(dir: PathBuf, control: ControlStore, mut stop: watch:
         Follower {
             dir,
             control,
-            have: String::new(),
+            state_digest: String::new(),
             sent: Default::default(),
-            ahead: Vec::new(),
-            beside: None,
+            lost_policies: Vec::new(),
+            local_primary: None,
             client: None,
         },
         false,
@@ -168,10 +169,10 @@ pub(crate) async fn follow(dir: PathBuf, control: ControlStore, mut stop: watch:
         let done = follower.step().await;
         match &done {
             Ok(false) => return,
-            Ok(true) if failed => tracing::info!("the primary workspace answers again"),
+            Ok(true) if failed => tracing::info!("synchronising with the primary workspace again"),
             Err(err) if !failed => {
                 let error = format!("{err:#}");
-                tracing::warn!(error, "the primary workspace does not answer; using the last shared state");
+                tracing::warn!(error, "cannot synchronise with the primary workspace; using the last shared state");
             }
             Ok(true) | Err(_) => {}
         }
@@ -186,13 +187,13 @@ pub(crate) async fn follow(dir: PathBuf, control: ControlStore, mut stop: watch:
 struct Follower {
     dir: PathBuf,
     control: ControlStore,
-    have: String,
+    state_digest: String,
     /// Revocations and refusals that the primary has.
     sent: (Vec<Revocation>, Vec<Refused>),
     /// Policies that the primary has lost.
-    ahead: Vec<SignedPolicy>,
+    lost_policies: Vec<SignedPolicy>,
     /// Control store of a primary on this machine, with its inode.
-    beside: Option<(u64, ControlStore)>,
+    local_primary: Option<(u64, ControlStore)>,
     /// Client, with its time of creation.
     client: Option<(reqwest::Client, Instant)>,
 }
@@ -203,35 +204,35 @@ impl Follower {
         let Some(primary) = self.control.primary().await? else { return Ok(false) };
         let present = (self.control.revocations().await?, self.control.refused_boots().await?);
         let (revoked, refused) = if present == self.sent { Default::default() } else { present.clone() };
-        let ahead = self.ahead.clone();
+        let lost_policies = self.lost_policies.clone();
         let body = if primary.starts_with("https://") {
-            self.exchange(&primary, (revoked, refused), ahead).await?
+            self.exchange(&primary, (revoked, refused), lost_policies).await?
         } else {
             // A restore from a backup replaces the file.
             let dir = Path::new(&primary);
             let file = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(dir.join("control.sqlite"))?);
-            let primary = match self.beside.take().filter(|(opened, _)| *opened == file) {
-                Some(primary) => self.beside.insert(primary),
-                None => self.beside.insert((file, ControlStore::open(dir).await?)),
+            let primary = match self.local_primary.take().filter(|(opened, _)| *opened == file) {
+                Some(primary) => self.local_primary.insert(primary),
+                None => self.local_primary.insert((file, ControlStore::open(dir).await?)),
             };
             let primary = &primary.1;
             primary.accept_revocations(&revoked, now()).await?;
-            primary.accept_policies(&Signer::load(&self.dir)?, &ahead, now()).await?;
+            primary.accept_policies(&Signer::load(&self.dir)?, &lost_policies, now()).await?;
             primary.accept_refused_boots(&refused, now()).await?;
             let (body, digest) = answer(primary).await?;
-            (digest != self.have).then_some(body)
+            (digest != self.state_digest).then_some(body)
         };
         self.sent = present;
         if let Some(body) = body {
             let shared: Shared = serde_json::from_slice(&body)?;
-            let (ahead, lost) = self.control.lost_by_primary(&shared, &self.sent.0).await?;
-            if lost || !ahead.is_empty() {
+            let (lost_policies, lost) = self.control.lost_by_primary(&shared, &self.sent.0).await?;
+            if lost || !lost_policies.is_empty() {
                 tracing::error!("the primary workspace lost policies or revocations; sending them");
                 self.sent = Default::default();
             }
-            self.ahead = ahead;
+            self.lost_policies = lost_policies;
             self.control.take_over(&shared).await?;
-            self.have = hex::encode(Sha256::digest(&body));
+            self.state_digest = hex::encode(Sha256::digest(&body));
         }
         Ok(true)
     }
@@ -252,8 +253,12 @@ impl Follower {
                 client
             }
         };
-        post(&client, &format!("{primary}/v1/pair"), &Exchange { have: self.have.clone(), revoked, refused, policies })
-            .await
+        post(
+            &client,
+            &format!("{primary}/v1/pair"),
+            &Exchange { state_digest: self.state_digest.clone(), revoked, refused, policies },
+        )
+        .await
     }
 }
 

@@ -25,11 +25,11 @@ impl ControlStore {
         detail: &str,
         now: i64,
     ) -> Result<()> {
-        self.alert_organization(organization, &agent.to_string(), (kind, detail), now).await
+        self.raise(organization, &agent.to_string(), (kind, detail), now).await
     }
 
-    /// Raises an alert for an agent, or with an empty id for the organization.
-    pub(crate) async fn alert_organization(
+    /// Raises an alert for an agent, or with an empty id for the whole organization.
+    pub(crate) async fn raise(
         &self,
         organization: OrganizationId,
         agent: &str,
@@ -51,9 +51,10 @@ impl ControlStore {
     }
 }
 
-/// Raises an alert for an agent, or with an empty id for the organization; counts a repeated one. Also within a transaction.
+/// Raises an alert for an agent, or with an empty id for the organization; or counts a repeated one. `executor` may be a
+/// transaction.
 pub(super) async fn raise_alert(
-    at: impl SqliteExecutor<'_>,
+    executor: impl SqliteExecutor<'_>,
     (organization, agent): (&str, &str),
     (kind, detail): (&str, &str),
     now: i64,
@@ -67,7 +68,7 @@ pub(super) async fn raise_alert(
     .bind(kind)
     .bind(detail)
     .bind(now)
-    .execute(at)
+    .execute(executor)
     .await?;
     Ok(())
 }

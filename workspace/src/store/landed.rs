@@ -16,7 +16,7 @@ pub(crate) enum BatchState {
     /// In the tables.
     Materialised = 1,
     /// It cannot be written to the tables.
-    Unreadable = 2,
+    NotWritable = 2,
 }
 
 /// A landed batch that is not materialised.
@@ -137,7 +137,7 @@ impl ControlStore {
     ) -> Result<()> {
         let _turn = self.turn(organization).await;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for (state, keys) in [(BatchState::Materialised, keys), (BatchState::Unreadable, unreadable)] {
+        for (state, keys) in [(BatchState::Materialised, keys), (BatchState::NotWritable, unreadable)] {
             for key in keys {
                 sqlx::query("UPDATE landed SET state = ? WHERE key = ?")
                     .bind(state)
@@ -201,7 +201,7 @@ impl ControlStore {
         let done = sqlx::query("UPDATE landed SET state = ? WHERE organization = ? AND state = ?")
             .bind(BatchState::Pending)
             .bind(organization.to_string())
-            .bind(BatchState::Unreadable)
+            .bind(BatchState::NotWritable)
             .execute(&self.pool)
             .await?;
         Ok(done.rows_affected())

@@ -226,7 +226,7 @@ impl ControlStore {
                     "the other workspace of the pair has policy revision {}, and this one did not: it was restored from an older backup",
                     policy.revision
                 );
-                self.alert_organization(policy.organization, "", ("restored", &why), now).await?;
+                self.raise(policy.organization, "", ("restored", &why), now).await?;
             }
         }
         Ok(())

@@ -30,13 +30,14 @@ const RECORDS_MAX: usize = 200_000;
 const ROWS_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=64 << 20;
 /// Number of commits between merges of small files.
 const COMPACT_EVERY: u32 = 60;
+/// Duration of the lease that lets one process materialise an organization.
 const LEASE_NS: i64 = 60_000_000_000;
 
 #[derive(Clone)]
 struct Materialiser {
     control: ControlStore,
     /// The runtime that receives batches.
-    receiving: tokio::runtime::Handle,
+    ingest_runtime: tokio::runtime::Handle,
     landing: LandingStore,
     lake: Lake,
     holder: String,
@@ -63,9 +64,9 @@ struct Group {
 /// Why batches are not in the tables.
 enum Failure {
     /// Temporary: the disk or the control store.
-    Passing(anyhow::Error),
+    Transient(anyhow::Error),
     /// Permanent for these batches.
-    Batches(String),
+    Permanent(String),
 }
 
 /// Starts the materialiser on a thread with its own runtime. Must be called on the ingest runtime.
@@ -80,11 +81,11 @@ pub(crate) fn start(
     let rows_bytes_max = (memory_max / 16).clamp(*ROWS_BYTES.start(), *ROWS_BYTES.end());
     let rows_bytes_max = usize::try_from(rows_bytes_max).expect("at most 64 MiB");
     let holder = uuid::Uuid::now_v7().to_string();
-    let (lake, receiving) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
+    let (lake, ingest_runtime) = (Lake::new(dir.join("tables")), tokio::runtime::Handle::current());
     health.record_success(None);
     let materialiser = Materialiser {
         control,
-        receiving,
+        ingest_runtime,
         landing,
         lake,
         holder,
@@ -95,7 +96,7 @@ pub(crate) fn start(
         gone: BTreeSet::new(),
     };
     let lower = || {
-        // Per thread on Linux (setpriority(2), "C library/kernel differences"): receiving has priority.
+        // Per thread on Linux (setpriority(2), "C library/kernel differences"): ingest has priority.
         if let Err(err) = rustix::process::nice(19) {
             tracing::debug!(error = %err, "materialising at normal priority");
         }
@@ -142,24 +143,27 @@ impl Materialiser {
     }
 
     /// Runs work on the control store at normal priority, since ingest waits for the store's locks.
-    async fn control<T, F>(&self, work: impl FnOnce(ControlStore) -> F) -> Result<T>
+    async fn with_control_store<T, F>(&self, work: impl FnOnce(ControlStore) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.receiving.spawn(work(self.control.clone())).await?
+        self.ingest_runtime.spawn(work(self.control.clone())).await?
     }
 
     async fn lease(&self, organization: OrganizationId) -> Result<bool> {
         let (lease, holder) = (format!("materialise/{organization}"), self.holder.clone());
-        self.control(move |control| async move { control.lease(&lease, &holder, now(), now() + LEASE_NS).await }).await
+        self.with_control_store(
+            move |control| async move { control.lease(&lease, &holder, now(), now() + LEASE_NS).await },
+        )
+        .await
     }
 
-    /// True if there is more to do at once.
+    /// Materialises one group of batches of each organization; returns whether more are due now.
     async fn round(&mut self) -> Result<bool> {
         let (mut more, commits) = (false, self.commits);
-        for organization in self.control(|control| async move { control.organization_ids().await }).await? {
-            match self.organization(organization).await {
+        for organization in self.with_control_store(|control| async move { control.organization_ids().await }).await? {
+            match self.materialise_organization(organization).await {
                 Ok(has_more) => {
                     more |= has_more;
                     self.health.record_success(Some(organization));
@@ -179,9 +183,10 @@ impl Materialiser {
         Ok(more)
     }
 
-    async fn organization(&mut self, organization: OrganizationId) -> Result<bool> {
-        let pending =
-            self.control(move |control| async move { control.pending(organization, BATCHES_MAX).await }).await?;
+    async fn materialise_organization(&mut self, organization: OrganizationId) -> Result<bool> {
+        let pending = self
+            .with_control_store(move |control| async move { control.pending(organization, BATCHES_MAX).await })
+            .await?;
         let Some(oldest) = pending.batches.first() else { return Ok(false) };
         let bytes: i64 = pending.batches.iter().map(|batch| batch.bytes).sum();
         if now() - oldest.landed < WAIT_NS && bytes < ENOUGH_BYTES {
@@ -191,12 +196,12 @@ impl Materialiser {
             return Ok(false);
         }
         let versions = versions(pending.versions);
-        let group = self.read(pending.batches).await?;
+        let group = self.read_group(pending.batches).await?;
         // Reading may have taken long: only the present holder of the lease commits.
         if group.landed.is_empty() && group.unreadable.is_empty() || !self.lease(organization).await? {
             return Ok(false);
         }
-        self.write(organization, group.landed, group.unreadable, versions).await?;
+        self.write_group(organization, group.landed, group.unreadable, versions).await?;
         self.commits += 1;
         if self.commits.is_multiple_of(COMPACT_EVERY) {
             let lake = self.lake.clone();
@@ -207,7 +212,7 @@ impl Materialiser {
     }
 
     /// Reads the batches of one commit.
-    async fn read(&mut self, pending: Vec<PendingBatch>) -> Result<Group> {
+    async fn read_group(&mut self, pending: Vec<PendingBatch>) -> Result<Group> {
         let (mut group, mut records, mut rows) = (Group::default(), 0, 0);
         for PendingBatch { key, day, landed, bytes, store } in pending {
             group.more = records > RECORDS_MAX
@@ -236,8 +241,8 @@ impl Materialiser {
     }
 
     /// Writes batches to the tables and marks them. If they cannot be written together, each is tried alone; a batch that
-    /// cannot be written at all is marked unreadable.
-    async fn write(
+    /// cannot be written at all is marked.
+    async fn write_group(
         &self,
         organization: OrganizationId,
         landed: Vec<LandedBatch>,
@@ -251,8 +256,8 @@ impl Materialiser {
                 versions = newer;
                 keys.extend(group.iter().map(|landed| landed.key.clone()));
             }
-            Err(Failure::Passing(err)) => return Err(err),
-            Err(Failure::Batches(why)) => {
+            Err(Failure::Transient(err)) => return Err(err),
+            Err(Failure::Permanent(why)) => {
                 tracing::warn!(%organization, why, batches = group.len(), "batches cannot be written together; trying each alone");
                 for landed in group.iter() {
                     match self.materialise(organization, Arc::new(vec![landed.clone()]), &versions).await {
@@ -260,8 +265,8 @@ impl Materialiser {
                             versions = newer;
                             keys.push(landed.key.clone());
                         }
-                        Err(Failure::Passing(err)) => return Err(err),
-                        Err(Failure::Batches(why)) => unreadable.push((landed.key.clone(), why)),
+                        Err(Failure::Transient(err)) => return Err(err),
+                        Err(Failure::Permanent(why)) => unreadable.push((landed.key.clone(), why)),
                     }
                 }
             }
@@ -269,20 +274,24 @@ impl Materialiser {
         tracing::debug!(%organization, batches = keys.len(), "materialised");
         self.metrics.materialised(organization, keys.len() as u64);
         for (key, why) in &unreadable {
-            tracing::error!(key, why, "a landed batch cannot be written into the tables; it is marked unreadable");
+            tracing::error!(
+                key,
+                why,
+                "a landed batch cannot be written to the tables; it is in none until `doctor --rebuild`"
+            );
             if let Some(LandingKey { agent, .. }) = LandingKey::parse(key) {
                 let why = format!("a batch is in no table: {why}: {key}");
                 let agent = AgentKey { organization, agent };
                 let alert =
                     move |control: ControlStore| async move { control.alert(agent, "unreadable", &why, now()).await };
-                self.control(alert).await?;
+                self.with_control_store(alert).await?;
             }
         }
         let marks = versions.into_iter().map(|(table, mark)| (table, (mark.version, mark.rows))).collect();
         let unreadable: Vec<String> = unreadable.into_iter().map(|(key, _)| key).collect();
-        self.control(
-            move |control| async move { control.mark_materialised(organization, &keys, &unreadable, &marks).await },
-        )
+        self.with_control_store(move |control| async move {
+            control.mark_materialised(organization, &keys, &unreadable, &marks).await
+        })
         .await
     }
 
@@ -297,9 +306,9 @@ impl Materialiser {
         let work = tokio::spawn(async move { lake.materialise(organization, &landed, &versions).await });
         match work.await {
             Ok(Ok(versions)) => Ok(versions),
-            Ok(Err(LakeError::Rows(why))) => Err(Failure::Batches(why)),
-            Ok(Err(err)) => Err(Failure::Passing(err.into())),
-            Err(err) => Err(Failure::Batches(err.to_string())),
+            Ok(Err(LakeError::Rows(why))) => Err(Failure::Permanent(why)),
+            Ok(Err(err)) => Err(Failure::Transient(err.into())),
+            Err(err) => Err(Failure::Permanent(err.to_string())),
         }
     }
 }

@@ -87,8 +87,8 @@ pub(crate) fn check_statement(sql: &str) -> Result<()> {
     let operators = words + bare.chars().filter(|letter| is_sign(*letter)).count();
     if sql.len() > SQL_BYTES_MAX || deepest > NESTING_MAX || operators > OPERATORS_MAX {
         bail!(
-            "a statement may have {SQL_BYTES_MAX} bytes, nest {NESTING_MAX} brackets and have {OPERATORS_MAX} operators; \
-             write a simpler one (a list of values as `IN (…)`)"
+            "the statement exceeds a limit: at most {SQL_BYTES_MAX} bytes, {NESTING_MAX} nested brackets and \
+             {OPERATORS_MAX} operators; write a simpler one (a list of values as `IN (…)`)"
         );
     }
     Ok(())

@@ -4,8 +4,8 @@ mod requests;
 
 use super::{
     collectors::{LaneSink, QueueSink},
+    context::AgentContext,
     delivery::LaneDelivery,
-    parts::Parts,
 };
 use crate::now;
 use anyhow::Result;
@@ -26,15 +26,15 @@ const CACHE_BYTES: usize = 1 << 20;
 
 /// Requests, and the lane for their answers.
 pub(super) struct Artifacts {
-    parts: Arc<Parts>,
+    agent: Arc<AgentContext>,
     requests: ArtifactRequests,
     lane: Option<LaneSink>,
 }
 
 impl Artifacts {
-    pub(super) fn load(parts: Arc<Parts>) -> Self {
-        let requests = ArtifactRequests::load(&parts.identity, &parts.enrollment);
-        Self { parts, requests, lane: None }
+    pub(super) fn load(agent: Arc<AgentContext>) -> Self {
+        let requests = ArtifactRequests::load(&agent.identity, &agent.enrollment);
+        Self { agent, requests, lane: None }
     }
 
     /// The collector's view of the requests.
@@ -57,17 +57,17 @@ impl Artifacts {
 
     /// The lane; absent until there is something for it.
     pub(super) fn destination(&mut self, context: &watch::Sender<BatchContext>) -> Result<Option<LaneSink>> {
-        let parts = &self.parts;
-        let dir = &parts.config.state_dir;
+        let agent = &self.agent;
+        let dir = &agent.config.state_dir;
         if self.lane.is_none() && (self.requests.is_open() || dir.join("blobs.redb").exists()) {
-            let quota = Quota { cache_bytes: CACHE_BYTES, ..parts.config.quota };
+            let quota = Quota { cache_bytes: CACHE_BYTES, ..agent.config.quota };
             let queue = Queue::open(dir, LaneName::Blobs, quota, fastrand::u64(1..))?;
-            let owner = (parts.enrollment.organization, parts.enrollment.agent);
-            queue.set_owner(owner, &parts.enrollment.replaces, &parts.host, fastrand::u64(1..))?;
-            let delivery = LaneDelivery::new(&parts.client);
+            let owner = (agent.enrollment.organization, agent.enrollment.agent);
+            queue.set_owner(owner, &agent.enrollment.replaces, &agent.host, fastrand::u64(1..))?;
+            let delivery = LaneDelivery::new(&agent.client);
             let lane = Lane::start(LaneConfig {
                 queue,
-                limits: BatchLimits { bytes_max: BATCH_BYTES, records_max: 64, ..parts.config.batches.clone() },
+                limits: BatchLimits { bytes_max: BATCH_BYTES, records_max: 64, ..agent.config.batches.clone() },
                 context: context.subscribe(),
                 intake_bytes_max: BATCH_BYTES,
                 in_flight_bytes_max: 2 * BATCH_BYTES,
@@ -75,7 +75,7 @@ impl Artifacts {
                 codec: delivery.codec(),
                 post: Some(Arc::clone(&delivery) as Arc<dyn Post>),
             })?;
-            let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&parts.statuses), Arc::clone(&parts.events)));
+            let sink = Arc::new(QueueSink::new(&lane, Arc::clone(&agent.statuses), Arc::clone(&agent.events)));
             self.lane = Some(LaneSink { lane: Arc::new(lane), sink });
         }
         Ok(self.lane.clone())

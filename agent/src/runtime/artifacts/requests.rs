@@ -78,7 +78,7 @@ impl ArtifactRequests {
             if self.log.open.len() >= REQUESTS_MAX {
                 break;
             }
-            match self.read(&signed) {
+            match self.verify(&signed) {
                 Ok(request)
                     if self.log.open.contains_key(&request.id) || self.log.answered.contains_key(&request.id) => {}
                 Ok(request) => {
@@ -97,13 +97,13 @@ impl ArtifactRequests {
             self.refused = refused;
         }
         if new {
-            self.keep()?;
+            self.save()?;
         }
         self.hand_over(limits);
         Ok(new)
     }
 
-    fn read(&self, signed: &SignedRequest) -> anyhow::Result<ArtifactRequest> {
+    fn verify(&self, signed: &SignedRequest) -> anyhow::Result<ArtifactRequest> {
         let key = self.enrollment.policy_key.as_deref().context("this agent has no key to verify it with")?;
         if !is_signature_valid(key, &SignedRequest::message(&signed.request), &signed.signature) {
             bail!("it is not signed by the workspace's key");
@@ -120,13 +120,13 @@ impl ArtifactRequests {
         let now = now();
         // A clock that was set back leaves answers of the future, which would count for as long.
         let is_recent = |at: &&i64| (0..HOUR_NS).contains(&now.saturating_sub(**at));
-        let before = self.log.answered.values().filter(is_recent).count();
-        let open = self.log.open.values().filter_map(|signed| self.read(signed).ok()).enumerate();
+        let answered_last_hour = self.log.answered.values().filter(is_recent).count();
+        let open = self.log.open.values().filter_map(|signed| self.verify(signed).ok()).enumerate();
         let new = open.filter(|(_, request)| !self.passed.contains(&request.id));
         let approved = new.map(|(at, request)| {
             let refused = if request.expires <= now {
                 Some("the request has expired".to_owned())
-            } else if before + at >= limits.per_hour_max as usize {
+            } else if answered_last_hour + at >= limits.per_hour_max as usize {
                 Some(format!("the policy allows {} per hour", limits.per_hour_max))
             } else {
                 None
@@ -163,10 +163,10 @@ impl ArtifactRequests {
             // Ids are UUIDv7, so the first is the oldest.
             self.log.answered.pop_first();
         }
-        self.keep()
+        self.save()
     }
 
-    fn keep(&self) -> anyhow::Result<()> {
+    fn save(&self) -> anyhow::Result<()> {
         self.identity.write(FILE, &serde_json::to_vec(&self.log)?)
     }
 }
@@ -217,7 +217,7 @@ mod tests {
         // After a restart open requests are passed again, answered ones are not.
         artifacts.log.open.remove("2");
         artifacts.log.answered.insert("2".to_owned(), now());
-        artifacts.keep().expect("writes");
+        artifacts.save().expect("writes");
         let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
         assert!(!artifacts.take(vec![sign(&key, &request("2"))], &limits).expect("keeps"));
         assert_eq!(artifacts.requests().ids(), ["1-late", "3"]);

@@ -8,4 +8,4 @@ mod supervisor;
 pub(crate) use runner::chunks_of;
 pub(super) use sink::{LaneSink, QueueSink};
 pub(super) use status::{CollectorState, CollectorStatuses};
-pub(super) use supervisor::{Start, Supervisor};
+pub(super) use supervisor::{StartRequest, Supervisor};

@@ -194,11 +194,14 @@ impl Runner {
         }
     }
 
-    /// Sets the state to running; `why` is a remaining problem.
-    fn set_running(&self, why: Option<String>) {
-        let was_failing =
-            self.statuses.lines().iter().any(|(id, line)| *id == self.spec.id && line.state == CollectorState::Failing);
-        self.statuses.set(self.spec.id, CollectorState::Running, why);
+    /// Sets the state to running; `problem` is one that remains.
+    fn set_running(&self, problem: Option<String>) {
+        let was_failing = self
+            .statuses
+            .all()
+            .iter()
+            .any(|(id, status)| *id == self.spec.id && status.state == CollectorState::Failing);
+        self.statuses.set(self.spec.id, CollectorState::Running, problem);
         if was_failing {
             self.sink.lifecycle(
                 LifecycleEvent::CollectorRecovered,
@@ -259,7 +262,7 @@ impl Watchdog {
     fn for_watch(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration, progress: Progress) -> Self {
         let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
         let ended = signal.clone();
-        let run = move || {
+        let watch_progress = move || {
             let (mut steps, mut is_stuck) = (progress.steps(), false);
             while ended.wait(deadline) == Wake::Timeout {
                 let count = progress.steps();
@@ -277,7 +280,7 @@ impl Watchdog {
                 steps = count;
             }
         };
-        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(run) {
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch_progress) {
             tracing::warn!(collector = id, error = %err, "cannot start the watchdog thread; a stuck collector will not be reported");
         }
         Self(signal)
@@ -286,14 +289,14 @@ impl Watchdog {
     fn for_poll(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration) -> Self {
         let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
         let ended = signal.clone();
-        let run = move || {
+        let watch_progress = move || {
             if ended.wait(deadline) == Wake::Timeout {
                 let why = format!("the poll has not returned for {deadline:?}");
                 tracing::error!(collector = id, "{why}");
                 statuses.set_stuck(id, Some(why));
             }
         };
-        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(run) {
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch_progress) {
             tracing::warn!(collector = id, error = %err, "cannot start the watchdog thread; a stuck collector will not be reported");
         }
         Self(signal)

@@ -66,7 +66,7 @@ impl Sink for QueueSink {
     }
 
     fn recovered(&self, collector: &'static str) {
-        self.statuses.recovered(collector);
+        self.statuses.clear_problem(collector);
         self.lifecycle(LifecycleEvent::CollectorRecovered, collector, "the collector works again".to_owned());
     }
 }

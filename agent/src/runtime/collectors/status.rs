@@ -42,15 +42,15 @@ impl CollectorState {
 pub(crate) struct CollectorStatus {
     pub(crate) class: CollectorClass,
     pub(crate) state: CollectorState,
-    /// Why it does not run, or its last problem.
-    pub(crate) why: Option<String>,
-    /// `why` is a problem with a source that the collector should observe, and not a missing permission that only reduces
+    /// Why the collector does not run; or its last problem, if `is_problem`.
+    pub(crate) reason: Option<String>,
+    /// `reason` is a problem with a source that the collector should observe, and not a missing permission that only reduces
     /// its output.
     pub(crate) is_problem: bool,
     /// Why the collector counts as stuck; `None` if it does not.
     pub(crate) stuck: Option<String>,
     /// A conflict between configuration and policy.
-    pub(crate) note: Option<String>,
+    pub(crate) conflict: Option<String>,
 }
 
 /// States of all collectors, by id.
@@ -68,58 +68,58 @@ impl CollectorStatuses {
             CollectorStatus {
                 class,
                 state: CollectorState::Starting,
-                why: None,
+                reason: None,
                 is_problem: false,
                 stuck: None,
-                note: None,
+                conflict: None,
             },
         );
     }
 
     /// Marks a collector as stuck for a reason, or with `None` as running again. An earlier problem remains.
     pub(crate) fn set_stuck(&self, id: &str, stuck: Option<String>) {
-        if let Some(line) = self.lock().get_mut(id) {
-            line.state = if stuck.is_some() { CollectorState::Stuck } else { CollectorState::Running };
-            line.stuck = stuck;
+        if let Some(status) = self.lock().get_mut(id) {
+            status.state = if stuck.is_some() { CollectorState::Stuck } else { CollectorState::Running };
+            status.stuck = stuck;
         }
     }
 
     /// Sets a state; returns whether it changed.
     pub(crate) fn set(&self, id: &str, state: CollectorState, why: Option<String>) -> bool {
-        let mut lines = self.lock();
-        let Some(line) = lines.get_mut(id) else { return false };
-        let changed = line.state != state;
-        line.state = state;
-        line.why = why;
-        line.stuck = None;
-        line.is_problem = false;
+        let mut statuses = self.lock();
+        let Some(status) = statuses.get_mut(id) else { return false };
+        let changed = status.state != state;
+        status.state = state;
+        status.reason = why;
+        status.stuck = None;
+        status.is_problem = false;
         changed
     }
 
-    /// Records why a collector runs in spite of its settings.
-    pub(crate) fn note(&self, id: &str, why: Option<String>) {
-        if let Some(line) = self.lock().get_mut(id) {
-            line.note = why;
+    /// Records why a collector runs although the configuration switches it off; `None` clears it.
+    pub(crate) fn set_conflict(&self, id: &str, why: Option<String>) {
+        if let Some(status) = self.lock().get_mut(id) {
+            status.conflict = why;
         }
     }
 
     /// Records a problem of a running collector.
     pub(crate) fn report_problem(&self, id: &str, why: String) {
-        if let Some(line) = self.lock().get_mut(id) {
-            line.why = Some(why);
-            line.is_problem = true;
+        if let Some(status) = self.lock().get_mut(id) {
+            status.reason = Some(why);
+            status.is_problem = true;
         }
     }
 
     /// Clears the last reported problem.
-    pub(crate) fn recovered(&self, id: &str) {
-        if let Some(line) = self.lock().get_mut(id) {
-            line.why = None;
-            line.is_problem = false;
+    pub(crate) fn clear_problem(&self, id: &str) {
+        if let Some(status) = self.lock().get_mut(id) {
+            status.reason = None;
+            status.is_problem = false;
         }
     }
 
-    pub(crate) fn lines(&self) -> Vec<(&'static str, CollectorStatus)> {
-        self.lock().iter().map(|(id, line)| (*id, line.clone())).collect()
+    pub(crate) fn all(&self) -> Vec<(&'static str, CollectorStatus)> {
+        self.lock().iter().map(|(id, status)| (*id, status.clone())).collect()
     }
 }

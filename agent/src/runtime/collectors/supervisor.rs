@@ -24,7 +24,7 @@ struct Running {
     thread: JoinHandle<()>,
     stop: StopSignal,
     waker: Waker,
-    /// Settings that were decided for it.
+    /// Settings from the policy decision; if they change, the collector is restarted.
     settings: AnySettings,
     /// Running collectors among those that it defers to.
     enabled: BTreeSet<&'static str>,
@@ -42,7 +42,7 @@ pub(in crate::runtime) struct Supervisor {
 }
 
 /// A collector to start.
-pub(in crate::runtime) struct Start {
+pub(in crate::runtime) struct StartRequest {
     pub(in crate::runtime) spec: &'static Spec,
     /// Settings from the policy decision; if they change, the collector is restarted.
     pub(in crate::runtime) decided: AnySettings,
@@ -80,8 +80,8 @@ impl Supervisor {
     }
 
     /// Starts a collector's thread.
-    pub(in crate::runtime) fn start(&mut self, start: Start) -> Result<()> {
-        let Start { spec, decided, settings, context, destination } = start;
+    pub(in crate::runtime) fn start(&mut self, request: StartRequest) -> Result<()> {
+        let StartRequest { spec, decided, settings, context, destination } = request;
         let stop = self.stop.child();
         let enabled = context.enabled.clone();
         let runner = Runner {
@@ -116,23 +116,25 @@ impl Supervisor {
         (settings, context): (AnySettings, CollectorContext),
         sink: Arc<QueueSink>,
     ) -> Result<()> {
-        let mut done = match self.skipping.remove(id) {
-            Some(done) => done,
+        let mut skipped = match self.skipping.remove(id) {
+            Some(skipped) => skipped,
             None => {
-                let (finished, done) = oneshot::channel();
+                let (sender, receiver) = oneshot::channel();
                 let stop = self.stop.child();
                 let work = move || {
                     let outlet = Outlet::new(Arc::clone(&sink) as Arc<dyn Sink>, stop);
-                    drop(finished.send(settings.skip(&context, &outlet).and_then(|()| sink.wait_durable())));
+                    drop(sender.send(settings.skip(&context, &outlet).and_then(|()| sink.wait_durable())));
                 };
                 std::thread::Builder::new().name(format!("skip-{id}")).spawn(work)?;
-                done
+                receiver
             }
         };
-        match tokio::time::timeout(SKIP_TIMEOUT, &mut done).await {
-            Ok(skipped) => Ok(skipped.context("the thread that skips panicked")??),
+        match tokio::time::timeout(SKIP_TIMEOUT, &mut skipped).await {
+            Ok(skipped) => Ok(skipped.with_context(|| {
+                format!("a panic ended the thread that skips what was written while {id} was off")
+            })??),
             Err(_) => {
-                self.skipping.insert(id, done);
+                self.skipping.insert(id, skipped);
                 anyhow::bail!("collector {id} is still skipping what was written while it was off; trying again");
             }
         }

@@ -158,7 +158,10 @@ impl WorkspaceClient {
                     }
                     // The files may be half written: try again later.
                     Err(why) if state.refused != now => {
-                        tracing::warn!(?why, "new certificates cannot be used; keeping the old ones");
+                        tracing::warn!(
+                            error = why.reasons().join("; "),
+                            "new certificates cannot be used; keeping the old ones"
+                        );
                         state.refused = now;
                     }
                     Err(_) => {}

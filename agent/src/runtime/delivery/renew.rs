@@ -58,7 +58,7 @@ async fn attempt(identity: &IdentityDir, client: &WorkspaceClient) -> Result<()>
     let certificate = client.current().renew(csr).await?;
     let is_over = due_of(certificate.as_bytes())?.is_zero();
     let tried = client.try_certificate(certificate);
-    tried.map_err(|err| anyhow!("the new certificate cannot be used: {err:?}"))?;
+    tried.map_err(|err| anyhow!("the new certificate cannot be used: {}", err.reasons().join("; ")))?;
     if is_over {
         bail!("the new certificate expires too soon by this machine's clock; set the clock");
     }

@@ -152,8 +152,8 @@ async fn salvage_one(lane: &Arc<Lane>, events: &AgentEvents, path: &Path) {
     };
     let message = match tokio::task::spawn_blocking(work).await.expect("salvage does not panic") {
         Ok(found) => format!(
-            "salvaged {} batches of {} records from a damaged queue; {} batches of {} records were damaged, {} of another \
-             enrollment",
+            "salvaged {} batches with {} records in all from a damaged queue; {} batches with {} records were damaged, {} \
+             batches were of another enrollment",
             found.batches, found.records, found.damaged, found.damaged_records, found.foreign
         ),
         Err(SalvageError::Stopped) => return,
@@ -207,7 +207,8 @@ async fn fetch(client: &WorkspaceApi) -> Result<Vec<StoredSource>> {
         let after = sources.last().map(|last| (last.collector.as_str(), last.id.as_str()));
         let Some(page) = client.positions(after).await? else {
             tracing::warn!(
-                "the workspace's release is too old to send positions; files are read from where `start` says"
+                "the workspace's release is too old to send positions; collectors begin where their setting `start` says; \
+                 upgrade the workspace"
             );
             return Ok(Vec::new());
         };

@@ -30,7 +30,7 @@ fn decided(policy: &Policy, off: &[&str]) -> (BTreeSet<&'static str>, Vec<&'stat
     let host = tempfile::tempdir().expect("temp dir");
     let decisions = decide(policy, &plans(off), &CollectorContext::new(host.path(), Arc::new(|| 1)));
     let of = |which: fn(&Decision) -> bool| decisions.iter().filter(|d| which(d)).map(|d| d.id).collect::<Vec<_>>();
-    (of(|d| d.run).into_iter().collect(), of(|d| d.conflict), of(|d| d.by_policy))
+    (of(|d| d.runs).into_iter().collect(), of(|d| d.is_conflict), of(|d| d.is_off_by_policy))
 }
 
 #[test]

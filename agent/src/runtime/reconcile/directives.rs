@@ -78,7 +78,9 @@ pub(super) async fn upload_policy(client: &WorkspaceClient, signed: Option<Signe
         match post.upload_policy(&signed).await {
             Ok(false) => {}
             Ok(true) => {
-                tracing::warn!("sent the policy in force to a workspace that lost it; was it restored from a backup?")
+                tracing::warn!(
+                    "this agent sent the policy in force to a workspace that lacks it; check whether the workspace was restored from a backup"
+                )
             }
             Err(why) => tracing::warn!(
                 why = format!("{why:#}"),

@@ -11,9 +11,9 @@ use crate::{
     now,
     runtime::{
         artifacts::Artifacts,
-        collectors::{CollectorState, LaneSink, Start, Supervisor},
+        collectors::{CollectorState, LaneSink, StartRequest, Supervisor},
+        context::AgentContext,
         delivery::resume,
-        parts::Parts,
         policy::{Decision, PolicyStore, decide},
     },
 };
@@ -53,7 +53,7 @@ fn relevant(spec: &Spec, enabled: &BTreeSet<&'static str>) -> BTreeSet<&'static 
 
 /// Applies the policy.
 pub(super) struct Reconciler {
-    parts: Arc<Parts>,
+    agent: Arc<AgentContext>,
     /// The configuration in force.
     config: Arc<Resolved>,
     store: PolicyStore,
@@ -71,25 +71,29 @@ pub(super) struct Reconciler {
 
 impl Reconciler {
     /// Creates a reconciler without running collectors.
-    pub(super) fn new(parts: Arc<Parts>, store: PolicyStore, batch_context: watch::Sender<BatchContext>) -> Self {
-        let off = std::fs::read(parts.identity.path(OFF)).ok();
+    pub(super) fn new(
+        agent: Arc<AgentContext>,
+        store: PolicyStore,
+        batch_context: watch::Sender<BatchContext>,
+    ) -> Self {
+        let off = std::fs::read(agent.identity.path(OFF)).ok();
         let off = off.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        let config = Arc::clone(&parts.in_force.borrow());
+        let config = Arc::clone(&agent.in_force.borrow());
         for plan in &config.collectors {
-            parts.statuses.add(plan.spec.id, plan.spec.class);
+            agent.statuses.add(plan.spec.id, plan.spec.class);
         }
         if let Some(problem) = store.problem() {
-            let collects = store.policy().is_some();
+            let has_policy = store.policy().is_some();
             tracing::error!(
                 error = problem,
-                collects,
+                has_policy,
                 "the stored policy cannot be used; waiting for the workspace to send one"
             );
         }
-        let collectors = Supervisor::new(Arc::clone(&parts.statuses), parts.stop.clone());
-        let artifacts = Artifacts::load(Arc::clone(&parts));
+        let collectors = Supervisor::new(Arc::clone(&agent.statuses), agent.stop.clone());
+        let artifacts = Artifacts::load(Arc::clone(&agent));
         let (reported, pace) = (BTreeSet::new(), PollPace::default());
-        Self { parts, config, store, batch_context, collectors, artifacts, off, reported, pace }
+        Self { agent, config, store, batch_context, collectors, artifacts, off, reported, pace }
     }
 
     /// Applies policies until a stop; then waits for the collectors to end.
@@ -108,7 +112,7 @@ impl Reconciler {
         self.accept_requests(Vec::new()).await;
         // The poll continues while other events are handled; a new one would restart its pauses.
         let mut polling = self.poll();
-        let mut in_force = self.parts.in_force.subscribe();
+        let mut in_force = self.agent.in_force.subscribe();
         loop {
             self.config = Arc::clone(&in_force.borrow_and_update());
             // The borrow must end before the await.
@@ -122,7 +126,7 @@ impl Reconciler {
             };
             tokio::select! {
                 directives = &mut polling => {
-                    self.follow(directives).await;
+                    self.apply_directives(directives).await;
                     polling = self.poll();
                 }
                 () = tokio::time::sleep(RETRY_EVERY), if self.artifacts.is_open() => drop(self.accept_requests(Vec::new()).await),
@@ -135,21 +139,21 @@ impl Reconciler {
 
     /// The next poll.
     fn poll(&self) -> Pin<Box<dyn Future<Output = Directives> + Send>> {
-        let (parts, pace, after) = (Arc::clone(&self.parts), self.pace, self.store.revision());
+        let (agent, pace, after) = (Arc::clone(&self.agent), self.pace, self.store.revision());
         Box::pin(async move {
-            pace.wait(&parts.delivery, after).await;
-            next(&parts.client, &parts.delivery, after).await
+            pace.wait(&agent.delivery, after).await;
+            next(&agent.client, &agent.delivery, after).await
         })
     }
 
     /// Applies the directives of a poll.
-    async fn follow(&mut self, directives: Directives) {
+    async fn apply_directives(&mut self, directives: Directives) {
         let known = self.store.revision();
         if let Some(signed) = &directives.policy {
             self.accept_policy(signed);
         }
-        if directives.bring_policy {
-            upload_policy(&self.parts.client, self.store.signed()).await;
+        if directives.wants_policy {
+            upload_policy(&self.agent.client, self.store.signed()).await;
         }
         let is_new = self.accept_requests(directives.artifacts).await || self.store.revision() != known;
         self.pace.answered(is_new);
@@ -183,7 +187,7 @@ impl Reconciler {
             }
             Err(why) if before != Some(why.to_string()) => {
                 tracing::error!(error = %why, "policy refused; keeping the one in force");
-                self.parts.events.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
+                self.agent.events.lifecycle(LifecycleEvent::Policy, format!("a policy was refused: {why}"), None, None);
             }
             Err(_) => {}
         }
@@ -195,20 +199,20 @@ impl Reconciler {
             self.store.set_emission_off(true);
             for plan in &self.config.collectors {
                 let why = "no policy is in force; waiting for the workspace";
-                self.parts.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
+                self.agent.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
             }
             return Ok(());
         };
         let decisions = decide(&policy, &self.config.collectors, &collector_context(&self.config));
         self.record_off(&decisions)?;
-        let enabled = decisions.iter().filter(|decision| decision.run).map(|decision| decision.id).collect();
+        let enabled = decisions.iter().filter(|decision| decision.runs).map(|decision| decision.id).collect();
         self.stop_outdated(&policy, &decisions, &enabled).await;
         self.switch_policy(&policy).await;
         let config = Arc::clone(&self.config);
         let mut failed = None;
         for (plan, decision) in config.collectors.iter().zip(decisions) {
             if let Err(err) = self.reconcile(plan, decision, &enabled, is_resumed).await {
-                self.parts.statuses.set(plan.spec.id, CollectorState::Waiting, Some(format!("{err:#}")));
+                self.agent.statuses.set(plan.spec.id, CollectorState::Waiting, Some(format!("{err:#}")));
                 failed.get_or_insert(err);
             }
         }
@@ -218,14 +222,14 @@ impl Reconciler {
     /// Records durably which collectors the policy switches off.
     fn record_off(&mut self, decisions: &[Decision]) -> Result<()> {
         let before = self.off.len();
-        for decision in decisions.iter().filter(|decision| decision.by_policy) {
+        for decision in decisions.iter().filter(|decision| decision.is_off_by_policy) {
             self.off.entry(decision.id.to_owned()).or_insert_with(now);
         }
         if self.off.len() == before { Ok(()) } else { self.store_off() }
     }
 
     fn store_off(&self) -> Result<()> {
-        self.parts.identity.write(OFF, &serde_json::to_vec(&self.off)?)
+        self.agent.identity.write(OFF, &serde_json::to_vec(&self.off)?)
     }
 
     /// Stops collectors that no longer run, or that run with other settings, or beside others of those that they defer to.
@@ -233,15 +237,15 @@ impl Reconciler {
         let is_outdated = |(plan, decision): &(&ConfiguredCollector, &Decision)| {
             let enabled = relevant(plan.spec, enabled);
             self.collectors.is_running(decision.id)
-                && (!decision.run || self.collectors.is_outdated(decision.id, &decision.settings, &enabled))
+                && (!decision.runs || self.collectors.is_outdated(decision.id, &decision.settings, &enabled))
         };
         let all = self.config.collectors.iter().zip(decisions);
         let outdated: Vec<&Decision> = all.filter(is_outdated).map(|(_, decision)| decision).collect();
         let ids: Vec<&'static str> = outdated.iter().map(|decision| decision.id).collect();
         self.collectors.stop(&ids).await;
-        if policy.collect && outdated.iter().any(|decision| decision.by_policy) {
+        if policy.collect && outdated.iter().any(|decision| decision.is_off_by_policy) {
             // Their records belong to the previous policy.
-            let sink = Arc::clone(&self.parts.records.sink);
+            let sink = Arc::clone(&self.agent.records.sink);
             drop(tokio::task::spawn_blocking(move || sink.wait_durable()).await);
         }
     }
@@ -249,16 +253,16 @@ impl Reconciler {
     /// From now on batches name this policy. Before collection is switched off, makes earlier records durable under the
     /// previous policy; after that nothing about this host is emitted.
     async fn switch_policy(&self, policy: &Arc<Policy>) {
-        let was = self.store.applied();
+        let previous = self.store.applied();
         let (revision, has_host) = {
             let context = self.batch_context.borrow();
             (context.policy_revision, !context.host.hostname.is_empty())
         };
         self.store.set_applied(Arc::clone(policy));
         if !policy.collect {
-            if was.is_some_and(|was| was.collect) {
+            if previous.is_some_and(|previous| previous.collect) {
                 let message = format!("policy revision {} switches collection off", policy.revision);
-                if let Some(emitting) = self.parts.events.lifecycle(LifecycleEvent::Policy, message, None, None) {
+                if let Some(emitting) = self.agent.events.lifecycle(LifecycleEvent::Policy, message, None, None) {
                     drop(tokio::time::timeout(EVENT_GRACE, emitting).await);
                 }
             }
@@ -267,7 +271,7 @@ impl Reconciler {
                 self.flush_or_purge_queue().await;
             }
         }
-        let host = if policy.collect { self.parts.host.clone() } else { HostLabel::default() };
+        let host = if policy.collect { self.agent.host.clone() } else { HostLabel::default() };
         self.batch_context.send_if_modified(|context| {
             let is_changed = (context.policy_revision, &context.host) != (policy.revision, &host);
             (context.policy_revision, context.host) = (policy.revision, host);
@@ -277,28 +281,28 @@ impl Reconciler {
             self.store.set_emission_off(false);
             if revision != policy.revision {
                 let message = format!("policy revision {} is in force", policy.revision);
-                self.parts.events.lifecycle(LifecycleEvent::Policy, message, None, None);
+                self.agent.events.lifecycle(LifecycleEvent::Policy, message, None, None);
             }
         }
     }
 
     /// Waits until everything is durable, and purges the queue if so configured.
     async fn flush_or_purge_queue(&self) {
-        let purges = self.parts.config.policy.on_disable == OnDisable::Purge;
-        self.parts.client.close(purges);
+        let purges = self.agent.config.policy.on_disable == OnDisable::Purge;
+        self.agent.client.close(purges);
         if purges {
             // Damaged queues hold records from before collection was switched off, too.
-            for path in vedette_transport::queue::salvage::broken(&self.parts.config.state_dir, LaneName::Records) {
+            for path in vedette_transport::queue::salvage::broken(&self.agent.config.state_dir, LaneName::Records) {
                 tracing::warn!(path = %path.display(), "deleting a damaged queue, since the policy switched collection off and `policy.on_disable` is `purge`");
                 drop(std::fs::remove_file(path));
             }
         }
-        let sink = Arc::clone(&self.parts.records.sink);
+        let sink = Arc::clone(&self.agent.records.sink);
         let mut durable = tokio::task::spawn_blocking(move || sink.wait_durable());
         let mut is_last = false;
         while !is_last {
             is_last = tokio::time::timeout(DURABLE_POLL, &mut durable).await.is_ok();
-            let queue = Arc::clone(self.parts.records.lane.queue());
+            let queue = Arc::clone(self.agent.records.lane.queue());
             // Purges before the wait, too, since a full queue accepts nothing.
             if purges
                 && let Err(err) =
@@ -307,7 +311,7 @@ impl Reconciler {
                 tracing::error!(error = %err, "the queue cannot be purged");
             }
         }
-        self.parts.client.close(false);
+        self.agent.client.close(false);
     }
 
     /// Applies a decision to one collector.
@@ -318,14 +322,14 @@ impl Reconciler {
         enabled: &BTreeSet<&'static str>,
         is_resumed: bool,
     ) -> Result<()> {
-        let (id, statuses) = (decision.id, Arc::clone(&self.parts.statuses));
-        if !decision.run {
-            statuses.note(id, None);
+        let (id, statuses) = (decision.id, Arc::clone(&self.agent.statuses));
+        if !decision.runs {
+            statuses.set_conflict(id, None);
             statuses.set(id, CollectorState::Disabled, decision.why);
             return Ok(());
         }
         self.report_conflict(&decision);
-        statuses.note(id, decision.why.clone());
+        statuses.set_conflict(id, decision.why.clone());
         if self.collectors.is_running(id) {
             return Ok(());
         }
@@ -335,28 +339,34 @@ impl Reconciler {
             let Some(destination) = self.artifacts.destination(&self.batch_context)? else { return Ok(()) };
             destination
         } else {
-            if !is_resumed && resume::waits(self.parts.records.lane.queue(), plan.spec) {
+            if !is_resumed && resume::waits(self.agent.records.lane.queue(), plan.spec) {
                 let why = "waiting for the workspace's positions";
                 statuses.set(id, CollectorState::Waiting, Some(why.to_owned()));
                 return Ok(());
             }
-            self.parts.records.clone()
+            self.agent.records.clone()
         };
         // A required collector that is switched off runs with its other settings.
         let settings = decision.settings.switched_on();
         self.skip_time_off(plan, &settings, enabled, &destination).await?;
         let context = self.context(plan.spec, enabled);
-        self.collectors.start(Start { spec: plan.spec, decided: decision.settings, settings, context, destination })
+        self.collectors.start(StartRequest {
+            spec: plan.spec,
+            decided: decision.settings,
+            settings,
+            context,
+            destination,
+        })
     }
 
     /// Reports once that configuration and policy disagree.
     fn report_conflict(&mut self, decision: &Decision) {
-        if decision.conflict
+        if decision.is_conflict
             && self.reported.insert(decision.id)
             && let Some(why) = &decision.why
         {
             tracing::warn!(collector = decision.id, why, "the configuration and the policy disagree");
-            self.parts.events.lifecycle(LifecycleEvent::Policy, why.clone(), Some(decision.id), None);
+            self.agent.events.lifecycle(LifecycleEvent::Policy, why.clone(), Some(decision.id), None);
         }
     }
 
@@ -370,7 +380,7 @@ impl Reconciler {
     ) -> Result<()> {
         let id = plan.spec.id;
         let Some(since) = self.off.get(id).copied() else { return Ok(()) };
-        if plan.spec.can_skip && self.parts.config.policy.resume == ResumeAt::End {
+        if plan.spec.can_skip && self.agent.config.policy.resume == ResumeAt::End {
             let queue = destination.lane.queue();
             let (cursors, stored) = (queue.cursors(id)?, queue.stored(id)?);
             let context = CollectorContext { cursors, stored, ..self.context(plan.spec, enabled) };
@@ -378,7 +388,7 @@ impl Reconciler {
         }
         let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());
         let message = format!("the policy had switched the collector off for {} s", off.as_secs());
-        self.parts.events.lifecycle(LifecycleEvent::Policy, message, Some(id), None);
+        self.agent.events.lifecycle(LifecycleEvent::Policy, message, Some(id), None);
         self.off.remove(id);
         self.store_off()
     }
@@ -388,7 +398,7 @@ impl Reconciler {
         CollectorContext {
             enabled: relevant(spec, enabled),
             requests: Some(self.artifacts.requests().clone()),
-            cloud: self.parts.cloud.clone(),
+            cloud: self.agent.cloud.clone(),
             ..collector_context(&self.config)
         }
     }

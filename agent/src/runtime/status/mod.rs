@@ -8,7 +8,7 @@ pub(super) use metrics::serve as serve_metrics;
 pub(crate) use prometheus::render as prometheus;
 pub(crate) use server::{Server, ask};
 
-use super::{parts::Parts, policy::PolicyStatus};
+use super::{context::AgentContext, policy::PolicyStatus};
 use crate::{exit::VERSION, now, platform};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -79,12 +79,12 @@ pub(crate) struct QueueReport {
     pub(crate) quarantine: QuarantineReport,
 }
 
-/// Batches in quarantine, which the workspace refuses for good.
+/// Batches in quarantine: the workspace refuses them for good, or they belong to an earlier enrollment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct QuarantineReport {
     pub(crate) batches: u64,
     pub(crate) bytes: u64,
-    /// Number of batches deleted for lack of space.
+    /// Number of batches deleted, for lack of space or by `vedette queue quarantine drop`.
     pub(crate) dropped: u64,
 }
 
@@ -132,25 +132,25 @@ pub(crate) fn missing_permissions(spec: &vedette_collectors::Spec) -> Vec<String
 /// What a report is built from.
 #[derive(Clone)]
 pub(crate) struct StatusSource {
-    parts: Arc<Parts>,
+    agent: Arc<AgentContext>,
     policy: watch::Receiver<PolicyStatus>,
 }
 
 impl StatusSource {
-    pub(super) fn new(parts: Arc<Parts>, policy: watch::Receiver<PolicyStatus>) -> Self {
-        Self { parts, policy }
+    pub(super) fn new(agent: Arc<AgentContext>, policy: watch::Receiver<PolicyStatus>) -> Self {
+        Self { agent, policy }
     }
 
     pub(crate) fn report(&self) -> Report {
-        let (parts, lane) = (&self.parts, self.parts.records.lane.status());
+        let (agent, lane) = (&self.agent, self.agent.records.lane.status());
         let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
-        let collectors = parts.statuses.lines().into_iter().map(|(id, line)| {
-            let problem = line.why.clone().filter(|_| line.is_problem);
-            let problems: Vec<String> = line.note.into_iter().chain(line.stuck).chain(line.why).collect();
+        let collectors = agent.statuses.all().into_iter().map(|(id, status)| {
+            let problem = status.reason.clone().filter(|_| status.is_problem);
+            let problems: Vec<String> = status.conflict.into_iter().chain(status.stuck).chain(status.reason).collect();
             Collector {
                 id: id.to_owned(),
-                class: format!("{:?}", line.class).to_lowercase(),
-                state: line.state.name().to_owned(),
+                class: format!("{:?}", status.class).to_lowercase(),
+                state: status.state.name().to_owned(),
                 emitted: counters(id).emitted,
                 dropped: counters(id).dropped_total(),
                 dropped_by_reason: counters(id).dropped,
@@ -159,14 +159,14 @@ impl StatusSource {
                 missing_permissions: vedette_collectors::find(id).map(missing_permissions).unwrap_or_default(),
             }
         });
-        let in_use = parts.client.endpoints().in_use().clone();
+        let in_use = agent.client.endpoints().in_use().clone();
         let policy = PolicyState::of(&self.policy.borrow());
         Report {
             version: VERSION.to_owned(),
-            agent: parts.enrollment.agent.to_string(),
-            organization: parts.enrollment.organization.to_string(),
-            organization_name: parts.enrollment.organization_name.clone(),
-            workspace: parts.enrollment.workspace.clone(),
+            agent: agent.enrollment.agent.to_string(),
+            organization: agent.enrollment.organization.to_string(),
+            organization_name: agent.enrollment.organization_name.clone(),
+            workspace: agent.enrollment.workspace.clone(),
             endpoint: in_use.url,
             endpoint_since: Timestamp::from_nanosecond(in_use.since.into())
                 .map_or_else(|_| String::new(), |at| format!("{at:.0}")),
@@ -187,7 +187,7 @@ impl StatusSource {
             },
             delivery: Delivery {
                 delivered: lane.sender.delivered,
-                idle_seconds: lane.sender.delivered_at.unwrap_or(parts.started).elapsed().as_secs_f64(),
+                idle_seconds: lane.sender.delivered_at.unwrap_or(agent.started).elapsed().as_secs_f64(),
                 purged: lane.sender.purged,
                 last_error: lane.sender.last_error,
             },
@@ -197,7 +197,7 @@ impl StatusSource {
     }
 
     pub(crate) fn heartbeat(&self) -> Heartbeat {
-        let (report, in_use) = (self.report(), self.parts.client.endpoints().in_use().clone());
+        let (report, in_use) = (self.report(), self.agent.client.endpoints().in_use().clone());
         Heartbeat {
             version: report.version,
             policy_revision: report.policy_revision,

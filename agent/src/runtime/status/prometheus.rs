@@ -89,7 +89,7 @@ fn delivery(registry: &mut Registry, report: &Report) {
     number(
         registry,
         "quarantine_batches",
-        "Batches in quarantine, which the workspace refuses for good",
+        "Batches that cannot be delivered, and are kept",
         None,
         queue.quarantine.batches,
     );
@@ -109,7 +109,13 @@ fn delivery(registry: &mut Registry, report: &Report) {
     };
     count(registry, "delivered_batches", "Batches that landed since the start", delivery.delivered);
     count(registry, "purged_batches", "Batches deleted because the policy forbids them", delivery.purged);
-    number(registry, "delivery_failing", "1 if the last attempt failed", None, delivery.last_error.is_some().into());
+    number(
+        registry,
+        "delivery_failing",
+        "1 if the last attempt to deliver failed",
+        None,
+        delivery.last_error.is_some().into(),
+    );
 }
 
 #[cfg(test)]

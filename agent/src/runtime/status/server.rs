@@ -15,16 +15,16 @@ const SOCKET_POLL: Duration = Duration::from_secs(1);
 
 /// Answers each connection with a report.
 pub(crate) struct Server {
-    state_dir: PathBuf,
+    socket_dir: PathBuf,
     socket: Mutex<LocalSocket>,
     source: StatusSource,
 }
 
 impl Server {
-    /// Binds the socket in the state directory.
-    pub(crate) fn bind(state_dir: &Path, source: StatusSource) -> io::Result<Self> {
-        let socket = Mutex::new(LocalSocket::bind(state_dir)?);
-        Ok(Self { state_dir: state_dir.to_owned(), socket, source })
+    /// Binds the socket in its directory.
+    pub(crate) fn bind(socket_dir: &Path, source: StatusSource) -> io::Result<Self> {
+        let socket = Mutex::new(LocalSocket::bind(socket_dir)?);
+        Ok(Self { socket_dir: socket_dir.to_owned(), socket, source })
     }
 
     /// Serves for ever; creates the socket again if it is removed.
@@ -41,7 +41,7 @@ impl Server {
                 continue;
             }
             if socket.is_gone() {
-                match LocalSocket::bind(&self.state_dir) {
+                match LocalSocket::bind(&self.socket_dir) {
                     Ok(other) => {
                         tracing::warn!("the status socket was removed; it is created again");
                         *socket = other;
@@ -53,8 +53,8 @@ impl Server {
     }
 }
 
-/// Asks the agent that uses this state directory; absent if none runs.
-pub(crate) fn ask(state_dir: &Path) -> io::Result<Option<Report>> {
-    let Some(bytes) = read_socket(state_dir)? else { return Ok(None) };
+/// Queries the agent whose socket is in this directory; absent if none runs.
+pub(crate) fn ask(socket_dir: &Path) -> io::Result<Option<Report>> {
+    let Some(bytes) = read_socket(socket_dir)? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other)
 }

@@ -46,7 +46,7 @@ fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archi
         compress(&log, &dir.path().join(format!("a.log.1.{ending}")));
         append(&log, &numbered(3000..3010));
         let running = start(dir.path(), "/*.log", Start::Beginning, sink);
-        whole(&running, 3010);
+        assert_each_once(&running, 3010);
         let sources: BTreeSet<String> = running.sink.lines.lock().iter().map(|(source, _, _)| source.clone()).collect();
         assert_eq!(sources.len(), 2, "the archive continues the file's source");
         // The archive's cursor is dropped, and is not searched for at the next start.
@@ -68,7 +68,7 @@ fn several_generations_of_which_the_older_were_compressed_are_read() {
     fs::rename(&log, name("a.log.1")).expect("renames");
     append(&log, &numbered(400..410));
     let running = start(dir.path(), "/*.log", Start::Beginning, sink);
-    whole(&running, 410);
+    assert_each_once(&running, 410);
     running.stop();
 }
 
@@ -82,9 +82,9 @@ fn an_archive_of_a_file_that_was_fully_read_is_not_read_again() {
     append(&log, &numbered(500..600));
     compress(&log, &dir.path().join("a.log.1.gz"));
     append(&log, &numbered(600..610));
-    whole(&running, 610);
+    assert_each_once(&running, 610);
     append(&log, &numbered(610..620));
-    whole(&running, 620);
+    assert_each_once(&running, 620);
     running.stop();
 }
 
@@ -110,7 +110,7 @@ fn an_archive_that_is_still_written_is_neither_read_nor_counted() {
     gz.finish().expect("ends");
     fs::remove_file(&rotated).expect("removes");
     append(&dir.path().join("c.log"), &numbered(20_011..20_012));
-    whole(&running, 20_012);
+    assert_each_once(&running, 20_012);
     assert_eq!(running.stop().dropped(), []);
 }
 
@@ -137,7 +137,7 @@ fn a_file_that_was_moved_to_another_directory_is_read_to_its_end() {
         }
         append(&log, &numbered(200..210));
         let running = start(dir.path(), "/*.log", Start::Beginning, sink);
-        whole(&running, 210);
+        assert_each_once(&running, 210);
         assert_eq!(running.stop().dropped(), [], "{to}");
     }
 }
@@ -159,7 +159,7 @@ fn a_lost_file_is_counted_with_the_unread_bytes_that_were_known() {
     fs::remove_file(&log).expect("removes");
     append(&log, &numbered(10..12));
     let running = start_patient(dir.path(), "/*.log", Start::Beginning, sink, Duration::from_millis(1));
-    whole(&running, 12);
+    assert_each_once(&running, 12);
     files_with_cursors(&running.sink, 1);
     let dropped = running.stop().dropped();
     assert_eq!(dropped, [(Reason::RotatedAway, 1, Some(Position(read, read + 500)))]);
@@ -220,7 +220,7 @@ fn the_unread_part_of_a_truncated_file_is_read_from_its_copy() {
         std::thread::sleep(Duration::from_millis(1500));
         *running.sink.full.lock() = None;
         append(&log, &numbered(200..210));
-        whole(&running, 210);
+        assert_each_once(&running, 210);
         assert_eq!(running.stop().dropped(), [], "{to}");
     }
 }
@@ -250,7 +250,7 @@ fn generations_behind_a_link_are_read() {
         fs::rename(&log, pod.join("0.log.20261126-020304")).expect("renames");
         append(&log, &numbered(300..310));
         let running = start(dir.path(), "/containers/*.log", Start::Beginning, sink);
-        whole(&running, 310);
+        assert_each_once(&running, 310);
         assert_eq!(running.stop().dropped(), []);
     }
 }

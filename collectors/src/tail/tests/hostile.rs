@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::{FileExt, symlink},
 };
 
-fn config(dir: &Path, glob: &str, change: impl FnOnce(Tailer<Raw>) -> Tailer<Raw>) -> Running {
+fn start_tailer(dir: &Path, glob: &str, change: impl FnOnce(Tailer<Raw>) -> Tailer<Raw>) -> Running {
     start_with(dir, change(Tailer::new("syslog", &[glob.to_owned()], Start::Beginning, Raw)), Arc::default())
 }
 
@@ -19,7 +19,7 @@ fn more_files_than_descriptors_are_read_and_followed() {
     for number in 0..60 {
         append(&name(number), &numbered(number..number + 1));
     }
-    let running = config(dir.path(), "/*.log", |tailer| Tailer { open_max: 4, ..tailer });
+    let running = start_tailer(dir.path(), "/*.log", |tailer| Tailer { open_max: 4, ..tailer });
     running.until(60);
     let descriptors = || {
         let links = fs::read_dir("/proc/self/fd").expect("lists").filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
@@ -30,12 +30,12 @@ fn more_files_than_descriptors_are_read_and_followed() {
     for number in 0..60 {
         append(&name(number), &numbered(60 + number..61 + number));
     }
-    whole(&running, 120);
+    assert_each_once(&running, 120);
     // A closed file that is renamed and written to is found.
     append(&name(7), &numbered(120..121));
     fs::rename(name(7), dir.path().join("007.log.1")).expect("renames");
     append(&name(7), &numbered(121..122));
-    whole(&running, 122);
+    assert_each_once(&running, 122);
     running.stop();
 }
 
@@ -46,7 +46,7 @@ fn a_file_without_end_does_not_keep_the_others_waiting() {
     let flood = "f".repeat(1023) + "\n";
     append(&dir.path().join("a.log"), &flood.repeat(64 << 10));
     append(&dir.path().join("z.log"), "security\n");
-    let running = config(dir.path(), "/*.log", |tailer| tailer);
+    let running = start_tailer(dir.path(), "/*.log", |tailer| tailer);
     let began = Instant::now();
     while !running.texts().iter().any(|text| text == "security") {
         assert!(began.elapsed() < Duration::from_secs(20), "{} lines", running.texts().len());
@@ -86,12 +86,12 @@ fn a_source_that_holds_its_share_of_the_queue_waits_alone_and_loses_nothing() {
     running.until(70);
     assert_eq!(running.texts().len(), 70);
     *sink.full.lock() = None;
-    whole(&running, 130);
+    assert_each_once(&running, 130);
     running.stop();
 }
 
 #[test]
-fn a_file_that_waits_is_not_let_go_when_it_is_renamed() {
+fn a_waiting_file_is_not_released_when_it_is_renamed() {
     let dir = tempfile::tempdir().expect("temp dir");
     let flood = dir.path().join("flood.log");
     append(&flood, &numbered(0..50));
@@ -108,7 +108,7 @@ fn a_file_that_waits_is_not_let_go_when_it_is_renamed() {
     running.until(51);
     std::thread::sleep(Duration::from_millis(2500));
     *sink.full.lock() = None;
-    whole(&running, 101);
+    assert_each_once(&running, 101);
     running.stop();
 }
 
@@ -133,7 +133,7 @@ fn generations_of_a_flood_that_wait_take_no_descriptor_from_others() {
     running.until(20);
     assert_eq!(running.texts().len(), 20);
     *sink.full.lock() = None;
-    whole(&running, 80);
+    assert_each_once(&running, 80);
     assert_eq!(running.stop().dropped(), []);
 }
 
@@ -149,7 +149,7 @@ fn holes_are_skipped_and_counted() {
         return;
     }
     let began = Instant::now();
-    let running = config(dir.path(), "/*.log", |tailer| tailer);
+    let running = start_tailer(dir.path(), "/*.log", |tailer| tailer);
     assert_eq!(running.until(3), ["first", "half", "behind"]);
     assert!(began.elapsed() < Duration::from_secs(15), "the hole of 1 TiB was read");
     // Data may still appear before the end of the file.
@@ -180,7 +180,7 @@ fn zeros_that_copytruncate_left_swallow_no_line() {
         let dir = tempfile::tempdir().expect("temp dir");
         let log = dir.path().join("a.log");
         append(&log, &numbered(0..2000));
-        let running = config(dir.path(), "/*.log", |tailer| tailer);
+        let running = start_tailer(dir.path(), "/*.log", |tailer| tailer);
         running.until(2000);
         // The writer continues at its offset; the bytes before it are NUL.
         let length = fs::metadata(&log).expect("is there").len();
@@ -190,7 +190,7 @@ fn zeros_that_copytruncate_left_swallow_no_line() {
             file.write_all_at(&vec![0; length as usize], 0).expect("writes");
         }
         file.write_all_at(numbered(2000..2010).as_bytes(), length).expect("writes");
-        whole(&running, 2010);
+        assert_each_once(&running, 2010);
         running.stop();
     }
 }
@@ -200,7 +200,8 @@ fn two_files_with_the_same_ends_are_both_read() {
     let dir = tempfile::tempdir().expect("temp dir");
     let text = |middle: &str| format!("{}\n{middle}\n{}\n", "h".repeat(80), "t".repeat(80));
     append(&dir.path().join("report.log"), &text("one"));
-    let running = config(dir.path(), "/*.log", |tailer| Tailer { copy_wait: Duration::from_millis(200), ..tailer });
+    let running =
+        start_tailer(dir.path(), "/*.log", |tailer| Tailer { copy_wait: Duration::from_millis(200), ..tailer });
     running.until(3);
     append(&dir.path().join("report-2.log"), &text("two"));
     let mut texts = running.until(6);
@@ -246,7 +247,7 @@ fn a_link_of_another_user_is_not_followed_and_is_reported() {
     append(&dir.path().join("logs/own.log"), "own\n");
     symlink("../shadow", dir.path().join("logs/x.log")).expect("links");
     std::os::unix::fs::lchown(dir.path().join("logs/x.log"), Some(1234), None).expect("chowns");
-    let running = config(dir.path(), "/logs/*.log", |tailer| tailer);
+    let running = start_tailer(dir.path(), "/logs/*.log", |tailer| tailer);
     assert_eq!(running.until(1), ["own"]);
     while running.sink.complaints.lock().is_empty() {
         std::thread::sleep(Duration::from_millis(5));
@@ -284,7 +285,7 @@ fn a_root_whose_name_holds_a_wildcard_is_a_root() {
     let root = dir.path().join("[host]*");
     fs::create_dir(&root).expect("makes");
     append(&root.join("a.log"), "a\n");
-    let running = config(&root, "/*.log", |tailer| tailer);
+    let running = start_tailer(&root, "/*.log", |tailer| tailer);
     assert_eq!(running.until(1), ["a"]);
     running.stop();
 }
@@ -297,13 +298,14 @@ fn paths_that_match_nothing_are_reported() {
         ("/absent.log", false, "no file matches any of `paths`"),
         ("/nowhere/*.log", false, "no file matches any of `paths`"),
     ] {
-        let running = config(dir.path(), glob, |tailer| tailer.expecting_each(expects_each));
+        let running = start_tailer(dir.path(), glob, |tailer| tailer.expecting_each(expects_each));
         while running.sink.complaints.lock().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(running.stop().complaints.lock()[0].contains(expected));
-    } // There may come some.
-    let running = config(dir.path(), "/*.log", |tailer| tailer);
+    }
+    // Files that match may appear later.
+    let running = start_tailer(dir.path(), "/*.log", |tailer| tailer);
     append(&dir.path().join("a.log"), "a\n");
     assert_eq!(running.until(1), ["a"]);
     assert!(running.stop().complaints.lock().is_empty());

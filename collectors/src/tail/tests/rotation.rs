@@ -36,7 +36,7 @@ fn scanned(running: &Running) {
 }
 
 /// Asserts that lines 0 to `count` arrived once each.
-pub(super) fn whole(running: &Running, count: u64) {
+pub(super) fn assert_each_once(running: &Running, count: u64) {
     let texts = running.until(count as usize);
     // A repeated line would arrive after the first one.
     std::thread::sleep(Duration::from_millis(50));
@@ -57,7 +57,7 @@ fn a_file_that_is_compressed_and_deleted_while_behind_is_read_to_its_end() {
     fs::write(dir.path().join("a.log.1.gz"), fs::read(&rotated).expect("reads")).expect("writes");
     fs::remove_file(&rotated).expect("removes");
     append(&log, &numbered(20_000..20_010));
-    whole(&running, 20_010);
+    assert_each_once(&running, 20_010);
     running.stop();
 }
 
@@ -87,7 +87,7 @@ fn a_reused_inode_is_another_file() {
         append(&log, &numbered(50..150));
     }
     let running = start(dir.path(), "/*.log", Start::Beginning, sink);
-    whole(&running, 150);
+    assert_each_once(&running, 150);
     running.stop();
 }
 
@@ -131,7 +131,7 @@ fn a_file_of_two_names_is_read_once_and_a_link_that_points_elsewhere_is_followed
     running.until(30);
     // The former target is read for a while longer.
     append(&old, &numbered(30..31));
-    whole(&running, 31);
+    assert_each_once(&running, 31);
     running.stop();
 }
 
@@ -147,7 +147,7 @@ fn a_directory_that_appears_later_and_one_that_is_replaced_are_read() {
     fs::rename(dir.path().join("apps/one"), dir.path().join("gone")).expect("renames");
     fs::create_dir(dir.path().join("apps/one")).expect("makes");
     append(&dir.path().join("apps/one/out.log"), &numbered(10..20));
-    whole(&running, 20);
+    assert_each_once(&running, 20);
     running.stop();
 }
 
@@ -245,7 +245,7 @@ fn after_a_lost_queue_only_the_holes_are_read() {
 /// The index finds at least what a comparison with each file finds.
 #[test]
 fn an_index_of_stems_finds_every_file_that_a_path_may_be_a_rotated_form_of() {
-    use crate::tail::rotation::{Stems, may_be_of};
+    use crate::tail::rotation::{StemIndex, may_be_rotated_form};
     let paths = [
         "/l/app.log",
         "/l/app.log.1",
@@ -265,11 +265,11 @@ fn an_index_of_stems_finds_every_file_that_a_path_may_be_a_rotated_form_of() {
         "/l/x.1",
     ];
     let files = || paths.iter().zip(1..).map(|(path, number)| (Path::new(path), (0, number)));
-    let stems = Stems::of(files());
+    let stems = StemIndex::new(files());
     let mut pairs = 0;
     for path in paths.map(Path::new) {
         let begins = stems.candidates_for(path);
-        for (original, key) in files().filter(|(original, _)| may_be_of(path, original)) {
+        for (original, key) in files().filter(|(original, _)| may_be_rotated_form(path, original)) {
             assert!(begins.contains(&key), "{} of {}", path.display(), original.display());
             pairs += 1;
         }
@@ -293,9 +293,9 @@ fn ten_thousand_files_are_followed_and_cost_little_while_nothing_comes() {
         append(&dir.path().join(format!("{number}.log")), &numbered(number..number + 1));
     }
     let running = start(dir.path(), "/*.log", Start::Beginning, Arc::default());
-    whole(&running, 10_000);
+    assert_each_once(&running, 10_000);
     append(&dir.path().join("777.log"), &numbered(10_000..10_001));
-    whole(&running, 10_001);
+    assert_each_once(&running, 10_001);
     running.stop();
 }
 
@@ -495,6 +495,6 @@ fn a_file_whose_name_begins_like_another_and_holds_the_same_is_no_copy() {
         ("app1.log.1.gz", false),
         ("app.log", false),
     ] {
-        assert_eq!(super::super::rotation::may_be_of(&file(name), &dir.join("app1.log")), is_of, "{name}");
+        assert_eq!(super::super::rotation::may_be_rotated_form(&file(name), &dir.join("app1.log")), is_of, "{name}");
     }
 }

@@ -75,6 +75,6 @@ fn a_batch_is_full_by_the_decoded_size() {
     assert!(open.is_full_for(&entries(10), None, &limits) && !open.is_full_for(&entries(1), None, &limits));
     open.add(entries(10));
     assert!(open.is_full(&limits));
-    let held: Vec<u64> = open.held().map(|(_, bytes)| bytes).collect();
+    let held: Vec<u64> = open.bytes_by_source().map(|(_, bytes)| bytes).collect();
     assert!(held[0] > 20_000, "{held:?}: of the queue's shares too");
 }

@@ -40,8 +40,8 @@ pub(in crate::api) async fn next(
     control.record_contact(key, contact, now()).await?;
     if workspace_lost_revision(&agent, after).await? {
         tokio::time::sleep(BRING_PAUSE).await;
-        let bring_policy = true;
-        return Ok(Json(Directives { bring_policy, ..Directives::default() }).into_response());
+        let wants_policy = true;
+        return Ok(Json(Directives { wants_policy, ..Directives::default() }).into_response());
     }
     let mut pending = agent.api.pending.clone();
     let woken = pending.wait_for(|pending| pending.has(key, after));

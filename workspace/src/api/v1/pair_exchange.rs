@@ -26,5 +26,5 @@ pub(in crate::api) async fn exchange(
     }
     control.accept_refused_boots(&request.refused, now()).await?;
     let (body, digest) = replication::answer(control).await?;
-    Ok(if digest == request.have { StatusCode::NO_CONTENT.into_response() } else { body.into_response() })
+    Ok(if digest == request.state_digest { StatusCode::NO_CONTENT.into_response() } else { body.into_response() })
 }

@@ -37,7 +37,7 @@ fn batch(
             id: "f".to_owned(),
             name: None,
             reached: 0,
-            skipped: Vec::new(),
+            dropped: Vec::new(),
         }],
         records: positions.len() as u32,
         ledger,
@@ -280,7 +280,7 @@ async fn positions_whose_records_were_dropped_are_no_hole() {
     let with = |skipped| {
         let mut header = batch(org, 2, 1, 6, &[(40, 50)]).header;
         header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 3);
-        header.sources[0].skipped = skipped;
+        header.sources[0].dropped = skipped;
         let record = Record { source: 0, observed: 1, position: Position(40, 50), body: Syslog::default().into() };
         BatchIndex::of(Batch { header, records: vec![record] }, StoreLevel::All)
     };

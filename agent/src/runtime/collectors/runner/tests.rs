@@ -127,12 +127,12 @@ impl Running {
     fn until(&self, state: CollectorState, emitted: u64) -> Option<String> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let line = self.statuses.lines()[0].1.clone();
+            let status = self.statuses.all()[0].1.clone();
             let count = self.lane.status().ledger.0.get("probe").map_or(0, |counters| counters.emitted);
-            if line.state == state && count >= emitted {
-                return line.stuck.or(line.why);
+            if status.state == state && count >= emitted {
+                return status.stuck.or(status.reason);
             }
-            assert!(Instant::now() < deadline, "{line:?} {count}");
+            assert!(Instant::now() < deadline, "{status:?} {count}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -245,7 +245,7 @@ fn a_watch_that_was_stuck_still_says_what_it_cannot_do() {
     assert!(why.contains("no progress"), "{why}");
     GO.lock().take().expect("is set").send(()).expect("it waits");
     assert_eq!(running.until(CollectorState::Running, 0).as_deref(), Some("a right is missing"));
-    assert!(running.statuses.lines()[0].1.is_problem);
+    assert!(running.statuses.all()[0].1.is_problem);
     running.stop();
 }
 

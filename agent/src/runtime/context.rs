@@ -1,4 +1,4 @@
-//! Parts of a running agent that its tasks share.
+//! What the tasks of a running agent share.
 
 use super::{
     collectors::{CollectorStatuses, LaneSink},
@@ -15,7 +15,7 @@ use vedette_collectors::StopSignal;
 use vedette_wire::{HostLabel, body::CloudInstance};
 
 /// What the tasks of one run share.
-pub(super) struct Parts {
+pub(super) struct AgentContext {
     /// The configuration of this run.
     pub(super) config: Arc<Resolved>,
     /// The configuration in force. After a reload it may differ from `config` in collectors and log level.
