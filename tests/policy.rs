@@ -321,6 +321,16 @@ fn a_file_that_comes_back_later_brings_nothing_back_either() {
 #[test]
 fn what_the_tier_requires_is_collected_and_taken_though_the_policy_switches_it_off() {
     let (world, mut agent) = collecting("standard", "");
+    // The first of a group runs in place of the others, never another one.
+    let policy = |setting: &str| {
+        let set = ["policy", "set", "--org", ORG, "--reason", "a test", "--collector", setting];
+        String::from_utf8(world.workspace_output(&set).stderr).expect("UTF-8")
+    };
+    let warning = "syslog will still run on hosts where journal observes nothing";
+    assert!(policy("syslog.enabled=off").contains(warning));
+    assert!(policy("syslog.enabled=on").is_empty());
+    assert!(policy("journal.enabled=off").is_empty());
+    policy("journal=default");
     let off = set(&world, &["--collector", "syslog.enabled=off"]);
     in_force(&world, off);
     let journal = state(&world, "journal");

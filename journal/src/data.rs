@@ -64,7 +64,7 @@ impl Field {
         self.mark.get()
     }
 
-    /// Marks the field for all entries that share it.
+    /// Marks the field for all entries that share it. A field has one mark, so only one caller may mark the fields of a reader.
     #[inline]
     pub fn set_mark(&self, mark: Mark) {
         self.mark.set(Some(mark));

@@ -12,10 +12,10 @@ use std::{io, ops::Range, rc::Rc};
 const ARRAYS_MAX: usize = 4096;
 /// Maximum number of fields of an entry, as journald has it.
 const FIELDS_MAX: u64 = 1024;
-/// Number of cached fields at most, a power of two, and size of one of them in bytes.
-const CACHE_SLOTS: usize = 512;
-/// Slots that an offset may be in, so that two fields of each entry do not replace each other in turn.
+/// Number of sets of cached fields, a power of two, and of fields in a set: so many fields of one hash do not replace each other.
+const CACHE_SETS: usize = 128;
 const CACHE_WAYS: usize = 4;
+/// Maximum size of a cached field in bytes.
 const CACHED_BYTES_MAX: usize = 512;
 /// Fields that fewer entries have are not cached.
 const CACHED_USES_MIN: u64 = 3;
@@ -75,8 +75,8 @@ pub struct JournalFile<S> {
     number: u64,
     /// The last visible entry, once it was looked for.
     last: Option<Option<EntryHead>>,
-    /// Fields that several entries have, with their offsets, in slots by offset; empty while none is cached.
-    cache: Vec<Option<(u64, Rc<Field>)>>,
+    /// Fields that several entries have, in sets by offset, the last used first; 0 for a free slot. Empty while none is cached.
+    cache: Vec<(u64, Option<Rc<Field>>)>,
     /// Buffer for the items of an entry.
     items: Vec<u8>,
     damage: Damage,
@@ -299,17 +299,17 @@ impl<S: ReadAt> JournalFile<S> {
                 }
             }
         }
-        let (mut offsets, mut highest, mut bytes) = (Vec::with_capacity(count as usize), 0, 0);
-        for item in items.chunks_exact(item_bytes as usize) {
-            let offset = if item_bytes == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
+        let offset_of = |item: &[u8]| if item_bytes == 4 { u64::from(u32_at(item, 0)) } else { u64_at(item, 0) };
+        let offsets = || items.chunks_exact(item_bytes as usize).map(offset_of);
+        let (mut highest, mut bytes) = (0, 0);
+        for (index, offset) in offsets().enumerate() {
             // journald sorts them, so the search is rare.
-            let is_repeated = offset <= highest && offsets.contains(&offset);
+            let is_repeated = offset <= highest && offsets().take(index).any(|before| before == offset);
             if is_repeated || bytes > ENTRY_FIELDS_MAX {
                 let why = format!("field at {offset:#x}: it is there twice, or the entry is too large");
                 self.note(0, 1, &why);
                 continue;
             }
-            offsets.push(offset);
             highest = offset.max(highest);
             match self.field(offset) {
                 Ok(field) => {
@@ -353,12 +353,17 @@ impl<S: ReadAt> JournalFile<S> {
     }
 
     fn field(&mut self, offset: u64) -> Result<Rc<Field>, String> {
-        // Objects are at multiples of eight; the constant spreads them over the slots (Fibonacci hashing).
-        let slot = ((offset / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - CACHE_SLOTS.ilog2())) as usize;
-        let ways = slot / CACHE_WAYS * CACHE_WAYS..slot / CACHE_WAYS * CACHE_WAYS + CACHE_WAYS;
-        let known = self.cache.get(ways.clone()).unwrap_or_default();
-        if let Some((_, field)) = known.iter().flatten().find(|(of, _)| *of == offset) {
-            return Ok(Rc::clone(field));
+        // Objects are at multiples of eight; the constant spreads them over the sets (Fibonacci hashing).
+        let set = (offset / 8).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - CACHE_SETS.ilog2());
+        let ways = set as usize * CACHE_WAYS..(set as usize + 1) * CACHE_WAYS;
+        let known = self.cache.get_mut(ways.clone()).unwrap_or_default();
+        if let Some(way) = known.iter().position(|(of, _)| *of == offset)
+            && let Some(field) = &known[way].1
+        {
+            let field = Rc::clone(field);
+            // The least recently used one is last.
+            known[..=way].rotate_right(1);
+            return Ok(field);
         }
         let payload_at = if self.header.is_compact { DATA_BYTES + 8 } else { DATA_BYTES };
         let (head, size) = self.object::<{ DATA_BYTES as usize }>(offset, object::DATA, payload_at + 1)?;
@@ -373,9 +378,10 @@ impl<S: ReadAt> JournalFile<S> {
         };
         let field = Rc::new(field);
         if uses >= CACHED_USES_MIN && field.bytes() <= CACHED_BYTES_MAX {
-            self.cache.resize(CACHE_SLOTS, None);
-            let free = ways.clone().find(|way| self.cache[*way].is_none());
-            self.cache[free.unwrap_or(slot)] = Some((offset, Rc::clone(&field)));
+            self.cache.resize(CACHE_SETS * CACHE_WAYS, (0, None));
+            let known = &mut self.cache[ways];
+            known.rotate_right(1);
+            known[0] = (offset, Some(Rc::clone(&field)));
         }
         Ok(field)
     }

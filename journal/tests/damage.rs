@@ -81,6 +81,20 @@ fn a_damaged_field_is_missing_and_counted_and_its_entry_is_read() {
     assert_eq!(length, whole - 50 * "_HOSTNAMEh1".len());
 }
 
+/// A size that is less than the object's own head.
+#[test]
+fn objects_that_are_too_small_are_counted() {
+    let Journal { bytes, entries: offsets, arrays, .. } = write(COMPACT, &entries(1..=50));
+    let field = bytes.windows(12).position(|part| part == b"_HOSTNAME=h1").expect("it is there") - 72;
+    for (object, lost) in [(offsets[6], 1), (field, 50), (arrays[2], 38)] {
+        for size in [0_u64, 16, 23] {
+            let mut bytes = bytes.clone();
+            bytes[object + 8..object + 16].copy_from_slice(&size.to_le_bytes());
+            assert_eq!(read(bytes).expect("opens").2, lost, "{object:#x} {size}");
+        }
+    }
+}
+
 #[test]
 fn without_a_part_of_the_chain_the_rest_is_counted() {
     let Journal { mut bytes, arrays, .. } = write(COMPACT, &entries(1..=50));

@@ -27,7 +27,7 @@ const TRY_AGAIN_EVERY: Duration = Duration::from_millis(250);
 pub struct LaneConfig {
     /// The open queue.
     pub queue: Queue,
-    /// Conditions that seal a batch.
+    /// Limits at which a batch is sealed, and its codec.
     pub limits: BatchLimits,
     /// Fields of all headers. A change seals the open batches.
     pub context: watch::Receiver<BatchContext>,

@@ -29,7 +29,7 @@ const MESSAGE: usize = SPANS - 1;
 const TIME: u64 = 1;
 const ZONE_INFERRED: u64 = 1 << 1;
 const YEAR_INFERRED: u64 = 1 << 2;
-/// Of the spans, in the order of the columns.
+// Those of the spans are in the order of the columns.
 const SPAN: [u64; SPANS] = [1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9, 1 << 6];
 const PRI: u64 = 1 << 7;
 const MESSAGE_ENDS: u64 = 1 << 10;

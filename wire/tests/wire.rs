@@ -7,12 +7,13 @@ mod samples;
 use serde_json::json;
 use std::{collections::BTreeSet, path::Path};
 use vedette_wire::{
-    Batch, Body, Compression, EntryHead, EntryPacker, HostLabel, OsFamily, Packer, Position, Record,
+    Batch, Body, Compression, EntryHead, EntryPacker, HostLabel, OsFamily, Packer, Position, Record, SourceRef,
     body::{Change, Journal, KINDS, Principal, PrincipalId, Process, ProcessState, RowContext},
     codec::{self, DecodeError},
     column::{ColumnType, Value},
     frame::{self, FrameHead},
     ocsf::OcsfClass,
+    policy::Directives,
     render::{self, Origin},
     seal,
 };
@@ -30,6 +31,20 @@ fn a_record_written_in_two_steps_is_the_record_serialized() {
         encode(&record, &mut bytes);
         assert_eq!(bytes, rmp_serde::to_vec_named(&record).expect("records serialize"));
     }
+}
+
+/// Agents and workspaces of earlier releases read these names.
+#[test]
+fn fields_keep_their_names_on_the_wire() {
+    let source = SourceRef {
+        collector: "syslog".to_owned(),
+        id: "1".to_owned(),
+        name: None,
+        reached: 2,
+        dropped: vec![(1, 2, 1)],
+    };
+    assert_eq!(json!(source)["skipped"], json!([[1, 2, 1]]));
+    assert_eq!(json!(Directives { wants_policy: true, ..Directives::default() }), json!({"bring_policy": true}));
 }
 
 fn encoded_records(batch: &Batch) -> Vec<u8> {

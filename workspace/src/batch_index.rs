@@ -24,7 +24,7 @@ const CURSOR_BYTES_MAX: usize = 1 << 20;
 /// Maximum size of a source's name: PATH_MAX is 4,096 bytes; a byte that is not UTF-8 takes three.
 const NAME_BYTES_MAX: usize = 3 * 4096;
 /// Maximum number of dropped position ranges in a batch.
-const SKIPPED_MAX: usize = 20_000;
+const DROPPED_MAX: usize = 20_000;
 /// Maximum number of sources in a batch.
 const SOURCES_MAX: usize = 100_000;
 
@@ -39,12 +39,12 @@ pub(crate) struct PositionRun {
     /// Position of each record, in order; empty if the records were dropped.
     pub(crate) positions: Vec<Position>,
     /// Positions of dropped records, and their number.
-    pub(crate) skipped: Option<(Position, u64)>,
+    pub(crate) dropped: Option<(Position, u64)>,
 }
 
 impl PositionRun {
     fn span(&self) -> Position {
-        match (self.skipped, self.positions.first(), self.positions.last()) {
+        match (self.dropped, self.positions.first(), self.positions.last()) {
             (Some((span, _)), ..) => span,
             (None, Some(first), Some(last)) => Position(first.0, last.1),
             _ => Position(0, 0),
@@ -53,7 +53,7 @@ impl PositionRun {
 
     /// Number of records, stored or dropped.
     pub(crate) fn count(&self) -> u64 {
-        self.skipped.map_or(self.positions.len() as u64, |(_, count)| count)
+        self.dropped.map_or(self.positions.len() as u64, |(_, count)| count)
     }
 
     /// First position.
@@ -96,7 +96,7 @@ impl BatchIndex {
                         collector: source.map_or_else(|| "unknown".to_owned(), |source| source.collector.clone()),
                         source: source.map_or_else(String::new, |source| source.id.clone()),
                         positions: vec![position],
-                        skipped: None,
+                        dropped: None,
                     });
                 }
             }
@@ -106,7 +106,7 @@ impl BatchIndex {
                 collector: source.collector.clone(),
                 source: source.id.clone(),
                 positions: Vec::new(),
-                skipped: Some((Position(*from, *to), *count)),
+                dropped: Some((Position(*from, *to), *count)),
             }));
         }
         Self { header, runs, store: StoreLevel::All, left_out: BTreeMap::new() }
@@ -114,7 +114,7 @@ impl BatchIndex {
 
     /// Whether the batch has too many runs to merge while others wait for the control store.
     pub(crate) fn is_ragged(&self) -> bool {
-        self.runs.iter().filter(|run| run.skipped.is_none()).count() > RUNS_MAX
+        self.runs.iter().filter(|run| run.dropped.is_none()).count() > RUNS_MAX
     }
 
     /// Checks the size of a header before its sources are copied to runs.
@@ -123,9 +123,9 @@ impl BatchIndex {
     /// What is wrong.
     pub(crate) fn check_sources(header: &Header) -> Result<(), &'static str> {
         let is_long = |source: &SourceRef| source.id.len() > 1024 || source.collector.len() > 64;
-        let skipped: usize = header.sources.iter().map(|source| source.dropped.len()).sum();
-        if header.sources.len() > SOURCES_MAX || skipped > SKIPPED_MAX || header.sources.iter().any(is_long) {
-            return Err("a source's id is too long, or there are too many sources or skipped positions");
+        let dropped: usize = header.sources.iter().map(|source| source.dropped.len()).sum();
+        if header.sources.len() > SOURCES_MAX || dropped > DROPPED_MAX || header.sources.iter().any(is_long) {
+            return Err("a source's id is too long, or there are too many sources or dropped positions");
         }
         Ok(())
     }
@@ -184,8 +184,8 @@ impl BatchIndex {
             return Err("a source's id is too long or has control characters");
         }
         let in_order = |position: &Position| position.0 <= position.1 && position.1 < most;
-        let skipped = |run: &PositionRun| run.skipped.is_none_or(|(span, count)| in_order(&span) && count < most);
-        if !self.runs.iter().all(|run| run.positions.iter().all(in_order) && skipped(run)) {
+        let dropped = |run: &PositionRun| run.dropped.is_none_or(|(span, count)| in_order(&span) && count < most);
+        if !self.runs.iter().all(|run| run.positions.iter().all(in_order) && dropped(run)) {
             return Err("a record's position ends before it begins, or is above 2^53");
         }
         Ok(())
@@ -245,7 +245,7 @@ mod tests {
             collector: "syslog".to_owned(),
             source: "f".to_owned(),
             positions: vec![Position(from, to)],
-            skipped: None,
+            dropped: None,
         };
         BatchIndex { runs: positions.iter().map(run).collect(), ..BatchIndex::new(header, []) }
     }

@@ -143,7 +143,7 @@ fn salvage_damaged(config: &Resolved) -> Result<(), Exit> {
         })?;
         print(
             format!(
-                "{}: {} batches of {} records put into the queue, {} batches damaged, {} of another enrollment\n",
+                "{}: put {} batches with {} records into the queue; {} batches are damaged, {} are of another enrollment\n",
                 path.display(),
                 found.batches,
                 found.records,

@@ -62,9 +62,7 @@ impl Reload {
                 continue;
             }
             if next.log_json != agent.config.log_json {
-                tracing::warn!(
-                    "a change of log.format takes effect when the process is restarted: systemctl restart vedette"
-                );
+                tracing::warn!("a change of log.format takes effect when the agent's process is started anew");
             }
             // The next run uses it, even if something else ends this one.
             *self.pending.lock() = Some((Arc::clone(&present), Arc::clone(&next)));

@@ -45,9 +45,6 @@ pub(super) struct Packing {
     record: u64,
 }
 
-/// Number of a field that is not sent.
-const NOT_SENT: usize = 0;
-
 impl Packing {
     /// Appends the packed entries to a chunk.
     pub(super) fn finish(&mut self, observed: i64, chunk: &mut Chunk) {
@@ -84,14 +81,11 @@ impl Packing {
             && record == self.record
             && value.len() <= *room
         {
-            if number != NOT_SENT {
-                *room = room.saturating_sub(name.len() + value.len());
-                self.packer.repeat(number);
-            }
+            *room = room.saturating_sub(name.len() + value.len());
+            self.packer.repeat(number);
             return;
         }
         if LEFT_OUT.contains(&name) {
-            field.set_mark((self.record, NOT_SENT));
             return;
         }
         let length = value.len().min(*room);

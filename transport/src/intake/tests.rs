@@ -59,7 +59,7 @@ fn chunks_that_cannot_wait_are_dropped_lowest_class_first_and_counted() {
         chunks += 1;
         let collector = chunk.source.collector;
         present.extend(chunk.entries.iter().map(|entry| (collector, entry.position.0)));
-        dropped.extend(chunk.dropped.iter().map(|drop| (collector, drop.reason, drop.count, drop.positions)));
+        dropped.extend(chunk.dropped.iter().map(|loss| (collector, loss.reason, loss.count, loss.positions)));
     }
     let positions = |from, to| Some(vedette_wire::Position(from, to));
     assert_eq!(present.iter().filter(|(collector, _)| *collector == "event").count(), 20, "{present:?}");

@@ -54,7 +54,7 @@ pub(super) struct Meta {
     pub(super) set_aside: SetAside,
     pub(super) ledger: Ledger,
     pub(super) resume: Resume,
-    /// The floors of all sources are recorded; false after a migration.
+    /// The floors of all sources are recorded; false for a queue of an earlier release.
     #[serde(default, rename = "floors")]
     pub(super) has_all_floors: bool,
     /// Changes of shares in this transaction.

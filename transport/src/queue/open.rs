@@ -175,7 +175,7 @@ fn check_writable(dir: &Path) -> std::io::Result<()> {
     std::fs::remove_file(&probe)
 }
 
-/// Creates missing tables and state, and migrates an older format. Returns the format format.
+/// Creates missing tables and state, and migrates an older format. Returns the format of the file.
 fn prepare(db: &Database, epoch: u64, resume: Resume) -> Result<u64, redb::Error> {
     let tx = db.begin_write()?;
     let format = {

@@ -34,6 +34,13 @@ fn queue(dir: &Path) -> Queue {
     opened(dir, 1 << 30, 42)
 }
 
+/// Agents of earlier releases read this name.
+#[test]
+fn the_floors_keep_their_name_in_the_file() {
+    let state = rmp_serde::to_vec_named(&meta::Meta::new(1, Resume::First)).expect("serializes");
+    assert!(state.windows(7).any(|part| part == b"\xa6floors"), "{state:?}");
+}
+
 #[test]
 fn batch_cursor_and_ledger_come_back_together() {
     let dir = tempfile::tempdir().expect("temp dir");

@@ -25,7 +25,8 @@ pub enum LifecycleEvent {
     CollectorRecovered,
     /// Batches were salvaged from a damaged queue.
     QueueSalvaged,
-    /// A policy took effect or was refused, or the configuration demands what the policy does not allow.
+    /// A policy took effect or was refused, or the configuration switches off a collector that the
+    /// policy requires.
     Policy,
     /// The workspace lost acknowledged batches; their sources are read again.
     ReadAgain,

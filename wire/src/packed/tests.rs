@@ -1,5 +1,6 @@
 //! What holds for packed records of each kind.
 
+use super::Packing;
 use crate::{Chunk, Record, codec};
 
 /// Records come out as they went in.
@@ -39,6 +40,9 @@ pub(crate) fn assert_survives_damage(chunk: &Chunk, at: usize, byte: u8) {
         assert_eq!(records.len() as u64, outline.iter().map(|item| u64::from(item.count)).sum::<u64>());
     }
     drop((codec::halve(&bytes), codec::unpack(&bytes)));
+    if let Some(Ok(records)) = Packing::of(&bytes).map(|(packing, _)| packing.open(usize::MAX)) {
+        assert!(records.skip_while(Result::is_ok).count() <= 1, "nothing comes after an error");
+    }
     for length in 1..whole.len() {
         assert!(codec::decode_records(&whole[..length]).is_err());
     }

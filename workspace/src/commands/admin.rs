@@ -35,7 +35,7 @@ pub(super) fn primary_of(with: String, ca: Option<PathBuf>, token: Option<PathBu
     }
 }
 
-/// Whether a directory holds a complete workspace. `init` creates `ca.pem` first, and `control.sqlite` after all keys.
+/// Whether a directory holds a workspace with its keys and control store. `init` creates the store after the keys.
 pub(super) fn is_whole(dir: &Path) -> bool {
     dir.join("ca.pem").exists() && dir.join("control.sqlite").exists()
 }

@@ -97,7 +97,7 @@ async fn landed(control: &ControlStore, landing: &LandingStore, organization: &O
         for (key, state) in page {
             found.count += 1;
             match landing.read(&key).await {
-                Ok(_) => found.not_in_tables += u64::from(state == BatchState::NotWritable),
+                Ok(_) => found.not_in_tables += u64::from(state == BatchState::Unreadable),
                 Err(err) if err.is_gone() => found.unreadable.push(format!("{key}: missing")),
                 Err(err @ ReadError::Damaged(_)) => {
                     found.unreadable.push(format!("{key}: {:#}", anyhow::Error::new(err)))

@@ -58,11 +58,10 @@ pub(super) async fn set(requested: &PolicySetArguments) -> Result<()> {
     for id in &off {
         // The first of a group runs in place of the others.
         if let Some((what, ids)) = REQUIRED.iter().find(|(_, ids)| ids[0] == id.as_str()) {
-            let hosts = match ids[1..].join(" or ") {
-                others if others.is_empty() => String::new(),
-                others => format!(" on hosts where {others} observes nothing"),
-            };
-            tracing::warn!("{id} will still run{hosts}, since the standard tier requires {what}");
+            let others = ids[1..].join(" or ");
+            tracing::warn!(
+                "{id} will still run on hosts where {others} observes nothing, since the standard tier requires {what}"
+            );
         }
     }
     print(format!("{}\n", policy.revision).as_bytes())

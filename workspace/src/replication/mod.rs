@@ -296,3 +296,16 @@ async fn post(client: &reqwest::Client, url: &str, request: &impl Serialize) -> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Workspaces of earlier releases read this name.
+    #[test]
+    fn the_digest_keeps_its_name_between_workspaces() {
+        let (revoked, refused, policies) = (Vec::new(), Vec::new(), Vec::new());
+        let exchange = Exchange { state_digest: "d1".to_owned(), revoked, refused, policies };
+        assert_eq!(serde_json::to_value(exchange).expect("serializes")["have"], "d1");
+    }
+}

@@ -25,11 +25,11 @@ impl ControlStore {
         detail: &str,
         now: i64,
     ) -> Result<()> {
-        self.raise(organization, &agent.to_string(), (kind, detail), now).await
+        self.raise_alert(organization, &agent.to_string(), (kind, detail), now).await
     }
 
     /// Raises an alert for an agent, or with an empty id for the whole organization.
-    pub(crate) async fn raise(
+    pub(crate) async fn raise_alert(
         &self,
         organization: OrganizationId,
         agent: &str,

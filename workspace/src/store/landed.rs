@@ -15,8 +15,8 @@ pub(crate) enum BatchState {
     Pending = 0,
     /// In the tables.
     Materialised = 1,
-    /// It cannot be written to the tables.
-    NotWritable = 2,
+    /// It cannot be read, or cannot be written to the tables.
+    Unreadable = 2,
 }
 
 /// A landed batch that is not materialised.
@@ -137,7 +137,7 @@ impl ControlStore {
     ) -> Result<()> {
         let _turn = self.turn(organization).await;
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for (state, keys) in [(BatchState::Materialised, keys), (BatchState::NotWritable, unreadable)] {
+        for (state, keys) in [(BatchState::Materialised, keys), (BatchState::Unreadable, unreadable)] {
             for key in keys {
                 sqlx::query("UPDATE landed SET state = ? WHERE key = ?")
                     .bind(state)
@@ -201,7 +201,7 @@ impl ControlStore {
         let done = sqlx::query("UPDATE landed SET state = ? WHERE organization = ? AND state = ?")
             .bind(BatchState::Pending)
             .bind(organization.to_string())
-            .bind(BatchState::NotWritable)
+            .bind(BatchState::Unreadable)
             .execute(&self.pool)
             .await?;
         Ok(done.rows_affected())

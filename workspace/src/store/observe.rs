@@ -47,7 +47,7 @@ impl ControlStore {
         }
         for (organization, state, batches, bytes, oldest) in landed {
             let Some(of) = states.get_mut(&organization) else { continue };
-            if state == BatchState::NotWritable {
+            if state == BatchState::Unreadable {
                 of.unreadable_batches = batches.cast_unsigned();
                 continue;
             }

@@ -226,7 +226,7 @@ impl ControlStore {
                     "the other workspace of the pair has policy revision {}, and this one did not: it was restored from an older backup",
                     policy.revision
                 );
-                self.raise(policy.organization, "", ("restored", &why), now).await?;
+                self.raise_alert(policy.organization, "", ("restored", &why), now).await?;
             }
         }
         Ok(())

@@ -241,7 +241,7 @@ impl Materialiser {
     }
 
     /// Writes batches to the tables and marks them. If they cannot be written together, each is tried alone; a batch that
-    /// cannot be written at all is marked.
+    /// cannot be written at all is marked unreadable.
     async fn write_group(
         &self,
         organization: OrganizationId,
@@ -277,7 +277,8 @@ impl Materialiser {
             tracing::error!(
                 key,
                 why,
-                "a landed batch cannot be written to the tables; it is in none until `doctor --rebuild`"
+                "a landed batch cannot be read or written to the tables; it is marked unreadable, and in no table until \
+                 `doctor --rebuild` can write it"
             );
             if let Some(LandingKey { agent, .. }) = LandingKey::parse(key) {
                 let why = format!("a batch is in no table: {why}: {key}");

@@ -118,8 +118,8 @@ impl ArtifactRequests {
     /// Passes new requests to the collector. A request that is refused here carries the reason.
     fn hand_over(&mut self, limits: &ArtifactLimits) {
         let now = now();
-        // A clock that was set back leaves answers of the future, which would count for as long.
-        let is_recent = |at: &&i64| (0..HOUR_NS).contains(&now.saturating_sub(**at));
+        // Answers of the next hour count too, since the clock may have been set back. Later ones would count for too long.
+        let is_recent = |at: &&i64| (-HOUR_NS..HOUR_NS).contains(&now.saturating_sub(**at));
         let answered_last_hour = self.log.answered.values().filter(is_recent).count();
         let open = self.log.open.values().filter_map(|signed| self.verify(signed).ok()).enumerate();
         let new = open.filter(|(_, request)| !self.passed.contains(&request.id));
@@ -221,9 +221,14 @@ mod tests {
         let mut artifacts = ArtifactRequests::load(&identity, &enrollment);
         assert!(!artifacts.take(vec![sign(&key, &request("2"))], &limits).expect("keeps"));
         assert_eq!(artifacts.requests().ids(), ["1-late", "3"]);
-        // Answers of the last hour count, those of a clock that was ahead do not.
-        for (answered, is_refused) in [(now() - 1, true), (now() + 100 * HOUR_NS, false), (now() - 2 * HOUR_NS, false)]
-        {
+        // Answers within an hour count, also of a clock that was a little ahead; those of one that was far ahead do not.
+        let minute = HOUR_NS / 60;
+        for (answered, is_refused) in [
+            (now() - minute, true),
+            (now() + minute, true),
+            (now() + 100 * HOUR_NS, false),
+            (now() - 2 * HOUR_NS, false),
+        ] {
             let answered = [("a".to_owned(), answered), ("b".to_owned(), answered)].into();
             let log = RequestLog { open: [].into(), answered };
             identity.write(FILE, &serde_json::to_vec(&log).expect("serializes")).expect("writes");

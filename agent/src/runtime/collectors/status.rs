@@ -49,8 +49,8 @@ pub(crate) struct CollectorStatus {
     pub(crate) is_problem: bool,
     /// Why the collector counts as stuck; `None` if it does not.
     pub(crate) stuck: Option<String>,
-    /// A conflict between configuration and policy.
-    pub(crate) conflict: Option<String>,
+    /// Why the collector runs although the configuration or the policy switches it off.
+    pub(crate) runs_because: Option<String>,
 }
 
 /// States of all collectors, by id.
@@ -71,7 +71,7 @@ impl CollectorStatuses {
                 reason: None,
                 is_problem: false,
                 stuck: None,
-                conflict: None,
+                runs_because: None,
             },
         );
     }
@@ -96,10 +96,10 @@ impl CollectorStatuses {
         changed
     }
 
-    /// Records why a collector runs although the configuration switches it off; `None` clears it.
-    pub(crate) fn set_conflict(&self, id: &str, why: Option<String>) {
+    /// Records why a collector runs although the configuration or the policy switches it off; `None` clears it.
+    pub(crate) fn set_runs_because(&self, id: &str, why: Option<String>) {
         if let Some(status) = self.lock().get_mut(id) {
-            status.conflict = why;
+            status.runs_because = why;
         }
     }
 

@@ -24,7 +24,7 @@ pub(crate) struct Decision {
     pub(crate) is_conflict: bool,
 }
 
-/// Decides on each collector, in the order of the configured.
+/// Decides on each collector, in their order.
 pub(crate) fn decide(policy: &Policy, configured: &[ConfiguredCollector], context: &CollectorContext) -> Vec<Decision> {
     // A policy cannot switch artifacts off.
     let of_policy = |id: &str| {

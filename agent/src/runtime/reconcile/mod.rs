@@ -324,12 +324,12 @@ impl Reconciler {
     ) -> Result<()> {
         let (id, statuses) = (decision.id, Arc::clone(&self.agent.statuses));
         if !decision.runs {
-            statuses.set_conflict(id, None);
+            statuses.set_runs_because(id, None);
             statuses.set(id, CollectorState::Disabled, decision.why);
             return Ok(());
         }
         self.report_conflict(&decision);
-        statuses.set_conflict(id, decision.why.clone());
+        statuses.set_runs_because(id, decision.why.clone());
         if self.collectors.is_running(id) {
             return Ok(());
         }

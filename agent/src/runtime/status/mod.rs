@@ -146,7 +146,8 @@ impl StatusSource {
         let counters = |id: &str| lane.ledger.0.get(id).cloned().unwrap_or_default();
         let collectors = agent.statuses.all().into_iter().map(|(id, status)| {
             let problem = status.reason.clone().filter(|_| status.is_problem);
-            let problems: Vec<String> = status.conflict.into_iter().chain(status.stuck).chain(status.reason).collect();
+            let problems: Vec<String> =
+                status.runs_because.into_iter().chain(status.stuck).chain(status.reason).collect();
             Collector {
                 id: id.to_owned(),
                 class: format!("{:?}", status.class).to_lowercase(),

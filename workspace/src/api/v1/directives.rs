@@ -20,7 +20,7 @@ use vedette_wire::policy::{COLLECTORS_HEADER, Directives, ReportedCollectors};
 /// How long a poll is held; shorter than idle timeouts of connections.
 const HOLD: Duration = Duration::from_secs(40);
 /// Pause before an agent is asked to send its policy: one of an earlier release polls again at once.
-const BRING_PAUSE: Duration = Duration::from_secs(2);
+const UPLOAD_PAUSE: Duration = Duration::from_secs(2);
 /// Maximum length of an agent's version.
 const VERSION_BYTES_MAX: usize = 64;
 
@@ -39,7 +39,7 @@ pub(in crate::api) async fn next(
     let contact = Contact { version: version(&headers)?, revision: after, collectors: collectors.as_ref() };
     control.record_contact(key, contact, now()).await?;
     if workspace_lost_revision(&agent, after).await? {
-        tokio::time::sleep(BRING_PAUSE).await;
+        tokio::time::sleep(UPLOAD_PAUSE).await;
         let wants_policy = true;
         return Ok(Json(Directives { wants_policy, ..Directives::default() }).into_response());
     }

@@ -277,10 +277,10 @@ async fn runs_and_stretches_far_apart_merge_with_their_neighbours_alone() {
 async fn positions_whose_records_were_dropped_are_no_hole() {
     let (_dir, control, org) = control().await;
     land(&control, &batch(org, 1, 1, 1, &[(0, 10)])).await;
-    let with = |skipped| {
+    let with = |dropped| {
         let mut header = batch(org, 2, 1, 6, &[(40, 50)]).header;
         header.ledger.drop("syslog", vedette_wire::Reason::SourceOverrun, 3);
-        header.sources[0].dropped = skipped;
+        header.sources[0].dropped = dropped;
         let record = Record { source: 0, observed: 1, position: Position(40, 50), body: Syslog::default().into() };
         BatchIndex::of(Batch { header, records: vec![record] }, StoreLevel::All)
     };
