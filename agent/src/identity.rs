@@ -133,12 +133,12 @@ impl IdentityDir {
     }
 
     /// Reads the key of a new identity, or creates one.
-    pub(crate) fn next_key(&self) -> Result<Zeroizing<KeyPair>> {
+    pub(crate) fn pending_key(&self) -> Result<Zeroizing<KeyPair>> {
         self.key_in(NEXT_KEY)
     }
 
     /// Deletes the key of a new identity.
-    pub(crate) fn forget_next_key(&self) -> Result<()> {
+    pub(crate) fn delete_pending_key(&self) -> Result<()> {
         self.delete(NEXT_KEY)
     }
 
@@ -153,14 +153,14 @@ impl IdentityDir {
 
     /// The enrollment to replace, if it can be read. First completes a pending new identity, or deletes a damaged one.
     pub(crate) fn take_previous(&self) -> Result<Option<Enrollment>> {
-        if let Err(err) = self.finish_next() {
+        if let Err(err) = self.complete_pending() {
             tracing::warn!(error = format!("{err:#}"), "the pending new identity is damaged; deleting it");
             self.delete(NEXT)?;
         }
         Ok(self.enrollment().unwrap_or_else(|err| {
             tracing::warn!(
                 error = format!("{err:#}"),
-                "the old enrollment cannot be read; its queued batches go into quarantine"
+                "the old enrollment cannot be read; its queued batches go into quarantine if key or organization changes"
             );
             None
         }))
@@ -179,14 +179,14 @@ impl IdentityDir {
         Ok(key)
     }
 
-    /// Stores a new identity and replaces the present one with it. After a crash [`IdentityDir::finish_next`] completes this.
-    pub(crate) fn store_next(&self, next: &Next) -> Result<()> {
+    /// Stores a new identity and replaces the present one with it. After a crash [`IdentityDir::complete_pending`] completes this.
+    pub(crate) fn store_pending(&self, next: &Next) -> Result<()> {
         self.write(NEXT, &serde_json::to_vec(next)?)?;
-        self.finish_next()
+        self.complete_pending()
     }
 
     /// Replaces the present identity with a stored new one, if there is one.
-    pub(crate) fn finish_next(&self) -> Result<()> {
+    pub(crate) fn complete_pending(&self) -> Result<()> {
         let bytes = match fs::read(self.path(NEXT)) {
             Ok(bytes) => bytes,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -204,7 +204,7 @@ impl IdentityDir {
         Ok(())
     }
 
-    /// The enrollment; absent before it.
+    /// The enrollment; absent if the host is not enrolled.
     pub(crate) fn enrollment(&self) -> Result<Option<Enrollment>> {
         let path = self.path("enrollment.json");
         match fs::read(&path) {
@@ -217,9 +217,10 @@ impl IdentityDir {
         }
     }
 
-    /// Completes a pending identity, and returns the enrollment. Fails if there is none, or if the configuration contradicts it.
+    /// Completes a pending identity, and returns the enrollment. Fails if the host is not enrolled, or if
+    /// the configuration contradicts the enrollment.
     pub(crate) fn enrolled(&self, config: &Resolved) -> Result<Enrollment, Exit> {
-        self.finish_next()?;
+        self.complete_pending()?;
         let Some(enrollment) = self.enrollment()? else {
             return Err(Exit::NotEnrolled(format!(
                 "not enrolled: {} does not exist; run `vedette enroll`",
@@ -292,9 +293,9 @@ mod tests {
                 identity.write(name, text.as_bytes()).expect("writes");
             }
             identity.write("enrollment.json", &serde_json::to_vec(&previous).expect("serializes")).expect("writes");
-            let key = identity.next_key().expect("makes").serialize_pem();
+            let key = identity.pending_key().expect("makes").serialize_pem();
             assert_eq!(
-                identity.next_key().expect("reads").serialize_pem(),
+                identity.pending_key().expect("reads").serialize_pem(),
                 key,
                 "the second call returns the same key"
             );

@@ -30,7 +30,7 @@ pub(crate) fn start(config: &Resolved) {
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
         let reason = panic.payload_as_str().unwrap_or("unknown");
-        tracing::error!(at, reason, "a thread of the agent panicked; the next message says what the panic interrupted");
+        tracing::error!(at, reason, "a thread of the agent panicked; report this with the log");
     }));
     if let Some(variable) = config::proxy_variable().filter(|_| config.proxy.is_none()) {
         tracing::warn!("{variable} is ignored; set [workspace] proxy if the workspace is reached through a proxy");

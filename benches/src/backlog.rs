@@ -12,8 +12,8 @@ use vedette_benches::world::{self, World};
 
 /// Maximum size of the log on disk.
 const FILE_BYTES: u64 = 512 << 20;
-/// Time of observation after each start.
-const WATCHED: Duration = Duration::from_secs(60);
+/// Time of observation after each answer.
+const OBSERVATION: Duration = Duration::from_secs(60);
 
 pub(crate) fn backlog(gib: u64) -> Result<()> {
     let dir = tempfile::tempdir()?;
@@ -22,20 +22,20 @@ pub(crate) fn backlog(gib: u64) -> Result<()> {
         "[collectors.syslog]\npaths = [{logs:?}]\nstart = \"beginning\"\n[transport]\nqueue_bytes_max = \"1TiB\"\n\
          queue_volume_percent_max = 90\ndisk_free_min = \"1GiB\"\n"
     ))?;
-    started(&world, "an empty queue")?;
+    measure_start(&world, "an empty queue")?;
     world.stop_serving();
     fill(&world, dir.path(), gib << 30)?;
     let queue = world.path("state/records.redb");
     println!("backlog            {:.1} GiB on disk", fs::metadata(&queue)?.len() as f64 / f64::from(1 << 30));
-    started(&world, "the backlog, after SIGKILL")?;
-    // All copies of what redb reads first.
+    measure_start(&world, "the backlog, after SIGKILL")?;
+    // The first 4 KiB hold redb's header with both commit slots.
     File::options().write(true).open(&queue)?.write_all_at(&[0x55; 4096], 0)?;
-    started(&world, "the backlog, its head overwritten")?;
+    measure_start(&world, "the backlog, its first 4 KiB overwritten")?;
     Ok(())
 }
 
 /// Starts the agent; measures the time until it answers, and its resources in the minute after.
-fn started(world: &World, what: &str) -> Result<()> {
+fn measure_start(world: &World, what: &str) -> Result<()> {
     let began = Instant::now();
     let agent = world.run()?;
     while world.status()?.is_none() {
@@ -45,19 +45,20 @@ fn started(world: &World, what: &str) -> Result<()> {
         std::thread::sleep(Duration::from_millis(5));
     }
     let (answered, mut rss_max) = (began.elapsed().as_secs_f64(), 0);
-    while began.elapsed() < WATCHED {
+    let began = Instant::now();
+    while began.elapsed() < OBSERVATION {
         std::thread::sleep(Duration::from_millis(100));
         rss_max = rss_max.max(world::rss_bytes(agent.id())?);
     }
     let rss = rss_max as f64 / f64::from(1 << 20);
-    println!("{what:<36} answers after {answered:.2} s, VmRSS {rss:.1} MiB at most in {} s", WATCHED.as_secs());
+    println!("{what:<36} answers after {answered:.2} s, VmRSS {rss:.1} MiB at most in {} s", OBSERVATION.as_secs());
     Ok(())
 }
 
-/// Writes lines that hardly compress until the queue has a size.
+/// Writes lines that hardly compress, until the queue's file has so many bytes.
 fn fill(world: &World, dir: &Path, bytes: u64) -> Result<()> {
     let agent = world.run()?;
-    let queued = |world: &World| -> Result<(u64, u64)> {
+    let size_and_emitted = |world: &World| -> Result<(u64, u64)> {
         let status = world.status()?.context("the agent does not answer")?;
         let collectors = status["collectors"].as_array().context("the status has no collectors")?;
         let syslog =
@@ -68,7 +69,7 @@ fn fill(world: &World, dir: &Path, bytes: u64) -> Result<()> {
     while world.status()?.is_none() {
         std::thread::sleep(Duration::from_millis(50));
     }
-    let (mut random, mut lines) = (fastrand::Rng::new(), queued(world)?.1);
+    let (mut random, mut lines) = (fastrand::Rng::new(), size_and_emitted(world)?.1);
     for number in 0.. {
         let path = dir.join(format!("{number}.log"));
         let (mut out, mut written) = (BufWriter::with_capacity(1 << 20, File::create(&path)?), 0);
@@ -80,14 +81,15 @@ fn fill(world: &World, dir: &Path, bytes: u64) -> Result<()> {
         }
         out.flush()?;
         let began = Instant::now();
-        while queued(world)?.1 < lines {
+        while size_and_emitted(world)?.1 < lines {
             if began.elapsed() > Duration::from_secs(300) {
-                bail!("the agent does not take {}: {:?}", path.display(), queued(world)?);
+                let (bytes, emitted) = size_and_emitted(world)?;
+                bail!("the agent has not read {}: queue {bytes} bytes, {emitted} of {lines} lines", path.display());
             }
             std::thread::sleep(Duration::from_millis(500));
         }
         fs::remove_file(&path)?;
-        if queued(world)?.0 >= bytes {
+        if size_and_emitted(world)?.0 >= bytes {
             break;
         }
     }

@@ -15,12 +15,12 @@ pub(crate) struct Floor {
     pub(crate) cpu_seconds: f64,
 }
 
-/// Compressed separately, with the agent's batch size.
-const BATCH_BYTES: usize = 1 << 20;
+/// Size of a block, which is compressed by itself. The agent's batches have up to 8 MiB.
+const BLOCK_BYTES: usize = 1 << 20;
 
 pub(crate) fn floor(path: &Path) -> Result<Floor> {
     let before = cpu_seconds(std::process::id())?;
-    let (mut file, mut block) = (File::open(path)?, vec![0; BATCH_BYTES]);
+    let (mut file, mut block) = (File::open(path)?, vec![0; BLOCK_BYTES]);
     let (mut lines, mut compressed) = (0, 0);
     loop {
         let mut filled = 0;
@@ -35,7 +35,7 @@ pub(crate) fn floor(path: &Path) -> Result<Floor> {
             break;
         }
         lines += memchr::memchr_iter(b'\n', &block[..filled]).count() as u64;
-        let mut encoder = zstd::stream::Encoder::new(Vec::with_capacity(BATCH_BYTES / 4), 1)?;
+        let mut encoder = zstd::stream::Encoder::new(Vec::with_capacity(BLOCK_BYTES / 4), 1)?;
         encoder.write_all(&block[..filled])?;
         compressed += encoder.finish()?.len() as u64;
     }

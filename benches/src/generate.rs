@@ -1,5 +1,5 @@
-//! Generates a syslog file, the same for each size: lines of sshd, sudo, systemd, cron and a web application with 200 to 250
-//! bytes.
+//! Generates a syslog file. Equal sizes give equal files. Each line has 200 to 250 bytes, and a program name such as sshd, sudo
+//! or nginx.
 
 use anyhow::Result;
 use std::{

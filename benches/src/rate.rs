@@ -55,7 +55,10 @@ fn latencies(world: &World, written: &Written) -> Result<Vec<f64>> {
             break rows;
         }
         if began.elapsed() > Duration::from_secs(60) {
-            bail!("{lines} of {} lines have landed a minute after the last", written.lines);
+            bail!(
+                "a minute after the last line was written, the workspace has {lines} lines instead of {}",
+                written.lines
+            );
         }
         std::thread::sleep(Duration::from_secs(1));
     };

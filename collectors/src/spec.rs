@@ -20,7 +20,7 @@ pub trait Poll: Send {
     fn poll(&mut self, context: &CollectorContext) -> Result<Vec<Body>, CollectError>;
 
     /// Missing permissions and their remedy; reported when they change.
-    fn problem(&self) -> Option<String> {
+    fn missing_permission(&self) -> Option<String> {
         None
     }
 }

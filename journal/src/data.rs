@@ -25,11 +25,11 @@ pub struct Field {
     payload: Box<[u8]>,
     name_bytes: usize,
     is_cut: bool,
-    mark: Cell<Option<Mark>>,
+    tag: Cell<Option<Tag>>,
 }
 
-/// What a caller notes of a field that several entries share.
-pub type Mark = (u64, usize);
+/// What a caller records of a field that several entries share.
+pub type Tag = (u64, usize);
 
 impl PartialEq for Field {
     fn eq(&self, other: &Self) -> bool {
@@ -58,16 +58,16 @@ impl Field {
         &self.payload[self.name_bytes + 1..]
     }
 
-    /// The caller's mark; absent from a field that was read anew.
+    /// The caller's tag; absent from a field that was read anew.
     #[inline]
-    pub fn mark(&self) -> Option<Mark> {
-        self.mark.get()
+    pub fn tag(&self) -> Option<Tag> {
+        self.tag.get()
     }
 
-    /// Marks the field for all entries that share it. A field has one mark, so only one caller may mark the fields of a reader.
+    /// Tags the field for all entries that share it. A field has one tag, so only one caller may tag the fields of a reader.
     #[inline]
-    pub fn set_mark(&self, mark: Mark) {
-        self.mark.set(Some(mark));
+    pub fn set_tag(&self, tag: Tag) {
+        self.tag.set(Some(tag));
     }
 
     /// Whether the value is longer than [`Field::value`].
@@ -89,7 +89,7 @@ impl Field {
             is_cut = true;
         }
         let payload = payload.into_boxed_slice();
-        (name_bytes > 0).then_some(Self { payload, name_bytes, is_cut, mark: Cell::new(None) })
+        (name_bytes > 0).then_some(Self { payload, name_bytes, is_cut, tag: Cell::new(None) })
     }
 }
 

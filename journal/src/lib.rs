@@ -1,8 +1,8 @@
 //! Reads the files of systemd-journald, after the Journal File Format (<https://systemd.io/JOURNAL_FILE_FORMAT/>).
 //!
-//! The only I/O is reading files that the caller opened, by [`ReadAt`]; memory is bounded, and nothing is mapped, since a
-//! mapped file that someone truncates kills the process. Bad objects are skipped and counted. No file makes a reader panic
-//! or loop: offsets in each chain only grow.
+//! The crate only reads files that the caller opened ([`ReadAt`]). Its memory is bounded. It maps no file, since truncating a
+//! mapped file kills the process. It skips and counts bad objects. No file makes a reader panic or loop: it refuses a chain
+//! whose offsets do not grow.
 //!
 //! ```no_run
 //! use vedette_journal::{JournalFile, Reader};
@@ -28,7 +28,7 @@ mod pages;
 mod reader;
 
 pub use cursor::{Cursor, EntryHead};
-pub use data::{Field, Mark, VALUE_BYTES_MAX};
+pub use data::{Field, Tag, VALUE_BYTES_MAX};
 pub use file::{Damage, JournalFile, OpenError};
 pub use format::{Header, Id, State};
 pub use pages::ReadAt;

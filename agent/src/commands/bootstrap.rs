@@ -100,12 +100,12 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
         Ok(None) => return Ok(()),
         Err(err) => return Err(err),
     };
-    // An agent killed in between is enrolled, and still has the file.
+    // An agent that was killed between its enrollment and the deletion of the file is enrolled, and still has the file.
     if !enrolled {
         let (ca, token) = (bootstrap.ca.as_deref(), bootstrap.token_file.as_path());
         let options = EnrollOptions { workspace: &bootstrap.workspace, ca, token, geo: bootstrap.geo, again: false };
         let mut pause = *PAUSE.start();
-        // The supervisor must not mistake a workspace that does not answer for a start that hangs.
+        // The service manager must not mistake a workspace that does not answer for a start that hangs.
         platform::ready();
         loop {
             match enroll::enroll(config, &options).await {
@@ -120,7 +120,7 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
             pause = (pause * 2).min(*PAUSE.end());
         }
     }
-    // A credential is the service manager's, in memory, and ends with the service.
+    // The service manager keeps credentials in memory, and removes them itself.
     let is_credential = |path: &Path| config::credentials_dir().is_some_and(|dir| path.starts_with(dir));
     for used in [bootstrap.token_file.as_path(), path].into_iter().filter(|path| !is_credential(path)) {
         delete(used);
@@ -128,11 +128,11 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
     Ok(())
 }
 
-/// Deletes a file. A read-only mount keeps it; an enrolled host ignores it.
+/// Deletes a file. One on a read-only mount stays; an enrolled host ignores it.
 fn delete(path: &Path) {
     match std::fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %err, "cannot delete a bootstrap file");
+            tracing::warn!(path = %path.display(), error = %err, "cannot delete a file that enrollment no longer needs; delete it");
         }
         _ => {}
     }

@@ -53,7 +53,9 @@ pub(super) async fn enroll(config: &Resolved, options: &EnrollOptions<'_>) -> Re
     if let Some(stated) = &config.workspace_url
         && *stated != url
     {
-        return Err(Exit::config(format!("workspace.url: the configuration says {stated}, --workspace says {url}")));
+        return Err(Exit::config(format!(
+            "workspace.url: the configuration says {stated}, the enrollment is for {url}"
+        )));
     }
     let identity = IdentityDir::new(&config.identity_dir);
     let before = if again { identity.take_previous()? } else { identity.enrollment()? };
@@ -68,7 +70,7 @@ pub(super) async fn enroll(config: &Resolved, options: &EnrollOptions<'_>) -> Re
         None if config.roots == Roots::Platform => Vec::new(),
         None => {
             return Err(Exit::config(
-                "--ca: give the workspace's ca.pem, or set workspace.roots to platform".to_owned(),
+                "no CA is given: give the workspace's ca.pem (`--ca`, or `ca` in the bootstrap file), or set workspace.roots to platform".to_owned(),
             ));
         }
     };
@@ -136,7 +138,7 @@ fn keep(
         }
     }
     identity.write("enrollment.json", &serde_json::to_vec_pretty(&enrollment)?)?;
-    identity.forget_next_key()?;
+    identity.delete_pending_key()?;
     Ok(enrollment)
 }
 
@@ -197,7 +199,8 @@ async fn ask(
     let status = response.status();
     let body = bounded(&mut response, ANSWER_BYTES_MAX).await.map_err(|err| Undecided(format!("{url}: {err}")))?;
     if status.is_success() {
-        let undecided = |err| Undecided(format!("{url} answered, but not as a workspace; check --workspace: {err}"));
+        let undecided =
+            |err| Undecided(format!("{url} answered, but not as a workspace; check the workspace's URL: {err}"));
         return Ok(serde_json::from_slice(&body).map_err(undecided)?);
     }
     if status.is_server_error() || status.as_u16() == 429 {
@@ -207,7 +210,7 @@ async fn ask(
         Ok(problem) => bail!("the workspace refused: {}", problem.title),
         // A proxy or a load balancer, perhaps for a moment.
         Err(_) => {
-            let why = format!("{url} answered {status}, but not as a workspace; check --workspace");
+            let why = format!("{url} answered {status}, but not as a workspace; check the workspace's URL");
             Err(Unreachable { why, is_sent: true }.into())
         }
     }

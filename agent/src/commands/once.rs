@@ -51,7 +51,7 @@ pub(super) fn once(config: &Resolved, ids: &[String], format: OnceFormat) -> Res
     }
     let mut context = CollectorContext { once: Some(RECORDS_PER_SOURCE_MAX), ..collector_context(config) };
     if !ids.is_empty() {
-        // A named collector runs, even if another one would take precedence.
+        // Hides collectors that are not named, so that a named one does not defer to them.
         context.enabled.retain(|id| ids.iter().any(|named| named == id));
     }
     let context = context;
@@ -75,13 +75,13 @@ pub(super) fn once(config: &Resolved, ids: &[String], format: OnceFormat) -> Res
         };
         let problems = collected.problems.lock().clone();
         failed.extend(problems.into_iter().map(|(id, why)| format!("{id}: {why}")));
-        render(&mut out, collector.spec.id, &host, &collected, why, format);
+        append_output(&mut out, collector.spec.id, &host, &collected, why, format);
     }
     print(out.as_bytes())?;
     if failed.is_empty() {
         Ok(())
     } else {
-        Err(anyhow::anyhow!("some collectors failed: {}", failed.join("; ")).into())
+        Err(anyhow::anyhow!("not everything can be collected: {}", failed.join("; ")).into())
     }
 }
 
@@ -109,7 +109,7 @@ fn collect(
         Plan::Absent(why) => Err(CollectFailure::Nothing(why)),
         Plan::Poll(_, mut poll) => {
             let bodies = poll.poll(context).map_err(failed)?;
-            *collected.missing_permission.lock() = poll.problem();
+            *collected.missing_permission.lock() = poll.missing_permission();
             for chunk in chunks_of(&positions_source(spec.id), &mut 0, bodies, context.now()) {
                 sink.put(chunk, &StopSignal::default()).map_err(failed)?;
             }
@@ -122,7 +122,7 @@ fn collect(
     }
 }
 
-fn render(
+fn append_output(
     out: &mut String,
     id: &'static str,
     host: &HostLabel,

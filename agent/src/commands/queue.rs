@@ -53,7 +53,7 @@ fn open(config: &Resolved) -> Result<Queue, Exit> {
     })
 }
 
-fn broken(config: &Resolved) -> Vec<String> {
+fn damaged_files(config: &Resolved) -> Vec<String> {
     salvage::broken(&config.state_dir, LaneName::Records).iter().map(|path| path.display().to_string()).collect()
 }
 
@@ -75,7 +75,7 @@ fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
                 "quarantine": {"batches": quarantine.batches, "bytes": quarantine.bytes, "dropped": quarantine.dropped}})
         }
     };
-    value["damaged_files"] = json!(broken(config));
+    value["damaged_files"] = json!(damaged_files(config));
     if json {
         return print(format!("{value}\n").as_bytes());
     }
@@ -93,15 +93,15 @@ fn show_status(config: &Resolved, json: bool) -> Result<(), Exit> {
     let quarantine = &value["quarantine"];
     let kib = quarantine["bytes"].as_u64().unwrap_or(0) >> 10;
     line("quarantine", format!("{} batches in {kib} KiB, {} deleted", quarantine["batches"], quarantine["dropped"]));
-    for path in broken(config) {
-        line("damaged", format!("{path}; salvaged by the agent, or by `vedette queue salvage`"));
+    for path in damaged_files(config) {
+        line("damaged", format!("{path}; the agent salvages it at its next start, or run `vedette queue salvage`"));
     }
     print(out.as_bytes())
 }
 
 fn verify(queue: &Queue, json: bool) -> Result<(), Exit> {
     let verified = queue.verify()?;
-    let whole = verified.damaged.is_empty() && verified.disagreements.is_empty();
+    let is_intact = verified.damaged.is_empty() && verified.disagreements.is_empty();
     if json {
         let value = json!({"batches": verified.batches, "records": verified.records, "damaged_slots": verified.damaged,
             "disagreements": verified.disagreements});
@@ -116,7 +116,7 @@ fn verify(queue: &Queue, json: bool) -> Result<(), Exit> {
         }
         print(out.as_bytes())?;
     }
-    if whole { Ok(()) } else { Err(Exit::Failure(anyhow::anyhow!("the queue is damaged"))) }
+    if is_intact { Ok(()) } else { Err(Exit::Failure(anyhow::anyhow!("the queue is damaged"))) }
 }
 
 fn salvage_damaged(config: &Resolved) -> Result<(), Exit> {
@@ -137,13 +137,14 @@ fn salvage_damaged(config: &Resolved) -> Result<(), Exit> {
     for path in paths {
         let found = queue.salvage(&path, |full| !full).map_err(|err| match err {
             salvage::SalvageError::Stopped => {
-                anyhow::anyhow!("the queue is full; start the agent, which continues while it delivers")
+                anyhow::anyhow!("the queue is full; start the agent: it delivers batches, and then salvages the rest")
             }
             other => anyhow::Error::new(other),
         })?;
         print(
             format!(
-                "{}: put {} batches with {} records into the queue; {} batches are damaged, {} are of another enrollment\n",
+                "{}: put {} batches with {} records into the queue; {} damaged ones and {} of \
+                 another enrollment are deleted with the file\n",
                 path.display(),
                 found.batches,
                 found.records,

@@ -46,7 +46,7 @@ impl AgentEvents {
 
     /// Emits a record and then calls `done`. If the intake is full, an async caller gets a task that waits in its place.
     fn emit(&self, body: impl Into<Body>, done: impl FnOnce() + Send + 'static) -> Option<JoinHandle<()>> {
-        if self.is_emission_off() {
+        if self.are_own_events_off() {
             done();
             return None;
         }
@@ -56,7 +56,7 @@ impl AgentEvents {
         let (intake, policy) = (self.intake.clone(), self.policy.clone());
         let put = move || {
             // Also discards a record that waited while collection was switched off.
-            if let Err(err) = intake.put_unless(chunk, || policy.borrow().is_emission_off) {
+            if let Err(err) = intake.put_unless(chunk, || policy.borrow().are_own_events_off) {
                 tracing::debug!(error = %err, "the agent is stopping; one of its own records is discarded");
             }
             done();
@@ -69,8 +69,8 @@ impl AgentEvents {
     }
 
     /// Whether emission is suppressed.
-    pub(crate) fn is_emission_off(&self) -> bool {
-        self.policy.borrow().is_emission_off
+    pub(crate) fn are_own_events_off(&self) -> bool {
+        self.policy.borrow().are_own_events_off
     }
 
     /// Emits which collectors a configuration enables.

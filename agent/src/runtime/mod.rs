@@ -110,19 +110,19 @@ async fn run_once(
     let mut tasks = Tasks::new();
     if let Some(address) = config.metrics {
         let source = source.clone();
-        tasks.supervise("metrics", move || {
+        tasks.spawn_restarting("metrics", move || {
             let source = source.clone();
             async move { match status::serve_metrics(address, source).await {} }
         });
     }
     let (of, reload) = (Arc::clone(&agent), Arc::clone(reload));
-    tasks.supervise("reload", move || {
+    tasks.spawn_restarting("reload", move || {
         let (agent, reload) = (Arc::clone(&of), Arc::clone(&reload));
         async move { reload.wait_for_restart(&agent).await }
     });
     if let Err(exit) = spawn(&mut tasks, &agent, reconciler, source, (signals, *last_reread)) {
         // The next run opens the same queue.
-        stop(agent, tasks, &RunEnd::Restart(RestartReason::Reloaded)).await;
+        stop(agent, tasks, &RunEnd::Restart(RestartReason::StartFailed)).await;
         return Err(exit);
     }
     let enrollment = &agent.enrollment;
@@ -256,35 +256,35 @@ fn spawn(
     let resumed = Arc::new(watch::Sender::new(false));
     let delivery_watch =
         Arc::new(DeliveryWatch::new(Arc::clone(agent), source.clone(), resumed.subscribe(), last_reread));
-    tasks.supervise("signals", move || {
+    tasks.spawn_restarting("signals", move || {
         let signals = Arc::clone(&signals);
         async move { RunEnd::Signal(signals.lock().await.wait().await) }
     });
-    tasks.supervise("status", move || {
+    tasks.spawn_restarting("status", move || {
         let server = Arc::clone(&server);
         async move { match server.serve().await {} }
     });
-    tasks.supervise("delivery watch", move || {
+    tasks.spawn_restarting("delivery watch", move || {
         let watch = Arc::clone(&delivery_watch);
         async move { watch.watch().await }
     });
     let of = Arc::clone(agent);
-    tasks.supervise("heartbeat", move || {
+    tasks.spawn_restarting("heartbeat", move || {
         let (events, source) = (Arc::clone(&of.events), source.clone());
         async move { match events.beat(|| source.heartbeat()).await {} }
     });
     let of = Arc::clone(agent);
-    tasks.supervise("watchdog", move || {
+    tasks.spawn_restarting("watchdog", move || {
         let agent = Arc::clone(&of);
         async move { match watchdog::feed(&agent).await {} }
     });
     let of = Arc::clone(agent);
-    tasks.supervise("renewal", move || {
+    tasks.spawn_restarting("renewal", move || {
         let agent = Arc::clone(&of);
         async move { match renew::renew(&agent.identity, &agent.client, &agent.events).await {} }
     });
     let of = Arc::clone(agent);
-    tasks.supervise("rekey", move || {
+    tasks.spawn_restarting("rekey", move || {
         let agent = Arc::clone(&of);
         async move {
             let (lane, own) = (&agent.records.lane, (&agent.identity, &agent.enrollment, &agent.host));
@@ -293,7 +293,7 @@ fn spawn(
         }
     });
     let (of, done) = (Arc::clone(agent), Arc::clone(&resumed));
-    tasks.supervise("resume", move || {
+    tasks.spawn_restarting("resume", move || {
         let (agent, done) = (Arc::clone(&of), Arc::clone(&done));
         async move {
             let (lane, state_dir) = (&agent.records.lane, &agent.config.state_dir);
@@ -302,7 +302,7 @@ fn spawn(
             std::future::pending().await
         }
     });
-    tasks.finish("policy", |stop| reconciler.run_until(resumed.subscribe(), stop));
+    tasks.spawn_until_stop("policy", |stop| reconciler.run_until(resumed.subscribe(), stop));
     Ok(())
 }
 
@@ -320,8 +320,7 @@ async fn stop(agent: Arc<AgentContext>, tasks: Tasks, end: &RunEnd) {
     }
     tasks.stop().await;
     if !is_damaged
-        && let Some(handing_over) =
-            agent.events.lifecycle(LifecycleEvent::Stop, format!("stopped by {end}"), None, None)
+        && let Some(handing_over) = agent.events.lifecycle(LifecycleEvent::Stop, format!("stopped: {end}"), None, None)
     {
         drop(tokio::time::timeout(STOP_RECORD_GRACE, handing_over).await);
     }

@@ -67,7 +67,7 @@ impl Reload {
             // The next run uses it, even if something else ends this one.
             *self.pending.lock() = Some((Arc::clone(&present), Arc::clone(&next)));
             if next.restart_digest != present.restart_digest {
-                return RunEnd::Restart(RestartReason::Reloaded);
+                return RunEnd::Restart(RestartReason::ConfigurationChanged);
             }
             log::set_level(next.log_level);
             agent.events.configuration(&next);

@@ -19,7 +19,7 @@ pub(super) enum RunEnd {
     Signal(&'static str),
     /// The agent begins again in the same process.
     Restart(RestartReason),
-    /// The agent cannot go on; whatever supervises the process restarts it.
+    /// The agent cannot go on; the service manager restarts it.
     Fatal(String),
 }
 
@@ -35,13 +35,15 @@ pub(super) enum RestartReason {
     /// The workspace lost acknowledged batches: sources are read again.
     BatchesLost,
     /// The configuration has changed.
-    Reloaded,
+    ConfigurationChanged,
+    /// The tasks cannot be started.
+    StartFailed,
 }
 
 impl fmt::Display for RunEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RunEnd::Signal(name) => f.write_str(name),
+            RunEnd::Signal(name) => write!(f, "signal {name}"),
             RunEnd::Restart(reason) => reason.fmt(f),
             RunEnd::Fatal(why) => f.write_str(why),
         }
@@ -55,7 +57,8 @@ impl fmt::Display for RestartReason {
             RestartReason::Rekeyed => "the agent has a new key",
             RestartReason::QueueRemoved => "the queue's file was removed or replaced",
             RestartReason::BatchesLost => "the workspace lost acknowledged batches",
-            RestartReason::Reloaded => "the configuration has changed",
+            RestartReason::ConfigurationChanged => "the configuration has changed",
+            RestartReason::StartFailed => "the agent cannot start its tasks",
         })
     }
 }
@@ -74,7 +77,7 @@ impl Tasks {
 
     /// Starts a task that works until the stop and is dropped then. If it panics, it begins again after a pause; if it returns,
     /// the run ends.
-    pub(super) fn supervise<F>(&mut self, name: &'static str, task: impl Fn() -> F + Send + 'static)
+    pub(super) fn spawn_restarting<F>(&mut self, name: &'static str, task: impl Fn() -> F + Send + 'static)
     where
         F: Future<Output = RunEnd> + Send + 'static,
     {
@@ -96,10 +99,10 @@ impl Tasks {
                 match ended {
                     Ok(end) => return Some(end),
                     Err(err) => {
-                        tracing::error!(task = name, error = %err, "a task of the agent ended unexpectedly; starting it again")
+                        tracing::error!(task = name, error = %err, "a task of the agent panicked; restarting it after a pause")
                     }
                 }
-                // A long run was a success.
+                // A task that worked for longer than the longest pause has recovered.
                 if began.elapsed() > LONGEST_PAUSE {
                     backoff.reset();
                 }
@@ -112,8 +115,8 @@ impl Tasks {
         self.names.insert(self.set.spawn(supervised).id(), name);
     }
 
-    /// Starts a task that ends by itself, after the stop at the latest. If it panics, the run ends.
-    pub(super) fn finish<F>(&mut self, name: &'static str, task: impl FnOnce(watch::Receiver<bool>) -> F)
+    /// Starts a task that ends itself once it sees the stop; [`Tasks::stop`] waits for it. If it panics, the run ends.
+    pub(super) fn spawn_until_stop<F>(&mut self, name: &'static str, task: impl FnOnce(watch::Receiver<bool>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -159,14 +162,14 @@ mod tests {
     async fn a_task_that_panics_begins_again_and_one_that_returns_ends_the_run() {
         let (mut tasks, begun) = (Tasks::new(), Arc::<AtomicUsize>::default());
         let count = Arc::clone(&begun);
-        tasks.supervise("flaky", move || {
+        tasks.spawn_restarting("flaky", move || {
             let attempt = count.fetch_add(1, Ordering::SeqCst);
             async move {
                 assert!(attempt == 2, "not yet");
                 RunEnd::Restart(RestartReason::Rekeyed)
             }
         });
-        tasks.supervise("quiet", std::future::pending);
+        tasks.spawn_restarting("quiet", std::future::pending);
         assert_eq!(tasks.first_end().await, RunEnd::Restart(RestartReason::Rekeyed));
         assert_eq!(begun.load(Ordering::SeqCst), 3);
         tasks.stop().await;
@@ -177,7 +180,7 @@ mod tests {
         let (mut tasks, done) = (Tasks::new(), Arc::<AtomicUsize>::default());
         let held = Arc::new(());
         let (supervised, count) = (Arc::clone(&held), Arc::clone(&done));
-        tasks.supervise("kept", move || {
+        tasks.spawn_restarting("kept", move || {
             let supervised = Arc::clone(&supervised);
             async move {
                 std::future::pending::<()>().await;
@@ -185,7 +188,7 @@ mod tests {
                 RunEnd::Signal("never")
             }
         });
-        tasks.finish("finished", |mut stop| async move {
+        tasks.spawn_until_stop("finished", |mut stop| async move {
             drop(stop.wait_for(|stop| *stop).await);
             tokio::time::sleep(Duration::from_secs(3)).await;
             count.fetch_add(1, Ordering::SeqCst);
@@ -197,7 +200,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stop_does_not_wait_for_a_task_that_is_about_to_begin_again() {
         let mut tasks = Tasks::new();
-        tasks.supervise("flaky", || async { panic!("not now") });
+        tasks.spawn_restarting("flaky", || async { panic!("not now") });
         for _ in 0..8 {
             let end = tokio::time::timeout(Duration::from_secs(30), tasks.first_end()).await;
             end.expect_err("it begins again");
@@ -210,8 +213,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_that_must_finish_and_panics_is_fatal_and_named() {
         let mut tasks = Tasks::new();
-        tasks.supervise("quiet", std::future::pending);
-        tasks.finish("policy", |_| async { panic!("no") });
+        tasks.spawn_restarting("quiet", std::future::pending);
+        tasks.spawn_until_stop("policy", |_| async { panic!("no") });
         let RunEnd::Fatal(why) = tasks.first_end().await else { panic!("it goes on") };
         assert!(why.contains("policy"), "{why}");
         tasks.stop().await;

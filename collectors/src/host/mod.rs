@@ -77,7 +77,7 @@ impl Poll for Host {
         Ok(vec![platform::read(context).into()])
     }
 
-    fn problem(&self) -> Option<String> {
+    fn missing_permission(&self) -> Option<String> {
         self.problem.clone()
     }
 }

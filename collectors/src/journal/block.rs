@@ -37,11 +37,11 @@ fn bytes(field: &Field) -> usize {
     field.name().len() + field.value().len()
 }
 
-/// Packs entries. A field that the reader shares between entries is marked with its number in the record.
+/// Packs entries. A field that the reader shares between entries is tagged with its number in the record.
 #[derive(Debug, Default)]
 pub(super) struct Packing {
     packer: EntryPacker,
-    /// Number of records that were completed; marks of earlier ones have no meaning.
+    /// Number of records that were completed; tags of earlier ones have no meaning.
     record: u64,
 }
 
@@ -77,7 +77,7 @@ impl Packing {
 
     fn add_field(&mut self, field: &Field, room: &mut usize, cut: &mut Vec<u8>) {
         let (name, value) = (field.name(), field.value());
-        if let Some((record, number)) = field.mark()
+        if let Some((record, number)) = field.tag()
             && record == self.record
             && value.len() <= *room
         {
@@ -99,7 +99,7 @@ impl Packing {
         let number = self.packer.field(name, &value[..length]);
         // One that was cut for lack of room may be whole in another entry.
         if length == value.len() {
-            field.set_mark((self.record, number));
+            field.set_tag((self.record, number));
         }
     }
 }

@@ -151,7 +151,7 @@ impl Poll for Processes {
         Ok(out.into_iter().map(Body::from).collect())
     }
 
-    fn problem(&self) -> Option<String> {
+    fn missing_permission(&self) -> Option<String> {
         self.refused.then(platform::problem)
     }
 }

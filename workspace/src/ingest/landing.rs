@@ -100,7 +100,7 @@ impl LandingStore {
                     Ok(true) => Ok(LandOutcome::Duplicate),
                     Ok(false) => Ok(LandOutcome::Conflict),
                     Err(_) => {
-                        tracing::error!(%key, "a damaged landed object was replaced by the agent's copy");
+                        tracing::error!(%key, "a landed object is damaged; replacing it with the agent's copy");
                         self.store.put_opts(&key, frame, PutMode::Overwrite.into()).await?;
                         Ok(LandOutcome::New)
                     }

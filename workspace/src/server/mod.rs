@@ -51,28 +51,28 @@ pub(crate) async fn serve(
 ) {
     let mut poll = tokio::time::interval(CERTIFICATE_POLL);
     let slots = Arc::new(Slots::new(file_limit));
-    let mut open = tokio::task::JoinSet::new();
+    let mut connections = tokio::task::JoinSet::new();
     loop {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
             accepted = listener.accept() => accepted,
-            Some(_) = open.join_next() => continue,
+            Some(_) = connections.join_next() => continue,
             _ = poll.tick() => {
                 certificates.reload();
                 continue;
             }
         };
         match accepted {
-            Ok((socket, from)) => {
+            Ok((socket, peer)) => {
                 // IPv4 on an IPv6 socket is the same address.
-                let from = from.ip().to_canonical();
+                let peer = peer.ip().to_canonical();
                 let (acceptor, router, stop) = (certificates.acceptor(), router.clone(), stop.clone());
                 let slots = Arc::clone(&slots);
-                open.spawn(async move {
-                    let Some(slot) = slots.unknown(from).await else {
-                        return tracing::debug!(%from, "too many connections without a certificate; this one is closed");
+                connections.spawn(async move {
+                    let Some(slot) = slots.unknown(peer).await else {
+                        return tracing::debug!(%peer, "too many connections without a certificate; this one is closed");
                     };
-                    connection((socket, from), acceptor, router, (slots, slot), stop).await;
+                    connection((socket, peer), acceptor, router, (slots, slot), stop).await;
                 });
             }
             Err(err) => {
@@ -83,17 +83,19 @@ pub(crate) async fn serve(
         }
     }
     drop(listener);
-    let drained = tokio::time::timeout(DRAIN, async { while open.join_next().await.is_some() {} }).await;
+    let drained = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!("stopped before all requests were finished");
+        tracing::warn!(
+            "closing connections that are still open some time after the stop; agents send again what was not acknowledged"
+        );
     }
 }
 
 async fn connection(
-    (socket, from): (TcpStream, IpAddr),
+    (socket, peer): (TcpStream, IpAddr),
     acceptor: TlsAcceptor,
     router: Router,
-    (slots, unknown): (Arc<Slots>, Slot),
+    (slots, unknown_slot): (Arc<Slots>, Slot),
     stop: watch::Receiver<bool>,
 ) {
     let nodelay = socket.set_nodelay(true);
@@ -104,22 +106,22 @@ async fn connection(
             Ok(Err(err)) => return tracing::debug!(error = %err, ?nodelay, "handshake failed"),
             Err(_) => return tracing::debug!("handshake took too long"),
         },
-        () = unknown.give_way.notified() => return tracing::debug!("handshake closed for newer ones of its address"),
+        () = unknown_slot.give_way.notified() => return tracing::debug!("handshake closed to make room for a newer connection from its address"),
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let (is_pair, agent) = (certificate.is_some_and(tls::is_pair), certificate.and_then(tls::agent_of));
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let router = router.layer(Extension(api::Connection { from: network(from), agent, is_pair }));
+    let router = router.layer(Extension(api::Connection { from: network(peer), agent, is_pair }));
     let (slot, idle, age_max) = match agent {
         Some(key) => {
             let Some(known) = slots.known(key).await else {
                 return tracing::warn!(agent = %key.agent, "too many connections; this one is closed");
             };
-            drop(unknown);
+            drop(unknown_slot);
             (known, IDLE, None)
         }
-        None if is_pair => (unknown, IDLE, None),
-        None => (unknown, UNKNOWN_IDLE, Some(UNKNOWN_AGE_MAX)),
+        None if is_pair => (unknown_slot, IDLE, None),
+        None => (unknown_slot, UNKNOWN_IDLE, Some(UNKNOWN_AGE_MAX)),
     };
     let activity = Activity::new();
     let silent = activity.clone();

@@ -12,7 +12,7 @@ use vedette_wire::{
     policy::{Policy as PolicyDocument, SignedPolicy},
 };
 
-/// An unknown revocation older than this was known here before a restore, nanoseconds.
+/// Age in nanoseconds from which a revocation that is new here raises an alert.
 const REVOCATION_DELAY_NS: i64 = 60_000_000_000;
 
 /// The shared state, as of one moment.
@@ -170,13 +170,15 @@ impl ControlStore {
         rows.into_iter().map(|(organization, agent, when)| Ok((organization.parse()?, agent.parse()?, when))).collect()
     }
 
-    /// Revokes agents that the other workspace has revoked. An old revocation was lost here in a restore from a backup.
+    /// Revokes agents that the other workspace has revoked. Raises an alert for an old revocation: this workspace lost it in a restore
+    /// from a backup, or was separated from its pair.
     pub(crate) async fn accept_revocations(&self, revoked: &[Revocation], now: i64) -> Result<()> {
         for (organization, agent, when) in revoked {
             let key = AgentKey { organization: *organization, agent: *agent };
             let is_late = now.saturating_sub(*when) > REVOCATION_DELAY_NS;
             if self.revoke_as_of(key, *when, now).await? && is_late {
-                tracing::error!(%agent, "a revoked agent was admitted here; the other workspace of the pair knows of its revocation");
+                tracing::error!(%agent, "an agent is revoked now, which the other workspace of the pair revoked before; this one accepted its data until now; see \
+                     `vedette-workspace alerts`");
                 let why = "this agent was revoked long ago, and was admitted here until the other workspace of the pair reported it: this workspace was \
                            restored from an older backup, or apart from its pair";
                 self.alert(key, "restored", why, now).await?;
@@ -185,7 +187,7 @@ impl ControlStore {
         Ok(())
     }
 
-    /// State that the primary lost in a restore from a backup: policies, and whether revocations.
+    /// What the primary lost in a restore from a backup: the policies, and whether it lost revocations too.
     pub(crate) async fn lost_by_primary(
         &self,
         shared: &Shared,

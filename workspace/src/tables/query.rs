@@ -106,7 +106,7 @@ pub(crate) async fn query(
     let PendingBatches { batches, versions } = control.pending(organization, PENDING_MAX).await?;
     if batches.len() == PENDING_MAX as usize {
         bail!(
-            "more than {PENDING_MAX} batches are not materialised yet, and an answer without the newest would be wrong; \
+            "at least {PENDING_MAX} batches are not materialised yet, and an answer without the newest would be wrong; \
              query again when `serve` has caught up"
         );
     }

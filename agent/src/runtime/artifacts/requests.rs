@@ -92,7 +92,7 @@ impl ArtifactRequests {
         // Reported once, until the reason changes.
         if refused != self.refused {
             if let Some(why) = &refused {
-                tracing::error!(why, "an artifact request is refused");
+                tracing::error!(why, "ignoring an artifact request that cannot be verified");
             }
             self.refused = refused;
         }

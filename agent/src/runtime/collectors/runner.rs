@@ -174,7 +174,7 @@ impl Runner {
                 Ok(bodies) => bodies,
                 Err(err) => return self.exit_of(Err(err)),
             };
-            let problem = poll.problem();
+            let problem = poll.missing_permission();
             self.set_running(problem.clone());
             if problem != reported
                 && let Some(why) = &problem

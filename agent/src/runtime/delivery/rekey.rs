@@ -55,7 +55,7 @@ async fn not_demanded(identity: &IdentityDir, lane: &Lane, host: &HostLabel) {
         Ok(batches) => tracing::warn!(batches, "batches resealed, since they were sealed with another machine id"),
         Err(err) => tracing::error!(error = %err, "batches with another machine id cannot be resealed; trying again"),
     }
-    if let Err(err) = identity.forget_next_key() {
+    if let Err(err) = identity.delete_pending_key() {
         tracing::warn!(error = format!("{err:#}"), "an unused key cannot be deleted");
     }
     lane.try_again();
@@ -68,7 +68,7 @@ async fn attempt(
     host: &HostLabel,
     client: &WorkspaceClient,
 ) -> Result<bool> {
-    let key = identity.next_key()?;
+    let key = identity.pending_key()?;
     let request = RekeyRequest {
         csr: signing_request(&key)?,
         hostname: host.hostname.clone(),
@@ -99,7 +99,7 @@ async fn attempt(
     next.replaces.clone_from(&enrollment.replaces);
     next.replaces.push(enrollment.agent);
     let agent = next.agent;
-    identity.store_next(&Next { key: key.serialize_pem(), certificate, enrollment: next })?;
+    identity.store_pending(&Next { key: key.serialize_pem(), certificate, enrollment: next })?;
     tracing::warn!(old_agent = %enrollment.agent, new_agent = %agent, "re-keyed: this machine has a new agent id");
     Ok(true)
 }

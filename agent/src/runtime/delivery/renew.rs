@@ -29,7 +29,7 @@ pub(in crate::runtime) async fn renew(
 ) -> Infallible {
     let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
     loop {
-        if events.is_emission_off() {
+        if events.are_own_events_off() {
             client.prove(VERSION).await;
         }
         let wait = match due_in(identity) {

@@ -20,7 +20,7 @@ pub(crate) enum PolicyError {
     OtherOrganization(String),
     /// Its revision is not newer than the one in force.
     #[error("the policy has revision {0}, which is not newer than revision {1} in force")]
-    Older(u64, u64),
+    NotNewer(u64, u64),
     /// It cannot be read, or contains a forbidden setting.
     #[error("the policy cannot be used: {0}")]
     Invalid(String),
@@ -32,18 +32,18 @@ pub(crate) enum PolicyError {
     NotStored(String),
 }
 
-/// Upper bound of revisions: a workspace takes its revisions from the clock, in seconds.
+/// Maximum revision. A workspace numbers revisions by its clock in seconds, so a larger one is an error.
 const REVISION_MAX: u64 = 1 << 53;
 
-/// The effective policy, for all parts of the agent.
+/// The policy in force and the one applied, for all parts of the agent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PolicyStatus {
     /// The policy in force; absent if the stored one is damaged.
     pub(crate) policy: Option<Arc<Policy>>,
     /// The policy that collectors and batches follow: the same one, or the one before until it has been applied.
     pub(crate) applied: Option<Arc<Policy>>,
-    /// Collection is off: nothing about this host is emitted.
-    pub(crate) is_emission_off: bool,
+    /// The agent emits no heartbeats and no lifecycle records: collection is off, or no policy is in force.
+    pub(crate) are_own_events_off: bool,
     /// Why the last policy was refused, the stored one cannot be used, or policies cannot be verified.
     pub(crate) problem: Option<String>,
 }
@@ -71,9 +71,9 @@ impl PolicyStore {
             }
             Err(why) => (None, Some(why)),
         };
-        let is_emission_off = policy.as_ref().is_none_or(|policy| !policy.collect);
+        let are_own_events_off = policy.as_ref().is_none_or(|policy| !policy.collect);
         store.status.send_modify(|status| {
-            (status.policy, status.is_emission_off) = (policy.map(Arc::new), is_emission_off);
+            (status.policy, status.are_own_events_off) = (policy.map(Arc::new), are_own_events_off);
             status.problem = problem.map(|problem| problem.to_string());
         });
         store
@@ -91,7 +91,7 @@ impl PolicyStore {
         self.verify(&serde_json::from_slice(&bytes).map_err(|err| PolicyError::Invalid(err.to_string()))?)
     }
 
-    /// Follows the effective policy.
+    /// Changes of the policy in force or applied.
     pub(crate) fn subscribe(&self) -> watch::Receiver<PolicyStatus> {
         self.status.subscribe()
     }
@@ -111,20 +111,20 @@ impl PolicyStore {
         self.status.borrow().problem.clone()
     }
 
-    /// Its revision; 0 without a policy.
+    /// Revision of the policy in force; 0 without one.
     pub(crate) fn revision(&self) -> u64 {
         self.status.borrow().policy.as_ref().map_or(0, |policy| policy.revision)
     }
 
-    /// States that collectors and batches follow a policy.
+    /// Records that collectors and batches follow a policy now.
     pub(crate) fn set_applied(&self, policy: Arc<Policy>) {
         self.status.send_modify(|status| status.applied = Some(policy));
     }
 
-    /// Suppresses or resumes emission.
-    pub(crate) fn set_emission_off(&self, is_emission_off: bool) {
+    /// Suppresses or resumes heartbeats and lifecycle records.
+    pub(crate) fn set_own_events_off(&self, are_own_events_off: bool) {
         self.status.send_if_modified(|status| {
-            std::mem::replace(&mut status.is_emission_off, is_emission_off) != is_emission_off
+            std::mem::replace(&mut status.are_own_events_off, are_own_events_off) != are_own_events_off
         });
     }
 
@@ -152,7 +152,7 @@ impl PolicyStore {
         if let Some(current) = self.policy()
             && policy.revision <= current.revision
         {
-            return Err(PolicyError::Older(policy.revision, current.revision));
+            return Err(PolicyError::NotNewer(policy.revision, current.revision));
         }
         store_policy(&self.identity, signed).map_err(|err| PolicyError::NotStored(format!("{err:#}")))?;
         Ok(policy)

@@ -110,13 +110,13 @@ mod store {
         let problem = |store: &PolicyStore| store.problem().unwrap_or_default();
         let store = load();
         assert!(store.policy().is_none() && problem(&store).contains("cannot be used"), "{store:?}");
-        assert!(store.subscribe().borrow().is_emission_off, "nothing is emitted without a policy");
+        assert!(store.subscribe().borrow().are_own_events_off, "nothing is emitted without a policy");
         let first = sign(&key, &policy(Tier::Free, true));
         store_policy(&identity, &first).expect("writes");
         let store = load();
         assert_eq!((store.revision(), store.problem()), (5, None));
         let mut followed = store.subscribe();
-        assert!(!followed.borrow_and_update().is_emission_off);
+        assert!(!followed.borrow_and_update().are_own_events_off);
 
         let later = |change: fn(&mut Policy)| {
             let mut later = Policy { revision: 6, ..policy(Tier::Free, false) };
@@ -134,7 +134,7 @@ mod store {
         assert!(matches!(store.accept(&sign(&key, &foreign)), Err(PolicyError::OtherOrganization(_))));
         for revision in [4, 5] {
             let older = Policy { revision, ..later(|_| ()) };
-            assert_eq!(store.accept(&sign(&key, &older)).err(), Some(PolicyError::Older(revision, 5)));
+            assert_eq!(store.accept(&sign(&key, &older)).err(), Some(PolicyError::NotNewer(revision, 5)));
         }
         let forbidden = later(|policy| policy.tier = Tier::Standard);
         assert!(matches!(store.accept(&sign(&key, &forbidden)), Err(PolicyError::Invalid(_))));

@@ -196,7 +196,7 @@ impl Reconciler {
     /// Applies the policy in force to all collectors.
     async fn apply(&mut self, is_resumed: bool) -> Result<()> {
         let Some(policy) = self.store.policy() else {
-            self.store.set_emission_off(true);
+            self.store.set_own_events_off(true);
             for plan in &self.config.collectors {
                 let why = "no policy is in force; waiting for the workspace";
                 self.agent.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
@@ -266,7 +266,7 @@ impl Reconciler {
                     drop(tokio::time::timeout(EVENT_GRACE, emitting).await);
                 }
             }
-            self.store.set_emission_off(true);
+            self.store.set_own_events_off(true);
             if revision != policy.revision || has_host {
                 self.flush_or_purge_queue().await;
             }
@@ -278,7 +278,7 @@ impl Reconciler {
             is_changed
         });
         if policy.collect {
-            self.store.set_emission_off(false);
+            self.store.set_own_events_off(false);
             if revision != policy.revision {
                 let message = format!("policy revision {} is in force", policy.revision);
                 self.agent.events.lifecycle(LifecycleEvent::Policy, message, None, None);

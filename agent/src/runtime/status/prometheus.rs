@@ -36,14 +36,14 @@ pub(crate) fn render(report: &Report) -> String {
         &mut registry,
         "policy_revision",
         "Policy revision that the collectors follow",
-        signed(report.policy.revision),
+        to_i64(report.policy.revision),
     );
     gauge(&mut registry, "policy_collect", "1 if the policy lets collectors run", i64::from(report.policy.collect));
     let problem = i64::from(report.policy.problem.is_some());
     gauge(&mut registry, "policy_problem", "1 if the last received or the stored policy cannot be used", problem);
     if let Some(bytes) = report.rss_bytes {
         let resident: Gauge = Gauge::default();
-        resident.set(signed(bytes));
+        resident.set(to_i64(bytes));
         registry.register_with_unit("resident_memory", "Resident memory of the agent", Unit::Bytes, resident);
     }
     let mut text = String::new();
@@ -51,7 +51,7 @@ pub(crate) fn render(report: &Report) -> String {
     text
 }
 
-fn signed(number: u64) -> i64 {
+fn to_i64(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
@@ -70,14 +70,18 @@ fn collectors(registry: &mut Registry, report: &Report) {
     registry.register("emitted_records", "Records that collectors emitted since the epoch began", emitted);
     registry.register("dropped_records", "Records that were dropped, by reason", dropped);
     registry.register("collector_state", "1 for the current state of each collector", states);
-    registry.register("collector_problem", "1 if a source of the collector cannot be read, watched or bound", problems);
+    registry.register(
+        "collector_problem",
+        "1 if a running collector reports a source that it cannot read, watch or bind",
+        problems,
+    );
 }
 
 fn delivery(registry: &mut Registry, report: &Report) {
     let (queue, delivery) = (&report.queue, &report.delivery);
     let number = |registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>, value: u64| {
         let gauge: Gauge = Gauge::default();
-        gauge.set(signed(value));
+        gauge.set(to_i64(value));
         match unit {
             Some(unit) => registry.register_with_unit(name, help, unit, gauge),
             None => registry.register(name, help, gauge),
@@ -101,14 +105,19 @@ fn delivery(registry: &mut Registry, report: &Report) {
     };
     let lag = queue.oldest_unsent_seconds.unwrap_or(0.0);
     seconds(registry, "delivery_lag", "Age of the oldest batch that has not landed; 0 if there is none", lag);
-    seconds(registry, "delivery_idle", "Time since a batch landed, or since the start", delivery.idle_seconds);
+    seconds(registry, "delivery_idle", "Time since a batch landed, or since the tasks started", delivery.idle_seconds);
     let count = |registry: &mut Registry, name: &str, help: &str, value: u64| {
         let counter: Counter = Counter::default();
         counter.inc_by(value);
         registry.register(name, help, counter);
     };
-    count(registry, "delivered_batches", "Batches that landed since the start", delivery.delivered);
-    count(registry, "purged_batches", "Batches deleted because the policy forbids them", delivery.purged);
+    count(registry, "delivered_batches", "Batches that landed since the tasks started", delivery.delivered);
+    count(
+        registry,
+        "purged_batches",
+        "Batches deleted because the workspace refuses them under the policy",
+        delivery.purged,
+    );
     number(
         registry,
         "delivery_failing",

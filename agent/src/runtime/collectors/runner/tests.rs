@@ -260,7 +260,7 @@ impl Poll for Hangs {
         Ok(Vec::new())
     }
 
-    fn problem(&self) -> Option<String> {
+    fn missing_permission(&self) -> Option<String> {
         Some("a right is missing".to_owned())
     }
 }
