@@ -186,7 +186,7 @@ fn the_workspace_is_known_by_its_ca_file_by_the_platform_or_by_either() {
     for (roots, ca, platform, message) in [
         ("ca", Some(&right), &wrong, "enrolled;"),
         ("ca", Some(&wrong), &right, "not signed by the CA in"),
-        ("ca", None, &right, "--ca: give the workspace's ca.pem"),
+        ("ca", None, &right, "no CA is given"),
         ("both", Some(&wrong), &right, "enrolled;"),
         ("both", Some(&right), &wrong, "enrolled;"),
         ("both", Some(&wrong), &wrong, "not signed by"),
