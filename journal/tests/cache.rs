@@ -1,7 +1,5 @@
 //! Fields that several entries share are decoded once, wherever they are in the file.
 
-#![expect(clippy::disallowed_methods, reason = "files of a test need not be durable")]
-
 mod support;
 
 use std::rc::Rc;
