@@ -58,6 +58,8 @@ fn the_commands_of_install_and_operations_work() {
         let conf = root.join("etc/vedette/conf.d");
         fs::create_dir_all(&conf).expect("makes");
         fs::write(conf.join("10-test.toml"), "[host]\ncloud = \"off\"\n").expect("writes");
+        // The names that a moved workspace has.
+        fs::write(root.join("etc/hosts"), "127.0.0.1 localhost old.example.net new.example.net\n").expect("writes");
     }) else {
         return;
     };

@@ -77,10 +77,10 @@ pub(crate) enum Command {
         #[arg(long, default_value = "table")]
         format: StatusFormat,
     },
-    /// Check that the agent collects and delivers, as a probe of Kubernetes or of monitoring. Prints one line per problem and exits with code 1;
-    /// problems include files that cannot be read and sockets that cannot be bound; exit code 4 if no agent runs. Missing
-    /// permissions that only reduce a collector's output are in `status` alone. Most problems outlast a restart: raise an alarm
-    /// rather than restart the agent.
+    /// Check that the agent collects and delivers, as a probe of Kubernetes or of monitoring. Prints one line per problem and
+    /// exits with code 1; problems include files that cannot be read and sockets that cannot be bound; exit code 4 if no agent
+    /// runs. Missing permissions that only reduce a collector's output are in `status` alone. Most problems outlast a restart:
+    /// raise an alarm rather than restart the agent.
     Health {
         #[command(flatten)]
         config: ConfigArguments,

@@ -195,7 +195,8 @@ impl MetadataClient {
         let (head, body) = response.split_once("\r\n\r\n").unwrap_or((&response, ""));
         match head.split_whitespace().nth(1) {
             Some("200") => Ok(body.to_owned()),
-            status => Err(io::Error::other(format!("{path}: status {}", status.unwrap_or("nothing")))),
+            Some(status) => Err(io::Error::other(format!("{path}: HTTP status {status}"))),
+            None => Err(io::Error::other(format!("{path}: no HTTP response"))),
         }
     }
 }

@@ -73,7 +73,7 @@ impl Enrollment {
 
 /// A new identity of this machine.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Next {
+pub(crate) struct PendingIdentity {
     /// PEM, like the certificate.
     pub(crate) key: String,
     pub(crate) certificate: String,
@@ -81,9 +81,9 @@ pub(crate) struct Next {
 }
 
 /// File of a new identity.
-const NEXT: &str = "next.json";
+const PENDING: &str = "next.json";
 /// File of the key of a new identity until it is certified.
-const NEXT_KEY: &str = "next-key.pem";
+const PENDING_KEY: &str = "next-key.pem";
 
 /// The identity directory.
 #[derive(Debug, Clone)]
@@ -134,12 +134,12 @@ impl IdentityDir {
 
     /// Reads the key of a new identity, or creates one.
     pub(crate) fn pending_key(&self) -> Result<Zeroizing<KeyPair>> {
-        self.key_in(NEXT_KEY)
+        self.key_in(PENDING_KEY)
     }
 
     /// Deletes the key of a new identity.
     pub(crate) fn delete_pending_key(&self) -> Result<()> {
-        self.delete(NEXT_KEY)
+        self.delete(PENDING_KEY)
     }
 
     fn delete(&self, name: &str) -> Result<()> {
@@ -155,7 +155,7 @@ impl IdentityDir {
     pub(crate) fn take_previous(&self) -> Result<Option<Enrollment>> {
         if let Err(err) = self.complete_pending() {
             tracing::warn!(error = format!("{err:#}"), "the pending new identity is damaged; deleting it");
-            self.delete(NEXT)?;
+            self.delete(PENDING)?;
         }
         Ok(self.enrollment().unwrap_or_else(|err| {
             tracing::warn!(
@@ -180,25 +180,25 @@ impl IdentityDir {
     }
 
     /// Stores a new identity and replaces the present one with it. After a crash [`IdentityDir::complete_pending`] completes this.
-    pub(crate) fn store_pending(&self, next: &Next) -> Result<()> {
-        self.write(NEXT, &serde_json::to_vec(next)?)?;
+    pub(crate) fn store_pending(&self, next: &PendingIdentity) -> Result<()> {
+        self.write(PENDING, &serde_json::to_vec(next)?)?;
         self.complete_pending()
     }
 
     /// Replaces the present identity with a stored new one, if there is one.
     pub(crate) fn complete_pending(&self) -> Result<()> {
-        let bytes = match fs::read(self.path(NEXT)) {
+        let bytes = match fs::read(self.path(PENDING)) {
             Ok(bytes) => bytes,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(err) => return Err(err).with_context(|| format!("cannot read {}", self.path(NEXT).display())),
+            Err(err) => return Err(err).with_context(|| format!("cannot read {}", self.path(PENDING).display())),
         };
-        let damaged = || format!("{} is damaged; run `vedette enroll --again`", self.path(NEXT).display());
-        let next: Next = serde_json::from_slice(&bytes).with_context(damaged)?;
+        let damaged = || format!("{} is damaged; run `vedette enroll --again`", self.path(PENDING).display());
+        let next: PendingIdentity = serde_json::from_slice(&bytes).with_context(damaged)?;
         self.write("key.pem", next.key.as_bytes())?;
         self.write("cert.pem", next.certificate.as_bytes())?;
         self.write("enrollment.json", &serde_json::to_vec_pretty(&next.enrollment)?)?;
         // Deletes artifact requests to the old identity; the machine that keeps its key answers them.
-        for name in ["artifacts.json", NEXT_KEY, NEXT] {
+        for name in ["artifacts.json", PENDING_KEY, PENDING] {
             self.delete(name)?;
         }
         Ok(())
@@ -300,9 +300,10 @@ mod tests {
                 "the second call returns the same key"
             );
             let enrollment = Enrollment { agent: AgentId([9; 16]), replaces: vec![previous.agent], ..previous.clone() };
-            let next = Next { key: key.clone(), certificate: "new".to_owned(), enrollment: enrollment.clone() };
+            let next =
+                PendingIdentity { key: key.clone(), certificate: "new".to_owned(), enrollment: enrollment.clone() };
             let steps: [(&str, Vec<u8>); 4] = [
-                (NEXT, serde_json::to_vec(&next).expect("serializes")),
+                (PENDING, serde_json::to_vec(&next).expect("serializes")),
                 ("key.pem", key.clone().into_bytes()),
                 ("cert.pem", b"new".to_vec()),
                 ("enrollment.json", serde_json::to_vec(&enrollment).expect("serializes")),
@@ -317,7 +318,7 @@ mod tests {
                 continue;
             }
             assert_eq!((found, text("key.pem"), text("cert.pem")), (enrollment, key, "new".to_owned()), "{done}");
-            for gone in [NEXT, NEXT_KEY, "artifacts.json"] {
+            for gone in [PENDING, PENDING_KEY, "artifacts.json"] {
                 assert!(!identity.path(gone).exists(), "{done}: {gone}");
             }
         }

@@ -223,7 +223,8 @@ impl Sender {
                 tracing::error!(
                     slot,
                     error = why,
-                    "another batch has landed with the same epoch and sequence; check whether another machine uses this agent's identity"
+                    "another batch has landed with the same epoch and sequence; check whether another machine uses this \
+                     agent's identity"
                 );
                 blocking(move || queue.reseal(slot)).await
             }

@@ -132,7 +132,8 @@ pub(super) async fn bootstrap(config: &Resolved) -> Result<(), Exit> {
 fn delete(path: &Path) {
     match std::fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = %err, "cannot delete a file that enrollment no longer needs; delete it");
+            let path = path.display();
+            tracing::warn!(%path, error = %err, "cannot delete a file that enrollment no longer needs; delete it");
         }
         _ => {}
     }

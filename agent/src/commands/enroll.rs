@@ -70,7 +70,9 @@ pub(super) async fn enroll(config: &Resolved, options: &EnrollOptions<'_>) -> Re
         None if config.roots == Roots::Platform => Vec::new(),
         None => {
             return Err(Exit::config(
-                "no CA is given: give the workspace's ca.pem (`--ca`, or `ca` in the bootstrap file), or set workspace.roots to platform".to_owned(),
+                "no CA is given: give the workspace's ca.pem (`--ca`, or `ca` in the bootstrap file), or set \
+                 workspace.roots to platform"
+                    .to_owned(),
             ));
         }
     };

@@ -5,7 +5,7 @@ use crate::{
     cli::StatusFormat,
     config::Resolved,
     exit::Exit,
-    runtime::status::{self, Report},
+    runtime::status::{self, Collector, Report},
 };
 use anyhow::anyhow;
 use std::{fmt::Write as _, io::ErrorKind};
@@ -93,9 +93,14 @@ fn table(report: &Report) -> String {
         line("", &format!("{} batches purged: the policy forbids them", report.delivery.purged));
     }
     line("memory", &report.rss_bytes.map_or_else(|| "unknown".to_owned(), |bytes| format!("{} KiB", bytes >> 10)));
+    append_collectors(&mut out, &report.collectors);
+    out
+}
+
+fn append_collectors(out: &mut String, collectors: &[Collector]) {
     let _ =
         writeln!(out, "\n{:<14} {:<10} {:<9} {:>10} {:>8}  why", "collector", "class", "state", "emitted", "dropped");
-    for collector in &report.collectors {
+    for collector in collectors {
         let dropped = collector.dropped_by_reason.iter();
         let dropped = dropped.map(|(reason, count)| format!("dropped {count}: {}", reason.name()));
         let is_on = collector.state != "disabled";
@@ -112,7 +117,6 @@ fn table(report: &Report) -> String {
             printable(&why.join("; "))
         );
     }
-    out
 }
 
 #[cfg(test)]

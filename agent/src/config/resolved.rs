@@ -244,7 +244,11 @@ impl Resolved {
 
     /// Ids of the enabled collectors.
     pub(crate) fn enabled(&self) -> std::collections::BTreeSet<&'static str> {
-        self.collectors.iter().filter(|plan| plan.settings.enabled()).map(|plan| plan.spec.id).collect()
+        self.collectors
+            .iter()
+            .filter(|collector| collector.settings.enabled())
+            .map(|collector| collector.spec.id)
+            .collect()
     }
 }
 
@@ -356,27 +360,31 @@ fn collectors(
     root: &std::path::Path,
     checker: &mut Checker<'_>,
 ) -> Vec<ConfiguredCollector> {
-    let mut plans = Vec::new();
+    let mut configured = Vec::new();
     for spec in REGISTRY {
         match (spec.parse)(tables.get(spec.id).cloned().unwrap_or_default()) {
-            Ok(settings) => plans.push(ConfiguredCollector { spec, settings }),
+            Ok(settings) => configured.push(ConfiguredCollector { spec, settings }),
             Err(err) => checker.report(&format!("collectors.{}", spec.id), &err.message),
         }
     }
     let context = CollectorContext {
-        enabled: plans.iter().filter(|plan| plan.settings.enabled()).map(|plan| plan.spec.id).collect(),
+        enabled: configured
+            .iter()
+            .filter(|collector| collector.settings.enabled())
+            .map(|collector| collector.spec.id)
+            .collect(),
         ..CollectorContext::new(root, std::sync::Arc::new(crate::now))
     };
-    for plan in &plans {
+    for collector in &configured {
         // The policy may switch on what is off here.
-        if let Err(err) = plan.settings.switched_on().build(&context) {
+        if let Err(err) = collector.settings.switched_on().build(&context) {
             // Messages begin with their key: `paths: …`.
             let (key, why) = err.message.split_once(": ").unwrap_or(("enabled", &err.message));
-            if key == "enabled" && !plan.settings.enabled() {
+            if key == "enabled" && !collector.settings.enabled() {
                 continue;
             }
-            checker.report(&format!("collectors.{}.{key}", plan.spec.id), why);
+            checker.report(&format!("collectors.{}.{key}", collector.spec.id), why);
         }
     }
-    plans
+    configured
 }

@@ -68,7 +68,7 @@ impl AgentEvents {
         None
     }
 
-    /// Whether emission is suppressed.
+    /// Whether heartbeats and lifecycle records are suppressed.
     pub(crate) fn are_own_events_off(&self) -> bool {
         self.policy.borrow().are_own_events_off
     }

@@ -264,7 +264,7 @@ fn spawn(
         let server = Arc::clone(&server);
         async move { match server.serve().await {} }
     });
-    tasks.spawn_restarting("delivery watch", move || {
+    tasks.spawn_restarting("delivery_watch", move || {
         let watch = Arc::clone(&delivery_watch);
         async move { watch.watch().await }
     });

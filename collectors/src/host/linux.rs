@@ -16,7 +16,7 @@ pub(super) const PERMISSIONS: &[Permission] = &[Permission {
 }];
 
 /// The permission that some facts need, if the agent lacks it.
-pub(super) fn problem(context: &CollectorContext) -> Option<String> {
+pub(super) fn missing_permission(context: &CollectorContext) -> Option<String> {
     let serial = std::fs::File::open(context.path("/sys/class/dmi/id/product_serial"));
     let is_refused = serial.is_err_and(|err| err.kind() == std::io::ErrorKind::PermissionDenied);
     let why = "serial number and UUID of the machine cannot be read; give the agent CAP_DAC_READ_SEARCH";

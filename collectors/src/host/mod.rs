@@ -68,17 +68,17 @@ pub(crate) const SPEC: Spec = Spec::of::<Definition>();
 #[derive(Default)]
 struct Host {
     /// A permission that some facts need, and its remedy.
-    problem: Option<String>,
+    missing_permission: Option<String>,
 }
 
 impl Poll for Host {
     fn poll(&mut self, context: &CollectorContext) -> Result<Vec<Body>, CollectError> {
-        self.problem = platform::problem(context);
+        self.missing_permission = platform::missing_permission(context);
         Ok(vec![platform::read(context).into()])
     }
 
     fn missing_permission(&self) -> Option<String> {
-        self.problem.clone()
+        self.missing_permission.clone()
     }
 }
 

@@ -20,7 +20,7 @@ const PROCESSORS: &str = r"HARDWARE\DESCRIPTION\System\CentralProcessor";
 const PREFETCH: &str = r"SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters";
 
 /// The permission that some facts need, if the agent lacks it: none does.
-pub(super) fn problem(_context: &CollectorContext) -> Option<String> {
+pub(super) fn missing_permission(_context: &CollectorContext) -> Option<String> {
     None
 }
 

@@ -30,7 +30,7 @@ pub(super) fn absent(context: &CollectorContext) -> Option<String> {
 }
 
 /// The permission that some processes need, and the agent lacks.
-pub(super) fn problem() -> String {
+pub(super) fn missing_permission() -> String {
     let remedy = match may_ptrace() {
         false => "give the agent CAP_SYS_PTRACE",
         // ptrace(2): even then, processes with more capabilities or in an outer user namespace cannot be inspected.

@@ -152,7 +152,7 @@ impl Poll for Processes {
     }
 
     fn missing_permission(&self) -> Option<String> {
-        self.refused.then(platform::problem)
+        self.refused.then(platform::missing_permission)
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) fn absent(_context: &CollectorContext) -> Option<String> {
 }
 
 /// The permission that some processes need, and the agent lacks.
-pub(super) fn problem() -> String {
+pub(super) fn missing_permission() -> String {
     "executable, command line and user of some processes cannot be read; run the agent as LocalSystem".to_owned()
 }
 

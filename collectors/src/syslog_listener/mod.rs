@@ -266,12 +266,12 @@ impl Socket {
         ["/proc/net/udp", "/proc/net/udp6"]
             .iter()
             .filter_map(|path| std::fs::read_to_string(path).ok())
-            .find_map(|table| lost_of(&table, *inode))
+            .find_map(|table| kernel_drops(&table, *inode))
             .unwrap_or(0)
     }
 }
 
-fn lost_of(table: &str, inode: u64) -> Option<u64> {
+fn kernel_drops(table: &str, inode: u64) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         (fields.get(9)?.parse::<u64>().ok()? == inode).then(|| fields.last()?.parse().ok())?

@@ -25,7 +25,7 @@ fn count(seen: &Seen) -> usize {
 }
 
 #[test]
-fn datagrams_of_both_sockets_become_records_without_a_hole() {
+fn datagrams_of_both_sockets_become_records_without_a_gap() {
     let dir = tempfile::tempdir().expect("temp dir");
     let path = dir.path().join("run/log.sock");
     let udp_address = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
@@ -98,8 +98,8 @@ fn datagrams_of_both_sockets_become_records_without_a_hole() {
 fn kernel_drops_are_the_last_field_of_the_sockets_row() {
     let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n  \
                  100: 0100007F:158A 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 42\n";
-    assert_eq!(lost_of(table, 4711), Some(42));
-    assert_eq!(lost_of(table, 4712), None);
+    assert_eq!(kernel_drops(table, 4711), Some(42));
+    assert_eq!(kernel_drops(table, 4712), None);
 }
 
 #[test]

@@ -49,7 +49,11 @@ pub fn raise_file_limit() {
     if limit.current != limit.maximum
         && let Err(err) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
     {
-        tracing::warn!(error = %err, limit = limit.current, "cannot raise the limit of open files; raise it for the service (LimitNOFILE) or container");
+        tracing::warn!(
+            error = %err,
+            limit = limit.current,
+            "cannot raise the limit of open files; raise it for the service (LimitNOFILE) or container"
+        );
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 use vedette_wire::{AgentId, HostLabel, LaneName};
 
 impl Queue {
-    /// Opens or creates the queue of a lane in `dir`. `epoch` becomes the epoch of a new one.
+    /// Opens or creates the queue of a lane in `dir`. `epoch` is that of a new queue.
     ///
     /// Renames a damaged database to `<lane>.redb.broken-…` and creates a new one, so that the agent starts; [`salvage`]
     /// processes the old one.

@@ -106,7 +106,9 @@ async fn connection(
             Ok(Err(err)) => return tracing::debug!(error = %err, ?nodelay, "handshake failed"),
             Err(_) => return tracing::debug!("handshake took too long"),
         },
-        () = unknown_slot.give_way.notified() => return tracing::debug!("handshake closed to make room for a newer connection from its address"),
+        () = unknown_slot.give_way.notified() => {
+            return tracing::debug!("handshake closed to make room for a newer connection from its address");
+        }
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let (is_pair, agent) = (certificate.is_some_and(tls::is_pair), certificate.and_then(tls::agent_of));

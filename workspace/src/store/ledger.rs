@@ -3,7 +3,8 @@
 //! An agent's counters are consistent even when they are wrong. So the workspace finds what is *missing* and what is *repeated*
 //! by merging what landed: sequences of an epoch, and positions of a source. A sequence that has not landed is in flight while
 //! the agent holds it, according to the newest header of its epoch; set aside if a header says so; or else missing. A gap
-//! between positions is missing unless a sequence between its two sides has not landed and had records of that collector.
+//! between positions is missing unless a sequence between its two sides has not landed and had records of that collector, or
+//! the agent holds a part of a split batch.
 
 mod account;
 mod balance;
@@ -16,7 +17,7 @@ use anyhow::Result;
 use serde::Serialize;
 use sqlx::SqliteConnection;
 use std::collections::BTreeMap;
-use vedette_wire::{Ledger, Predecessor, SetAside};
+use vedette_wire::{Header, Ledger, Predecessor, SetAside};
 
 /// Number of records by collector.
 type Counts = BTreeMap<String, u64>;
@@ -86,6 +87,7 @@ fn to_json(value: &impl Serialize) -> String {
 /// Merges a batch into the stored ranges, in the transaction that records it as landed, so that it is merged once.
 pub(super) async fn merge(tx: &mut SqliteConnection, index: &BatchIndex, now: i64) -> Result<()> {
     lay_sequence(tx, index, now).await?;
+    lay_parts(tx, &index.header).await?;
     end_epoch(tx, index).await?;
     super::cursors::record(tx, index).await?;
     for run in &index.runs {
@@ -111,6 +113,43 @@ pub(super) async fn merge(tx: &mut SqliteConnection, index: &BatchIndex, now: i6
             .execute(&mut *tx)
             .await?;
     }
+    Ok(())
+}
+
+/// Number of parts that agents split a batch into; a header may name more.
+const PARTS_MAX: usize = 2;
+
+/// Records the parts that a batch was split into and that have not landed; forgets a part that lands.
+async fn lay_parts(tx: &mut SqliteConnection, header: &Header) -> Result<()> {
+    let ids = [
+        header.organization.to_string(),
+        header.agent.to_string(),
+        header.lane.name().to_owned(),
+        header.epoch.to_string(),
+    ];
+    let later = header.split_into.iter().filter_map(|part| i64::try_from(*part).ok());
+    for part in later.filter(|part| *part > header.seq.cast_signed()).take(PARTS_MAX) {
+        sqlx::query(
+            "INSERT OR IGNORE INTO parts (organization, agent, lane, epoch, seq) SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS
+             (SELECT 1 FROM sequences WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4
+              AND first <= ?5 AND last >= ?5)",
+        )
+        .bind(&ids[0])
+        .bind(&ids[1])
+        .bind(&ids[2])
+        .bind(&ids[3])
+        .bind(part)
+        .execute(&mut *tx)
+        .await?;
+    }
+    sqlx::query("DELETE FROM parts WHERE organization = ?1 AND agent = ?2 AND lane = ?3 AND epoch = ?4 AND seq = ?5")
+        .bind(&ids[0])
+        .bind(&ids[1])
+        .bind(&ids[2])
+        .bind(&ids[3])
+        .bind(header.seq.cast_signed())
+        .execute(tx)
+        .await?;
     Ok(())
 }
 

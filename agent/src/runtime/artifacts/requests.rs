@@ -120,13 +120,13 @@ impl ArtifactRequests {
         let now = now();
         // Answers of the next hour count too, since the clock may have been set back. Later ones would count for too long.
         let is_recent = |at: &&i64| (-HOUR_NS..HOUR_NS).contains(&now.saturating_sub(**at));
-        let answered_last_hour = self.log.answered.values().filter(is_recent).count();
+        let answered_within_hour = self.log.answered.values().filter(is_recent).count();
         let open = self.log.open.values().filter_map(|signed| self.verify(signed).ok()).enumerate();
         let new = open.filter(|(_, request)| !self.passed.contains(&request.id));
         let approved = new.map(|(at, request)| {
             let refused = if request.expires <= now {
                 Some("the request has expired".to_owned())
-            } else if answered_last_hour + at >= limits.per_hour_max as usize {
+            } else if answered_within_hour + at >= limits.per_hour_max as usize {
                 Some(format!("the policy allows {} per hour", limits.per_hour_max))
             } else {
                 None

@@ -289,14 +289,14 @@ impl Watchdog {
     fn for_poll(id: &'static str, statuses: &Arc<CollectorStatuses>, deadline: Duration) -> Self {
         let (signal, statuses) = (StopSignal::default(), Arc::clone(statuses));
         let ended = signal.clone();
-        let watch_progress = move || {
+        let watch_deadline = move || {
             if ended.wait(deadline) == Wake::Timeout {
                 let why = format!("the poll has not returned for {deadline:?}");
                 tracing::error!(collector = id, "{why}");
                 statuses.set_stuck(id, Some(why));
             }
         };
-        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch_progress) {
+        if let Err(err) = std::thread::Builder::new().stack_size(128 << 10).spawn(watch_deadline) {
             tracing::warn!(collector = id, error = %err, "cannot start the watchdog thread; a stuck collector will not be reported");
         }
         Self(signal)

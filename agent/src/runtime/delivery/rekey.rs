@@ -6,7 +6,7 @@ use super::{LaneDelivery, WorkspaceClient};
 use crate::{
     config::{Resolved, collector_context},
     exit::VERSION,
-    identity::{Enrollment, IdentityDir, Next, signing_request},
+    identity::{Enrollment, IdentityDir, PendingIdentity, signing_request},
     runtime::policy,
 };
 use anyhow::{Context, Result, ensure};
@@ -99,7 +99,7 @@ async fn attempt(
     next.replaces.clone_from(&enrollment.replaces);
     next.replaces.push(enrollment.agent);
     let agent = next.agent;
-    identity.store_pending(&Next { key: key.serialize_pem(), certificate, enrollment: next })?;
+    identity.store_pending(&PendingIdentity { key: key.serialize_pem(), certificate, enrollment: next })?;
     tracing::warn!(old_agent = %enrollment.agent, new_agent = %agent, "re-keyed: this machine has a new agent id");
     Ok(true)
 }

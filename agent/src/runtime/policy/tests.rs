@@ -8,7 +8,7 @@ use vedette_wire::{
 };
 
 fn plans(off: &[&str]) -> Vec<ConfiguredCollector> {
-    let plan = |spec: &'static Spec| {
+    let configured = |spec: &'static Spec| {
         let mut settings = toml::Table::new();
         if spec.class != CollectorClass::Artifact {
             let enabled = !off.contains(&spec.id) && !["syslog_listener", "container_logs"].contains(&spec.id);
@@ -16,7 +16,7 @@ fn plans(off: &[&str]) -> Vec<ConfiguredCollector> {
         }
         ConfiguredCollector { spec, settings: (spec.parse)(settings).expect("are settings") }
     };
-    REGISTRY.iter().map(plan).collect()
+    REGISTRY.iter().map(configured).collect()
 }
 
 fn policy(tier: Tier, collect: bool) -> Policy {

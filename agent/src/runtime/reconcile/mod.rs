@@ -79,8 +79,8 @@ impl Reconciler {
         let off = std::fs::read(agent.identity.path(OFF)).ok();
         let off = off.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let config = Arc::clone(&agent.in_force.borrow());
-        for plan in &config.collectors {
-            agent.statuses.add(plan.spec.id, plan.spec.class);
+        for collector in &config.collectors {
+            agent.statuses.add(collector.spec.id, collector.spec.class);
         }
         if let Some(problem) = store.problem() {
             let has_policy = store.policy().is_some();
@@ -197,9 +197,9 @@ impl Reconciler {
     async fn apply(&mut self, is_resumed: bool) -> Result<()> {
         let Some(policy) = self.store.policy() else {
             self.store.set_own_events_off(true);
-            for plan in &self.config.collectors {
+            for collector in &self.config.collectors {
                 let why = "no policy is in force; waiting for the workspace";
-                self.agent.statuses.set(plan.spec.id, CollectorState::Waiting, Some(why.to_owned()));
+                self.agent.statuses.set(collector.spec.id, CollectorState::Waiting, Some(why.to_owned()));
             }
             return Ok(());
         };
@@ -210,9 +210,9 @@ impl Reconciler {
         self.switch_policy(&policy).await;
         let config = Arc::clone(&self.config);
         let mut failed = None;
-        for (plan, decision) in config.collectors.iter().zip(decisions) {
-            if let Err(err) = self.reconcile(plan, decision, &enabled, is_resumed).await {
-                self.agent.statuses.set(plan.spec.id, CollectorState::Waiting, Some(format!("{err:#}")));
+        for (collector, decision) in config.collectors.iter().zip(decisions) {
+            if let Err(err) = self.reconcile(collector, decision, &enabled, is_resumed).await {
+                self.agent.statuses.set(collector.spec.id, CollectorState::Waiting, Some(format!("{err:#}")));
                 failed.get_or_insert(err);
             }
         }
@@ -234,8 +234,8 @@ impl Reconciler {
 
     /// Stops collectors that no longer run, or that run with other settings, or beside others of those that they defer to.
     async fn stop_outdated(&mut self, policy: &Policy, decisions: &[Decision], enabled: &BTreeSet<&'static str>) {
-        let is_outdated = |(plan, decision): &(&ConfiguredCollector, &Decision)| {
-            let enabled = relevant(plan.spec, enabled);
+        let is_outdated = |(collector, decision): &(&ConfiguredCollector, &Decision)| {
+            let enabled = relevant(collector.spec, enabled);
             self.collectors.is_running(decision.id)
                 && (!decision.runs || self.collectors.is_outdated(decision.id, &decision.settings, &enabled))
         };
@@ -317,7 +317,7 @@ impl Reconciler {
     /// Applies a decision to one collector.
     async fn reconcile(
         &mut self,
-        plan: &ConfiguredCollector,
+        collector: &ConfiguredCollector,
         decision: Decision,
         enabled: &BTreeSet<&'static str>,
         is_resumed: bool,
@@ -333,13 +333,13 @@ impl Reconciler {
         if self.collectors.is_running(id) {
             return Ok(());
         }
-        let destination = if plan.spec.class == CollectorClass::Artifact {
+        let destination = if collector.spec.class == CollectorClass::Artifact {
             // It counts as running; its thread and lane start with the first request.
             statuses.set(id, CollectorState::Running, None);
             let Some(destination) = self.artifacts.destination(&self.batch_context)? else { return Ok(()) };
             destination
         } else {
-            if !is_resumed && resume::waits(self.agent.records.lane.queue(), plan.spec) {
+            if !is_resumed && resume::waits(self.agent.records.lane.queue(), collector.spec) {
                 let why = "waiting for the workspace's positions";
                 statuses.set(id, CollectorState::Waiting, Some(why.to_owned()));
                 return Ok(());
@@ -348,10 +348,10 @@ impl Reconciler {
         };
         // A required collector that is switched off runs with its other settings.
         let settings = decision.settings.switched_on();
-        self.skip_time_off(plan, &settings, enabled, &destination).await?;
-        let context = self.context(plan.spec, enabled);
+        self.skip_time_off(collector, &settings, enabled, &destination).await?;
+        let context = self.context(collector.spec, enabled);
         self.collectors.start(StartRequest {
-            spec: plan.spec,
+            spec: collector.spec,
             decided: decision.settings,
             settings,
             context,
@@ -373,17 +373,17 @@ impl Reconciler {
     /// Skips what was written while a policy had switched a collector off.
     async fn skip_time_off(
         &mut self,
-        plan: &ConfiguredCollector,
+        collector: &ConfiguredCollector,
         settings: &AnySettings,
         enabled: &BTreeSet<&'static str>,
         destination: &LaneSink,
     ) -> Result<()> {
-        let id = plan.spec.id;
+        let id = collector.spec.id;
         let Some(since) = self.off.get(id).copied() else { return Ok(()) };
-        if plan.spec.can_skip && self.agent.config.policy.resume == ResumeAt::End {
+        if collector.spec.can_skip && self.agent.config.policy.resume == ResumeAt::End {
             let queue = destination.lane.queue();
             let (cursors, stored) = (queue.cursors(id)?, queue.stored(id)?);
-            let context = CollectorContext { cursors, stored, ..self.context(plan.spec, enabled) };
+            let context = CollectorContext { cursors, stored, ..self.context(collector.spec, enabled) };
             self.collectors.skip(id, (settings.clone(), context), Arc::clone(&destination.sink)).await?;
         }
         let off = Duration::from_nanos(now().saturating_sub(since).max(0).cast_unsigned());

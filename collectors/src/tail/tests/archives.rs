@@ -37,7 +37,7 @@ fn first_run(dir: &Path, lines: std::ops::Range<u64>) -> Arc<MemorySink> {
 }
 
 #[test]
-fn a_file_that_was_compressed_while_the_agent_was_down_is_read_on_from_its_archive() {
+fn a_file_compressed_while_the_agent_was_down_continues_in_its_archive() {
     for ending in ["gz", "zst", "bz2"] {
         let dir = tempfile::tempdir().expect("temp dir");
         let log = dir.path().join("a.log");

@@ -20,6 +20,14 @@ struct Absent {
 
 type AbsentRanges = Vec<Absent>;
 
+/// What has not landed of an agent.
+#[derive(Default)]
+struct Outstanding {
+    absent: AbsentRanges,
+    /// Lane and epoch of parts of split batches that the agent holds.
+    parts: BTreeSet<(String, String)>,
+}
+
 impl ControlStore {
     /// The ledger of an organization, for one agent or all.
     pub(crate) async fn ledger(&self, organization: OrganizationId, agent: Option<&str>) -> Result<Vec<Account>> {
@@ -41,7 +49,7 @@ impl ControlStore {
         .fetch_all(&mut *tx)
         .await?;
         let with_cursors = with_cursors.into_iter().collect();
-        let mut agents: BTreeMap<String, (AgentAccounts, AbsentRanges)> = BTreeMap::new();
+        let mut agents: BTreeMap<String, (AgentAccounts, Outstanding)> = BTreeMap::new();
         for epoch in &epochs {
             let (books, open) = agents.entry(epoch.agent.clone()).or_default();
             count(books, epoch)?;
@@ -55,7 +63,21 @@ impl ControlStore {
             .bind(&epoch.epoch)
             .fetch_all(&mut *tx)
             .await?;
-            sequences(books, open, epoch, &runs, &with_cursors)?;
+            sequences(books, &mut open.absent, epoch, &runs, &with_cursors)?;
+            let parts: Vec<i64> = sqlx::query_scalar(
+                "SELECT seq FROM parts WHERE organization = ? AND agent = ? AND lane = ? AND epoch = ?",
+            )
+            .bind(&id)
+            .bind(&epoch.agent)
+            .bind(&epoch.lane)
+            .bind(&epoch.epoch)
+            .fetch_all(&mut *tx)
+            .await?;
+            let (lowest_held, set_aside) = epoch.held()?;
+            let is_held = |part: u64| fate(lowest_held, &set_aside, part, part + 1) == Fate::Held;
+            if parts.into_iter().any(|part| is_held(part.cast_unsigned())) {
+                open.parts.insert((epoch.lane.clone(), epoch.epoch.clone()));
+            }
         }
         let mut out = Vec::new();
         for (agent, (mut books, open)) in agents {
@@ -194,7 +216,7 @@ async fn position_gaps(
     organization: &str,
     agent: &str,
     books: &mut AgentAccounts,
-    open: &AbsentRanges,
+    open: &Outstanding,
 ) -> Result<()> {
     let sources: Vec<(String, String)> = sqlx::query_as(
         "SELECT collector, source FROM positions WHERE organization = ? AND agent = ?
@@ -218,7 +240,7 @@ async fn position_gaps(
         for pair in stretches.windows(2) {
             let [before, behind] = pair else { continue };
             let accounted = before.last_epoch == behind.first_epoch
-                && open.iter().any(|absent| {
+                && open.absent.iter().any(|absent| {
                     (&absent.lane, &absent.epoch) == (&before.lane, &before.last_epoch)
                         && absent.from > before.last_seq
                         && absent.to <= behind.first_seq
@@ -231,6 +253,12 @@ async fn position_gaps(
             // If each record takes one position, a position is a record: an entry of a journal, a body of a poll.
             let is_record = before.records >= before.reached - before.start;
             let records = if is_record { (behind.start - before.reached).cast_unsigned() } else { 1 };
+            // A part has a later sequence than what surrounds its records, perhaps one above the newest that landed.
+            let is_part = |epoch: &String| open.parts.contains(&(before.lane.clone(), epoch.clone()));
+            if is_part(&before.last_epoch) || is_part(&behind.first_epoch) {
+                account.in_flight = account.in_flight.saturating_add(records);
+                continue;
+            }
             account.missing = account.missing.saturating_add(records);
             account.gaps.push(Gap {
                 what: "positions",

@@ -98,6 +98,44 @@ async fn a_batch_is_in_flight_while_the_agent_holds_it_and_missing_when_it_does_
     assert_eq!(books(&control, org).await, ((7, 7, 0, 0, 0), vec![]), "the gap closes");
 }
 
+/// The empty batch in the place of a split one names its parts, whose sequences are later.
+#[tokio::test]
+async fn parts_of_a_split_batch_are_in_flight_while_the_agent_holds_them() {
+    let (_dir, control, org) = control().await;
+    land(&control, &batch(org, 1, 1, 2, &[(0, 1), (1, 2)])).await;
+    land(&control, &batch(org, 3, 2, 6, &[(5, 6)])).await;
+    let mut split = batch(org, 2, 2, 5, &[]);
+    // Others than a later sequence, and more than two, are not an agent's.
+    split.header.split_into = vec![u64::MAX, 1, 4, 5, 6];
+    land(&control, &split).await;
+    assert_eq!(books(&control, org).await, ((6, 3, 3, 0, 0), vec![]), "neither part has landed");
+    land(&control, &batch(org, 4, 4, 6, &[(2, 3), (3, 4)])).await;
+    assert_eq!(books(&control, org).await, ((6, 5, 1, 0, 0), vec![]), "the newest sequence is one of them");
+    land(&control, &batch(org, 6, 5, 7, &[(6, 7)])).await;
+    assert_eq!(books(&control, org).await, ((7, 6, 1, 0, 0), vec![]), "a later one has landed");
+    land(&control, &batch(org, 7, 7, 8, &[(7, 8)])).await;
+    assert_eq!(books(&control, org).await, ((8, 7, 0, 1, 0), vec![("positions", 4, 5)]), "it is held no more");
+    land(&control, &batch(org, 5, 5, 6, &[(4, 5)])).await;
+    assert_eq!(books(&control, org).await, ((8, 8, 0, 0, 0), vec![]), "the gap closes");
+    // The empty batch of another one lands behind its parts.
+    land(&control, &batch(org, 9, 8, 10, &[(8, 9)])).await;
+    land(&control, &batch(org, 10, 8, 10, &[(9, 10)])).await;
+    let mut split = batch(org, 8, 8, 10, &[]);
+    split.header.split_into = vec![9, 10];
+    land(&control, &split).await;
+    land(&control, &batch(org, 11, 8, 11, &[(15, 16)])).await;
+    assert_eq!(books(&control, org).await, ((11, 11, 0, 5, 0), vec![("positions", 10, 15)]), "they are no excuse");
+    // Those of a third land behind it.
+    let mut split = batch(org, 12, 12, 13, &[]);
+    split.header.split_into = vec![13, 14];
+    land(&control, &split).await;
+    for (seq, at) in [(13, 16), (14, 17), (15, 20)] {
+        land(&control, &batch(org, seq, 12, 14, &[(at, at + 1)])).await;
+    }
+    let gaps = vec![("positions", 10, 15), ("positions", 18, 20)];
+    assert_eq!(books(&control, org).await, ((14, 14, 0, 7, 0), gaps), "nor are those that landed");
+}
+
 #[tokio::test]
 async fn an_epoch_whose_first_batches_did_not_come_is_not_whole() {
     let (_dir, control, org) = control().await;
